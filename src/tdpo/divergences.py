@@ -1,0 +1,151 @@
+"""Exact divergences between two next-token distributions, from logits, and their sampled estimators.
+
+Everything is in nats and in log space. Direction is always in the name: `forward_kl` is
+KL(reference‖policy), the one TDPO adds to DPO (arXiv 2404.11999, eq. 8); `reverse_kl` is
+KL(policy‖reference), the one PPO penalises.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Estimator = Literal["k1", "k2", "k3"]
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities over the last dimension, in float32 (float64 in → float64 out).
+
+    Half-precision logits are widened before the exponential. A row of −inf only has no
+    distribution and gives NaN, as it must.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(wide, dim=-1)
+
+
+def weighted_log_gap(weight_logp: Tensor, logp: Tensor, other_logp: Tensor) -> Tensor:
+    """Σ_v exp(weight_logp)·(logp − other_logp) over the last dimension; exactly zero where the weight is zero.
+
+    Masked vocabularies carry −inf in both arguments, where the difference is NaN: those entries are
+    replaced *before* the subtraction, so that neither the value nor the gradient sees them.
+    """
+    supported = weight_logp > -torch.inf
+    zero = torch.zeros((), dtype=logp.dtype, device=logp.device)
+    gap = torch.where(supported, logp, zero) - torch.where(supported, other_logp, zero)
+    weight = torch.where(supported, weight_logp, zero).exp()
+    return torch.where(supported, weight * gap, zero).sum(dim=-1)
+
+
+def _same_shape(policy_logits: Tensor, reference_logits: Tensor) -> None:
+    if policy_logits.shape != reference_logits.shape:
+        raise ValueError(
+            f"policy_logits and reference_logits must have one shape [..., V], got "
+            f"{tuple(policy_logits.shape)} and {tuple(reference_logits.shape)}. "
+            "Do the two models share a vocabulary?"
+        )
+
+
+def forward_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL(reference‖policy) = Σ_v π_ref(v)·(log π_ref(v) − log π(v)), the term of TDPO (eq. 8).
+
+    Args:
+        policy_logits: `[..., V]`, any floating dtype.
+        reference_logits: `[..., V]`.
+
+    Returns:
+        `[...]` nats per position, ≥ 0 up to rounding; +inf where the reference has support that the
+        policy lacks; 0 from entries where the reference has probability zero.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _same_shape(policy_logits, reference_logits)
+    reference = log_softmax(reference_logits)
+    return weighted_log_gap(reference, reference, log_softmax(policy_logits))
+
+
+def reverse_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL(policy‖reference) = Σ_v π(v)·(log π(v) − log π_ref(v)), the constraint of PPO.
+
+    Shapes, units, infinities and errors as `forward_kl`, with the roles exchanged.
+    """
+    _same_shape(policy_logits, reference_logits)
+    policy = log_softmax(policy_logits)
+    return weighted_log_gap(policy, policy, log_softmax(reference_logits))
+
+
+def jensen_shannon(policy_logits: Tensor, reference_logits: Tensor, weight: float = 0.5) -> Tensor:
+    """Generalised Jensen–Shannon divergence: w·KL(reference‖m) + (1 − w)·KL(policy‖m), m = w·π_ref + (1 − w)·π.
+
+    (Lin 1991, eq. 4.1.) With `weight` 0.5 it is symmetric and at most log 2 nats.
+
+    Args:
+        policy_logits: `[..., V]`.
+        reference_logits: `[..., V]`.
+        weight: the reference's share w of the mixture, strictly between 0 and 1.
+
+    Returns:
+        `[...]` nats per position, always finite.
+
+    Raises:
+        ValueError: the shapes differ or `weight` is not inside (0, 1).
+    """
+    _same_shape(policy_logits, reference_logits)
+    if not 0.0 < weight < 1.0:
+        raise ValueError(f"weight must lie strictly between 0 and 1, got {weight}")
+    policy, reference = log_softmax(policy_logits), log_softmax(reference_logits)
+    log_w, log_rest = torch.log(policy.new_tensor([weight, 1.0 - weight]))
+    # logaddexp(−inf, −inf) has a NaN gradient; entries that neither model supports get a finite stand-in.
+    nowhere = (policy == -torch.inf) & (reference == -torch.inf)
+    mixture = torch.logaddexp(
+        torch.where(nowhere, 0.0, reference) + log_w, torch.where(nowhere, 0.0, policy) + log_rest
+    )
+    return weight * weighted_log_gap(reference, reference, mixture) + (1.0 - weight) * weighted_log_gap(
+        policy, policy, mixture
+    )
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Shannon entropy −Σ_v π(v)·log π(v) of `[..., V]` logits: `[...]` nats per position."""
+    logp = log_softmax(logits)
+    return -weighted_log_gap(logp, logp, torch.zeros_like(logp))
+
+
+def sampled_kl(policy_logp: Tensor, reference_logp: Tensor, estimator: Estimator) -> Tensor:
+    """Estimate KL(policy‖reference) from log-probabilities of tokens *drawn from the policy*.
+
+    With r = π_ref/π at the drawn token (Schulman 2020, "Approximating KL divergence"):
+    k1 = −log r, unbiased, may be negative; k2 = ½(log r)², biased, never negative;
+    k3 = r − 1 − log r, unbiased and never negative.
+
+    The gradient is another matter: averaged over on-policy tokens, ∇k1 is zero and ∇k3 is the gradient
+    of the *forward* KL; only ∇k2 is that of the KL it estimates. See `docs/the_two_kls.md`.
+
+    Args:
+        policy_logp: `[...]` log-probability of each drawn token under the policy.
+        reference_logp: `[...]` the same under the reference.
+        estimator: "k1", "k2" or "k3".
+
+    Returns:
+        `[...]` nats per token, float32 (float64 in → float64 out).
+
+    Raises:
+        ValueError: the shapes differ or the estimator is unknown.
+    """
+    if policy_logp.shape != reference_logp.shape:
+        raise ValueError(
+            f"policy_logp and reference_logp must have one shape, got {tuple(policy_logp.shape)} and "
+            f"{tuple(reference_logp.shape)}"
+        )
+    if policy_logp.dtype != torch.float64:
+        policy_logp, reference_logp = policy_logp.float(), reference_logp.float()
+    log_r = reference_logp - policy_logp
+    if estimator == "k1":
+        return -log_r
+    if estimator == "k2":
+        return 0.5 * log_r.square()
+    if estimator == "k3":
+        return torch.expm1(log_r) - log_r
+    raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}")

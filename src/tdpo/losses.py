@@ -1,0 +1,101 @@
+"""DPO, TDPO1 and TDPO2: three functions from pair scores to one loss value per pair.
+
+`margin` is what stands inside the sigmoid, and every reward contains everything that its loss
+contains, so chosen_reward − rejected_reward equals margin for each method and accuracy (margin > 0)
+cannot disagree with the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from .scores import PairScores
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """One value per pair, `[P]` each; the caller reduces.
+
+    `per_pair` is the loss in nats, `margin` the argument of the sigmoid, the rewards are implicit
+    rewards (β·nats). Rewards and margin keep their gradient.
+    """
+
+    per_pair: Tensor
+    margin: Tensor
+    chosen_reward: Tensor
+    rejected_reward: Tensor
+
+
+def dpo_loss(scores: PairScores, *, beta: float, label_smoothing: float = 0.0) -> PreferenceLoss:
+    """DPO: −log σ(β·h), h = chosen_log_ratio − rejected_log_ratio (Rafailov et al. 2023, eq. 7).
+
+    Args:
+        scores: of P pairs.
+        beta: inverse strength of the change, > 0.
+        label_smoothing: probability ε that a preference is flipped, in [0, 0.5):
+            (1 − ε)·(−log σ(margin)) + ε·(−log σ(−margin)) (Mitchell 2023, conservative DPO).
+
+    Raises:
+        ValueError: beta or label_smoothing out of range.
+    """
+    return _preference_loss(
+        beta * scores.chosen_log_ratio, beta * scores.rejected_log_ratio, beta, label_smoothing
+    )
+
+
+def tdpo1_loss(scores: PairScores, *, beta: float, label_smoothing: float = 0.0) -> PreferenceLoss:
+    """TDPO1: −log σ(β·(h − (D_l − D_w))), both KLs with gradient (arXiv 2404.11999, eq. 14).
+
+    D_w and D_l are the forward sequence KLs of the chosen and the rejected response; the rewards are
+    β·(log_ratio + D). Arguments and errors as `dpo_loss`.
+    """
+    return _preference_loss(
+        beta * (scores.chosen_log_ratio + scores.chosen_sequence_kl),
+        beta * (scores.rejected_log_ratio + scores.rejected_sequence_kl),
+        beta,
+        label_smoothing,
+    )
+
+
+def tdpo2_loss(
+    scores: PairScores, *, beta: float, alpha: float, label_smoothing: float = 0.0
+) -> PreferenceLoss:
+    """TDPO2: −log σ(β·(h − α·(D_l − sg(D_w)))), sg stopping the gradient (arXiv 2404.11999, eq. 17).
+
+    Args:
+        scores: of P pairs.
+        beta: inverse strength of the change, > 0.
+        alpha: weight of the KL term, ≥ 0; 0 is DPO exactly, in value and in gradient.
+        label_smoothing: as in `dpo_loss`.
+
+    Raises:
+        ValueError: beta, alpha or label_smoothing out of range.
+    """
+    if not (alpha >= 0.0 and math.isfinite(alpha)):
+        raise ValueError(f"alpha must be finite and ≥ 0, got {alpha}")
+    if alpha == 0.0:  # 0·inf would be NaN where the policy lacks the reference's support
+        return dpo_loss(scores, beta=beta, label_smoothing=label_smoothing)
+    return _preference_loss(
+        beta * (scores.chosen_log_ratio + alpha * scores.chosen_sequence_kl.detach()),
+        beta * (scores.rejected_log_ratio + alpha * scores.rejected_sequence_kl),
+        beta,
+        label_smoothing,
+    )
+
+
+def _preference_loss(
+    chosen_reward: Tensor, rejected_reward: Tensor, beta: float, label_smoothing: float
+) -> PreferenceLoss:
+    if not (beta > 0.0 and math.isfinite(beta)):
+        raise ValueError(f"beta must be finite and > 0, got {beta}")
+    if not 0.0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
+    margin = chosen_reward - rejected_reward
+    per_pair = -logsigmoid(margin)
+    if label_smoothing:
+        per_pair = (1.0 - label_smoothing) * per_pair - label_smoothing * logsigmoid(-margin)
+    return PreferenceLoss(per_pair, margin, chosen_reward, rejected_reward)

@@ -1,0 +1,65 @@
+"""From statistics of tokens to scores of pairs: log-ratios and sequence KLs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .token_stats import TokenStats
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What the losses need to know of P pairs; each field is `[P]`, in nats per sequence.
+
+    `*_log_ratio` is log π(y|x) − log π_ref(y|x); `*_sequence_kl` is D(x, y) = Σ_t KL(π_ref‖π) over the
+    response's positions (arXiv 2404.11999, eq. 8).
+    """
+
+    chosen_log_ratio: Tensor
+    rejected_log_ratio: Tensor
+    chosen_sequence_kl: Tensor
+    rejected_sequence_kl: Tensor
+
+
+def sum_by_sequence(values: Tensor, sequence_index: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
+    """Sum per-token values `[N]` into sequences: (chosen `[P]`, rejected `[P]`); an empty response sums to 0."""
+    totals = values.new_zeros(2 * num_pairs).index_add(0, sequence_index, values)
+    return totals[:num_pairs], totals[num_pairs:]
+
+
+def score_pairs(stats: TokenStats, sequence_index: Tensor, num_pairs: int) -> PairScores:
+    """Sum token statistics into pair scores.
+
+    Args:
+        stats: `[N]` fields over the flat response tokens.
+        sequence_index: `[N]` int64 in [0, 2P): p for the chosen response of pair p, P + p for its rejected one.
+        num_pairs: P.
+
+    Returns:
+        PairScores, `[P]` each; a response without a counted token scores 0, never NaN.
+
+    Raises:
+        ValueError: the shapes disagree or an index lies outside [0, 2P).
+    """
+    if sequence_index.shape != stats.policy_logp.shape:
+        raise ValueError(
+            f"sequence_index must have the shape of the statistics {tuple(stats.policy_logp.shape)}, "
+            f"got {tuple(sequence_index.shape)}"
+        )
+    if sequence_index.numel() and not (
+        int(sequence_index.min()) >= 0 and int(sequence_index.max()) < 2 * num_pairs
+    ):
+        raise ValueError(
+            f"sequence_index must lie in [0, {2 * num_pairs}) for {num_pairs} pairs, got values from "
+            f"{int(sequence_index.min())} to {int(sequence_index.max())}"
+        )
+    log_ratio = stats.policy_logp - stats.reference_logp
+    # A token to which both models give probability zero says nothing about their ratio (−inf − −inf).
+    both_zero = (stats.policy_logp == -torch.inf) & (stats.reference_logp == -torch.inf)
+    log_ratio = torch.where(both_zero, torch.zeros_like(log_ratio), log_ratio)
+    chosen_ratio, rejected_ratio = sum_by_sequence(log_ratio, sequence_index, num_pairs)
+    chosen_kl, rejected_kl = sum_by_sequence(stats.forward_kl, sequence_index, num_pairs)
+    return PairScores(chosen_ratio, rejected_ratio, chosen_kl, rejected_kl)

@@ -1,0 +1,278 @@
+"""What both models say about each response token: the statistics that every loss here is made of.
+
+Three ways to the same numbers:
+
+* `token_stats`: logits in, dense, differentiable; the definition, and the oracle of the other two;
+* `linear_token_stats`: hidden states and head weights in; nothing of size [N, V] is held;
+* `summarize_reference` + `frozen_head_token_stats`: when both models share one frozen head, the
+  reference shrinks to D + 2 numbers a token and never has to run again.
+
+Shapes: N flat response tokens (no padding, no prompt), V vocabulary, D hidden size. Units: nats per token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from . import _frozen_head, _tiled_head
+from .divergences import log_softmax, weighted_log_gap
+
+Extra = Literal["reverse_kl", "policy_entropy"]
+Impl = Literal["auto", "tiled", "dense"]
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Statistics of N response tokens, `[N]` each, float32 (float64 in → float64 out), nats per token.
+
+    `policy_logp` and `reference_logp` are the log-probabilities of the token itself; `forward_kl` is
+    KL(π_ref‖π) over the whole vocabulary at its position (arXiv 2404.11999, eq. 8); `reverse_kl` is
+    KL(π‖π_ref) and `policy_entropy` the entropy of π there, both None unless asked for.
+    """
+
+    policy_logp: Tensor
+    reference_logp: Tensor
+    forward_kl: Tensor
+    reverse_kl: Tensor | None = None
+    policy_entropy: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last layer of a language model: logits = cap(scale·(h·weightᵀ + bias)).
+
+    `weight` is `[V, D]`, `bias` `[V]` or None; `softcap` c, where given, maps z to c·tanh(z/c)
+    (Gemma 2); `scale` multiplies the raw logits (Cohere, Granite).
+
+    Raises:
+        ValueError: shapes that do not fit, a scale that is not finite, a softcap that is not positive.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight.dim() != 2:
+            raise ValueError(f"a head's weight must be [V, D], got shape {tuple(self.weight.shape)}")
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise ValueError(
+                f"a head's bias must be [V] = [{self.weight.shape[0]}], got {tuple(self.bias.shape)}"
+            )
+        if not math.isfinite(self.scale):
+            raise ValueError(f"a head's scale must be finite, got {self.scale}")
+        if self.softcap is not None and not self.softcap > 0:
+            raise ValueError(f"a head's softcap must be positive or None, got {self.softcap}")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Dense logits `[N, V]` of hidden states `[N, D]`, float32 also from half-precision operands."""
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        with torch.autocast(hidden.device.type, enabled=False):
+            z = hidden.to(dtype) @ self.weight.to(dtype).T
+            if self.bias is not None:
+                z = z + self.bias.to(dtype)
+        z = z * self.scale if self.scale != 1.0 else z
+        return self.softcap * torch.tanh(z / self.softcap) if self.softcap is not None else z
+
+
+def token_stats(
+    policy_logits: Tensor,
+    reference_logits: Tensor,
+    targets: Tensor,
+    *,
+    extras: Collection[Extra] = (),
+) -> TokenStats:
+    """Statistics from logits: the definition, dense.
+
+    Args:
+        policy_logits: `[N, V]`, any floating dtype; gradients flow to it.
+        reference_logits: `[N, V]`; detached, no gradient ever reaches it.
+        targets: `[N]` int64, the token that stands at each position.
+        extras: any of "reverse_kl", "policy_entropy".
+
+    Returns:
+        TokenStats `[N]`. Where the reference has support that the policy lacks, `forward_kl` is +inf.
+
+    Raises:
+        ValueError: shapes differ, a target lies outside the vocabulary, an extra is unknown.
+    """
+    if policy_logits.dim() != 2 or policy_logits.shape != reference_logits.shape:
+        raise ValueError(
+            f"policy_logits and reference_logits must both be [N, V], got {tuple(policy_logits.shape)} and "
+            f"{tuple(reference_logits.shape)}. Do the two models share a vocabulary?"
+        )
+    _check(targets, *policy_logits.shape, extras)
+    policy = log_softmax(policy_logits)
+    reference = log_softmax(reference_logits.detach())
+    index = targets[:, None]
+    return TokenStats(
+        policy_logp=policy.gather(1, index)[:, 0],
+        reference_logp=reference.gather(1, index)[:, 0],
+        forward_kl=weighted_log_gap(reference, reference, policy),
+        reverse_kl=weighted_log_gap(policy, policy, reference) if "reverse_kl" in extras else None,
+        policy_entropy=-weighted_log_gap(policy, policy, torch.zeros_like(policy))
+        if "policy_entropy" in extras
+        else None,
+    )
+
+
+def linear_token_stats(
+    policy_hidden: Tensor,
+    policy_head: Head,
+    reference_hidden: Tensor,
+    reference_head: Head,
+    targets: Tensor,
+    *,
+    extras: Collection[Extra] = (),
+    impl: Impl = "auto",
+) -> TokenStats:
+    """Statistics from hidden states and head weights, without holding `[N, V]`.
+
+    Args:
+        policy_hidden: `[N, D]`; gradients flow to it and, where they require one, to the policy head's
+            weight and bias.
+        policy_head: `[V, D]` head of the policy.
+        reference_hidden: `[N, D_ref]`; D_ref may differ from D. No gradient ever reaches it.
+        reference_head: `[V, D_ref]` head of the reference.
+        targets: `[N]` int64.
+        extras: any of "reverse_kl", "policy_entropy"; both with exact gradients.
+        impl: "tiled" walks the vocabulary in tiles and recomputes them in the backward pass; "dense"
+            builds the logits and serves as oracle; "auto" is "tiled".
+
+    Returns:
+        TokenStats `[N]`; logits are float32 also when the operands are half precision, because logits
+        rounded to bf16 put errors of up to 90 % into small KLs.
+
+    Raises:
+        ValueError: shapes that do not fit, vocabularies of different size, a target outside the
+            vocabulary, an unknown extra or impl.
+    """
+    _check_linear(policy_hidden, policy_head, "policy")
+    _check_linear(reference_hidden, reference_head, "reference")
+    if policy_head.weight.shape[0] != reference_head.weight.shape[0]:
+        raise ValueError(
+            f"the policy's head has {policy_head.weight.shape[0]} vocabulary entries and the reference's "
+            f"{reference_head.weight.shape[0]}: a KL over the vocabulary needs one tokenizer for both"
+        )
+    if reference_hidden.shape[0] != policy_hidden.shape[0]:
+        raise ValueError(
+            f"policy_hidden holds {policy_hidden.shape[0]} tokens, reference_hidden "
+            f"{reference_hidden.shape[0]}"
+        )
+    _check(targets, policy_hidden.shape[0], policy_head.weight.shape[0], extras)
+    if impl == "dense":
+        with torch.no_grad():
+            reference_logits = reference_head.logits(reference_hidden)
+        return token_stats(policy_head.logits(policy_hidden), reference_logits, targets, extras=extras)
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, got {impl!r}")
+    return TokenStats(
+        *_tiled_head.token_statistics(
+            policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras)
+        )
+    )
+
+
+@dataclass(frozen=True)
+class ReferenceSummary:
+    """All that a policy with the *same frozen head* needs to know of the reference, exactly.
+
+    `expected_weight` `[N, D]` is e = E_q[scale·W_v], q being the reference's distribution: float32 whatever
+    the model's dtype (float64 in → float64 out), since in bf16 the KL would be 12 % off at 2e-4 nats.
+    `offset` `[N]`, float64, is e·h_ref − logZ(h_ref): two large numbers whose difference the KL needs.
+    `reference_logp` `[N]` is that of TokenStats.
+    """
+
+    expected_weight: Tensor
+    offset: Tensor
+    reference_logp: Tensor
+
+
+def summarize_reference(reference_hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
+    """Summarise the reference at N tokens for use with `frozen_head_token_stats`; no gradient.
+
+    Args:
+        reference_hidden: `[N, D]`.
+        head: the one head that policy and reference share; without softcap.
+        targets: `[N]` int64.
+
+    Raises:
+        ValueError: a softcap (log Z is then no longer a function of W·h alone), or shapes that do not fit.
+    """
+    _check_frozen(reference_hidden, head, targets)
+    with torch.no_grad():
+        return ReferenceSummary(*_frozen_head.summarize(reference_hidden, head, targets))
+
+
+def frozen_head_token_stats(
+    policy_hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor
+) -> TokenStats:
+    """Statistics when policy and reference share one frozen head: exact, with no reference logits.
+
+    The forward KL is the Bregman divergence of log-sum-exp,
+    KL(q‖p) = logZ(h) − logZ(h_ref) − e·(h − h_ref), with e = E_q[W] from the summary. One walk over
+    the vocabulary tiles gathers logZ(h) and E_p[W], so that the backward pass does no work of the
+    vocabulary's size: ∇logp = W_y − E_p[W] and ∇KL = E_p[W] − e.
+
+    Args:
+        policy_hidden: `[N, D]`; gradients flow to it and to nothing else.
+        head: the shared head; it must not require a gradient.
+        summary: of the same N tokens.
+        targets: `[N]` int64.
+
+    Raises:
+        ValueError: a head that requires a gradient or has a softcap, or shapes that do not fit.
+    """
+    _check_frozen(policy_hidden, head, targets)
+    if head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad):
+        raise ValueError(
+            "frozen_head_token_stats treats the head as a constant, but it requires a gradient; "
+            "freeze it or use linear_token_stats"
+        )
+    if summary.expected_weight.shape != policy_hidden.shape:
+        raise ValueError(
+            f"the summary holds {tuple(summary.expected_weight.shape)} for hidden states "
+            f"{tuple(policy_hidden.shape)}: it was made for other tokens or another model"
+        )
+    policy_logp, forward_kl = _frozen_head.policy_statistics(
+        policy_hidden, head, summary.expected_weight, summary.offset, targets
+    )
+    return TokenStats(policy_logp, summary.reference_logp, forward_kl)
+
+
+def _check(targets: Tensor, tokens: int, vocabulary: int, extras: Collection[str]) -> None:
+    if targets.shape != (tokens,):
+        raise ValueError(f"targets must be [N] = [{tokens}], got {tuple(targets.shape)}")
+    if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < vocabulary):
+        raise ValueError(
+            f"targets must lie in [0, {vocabulary}), got values from {int(targets.min())} to "
+            f"{int(targets.max())}. Padding (-100) does not belong here: pass counted tokens only"
+        )
+    unknown = set(extras) - set(get_args(Extra))
+    if unknown:
+        raise ValueError(f"unknown extras {sorted(unknown)}; known are {', '.join(get_args(Extra))}")
+
+
+def _check_linear(hidden: Tensor, head: Head, whose: str) -> None:
+    if hidden.dim() != 2 or hidden.shape[1] != head.weight.shape[1]:
+        raise ValueError(
+            f"{whose}_hidden must be [N, {head.weight.shape[1]}] to fit its head [V, D] = "
+            f"{tuple(head.weight.shape)}, got {tuple(hidden.shape)}"
+        )
+
+
+def _check_frozen(hidden: Tensor, head: Head, targets: Tensor) -> None:
+    _check_linear(hidden, head, "the")
+    _check(targets, hidden.shape[0], head.weight.shape[0], ())
+    if head.softcap is not None:
+        raise ValueError(
+            "a head with a softcap has no exact summary: its log Z is not a function of W·h alone; "
+            "use linear_token_stats"
+        )
