@@ -1,0 +1,301 @@
+"""From preference rows to tensors: tokenise, truncate, lay out, and align targets, once.
+
+Whatever the layout, a batch carries for its N counted response tokens the flat position of the hidden
+state that predicts each one, the token itself and the sequence it belongs to. Nothing downstream knows
+about padding, prompts or shifted labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .preferences import PreferenceRow
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """Token ids of one pair. The responses start where the tokenised wholes leave the prompt."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    source: str = "memory"
+    row: int = 0
+
+
+@dataclass
+class TokenizationReport:
+    """What became of the rows: nothing is cut or dropped without being counted here."""
+
+    rows: int = 0
+    pairs: int = 0
+    max_length: int | None = None
+    truncated_rows: int = 0
+    truncated_tokens: int = 0
+    dropped_long_prompts: list[str] = field(default_factory=list)
+    dropped_identical: list[str] = field(default_factory=list)
+    boundary_moved: int = 0
+    longest: int = 0
+    mean_prompt_tokens: float = 0.0
+    mean_response_tokens: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def warnings(self) -> list[str]:
+        """One sentence for each thing that happened to the data, empty when nothing did."""
+        said = []
+        if self.truncated_rows:
+            said.append(
+                f"{self.truncated_rows} of {self.rows} rows are longer than max_length={self.max_length}: "
+                f"{self.truncated_tokens} response tokens were cut from their ends, the end-of-sequence token kept."
+            )
+        if self.dropped_long_prompts:
+            said.append(
+                f"{len(self.dropped_long_prompts)} of {self.rows} rows were dropped: the prompt alone fills "
+                f"max_length={self.max_length} ({_first(self.dropped_long_prompts)})."
+            )
+        if self.dropped_identical:
+            said.append(
+                f"{len(self.dropped_identical)} of {self.rows} rows were dropped: chosen and rejected are the "
+                f"same tokens, maybe only after truncation ({_first(self.dropped_identical)})."
+            )
+        if self.boundary_moved:
+            said.append(
+                f"In {self.boundary_moved} of {self.rows} rows the prompt's last characters merge into the response's "
+                "first token; the response starts at that token, so nothing of it is lost."
+            )
+        return said
+
+
+@dataclass
+class TokenizedPairs:
+    pairs: list[TokenizedPair]
+    report: TokenizationReport
+
+
+def tokenize_pairs(
+    rows: Iterable[PreferenceRow],
+    tokenizer: Any,
+    max_length: int | None,
+    *,
+    end_ids: Collection[int] = (),
+    progress: Callable[[int], None] | None = None,
+) -> TokenizedPairs:
+    """Tokenise rows and truncate them to `max_length` tokens (prompt and response together).
+
+    Args:
+        rows: validated preference rows.
+        tokenizer: a Hugging Face tokenizer; conversational rows need its chat template.
+        max_length: None for no limit. A longer response loses its end but keeps its end-of-sequence
+            token; a row whose prompt leaves no room for a response is dropped and counted.
+        end_ids: end-of-turn tokens besides the tokenizer's own end-of-sequence token.
+        progress: called with the number of rows done.
+
+    Raises:
+        ValueError: a conversational row and no chat template, or no row left.
+    """
+    ends = {int(i) for i in end_ids} | ({tokenizer.eos_token_id} - {None})
+    pairs: list[TokenizedPair] = []
+    report = TokenizationReport(max_length=max_length)
+    for row in rows:
+        report.rows += 1
+        pair, moved = tokenize_pair(row, tokenizer, ends)
+        report.boundary_moved += moved
+        kept = _truncate(pair, max_length, ends, report)
+        if kept is not None:
+            pairs.append(kept)
+        if progress is not None:
+            progress(report.rows)
+    _summarise(pairs, report)
+    if not pairs:
+        raise ValueError(
+            f"no usable pair among {report.rows} rows. " + " ".join(report.warnings()) + " Raise max_length."
+        )
+    return TokenizedPairs(pairs, report)
+
+
+def tokenize_pair(row: PreferenceRow, tokenizer: Any, ends: Collection[int]) -> tuple[TokenizedPair, bool]:
+    """Tokenise one row without a length limit; also says whether the boundary moved into the prompt.
+
+    The prompt is never tokenised apart and glued on: prompt, prompt + chosen and prompt + rejected are
+    tokenised whole, and the responses start at the end of their common prefix.
+    """
+    prompt = _encode(tokenizer, row, row.prompt, prompt_only=True)
+    chosen = _encode(tokenizer, row, _join(row.prompt, row.chosen))
+    rejected = _encode(tokenizer, row, _join(row.prompt, row.rejected))
+    boundary = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
+    # A tokenizer that ends every text with a special token says so after the prompt too: that is no merge.
+    moved = boundary < len(prompt) and prompt[boundary] not in ends
+    return (
+        TokenizedPair(
+            prompt_ids=prompt[:boundary],
+            chosen_ids=_finish(chosen[boundary:], row.chosen_finished, row, tokenizer, ends),
+            rejected_ids=_finish(rejected[boundary:], row.rejected_finished, row, tokenizer, ends),
+            source=row.source,
+            row=row.row,
+        ),
+        moved,
+    )
+
+
+def _encode(tokenizer: Any, row: PreferenceRow, text: Any, *, prompt_only: bool = False) -> list[int]:
+    if isinstance(text, str):
+        return list(tokenizer(text)["input_ids"])
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{row.source}:{row.row} is a conversation, but the tokenizer has no chat template. Use an instruct "
+            "model's tokenizer, set tokenizer.chat_template, or bring plain text."
+        )
+    encoded = tokenizer.apply_chat_template(
+        text,
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=prompt_only,
+        tools=row.extra.get("tools"),
+        **(row.extra.get("chat_template_kwargs") or {}),
+    )
+    return list(encoded["input_ids"])
+
+
+def _join(prompt: Any, response: Any) -> Any:
+    return prompt + response if isinstance(prompt, str) else [*prompt, *response]
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    length = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        length += 1
+    return length
+
+
+def _finish(ids: list[int], finished: bool, row: PreferenceRow, tokenizer: Any, ends: Collection[int]) -> list[int]:
+    """Let a response end where a model would end it: with its end token, or in the open if it was cut off.
+
+    Templates write a newline after the end token; a model that stops there never says it, so it is
+    not counted.
+    """
+    last_end = max((i for i, token in enumerate(ids) if token in ends), default=None)
+    tail_is_blank = last_end is not None and not tokenizer.decode(ids[last_end + 1 :]).strip()
+    if last_end is not None and tail_is_blank:
+        return ids[: last_end + 1] if finished else ids[:last_end]
+    if finished and isinstance(row.prompt, str) and tokenizer.eos_token_id is not None:
+        return [*ids, tokenizer.eos_token_id]
+    return ids
+
+
+def _truncate(
+    pair: TokenizedPair, max_length: int | None, ends: Collection[int], report: TokenizationReport
+) -> TokenizedPair | None:
+    name = f"{pair.source}:{pair.row}"
+    chosen, rejected = pair.chosen_ids, pair.rejected_ids
+    if max_length is not None:
+        room = max_length - len(pair.prompt_ids)
+        if room < 1:
+            report.dropped_long_prompts.append(name)
+            return None
+        cut = sum(max(0, len(ids) - room) for ids in (chosen, rejected))
+        chosen, rejected = (_cut(ids, room, ends) for ids in (chosen, rejected))
+        report.truncated_tokens += cut
+        report.truncated_rows += bool(cut)
+    if chosen == rejected:
+        report.dropped_identical.append(name)
+        return None
+    return TokenizedPair(pair.prompt_ids, chosen, rejected, pair.source, pair.row)
+
+
+def _cut(ids: list[int], room: int, ends: Collection[int]) -> list[int]:
+    if len(ids) <= room:
+        return ids
+    return [*ids[: room - 1], ids[-1]] if ids[-1] in ends else ids[:room]
+
+
+def _summarise(pairs: Sequence[TokenizedPair], report: TokenizationReport) -> None:
+    report.pairs = len(pairs)
+    if pairs:
+        responses = [len(ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
+        report.longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
+        report.mean_prompt_tokens = sum(len(p.prompt_ids) for p in pairs) / len(pairs)
+        report.mean_response_tokens = sum(responses) / len(responses)
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """P pairs, ready for one forward of the body.
+
+    `input_ids` `[R, T]` and `attention_mask` feed the model; of its hidden states `[R·T, D]`,
+    `response_index` `[N]` picks those that predict the N counted tokens `target_ids` `[N]`, which
+    belong to the sequences `sequence_index` `[N]` in [0, 2P): chosen of pair p is p, rejected P + p.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    response_index: Tensor
+    target_ids: Tensor
+    sequence_index: Tensor
+    num_pairs: int
+    position_ids: Tensor | None = None
+
+    @classmethod
+    def from_inputs(cls, inputs: Mapping[str, Any]) -> PairBatch:
+        """Undo `as_inputs`, after a trainer has moved the tensors to its device."""
+        return cls(**{**inputs, "num_pairs": int(inputs["num_pairs"])})
+
+    def as_inputs(self) -> dict[str, Tensor]:
+        """A mapping of tensors, the form in which `transformers.Trainer` moves batches about."""
+        named = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        named["num_pairs"] = torch.tensor(self.num_pairs)
+        return {name: value for name, value in named.items() if value is not None}
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return inputs if self.position_ids is None else {**inputs, "position_ids": self.position_ids}
+
+
+def padded_batch(pairs: Sequence[TokenizedPair], pad_token_id: int) -> PairBatch:
+    """One row a response, chosen rows first, padded on the right to the longest: `[2P, T]`."""
+    rows = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
+    width = max(len(prompt) + len(response) for prompt, response in rows)
+    input_ids = torch.full((len(rows), width), pad_token_id)
+    attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
+    index: list[int] = []
+    targets: list[int] = []
+    sequence: list[int] = []
+    for r, (prompt, response) in enumerate(rows):
+        ids = prompt + response
+        input_ids[r, : len(ids)] = torch.tensor(ids)
+        attention_mask[r, : len(ids)] = 1
+        # Without a prompt nothing predicts the first token, so it cannot be counted.
+        first = max(len(prompt), 1)
+        index.extend(r * width + t - 1 for t in range(first, len(ids)))
+        targets.extend(ids[first:])
+        sequence.extend([r] * (len(ids) - first))
+    return PairBatch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        response_index=torch.tensor(index, dtype=torch.long),
+        target_ids=torch.tensor(targets, dtype=torch.long),
+        sequence_index=torch.tensor(sequence, dtype=torch.long),
+        num_pairs=len(pairs),
+    )
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Collate tokenised pairs into the inputs of one step."""
+
+    pad_token_id: int
+
+    def __call__(self, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+        return padded_batch(pairs, self.pad_token_id).as_inputs()

