@@ -1,0 +1,80 @@
+"""What README and docs show is what happens: their commands and snippets are executed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(path: Path, *languages: str) -> list[tuple[str, str]]:
+    return [(lang, text) for lang, text in BLOCK.findall(path.read_text(encoding="utf-8")) if lang in languages]
+
+
+def run(language: str, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = {"bash": ["bash", "-euo", "pipefail", "-c", text], "python": [sys.executable, "-c", text]}[language]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=600
+    )
+
+
+def shown_to_work(language: str, text: str, folder: Path) -> str:
+    done = run(language, text, folder)
+    assert done.returncode == 0, f"{text}\nended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.bundled
+def test_every_command_of_the_tutorial_works_in_an_empty_folder(tmp_path: Path) -> None:
+    found = blocks(ROOT / "docs/tutorial.md", "bash", "python")
+    assert len(found) >= 8
+    for language, text in found:
+        shown_to_work(language, text, tmp_path)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "merged/model.safetensors").exists()
+
+
+def test_a_block_that_fails_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="ended with 1"):
+        shown_to_work("bash", "false\ntrue", tmp_path)
+
+
+def test_the_snippet_about_the_two_kls_prints_what_the_page_says(tmp_path: Path) -> None:
+    page = ROOT / "docs/the_two_kls.md"
+    [(language, text)] = blocks(page, "python")
+    [(_, printed)] = blocks(page, "text")
+    assert shown_to_work(language, text, tmp_path) == printed
+
+
+def test_the_snippets_of_the_readme_run(tmp_path: Path) -> None:
+    found = blocks(ROOT / "README.md", "python")
+    assert found
+    for language, text in found:
+        shown_to_work(language, text, tmp_path)
+
+
+def test_the_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
+    from tdpo.config import load_recipe
+
+    found = blocks(ROOT / "README.md", "yaml")
+    assert found
+    for _, text in found:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        assert load_recipe(path).loss.name == "tdpo2"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if not target.startswith(("http://", "https://")):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
