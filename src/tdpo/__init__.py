@@ -1,33 +1,35 @@
 """tdpo: Token-level Direct Preference Optimization with an exact forward KL (arXiv 2404.11999).
 
-Importing the package loads torch and the mathematics, nothing else. The trainers live in
-`tdpo.training` and are also reachable as `tdpo.TDPOTrainer`, loaded on first use.
+Names are loaded on first use: the mathematics brings torch and nothing else, the trainers bring
+transformers, and `tdpo --help`, which needs neither, answers at once.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .losses import PreferenceLoss, dpo_loss, tdpo1_loss, tdpo2_loss
-from .scores import PairScores, score_pairs
-from .token_stats import (
-    Head,
-    ReferenceSummary,
-    TokenStats,
-    frozen_head_token_stats,
-    linear_token_stats,
-    summarize_reference,
-    token_stats,
-)
+if TYPE_CHECKING:
+    from .losses import PreferenceLoss, dpo_loss, tdpo1_loss, tdpo2_loss
+    from .scores import PairScores, score_pairs
+    from .token_statistics import (
+        Head,
+        ReferenceSummary,
+        TokenStats,
+        frozen_head_token_stats,
+        linear_token_stats,
+        summarize_reference,
+        token_stats,
+    )
+    from .training import TDPOConfig, TDPOTrainer
 
 __version__ = "0.1.0"
-
-_LAZY = {"TDPOConfig": "tdpo.training", "TDPOTrainer": "tdpo.training"}
 
 __all__ = [
     "Head",
     "PairScores",
     "PreferenceLoss",
     "ReferenceSummary",
+    "TDPOConfig",
+    "TDPOTrainer",
     "TokenStats",
     "dpo_loss",
     "frozen_head_token_stats",
@@ -39,6 +41,24 @@ __all__ = [
     "token_stats",
 ]
 
+_LAZY = {
+    **dict.fromkeys(["PreferenceLoss", "dpo_loss", "tdpo1_loss", "tdpo2_loss"], "tdpo.losses"),
+    **dict.fromkeys(["PairScores", "score_pairs"], "tdpo.scores"),
+    **dict.fromkeys(
+        [
+            "Head",
+            "ReferenceSummary",
+            "TokenStats",
+            "frozen_head_token_stats",
+            "linear_token_stats",
+            "summarize_reference",
+            "token_stats",
+        ],
+        "tdpo.token_statistics",
+    ),
+    **dict.fromkeys(["TDPOConfig", "TDPOTrainer"], "tdpo.training"),
+}
+
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
@@ -47,4 +67,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted({*globals(), *_LAZY})

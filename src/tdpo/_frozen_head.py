@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ._tiled_head import Accumulator, tile_bounds, tile_logits
+from ._tiled_head import Accumulator, tile_bounds, tile_logits, wide_product
 
 if TYPE_CHECKING:
-    from .token_stats import Head
+    from .token_statistics import Head
 
 
 def walk(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,7 @@ def walk(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
         shrink = sums.raise_maximum(z)
         # The weights stay wide: rounded to bf16 they would put first-order errors into a second-order KL.
         weights = sums.exponentials(z)
-        expected.mul_(shrink[:, None]).add_(weights @ head.weight[start:end].to(wide))
+        expected.mul_(shrink[:, None]).add_(wide_product(weights, head.weight[start:end]))
     expected.mul_(head.scale).div_(sums.total[:, None])
     return sums.log_z(), expected
 
@@ -46,7 +47,8 @@ def target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
 
 def summarize(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """expected_weight `[N, D]`, offset `[N]` float64, reference_logp `[N]`; see ReferenceSummary."""
-    log_z, expected = walk(hidden, head)
+    with torch.autocast(hidden.device.type, enabled=False):
+        log_z, expected = walk(hidden, head)
     # From the *stored* e, so that its rounding multiplies h − h_ref only.
     offset = (expected.double() * hidden.double()).sum(dim=1) - log_z
     reference_logp = target_logits(hidden, head, targets) - log_z
@@ -75,6 +77,7 @@ class _FrozenHeadStats(torch.autograd.Function):
         return logp.to(expected.dtype), kl.to(expected.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         d_logp, d_kl = upstream
         expected, expected_reference, targets = ctx.saved_tensors

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from .token_stats import Head
+    from .token_statistics import Head
 
 # Wide tiles read each weight once per pass and keep the matrix products efficient; what they hold is
 # [N, TILE], so for very long batches the tile narrows until that is about 16 Mi entries.
@@ -44,7 +45,7 @@ def float32_products_in_bf16(enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    setting = torch.backends.mkldnn.matmul
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = setting.fp32_precision
     setting.fp32_precision = "bf16"
     try:
@@ -122,7 +123,7 @@ class Accumulator:
 
 
 def weighted_row_sum(weight: Tensor, value: Tensor) -> Tensor:
-    """Σ_v weight·value per row, zero where the weight is zero, overwriting `value`; float64 `[N]`."""
+    """Σ_v weight·value per row, overwriting `value`; float64 `[N]`."""
     return value.mul_(weight).sum(dim=1).double()
 
 
@@ -190,14 +191,17 @@ class _TiledTokenStats(torch.autograd.Function):
         )
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, reference_hidden, targets, *saved = ctx.saved_tensors
+        # Weight and bias are saved only for autograd's check that nothing changed them in place since.
+        hidden, _weight, _bias, reference_hidden, targets, *saved = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         d_logp, _, d_forward, d_reverse, d_entropy = upstream
         walk = _BackwardWalk(
             hidden, reference_hidden, targets, ctx.plan, saved, (d_logp, d_forward, d_reverse, d_entropy)
         )
-        grads = walk.run(needs_hidden, needs_weight, needs_bias)
+        with torch.autocast(hidden.device.type, enabled=False):
+            grads = walk.run(needs_hidden, needs_weight, needs_bias)
         return (*grads, None, None, None)
 
 
@@ -219,6 +223,7 @@ def _walk_forward(hidden: Tensor, reference_hidden: Tensor, targets: Tensor, pla
     zeros = torch.zeros(tokens, dtype=torch.float64, device=hidden.device)
     gap_q, gap_p, mean_z = zeros.clone(), zeros.clone(), zeros.clone()  # Σ q̃(z_ref−z), Σ p̃(z_ref−z), Σ p̃z
     target_z, target_z_ref = zeros.clone(), zeros.clone()
+    policy_lacks, reference_lacks = zeros.bool(), zeros.bool()  # support that only the other model has
 
     for start, end in tile_bounds(tokens, plan.policy_head.weight.shape[0]):
         z = tile_logits(hidden, plan.policy_head, start, end)
@@ -227,10 +232,10 @@ def _walk_forward(hidden: Tensor, reference_hidden: Tensor, targets: Tensor, pla
         _pick_targets(target_z_ref, z_ref, targets, start, end)
         gap = z_ref - z
         if plan.guarded:
-            gap_p_tile = torch.where(z == -torch.inf, 0.0, gap)
-            gap = torch.where(z_ref == -torch.inf, 0.0, gap)
-        else:
-            gap_p_tile = gap
+            masked, masked_ref = z == -torch.inf, z_ref == -torch.inf
+            policy_lacks |= (masked & ~masked_ref).any(dim=1)
+            reference_lacks |= (masked_ref & ~masked).any(dim=1)
+            gap.masked_fill_(masked | masked_ref, 0.0)
         shrink_p, shrink_q = policy.raise_maximum(z), reference.raise_maximum(z_ref)
         if "policy_entropy" in plan.extras:
             z_value = torch.where(z == -torch.inf, 0.0, z) if plan.guarded else z.clone()
@@ -238,26 +243,32 @@ def _walk_forward(hidden: Tensor, reference_hidden: Tensor, targets: Tensor, pla
         if "policy_entropy" in plan.extras:
             mean_z = mean_z * shrink_p + weighted_row_sum(p, z_value)
         if "reverse_kl" in plan.extras:
-            gap_p = gap_p * shrink_p + torch.linalg.vecdot(p, gap_p_tile).double()
+            gap_p = gap_p * shrink_p + weighted_row_sum(gap, p)
         gap_q = gap_q * shrink_q + weighted_row_sum(q, gap)
 
     log_z, log_z_ref = policy.log_z(), reference.log_z()
+    forward_kl = gap_q / reference.total + (log_z - log_z_ref)
+    reverse_kl = -gap_p / policy.total - (log_z - log_z_ref) if "reverse_kl" in plan.extras else zeros
     return _ForwardSums(
         policy_log_z=log_z,
         reference_log_z=log_z_ref,
         policy_logp=target_z - log_z,
         reference_logp=target_z_ref - log_z_ref,
-        forward_kl=gap_q / reference.total + (log_z - log_z_ref),
-        reverse_kl=-gap_p / policy.total - (log_z - log_z_ref) if "reverse_kl" in plan.extras else zeros,
+        forward_kl=forward_kl.masked_fill_(policy_lacks, torch.inf),
+        reverse_kl=reverse_kl.masked_fill(reference_lacks, torch.inf),
         entropy=log_z - mean_z / policy.total if "policy_entropy" in plan.extras else zeros,
     )
 
 
+def _own_entry(targets: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
+    """Whether each token's own entry lies in the tile `[N]`, and its column there `[N, 1]` (any one if not)."""
+    return (targets >= start) & (targets < end), (targets - start).clamp(0, end - start - 1)[:, None]
+
+
 def _pick_targets(into: Tensor, z: Tensor, targets: Tensor, start: int, end: int) -> None:
     """Copy each token's own logit from the tile that contains it."""
-    inside = (targets >= start) & (targets < end)
-    local = (targets - start).clamp(0, end - start - 1)
-    into.copy_(torch.where(inside, z.gather(1, local[:, None])[:, 0].double(), into))
+    inside, column = _own_entry(targets, start, end)
+    into.copy_(torch.where(inside, z.gather(1, column)[:, 0].double(), into))
 
 
 class _BackwardWalk:
@@ -276,16 +287,17 @@ class _BackwardWalk:
         self.wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         d_logp, d_forward, d_reverse, d_entropy = (g.to(self.wide) for g in upstream)
         # Tokens that need the reference again come first, so that they are one contiguous block.
-        order = torch.argsort(((d_forward != 0) | (d_reverse != 0)).logical_not(), stable=True)
-        self.order = order
-        self.with_reference = int(((d_forward != 0) | (d_reverse != 0)).sum())
+        needs_reference = (d_forward != 0) | (d_reverse != 0)
+        self.order = order = torch.argsort(needs_reference.int(), descending=True, stable=True)
+        self.with_reference = int(needs_reference.sum())
         self.hidden = hidden[order]
         self.reference_hidden = reference_hidden[order[: self.with_reference]]
         self.targets = targets[order]
         self.log_z, self.log_z_ref, self.reverse, self.entropy = (s[order] for s in saved)
         self.d_logp, self.d_forward = d_logp[order], d_forward[order]
         self.d_reverse, self.d_entropy = d_reverse[order], d_entropy[order]
-        self.any_reverse, self.any_entropy = bool((d_reverse != 0).any()), bool((d_entropy != 0).any())
+        self.any_reverse = "reverse_kl" in plan.extras and bool((d_reverse != 0).any())
+        self.any_entropy = "policy_entropy" in plan.extras and bool((d_entropy != 0).any())
 
     def run(
         self, needs_hidden: bool, needs_weight: bool, needs_bias: bool
@@ -294,11 +306,13 @@ class _BackwardWalk:
         d_hidden = torch.zeros_like(self.hidden, dtype=self.wide) if needs_hidden else None
         d_weight = torch.empty_like(head.weight) if needs_weight else None
         d_bias = torch.empty_like(head.bias) if needs_bias and head.bias is not None else None
+        # Half-precision operands only where both are: a float32 hidden state is owed a float32 gradient.
+        operand_dtype = torch.promote_types(self.hidden.dtype, head.weight.dtype)
         for start, end in tile_bounds(self.hidden.shape[0], head.weight.shape[0]):
             dz = self.tile_gradient(start, end)
             if d_bias is not None:
                 d_bias[start:end] = dz.sum(dim=0)
-            operand = dz.to(head.weight.dtype)
+            operand = dz.to(operand_dtype)
             if d_hidden is not None:
                 d_hidden += wide_product(operand, head.weight[start:end])
             if d_weight is not None:
@@ -345,5 +359,5 @@ class _BackwardWalk:
         return torch.where(p > 0, out.mul_(p), 0.0)
 
     def _add_targets(self, dz: Tensor, start: int, end: int) -> None:
-        rows = torch.nonzero((self.targets >= start) & (self.targets < end))[:, 0]
-        dz[rows, self.targets[rows] - start] += self.d_logp[rows]
+        inside, column = _own_entry(self.targets, start, end)
+        dz.scatter_add_(1, column, torch.where(inside, self.d_logp, 0.0)[:, None].to(dz.dtype))

@@ -7,6 +7,7 @@ KL(policy‖reference), the one PPO penalises.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -26,16 +27,16 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 
 def weighted_log_gap(weight_logp: Tensor, logp: Tensor, other_logp: Tensor) -> Tensor:
-    """Σ_v exp(weight_logp)·(logp − other_logp) over the last dimension; exactly zero where the weight is zero.
+    """Σ_v exp(weight_logp)·(logp − other_logp) over the last dimension; exactly zero where weight_logp is −inf.
 
     Masked vocabularies carry −inf in both arguments, where the difference is NaN: those entries are
     replaced *before* the subtraction, so that neither the value nor the gradient sees them.
     """
     supported = weight_logp > -torch.inf
-    zero = torch.zeros((), dtype=logp.dtype, device=logp.device)
-    gap = torch.where(supported, logp, zero) - torch.where(supported, other_logp, zero)
-    weight = torch.where(supported, weight_logp, zero).exp()
-    return torch.where(supported, weight * gap, zero).sum(dim=-1)
+    gap = torch.where(supported, logp, 0.0) - torch.where(supported, other_logp, 0.0)
+    # A weight that underflows is small, not zero: against a gap of +inf, 0·inf would be NaN.
+    weight = torch.where(supported, weight_logp, 0.0).exp().clamp_min(torch.finfo(logp.dtype).tiny)
+    return (weight * gap).sum(dim=-1)
 
 
 def _same_shape(policy_logits: Tensor, reference_logits: Tensor) -> None:
@@ -96,11 +97,11 @@ def jensen_shannon(policy_logits: Tensor, reference_logits: Tensor, weight: floa
     if not 0.0 < weight < 1.0:
         raise ValueError(f"weight must lie strictly between 0 and 1, got {weight}")
     policy, reference = log_softmax(policy_logits), log_softmax(reference_logits)
-    log_w, log_rest = torch.log(policy.new_tensor([weight, 1.0 - weight]))
     # logaddexp(−inf, −inf) has a NaN gradient; entries that neither model supports get a finite stand-in.
     nowhere = (policy == -torch.inf) & (reference == -torch.inf)
     mixture = torch.logaddexp(
-        torch.where(nowhere, 0.0, reference) + log_w, torch.where(nowhere, 0.0, policy) + log_rest
+        torch.where(nowhere, 0.0, reference) + math.log(weight),
+        torch.where(nowhere, 0.0, policy) + math.log1p(-weight),
     )
     return weight * weighted_log_gap(reference, reference, mixture) + (1.0 - weight) * weighted_log_gap(
         policy, policy, mixture

@@ -42,9 +42,7 @@ def dpo_loss(scores: PairScores, *, beta: float, label_smoothing: float = 0.0) -
     Raises:
         ValueError: beta or label_smoothing out of range.
     """
-    return _preference_loss(
-        beta * scores.chosen_log_ratio, beta * scores.rejected_log_ratio, beta, label_smoothing
-    )
+    return _preference_loss(beta * scores.chosen_log_ratio, beta * scores.rejected_log_ratio, beta, label_smoothing)
 
 
 def tdpo1_loss(scores: PairScores, *, beta: float, label_smoothing: float = 0.0) -> PreferenceLoss:
@@ -61,9 +59,7 @@ def tdpo1_loss(scores: PairScores, *, beta: float, label_smoothing: float = 0.0)
     )
 
 
-def tdpo2_loss(
-    scores: PairScores, *, beta: float, alpha: float, label_smoothing: float = 0.0
-) -> PreferenceLoss:
+def tdpo2_loss(scores: PairScores, *, beta: float, alpha: float, label_smoothing: float = 0.0) -> PreferenceLoss:
     """TDPO2: −log σ(β·(h − α·(D_l − sg(D_w)))), sg stopping the gradient (arXiv 2404.11999, eq. 17).
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .token_stats import TokenStats
+from .token_statistics import TokenStats, index_range
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,10 @@ def score_pairs(stats: TokenStats, sequence_index: Tensor, num_pairs: int) -> Pa
             f"sequence_index must have the shape of the statistics {tuple(stats.policy_logp.shape)}, "
             f"got {tuple(sequence_index.shape)}"
         )
-    if sequence_index.numel() and not (
-        int(sequence_index.min()) >= 0 and int(sequence_index.max()) < 2 * num_pairs
-    ):
+    low, high = index_range(sequence_index) if sequence_index.numel() else (0, -1)
+    if low < 0 or high >= 2 * num_pairs:
         raise ValueError(
-            f"sequence_index must lie in [0, {2 * num_pairs}) for {num_pairs} pairs, got values from "
-            f"{int(sequence_index.min())} to {int(sequence_index.max())}"
+            f"sequence_index must lie in [0, {2 * num_pairs}) for {num_pairs} pairs, got values from {low} to {high}"
         )
     log_ratio = stats.policy_logp - stats.reference_logp
     # A token to which both models give probability zero says nothing about their ratio (−inf − −inf).

@@ -63,13 +63,11 @@ class Head:
         if self.weight.dim() != 2:
             raise ValueError(f"a head's weight must be [V, D], got shape {tuple(self.weight.shape)}")
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
-            raise ValueError(
-                f"a head's bias must be [V] = [{self.weight.shape[0]}], got {tuple(self.bias.shape)}"
-            )
+            raise ValueError(f"a head's bias must be [V] = [{self.weight.shape[0]}], got {tuple(self.bias.shape)}")
         if not math.isfinite(self.scale):
             raise ValueError(f"a head's scale must be finite, got {self.scale}")
-        if self.softcap is not None and not self.softcap > 0:
-            raise ValueError(f"a head's softcap must be positive or None, got {self.softcap}")
+        if self.softcap is not None and not (self.softcap > 0 and math.isfinite(self.softcap)):
+            raise ValueError(f"a head's softcap must be positive and finite, or None, got {self.softcap}")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Dense logits `[N, V]` of hidden states `[N, D]`, float32 also from half-precision operands."""
@@ -108,7 +106,8 @@ def token_stats(
             f"policy_logits and reference_logits must both be [N, V], got {tuple(policy_logits.shape)} and "
             f"{tuple(reference_logits.shape)}. Do the two models share a vocabulary?"
         )
-    _check(targets, *policy_logits.shape, extras)
+    tokens, vocabulary = policy_logits.shape
+    _check(targets, tokens, vocabulary, extras)
     policy = log_softmax(policy_logits)
     reference = log_softmax(reference_logits.detach())
     index = targets[:, None]
@@ -154,8 +153,8 @@ def linear_token_stats(
         ValueError: shapes that do not fit, vocabularies of different size, a target outside the
             vocabulary, an unknown extra or impl.
     """
-    _check_linear(policy_hidden, policy_head, "policy")
-    _check_linear(reference_hidden, reference_head, "reference")
+    _check_linear("policy_hidden", policy_hidden, policy_head)
+    _check_linear("reference_hidden", reference_hidden, reference_head)
     if policy_head.weight.shape[0] != reference_head.weight.shape[0]:
         raise ValueError(
             f"the policy's head has {policy_head.weight.shape[0]} vocabulary entries and the reference's "
@@ -163,8 +162,7 @@ def linear_token_stats(
         )
     if reference_hidden.shape[0] != policy_hidden.shape[0]:
         raise ValueError(
-            f"policy_hidden holds {policy_hidden.shape[0]} tokens, reference_hidden "
-            f"{reference_hidden.shape[0]}"
+            f"policy_hidden holds {policy_hidden.shape[0]} tokens, reference_hidden {reference_hidden.shape[0]}"
         )
     _check(targets, policy_hidden.shape[0], policy_head.weight.shape[0], extras)
     if impl == "dense":
@@ -206,7 +204,7 @@ def summarize_reference(reference_hidden: Tensor, head: Head, targets: Tensor) -
     Raises:
         ValueError: a softcap (log Z is then no longer a function of W·h alone), or shapes that do not fit.
     """
-    _check_frozen(reference_hidden, head, targets)
+    _check_frozen("reference_hidden", reference_hidden, head, targets)
     with torch.no_grad():
         return ReferenceSummary(*_frozen_head.summarize(reference_hidden, head, targets))
 
@@ -230,7 +228,7 @@ def frozen_head_token_stats(
     Raises:
         ValueError: a head that requires a gradient or has a softcap, or shapes that do not fit.
     """
-    _check_frozen(policy_hidden, head, targets)
+    _check_frozen("policy_hidden", policy_hidden, head, targets)
     if head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad):
         raise ValueError(
             "frozen_head_token_stats treats the head as a constant, but it requires a gradient; "
@@ -247,29 +245,36 @@ def frozen_head_token_stats(
     return TokenStats(policy_logp, summary.reference_logp, forward_kl)
 
 
+def index_range(index: Tensor) -> tuple[int, int]:
+    """Smallest and largest entry of a non-empty integer tensor, with one wait for the device."""
+    low, high = torch.stack(index.aminmax()).tolist()
+    return low, high
+
+
 def _check(targets: Tensor, tokens: int, vocabulary: int, extras: Collection[str]) -> None:
     if targets.shape != (tokens,):
         raise ValueError(f"targets must be [N] = [{tokens}], got {tuple(targets.shape)}")
-    if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < vocabulary):
+    low, high = index_range(targets) if tokens else (0, 0)
+    if low < 0 or high >= vocabulary:
         raise ValueError(
-            f"targets must lie in [0, {vocabulary}), got values from {int(targets.min())} to "
-            f"{int(targets.max())}. Padding (-100) does not belong here: pass counted tokens only"
+            f"targets must lie in [0, {vocabulary}), got values from {low} to {high}. "
+            "Padding (-100) does not belong here: pass counted tokens only"
         )
     unknown = set(extras) - set(get_args(Extra))
     if unknown:
         raise ValueError(f"unknown extras {sorted(unknown)}; known are {', '.join(get_args(Extra))}")
 
 
-def _check_linear(hidden: Tensor, head: Head, whose: str) -> None:
+def _check_linear(name: str, hidden: Tensor, head: Head) -> None:
     if hidden.dim() != 2 or hidden.shape[1] != head.weight.shape[1]:
         raise ValueError(
-            f"{whose}_hidden must be [N, {head.weight.shape[1]}] to fit its head [V, D] = "
+            f"{name} must be [N, {head.weight.shape[1]}] to fit its head [V, D] = "
             f"{tuple(head.weight.shape)}, got {tuple(hidden.shape)}"
         )
 
 
-def _check_frozen(hidden: Tensor, head: Head, targets: Tensor) -> None:
-    _check_linear(hidden, head, "the")
+def _check_frozen(name: str, hidden: Tensor, head: Head, targets: Tensor) -> None:
+    _check_linear(name, hidden, head)
     _check(targets, hidden.shape[0], head.weight.shape[0], ())
     if head.softcap is not None:
         raise ValueError(

@@ -1,0 +1,178 @@
+"""The three losses: values by hand, the identities between them, and what their gradients do to a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tdpo import PairScores, PreferenceLoss, dpo_loss, score_pairs, tdpo1_loss, tdpo2_loss, token_stats
+
+NAMES = ("chosen_log_ratio", "rejected_log_ratio", "chosen_sequence_kl", "rejected_sequence_kl")
+Loss = Callable[..., PreferenceLoss]
+
+
+def tdpo2_half(scores: PairScores, **options: float) -> PreferenceLoss:
+    return tdpo2_loss(scores, alpha=0.5, **options)  # type: ignore[arg-type]
+
+
+LOSSES: list[Loss] = [dpo_loss, tdpo1_loss, tdpo2_half]
+
+
+def scores_of(*values: float | list[float]) -> PairScores:
+    tensors = [torch.tensor(v if isinstance(v, list) else [v], dtype=torch.float64) for v in values]
+    return PairScores(*(t.requires_grad_() for t in tensors))
+
+
+def gradients(loss: PreferenceLoss, scores: PairScores) -> dict[str, float]:
+    found = torch.autograd.grad(
+        loss.per_pair.sum(), [getattr(scores, n) for n in NAMES], allow_unused=True, retain_graph=True
+    )
+    return {n: 0.0 if g is None else g.item() for n, g in zip(NAMES, found, strict=True)}
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_values_and_gradients_by_hand() -> None:
+    """h = 3 − 1 = 2, D_w = 0.5, D_l = 2, β = 0.4, α = 0.5."""
+    scores = scores_of(3.0, 1.0, 0.5, 2.0)
+    dpo, tdpo1, tdpo2 = (f(scores, beta=0.4) for f in LOSSES)
+    margins = {"dpo": 0.8, "tdpo1": 0.4 * (2 - 1.5), "tdpo2": 0.4 * (2 - 0.75)}
+    for loss, margin in zip((dpo, tdpo1, tdpo2), margins.values(), strict=True):
+        assert loss.margin.item() == pytest.approx(margin)
+        assert loss.per_pair.item() == pytest.approx(-math.log(sigmoid(margin)))
+    assert (dpo.chosen_reward.item(), dpo.rejected_reward.item()) == pytest.approx((1.2, 0.4))
+    assert (tdpo1.chosen_reward.item(), tdpo1.rejected_reward.item()) == pytest.approx((1.4, 1.2))
+    assert (tdpo2.chosen_reward.item(), tdpo2.rejected_reward.item()) == pytest.approx((1.3, 0.8))
+
+    push = {name: 0.4 * sigmoid(-margin) for name, margin in margins.items()}  # −∂loss/∂h
+    assert list(gradients(dpo, scores).values()) == pytest.approx([-push["dpo"], push["dpo"], 0, 0])
+    one = push["tdpo1"]
+    assert list(gradients(tdpo1, scores).values()) == pytest.approx([-one, one, -one, one])
+    two = push["tdpo2"]
+    assert list(gradients(tdpo2, scores).values()) == pytest.approx([-two, two, 0.0, 0.5 * two])
+
+
+def test_label_smoothing_by_hand() -> None:
+    scores = scores_of(3.0, 1.0, 0.5, 2.0)
+    for loss in LOSSES:
+        plain, smooth = loss(scores, beta=0.4), loss(scores, beta=0.4, label_smoothing=0.1)
+        margin = plain.margin.item()
+        expected = -0.9 * math.log(sigmoid(margin)) - 0.1 * math.log(sigmoid(-margin))
+        assert smooth.per_pair.item() == pytest.approx(expected)
+        assert torch.equal(smooth.margin, plain.margin)
+        slope = -0.9 * sigmoid(-margin) + 0.1 * sigmoid(margin)
+        assert gradients(smooth, scores)["chosen_log_ratio"] == pytest.approx(0.4 * slope)
+
+
+values = st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3)
+divergences = st.lists(st.floats(0, 1e3), min_size=3, max_size=3)
+betas = st.floats(1e-3, 10)
+
+
+@settings(deadline=None, max_examples=60)
+@given(values, values, divergences, divergences, betas, st.floats(1e-3, 3))
+def test_identities(w: list, l: list, d_w: list, d_l: list, beta: float, alpha: float) -> None:  # noqa: E741
+    scores = scores_of(w, l, d_w, d_l)
+    for loss in (*LOSSES, lambda s, beta: tdpo2_loss(s, beta=beta, alpha=alpha)):
+        found = loss(scores, beta=beta)
+        assert torch.equal(found.margin, found.chosen_reward - found.rejected_reward)
+        for margin, value in zip(found.margin.tolist(), found.per_pair.tolist(), strict=True):
+            assert value == pytest.approx(math.log1p(math.exp(-abs(margin))) + max(-margin, 0), abs=1e-12)
+            # Accuracy (margin > 0) and loss never disagree.
+            assert (value < math.log(2)) == (margin > 0) or margin == pytest.approx(0, abs=1e-12)
+    one, two = tdpo1_loss(scores, beta=beta), tdpo2_loss(scores, beta=beta, alpha=1.0)
+    for name, value in vars(one).items():
+        assert torch.equal(value, getattr(two, name)), name
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_alpha_zero_is_dpo_to_the_last_bit(label_smoothing: float) -> None:
+    for kl in (1.5, math.inf):
+        scores = scores_of(0.3, -0.7, kl, kl)
+        ours = tdpo2_loss(scores, beta=0.1, alpha=0.0, label_smoothing=label_smoothing)
+        theirs = dpo_loss(scores, beta=0.1, label_smoothing=label_smoothing)
+        for name, value in vars(ours).items():
+            assert torch.equal(value, getattr(theirs, name)), name
+        assert gradients(ours, scores) == gradients(theirs, scores)
+
+
+def test_alpha_one_is_tdpo1_in_value_and_not_in_gradient() -> None:
+    scores = scores_of(0.3, -0.7, 1.0, 2.0)
+    one, two = tdpo1_loss(scores, beta=0.1), tdpo2_loss(scores, beta=0.1, alpha=1.0)
+    assert torch.equal(one.per_pair, two.per_pair)
+    of_one, of_two = gradients(one, scores), gradients(two, scores)
+    assert of_two["chosen_sequence_kl"] == 0.0 != of_one["chosen_sequence_kl"]
+    assert {n: of_one[n] for n in NAMES if n != "chosen_sequence_kl"} == {
+        n: of_two[n] for n in NAMES if n != "chosen_sequence_kl"
+    }
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_in_float64(loss: Loss) -> None:
+    scores = [torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    if loss is tdpo2_half:
+        scores[2] = scores[2].detach()  # its gradient is stopped, so a finite difference must not look
+    for smoothing in (0.0, 0.1):
+        assert torch.autograd.gradcheck(
+            lambda *s, smoothing=smoothing: loss(PairScores(*s), beta=0.7, label_smoothing=smoothing).per_pair,
+            scores,
+        )
+
+
+def test_what_the_losses_do_to_logits() -> None:
+    """TDPO1's chosen side is pushed along onehot − π_ref, so nothing limits it; TDPO2's along onehot − π."""
+    torch.manual_seed(1)
+    policy, reference = torch.randn(2, 5, dtype=torch.float64, requires_grad=True), torch.randn(2, 5).double()
+    targets, index = torch.tensor([1, 3]), torch.tensor([0, 1])
+    p, q, own = policy.detach().softmax(-1), reference.softmax(-1), torch.eye(5)[targets].double()
+
+    def along(loss: Loss) -> Tensor:
+        """The gradient of the loss with respect to the logits, over −β·σ(−margin)."""
+        found = loss(score_pairs(token_stats(policy, reference, targets), index, 1), beta=0.1)
+        (gradient,) = torch.autograd.grad(found.per_pair.sum(), policy)
+        return gradient / (-0.1 * torch.sigmoid(-found.margin.detach()))
+
+    assert torch.allclose(along(dpo_loss), torch.stack([own[0] - p[0], p[1] - own[1]]))
+    assert torch.allclose(along(tdpo1_loss), torch.stack([own[0] - q[0], q[1] - own[1]]))
+    rejected = -(own[1] - p[1]) - 0.5 * (p[1] - q[1])
+    assert torch.allclose(along(tdpo2_half), torch.stack([own[0] - p[0], rejected]))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_extremes_stay_numbers(loss: Loss) -> None:
+    empty = loss(scores_of([], [], [], []), beta=0.1)
+    assert empty.per_pair.shape == (0,)
+    no_tokens = loss(scores_of(0.0, 0.0, 0.0, 0.0), beta=0.1)
+    assert no_tokens.per_pair.item() == pytest.approx(math.log(2))
+    for ratio in (1e6, -1e6):
+        scores = scores_of(ratio, -ratio, 5.0, 5.0)
+        found = loss(scores, beta=0.1)
+        assert found.per_pair.isfinite().all()
+        assert all(math.isfinite(g) for g in gradients(found, scores).values())
+    # A policy that lost the reference's support on a rejected response is infinitely wrong, not NaN.
+    if loss is not dpo_loss:
+        lost = scores_of(0.0, 0.0, 0.0, math.inf)
+        assert loss(lost, beta=0.1).per_pair.item() == math.inf
+        assert not any(math.isnan(g) for g in gradients(loss(lost, beta=0.1), lost).values())
+
+
+def test_errors_name_what_came_and_what_was_expected() -> None:
+    scores = scores_of(0.0, 0.0, 0.0, 0.0)
+    for loss in LOSSES:
+        for beta in (0.0, -0.1, math.inf, math.nan):
+            with pytest.raises(ValueError, match=f"beta must be finite and > 0, got {beta}"):
+                loss(scores, beta=beta)
+        for smoothing in (-0.1, 0.5, math.nan):
+            with pytest.raises(ValueError, match=rf"label_smoothing must lie in \[0, 0.5\), got {smoothing}"):
+                loss(scores, beta=0.1, label_smoothing=smoothing)
+    for alpha in (-0.5, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"alpha must be finite and ≥ 0, got {alpha}"):
+            tdpo2_loss(scores, beta=0.1, alpha=alpha)
