@@ -1,0 +1,160 @@
+"""Checks of single fields: a text or list of messages, and the optional columns that mean something here."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tdpo.preferences.reasons import Finding, Reason
+from tdpo.preferences.rows import Message, Text, shown
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAY_BE_EMPTY = ("system", "developer", "tool")  # no instruction, a command without output
+ROLE_NAMES_ELSEWHERE = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+}
+RESERVED_KWARGS = (
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_dict",
+    "return_tensors",
+)
+REWARDS = ("chosen_reward", "rejected_reward")
+FINISHED = ("chosen_finished", "rejected_finished")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from)["']\s*:""")
+
+
+def find_surrogate(text: str) -> int | None:
+    """Position of the first code point that UTF-8 cannot carry."""
+    found = None if text.isascii() else _SURROGATE.search(text)
+    return None if found is None else found.start()
+
+
+def check_text(name: str, value: object) -> tuple[Text | None, list[Finding]]:
+    """The value as `Text`, or why it is none."""
+    if isinstance(value, str):
+        findings = _string_findings(name, value)
+        if not findings and _MESSAGES_AS_TEXT.match(value):
+            findings = [Finding(name, Reason.MESSAGES_AS_TEXT, shown(value))]
+        return (None, findings) if findings else (value, [])
+    if isinstance(value, list | tuple) and not value:
+        return None, [Finding(name, Reason.NO_MESSAGES, "[]")]
+    if isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
+        return _check_messages(name, value)
+    if value is None:
+        return None, [Finding(name, Reason.NULL, "")]
+    hint = "; one message goes into a list of its own" if isinstance(value, Mapping) and "role" in value else ""
+    return None, [Finding(name, Reason.WRONG_TYPE, f"{type(value).__name__}: {shown(value)}{hint}")]
+
+
+def _string_findings(name: str, text: str) -> list[Finding]:
+    if not text:
+        return [Finding(name, Reason.EMPTY, "''")]
+    if text.isspace():
+        return [Finding(name, Reason.BLANK, shown(text))]
+    if "\0" in text:
+        return [Finding(name, Reason.NUL, shown(text, near=text.index("\0")))]
+    surrogate = find_surrogate(text)
+    if surrogate is not None:
+        return [Finding(name, Reason.SURROGATE, shown(text, near=surrogate))]
+    return []
+
+
+def _check_messages(name: str, parts: list[Any] | tuple[Any, ...]) -> tuple[list[Message] | None, list[Finding]]:
+    messages: list[Message] = []
+    findings: list[Finding] = []
+    for i, part in enumerate(parts):
+        message, found = _check_message(f"{name}[{i}]", part)
+        findings += found
+        messages.append(message)
+    return (None, findings) if findings else (messages, [])
+
+
+def _check_message(path: str, part: object) -> tuple[Message, list[Finding]]:
+    if not isinstance(part, Mapping):
+        return {}, [Finding(path, Reason.NOT_MESSAGE, shown(part))]
+    # Arrow gives every message the keys of all others, as nulls; a chat template must not see those.
+    message = {key: value for key, value in part.items() if value is not None}
+    role, content = message.get("role"), message.get("content")
+    if role is None:
+        hint = "; ShareGPT's 'from' and 'value' are called 'role' and 'content' here" if "from" in part else ""
+        return message, [Finding(path, Reason.NO_ROLE, f"{shown(dict(part))}{hint}")]
+    if role not in ROLES:
+        known = ROLE_NAMES_ELSEWHERE.get(str(role).lower(), str(role).strip().lower())
+        hint = f"; did you mean '{known}'?" if known in ROLES else ""
+        return message, [Finding(f"{path}.role", Reason.UNKNOWN_ROLE, f"{shown(role)}{hint}")]
+    calls_tools = role == "assistant" and bool(message.get("tool_calls"))
+    if calls_tools and content is None:
+        return {**message, "content": ""}, []
+    if content is None:
+        return message, [Finding(path, Reason.NO_CONTENT, shown(dict(part)))]
+    if not isinstance(content, str):
+        text = f"{type(content).__name__}: {shown(content)}"
+        return message, [Finding(f"{path}.content", Reason.CONTENT_NOT_TEXT, text)]
+    findings = _string_findings(f"{path}.content", content)
+    if calls_tools or role in MAY_BE_EMPTY:
+        findings = [f for f in findings if f.reason not in (Reason.EMPTY, Reason.BLANK)]
+    return message, findings
+
+
+def check_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """The columns beside the texts, with those that have a meaning here checked and brought into one form."""
+    extra = {key: value for key, value in values.items() if key not in ("prompt", "chosen", "rejected")}
+    findings: list[Finding] = []
+    for name, check in (("tools", _check_tools), ("chat_template_kwargs", _check_template_kwargs)):
+        value = extra.pop(name, None)
+        if value is None or (isinstance(value, str | list | dict) and not value):
+            continue
+        option, finding = check(value)
+        if finding is None and option and isinstance(values.get("chosen"), str):
+            finding = Finding(name, Reason.NEEDS_TEMPLATE, shown(value))
+        if finding is not None:
+            findings.append(finding)
+        elif option:
+            extra[name] = option
+    for name in FINISHED:
+        if extra.get(name) is not None and not isinstance(extra[name], bool):
+            findings.append(Finding(name, Reason.NOT_BOOL, shown(extra[name])))
+    for name in REWARDS:
+        if extra.get(name) is not None and not _is_finite(extra[name]):
+            findings.append(Finding(name, Reason.NOT_FINITE, shown(extra[name])))
+    for name in ("image", "images"):
+        if extra.get(name) is not None and extra[name] not in ([], ""):
+            findings.append(Finding(name, Reason.IMAGES, shown(extra[name])))
+    return extra, findings
+
+
+def _check_tools(value: object) -> tuple[list[Any] | None, Finding | None]:
+    tools = value
+    if isinstance(value, str):
+        try:
+            tools = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            return None, Finding("tools", Reason.BAD_TOOLS, f"{error}: {shown(value)}")
+    if isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools):
+        return list(tools), None
+    return None, Finding("tools", Reason.BAD_TOOLS, f"{type(tools).__name__}: {shown(value)}")
+
+
+def _check_template_kwargs(value: object) -> tuple[dict[str, Any] | None, Finding | None]:
+    name = "chat_template_kwargs"
+    if not isinstance(value, Mapping):
+        return None, Finding(name, Reason.BAD_TEMPLATE_KWARGS, f"{type(value).__name__}: {shown(value)}")
+    reserved = [key for key in value if key in RESERVED_KWARGS and value[key] is not None]
+    if reserved:
+        return None, Finding(f"{name}.{reserved[0]}", Reason.RESERVED_KWARG, shown(value[reserved[0]]))
+    return {key: item for key, item in value.items() if item is not None}, None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

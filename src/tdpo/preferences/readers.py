@@ -1,0 +1,150 @@
+"""From what the user named — a file, a saved dataset, a dataset of the Hugging Face hub — to numbered records."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tdpo.preferences.rows import UnreadablePreferences
+from tdpo.preferences.text_files import Read, Record, read_csv, read_json, read_json_lines
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def read_parquet(path: Path) -> Read:
+    """All columns of a Parquet file, numbered by record."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    row += 1
+                    yield Record(row, values)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise UnreadablePreferences(f"{path}: not readable as Parquet after record {row} ({error}).") from error
+
+
+READERS: dict[str, Callable[[Path], Read]] = {
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".jsonl.gz": read_json_lines,
+    ".json": read_json,
+    ".json.gz": read_json,
+    ".csv": read_csv,
+    ".csv.gz": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+}
+
+
+def read_source(source: str | Path, split: str) -> Read:
+    """The records of a file, of a folder that `datasets` saved, or of a hub dataset (`owner/name[:configuration]`).
+
+    `split` chooses among the splits of a saved `DatasetDict` and of a hub dataset; other sources have none.
+    Raises FileNotFoundError for a path that does not exist, UnreadablePreferences for what is none of these.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _reader_for(path)(path)
+    if path.is_dir():
+        return read_dataset(_load_folder(path, split), str(source))
+    name = str(source)
+    if isinstance(source, Path) or _suffix(path) or not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise FileNotFoundError(_no_such_path(path))
+    return read_dataset(_load_from_hub(name, split), name)
+
+
+def read_dataset(dataset: Any, source: str) -> Read:
+    """The rows of a `datasets.Dataset`, or of any iterable of mappings, numbered from 1."""
+    if isinstance(dataset, Mapping):
+        splits = ", ".join(repr(name) for name in dataset)
+        raise UnreadablePreferences(f"{source}: holds several datasets ({splits}). Choose one of them.")
+    if isinstance(dataset, str | bytes) or not isinstance(dataset, Iterable):
+        raise UnreadablePreferences(
+            f"{source}: a dataset or a list of rows was expected, not {type(dataset).__name__}."
+        )
+    if hasattr(dataset, "with_format"):
+        dataset = dataset.with_format(None)  # a format set for training would give tensors
+    return (Record(row, values) for row, values in enumerate(dataset, start=1))
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return next((suffix for suffix in sorted(READERS, key=len, reverse=True) if name.endswith(suffix)), "")
+
+
+def _reader_for(path: Path) -> Callable[[Path], Read]:
+    suffix = _suffix(path)
+    if not suffix:
+        raise UnreadablePreferences(
+            f"{path}: files of this kind ({path.suffix or 'no suffix'}) are not read. "
+            f"Known are {', '.join(READERS)}, a folder saved by `datasets`,"
+            " or the name of a dataset on the Hugging Face hub."
+        )
+    return READERS[suffix]
+
+
+def _load_folder(path: Path, split: str) -> Any:
+    is_dict = (path / "dataset_dict.json").is_file()
+    if not is_dict and not (path / "state.json").is_file():
+        files = sorted(file.name for file in path.iterdir() if _suffix(file))
+        inside = f" It contains {', '.join(files[:5])}: name one of these files." if files else ""
+        raise UnreadablePreferences(
+            f"{path}: the folder was not saved by `datasets` (no dataset_dict.json, no state.json).{inside}"
+        )
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever a damaged folder makes datasets or arrow raise
+        raise UnreadablePreferences(f"{path}: the saved dataset cannot be loaded ({_one_line(error)}).") from error
+    if not is_dict:
+        return loaded
+    if split not in loaded:
+        near = difflib.get_close_matches(split, list(loaded), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnreadablePreferences(f"{path}: no split {split!r}; there are {', '.join(map(repr, loaded))}.{hint}")
+    return loaded[split]
+
+
+def _load_from_hub(name: str, split: str) -> Any:
+    import datasets
+
+    repository, _, configuration = name.partition(":")
+    try:
+        return datasets.load_dataset(repository, configuration or None, split=split)
+    except Exception as error:  # no network, no such dataset, no access, no such split: each its own class
+        near = _near_names(Path(name))
+        raise UnreadablePreferences(
+            f"{name}: there is no such file or folder{near}, and it could not be loaded from the Hugging Face hub "
+            f"with split {split!r}.\n{type(error).__name__}: {_one_line(error)}\n"
+            "Check the name, the split and the network (HF_HUB_OFFLINE must not be set; a private or gated dataset "
+            f'needs `hf auth login`). Without a network: run load_dataset("{repository}").save_to_disk("folder") where '
+            "there is one, copy the folder here and give its path."
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def _no_such_path(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path}: no such file, and no folder {str(folder)!r}{_near_names(folder)}."
+    return f"{path}: no such file or folder{_near_names(path)} (looked in {folder.resolve()})."
+
+
+def _near_names(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    names = [entry.name for entry in path.parent.iterdir()]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(str(path.parent / name)) for name in near)}?" if near else ""

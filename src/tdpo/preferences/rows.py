@@ -1,0 +1,137 @@
+"""What a preference is here, what can be wrong with one, and how both are told to a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, Any]
+Text = str | list[Message]
+
+SHOWN_CHARACTERS = 80
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """One prompt with a preferred and a dispreferred response.
+
+    The three texts are all `str`, or all lists of messages (`{"role": ..., "content": ...}` and whatever else the
+    message carried). `row` counts from 1: lines in JSON Lines, records elsewhere (a CSV header is no record).
+    `*_finished` is False where the sampler stopped at its length limit, so that no end-of-sequence token belongs
+    after the response. `extra` holds every other column; `tools` is in it as a list, never as JSON text.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    source: str
+    row: int
+    chosen_finished: bool = True
+    rejected_finished: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def conversational(self) -> bool:
+        return not isinstance(self.prompt, str)
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """Why one row cannot be used: `reason` is a fixed sentence (see `Reason`), `text` shows what came, in one line."""
+
+    source: str
+    row: int
+    field: str
+    reason: str
+    text: str
+
+    def __str__(self) -> str:
+        shown = f" ({self.text})" if self.text else ""
+        return f"{self.source}:{self.row}: {self.field}: {self.reason}{shown}"
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Validated rows in file order; `problems` is non-empty only where bad rows were skipped."""
+
+    rows: list[PreferenceRow]
+    problems: list[RowProblem]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for the run directory; a skipped row with two problems counts once as skipped, twice by reason."""
+        return {
+            "source": self.source,
+            "rows": len(self.rows),
+            "skipped": len({problem.row for problem in self.problems}),
+            "problems_by_reason": count_reasons(self.problems),
+        }
+
+
+class UnreadablePreferences(ValueError):
+    """The source as a whole cannot be read as preferences; the message says what came and what to do."""
+
+
+class BadPreferences(ValueError):
+    """Rows of the source are broken. `problems` has all of them, ordered by row; the message shows the first 20."""
+
+    def __init__(self, problems: Sequence[RowProblem], source: str, total: int, hint: str = "") -> None:
+        self.problems = list(problems)
+        self.source = source
+        self.total = total
+        super().__init__(_describe(self.problems, source, total, hint))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (str(self), self.problems, self.source, self.total)
+
+
+def _rebuild(message: str, problems: list[RowProblem], source: str, total: int) -> BadPreferences:
+    """Let the error travel between processes: exceptions are otherwise unpickled from their message alone."""
+    error = BadPreferences(problems, source, total)
+    error.args = (message,)
+    return error
+
+
+def count_reasons(problems: Sequence[RowProblem]) -> dict[str, int]:
+    """How often each reason occurs, the most frequent first."""
+    return dict(Counter(str(problem.reason) for problem in problems).most_common())
+
+
+def _describe(problems: Sequence[RowProblem], source: str, total: int, hint: str) -> str:
+    bad = len({problem.row for problem in problems})
+    left = total - bad
+    lines = [f"{source}: {bad} of {total} rows cannot be used:"]
+    lines += [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"  … and {len(problems) - SHOWN_PROBLEMS} more")
+    lines.append("By reason:")
+    first: dict[str, int] = {}
+    for problem in problems:
+        first.setdefault(str(problem.reason), problem.row)
+    for reason, count in count_reasons(problems).items():
+        lines.append(f"  {count} × {reason} (first in row {first[reason]})")
+    if left:
+        lines.append(f"Repair these rows, or leave them out with on_bad_rows=skip: {left} rows remain.")
+    else:
+        lines.append("No usable row is left.")
+    return "\n".join([*lines, hint] if hint else lines)
+
+
+def shown(value: object, near: int = 0) -> str:
+    """`value` in one line of at most about 80 characters, strings quoted, what cannot be printed escaped.
+
+    A long string is shown around position `near`.
+    """
+    text = value if isinstance(value, str) else repr(value)
+    start = max(0, near - SHOWN_CHARACTERS // 2) if len(text) > SHOWN_CHARACTERS else 0
+    kept = text[start : start + SHOWN_CHARACTERS]
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept)
+    cut = len(escaped) > SHOWN_CHARACTERS or start + SHOWN_CHARACTERS < len(text)
+    line = ("…" if start else "") + escaped[:SHOWN_CHARACTERS] + ("…" if cut else "")
+    return f"'{line}'" if isinstance(value, str) else line

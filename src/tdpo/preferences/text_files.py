@@ -1,0 +1,247 @@
+"""Readers of JSON Lines, JSON and CSV. Each yields every record once, with its number, or why it is none."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from tdpo.preferences.fields import FINISHED, REWARDS, find_surrogate
+from tdpo.preferences.formats import EXPECTED, describe_document
+from tdpo.preferences.reasons import Reason
+from tdpo.preferences.rows import RowProblem, UnreadablePreferences, shown
+
+
+class Record(NamedTuple):
+    row: int
+    values: Any
+
+
+Read = Iterator[Record | RowProblem]
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
+    """The file's bytes, decompressed where it ends in .gz; UTF-16 is refused here."""
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rb") as file:
+        stream = cast(io.BufferedReader, file)
+        try:
+            if stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise UnreadablePreferences(f"{path}: the file is UTF-16. Save it as UTF-8.")
+            yield stream
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UnreadablePreferences(f"{path}: the compressed file is damaged or cut short ({error}).") from error
+
+
+class _RepeatedKey(dict[str, Any]):
+    key = ""
+
+
+class _Decoder:
+    """JSON with objects that name a key twice marked, instead of the first value silently lost."""
+
+    def __init__(self) -> None:
+        self.repeated = False
+        self._decode = json.JSONDecoder(object_pairs_hook=self._object).decode
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        built = dict(pairs)
+        if len(built) == len(pairs):
+            return built
+        self.repeated = True
+        marked = _RepeatedKey(built)
+        names = [name for name, _ in pairs]
+        marked.key = next(name for name in names if names.count(name) > 1)
+        return marked
+
+    def decode(self, text: str) -> Any:
+        self.repeated = False
+        return self._decode(text)
+
+    def record(self, row: int, values: Any, source: str) -> Record | RowProblem:
+        key = _repeated_key(values) if self.repeated else None
+        if key is not None:
+            return RowProblem(source, row, key, Reason.REPEATED_KEY, shown(values))
+        return Record(row, values)
+
+
+def _repeated_key(value: Any) -> str | None:
+    if isinstance(value, _RepeatedKey):
+        return value.key
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((key for key in map(_repeated_key, parts) if key is not None), None)
+
+
+def read_json_lines(path: Path) -> Read:
+    """One object a line; blank lines and a byte order mark are passed over. Rows are numbered by line."""
+    with open_bytes(path) as stream:
+        yield from _read_lines(stream, str(path))
+
+
+def _read_lines(stream: io.BufferedIOBase, source: str) -> Read:
+    decoder = _Decoder()
+    for row, raw in enumerate(stream, start=1):
+        line = raw.removeprefix(b"\xef\xbb\xbf") if row == 1 else raw
+        try:
+            text = line.decode("utf-8").strip()
+            if text:
+                yield decoder.record(row, decoder.decode(text), source)
+        except UnicodeDecodeError as error:
+            before = line[: error.start].decode("utf-8")
+            kept = before + line[error.start :].decode("utf-8", "backslashreplace").strip()
+            yield RowProblem(source, row, "line", Reason.NOT_UTF8, shown(kept, near=len(before)))
+        except json.JSONDecodeError as error:
+            at = f"{error.msg} at character {error.pos + 1}: {shown(error.doc, near=error.pos)}"
+            yield RowProblem(source, row, "line", Reason.NOT_JSON, at)
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nesting without end
+            yield RowProblem(source, row, "line", Reason.NOT_JSON, f"{error}: {shown(text)}")
+
+
+def read_json(path: Path) -> Read:
+    """A list of rows, `{"data": [...]}`, one list a column, or JSON Lines under this name. Numbered by record."""
+    with open_bytes(path) as stream:
+        raw = stream.read()
+    source, decoder = str(path), _Decoder()
+    if not raw.strip():
+        return
+    try:
+        document = decoder.decode(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        text = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
+        if text.startswith(b"{") and b"\n{" in text:  # brace after brace in the first column: JSON Lines
+            yield from _read_lines(io.BytesIO(raw), source)
+            return
+        raise UnreadablePreferences(_broken_document(source, raw, error)) from error
+    for row, values in enumerate(_rows_of(document, source), start=1):
+        yield decoder.record(row, values, source)
+
+
+def _broken_document(source: str, raw: bytes, error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        line = raw[: error.start].count(b"\n") + 1
+        return f"{source}: line {line} is not valid UTF-8. Save the file as UTF-8."
+    return (
+        f"{source}: not valid JSON ({error}). Repair the file; JSON Lines, one object a line, is read row by row "
+        "and can have its broken rows skipped."
+    )
+
+
+def _rows_of(document: Any, source: str) -> list[Any]:
+    if isinstance(document, dict) and isinstance(document.get("data"), list):
+        return document["data"]
+    if isinstance(document, list):
+        return document
+    if not isinstance(document, dict) or not {"chosen", "rejected"} & set(document):
+        raise UnreadablePreferences(
+            f"{source}: the file holds {describe_document(document)}. Expected is a list of rows, or an object with "
+            f"such a list under 'data'. {EXPECTED}"
+        )
+    if not all(isinstance(cells, list) for cells in document.values()) or _holds_messages(document):
+        return [document]
+    lengths = {name: len(cells) for name, cells in document.items()}
+    if len(set(lengths.values())) > 1:
+        raise UnreadablePreferences(f"{source}: the columns differ in length: {lengths}.")
+    return [dict(zip(document, cells, strict=True)) for cells in zip(*document.values(), strict=True)]
+
+
+def _holds_messages(document: dict[str, Any]) -> bool:
+    """Whether the lists are conversations, so that the object is a single row and not columns."""
+    return any(isinstance(cell, dict) for name in ("chosen", "rejected") for cell in document.get(name, []))
+
+
+def read_csv(path: Path) -> Read:
+    """A header and records; cells that hold a JSON list of messages are decoded. Numbered by record."""
+    source = str(path)
+    with open_bytes(path) as stream, _unlimited_cells():
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        first = text.readline()
+        delimiter = _delimiter(first, "\t" if ".tsv" in path.suffixes else ",")
+        text.seek(0)
+        records = csv.reader(text, delimiter=delimiter, strict=True)
+        header = next(records, [])
+        repeated = sorted({name for name in header if header.count(name) > 1})
+        if repeated:
+            raise UnreadablePreferences(f"{source}: the header names {', '.join(map(repr, repeated))} twice.")
+        yield from _csv_records(records, header, source)
+
+
+def _csv_records(records: Any, header: list[str], source: str) -> Read:
+    row = 0
+    while True:
+        try:
+            cells = next(records)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row += 1
+            yield RowProblem(source, row, "record", Reason.NOT_CSV, f"{error}, line {records.line_num}")
+            continue
+        if cells:
+            row += 1
+            yield _csv_record(row, cells, header, source)
+
+
+def _csv_record(row: int, cells: list[str], header: list[str], source: str) -> Record | RowProblem:
+    for i, cell in enumerate(cells):
+        bad = find_surrogate(cell)
+        if bad is not None:
+            name = header[i] if i < len(header) else "record"
+            text = cell.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            return RowProblem(source, row, name, Reason.NOT_UTF8, shown(text, near=bad))
+    if len(cells) != len(header):
+        text = f"{len(cells)} cells, header {len(header)}: {shown(cells)}"
+        return RowProblem(source, row, "record", Reason.CELL_COUNT, text)
+    return Record(row, {name: _cell_value(name, cell) for name, cell in zip(header, cells, strict=True)})
+
+
+def _cell_value(name: str, cell: str) -> Any:
+    """CSV knows text only: give back the type that the column has in other formats; what does not fit stays text."""
+    if name in ("prompt", "chosen", "rejected"):
+        messages = _from_json(cell) if cell.lstrip().startswith("[") else None
+        is_messages = isinstance(messages, list) and any(
+            isinstance(part, dict) and ("role" in part or "content" in part) for part in messages
+        )
+        return messages if is_messages or messages == [] else cell
+    if name in FINISHED:
+        return {"true": True, "false": False, "1": True, "0": False, "": None}.get(cell.strip().lower(), cell)
+    if name in REWARDS:
+        try:
+            return float(cell) if cell.strip() else None
+        except ValueError:
+            return cell
+    if name == "chat_template_kwargs":
+        return _from_json(cell) if cell.strip() else None
+    return cell
+
+
+def _from_json(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+
+
+def _delimiter(header: str, usual: str) -> str:
+    """The usual one unless the header only makes sense with another (spreadsheets write ';' in many countries)."""
+    for candidate in (usual, ",", ";", "\t"):
+        if {"chosen", "rejected"} <= set(next(csv.reader([header], delimiter=candidate), [])):
+            return candidate
+    return usual
+
+
+@contextmanager
+def _unlimited_cells() -> Iterator[None]:
+    """The csv module refuses cells beyond 128 KiB by a setting of the process; long conversations exceed it."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

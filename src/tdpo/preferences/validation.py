@@ -1,0 +1,131 @@
+"""From records to rows that can be trained on, and the problems of all others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from tdpo.preferences.fields import FINISHED, check_options, check_text
+from tdpo.preferences.formats import nearest_column, require_preference_columns
+from tdpo.preferences.prompts import order_findings, resolve
+from tdpo.preferences.reasons import Finding, Reason
+from tdpo.preferences.rows import (
+    BadPreferences,
+    PreferenceRow,
+    Preferences,
+    RowProblem,
+    UnreadablePreferences,
+    shown,
+)
+from tdpo.preferences.text_files import Record
+
+OnBadRows = Literal["error", "skip"]
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, default=str)
+
+
+def validate(records: Iterable[Record | RowProblem], source: str, on_bad_rows: OnBadRows) -> Preferences:
+    """Check every record, and the records against each other.
+
+    Raises UnreadablePreferences where the source is empty or in another format, and BadPreferences where a row is
+    broken and `on_bad_rows` is "error", or where no row is left.
+    """
+    if on_bad_rows not in ("error", "skip"):
+        raise ValueError(f"on_bad_rows is {on_bad_rows!r}; it can be 'error' or 'skip'.")
+    problems: list[RowProblem] = []
+    kept: list[Record] = []
+    for record in records:
+        if isinstance(record, RowProblem):
+            problems.append(record)
+        elif isinstance(record.values, Mapping):
+            kept.append(record)
+        else:
+            text = f"{type(record.values).__name__}: {shown(record.values)}"
+            problems.append(RowProblem(source, record.row, "row", Reason.NOT_OBJECT, text))
+    total = len(kept) + len(problems)
+    if not total:
+        raise UnreadablePreferences(f"{source}: there are no rows in it.")
+    hint = "" if kept else "Not one record is an object with fields. Does the content fit the file's name?"
+    rows, found = _check_rows(kept, source)
+    problems = sorted(problems + found, key=lambda problem: problem.row)
+    if problems and (on_bad_rows == "error" or not rows):
+        raise BadPreferences(problems, source, total, hint)
+    return Preferences(rows, problems, source)
+
+
+def _check_rows(records: list[Record], source: str) -> tuple[list[PreferenceRow], list[RowProblem]]:
+    if not records:
+        return [], []
+    require_preference_columns([record.values for record in records], source)
+    # As in TRL, the prompt is implicit only where no row names one: otherwise a forgotten prompt would be guessed.
+    prompt_required = any("prompt" in record.values for record in records)
+    rows: list[PreferenceRow] = []
+    problems: list[RowProblem] = []
+    seen: dict[bytes, int] = {}
+    for record in records:
+        row, findings = _check_row(record, source, prompt_required)
+        if row is not None:
+            first = seen.setdefault(_digest(row), row.row)
+            if first == row.row:
+                rows.append(row)
+                continue
+            findings = [Finding("row", Reason.DUPLICATE, f"row {first}: {shown(row.prompt)}")]
+        problems += [RowProblem(source, record.row, *finding) for finding in findings]
+    rows, minority = _one_form(rows)
+    return rows, problems + minority
+
+
+def _check_row(record: Record, source: str, prompt_required: bool) -> tuple[PreferenceRow | None, list[Finding]]:
+    values = record.values
+    texts: dict[str, Any] = {"prompt": None}
+    findings: list[Finding] = []
+    for name in ("prompt", "chosen", "rejected"):
+        if name == "prompt" and not prompt_required:
+            continue
+        if name not in values:
+            findings.append(_missing(name, values))
+            continue
+        texts[name], found = check_text(name, values[name])
+        findings += found
+    extra, found = check_options(values)
+    findings += found
+    if findings:
+        return None, findings
+    triple = resolve(texts["prompt"], texts["chosen"], texts["rejected"])
+    if isinstance(triple, Finding):
+        return None, [triple]
+    findings = order_findings(triple)
+    if findings:
+        return None, findings
+    chosen_finished, rejected_finished = (extra.pop(name, None) is not False for name in FINISHED)
+    row = PreferenceRow(*triple, source, record.row, chosen_finished, rejected_finished, extra)
+    return row, []
+
+
+def _missing(name: str, values: Mapping[str, Any]) -> Finding:
+    near = nearest_column(name, [str(key) for key in values])
+    hint = f"; did you mean {near!r}?" if near else ""
+    return Finding(name, Reason.MISSING, f"the row has {', '.join(str(key) for key in values) or 'no fields'}{hint}")
+
+
+def _digest(row: PreferenceRow) -> bytes:
+    """What makes two rows the same training example: their texts, and what the chat template is given besides."""
+    template = row.extra.get("tools"), row.extra.get("chat_template_kwargs")
+    content = _CANONICAL.encode([row.prompt, row.chosen, row.rejected, template])
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
+
+
+def _one_form(rows: list[PreferenceRow]) -> tuple[list[PreferenceRow], list[RowProblem]]:
+    """Keep the form that most rows have; a file of both is two files mixed up, and would train on two formats."""
+    conversational = sum(row.conversational for row in rows)
+    if conversational in (0, len(rows)):
+        return rows, []
+    majority = 2 * conversational >= len(rows)
+    kept = [row for row in rows if row.conversational == majority]
+    odd = [row for row in rows if row.conversational != majority]
+    problems = [
+        RowProblem(row.source, row.row, "row", Reason.MIXED_FILE, f"prompt: {shown(row.prompt)}") for row in odd
+    ]
+    return kept, problems
