@@ -1,0 +1,29 @@
+"""Prompts with a reward: where preferences and rollouts come from, and what a trained model is judged by."""
+
+from __future__ import annotations
+
+import difflib
+
+from tdpo.environments.base import Environment, Prompt, RewardError, RewardFunction, score
+from tdpo.environments.sentiment import sentiment_environment
+
+_BUILT_IN = {"sentiment": sentiment_environment}
+
+__all__ = [
+    "Environment",
+    "Prompt",
+    "RewardError",
+    "RewardFunction",
+    "load_environment",
+    "score",
+]
+
+
+def load_environment(name: str) -> Environment:
+    """The environment called `name`. Raises ValueError for a name that is not known, and ModuleNotFoundError where a
+    package is missing that the reward needs."""
+    if name not in _BUILT_IN:
+        near = difflib.get_close_matches(name, _BUILT_IN, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"there is no environment {name!r}: {hint}known environments: {', '.join(sorted(_BUILT_IN))}")
+    return _BUILT_IN[name]()

@@ -1,0 +1,105 @@
+"""What an environment is, and how its reward is called and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tdpo.preferences import Text
+
+# (prompts=..., completions=..., **columns) -> one number a completion, as the reward functions of TRL's GRPO;
+# completions are the texts of the responses, also where the prompts are lists of messages.
+RewardFunction = Callable[..., Iterable[float]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, plain text or messages. The reward receives `columns` as keyword arguments, one list a column."""
+
+    id: str
+    prompt: Text
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Prompts to learn from, prompts kept aside for judging, and the reward of a response."""
+
+    name: str
+    train: list[Prompt]
+    held_out: list[Prompt]
+    reward: RewardFunction
+    reward_name: str
+    max_new_tokens: int
+    description: str
+
+
+class RewardError(ValueError):
+    """The reward function failed or gave something that is not one finite number a completion."""
+
+
+def score(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+    """The reward of every completion; `prompts[i]` is the prompt of `completions[i]`.
+
+    Raises RewardError, naming prompt and value, if the function raises, returns another number of values, or a value
+    that is no finite number. A package that the function misses (ImportError) is reported as it is.
+    """
+    if len(prompts) != len(completions):
+        raise ValueError(f"one prompt for every completion is needed, not {len(prompts)} for {len(completions)}")
+    if not prompts:
+        return []
+    try:
+        rewards = _call(environment, prompts, completions)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"reward {environment.reward_name!r} raised {type(error).__name__}: {error}"
+            f"{_first_failure(environment, prompts, completions)}"
+        ) from error
+    if len(rewards) != len(prompts):
+        raise RewardError(
+            f"reward {environment.reward_name!r} returned {len(rewards)} values for {len(prompts)} completions "
+            f"(prompts {prompts[0].id!r} to {prompts[-1].id!r}); it must return one number for each"
+        )
+    return [
+        _number(environment, value, prompt, completion)
+        for value, prompt, completion in zip(rewards, prompts, completions, strict=True)
+    ]
+
+
+def _call(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Any]:
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
+    return list(
+        environment.reward(prompts=[prompt.prompt for prompt in prompts], completions=list(completions), **columns)
+    )
+
+
+def _first_failure(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> str:
+    """Which completion it was: the whole batch failed, so each is tried alone."""
+    for prompt, completion in zip(prompts, completions, strict=True):
+        try:
+            _call(environment, [prompt], [completion])
+        except Exception:
+            return f" (prompt {prompt.id!r}, response {_shortened(completion)})"
+    return f" (prompts {prompts[0].id!r} to {prompts[-1].id!r} together; each alone is fine)"
+
+
+def _number(environment: Environment, value: Any, prompt: Prompt, completion: str) -> float:
+    # numpy's and torch's scalars are numbers once they are taken out of their arrays.
+    plain = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+    if isinstance(plain, Real) and math.isfinite(plain):
+        return float(plain)
+    raise RewardError(
+        f"reward {environment.reward_name!r} gave {value!r} for prompt {prompt.id!r}, response "
+        f"{_shortened(completion)}; it must be a finite number"
+    )
+
+
+def _shortened(text: str, limit: int = 80) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
