@@ -1,0 +1,150 @@
+"""What the commands print: results on stdout, everything else on stderr; progress bars with an estimate."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Update = Callable[[int, int, str], None]
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+@cache
+def out() -> Console:
+    """Results."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@cache
+def err() -> Console:
+    """Messages and progress. Processes of a distributed run other than the first say nothing."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+
+
+def say(text: str, style: str = "") -> None:
+    """A message on stderr, printed as it is: brackets in it are no markup, and nothing is broken into lines."""
+    err().print(text, style=style, markup=False, soft_wrap=True)
+
+
+def write(text: str, style: str = "") -> None:
+    """A result on stdout, printed as it is but for control characters, which model text may hold."""
+    out().print(printable(text), style=style, markup=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """`text` without the characters that move a terminal's cursor or change its colours."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def duration(seconds: float) -> str:
+    """5.2 s, 3 min 12 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Update]:
+    """A bar for one stage, moved by update(done, total, note); without a terminal a line now and then."""
+    with _bar(label) if err().is_terminal else _lines(label) as update:
+        yield update
+
+
+@contextlib.contextmanager
+def progress_in_stages(label: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar of its own for each stage: update(stage, done, total)."""
+    with contextlib.ExitStack() as stack:
+        updates: dict[str, Update] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in updates:
+                stack.close()
+                updates[stage] = stack.enter_context(progress(f"{label}: {stage}"))
+            updates[stage](done, total, "")
+
+        yield update
+
+
+@contextlib.contextmanager
+def _bar(label: str) -> Iterator[Update]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=err()) as bar:
+        task = bar.add_task(label, total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+@contextlib.contextmanager
+def _lines(label: str) -> Iterator[Update]:
+    started = shown = time.monotonic()
+    first = None  # (done, when): what comes before the first report is loading, and no measure of speed
+    line = None
+
+    def update(done: int, total: int, note: str = "") -> None:
+        nonlocal shown, first, line
+        now = time.monotonic()
+        first = first or (done, now)
+        left = ""
+        if first[0] < done < total:
+            left = f", about {duration((now - first[1]) / (done - first[0]) * (total - done))} left"
+        line = f"{label}: {done} of {total} after {duration(now - started)}{left}{note and f' · {note}'}"
+        if now - shown >= _SECONDS_BETWEEN_LINES:
+            say(line)
+            shown, line = now, None
+
+    yield update
+    if line is not None:
+        say(line)
+
+
+def quiet_libraries() -> None:
+    """Keep transformers from drawing bars of its own and from logging what is no concern of the user."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # Deprecations between libraries, and advice on accelerators that are not there, concern nobody who runs a command.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*", category=UserWarning)
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number for a table; "–" where there is none."""
+    return "–" if value is None else f"{float(value):.{digits}f}"

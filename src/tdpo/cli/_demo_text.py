@@ -1,0 +1,48 @@
+"""What `tdpo demo` tells the reader."""
+
+INTRODUCTION = """\
+This demo teaches a small language model to answer more cheerfully, twice from the same examples: once with TDPO2,
+once with DPO. The model is SmolLM2 with 135 million parameters; everything runs on this machine.
+
+The question is not only which method gets the higher reward, but what each pays for it: how far the trained model
+moves away from the one it started as, and whether it still says many different things. Two distances tell that apart.
+
+  KL(reference‖policy), the forward KL: how badly the trained model (policy) covers what the model before training
+  (reference) would say. It grows when something that used to be likely becomes unlikely. TDPO has it in its loss,
+  summed over the whole vocabulary at every token.
+
+  KL(policy‖reference), the reverse KL: how much the trained model says that the reference would not. It grows when
+  answers appear that used to be unlikely. PPO penalises this one.
+
+Both are measured in nats a response: 0 is the same model, and each nat more is a factor of e in probability."""
+
+PAIRS = """\
+The model answers each training prompt several times. A sentiment score (VADER, from -1 to +1) ranks
+the answers; the best is paired with the worst. These pairs, the model's own words, are all the training sees."""
+
+HELD_OUT_PAIRS = """\
+The same for prompts that are never trained on: does the model learn to rank, or to remember?"""
+
+TRAINING = {
+    "TDPO2": """\
+Each update raises the chosen answers against the rejected ones, measured against the reference. TDPO2
+also compares the two answers' forward KLs, so that the rejected answer's side does not run away. Only a small adapter
+is trained. Watch accuracy rise above 0.5 and the chosen KL stay small.""",
+    "DPO": """\
+The same pairs, the same number of updates, without the KL in the loss. Watch how the chosen KL grows.""",
+}
+
+EVALUATION = """\
+Base and trained model answer the held-out prompts with the same random numbers. Rewards say whether training
+worked; both KLs and the share of distinct word pairs (distinct-2) say at what price."""
+
+READING = """
+How to read it: a higher mean reward is what training was for. A smaller KL at the same reward is a better bargain.
+A falling standard deviation or distinct-2 means the answers become more alike. Two points do not make a ranking: the
+strength beta moves each method along a curve of its own, and one short run has noise, which the intervals show."""
+
+NEXT = """\
+Next: tdpo generate {folder}/tdpo2 --prompt "How was your day?" --base
+      tdpo recipe --example preferences > recipe.yaml   (your own data)"""
+
+TOO_SHORT = "\nThis was --quick: two updates and eight tokens a response, too little for the numbers to mean anything."

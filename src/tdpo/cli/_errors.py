@@ -1,0 +1,126 @@
+"""Errors as people want to read them: what is wrong and what to do; exit code 2 for bad input, 1 for a failure."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, requires
+from types import FrameType
+from typing import Any
+
+import typer
+
+from ._console import say
+
+BAD_INPUT, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+INPUT_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+
+
+LESS_MEMORY = (
+    "less is needed with training.micro_batch_size=1, training.gradient_checkpointing=true, a smaller max_length"
+)
+
+
+class CommandError(ValueError):
+    """A command was asked for something it cannot do."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it: to be handled like Ctrl-C."""
+
+
+def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`command`, whose errors end as a message and an exit code; with its `debug` argument as a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _treat_sigterm_like_ctrl_c()
+        try:
+            return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt as interrupt:
+            terminated = isinstance(interrupt, Terminated)
+            say("terminated." if terminated else "interrupted.", style="bold yellow")
+            raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from None
+        except Exception as error:
+            raise typer.Exit(report(error, debug=bool(kwargs.get("debug")))) from None
+
+    return run
+
+
+def report(error: Exception, *, debug: bool) -> int:
+    """Print `error` for a person and return the exit code."""
+    message, code = explain(error)
+    if debug:
+        traceback.print_exception(error)
+    say(f"error: {message}", style="bold red")
+    if not debug and not is_ours(error):
+        with tempfile.NamedTemporaryFile("w", suffix=".txt", prefix="tdpo-traceback-", delete=False) as file:
+            traceback.print_exception(error, file=file)
+        say(f"This was not expected; the traceback is in {file.name} (--debug prints it).")
+    return code
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """The message for a person and the exit code."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tdpo"):
+        return f"{error.name} is not installed; {install_command(error.name)}", FAILURE
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: {text.splitlines()[0]}\n{LESS_MEMORY}", FAILURE
+    if is_ours(error):
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            text = f"{error.filename}: {error.strerror}"
+        return text, BAD_INPUT if isinstance(error, INPUT_ERRORS) else FAILURE
+    return f"{type(error).__name__}: {text}", FAILURE
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether `error` is for a person to read: a class of tdpo, raised in its code, or about a file."""
+    if type(error).__module__.partition(".")[0] == "tdpo":
+        return True
+    if isinstance(error, OSError) and error.filename is not None:
+        return True  # the system's own words on a file that the user named
+    if not isinstance(error, (ValueError, ImportError, OSError)):
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).partition(".")[0] == "tdpo"
+
+
+def install_command(module: str) -> str:
+    """How to install the package that provides `module`, through the extra that lists it where one does."""
+    package = {"yaml": "pyyaml"}.get(module.partition(".")[0], module.partition(".")[0])
+    try:
+        needed = requires("tdpo") or []
+    except PackageNotFoundError:
+        needed = []
+    for line in needed:
+        name, _, marker = line.partition(";")
+        if name.lower().startswith(package.lower()) and "extra ==" in marker:
+            extra = marker.partition("extra ==")[2].strip(" '\"")
+            return f"pip install 'tdpo[{extra}]'"
+    return f"pip install {package}"
+
+
+def _treat_sigterm_like_ctrl_c() -> None:
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread, which alone may set handlers
+        if sys.flags.dev_mode:
+            raise

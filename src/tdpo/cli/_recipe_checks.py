@@ -1,0 +1,160 @@
+"""What `tdpo doctor` says about a recipe: everything that training would stumble over, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._console import quiet_libraries
+from ._errors import explain, is_ours
+from ._machine_checks import Check
+
+if TYPE_CHECKING:
+    from ..batches import TokenizedPairs
+    from ..config import Recipe
+
+# Module that a value of training.report_to or training.optimizer needs.
+NEEDED_MODULES = {
+    "adamw_8bit": "bitsandbytes",
+    "paged_adamw_8bit": "bitsandbytes",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+    "clearml": "clearml",
+    "swanlab": "swanlab",
+}
+
+
+def recipe_checks(path: Path, overrides: Sequence[str]) -> Iterator[Check]:
+    """The recipe; then, each on its own, its run directory, packages, environment, model and data."""
+    from ..config import RecipeError, load_recipe
+
+    try:
+        recipe = load_recipe(path, overrides)
+    except RecipeError as error:
+        yield Check("recipe", "problem", str(error))
+        return
+    yield Check("recipe", "ok", f"{path}: {recipe.loss.name} on {recipe.model.name}, rows of {recipe.data.train}")
+    quiet_libraries()
+    for name, check in (
+        ("run_dir", _run_dir),
+        ("packages", _packages),
+        ("environment", _environment),
+        ("model", _model),
+        ("data", _data),
+    ):
+        yield from _tried(name, check, recipe)
+
+
+def _tried(name: str, check: Callable[[Recipe], Iterator[Check]], recipe: Recipe) -> Iterator[Check]:
+    """The findings of `check`; an error in it is a finding too."""
+    try:
+        yield from check(recipe)
+    except Exception as error:
+        text = explain(error)[0]
+        yield Check(name, "problem", text if is_ours(error) else f"{text} (unexpected)")
+
+
+def _run_dir(recipe: Recipe) -> Iterator[Check]:
+    from ..runs import RunDirectory
+
+    run = RunDirectory(recipe.run_dir)
+    reason = run.why_not_new()
+    if reason is None:
+        yield Check("run_dir", "ok", f"{run.path} is free")
+    else:
+        yield Check("run_dir", "note" if run.is_run() else "problem", reason)
+
+
+def _packages(recipe: Recipe) -> Iterator[Check]:
+    for value in (recipe.training.optimizer, *recipe.training.report_to):
+        module = NEEDED_MODULES.get(value)
+        if module and find_spec(module) is None:
+            yield Check("packages", "problem", f"{value} needs {module}; pip install {module}")
+
+
+def _environment(recipe: Recipe) -> Iterator[Check]:
+    from ..environments import load_environment
+
+    if recipe.environment is None:
+        if recipe.data.eval is None and recipe.data.eval_fraction is None:
+            yield Check("environment", "note", "none, and no held-out rows: there is nothing to evaluate on")
+        else:
+            yield Check("environment", "ok", "none: an evaluation judges held-out pairs, not generations")
+        return
+    found = load_environment(recipe.environment.name)
+    prompts = f"{len(found.train)} prompts to train on, {len(found.held_out)} held out"
+    yield Check("environment", "ok", f"{found.name}: {prompts}, reward {found.reward_name}")
+
+
+def _model(recipe: Recipe) -> Iterator[Check]:
+    for key, name in (("model.name", recipe.model.name), ("model.reference", recipe.model.reference)):
+        if name is not None:
+            yield Check(key, "ok", _described(name, recipe.model.trust_remote_code))
+
+
+def _described(name: str, trust_remote_code: bool) -> str:
+    """Architecture and size from the configuration alone; no weights are read."""
+    from transformers import AutoConfig
+
+    from ..models import check_folder, is_adapter_folder
+    from ..models.loading import adapter_base
+
+    folder = check_folder(name)
+    if is_adapter_folder(folder):
+        return f"{name}: an adapter of {_described(adapter_base(folder), trust_remote_code)}"
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"{name} cannot be reached: {reason}") from None
+    text = config.get_text_config()
+    return (
+        f"{name}: {config.model_type}, {text.num_hidden_layers} layers, hidden size {text.hidden_size}, "
+        f"vocabulary {text.vocab_size}"
+    )
+
+
+def _data(recipe: Recipe) -> Iterator[Check]:
+    """What training itself would read and tokenise."""
+    from ..batches import tokenize_pairs
+    from ..models import load_tokenizer, model_facts
+    from ..training.data import read_data
+
+    data = read_data(recipe)
+    trust = recipe.model.trust_remote_code
+    for key, rows in (("data.train", data.train), ("data.eval", data.eval)):
+        if rows is not None:
+            skipped = f", {len(rows.problems)} problems skipped" if rows.problems else ""
+            yield Check(key, "note" if skipped else "ok", f"{rows.source}: {len(rows)} rows{skipped}")
+    tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
+    facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=trust)
+    limit = facts.max_length(recipe.data.max_length)
+    for key, rows in (("data.train", data.train), ("data.eval", data.eval)):
+        if rows is not None:
+            tokenized = tokenize_pairs(rows.rows, tokenizer, limit, end_ids=facts.end_token_ids)
+            yield from _lengths(key, tokenized)
+            if key == "data.train":
+                yield from _updates(recipe, len(tokenized.pairs))
+
+
+def _lengths(key: str, tokenized: TokenizedPairs) -> Iterator[Check]:
+    lengths = sorted(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in tokenized.pairs)
+    shares = {"median": 0.5, "90 %": 0.9, "99 %": 0.99}
+    text = ", ".join(f"{name} {lengths[min(len(lengths) - 1, int(s * len(lengths)))]}" for name, s in shares.items())
+    yield Check(f"{key} length", "ok", f"tokens of prompt and longer response: {text}, longest {lengths[-1]}")
+    for sentence in tokenized.report.warnings():
+        yield Check(f"{key} tokens", "note", sentence)
+
+
+def _updates(recipe: Recipe, pairs: int) -> Iterator[Check]:
+    training = recipe.training
+    steps = training.max_steps or ceil(pairs / training.batch_size * (training.epochs or 1))
+    yield Check("length", "ok", f"about {steps} updates of {training.batch_size} pairs")
+    if pairs < training.batch_size:
+        yield Check("length", "note", f"{pairs} pairs are fewer than training.batch_size {training.batch_size}")

@@ -1,0 +1,106 @@
+"""evaluation.json as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ._console import number
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Evaluation = Mapping[str, Any]
+# Row label, key in "generations", digits. Short enough for three models on 80 columns.
+GENERATION_ROWS = (
+    ("reward, mean", "reward_mean", 3),
+    ("reward, std. deviation", "reward_std", 3),
+    ("KL(reference‖policy), nats", "forward_kl", 2),
+    ("KL(policy‖reference), nats", "reverse_kl", 2),
+    ("distinct-1", "distinct_1", 3),
+    ("distinct-2", "distinct_2", 3),
+    ("length, tokens", "length_mean", 1),
+    ("finished, share", "finished_share", 2),
+)
+PAIR_ROWS = (
+    ("pairs: accuracy", "accuracy", 3),
+    ("pairs: margin", "margin", 3),
+    ("pairs: chosen KL, nats", "chosen_forward_kl", 2),
+    ("pairs: rejected KL, nats", "rejected_forward_kl", 2),
+)
+INTERVAL = "  95 % interval"
+WITH_INTERVAL = ("reward_mean", "forward_kl", "reverse_kl", "accuracy", "chosen_forward_kl")
+
+
+def comparison_table(
+    evaluations: Mapping[str, Evaluation], *, extra: Mapping[str, Mapping[str, str]] | None = None
+) -> Table:
+    """Rows of measures, columns of models: the base model, then each trained one by its label.
+
+    `extra` adds rows: {row label: {column label: text}}.
+    """
+    from rich.table import Table
+
+    table = Table(title=_title(evaluations), title_justify="left")
+    table.add_column("")
+    base = _base(evaluations)
+    for label in [*(["base"] if base else []), *evaluations]:
+        table.add_column(label, justify="right")
+    blank = [""] if base else []
+    generations = [*([base] if base else []), *(_generations(e, "trained") for e in evaluations.values())]
+    for label, key, digits in GENERATION_ROWS:
+        _add(table, label, [number(values.get(key), digits) for values in generations])
+        if key in WITH_INTERVAL:
+            _add(table, INTERVAL, [_interval(values.get(f"{key}_interval"), digits) for values in generations])
+    pairs = [e.get("pairs") or {} for e in evaluations.values()]
+    for label, key, digits in PAIR_ROWS:
+        _add(table, label, [*blank, *(number(values.get(key), digits) for values in pairs)])
+        if key in WITH_INTERVAL:
+            intervals = [(values.get("intervals") or {}).get(key) for values in pairs]
+            _add(table, INTERVAL, [*blank, *(_interval(interval, digits) for interval in intervals)])
+    for label, by_column in (extra or {}).items():
+        _add(table, label, [*blank, *(by_column.get(column, "") for column in evaluations)])
+    return table
+
+
+def notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """One sentence a model on how its reward differs from the base model's."""
+    lines = []
+    for label, evaluation in evaluations.items():
+        difference = (evaluation.get("difference") or {}).get("reward_mean")
+        if difference:
+            low, high = difference["interval"]
+            verdict = "excludes 0" if low > 0 or high < 0 else "includes 0: no difference is shown"
+            lines.append(
+                f"{label}: mean reward {difference['estimate']:+.3f} against base, "
+                f"{difference['confidence']:.0%} interval [{low:+.3f}, {high:+.3f}], which {verdict}"
+            )
+    return lines
+
+
+def _title(evaluations: Mapping[str, Evaluation]) -> str:
+    settings: Mapping[str, Any] = next((e["settings"] for e in evaluations.values() if e.get("settings")), {})
+    known: dict[str, Callable[[Any], str]] = {
+        "environment": str,
+        "reward": lambda value: f"reward: {value}",
+        "prompts": lambda value: f"{value} held-out prompts",
+        "samples_per_prompt": lambda value: f"{value} samples each",
+    }
+    return ", ".join(show(settings[key]) for key, show in known.items() if settings.get(key) is not None)
+
+
+def _base(evaluations: Mapping[str, Evaluation]) -> Mapping[str, Any]:
+    return next((b for e in evaluations.values() if (b := _generations(e, "base"))), {})
+
+
+def _generations(evaluation: Evaluation, which: str) -> Mapping[str, Any]:
+    return (evaluation.get("generations") or {}).get(which) or {}
+
+
+def _interval(interval: Sequence[float] | None, digits: int) -> str:
+    return "" if interval is None else f"{number(interval[0], digits)} … {number(interval[1], digits)}"
+
+
+def _add(table: Table, label: str, cells: list[str]) -> None:
+    if any(cell not in ("", "–") for cell in cells):
+        table.add_row(label, *cells)

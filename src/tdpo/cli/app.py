@@ -1,0 +1,79 @@
+"""The Typer application: every command in its own module, all of them light to import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ._errors import guarded
+from .demo import demo
+from .doctor import doctor
+from .evaluate import evaluate
+from .generate import generate
+from .merge import merge
+from .pairs import pairs
+from .recipe import recipe
+from .report import report
+from .train import train
+
+app = typer.Typer(
+    name="tdpo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Command(TyperCommand):
+    """A command that tells people who write an override as an option how to write it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = getattr(error, "option_name", None) or ""
+            if "." in option and hasattr(error, "message"):
+                error.message += f". Overrides have no dashes: {option.lstrip('-')}=VALUE"
+            raise
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tdpo {version('tdpo')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def tdpo(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Token-level preference optimisation of language models, and the evidence of what it does.
+
+    New here? [bold]tdpo demo[/bold] shows everything on a small bundled model, without a
+    download. With preferences of your own, name your file and model in a recipe:
+
+        tdpo recipe --example preferences > recipe.yaml
+        tdpo doctor recipe.yaml
+        tdpo train recipe.yaml
+        tdpo evaluate runs/my-run
+        tdpo report runs/my-run
+    """
+
+
+_PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "Start": (demo, doctor, recipe),
+    "Train": (pairs, train, merge),
+    "Judge": (generate, evaluate, report),
+}
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        app.command(_command.__name__, cls=Command, rich_help_panel=_panel)(guarded(_command))

@@ -1,0 +1,48 @@
+"""`tdpo doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._console import out, write
+from ._options import Debug, Overrides
+
+
+def doctor(
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="A recipe to check without training.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Check this machine and, if given, a recipe with its data and model, without training.
+
+    Ends with "ready" (exit code 0) or with the list of problems (exit code 1).
+
+    [bold]Examples[/bold]
+
+        tdpo doctor
+        tdpo doctor recipe.yaml
+        tdpo doctor recipe.yaml model.name=./my-model data.on_bad_rows=skip
+    """
+    from ._machine_checks import machine_checks
+    from ._recipe_checks import recipe_checks
+
+    checks = []
+    marks = {"ok": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
+    for check in [machine_checks(), recipe_checks(recipe, overrides or [])] if recipe else [machine_checks()]:
+        for item in check:
+            mark, style = marks[item.state]
+            out().print(f"[{style}]{mark}[/{style}] [bold]{item.name}[/bold]  ", end="")
+            write(item.text.replace("\n", "\n    "))
+            checks.append(item)
+    problems = [item for item in checks if item.state == "problem"]
+    if problems:
+        names = ", ".join(item.name for item in problems)
+        write(f"\n{len(problems)} problem{'s' * (len(problems) > 1)}: {names}", style="bold red")
+        raise typer.Exit(1)
+    write("\nready", style="bold green")

@@ -1,0 +1,59 @@
+"""`tdpo evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._console import out, progress_in_stages, quiet_libraries, say
+from ._errors import CommandError
+from ._options import Debug, Overrides, RunArgument
+
+ALLOWED = ("evaluation", "environment", "data.eval", "data.eval_split")
+
+
+def evaluate(run: RunArgument, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Judge a trained model against its base: held-out pairs, generations, rewards, both KLs, diversity.
+
+    Both models answer the held-out prompts of the environment with the same
+    seeds. Writes evaluation.json and samples.jsonl into the run directory.
+    Overrides may change the evaluation section, not how the run was trained.
+
+    [bold]Examples[/bold]
+
+        tdpo evaluate runs/sentiment_tdpo2
+        tdpo evaluate runs/sentiment_tdpo2 evaluation.samples_per_prompt=16 evaluation.seed=7
+        tdpo evaluate runs/mine environment.name=sentiment
+    """
+    from ..config import load_recipe
+    from ..runs import RunDirectory
+
+    opened = RunDirectory.open(run)
+    for override in overrides or ():
+        key = override.partition("=")[0]
+        if not any(key == name or key.startswith(f"{name}.") for name in ALLOWED):
+            raise CommandError(
+                f"{override!r} cannot be overridden here: it says how the run was trained; "
+                f"an evaluation can change {', '.join(ALLOWED)}"
+            )
+    opened.model_path  # noqa: B018  # raises where there is nothing to evaluate yet
+    evaluation = evaluate_in(opened, load_recipe(opened.path, overrides or ()))
+    print_evaluations({opened.path.name: evaluation})
+    say(f"written: {opened.path / 'evaluation.json'}, {opened.path / 'samples.jsonl'}")
+
+
+def evaluate_in(run: Any, recipe: Any) -> dict[str, Any]:
+    """Evaluate `run` with a progress bar for each stage; the content of evaluation.json."""
+    quiet_libraries()
+    from ..evaluation import evaluate_run
+
+    with progress_in_stages(run.path.name) as update:
+        return evaluate_run(run, recipe, progress=update)
+
+
+def print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:
+    """A table on stdout: the base model beside the trained ones."""
+    from ._tables import comparison_table, notes
+
+    out().print(comparison_table(evaluations))
+    for line in notes(evaluations):
+        out().print(line, markup=False)

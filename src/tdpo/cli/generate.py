@@ -1,0 +1,169 @@
+"""`tdpo generate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._console import progress, quiet_libraries, write
+from ._errors import CommandError
+from ._options import Debug
+from .merge import model_folder
+
+if TYPE_CHECKING:
+    from ..preferences import Text
+
+
+def generate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Run directory, model folder, adapter folder, or model name.",
+            show_default=False,
+        ),
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; may be repeated.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Prompts: a .jsonl with `prompt`, or text, one a line."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Responses to each prompt.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response, in tokens.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="1 draws from the model itself, 0 takes the likeliest token.")
+    ] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this mass.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same responses.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated at once.")] = 64,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="Also the run's base model, with the same random numbers.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Let a model answer prompts: from --prompt, from a file, or from standard input.
+
+    A plain prompt becomes a user's turn where the model has a chat template.
+
+    [bold]Examples[/bold]
+
+        tdpo generate runs/sentiment_tdpo2 --prompt "How was the weather?" --base
+        tdpo generate smollm2-135m -p "Say hello." --temperature 0
+        tdpo generate runs/sentiment_tdpo2 --file prompts.txt --samples 4 --json > samples.jsonl
+        echo "Say hello." | tdpo generate merged
+    """
+    texts = _prompts(prompt or [], file)
+    models = {"trained" if base else model: model_folder(Path(model)) if Path(model).is_dir() else model}
+    if base:
+        models = {"base": _base_of(Path(model)), **models}
+    quiet_libraries()
+    from ..generation import SamplingSettings
+
+    settings = SamplingSettings(
+        num_samples=samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    for label, name in models.items():
+        for entry in _complete(label, name, texts, settings, raw):
+            _show(entry, as_json=as_json)
+
+
+def _complete(label: str, name: str, texts: list[Text], settings: Any, raw: bool) -> list[dict[str, Any]]:
+    from ..generation import sample
+    from ..models import load_causal_lm, load_tokenizer
+
+    tokenizer = load_tokenizer(name)
+    model = load_causal_lm(name)
+    chat = bool(tokenizer.chat_template) and not raw
+    prompts: list[Text] = [
+        [{"role": "user", "content": text}] if chat and isinstance(text, str) else text for text in texts
+    ]
+    total = len(prompts) * settings.num_samples
+    with progress(label) as update:
+        completions = sample(
+            model,
+            tokenizer,
+            prompts,
+            settings,
+            progress=lambda tokens, complete: update(complete, total, f"{tokens} tokens"),
+        )
+    return [
+        {
+            "model": label,
+            "prompt": texts[c.prompt_index],
+            "sample_index": c.sample_index,
+            "text": c.text,
+            "tokens": len(c.token_ids),
+            "finished": c.finished,
+        }
+        for c in completions
+    ]
+
+
+def _show(entry: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(entry, ensure_ascii=False))
+        return
+    prompt = entry["prompt"] if isinstance(entry["prompt"], str) else entry["prompt"][-1]["content"]
+    write(f"{entry['model']} · {prompt}", style="bold")
+    write(entry["text"] + ("" if entry["finished"] else " …") + "\n")
+
+
+def _base_of(path: Path) -> str:
+    from ..runs import RunDirectory
+
+    run = RunDirectory(path)
+    if not run.is_run():
+        raise CommandError(f"--base needs a run directory, whose recipe names the base model; {path} is none")
+    return run.recipe().model.name
+
+
+def _prompts(given: list[str], file: Path | None) -> list[Text]:
+    """The prompts, from exactly one place."""
+    if given and file is not None:
+        raise CommandError("prompts come from --prompt or from --file; give one of them")
+    if file is not None:
+        texts = _from_file(file)
+    elif given:
+        texts = list(given)
+    elif sys.stdin.isatty():
+        raise CommandError('nothing to answer: give --prompt "…", --file FILE, or text on standard input')
+    else:
+        texts = [text] if (text := sys.stdin.read().strip()) else []
+    if not texts or not all(texts):
+        raise CommandError(f"{file or 'a prompt'} is empty; expected text")
+    return texts
+
+
+def _from_file(file: Path) -> list[Text]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{file} is not UTF-8 text (byte {error.start})") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if file.suffix != ".jsonl":
+        return [line for _, line in numbered]
+    return [_prompt_of(line, f"{file}:{number}") for number, line in numbered]
+
+
+def _prompt_of(line: str, where: str) -> Text:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, TypeError, KeyError):
+        raise CommandError(f'{where}: expected an object {{"prompt": …}}, got {line[:60]}') from None
+    is_messages = isinstance(prompt, list) and all(isinstance(m, dict) and "content" in m for m in prompt) and prompt
+    if not isinstance(prompt, str) and not is_messages:
+        raise CommandError(f"{where}: prompt: expected text or messages, got {str(prompt)[:60]}")
+    return prompt

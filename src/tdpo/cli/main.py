@@ -1,0 +1,20 @@
+"""Entry point of the `tdpo` command."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; says how to install it where only the mathematics is installed."""
+    try:
+        from .app import app
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "tdpo":
+            raise
+        sys.exit(f"tdpo: the command line needs {error.name}; install it with: pip install 'tdpo[train]'")
+    app(prog_name="tdpo")
+
+
+if __name__ == "__main__":
+    main()

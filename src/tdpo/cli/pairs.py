@@ -1,0 +1,137 @@
+"""`tdpo pairs`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ._console import duration, progress, quiet_libraries, say
+from ._errors import CommandError
+from ._options import Debug, Overrides, RecipeArgument, read_recipe
+
+if TYPE_CHECKING:
+    from ..config import Recipe
+    from ..environments import Environment
+    from ..pair_sampling import PairSettings, PairSummary
+
+Split = Literal["train", "held_out"]
+
+
+def pairs(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Preference file to write (JSONL); default: data.train, or data.eval.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Which prompts of the environment to sample from.")] = "train",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Sample responses from the model and make preference rows of them.
+
+    Each prompt of the recipe's environment is answered several times; the
+    environment's reward scores the answers, and the best is paired with the
+    worst, the second best with the second worst. The rows are what `tdpo train`
+    reads.
+
+    An interrupted command continues where it stopped when it is given again.
+
+    [bold]Examples[/bold]
+
+        tdpo pairs recipe.yaml
+        tdpo pairs recipe.yaml --split held_out
+        tdpo pairs recipe.yaml sampling.samples_per_prompt=8 seed=1 --out pairs.jsonl
+    """
+    chosen = read_recipe(recipe, overrides)
+    sample_to(chosen, out or _default_out(chosen, split), split, overwrite=overwrite)
+
+
+def _default_out(recipe: Recipe, split: Split) -> Path:
+    key, target = ("data.train", recipe.data.train) if split == "train" else ("data.eval", recipe.data.eval)
+    if target is None or not target.endswith(".jsonl"):
+        raise CommandError(f"{key} is {target!r}, not a .jsonl file to write to; name one with --out")
+    return Path(target)
+
+
+def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = False) -> PairSummary:
+    """Sample preference rows for `split` into `out`."""
+    environment = _environment(recipe, split)
+    if out.exists() and not overwrite:
+        raise CommandError(f"{out} exists; --overwrite replaces it, --out names another file")
+    quiet_libraries()
+    from ..models import load_causal_lm, load_tokenizer
+    from ..pair_sampling import sample_pairs
+
+    started = time.monotonic()
+    options = {"trust_remote_code": recipe.model.trust_remote_code}
+    tokenizer = load_tokenizer(recipe.model.name, **options)
+    model = load_causal_lm(recipe.model.name, dtype=recipe.model.dtype, **options)
+    total = len(environment.train) * recipe.sampling.samples_per_prompt
+    settings = _settings(recipe, environment)
+    loaded = time.monotonic()
+    with progress(f"sampling ({split})") as update:
+
+        def on_tokens(tokens: int, complete: int) -> None:
+            speed = tokens / max(time.monotonic() - loaded, 1e-9)
+            update(complete, total, f"{speed:.0f} tokens/s")
+
+        try:
+            summary = sample_pairs(
+                model, tokenizer, environment, out, settings, progress=on_tokens, overwrite=overwrite
+            )
+        except KeyboardInterrupt:
+            say(f"what was sampled is kept beside {out}; the same command continues")
+            raise
+    say(f"{out}: {_in_words(summary)}, in {duration(time.monotonic() - started)}")
+    return summary
+
+
+def _settings(recipe: Recipe, environment: Environment) -> PairSettings:
+    from ..generation import SamplingSettings
+    from ..pair_sampling import PairSettings
+
+    chosen = recipe.sampling
+    sampling = SamplingSettings(
+        num_samples=chosen.samples_per_prompt,
+        max_new_tokens=chosen.max_new_tokens or environment.max_new_tokens,
+        temperature=chosen.temperature,
+        top_p=chosen.top_p,
+        top_k=chosen.top_k,
+        seed=recipe.seed,
+        batch_size=chosen.batch_size,
+    )
+    return PairSettings(sampling, chosen.pairs_per_prompt)
+
+
+def _in_words(summary: PairSummary) -> str:
+    left_out = {"ties": summary.counts.ties, "identical": summary.counts.identical, "empty": summary.counts.empty}
+    parts = [
+        f"{summary.counts.pairs} pairs from {summary.samples} responses to {summary.prompts} prompts",
+        f"mean reward {summary.reward_mean:.3f}",
+        *(f"{count} {name}" for name, count in left_out.items() if count),
+    ]
+    return ", ".join(parts)
+
+
+def _environment(recipe: Recipe, split: Split) -> Environment:
+    from dataclasses import replace
+
+    from ..environments import load_environment
+
+    if recipe.environment is None:
+        raise CommandError(
+            "the recipe has no environment, so there are neither prompts nor a reward to make pairs with; "
+            "add environment.name=sentiment, or train on a file of your own"
+        )
+    environment = load_environment(recipe.environment.name)
+    return environment if split == "train" else replace(environment, train=environment.held_out)

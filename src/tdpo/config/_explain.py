@@ -1,0 +1,160 @@
+"""What a key expects, in words, and which key somebody meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from .schema import Recipe, Section
+
+# What other trainers call it. Checked by a test: every value is a key of the recipe.
+ALIASES = {
+    "output_dir": "run_dir",
+    "model_name_or_path": "model.name",
+    "ref_model": "model.reference",
+    "torch_dtype": "model.dtype",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "peft_config": "model.lora",
+    "use_peft": "model.lora",
+    "r": "model.lora.rank",
+    "lora_r": "model.lora.rank",
+    "lora_alpha": "model.lora.alpha",
+    "lora_dropout": "model.lora.dropout",
+    "target_modules": "model.lora.targets",
+    "lora_target_modules": "model.lora.targets",
+    "dataset": "data.train",
+    "dataset_name": "data.train",
+    "train_file": "data.train",
+    "train_dataset": "data.train",
+    "eval_dataset": "data.eval",
+    "max_seq_length": "data.max_length",
+    "loss_type": "loss.name",
+    "lr": "training.learning_rate",
+    "num_train_epochs": "training.epochs",
+    "num_epochs": "training.epochs",
+    "steps": "training.max_steps",
+    "per_device_train_batch_size": "training.micro_batch_size",
+    "gradient_accumulation_steps": "training.batch_size",
+    "lr_scheduler_type": "training.scheduler",
+    "warmup_ratio": "training.warmup_steps",
+    "warmup": "training.warmup_steps",
+    "optim": "training.optimizer",
+    "num_generations": "sampling.samples_per_prompt",
+    "max_completion_length": "sampling.max_new_tokens",
+}
+
+
+def fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a recipe with its field, sections before their keys, in the order of the file."""
+
+    def walk(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+        for name, field in section.model_fields.items():
+            yield prefix + name, field
+            inner = section_of(field)
+            if inner is not None:
+                yield from walk(inner, f"{prefix}{name}.")
+
+    return walk(Recipe, "")
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field holds, if it holds one (possibly null)."""
+    candidates = (field.annotation, *get_args(field.annotation))
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, Section)), None)
+
+
+def meaning(field: FieldInfo) -> str:
+    """The documentation of a key, in one line; a section's is its own and then the key's."""
+    section = section_of(field)
+    texts = [section.__doc__ if section else None, field.description]
+    return " ".join(" ".join(text.split()) for text in texts if text)
+
+
+def expected(field: FieldInfo) -> str:
+    """What the field accepts: "a number > 0 or null"."""
+    return _in_words(field.annotation, field.metadata)
+
+
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    NoneType: "null",
+}
+
+
+def _in_words(annotation: Any, metadata: list[Any]) -> str:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        inner, *extra = get_args(annotation)
+        constraints = [item for e in extra for item in (e.metadata if isinstance(e, FieldInfo) else [e])]
+        return _in_words(inner, [*metadata, *constraints])
+    if origin in (Union, UnionType):
+        *first, last = (_in_words(arm, metadata) for arm in get_args(annotation))
+        return ", or ".join([" or ".join(first), last])
+    if origin is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
+    if origin is list:
+        return f"a list [..] of {_in_words(get_args(annotation)[0], []).removeprefix('one of ')}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        keys = ", ".join(annotation.model_fields)
+        return f"a section with the key{'s' * (', ' in keys)} {keys}"
+    bounds = [
+        f"{sign} {getattr(item, attribute)}"
+        for item in metadata
+        for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+        if getattr(item, attribute, None) is not None and annotation in (int, float)
+    ]
+    return " ".join([_NAMES[annotation], " and ".join(bounds)]).strip()
+
+
+def got(value: Any) -> str:
+    """A value as it came, shortened, with its kind where that is the point."""
+    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"the text {shown}"
+    return shown
+
+
+def nearest_key(unknown: str) -> str | None:
+    """The key that somebody who wrote `unknown` (a full dotted path) most likely meant."""
+    known = [path for path, _ in fields()]
+    section, _, last = unknown.rpartition(".")
+    if last in ALIASES:
+        return ALIASES[last]
+    same_name = [path for path in known if path.rpartition(".")[2] == last]
+    if same_name:
+        return same_name[0]
+    siblings = [path for path in known if path.rpartition(".")[0] == section]
+    matches = get_close_matches(unknown, siblings, 1, 0.7) or get_close_matches(unknown, known, 1, 0.7)
+    if matches:
+        return matches[0]
+    by_name = {path.rpartition(".")[2]: path for path in reversed(known)}
+    names = get_close_matches(last, by_name, 1, 0.75)
+    return by_name[names[0]] if names else None
+
+
+def advice(key: str, value: Any, field: FieldInfo) -> str:
+    """What somebody who gave `value` to `key` probably wanted to write; "" without an idea."""
+    section = section_of(field)
+    if section is not None:
+        return (
+            f"; did you mean {key}.name: {value}?" if isinstance(value, str) and "name" in section.model_fields else ""
+        )
+    if get_origin(field.annotation) is list and isinstance(value, str):
+        return f"; a list of one is written [{value}]"
+    arms = (field.annotation, *get_args(field.annotation))
+    choices = [str(c) for arm in arms if get_origin(arm) is Literal for c in get_args(arm)]
+    matches = get_close_matches(str(value).lower(), choices, 1, 0.6)
+    return f"; did you mean {matches[0]}?" if matches else ""

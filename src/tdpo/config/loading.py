@@ -1,0 +1,211 @@
+"""From a YAML file and dotted overrides to a `Recipe`, or to all that is wrong with them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ._explain import advice, expected, fields, got, meaning, nearest_key, section_of
+from ._yaml import YamlProblem, read_yaml, write_yaml
+from .schema import Recipe
+
+RECIPE_FILE = "recipe.yaml"
+Path_ = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RecipeProblem:
+    """One thing wrong with a recipe: its dotted key ("" for the file), why, and where it was written."""
+
+    key: str
+    reason: str
+    where: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, self.key, self.reason) if part)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used, with every problem found."""
+
+    def __init__(self, problems: Sequence[RecipeProblem]) -> None:
+        self.problems = list(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        super().__init__(f"the recipe has {count}:\n{lines}")
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    `source` is a YAML file, a run directory (its recipe.yaml), or a mapping; `overrides` are `section.key=value`
+    with YAML values and win over the file. Raises `RecipeError` with all problems, each with file and line.
+    """
+    values, lines, name = _read(source)
+    where = {path: f"{name}:{line}" for path, line in lines.items()}
+    problems = _apply_overrides(values, overrides, where)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += [p for details in error.errors() for p in _explain(details, values, where, name)]
+    if problems:
+        raise RecipeError(sorted(dict.fromkeys(problems), key=_by_line))
+    return recipe
+
+
+def _by_line(problem: RecipeProblem) -> int:
+    line = problem.where.rpartition(":")[2]
+    return int(line) if line.isdecimal() else 0
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` turns back into the same recipe."""
+    return write_yaml(recipe.model_dump())
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """Every value of the recipe by its dotted key."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{path}.{key}" if path else key)
+        else:
+            flat[path] = value
+
+    walk(recipe.model_dump(), "")
+    return flat
+
+
+def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[Path_, int], str]:
+    if isinstance(source, Mapping):
+        return deepcopy(dict(source)), {}, ""
+    path = Path(source)
+    if path.is_dir():
+        path = path / RECIPE_FILE
+    name = str(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError([RecipeProblem("", _missing_file(path), name)]) from None
+    except UnicodeDecodeError as error:
+        reason = f"is not UTF-8 text (byte {error.start}); a recipe is a YAML file"
+        raise RecipeError([RecipeProblem("", reason, name)]) from None
+    try:
+        values, lines = read_yaml(text)
+    except YamlProblem as problem:
+        place = name if problem.line is None else f"{name}:{problem.line}"
+        raise RecipeError([RecipeProblem("", f"is not valid YAML: {problem.reason}", place)]) from problem
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        reason = f"expected sections such as `loss:` with keys, got {got(values)}"
+        raise RecipeError([RecipeProblem("", reason, name)])
+    return values, lines, name
+
+
+def _missing_file(path: Path) -> str:
+    beside = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+    if beside:
+        return f"does not exist; recipes in that folder: {', '.join(beside[:8])}"
+    return "does not exist; `tdpo recipe --example preferences` prints a recipe to start from"
+
+
+def _apply_overrides(values: dict[str, Any], overrides: Sequence[str], where: dict[Path_, str]) -> list[RecipeProblem]:
+    """Write the overrides into `values` and their origin into `where`; returns those that cannot be read."""
+    problems: list[RecipeProblem] = []
+    seen: set[str] = set()
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        place = f"override {text!r}"
+        reason = None
+        if not equals or not key.strip("."):
+            reason = "expected section.key=value, for instance loss.beta=0.2"
+        elif not raw.strip():
+            reason = "has no value; write null to clear a key"
+        elif key in seen:
+            reason = f"{key} is overridden twice; keep one"
+        if reason is None:
+            seen.add(key)
+            try:
+                _put(values, tuple(key.split(".")), read_yaml(raw)[0])
+            except YamlProblem as problem:
+                reason = f"is not valid YAML: {problem.reason}; quote the value for the shell"
+            except _NotASection as clash:
+                reason = f"{clash} is a value, not a section, so it has no key {key.rpartition('.')[2]!r}"
+            where[tuple(key.split("."))] = place
+        if reason is not None:
+            problems.append(RecipeProblem("", reason, place))
+    return problems
+
+
+class _NotASection(Exception):
+    pass
+
+
+def _put(values: dict[str, Any], path: Path_, value: Any) -> None:
+    for depth, part in enumerate(path[:-1], start=1):
+        inner = values.get(part)
+        if inner is None:
+            inner = values[part] = {}
+        if not isinstance(inner, dict):
+            raise _NotASection(".".join(path[:depth]))
+        values = inner
+    values[path[-1]] = value
+
+
+def _explain(details: ErrorDetails, values: dict[str, Any], where: dict[Path_, str], name: str) -> list[RecipeProblem]:
+    """pydantic's error in our words. Locations of unions end in names of their arms, which no user wrote."""
+    known = dict(fields())
+    path = tuple(str(part) for part in details["loc"])
+    if details["type"] == "key_problems":
+        conflicts = details["ctx"]["problems"]
+        return [RecipeProblem(key, reason, _place(tuple(key.split(".")), where, name)) for key, reason in conflicts]
+    if details["type"] in ("extra_forbidden", "invalid_key"):  # the latter: a key that is a number
+        return [_unknown_key(path, where, name)]
+    while path and ".".join(path) not in known:
+        path = path[:-1]
+    key = ".".join(path)
+    if details["type"] == "missing":
+        reason = f"is missing; expected {expected(known[key])}: {meaning(known[key])}"
+        return [RecipeProblem(key, reason, _place(path[:-1], where, name))]
+    if details["type"] == "value_error":
+        return [RecipeProblem(key, str(details["ctx"]["error"]), _place(path, where, name))]
+    value = _get(values, path)
+    reason = f"expected {expected(known[key])}, got {got(value)}{advice(key, value, known[key])}"
+    return [RecipeProblem(key, reason, _place(path, where, name))]
+
+
+def _unknown_key(path: Path_, where: dict[Path_, str], name: str) -> RecipeProblem:
+    key = ".".join(path)
+    meant = nearest_key(key)
+    if meant:
+        return RecipeProblem(key, f"unknown key; did you mean {meant}?", _place(path, where, name))
+    sections = {"": list(Recipe.model_fields)}
+    for known, field in fields():
+        inner = section_of(field)
+        if inner is not None:
+            sections[known] = list(inner.model_fields)
+    here = sections.get(".".join(path[:-1]), [])
+    return RecipeProblem(key, f"unknown key; known here: {', '.join(here)}", _place(path, where, name))
+
+
+def _get(values: Any, path: Path_) -> Any:
+    for part in path:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _place(path: Path_, where: dict[Path_, str], name: str) -> str:
+    """Where the key, or else the nearest section around it, was written."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in where:
+            return where[path[:length]]
+    return name

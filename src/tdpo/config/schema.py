@@ -1,0 +1,305 @@
+"""The recipe: everything one run depends on, as typed sections.
+
+The text under each field is its documentation; `docs/recipe.md`, `tdpo recipe` and the error messages are made
+from it. A field whose default depends on another one is null in the file and holds the value in the resolved
+recipe, so a run directory always shows what was really used.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Text = Annotated[str, Field(min_length=1)]
+
+# Readers that are files hold one split; only saved dataset folders and hub names can have several.
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".gz", ".ndjson")
+
+
+def key_problems(*problems: tuple[str, str]) -> PydanticCustomError:
+    """An error about several keys at once, each named by its full dotted path."""
+    return PydanticCustomError("key_problems", "conflicting keys", {"problems": list(problems)})
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class Lora(Section):
+    """Low-rank adapters: a few trainable matrices beside frozen weights."""
+
+    rank: PositiveInt = 16
+    """Rank of each adapter; its parameters grow in proportion."""
+    alpha: PositiveFloat = 32.0
+    """Adapters are scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapters' inputs dropped in training."""
+    targets: Text | list[Text] = "all-linear"
+    """Modules that get an adapter: `all-linear` (every linear layer but the head) or a list of module names."""
+
+
+class Model(Section):
+    """The policy, and the reference that it is held against."""
+
+    name: Text = "smollm2-135m"
+    """`smollm2-135m` (bundled, no download), a Hugging Face name, or a local folder."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; auto takes what the model was saved in."""
+    trust_remote_code: bool = False
+    """Allow the model repository to run its own Python code."""
+    reference: Text | None = None
+    """Name or folder of another reference model; null is the policy as it was before training."""
+    lora: Lora | None = Lora()
+    """Null trains all weights instead."""
+
+
+class Data(Section):
+    """Preference rows: a prompt, a chosen and a rejected response."""
+
+    train: Text
+    """File (JSONL, JSON, Parquet, CSV), saved dataset folder, or hub name with the rows to train on."""
+    split: Text | None = None
+    """Split to read where `data.train` has several (a dataset folder or a hub name); null is train."""
+    eval: Text | None = None
+    """Where the held-out rows are, in the same formats; null holds none."""
+    eval_split: Text | None = None
+    """Split to read where `data.eval` has several; null is test."""
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the training prompts held out, with all their rows, instead of `data.eval`; drawn with `seed`."""
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    """Longest prompt plus response, in tokens; longer rows are cut, counted and reported."""
+    on_bad_rows: Literal["error", "skip"] = "error"
+    """What a row that fails validation does: stop before any work, or be left out and counted."""
+
+    @field_validator("split")
+    @classmethod
+    def _resolve_split(cls, split: str | None, info: ValidationInfo) -> str | None:
+        return _split_of(split, info.data.get("train"), "data.train", default="train")
+
+    @field_validator("eval_split")
+    @classmethod
+    def _resolve_eval_split(cls, split: str | None, info: ValidationInfo) -> str | None:
+        if split is not None and "eval" in info.data and info.data["eval"] is None:
+            raise ValueError("has no effect without data.eval; set data.eval or remove it")
+        return _split_of(split, info.data.get("eval"), "data.eval", default="test")
+
+    @field_validator("eval_fraction")
+    @classmethod
+    def _one_kind_of_held_out_rows(cls, fraction: float | None, info: ValidationInfo) -> float | None:
+        if fraction is not None and info.data.get("eval") is not None:
+            raise ValueError("has no effect beside data.eval, which already holds rows out; remove one of the two")
+        return fraction
+
+
+def _split_of(split: str | None, source: str | None, key: str, *, default: str) -> str | None:
+    if source is None:
+        return split
+    is_file = source.lower().endswith(FILE_SUFFIXES)
+    if is_file and split is not None:
+        raise ValueError(f"has no effect: {key} is a file, which holds one split; remove it")
+    return split if is_file or split is not None else default
+
+
+class EnvironmentChoice(Section):
+    """Prompts and a reward: what `tdpo pairs` samples from and what `tdpo evaluate` scores generations with."""
+
+    name: Text
+    """Name of a built-in environment, for instance `sentiment`."""
+
+
+class Loss(Section):
+    """The objective. With h = chosen − rejected log-ratio and D = Σ_t KL(reference‖policy) of a response:
+    dpo −log σ(β h); tdpo1 −log σ(β (h − (D_l − D_w))); tdpo2 −log σ(β (h − α (D_l − sg(D_w))))."""
+
+    name: Literal["tdpo2", "tdpo1", "dpo"] = "tdpo2"
+    """Which of the three losses."""
+    beta: PositiveFloat = 0.1
+    """Strength β of the tie to the reference: larger stays closer."""
+    alpha: NonNegativeFloat | None = None
+    """Weight α of the sequence KLs in tdpo2 (null is 0.5; 0 is DPO exactly); the other losses have none."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of pairs whose two responses are swapped."""
+
+    @field_validator("alpha")
+    @classmethod
+    def _alpha_belongs_to_tdpo2(cls, alpha: float | None, info: ValidationInfo) -> float | None:
+        name = info.data.get("name")
+        if name == "tdpo2":
+            return 0.5 if alpha is None else alpha
+        if name is not None and alpha is not None:
+            raise ValueError(f"has no effect with loss.name {name}; remove it (or null), or choose tdpo2")
+        return alpha
+
+
+class Training(Section):
+    """The optimisation. One update uses `batch_size` pairs however they are split over forwards and processes."""
+
+    epochs: PositiveFloat | None = None
+    """Passes over the training rows; null is 1. Not together with `training.max_steps`."""
+    max_steps: PositiveInt | None = None
+    """Number of updates, instead of epochs."""
+    batch_size: PositiveInt = 16
+    """Pairs per update, over all processes."""
+    micro_batch_size: PositiveInt | None = None
+    """Pairs per forward, a divisor of `training.batch_size`; smaller needs less memory and gives the same update.
+    Null is the whole batch at once."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate; null is 1e-4 with adapters and 5e-6 (the paper's) when all weights are trained."""
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    """Course of the learning rate: falling to zero in a line or a half cosine, or constant."""
+    warmup_steps: NonNegativeFloat = 0.0
+    """Updates over which the learning rate rises from zero; below 1: a share of all updates."""
+    optimizer: Literal[
+        "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "rmsprop", "adafactor", "sgd"
+    ] = "adamw_torch"
+    """Optimiser, by its transformers name (the 8-bit ones need bitsandbytes)."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients of a larger norm are scaled down to it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward: less memory, about a third more time."""
+    logging_steps: PositiveInt = 1
+    """Updates between two lines of metrics."""
+    eval_steps: PositiveInt | None = None
+    """Updates between two evaluations on the held-out rows; null evaluates once, at the end."""
+    save_steps: PositiveInt | None = 50
+    """Updates between two checkpoints; null writes none, and an interrupted run then starts over."""
+    save_total_limit: PositiveInt | None = None
+    """Newest checkpoints kept; null is 2."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab"]] = []
+    """Trackers that get the metrics too; metrics.jsonl is always written."""
+    num_threads: PositiveInt | None = None
+    """CPU threads for torch; null leaves torch's own choice."""
+
+    @field_validator("max_steps")
+    @classmethod
+    def _one_length(cls, max_steps: int | None, info: ValidationInfo) -> int | None:
+        if max_steps is not None and info.data.get("epochs") is not None:
+            raise ValueError("is given together with training.epochs; a run has one length: remove one of the two")
+        return max_steps
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _divides_the_batch(cls, micro: int | None, info: ValidationInfo) -> int | None:
+        batch = info.data.get("batch_size")
+        if micro is not None and batch is not None and batch % micro:
+            below = max(divisor for divisor in range(1, min(micro, batch) + 1) if batch % divisor == 0)
+            raise ValueError(f"{micro} does not divide training.batch_size {batch}; the nearest below is {below}")
+        return micro
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _constant_has_no_warmup(cls, steps: float, info: ValidationInfo) -> float:
+        if steps and info.data.get("scheduler") == "constant":
+            raise ValueError("has no effect with scheduler constant; use constant_with_warmup")
+        if steps >= 1 and steps != int(steps):
+            raise ValueError(f"is {steps:g}; from 1 on it counts updates and must be whole")
+        return steps
+
+    @field_validator("save_total_limit")
+    @classmethod
+    def _limit_needs_checkpoints(cls, limit: int | None, info: ValidationInfo) -> int | None:
+        if "save_steps" not in info.data:
+            return limit
+        if info.data["save_steps"] is None:
+            if limit is not None:
+                raise ValueError("has no effect without checkpoints (training.save_steps is null); remove it")
+            return None
+        return 2 if limit is None else limit
+
+
+class Sampling(Section):
+    """How `tdpo pairs` draws and pairs responses; training does not read it."""
+
+    samples_per_prompt: Annotated[int, Field(ge=2)] = 4
+    """Responses drawn for each prompt."""
+    pairs_per_prompt: PositiveInt = 2
+    """Pairs made from them: best with worst, second best with second worst, and so on."""
+    max_new_tokens: PositiveInt | None = None
+    """Longest response, in tokens; null is the environment's own."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; 1 draws from the model itself."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the smallest set of tokens with this probability; 1 keeps all."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Draw from the k likeliest tokens; 0 keeps all."""
+    batch_size: PositiveInt = 64
+    """Sequences generated at once; changes speed and memory only."""
+
+    @field_validator("pairs_per_prompt")
+    @classmethod
+    def _enough_samples(cls, pairs: int, info: ValidationInfo) -> int:
+        samples = info.data.get("samples_per_prompt")
+        if samples is not None and 2 * pairs > samples:
+            raise ValueError(
+                f"{pairs} needs {2 * pairs} samples a prompt, sampling.samples_per_prompt is {samples}; "
+                f"set it to at most {samples // 2} or draw more samples"
+            )
+        return pairs
+
+
+class Evaluation(Section):
+    """How `tdpo evaluate` compares the trained model with the base model; training does not read it."""
+
+    samples_per_prompt: PositiveInt = 4
+    """Responses drawn from each model for each held-out prompt."""
+    max_new_tokens: PositiveInt | None = None
+    """Longest response, in tokens; null is the environment's own."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature; 1 draws from the models themselves, 0 takes the likeliest token."""
+    batch_size: PositiveInt = 64
+    """Sequences generated at once; changes speed and memory only."""
+    seed: Seed = 1234
+    """Seed of the generations, the same for both models."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _greedy_has_one_sample(cls, temperature: float, info: ValidationInfo) -> float:
+        if temperature == 0 and info.data.get("samples_per_prompt", 1) > 1:
+            raise ValueError("0 gives every sample of a prompt the same text; set evaluation.samples_per_prompt to 1")
+        return temperature
+
+
+class Recipe(Section):
+    """One run. Paths are relative to the folder the command is started in."""
+
+    run_dir: Text
+    """Folder that the run is written to: recipe, metrics, checkpoints, model, evaluation."""
+    seed: Seed = 0
+    """Seed of the order of rows, adapter initialisation, dropout and `tdpo pairs`."""
+    model: Model = Model()
+    data: Data
+    environment: EnvironmentChoice | None = None
+    """Null where there is no reward to evaluate with: held-out pairs only."""
+    loss: Loss = Loss()
+    training: Training = Training()
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+
+    @field_validator("training")
+    @classmethod
+    def _fits_model_and_data(cls, training: Training, info: ValidationInfo) -> Training:
+        data, model = info.data.get("data"), info.data.get("model")
+        if training.eval_steps and data is not None and data.eval is None and data.eval_fraction is None:
+            reason = "has no effect without held-out rows; set data.eval or data.eval_fraction"
+            raise key_problems(("training.eval_steps", reason))
+        update: dict[str, Any] = {}
+        if training.learning_rate is None and model is not None:
+            update["learning_rate"] = 5e-6 if model.lora is None else 1e-4
+        if training.epochs is None and training.max_steps is None:
+            update["epochs"] = 1.0
+        return training.model_copy(update=update)

@@ -1,0 +1,282 @@
+"""The run directory: what one training run leaves behind, readable at any moment and after any end.
+
+    recipe.yaml        the resolved recipe, written before anything loads
+    environment.json   command, versions, hardware, seed; one more entry for every resumption
+    status.json        {"state": "running|finished|interrupted|failed", "step", "max_steps", "updated", "error"}
+    data.json          what was read, skipped, cut
+    metrics.jsonl      one line a log
+    checkpoint-N/      complete once it holds the file COMPLETE
+    model/             what was trained
+    evaluation.json, samples.jsonl, report.html
+
+JSON files appear whole or not at all; numbers that are not finite are NaN and Infinity, as Python writes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config import RECIPE_FILE, Recipe, dump_recipe, load_recipe
+from .checkpoints import Checkpoints, checkpoint_step, find_checkpoints, is_checkpoint
+from .environment import describe_environment
+from .files import (
+    append_jsonl,
+    is_main_process,
+    json_line,
+    lock,
+    now,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_text,
+)
+from .resume import check_resumable
+
+State = Literal["running", "finished", "interrupted", "failed"]
+STATES = ("running", "finished", "interrupted", "failed")
+STATUS_FILE = "status.json"
+LOCK_FILE = ".lock"
+OWN_FILES = (
+    RECIPE_FILE, "environment.json", STATUS_FILE, "data.json", "metrics.jsonl", "evaluation.json", "samples.jsonl",
+    "report.html", "model",
+)  # fmt: skip
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used as asked, with what to do instead."""
+
+
+class RunDirectory:
+    """One run's folder. Only the main process of a distributed run writes; the others pass through."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.writes = is_main_process()
+        self._held = False
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    # Opening
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """An existing run. Raises `RunError` where there is none."""
+        run = cls(path)
+        if not run.path.is_dir():
+            found = "it is a file" if run.path.exists() else "there is nothing"
+            raise RunError(f"{run.path} is no run directory: {found}")
+        if not run.is_run():
+            inside = sorted(str(p.parent) for p in run.path.glob(f"*/{STATUS_FILE}"))
+            hint = f"; runs inside it: {', '.join(inside)}" if inside else ""
+            raise RunError(f"{run.path} is no run directory: it has no {RECIPE_FILE} and {STATUS_FILE}{hint}")
+        return run
+
+    @classmethod
+    @contextlib.contextmanager
+    def training(cls, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Iterator[RunDirectory]:
+        """Hold the run in `recipe.run_dir` while it trains: begun afresh, or taken up where it stopped.
+
+        The status is running inside and finished, interrupted or failed after it, whatever happens. Raises `RunError`
+        where the folder cannot be used (see `create`, `take_up`) or another process holds it.
+        """
+        run = cls.open(recipe.run_dir) if resume else cls(recipe.run_dir)
+        if not resume:
+            run._refuse_foreign_files()
+        with run.locked():
+            if resume:
+                run.take_up(recipe)
+            else:
+                run.create(recipe, overwrite=overwrite)
+            with run._recording_the_end():
+                yield run
+
+    def create(self, recipe: Recipe, *, overwrite: bool = False) -> None:
+        """Begin a run: recipe.yaml, then status.json and environment.json.
+
+        Refuses a folder that holds something else, or a run that got somewhere; `overwrite` replaces such a run (its
+        own files only). A run that failed before its first update is replaced without asking.
+        """
+        if not self.writes:
+            return
+        self._refuse_foreign_files()
+        with self.locked():
+            if not overwrite and self.got_somewhere():
+                raise RunError(self._occupied())
+            for entry in self.path.iterdir():
+                if entry.name in OWN_FILES or is_checkpoint(entry.name):
+                    _remove(entry)
+            write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
+            self.set_status("running", step=0, max_steps=recipe.training.max_steps)
+            self.write_json("environment.json", describe_environment(recipe.seed))
+
+    def take_up(self, recipe: Recipe) -> None:
+        """Continue the run with `recipe`, which may differ from the stored one in keys that do not change the
+        trajectory (`check_resumable`); it is stored, and environment.json gets an entry under "resumed"."""
+        changed = self.check_resumable(recipe)
+        if not self.writes:
+            return
+        with self.locked():
+            stored = self.read_json("environment.json") or {}
+            entry = {**describe_environment(recipe.seed), "step": self.resume_step(), "changed": changed}
+            self.write_json("environment.json", {**stored, "resumed": [*stored.get("resumed", []), entry]})
+            write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
+            self.set_status("running")
+
+    def is_run(self) -> bool:
+        """Whether a run was begun here. A recipe alone is none: it may be a user's own file."""
+        return (self.path / RECIPE_FILE).is_file() and (self.path / STATUS_FILE).is_file()
+
+    def check_resumable(self, recipe: Recipe) -> dict[str, list[Any]]:
+        """The keys in which `recipe` differs from the stored one, each [stored, given]; `RunError` if it may not."""
+        try:
+            return check_resumable(self.recipe(), recipe)
+        except ValueError as error:
+            raise RunError(f"{self.path} cannot be resumed with this recipe:\n{error}") from None
+
+    def _refuse_foreign_files(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunError(f"run_dir {self.path} is a file; choose another run_dir=…")
+        names = sorted(p.name for p in self.path.iterdir() if p.name != LOCK_FILE)
+        if names and not self.is_run():
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise RunError(
+                f"run_dir {self.path} holds files that are no run of tdpo ({shown}); choose another run_dir=…"
+            )
+
+    def why_not_new(self) -> str | None:
+        """Why a new run cannot begin here as things stand, or None if it can."""
+        try:
+            self._refuse_foreign_files()
+        except RunError as error:
+            return str(error)
+        return self._occupied() if self.got_somewhere() else None
+
+    def _occupied(self) -> str:
+        status = self.status()
+        state = status.get("state", "unknown")
+        resume = "" if state == "finished" else "--resume continues it, "
+        return (
+            f"run_dir {self.path} holds a run ({state}, step {status.get('step', 0)}): {resume}"
+            "another run_dir=… starts beside it, --overwrite replaces it"
+        )
+
+    def got_somewhere(self) -> bool:
+        """Whether there is anything to lose: updates, metrics, checkpoints, a model."""
+        found = self.checkpoints()
+        traces = [*found.complete, *found.incomplete, self.path / "metrics.jsonl", self.path / "model"]
+        return bool(self.status().get("step")) or any(trace.exists() for trace in traces)
+
+    # Files
+
+    def recipe(self) -> Recipe:
+        return load_recipe(self.path / RECIPE_FILE)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `name` atomically: readers see the old file or the new one."""
+        if self.writes:
+            write_json(self.path / name, value)
+
+    def read_json(self, name: str) -> Any:
+        """The content of `name`, or None where there is no such file."""
+        path = self.path / name
+        return read_json(path) if path.exists() else None
+
+    def append_metrics(self, entry: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        if self.writes:
+            append_jsonl(self.path / "metrics.jsonl", entry)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every logged line, oldest first; a last line cut off by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        return read_jsonl(path) if path.exists() else []
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop what was logged beyond `step`, which a resumed run logs again."""
+        path = self.path / "metrics.jsonl"
+        if self.writes and path.exists():
+            write_text(path, "".join(json_line(e) for e in self.metrics() if e.get("step", 0) <= step))
+
+    @property
+    def model_path(self) -> Path:
+        """The trained model. Raises `RunError` where training has not finished."""
+        path = self.path / "model"
+        if not path.is_dir():
+            state = self.status().get("state", "not started")
+            raise RunError(f"{self.path} has no trained model yet ({state}); `tdpo train {self.path} --resume`")
+        return path
+
+    # Status
+
+    def status(self) -> dict[str, Any]:
+        return self.read_json(STATUS_FILE) or {}
+
+    def set_status(
+        self, state: State, *, step: int | None = None, max_steps: int | None = None, error: str | None = None
+    ) -> None:
+        """Record the state; step and max_steps keep their last values unless given."""
+        if state not in STATES:
+            raise ValueError(f"unknown state {state!r}; known: {', '.join(STATES)}")
+        before = self.status()
+        self.write_json(
+            STATUS_FILE,
+            {
+                "state": state,
+                "step": before.get("step", 0) if step is None else step,
+                "max_steps": before.get("max_steps") if max_steps is None else max_steps,
+                "updated": now(),
+                "error": error,
+            },
+        )
+
+    @contextlib.contextmanager
+    def _recording_the_end(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.set_status("interrupted")
+            raise
+        except BaseException as error:
+            self.set_status("failed", error=f"{type(error).__name__}: {error}")
+            raise
+        self.set_status("finished")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out; the system lets go when this process ends, however it ends."""
+        if not self.writes or self._held:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock(self.path / LOCK_FILE) as self._held:
+            if not self._held:
+                raise RunError(f"{self.path} is in use by another process; wait for it or choose another run_dir=…")
+            try:
+                yield
+            finally:
+                self._held = False
+
+    # Checkpoints
+
+    def checkpoints(self) -> Checkpoints:
+        """All checkpoint folders, by step."""
+        return find_checkpoints(self.path)
+
+    def resume_step(self) -> int:
+        """The step that a resumption starts from; 0 without a complete checkpoint."""
+        newest = self.checkpoints().newest
+        return checkpoint_step(newest) if newest else 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
