@@ -1,0 +1,49 @@
+"""One self-contained HTML file from run directories. Never imports torch."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["write_report"]
+
+
+def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Write one offline HTML report on the runs in `run_dirs` to the file `out`, and return `out`.
+
+    Runs appear in the order given, side by side. Whatever a run lacks (no evaluation yet, training interrupted, a
+    broken line) is said in the report. The same run directories give the same bytes; `out` is replaced atomically.
+
+    Raises ValueError when no directory is given or one is given twice, FileNotFoundError when one does not exist or
+    is no run directory, IsADirectoryError when `out` is a folder, ImportError when jinja2 or plotly is missing.
+    """
+    from .loading import load_runs
+
+    out = Path(out)
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; give the report a file name, for instance {out / 'report.html'}")
+    try:
+        from .page import render
+
+        page = render(load_runs([Path(run_dir) for run_dir in run_dirs]))
+    except ImportError as error:
+        raise ImportError(
+            f"the report needs jinja2 and plotly ({error}); install them with: pip install 'tdpo[eval]'"
+        ) from error
+    _replace(out, page.encode("utf-8", errors="replace"))  # lone surrogates in model text have no UTF-8 form
+    return out
+
+
+def _replace(out: Path, content: bytes) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(out)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,243 @@
+"""Training curves: what was logged at each step, several runs over each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from .drawing import Figure, base_layout, color, plot_text, symbol
+from .loading import Run
+from .numbers import MISSING, show
+
+MAX_POINTS = 400  # of one line; fewer where more than four runs share the file
+SMOOTH_FROM = 60
+TABLE_ROWS = 12
+Points = list[tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure of curves. With `sides`, the metric is logged for the chosen and the rejected response."""
+
+    key: str
+    title: str
+    unit: str
+    note: str = ""
+    sides: bool = False
+    axis: str = ""
+
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """(metrics.jsonl key, side) of each line."""
+        sides = ("chosen", "rejected") if self.sides else ("",)
+        return [(f"{side}_{self.key}" if side else self.key, side) for side in sides]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one run, split and side."""
+
+    run: Run
+    split: str
+    side: str
+    points: Points
+
+    @property
+    def name(self) -> str:
+        held_out = "held-out" if self.split == "eval" else ""
+        return ", ".join(part for part in (self.run.label, self.side, held_out) if part)
+
+
+@dataclass(frozen=True)
+class CurveGroup:
+    """Figures under one heading; `sentences` are what the numbers say beyond the drawing."""
+
+    title: str
+    figures: list[Figure]
+    sentences: list[str]
+
+
+GROUPS: dict[str, tuple[Curve, ...]] = {
+    "Learning the preference": (
+        Curve("loss", "Loss", "nats per pair", "log 2 ≈ 0.69 at the start, when the margin is zero."),
+        Curve("accuracy", "Accuracy", "share of pairs", "Pairs whose margin is above zero.", axis="share"),
+        Curve("margin", "Margin", "chosen − rejected reward", "What stands inside the loss’s sigmoid."),
+    ),
+    "What happens to the likelihoods": (
+        Curve("reward", "Implicit reward", "β × (log-ratio + KL term)", "Chosen minus rejected is the margin.", True),
+        Curve("logp", "Log-probability", "nats per response", "Likelihood displacement: chosen falls too.", True),
+        Curve("policy_entropy", "Policy entropy", "nats per token", "Falls when the policy commits to fewer words."),
+    ),
+    "Distance from the reference": (
+        Curve("forward_kl", "Forward KL", "nats per response", "KL(reference‖policy) along each response.", True),
+        Curve("reverse_kl", "Reverse KL", "nats per response", "KL(policy‖reference) along each response.", True),
+    ),
+    "The machine at work": (
+        Curve("tokens_per_second", "Throughput", "tokens per second", axis="from zero"),
+        Curve("peak_memory_mib", "Peak memory", "MiB", axis="from zero"),
+        Curve("learning_rate", "Learning rate", "", axis="from zero"),
+        Curve("grad_norm", "Gradient norm", "before clipping", axis="from zero"),
+    ),
+}
+
+
+def curve_groups(runs: list[Run]) -> list[CurveGroup]:
+    """The groups of figures for which at least one run logged something."""
+    groups = []
+    for title, curves in GROUPS.items():
+        figures = [figure for curve in curves if (figure := _figure(curve, runs))]
+        sentences = displacement(runs) if any(curve.key == "logp" for curve in curves) else []
+        if figures:
+            groups.append(CurveGroup(title, figures, sentences))
+    return groups
+
+
+def _figure(curve: Curve, runs: list[Run]) -> Figure | None:
+    candidates = [
+        Line(run, split, side, run.series(split, key))
+        for run in runs
+        for split in ("train", "eval")
+        for key, side in curve.keys
+    ]
+    lines = [line for line in candidates if any(value is not None for _, value in line.points)]
+    if not lines:
+        return None
+    limit = max(MAX_POINTS * 4 // max(len(runs), 4), 2)
+    layout = base_layout("update")
+    if curve.axis == "share":
+        layout["yaxis"] |= {"tickformat": ".0%"}
+    if curve.axis == "from zero":
+        layout["yaxis"] |= {"rangemode": "tozero"}
+    return Figure(
+        id=f"curve-{curve.key}",
+        title=curve.title,
+        unit=curve.unit,
+        note=curve.note,
+        alt=f"{curve.title} by update. {' '.join(map(_in_words, lines))}",
+        heads=["Update", *(line.name for line in lines)],
+        rows=_table(lines),
+        data=[trace for line in lines for trace in _traces(line, limit)],
+        layout=layout,
+    )
+
+
+def _traces(line: Line, limit: int) -> list[dict[str, Any]]:
+    """The line; for a long training series the logged values faintly and their running mean on top."""
+    tint, points = color(line.run.index), thinned(line.points, limit)
+    stroke = {"color": tint, "width": 2, "dash": "dot" if line.side == "rejected" else "solid"}
+    common = {"type": "scatter", "meta": {"run": line.run.index}, "connectgaps": False, "mode": "lines"}
+    if line.split == "eval":
+        mark = f"{symbol(line.run.index)}{'-open' if line.side == 'rejected' else ''}"
+        look = {"mode": "lines+markers", "marker": {"color": tint, "size": 7, "symbol": mark}}
+        return [{**common, **look, **_xy(points), "line": {**stroke, "width": 1}, **_hover(line.name)}]
+    if len(line.points) < SMOOTH_FROM:
+        alone = sum(value is not None for _, value in points) == 1
+        look = {"mode": "lines+markers", "marker": {"color": tint, "size": 6}} if alone else {}
+        return [{**common, **look, **_xy(points), "line": stroke, **_hover(line.name)}]
+    faint = {"line": {**stroke, "width": 1}, "opacity": 0.28, "hoverinfo": "skip"}
+    smooth = thinned(running_mean(line.points), limit)
+    return [
+        {**common, **_xy(points), **faint},
+        {**common, **_xy(smooth), "line": stroke, **_hover(f"{line.name}, running mean")},
+    ]
+
+
+def _xy(points: Points) -> dict[str, Any]:
+    return {"x": [_rounded(step) for step, _ in points], "y": [_rounded(value) for _, value in points]}
+
+
+def _rounded(value: float | None) -> float | int | None:
+    """Six significant digits: more than a screen shows, and half the bytes."""
+    if value is None:
+        return None
+    return int(value) if value == int(value) and abs(value) < 1e15 else float(f"{value:.6g}")
+
+
+def _hover(name: str) -> dict[str, str]:
+    return {"hovertemplate": f"{plot_text(name, 60)}<br>update %{{x}}: %{{y:.4~g}}<extra></extra>"}
+
+
+def running_mean(points: Points) -> Points:
+    """The mean over a centred window of about a twentieth of the series; values that are not finite are left out."""
+    half = max(1, len(points) // 40)
+    sums = list(accumulate((value or 0.0 for _, value in points), initial=0.0))
+    counts = list(accumulate((value is not None for _, value in points), initial=0))
+    smooth: Points = []
+    for position, (step, value) in enumerate(points):
+        low, high = max(0, position - half), min(len(points), position + half + 1)
+        mean = (sums[high] - sums[low]) / max(counts[high] - counts[low], 1)
+        smooth.append((step, None if value is None else mean))
+    return smooth
+
+
+def thinned(points: Points, limit: int = MAX_POINTS) -> Points:
+    """At most `limit` points: means over equal stretches of a longer series."""
+    if len(points) <= limit:
+        return points
+    result: Points = []
+    for stretch_index in range(limit):
+        stretch = points[len(points) * stretch_index // limit : len(points) * (stretch_index + 1) // limit]
+        values = [value for _, value in stretch if value is not None]
+        result.append((stretch[len(stretch) // 2][0], sum(values) / len(values) if values else None))
+    return result
+
+
+def _in_words(line: Line) -> str:
+    known = [(step, value) for step, value in line.points if value is not None]
+    (first, start), (last, end) = known[0], known[-1]
+    if first == last:
+        return f"{line.name}: {show(start)} at update {show(int(first))}."
+    return f"{line.name}: from {show(start)} at update {show(int(first))} to {show(end)} at update {show(int(last))}."
+
+
+def _table(lines: list[Line]) -> list[list[str]]:
+    """The values at about a dozen updates, the first and the last among them, those with held-out values first."""
+    steps = sorted({step for line in lines for step, _ in line.points})
+    held_out = sorted({step for line in lines if line.split == "eval" for step, _ in line.points})
+    candidates = held_out or steps
+    count = min(TABLE_ROWS, len(candidates))
+    picked = {candidates[round(i * (len(candidates) - 1) / max(count - 1, 1))] for i in range(count)}
+    lookup = [dict(line.points) for line in lines]
+    rows = []
+    for step in sorted(picked | {steps[0], steps[-1]}):
+        rows.append(
+            [show(int(step)), *(MISSING if values.get(step) is None else show(values[step]) for values in lookup)]
+        )
+    return rows
+
+
+def displacement(runs: list[Run]) -> list[str]:
+    """One sentence a run: what happened to the log-probability of the chosen responses."""
+    sentences = []
+    for run in runs:
+        for split, source in (("eval", "held-out pairs"), ("train", "training batches")):
+            chosen, rejected = (_ends(run.series(split, f"{side}_logp")) for side in ("chosen", "rejected"))
+            if chosen and rejected:
+                sentences.append(
+                    f"{run.label}: {_moved(chosen, rejected)} ({source}, means of the first and last fifth)."
+                )
+                break
+    return sentences
+
+
+def _moved(chosen: tuple[float, float], rejected: tuple[float, float]) -> str:
+    verb = "fell" if chosen[1] < chosen[0] else "rose"
+    both = (
+        " both sides lost probability, which is likelihood displacement"
+        if chosen[1] < chosen[0] and rejected[1] < rejected[0]
+        else ""
+    )
+    return (
+        f"the log-probability of the chosen responses {verb} from {show(chosen[0])} to {show(chosen[1])} nats, "
+        f"that of the rejected ones went from {show(rejected[0])} to {show(rejected[1])}{';' + both if both else ''}"
+    )
+
+
+def _ends(points: Points) -> tuple[float, float] | None:
+    """Mean of the first and of the last fifth of the finite values; None with fewer than two."""
+    values = [value for _, value in points if value is not None]
+    if len(values) < 2:
+        return None
+    size = max(1, len(values) // 5)
+    return sum(values[:size]) / size, sum(values[-size:]) / size

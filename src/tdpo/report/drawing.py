@@ -1,0 +1,152 @@
+"""What every figure is made of: a plain Plotly dictionary, with words and a table that say the same.
+
+Only marks carry colours, and those are readable on white and on black alike; text, axes and grid take theirs from the
+stylesheet, so that dark mode and print need no redrawing.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .numbers import MISSING, shorten
+from .results import BASE_COLOR, Metric
+
+# Told apart by people of every colour vision, and at least 3:1 against white and near-black (a test computes both).
+RUN_COLORS = ("#2c7fb8", "#d55e00", "#8e44d6", "#8f5a45", "#2f9e44", "#cf5fa8")
+BASE_GREY = "#838b95"
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A Plotly figure, its title, a line of explanation, its content in words and as a table."""
+
+    id: str
+    title: str
+    unit: str
+    note: str
+    alt: str
+    heads: list[str]
+    rows: list[list[str]]
+    data: list[dict[str, Any]]
+    layout: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"id": self.id, "data": self.data, "layout": self.layout}
+
+
+def color(index: int) -> str:
+    """A run's colour; beyond the palette colours repeat and the symbol tells runs apart."""
+    return BASE_GREY if index == BASE_COLOR else RUN_COLORS[index % len(RUN_COLORS)]
+
+
+def symbol(index: int) -> str:
+    return "circle" if index == BASE_COLOR else SYMBOLS[(index + index // len(RUN_COLORS)) % len(SYMBOLS)]
+
+
+def plot_text(text: str, length: int = 22) -> str:
+    """Text for Plotly, which reads a small markup of its own: escaped, and short enough for an axis."""
+    return html.escape(shorten(text, length), quote=False).replace("%{", "% {")
+
+
+def base_layout(x_title: str = "", y_title: str = "", *, height: int = 240) -> dict[str, Any]:
+    axis = {
+        "automargin": True,
+        "zeroline": False,
+        "showline": False,
+        "ticklen": 4,
+        "nticks": 6,
+        "exponentformat": "e",
+        "fixedrange": False,
+    }
+    return {
+        "height": height,
+        "margin": {"l": 8, "r": 12, "t": 10, "b": 8, "pad": 2},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "showlegend": False,
+        "hovermode": "closest",
+        "hoverlabel": {
+            "bgcolor": "#20252b",
+            "bordercolor": "#20252b",
+            "font": {"color": "#ffffff", "size": 12},
+        },
+        "font": {"family": "system-ui, sans-serif", "size": 12},
+        "xaxis": {**axis, "title": {"text": plot_text(x_title, 40), "font": {"size": 12}, "standoff": 6}},
+        "yaxis": {**axis, "title": {"text": plot_text(y_title, 40), "font": {"size": 12}, "standoff": 6}},
+    }
+
+
+@dataclass(frozen=True)
+class Point:
+    """One estimate with its interval."""
+
+    label: str
+    color: int
+    value: float
+    limits: tuple[float, float] | None
+
+
+def error_bar(limits: Iterable[tuple[float, float] | None], values: Iterable[float], tint: str) -> dict[str, Any]:
+    """Plotly's asymmetric error bars from absolute limits; a value without limits gets none."""
+    known = [(value, pair or (value, value)) for value, pair in zip(values, limits, strict=True)]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(high - value, 0.0) for value, (_, high) in known],
+        "arrayminus": [max(value - low, 0.0) for value, (low, _) in known],
+        "color": tint,
+        "thickness": 2,
+        "width": 0,
+    }
+
+
+def dot_figure(id: str, metric: Metric, points: list[Point], *, note: str = "", zero: bool = False) -> Figure | None:
+    """Dots with intervals, one line each, the first on top; None when no point is known."""
+    if not points:
+        return None
+    layout = base_layout(height=34 + 38 * len(points))
+    layout["yaxis"] |= {
+        "tickvals": list(range(len(points))),
+        "ticktext": [plot_text(point.label) for point in points],
+        "range": [len(points) - 0.45, -0.75],
+        "showgrid": False,
+        "fixedrange": True,
+    }
+    if metric.share:
+        layout["xaxis"]["tickformat"] = ".0%"
+    if zero:
+        line = {
+            "type": "line",
+            "x0": 0,
+            "x1": 0,
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "line": {"width": 1, "dash": "dot"},
+        }
+        layout |= {"shapes": [{**line, "layer": "below"}]}
+    data = []
+    for position, point in enumerate(points):
+        tint, text, limits = color(point.color), metric.show(point.value), metric.show_interval(point.limits)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "x": [point.value],
+                "y": [position],
+                "text": [text],
+                "textposition": "top center",
+                "marker": {"color": tint, "symbol": symbol(point.color), "size": 10},
+                "error_x": error_bar([point.limits], [point.value], tint),
+                "hovertemplate": f"{plot_text(point.label, 40)}: {text} {limits}<extra></extra>",
+                "cliponaxis": False,
+            }
+        )
+    rows = [[point.label, metric.show(point.value), metric.show_interval(point.limits) or MISSING] for point in points]
+    alt = f"{metric.title}. " + " ".join(f"{label}: {value} {limits}." for label, value, limits in rows)
+    return Figure(id, metric.title, metric.unit, note, alt, ["Model", metric.title, "Interval"], rows, data, layout)

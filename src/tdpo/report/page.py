@@ -1,0 +1,202 @@
+"""From loaded runs to the HTML page."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from .curves import curve_groups
+from .drawing import Figure, color, symbol
+from .embedding import checked_script, embed_json, security_policy
+from .figures import distribution_figure, frontier_figures, pair_figures, result_figures
+from .loading import Run, at, text_at
+from .numbers import join_words, number, show, show_duration
+from .results import BASE_COLOR, confidence, evaluated_columns, reward_name, summary_sentences
+from .samples import Samples, collect_samples
+from .tables import (
+    SPLITS,
+    data_facts,
+    difference_method,
+    pairs_table,
+    plain,
+    provenance_table,
+    recipe_differences,
+    results_table,
+    wall_seconds,
+)
+
+RECIPE_CHARACTERS = 20_000
+LOST_ROWS = ("skip", "trunc", "drop", "too long")
+
+
+def render(runs: list[Run]) -> str:
+    """The whole report as one HTML document."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("tdpo.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scripts = {
+        "plotly": checked_script("plotly.js", get_plotlyjs()),
+        "report": checked_script("report.js", _template_text("report.js")),
+    }
+    content = page_content(runs)
+    return environment.get_template("report.html.jinja").render(
+        **content,
+        policy=security_policy(list(scripts.values())),
+        css=Markup(_template_text("report.css")),
+        scripts={name: Markup(script) for name, script in scripts.items()},
+        figure_data=Markup(embed_json([figure.spec for figure in content["figures"]])),
+        sample_data=Markup(embed_json(content["samples"].payload)) if content["samples"] else None,
+        color=color,
+        marker=symbol,
+    )
+
+
+def _template_text(name: str) -> str:
+    from importlib.resources import files
+
+    return files("tdpo.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def page_content(runs: list[Run]) -> dict[str, Any]:
+    """Everything that the template shows, as plain data."""
+    columns = evaluated_columns(runs)
+    samples = collect_samples(runs)
+    results, frontier = result_figures(columns, runs), frontier_figures(columns, runs)
+    pairs, groups = pair_figures(runs), curve_groups(runs)
+    distribution = distribution_figure(samples.rewards, reward_name(runs)) if samples else None
+    shown = [*results, distribution, *frontier, *pairs, *(f for group in groups for f in group.figures)]
+    figures: list[Figure] = [figure for figure in shown if figure]
+    return {
+        "title": _title(runs),
+        "environment_names": sorted({text_at(run.evaluation, "settings", "environment") for run in runs} - {""}),
+        "summary": summary_sentences(runs),
+        "at_a_glance": _at_a_glance(runs),
+        "notices": _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR})),
+        "runs": runs,
+        "columns": columns,
+        "results": results_table(columns, runs) if columns else None,
+        "hero_figures": [f for f in (*results[:1], distribution) if f],
+        "result_figures": results[1:],
+        "frontier": frontier,
+        "method": difference_method(runs),
+        "pairs": pairs_table(runs),
+        "pair_figures": pairs,
+        "curve_groups": groups,
+        "samples": samples,
+        "provenance": provenance_table(runs),
+        "differences": recipe_differences(runs),
+        "recipes": [(run, _cut(run.recipe_text)) for run in runs if run.recipe_text],
+        "commands": [(run, text_at(run.environment, "command")) for run in runs if text_at(run.environment, "command")],
+        "evaluation_settings": _evaluation_settings(runs),
+        "reward": reward_name(runs),
+        "confidence": confidence(runs[0]),
+        "figures": figures,
+        "writer": metadata.version("tdpo"),
+    }
+
+
+def _title(runs: list[Run]) -> str:
+    models = {_model_name(run.model) for run in runs} - {""}
+    return join_words([run.label for run in runs]) + (f" on {models.pop()}" if len(models) == 1 else "")
+
+
+def _model_name(model: str) -> str:
+    """A hub name as it is, a path without its folders."""
+    return model.rstrip("/").rpartition("/")[2] if model.startswith(("/", ".", "~")) else model
+
+
+def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
+    """A few facts for the top of the page, each as (name, value); values of several runs joined where they differ."""
+    facts: dict[str, list[str]] = {
+        "Training pairs": [],
+        "Updates": [],
+        "Training time": [],
+        "Held-out prompts": [],
+    }
+    for run in runs:
+        rows, steps, seconds = at(run.data, "train", "rows"), at(run.status, "step"), wall_seconds(run)
+        prompts = at(run.evaluation, "settings", "prompts")
+        facts["Training pairs"].append(show(rows) if number(rows) is not None else "")
+        facts["Updates"].append(show(steps) if number(steps) is not None else "")
+        facts["Training time"].append(show_duration(seconds) if seconds is not None else "")
+        facts["Held-out prompts"].append(show(prompts) if number(prompts) is not None else "")
+    unique = {name: list(dict.fromkeys(value for value in values if value)) for name, values in facts.items()}
+    return [(name, " / ".join(values)) for name, values in unique.items() if values]
+
+
+def _notices(runs: list[Run], samples: Samples | None, bases: int) -> list[tuple[str, list[str]]]:
+    """What a reader should know before trusting the numbers, by run."""
+    notices = []
+    if bases > 1:
+        notices.append(
+            (
+                "All runs",
+                ["The runs were not judged against the same base numbers, so there are several base columns."],
+            )
+        )
+    if samples and samples.shown < samples.total:
+        text = f"The sample browser holds the first {samples.shown} of {samples.total} prompts; samples.jsonl has all."
+        notices.append(("Samples", [text]))
+    of_runs: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        sentences = (*_state_notices(run), *_row_notices(run), *run.notes)
+        of_runs.setdefault(sentences, []).append(run.label)
+    return notices + [(join_words(labels), list(said)) for said, labels in of_runs.items() if said]
+
+
+def _state_notices(run: Run) -> list[str]:
+    state = text_at(run.status, "state")
+    step, planned = show(at(run.status, "step")), show(at(run.status, "max_steps"))
+    error = at(run.status, "error")
+    if state in ("", "finished"):
+        return [f"The status file reports an error: {error}"] if error else []
+    word = {
+        "failed": "Training failed",
+        "running": "Training was still running",
+        "interrupted": "Training was interrupted",
+    }
+    sentence = (
+        f"{word.get(state, f'Training is {state}')} at update {step} of {planned}: the numbers here are not final."
+    )
+    return [sentence, f"Error: {error}"] if error else [sentence]
+
+
+def _row_notices(run: Run) -> list[str]:
+    """Counts of rows that were skipped, truncated or dropped, whatever the tokenisation report calls them."""
+    sentences = []
+    for split, title in SPLITS.items():
+        lost = [
+            f"{name} {count}"
+            for name, count in data_facts(run, split).items()
+            if any(word in name for word in LOST_ROWS) and count != "0"
+        ]
+        if lost:
+            sentences.append(f"{title}: {', '.join(lost)}.")
+    return sentences
+
+
+def _evaluation_settings(runs: list[Run]) -> list[str]:
+    """The evaluation's settings in words, once where all runs share them."""
+    texts: dict[str, list[str]] = {}
+    for run in runs:
+        settings = run.evaluation.get("settings")
+        if isinstance(settings, dict) and settings:
+            words = ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in settings.items())
+            texts.setdefault(words, []).append(run.label)
+    return [words if len(texts) == 1 else f"{join_words(labels)}: {words}" for words, labels in texts.items()]
+
+
+def _cut(text: str) -> str:
+    return (
+        text
+        if len(text) <= RECIPE_CHARACTERS
+        else f"{text[:RECIPE_CHARACTERS]}\n… ({len(text) - RECIPE_CHARACTERS} more characters)"
+    )

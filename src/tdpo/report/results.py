@@ -1,0 +1,179 @@
+"""Base against trained: which columns there are, which numbers they hold, and what that says in plain words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from .loading import Run, at, text_at
+from .numbers import excludes_zero, join_words, number, show, show_interval, show_share
+
+BASE_COLOR = -1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the results: a key of evaluation.json's generations (or pairs) and how to name it."""
+
+    key: str
+    title: str
+    unit: str = ""
+    share: bool = False
+
+    def show(self, value: Any) -> str:
+        return show_share(value) if self.share else show(value)
+
+    def show_interval(self, limits: Any) -> str:
+        return show_interval(limits, self.show)
+
+
+GENERATION_METRICS = (
+    Metric("reward_mean", "Mean reward"),
+    Metric("reward_std", "Spread of the rewards", "standard deviation"),
+    Metric("reverse_kl", "Reverse KL, own samples", "nats per response"),
+    Metric("forward_kl", "Forward KL, base samples", "nats per response"),
+    Metric("distinct_1", "Distinct words", "of all words"),
+    Metric("distinct_2", "Distinct word pairs", "of all word pairs"),
+    Metric("length_mean", "Mean length", "tokens"),
+    Metric("finished_share", "Ended on its own", "within the length limit", share=True),
+    Metric("count", "Responses"),
+)
+PAIR_METRICS = (
+    Metric("accuracy", "Accuracy", "pairs with a margin above zero", share=True),
+    Metric("margin", "Margin"),
+    Metric("chosen_reward", "Chosen implicit reward"),
+    Metric("rejected_reward", "Rejected implicit reward"),
+    Metric("chosen_logp", "Chosen log-probability", "nats per response"),
+    Metric("rejected_logp", "Rejected log-probability", "nats per response"),
+    Metric("chosen_forward_kl", "Chosen forward KL", "nats per response"),
+    Metric("rejected_forward_kl", "Rejected forward KL", "nats per response"),
+    Metric("chosen_reverse_kl", "Chosen reverse KL", "nats per response"),
+    Metric("rejected_reverse_kl", "Rejected reverse KL", "nats per response"),
+    Metric("count", "Pairs"),
+)
+
+
+SAID_OTHERWISE = {"reward_variance"}  # by the standard deviation
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model that was evaluated: a base model (`color` is BASE_COLOR) or what a run trained."""
+
+    label: str
+    color: int
+    run: Run
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_base(self) -> bool:
+        return self.color == BASE_COLOR
+
+
+def evaluated_columns(runs: list[Run]) -> list[Column]:
+    """Base and trained columns of every run with generations; runs judged against the same base share its column.
+
+    The same base means the same model, the same evaluation settings and the same numbers: then one base column
+    stands before all its runs. Otherwise each base is shown and named after the run that it belongs to.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if isinstance(run.evaluation.get("generations"), dict):
+            groups.setdefault(_base_identity(run), []).append(run)
+    columns = []
+    for members in groups.values():
+        label = "Base" if len(groups) == 1 else f"Base of {join_words([run.label for run in members])}"
+        base = at(members[0].evaluation, "generations", "base")
+        if isinstance(base, dict):
+            columns.append(Column(label, BASE_COLOR, members[0], base))
+        for run in members:
+            trained = at(run.evaluation, "generations", "trained")
+            if isinstance(trained, dict):
+                columns.append(Column(run.label, run.index, run, trained))
+    return columns
+
+
+def _base_identity(run: Run) -> str:
+    base = at(run.evaluation, "generations", "base")
+    numbers = {
+        key: round(value, 6) for key in ("reward_mean", "length_mean") if (value := number(at(base, key))) is not None
+    }
+    return json.dumps([run.model, run.evaluation.get("settings"), numbers], sort_keys=True, default=str)
+
+
+def metric_rows(known: tuple[Metric, ...], numbers: list[dict[str, Any]]) -> list[Metric]:
+    """The known metrics that at least one of `numbers` holds, then every other number that an evaluation added."""
+    present = {key for entry in numbers for key, value in entry.items() if isinstance(value, int | float)}
+    rows = [metric for metric in known if metric.key in present]
+    extra = sorted(present - {metric.key for metric in known} - SAID_OTHERWISE)
+    return rows + [Metric(key, key.replace("_", " ").capitalize()) for key in extra]
+
+
+def generation_interval(numbers: dict[str, Any], key: str) -> Any:
+    return numbers.get(f"{key}_interval")
+
+
+def pair_interval(numbers: dict[str, Any], key: str) -> Any:
+    return at(numbers, "intervals", key)
+
+
+def reward_name(runs: list[Run]) -> str:
+    """What the reward is called, if the evaluations agree on it; else "reward"."""
+    names = {text_at(run.evaluation, "settings", "reward") for run in runs} - {""}
+    return names.pop() if len(names) == 1 else "reward"
+
+
+def confidence(run: Run) -> str:
+    """ "95 % interval": the confidence of the paired difference, 95 % where the file does not say."""
+    level = number(at(run.evaluation, "difference", "reward_mean", "confidence"))
+    return f"{show_share(0.95 if level is None else level)} interval"
+
+
+def summary_sentences(runs: list[Run]) -> list[str]:
+    """One honest sentence a run: what happened to the held-out reward, how sure that is, and at how much KL."""
+    return [_reward_sentence(run) or _without_reward(run) for run in runs]
+
+
+def _reward_sentence(run: Run) -> str:
+    base, trained = (at(run.evaluation, "generations", who, "reward_mean") for who in ("base", "trained"))
+    if number(base) is None or number(trained) is None:
+        return ""
+    reward = reward_name([run])
+    what = "reward" if reward == "reward" else f"{reward} reward"
+    spread = at(run.evaluation, "difference", "reward_mean", "interval")
+    sure = excludes_zero(spread)
+    change = number(at(run.evaluation, "difference", "reward_mean", "estimate"))
+    change = float(trained) - float(base) if change is None else change
+    numbers = f"from {show(base)} to {show(trained)}"
+    kl = number(at(run.evaluation, "generations", "trained", "reverse_kl"))
+    cost = "" if kl is None else f", at {show(kl)} nats of reverse KL per response"
+    verb = "raised" if change > 0 else "lowered"
+    if sure is None:
+        return f"{run.label} {verb} the held-out {what} {numbers}{cost}; no interval says how sure that is."
+    limits = f"{confidence(run)} of the change {show_interval(spread)}"
+    if sure:
+        return f"{run.label} {verb} the held-out {what} {numbers} ({limits}){cost}."
+    return (
+        f"{run.label} moved the held-out {what} {numbers}{cost}, but the {limits} includes zero: "
+        "this evaluation cannot tell it from no change."
+    )
+
+
+def _without_reward(run: Run) -> str:
+    accuracy = at(run.evaluation, "pairs", "accuracy")
+    if number(accuracy) is not None:
+        limits = show_interval(at(run.evaluation, "pairs", "intervals", "accuracy"))
+        return (
+            f"{run.label} prefers the chosen response in {show_share(accuracy)} of the held-out pairs"
+            f"{f' {limits}' if limits else ''}; no generations were evaluated."
+        )
+    losses = [value for _, value in run.series("train", "loss") if value is not None]
+    if not losses:
+        return f"{run.label} has logged nothing to judge it by yet."
+    if len(losses) == 1:
+        return f"{run.label} has logged one training loss, {show(losses[0])}, and has not been evaluated."
+    return (
+        f"{run.label} took its training loss from {show(losses[0])} to {show(losses[-1])} "
+        "and has not been evaluated: whether its responses got better is not known."
+    )

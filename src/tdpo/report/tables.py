@@ -1,0 +1,273 @@
+"""The tables of the report: results, held-out pairs, how each run was made, where recipes differ."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any
+
+from .loading import Run, at, dict_at, text_at
+from .numbers import MISSING, join_words, number, show, show_duration, show_interval, show_signed
+from .results import (
+    GENERATION_METRICS,
+    PAIR_METRICS,
+    Column,
+    Metric,
+    generation_interval,
+    metric_rows,
+    pair_interval,
+    reward_name,
+)
+
+DATA_FACTS = ("source", "rows", "pairs", "skipped", "truncated rows")  # said first, and even when zero
+SPLITS = {"train": "Training data", "eval": "Evaluation data"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table cell: a value, and below it in small type what qualifies it."""
+
+    text: str
+    small: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    unit: str
+    cells: list[Cell]
+
+    @property
+    def shared(self) -> bool:
+        """Whether every column says the same."""
+        return len(set(self.cells)) == 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """`heads` has one entry for each column of cells; `colors` are the columns' run colours (None: no swatch)."""
+
+    caption: str
+    heads: list[str]
+    rows: list[Row]
+    colors: list[int | None]
+    corner: str = ""
+
+
+def results_table(columns: list[Column], runs: list[Run]) -> Table:
+    numbers = [column.numbers for column in columns]
+    reward = reward_name(runs)
+    rows = []
+    for metric in metric_rows(GENERATION_METRICS, numbers):
+        unit = reward if metric.key == "reward_mean" and reward != "reward" else metric.unit
+        cells = [_estimate(metric, entry, generation_interval(entry, metric.key)) for entry in numbers]
+        rows.append(Row(metric.title, unit, cells))
+        if metric.key == "reward_mean":
+            rows.extend(_difference_rows(columns))
+    return Table(
+        "Responses to held-out prompts",
+        [column.label for column in columns],
+        rows,
+        [column.color for column in columns],
+    )
+
+
+def _estimate(metric: Metric, numbers: dict[str, Any], limits: Any) -> Cell:
+    return Cell(metric.show(numbers.get(metric.key)), metric.show_interval(limits))
+
+
+def _difference_rows(columns: list[Column]) -> list[Row]:
+    keys = sorted({key for column in columns for key in dict_at(column.run.evaluation, "difference")})
+    titles = {metric.key: metric.title.lower() for metric in GENERATION_METRICS}
+    rows = []
+    for key in keys:
+        cells = []
+        for column in columns:
+            entry = None if column.is_base else at(column.run.evaluation, "difference", key)
+            cells.append(Cell(show_signed(at(entry, "estimate")), show_interval(at(entry, "interval"))))
+        unit = "paired by prompt" if "paired" in text_at(_first(columns, key), "method") else ""
+        rows.append(Row(f"Change of the {titles.get(key, key.replace('_', ' '))}", unit, cells))
+    return rows
+
+
+def _first(columns: list[Column], key: str) -> Any:
+    entries = (at(column.run.evaluation, "difference", key) for column in columns)
+    return next((entry for entry in entries if entry), None)
+
+
+def difference_method(runs: list[Run]) -> str:
+    """How the intervals of the differences were made, in the evaluation's own words."""
+    methods = {text_at(run.evaluation, "difference", "reward_mean", "method") for run in runs} - {""}
+    return "; ".join(sorted(methods))
+
+
+def pairs_table(runs: list[Run]) -> Table | None:
+    """Held-out pairs of every run that has them, or None."""
+    judged = [run for run in runs if isinstance(run.evaluation.get("pairs"), dict)]
+    if not judged:
+        return None
+    numbers = [run.evaluation["pairs"] for run in judged]
+    rows = [
+        Row(metric.title, metric.unit, [_estimate(metric, n, pair_interval(n, metric.key)) for n in numbers])
+        for metric in metric_rows(PAIR_METRICS, numbers)
+    ]
+    sources = [Cell(text_at(entry, "source") or MISSING) for entry in numbers]
+    rows.append(Row("Source", "", sources))
+    return Table("Held-out preference pairs", [r.label for r in judged], rows, [r.index for r in judged])
+
+
+def provenance_table(runs: list[Run]) -> Table:
+    """What was run and how: one column a run, one row a fact that any run knows."""
+    facts = [_facts(run) for run in runs]
+    names = list(dict.fromkeys(name for entry in facts for name in entry))
+    rows = [Row(name, "", [Cell(entry.get(name, MISSING)) for entry in facts]) for name in names]
+    rows = [row for row in rows if any(cell.text not in ("", MISSING) for cell in row.cells)]
+    return Table("What was run", [run.label for run in runs], rows, [run.index for run in runs])
+
+
+def _facts(run: Run) -> dict[str, str]:
+    recipe, hardware = run.recipe, at(run.environment, "hardware")
+    steps, planned = at(run.status, "step"), at(run.status, "max_steps")
+    facts = {
+        "Folder": str(run.path),
+        "State": text_at(run.status, "state"),
+        "Method": _method(run),
+        "Model": run.model,
+        "Trained part": _trained_part(recipe),
+        "Reference": plain(at(recipe, "model", "reference")) or ("the start of training" if recipe else ""),
+    }
+    for split, title in SPLITS.items():
+        facts[title] = ", ".join(f"{name} {value}" for name, value in data_facts(run, split).items())
+    facts |= {
+        "Updates": "" if steps is None else f"{show(steps)} of {show(planned)}" if planned else show(steps),
+        "Batch": plain(at(recipe, "training", "batch_size")),
+        "Learning rate": plain(at(recipe, "training", "learning_rate")),
+        "Training time": show_duration(wall_seconds(run)) if wall_seconds(run) is not None else "",
+        "Evaluation time": show_duration(run.evaluation.get("seconds")) if run.evaluation.get("seconds") else "",
+        "Median throughput": _median(run, "tokens_per_second", "tokens per second"),
+        "Peak memory": _peak(run),
+        "Machine": _machine(hardware),
+        "Seed": plain(at(run.environment, "seed") if "seed" in run.environment else recipe.get("seed")),
+        "Started": plain(run.environment.get("started")),
+        "Resumed": _resumptions(run),
+        "Versions": ", ".join(f"{k} {plain(v)}" for k, v in flatten(run.environment.get("versions")).items() if v),
+    }
+    return facts
+
+
+def data_facts(run: Run, split: str) -> dict[str, str]:
+    """What data.json says of one split, whatever the tokenisation reports, but for most zeros.
+
+    Lists of rows become their number.
+    """
+    facts = {}
+    for key, value in flatten(at(run.data, split)).items():
+        count = len(value) if isinstance(value, list | dict) else value
+        shown = show(count) if isinstance(count, float) else plain(count)
+        name = key.replace("_", " ").replace(".", ": ")
+        if shown and (count or name in DATA_FACTS):
+            facts[name] = shown
+    first = {name: facts[name] for name in DATA_FACTS if name in facts}
+    return first | facts
+
+
+def _resumptions(run: Run) -> str:
+    resumed = run.environment.get("resumed")
+    steps = [plain(at(entry, "step")) for entry in resumed] if isinstance(resumed, list) else []
+    return f"at update {join_words(steps)}" if steps else ""
+
+
+def _method(run: Run) -> str:
+    settings = {**dict_at(run.recipe, "loss"), **dict_at(run.evaluation, "run")}
+    parts = [run.loss] if run.loss else []
+    parts += [
+        f"{sign} = {show(settings[key])}"
+        for key, sign in (("beta", "β"), ("alpha", "α"))
+        if number(settings.get(key)) is not None
+    ]
+    if run.loss == "DPO":
+        parts = [part for part in parts if not part.startswith("α")]
+    return ", ".join(parts)
+
+
+def _trained_part(recipe: dict[str, Any]) -> str:
+    if "model" not in recipe or not isinstance(recipe["model"], dict) or "lora" not in recipe["model"]:
+        return ""
+    lora = recipe["model"]["lora"]
+    if not isinstance(lora, dict):
+        return "all weights" if lora is None else plain(lora)
+    return f"LoRA, rank {plain(lora.get('rank'))}, alpha {plain(lora.get('alpha'))}, on {plain(lora.get('targets'))}"
+
+
+def _machine(hardware: Any) -> str:
+    if not isinstance(hardware, dict):
+        return ""
+    memory, devices = number(hardware.get("memory_gib")), hardware.get("gpu")
+    devices = devices if isinstance(devices, list) else [devices]
+    parts = [
+        *(plain(at(device, "name") or device) for device in devices),
+        plain(hardware.get("cpu")),
+        f"{show(hardware['cores'])} cores" if number(hardware.get("cores")) is not None else "",
+        f"{memory:g} GiB" if memory is not None else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def wall_seconds(run: Run) -> float | None:
+    """Seconds of training: the last `time_s` logged, else from the start to the status file's last word."""
+    times = [value for split in ("train", "eval") for _, value in run.series(split, "time_s") if value is not None]
+    if times:
+        return max(times)
+    try:
+        started = dt.datetime.fromisoformat(text_at(run.environment, "started"))
+        return (dt.datetime.fromisoformat(text_at(run.status, "updated")) - started).total_seconds()
+    except (ValueError, TypeError):  # no date, or one with and one without a time zone
+        return None
+
+
+def _values(run: Run, key: str) -> list[float]:
+    return sorted(value for _, value in run.series("train", key) if value is not None)
+
+
+def _median(run: Run, key: str, unit: str) -> str:
+    values = _values(run, key)
+    return f"{show(values[len(values) // 2])} {unit}" if values else ""
+
+
+def _peak(run: Run) -> str:
+    values = _values(run, "peak_memory_mib")
+    return f"{show(values[-1])} MiB" if values else ""
+
+
+def recipe_differences(runs: list[Run]) -> Table | None:
+    """The settings in which the runs' recipes differ, or None when there is nothing to compare."""
+    recipes = [flatten(run.recipe) for run in runs]
+    if sum(bool(recipe) for recipe in recipes) < 2:
+        return None
+    keys = list(dict.fromkeys(key for recipe in recipes for key in recipe if key != "run_dir"))
+    rows = []
+    for key in keys:
+        values = [(plain(recipe[key]) or "none") if key in recipe else MISSING for recipe in recipes]
+        if len(set(values)) > 1:
+            rows.append(Row(key, "", [Cell(value) for value in values]))
+    return Table("Settings that differ", [run.label for run in runs], rows, [run.index for run in runs])
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}; anything but a mapping gives no entries."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        name = f"{prefix}{key}"
+        flat |= flatten(inner, f"{name}.") if isinstance(inner, dict) and inner else {name: inner}
+    return flat
+
+
+def plain(value: Any) -> str:
+    """A setting as it is, without rounding: yes, 0.0005, sentiment; nothing for null."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and number(value) is not None:
+        return f"{value:g}"
+    return str(value)

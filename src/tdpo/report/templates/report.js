@@ -1,0 +1,263 @@
+// Draws the figures and runs the response browser. Model text only ever becomes text nodes.
+"use strict";
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const data = (id) => (byId(id) ? JSON.parse(byId(id).textContent) : null);
+
+  function element(tag, className, ...children) {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    node.append(...children.filter((child) => child !== null && child !== undefined));
+    return node;
+  }
+
+  // ---- figures ---------------------------------------------------------------------------------------------
+  const figures = data("figure-data") || [];
+  const hiddenRuns = new Set();
+
+  function scaleToSheet(node) {
+    for (const svg of node.querySelectorAll("svg.main-svg")) {
+      svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${svg.getAttribute("height")}`);
+    }
+  }
+
+  function draw(spec) {
+    const node = byId(spec.id);
+    if (matchMedia("(pointer: coarse)").matches) spec.layout.dragmode = false; // a finger scrolls the page
+    window.Plotly.newPlot(node, spec.data, spec.layout, { displayModeBar: false, responsive: true });
+    node.on("plotly_afterplot", () => scaleToSheet(node));
+    scaleToSheet(node);
+    showRuns(spec);
+  }
+
+  function showRuns(spec) {
+    const node = byId(spec.id);
+    const traces = spec.data.map((trace, index) => [trace.meta, index]).filter(([meta]) => meta);
+    if (!traces.length || !node.data) return;
+    const visible = traces.map(([meta]) => !hiddenRuns.has(meta.run));
+    if (visible.every(Boolean) && !node.dataset.filtered) return;
+    node.dataset.filtered = "yes";
+    window.Plotly.restyle(node, { visible }, traces.map(([, index]) => index));
+  }
+
+  for (const button of document.querySelectorAll("button[data-run]")) {
+    button.addEventListener("click", () => {
+      const run = Number(button.dataset.run);
+      const shown = button.getAttribute("aria-pressed") === "true";
+      button.setAttribute("aria-pressed", String(!shown));
+      if (shown) hiddenRuns.add(run); else hiddenRuns.delete(run);
+      figures.forEach(showRuns);
+    });
+  }
+
+  for (const spec of figures) byId(spec.id).style.height = `${spec.layout.height}px`; // nothing moves while drawing
+  const waiting = figures.slice();
+  function drawNext() {
+    if (!waiting.length) {
+      document.documentElement.dataset.drawn = "yes";
+      return;
+    }
+    draw(waiting.shift());
+    setTimeout(drawNext, 0);
+  }
+
+  // ---- print -----------------------------------------------------------------------------------------------
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    while (waiting.length) draw(waiting.shift());
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const details of opened) details.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const details of opened) details.open = false;
+  });
+
+  // ---- responses -------------------------------------------------------------------------------------------
+  const PER_PAGE = 6;
+  const FIRST_ROWS = 2;
+  const samples = data("sample-data");
+
+  function mean(values) {
+    const known = values.filter((value) => value !== null);
+    return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
+  }
+
+  function signed(value, digits = 2) {
+    return value.toFixed(digits).replace("-", "\u2212");
+  }
+
+  function rewardChip(value, name) {
+    if (value === null) return element("span", "reward", "no reward");
+    const { centre, span } = samples.scale;
+    const share = Math.min(Math.abs(value - centre) / span, 1);
+    const side = share < 0.02 ? "" : value > centre ? " up" : " down";
+    const chip = element("span", `reward${side}`, signed(value));
+    chip.style.setProperty("--share", share.toFixed(2));
+    chip.title = name;
+    return chip;
+  }
+
+  function highlighted(text, words) {
+    const pieces = document.createDocumentFragment();
+    const folded = text.toLowerCase();
+    let from = 0;
+    while (words.length && folded.length === text.length) {
+      let next = -1;
+      let length = 0;
+      for (const word of words) {
+        const found = folded.indexOf(word, from);
+        if (found >= 0 && (next < 0 || found < next || (found === next && word.length > length))) {
+          next = found;
+          length = word.length;
+        }
+      }
+      if (next < 0) break;
+      pieces.append(text.slice(from, next), element("mark", "", text.slice(next, next + length)));
+      from = next + length;
+    }
+    pieces.append(text.slice(from));
+    return pieces;
+  }
+
+  function swatch(index) {
+    const template = byId(`swatch-${index}`);
+    return template ? template.content.firstElementChild.cloneNode(true) : "";
+  }
+
+  function responseCell(column, response, words) {
+    if (!response) return element("div", "response", element("p", "void", "no response"));
+    const meta = element("div", "meta", element("span", "who", swatch(column.color), " ", column.label));
+    meta.append(rewardChip(response.reward, samples.reward));
+    if (response.tokens !== null) meta.append(element("span", "", `${response.tokens} tokens`));
+    if (response.kl !== null) meta.append(element("span", "", `reverse KL ${signed(response.kl)} nats`));
+    if (response.cut) meta.append(element("span", "", "cut off"));
+    const text = response.text.trim()
+      ? element("p", "", highlighted(response.text, words))
+      : element("p", "void", "(empty response)");
+    text.dir = "auto";
+    return element("div", "response", meta, text);
+  }
+
+  function promptCard(prompt, words) {
+    const title = element("h3", "", highlighted(prompt.prompt || "(empty prompt)", words));
+    title.dir = "auto";
+    const grid = element("div", "grid");
+    grid.style.setProperty("--columns", samples.columns.length);
+    samples.columns.forEach((column, index) => {
+      const average = prompt.means[index];
+      const chip = average === null ? null : rewardChip(average, `mean ${samples.reward}`);
+      grid.append(element("div", "top", swatch(column.color), ` ${column.label} `, chip));
+    });
+    const rows = Math.max(...prompt.cells.map((cell) => cell.length));
+    const append = (from, to) => {
+      for (let row = from; row < to; row += 1) {
+        samples.columns.forEach((column, index) => grid.append(responseCell(column, prompt.cells[index][row], words)));
+      }
+    };
+    const first = words.length || rows <= FIRST_ROWS + 1 ? rows : FIRST_ROWS; // a search shows every hit
+    append(0, first);
+    const card = element("article", "prompt", title, grid);
+    if (first < rows) {
+      const more = element("button", "more", `${rows - first} more responses of each`);
+      more.type = "button";
+      more.addEventListener("click", () => {
+        append(first, rows);
+        more.remove();
+      });
+      card.append(more);
+    }
+    return card;
+  }
+
+  function shuffled(items) {
+    const order = items.slice();
+    for (let i = order.length - 1; i > 0; i -= 1) {
+      const j = Math.floor(Math.random() * (i + 1));
+      [order[i], order[j]] = [order[j], order[i]];
+    }
+    return order;
+  }
+
+  function startBrowser() {
+    const controls = { search: byId("sample-search"), sort: byId("sample-sort"), filter: byId("sample-filter"), run: byId("sample-run") };
+    const trained = samples.columns.map((column, index) => [column, index]).filter(([column]) => column.color >= 0);
+    const baseOf = (index) => {
+      for (let i = index; i >= 0; i -= 1) if (samples.columns[i].color < 0) return i;
+      return -1;
+    };
+    for (const [column, index] of trained) {
+      const option = element("option", "", column.label);
+      option.value = String(index);
+      controls.run.append(option);
+    }
+    byId("sample-run-label").hidden = trained.length < 2;
+    for (const prompt of samples.prompts) {
+      prompt.means = prompt.cells.map((cell) => mean(cell.map((response) => response.reward)));
+      prompt.gains = prompt.means.map((value, index) => {
+        const base = baseOf(index);
+        return base < 0 || value === null || prompt.means[base] === null ? null : value - prompt.means[base];
+      });
+      prompt.words = [prompt.prompt, prompt.id, ...prompt.cells.flat().map((response) => response.text)].join("\n").toLowerCase();
+    }
+    let page = 0;
+    let random = null;
+
+    function selection() {
+      const words = controls.search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const gain = (prompt) => prompt.gains[Number(controls.run.value)] ?? null;
+      let found = samples.prompts.filter((prompt) => words.every((word) => prompt.words.includes(word)));
+      if (controls.filter.value === "better") found = found.filter((prompt) => gain(prompt) > 0);
+      if (controls.filter.value === "worse") found = found.filter((prompt) => gain(prompt) < 0);
+      if (controls.sort.value === "random") {
+        random = random || new Map(shuffled(samples.prompts).map((prompt, rank) => [prompt, rank]));
+        found = found.slice().sort((a, b) => random.get(a) - random.get(b));
+      } else if (controls.sort.value !== "given") {
+        const sign = controls.sort.value === "gain" ? -1 : 1;
+        const known = (prompt) => gain(prompt) ?? sign * -Infinity; // prompts without a gain come last
+        found = found.slice().sort((a, b) => (gain(a) === gain(b) ? 0 : sign * (known(a) - known(b))));
+      }
+      return [found, words];
+    }
+
+    function show() {
+      const [found, words] = selection();
+      const pages = Math.max(1, Math.ceil(found.length / PER_PAGE));
+      page = Math.min(Math.max(page, 0), pages - 1);
+      const start = page * PER_PAGE;
+      const visible = found.slice(start, start + PER_PAGE);
+      byId("sample-list").replaceChildren(...visible.map((prompt) => promptCard(prompt, words)));
+      byId("sample-status").textContent = found.length
+        ? `Prompts ${start + 1} to ${start + visible.length} of ${found.length}${found.length < samples.prompts.length ? ` found among ${samples.prompts.length}` : ""}`
+        : `None of the ${samples.prompts.length} prompts fits.`;
+      byId("sample-page").textContent = `Page ${page + 1} of ${pages}`;
+      byId("sample-previous").disabled = page === 0;
+      byId("sample-next").disabled = page === pages - 1;
+    }
+
+    function turn(by) {
+      page += by;
+      show();
+      byId("samples").scrollIntoView();
+    }
+
+    function restart() {
+      page = 0;
+      show();
+    }
+
+    controls.search.addEventListener("input", restart);
+    controls.filter.addEventListener("change", restart);
+    controls.run.addEventListener("change", restart);
+    controls.sort.addEventListener("change", () => {
+      random = null;
+      restart();
+    });
+    byId("sample-controls").addEventListener("submit", (event) => event.preventDefault());
+    byId("sample-previous").addEventListener("click", () => turn(-1));
+    byId("sample-next").addEventListener("click", () => turn(1));
+    show();
+  }
+
+  if (samples) startBrowser();
+  drawNext();
+})();
