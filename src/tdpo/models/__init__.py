@@ -3,24 +3,26 @@
 from .adapters import LoraSettings, add_lora, has_adapter, is_adapter_folder, merge_adapter
 from .bundled import BUNDLED, bundled_folder
 from .hidden_states import causal_lm_of, find_head, policy_hidden, select_logits
-from .loading import check_folder, end_token_ids, load_causal_lm, load_tokenizer
+from .loading import ModelFacts, check_folder, facts_of, load_causal_lm, load_tokenizer, model_facts
 from .references import Reference, reference_for
 
 __all__ = [
     "BUNDLED",
     "LoraSettings",
+    "ModelFacts",
     "Reference",
     "add_lora",
     "bundled_folder",
     "causal_lm_of",
     "check_folder",
-    "end_token_ids",
+    "facts_of",
     "find_head",
     "has_adapter",
     "is_adapter_folder",
     "load_causal_lm",
     "load_tokenizer",
     "merge_adapter",
+    "model_facts",
     "policy_hidden",
     "reference_for",
     "select_logits",

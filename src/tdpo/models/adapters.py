@@ -19,7 +19,16 @@ class LoraSettings:
 
 
 def add_lora(model: Any, settings: LoraSettings) -> Any:
-    """Wrap `model` with a fresh LoRA adapter; its weights start at zero, so policy equals reference."""
+    """Wrap `model` with a fresh LoRA adapter; its weights start at zero, so policy equals reference.
+
+    Raises:
+        ValueError: `model` has an adapter already.
+    """
+    if has_adapter(model):
+        raise ValueError(
+            "this model has an adapter already, and a second one would lie on top of it. Merge the first into its base "
+            "(tdpo merge) and start from that, or train it on without asking for a new one (lora: null)."
+        )
     from peft import LoraConfig, get_peft_model
 
     targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
@@ -44,10 +53,20 @@ def is_adapter_folder(folder: str | Path) -> bool:
     return (Path(folder) / "adapter_config.json").is_file()
 
 
-def load_adapter(base: Any, folder: str | Path) -> Any:
+def load_adapter(base: Any, folder: str | Path, *, trainable: bool = False) -> Any:
+    """`base` with the adapter that lies in `folder`, frozen unless `trainable`.
+
+    Raises:
+        FileNotFoundError: the folder holds no safetensors weights.
+    """
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base, str(folder)).eval()
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no adapter_model.safetensors, and pickled weights (.bin) are not read because they can "
+            "run code. Load the adapter with peft where you trust it and save it again with save_pretrained."
+        )
+    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
 
 
 def merge_adapter(model: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..token_stats import Head
+from ..token_statistics import Head
 
 
 def causal_lm_of(model: Any) -> Any:
@@ -69,7 +69,7 @@ def _body_forward(lm: Any, response_index: Tensor) -> Callable[..., tuple[Tensor
         position_ids: Tensor | None = None,
         **_: Any,
     ) -> tuple[Tensor]:
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": _additive(attention_mask, lm.dtype)}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
         if "use_cache" in takes or takes_any:
@@ -80,6 +80,13 @@ def _body_forward(lm: Any, response_index: Tensor) -> Callable[..., tuple[Tensor
     return forward
 
 
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A boolean 4-D mask as the additive one that every attention of transformers takes; others unchanged."""
+    if mask is None or mask.dim() != 4:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
 def find_head(model: Any) -> Callable[[], Head] | None:
     """A function giving the model's current `Head`, or None where logits are not cap(scale·(W·h + b)).
 
@@ -88,12 +95,12 @@ def find_head(model: Any) -> Callable[[], Head] | None:
     """
     lm = causal_lm_of(model)
     output = lm.get_output_embeddings()
-    if output is None or getattr(lm, "base_model", lm) is lm:
+    if output is None or getattr(lm, "base_model", lm) is lm or not _is_understood(output):
         return None
-    probe = _probe(model, lm)
-    if probe is None:
+    observed = probe(model)
+    if observed is None:
         return None
-    hidden, logits = probe
+    hidden, logits = observed
     for softcap in _softcaps(lm):
         with torch.no_grad():
             scale = _fit_scale(_live_head(output, 1.0, None)().logits(hidden), logits, softcap)
@@ -109,6 +116,25 @@ def _live_head(output: nn.Module, scale: float, softcap: float | None) -> Callab
         return Head(weight, bias, scale=scale, softcap=softcap)
 
     return head
+
+
+def _is_understood(output: Any) -> bool:
+    """Whether `_effective_weight` accounts for all that adapters on the output layer can come to do.
+
+    A fresh adapter changes nothing, so the probe cannot tell: DoRA, IA3, biases and dropout on this layer
+    look like a plain head until they are trained.
+    """
+    if type(output).__module__.partition(".")[0] != "peft":
+        return True
+    from peft.tuners.lora import Linear
+    from peft.utils import ModulesToSaveWrapper
+
+    if type(output) is ModulesToSaveWrapper:
+        return True
+    plain_adapters = type(output) is Linear and not (
+        output.lora_variant or any(output.lora_bias.values()) or output.merged
+    )
+    return plain_adapters and all(isinstance(d, nn.Identity) for d in output.lora_dropout.values())
 
 
 def _effective_weight(output: Any) -> tuple[Tensor, Tensor | None]:
@@ -129,8 +155,9 @@ def _effective_weight(output: Any) -> tuple[Tensor, Tensor | None]:
 
 
 @torch.no_grad()
-def _probe(model: Any, lm: Any) -> tuple[Tensor, Tensor] | None:
-    """Hidden states and the model's own logits at a few positions of a made-up input."""
+def probe(model: Any) -> tuple[Tensor, Tensor] | None:
+    """Hidden states and the model's own logits at a few positions of a made-up input; None if it has no such parts."""
+    lm = causal_lm_of(model)
     device = next(lm.parameters()).device
     vocabulary = lm.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(1, 9, device=device) * 7919 % vocabulary)[None]
@@ -154,13 +181,12 @@ def _softcaps(lm: Any) -> list[float | None]:
 
 def _fit_scale(raw: Tensor, logits: Tensor, softcap: float | None) -> float:
     """The factor between raw and observed logits, by least squares; 1.0 when it is 1.0 up to rounding."""
+    inside = raw.isfinite() & logits.isfinite()  # a masked vocabulary has logits of -inf
     if softcap is not None:
-        inside = (logits.abs() < 0.95 * softcap).double()
+        inside &= logits.abs() < 0.95 * softcap
         logits = softcap * torch.atanh((logits.double() / softcap).clamp(-0.999, 0.999))
-    else:
-        inside = torch.ones_like(logits, dtype=torch.double)
-    raw64 = raw.double() * inside
-    scale = float((raw64 * logits.double()).sum() / raw64.square().sum().clamp_min(1e-30))
+    raw64 = raw.double()[inside]
+    scale = float((raw64 * logits.double()[inside]).sum() / raw64.square().sum().clamp_min(1e-30))
     return 1.0 if math.isclose(scale, 1.0, rel_tol=2e-3) else scale
 
 
@@ -168,4 +194,8 @@ def _same(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
     # Half-precision models round their logits to 8 or 11 bits; 1 % of the range is far above that and
     # far below what a missing bias, norm or soft cap does.
     tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 1e-2
+    finite = theirs.isfinite()
+    if not torch.equal(ours[~finite], theirs[~finite]):
+        return False
+    ours, theirs = ours[finite], theirs[finite]
     return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp_min(1.0))

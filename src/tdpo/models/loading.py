@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise _unreachable(name, error) from error
+    except ValueError as error:
+        if not Path(folder).is_dir() or any(Path(folder).glob("*token*")):
+            raise
+        raise FileNotFoundError(
+            f"{folder} holds a model but no tokenizer; save the model's tokenizer there with save_pretrained, "
+            "or pass a tokenizer yourself (processing_class)"
+        ) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {name} has neither a pad nor an end-of-sequence token; set one")
@@ -57,18 +65,22 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def load_causal_lm(name: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> Any:
+def load_causal_lm(
+    name: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False, trainable: bool = False
+) -> Any:
     """A causal language model in evaluation mode; a folder holding an adapter loads base and adapter.
 
     Args:
         name: "smollm2-135m" (bundled), a hub name or a folder.
         dtype: "auto" (the dtype it was saved in), "float32", "bfloat16" or "float16".
         trust_remote_code: whether code shipped with the model may run.
+        trainable: whether the adapter of an adapter folder is to be trained on; a full model always can be.
 
     Raises:
         FileNotFoundError: nothing is there; the message says what was looked for.
-        ValueError: an unknown dtype.
+        ValueError: an unknown dtype, code that may not run, or weights that are broken or missing.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
@@ -76,14 +88,38 @@ def load_causal_lm(name: str | Path, *, dtype: str = "auto", trust_remote_code: 
     folder = check_folder(name)
     if is_adapter_folder(folder):
         base = load_causal_lm(adapter_base(folder), dtype=dtype, trust_remote_code=trust_remote_code)
-        return load_adapter(base, folder)
+        return load_adapter(base, folder, trainable=trainable)
+    _refuse_pickles(Path(folder))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+        auto: Any = AutoModelForCausalLM
+        model, found = auto.from_pretrained(
+            folder,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except OSError as error:
         raise _unreachable(name, error) from error
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are cut short or broken ({error}); save them again") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights that {type(model).__name__} needs, such as {missing[0]}: they "
+            "would start at random. Is it a causal language model, saved whole?"
+        )
     return model.eval()
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Say what to do where a folder's weights are pickles only; loading those can run code."""
+    if any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")):
+        return
+    raise FileNotFoundError(
+        f"{folder} holds pickled weights (.bin) and no safetensors. Pickles can run code, so they are not read. Where "
+        'you trust them, convert them once: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
 
 
 def adapter_base(folder: str | Path) -> str:
@@ -91,11 +127,52 @@ def adapter_base(folder: str | Path) -> str:
     return str(json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
-def end_token_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Every token at which generation stops: the tokenizer's end of sequence and the generation config's."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = named if isinstance(named, list) else [named]
-    return {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
+@dataclass(frozen=True)
+class ModelFacts:
+    """What tokenisation needs to know of a model before its weights load."""
+
+    end_token_ids: set[int]
+    positions: int | None
+
+    def max_length(self, asked: int | None) -> int | None:
+        """The length limit asked for, no longer than the positions that the model has."""
+        if self.positions is None:
+            return asked
+        return self.positions if asked is None else min(asked, self.positions)
+
+
+def model_facts(name: str | Path, tokenizer: Any, *, trust_remote_code: bool = False) -> ModelFacts:
+    """The facts of a model that is not loaded, from its configuration files.
+
+    Raises:
+        FileNotFoundError: as `load_causal_lm`.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    folder = check_folder(name)
+    if is_adapter_folder(folder):
+        return model_facts(adapter_base(folder), tokenizer, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise _unreachable(name, error) from error
+    try:
+        generation = GenerationConfig.from_pretrained(folder)
+    except OSError:  # not every model ships one
+        generation = None
+    return _facts(config, generation, tokenizer)
+
+
+def facts_of(model: Any, tokenizer: Any) -> ModelFacts:
+    """The facts of a loaded model."""
+    return _facts(model.config, getattr(model, "generation_config", None), tokenizer)
+
+
+def _facts(config: Any, generation: Any, tokenizer: Any) -> ModelFacts:
+    named = getattr(generation, "eos_token_id", None)
+    ids = named if isinstance(named, list | tuple) else [named]
+    ends = {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
+    return ModelFacts(ends, getattr(config.get_text_config(), "max_position_embeddings", None))
 
 
 def _unreachable(name: str | Path, error: Exception) -> FileNotFoundError:

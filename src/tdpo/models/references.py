@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..token_stats import Head
+from ..token_statistics import Head
 from .adapters import has_adapter
-from .hidden_states import find_head, policy_hidden, select_logits
+from .hidden_states import causal_lm_of, find_head, policy_hidden, probe, select_logits
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,24 +50,39 @@ class Reference:
         return _unwrapped(policy).disable_adapter()
 
 
-def reference_for(policy: Any, given: Any | None = None) -> Reference:
+def reference_for(policy: Any, given: Any | None = None, *, at_start: bool = False) -> Reference:
     """The reference of `policy`: the one given, else its adapter switched off, else a frozen copy made now.
 
+    Args:
+        policy: the model that is trained or judged.
+        given: the reference; it is frozen and put into evaluation mode.
+        at_start: the reference must be the policy as it is now. An adapter that changes the model already, or
+            that is trained along with weights of its base, is then copied and not switched off.
+
     Raises:
-        ValueError: the given model is the policy itself, or its vocabulary has another size.
+        ValueError: the given model shares trained weights with the policy, or its vocabulary has another size.
     """
-    if given is policy and given is not None:
-        raise ValueError(
-            "ref_model is the very object that is trained, so it would change with it. "
-            "Leave ref_model out: the start of the policy is then the reference."
-        )
     if given is not None:
+        _check_apart(policy, given)
         _check_vocabulary(policy, given)
         return Reference("second model", _frozen(given), find_head(given))
-    if has_adapter(policy):
+    if has_adapter(policy) and not (at_start and _start_needs_copy(policy)):
         return Reference("adapter-off", None, find_head(policy))
-    copied = _frozen(copy.deepcopy(policy))
+    # What is not trained is never changed, so the copy shares it.
+    untrained = {id(p): p for p in policy.parameters() if not p.requires_grad} if at_start else {}
+    copied = _frozen(copy.deepcopy(policy, untrained))
     return Reference("copy", copied, find_head(copied))
+
+
+def _start_needs_copy(policy: Any) -> bool:
+    """Whether `policy` with its adapter off is another model than it is now, or will be once it is trained."""
+    adapter = (getattr(policy.base_model, "prefix", "lora_"), "modules_to_save.", "token_adapter.")
+    if any(p.requires_grad and not any(part in name for part in adapter) for name, p in policy.named_parameters()):
+        return True
+    now = probe(policy)
+    with policy.disable_adapter():
+        off = probe(policy)
+    return now is not None and off is not None and not torch.equal(now[1], off[1])
 
 
 def _frozen(model: Any) -> Any:
@@ -78,8 +96,26 @@ def _detached(head: Head) -> Head:
     )
 
 
+def _check_apart(policy: Any, reference: Any) -> None:
+    trained = {id(p) for p in policy.parameters() if p.requires_grad}
+    if reference is policy or any(id(p) in trained for p in reference.parameters()):
+        raise ValueError(
+            "ref_model holds the very weights that are trained, so it would change with them. "
+            "Leave ref_model out: the start of the policy is then the reference."
+        )
+    if reference.dtype != policy.dtype:
+        logger.warning(
+            "The reference is in %s and the policy in %s: their KL is not 0 at the start. Load both in one dtype.",
+            reference.dtype,
+            policy.dtype,
+        )
+
+
 def _check_vocabulary(policy: Any, reference: Any) -> None:
-    sizes = [m.get_output_embeddings().weight.shape[0] for m in (policy, reference)]
+    heads = [causal_lm_of(model).get_output_embeddings() for model in (policy, reference)]
+    if None in heads:
+        return
+    sizes = [head.weight.shape[0] for head in heads]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"the policy has {sizes[0]} vocabulary entries and the reference {sizes[1]}: "

@@ -10,6 +10,24 @@ from transformers import TrainingArguments
 
 LossName = Literal["tdpo2", "tdpo1", "dpo"]
 HeadImpl = Literal["auto", "tiled", "dense"]
+PrefixSharing = Literal["auto", "on", "off"]
+
+# transformers 5.23 renamed these and warns of the old names, which older versions need.
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+# Options of TrainingArguments that this trainer refuses, and why: they would do nothing, or harm in silence.
+REFUSED = {
+    "label_smoothing_factor": "smooths token labels, which pairs do not have; use label_smoothing",
+    "label_names": "has no effect: pairs have no labels",
+    "include_for_metrics": "has no effect without compute_metrics",
+    "batch_eval_metrics": "has no effect without compute_metrics",
+    "prediction_loss_only": "has no effect: every metric is computed in any case",
+    "neftune_noise_alpha": "would put noise into policy and reference, which then differ from the start",
+    "bf16_full_eval": "would evaluate the policy in another precision than the reference; load both in bfloat16",
+    "fp16_full_eval": "would evaluate the policy in another precision than the reference; load both in float16",
+}
 
 
 @dataclass
@@ -36,6 +54,10 @@ class TDPOConfig(TrainingArguments):
     head_impl: HeadImpl = field(
         default="auto", metadata={"help": "How statistics are computed from hidden states: auto, tiled or dense."}
     )
+    prefix_sharing: PrefixSharing = field(
+        default="auto",
+        metadata={"help": "Compute a pair's prompt once: auto (where the model takes the mask), on or off."},
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Whether code shipped with a model named by string may run."}
     )
@@ -47,9 +69,16 @@ class TDPOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        for old, new in RENAMED.items():
+            if hasattr(self, new) and getattr(self, new) is None:
+                setattr(self, new, getattr(self, old))
+        if self.ddp_find_unused_parameters is None:
+            # The head is used outside the forward that DDP watches: searching for unused parameters, it would take
+            # the head for one and fail. Everything trained here is used.
+            self.ddp_find_unused_parameters = False
+        super().__post_init__()
         problems = list(self._problems())
         if problems:
             raise ValueError("TDPOConfig: " + "; ".join(problems))
@@ -66,14 +95,23 @@ class TDPOConfig(TrainingArguments):
             found.append(f"alpha={self.alpha} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'")
         if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing < 0.5):
             found.append(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing!r}")
-        if self.max_length is not None and self.max_length < 2:
-            found.append(f"max_length must be at least 2 tokens or None, got {self.max_length!r}")
+        if self.max_length is not None and not (type(self.max_length) is int and self.max_length >= 2):
+            found.append(f"max_length must be a whole number of at least 2 tokens or None, got {self.max_length!r}")
         if self.head_impl not in get_args(HeadImpl):
             found.append(f"head_impl must be one of {', '.join(get_args(HeadImpl))}, got {self.head_impl!r}")
+        if self.prefix_sharing not in get_args(PrefixSharing):
+            choices = ", ".join(get_args(PrefixSharing))
+            found.append(f"prefix_sharing must be one of {choices}, got {self.prefix_sharing!r}")
         if self.remove_unused_columns:
             found.append("remove_unused_columns=True would throw the pairs away; leave it False")
-        if self.label_names is not None:
-            found.append("label_names has no effect here; leave it out")
+        found += [f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None)]
+        if not self.average_tokens_across_devices:
+            found.append("average_tokens_across_devices=False has no effect: every pair weighs the same on any device")
+        strategy = getattr(self, "train_sampling_strategy", "random")
+        if strategy not in ("random", "sequential"):
+            found.append(f"train_sampling_strategy must be random or sequential, got {strategy!r}")
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            found.append("dispatch_batches=True would cut batches apart by rows, and pairs with them; leave it out")
         return found
 
 

@@ -7,6 +7,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from transformers import TrainerCallback
 
 from ..losses import PreferenceLoss
 from ..scores import PairScores, sum_by_sequence
-from ..token_stats import TokenStats
+from ..token_statistics import TokenStats
 
 # Columns of the table that `pair_metrics` returns. All are averaged over pairs, except the last two,
 # whose ratio is the entropy per token.
@@ -85,6 +87,13 @@ class TrainingMeter:
         self.tokens = 0
         self.since = time.perf_counter()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The clock stands still: what happens here is not training."""
+        started = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - started
+
     def add(self, table: Tensor, tokens: int) -> None:
         self.sums += table.sum(dim=0).cpu()
         self.pairs += table.shape[0]
@@ -145,10 +154,10 @@ class MetricsFile(TrainerCallback):
             file.write(json.dumps(self._line(state, logs)) + "\n")
 
     def _line(self, state: Any, logs: dict[str, Any]) -> dict[str, Any]:
-        split = "eval" if any(k.startswith("eval_") for k in logs) else "train"
-        if "train_runtime" in logs:
-            split = "summary"
-        numbers = {k.removeprefix("eval_"): v for k, v in logs.items() if k not in ("step", "epoch")}
+        # An evaluation's keys carry its name: "eval_", or "eval_<dataset>_" where there are several.
+        prefix = next((k.removesuffix("policy_entropy") for k in logs if k.endswith("_policy_entropy")), "")
+        split = "summary" if "train_runtime" in logs else prefix.rstrip("_") or "train"
+        numbers = {k.removeprefix(prefix): v for k, v in logs.items() if k not in ("step", "epoch")}
         seconds = self.time_before + time.perf_counter() - self.started
         head = {"step": state.global_step, "epoch": state.epoch, "split": split, "time_s": round(seconds, 3)}
         return head | numbers

@@ -7,8 +7,8 @@ distribution and optimisers are transformers' and accelerate's.
 
 from __future__ import annotations
 
-import copy
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,42 +16,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from ..batches import PairBatch, PairCollator, TokenizedPair, TokenizedPairs, tokenize_pairs
-from ..losses import PreferenceLoss, dpo_loss, tdpo1_loss, tdpo2_loss
-from ..models import (
-    end_token_ids,
-    find_head,
-    has_adapter,
-    load_causal_lm,
-    load_tokenizer,
-    policy_hidden,
-    reference_for,
-    select_logits,
-)
+from ..models import facts_of, load_causal_lm, reference_for
 from ..preferences import PreferenceRow, preferences_from_dataset
+from ..runs.checkpoints import mark_complete
 from ..scores import PairScores, score_pairs
-from ..token_stats import Extra, TokenStats, linear_token_stats, token_stats
+from ..token_statistics import Extra
 from .config import TDPOConfig
+from .layout import share_prefixes
+from .losses import configured_loss
 from .metrics import MetricsFile, TrainingMeter, averages, pair_metrics
+from .policy import check_ids, prepare_policy, prepare_tokenizer
+from .resume import whole_checkpoint
+from .statistics import PolicyStatistics
 
 logger = logging.getLogger(__name__)
 
 EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
-COMPLETE = "COMPLETE"  # written last into a checkpoint, so that one cut short by a kill is not resumed from
 
 
 class TDPOTrainer(Trainer):
     """Train a causal language model on preference pairs with an exact KL to the reference.
 
     Args:
-        model: a name, a folder or a loaded causal language model.
+        model: a name, a folder or a loaded causal language model. Its dropout is switched off, an adapter's is not.
         ref_model: the reference, likewise. None: the policy's own start, which is the adapter switched
-            off for a peft model and a frozen copy otherwise.
+            off where that gives the start, and a frozen copy otherwise.
         args: TDPOConfig.
         train_dataset: rows with `prompt`, `chosen`, `rejected` in any form that TRL's DPO reads: a
             `datasets.Dataset`, an iterable of mappings, `Preferences`, or `TokenizedPairs`.
-        eval_dataset: the same, or None.
+        eval_dataset: the same, None, or a dictionary of several by name.
         processing_class: the tokenizer; loaded from `model` when that is a name.
         peft_config: a peft configuration to wrap the model with.
         callbacks, optimizers: as in `transformers.Trainer`.
@@ -78,21 +74,29 @@ class TDPOTrainer(Trainer):
         args = TDPOConfig(output_dir="tdpo_output") if args is None else args
         if not isinstance(args, TDPOConfig):
             raise TypeError(f"args must be a TDPOConfig, got {type(args).__name__}")
-        processing_class = _tokenizer(processing_class, model, args)
-        model = _policy(model, peft_config, args)
+        if args.n_gpu > 1:
+            logger.warning("One process trains on one device; start %d with `accelerate launch`.", args.n_gpu)
+            args._n_gpu = 1
+        processing_class = prepare_tokenizer(processing_class, model, args)
+        model = prepare_policy(model, peft_config, args)
         if isinstance(ref_model, str | Path):
-            ref_model = load_causal_lm(ref_model, trust_remote_code=args.trust_remote_code)
-        self.reference = reference_for(model, ref_model)
-        self.policy_head = find_head(model)
-        self._say_which_path()
+            dtype = str(model.dtype).removeprefix("torch.")
+            ref_model = load_causal_lm(ref_model, dtype=dtype, trust_remote_code=args.trust_remote_code)
+        self.reference = reference_for(model, ref_model, at_start=True)
+        self.statistics = PolicyStatistics.of(model, self.reference, args.head_impl)
+        self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
         self.tokenization: dict[str, dict[str, Any]] = {}
-        tokenize = self._tokenizing(model, processing_class, args)
+        self._tokenize = self._tokenizing(model, processing_class, args)
+        train_pairs, eval_pairs = self._tokenize("train", train_dataset), self._tokenize("eval", eval_dataset)
+        pad_token_id = processing_class.pad_token_id
+        shares = share_prefixes(model, [*_all(train_pairs), *_all(eval_pairs)], pad_token_id, args.prefix_sharing)
+        self.layout = "pairs share their prompt" if shares else "padded rows"
         super().__init__(
             model=model,
             args=args,
-            data_collator=PairCollator(processing_class.pad_token_id),
-            train_dataset=tokenize("train", train_dataset),
-            eval_dataset=tokenize("eval", eval_dataset),
+            data_collator=PairCollator(pad_token_id, shares),
+            train_dataset=train_pairs,
+            eval_dataset=eval_pairs,
             processing_class=processing_class,
             callbacks=[*(callbacks or []), MetricsFile(str(args.output_dir))],
             optimizers=optimizers,
@@ -102,18 +106,13 @@ class TDPOTrainer(Trainer):
         self._meter = TrainingMeter()
         self._eval_tables: list[Tensor] = []
         self._place_reference()
+        logger.info(self.describe())
 
     # ---- set-up ----
 
-    def _say_which_path(self) -> None:
-        if self.policy_head is None or self.reference.head is None:
-            self.policy_head = None
-            logger.warning(
-                "This model's logits are not a linear head (with scale and soft cap) on its body's hidden states; "
-                "statistics come from its full logits, at more memory."
-            )
-        else:
-            logger.info("Statistics from hidden states; reference: %s.", self.reference.kind)
+    def describe(self) -> str:
+        """Which paths run, in a sentence for the log."""
+        return f"{self.statistics.describe()} Layout: {self.layout}."
 
     def _place_reference(self) -> None:
         if self.reference.model is None:
@@ -124,51 +123,28 @@ class TDPOTrainer(Trainer):
             self.reference.model.to(self.args.device)
 
     def _tokenizing(self, model: Any, tokenizer: Any, args: TDPOConfig) -> Callable[[str, Any], Any]:
-        ends = end_token_ids(model, tokenizer)
-        max_length = _within_context(model, args.max_length)
+        facts = facts_of(model, tokenizer)
+        max_length = facts.max_length(args.max_length)
+        vocabulary = model.get_input_embeddings().weight.shape[0]
 
-        def tokenize(name: str, dataset: Any) -> list[TokenizedPair] | None:
-            if dataset is None:
-                return None
+        def tokenize(name: str, dataset: Any) -> Any:
+            if dataset is None or (isinstance(dataset, list) and dataset and isinstance(dataset[0], TokenizedPair)):
+                return dataset
+            if isinstance(dataset, dict) and name != "train":
+                return {key: tokenize(f"{name}_{key}", value) for key, value in dataset.items()}
             if isinstance(dataset, TokenizedPairs):
                 tokenized = dataset
             else:
-                tokenized = tokenize_pairs(_rows(dataset, name), tokenizer, max_length, end_ids=ends)
+                tokenized = tokenize_pairs(_rows(dataset, name), tokenizer, max_length, end_ids=facts.end_token_ids)
             self.tokenization[name] = tokenized.report.as_dict()
             for sentence in tokenized.report.warnings():
                 logger.warning("%s data: %s", name, sentence)
+            check_ids(tokenized.pairs, vocabulary)
             return tokenized.pairs
 
         return tokenize
 
     # ---- one step ----
-
-    def token_statistics(self, model: Any, batch: PairBatch) -> TokenStats:
-        """Statistics `[N]` of a batch's response tokens, policy with gradient, reference without."""
-        inputs, index = batch.model_inputs(), batch.response_index
-        if self.policy_head is None:
-            reference_logits = self.reference.logits(model, inputs, index)
-            return token_stats(select_logits(model, inputs, index), reference_logits, batch.target_ids, extras=EXTRAS)
-        reference_hidden, reference_head = self.reference.hidden_and_head(model, inputs, index)
-        hidden = policy_hidden(model, inputs, index)
-        return linear_token_stats(
-            hidden,
-            self.policy_head(),
-            reference_hidden,
-            reference_head,
-            batch.target_ids,
-            extras=EXTRAS,
-            impl=self.args.head_impl,
-        )
-
-    def preference_loss(self, scores: PairScores) -> PreferenceLoss:
-        """The configured loss of P pairs."""
-        beta, smoothing = self.args.beta, self.args.label_smoothing
-        if self.args.loss == "dpo":
-            return dpo_loss(scores, beta=beta, label_smoothing=smoothing)
-        if self.args.loss == "tdpo1":
-            return tdpo1_loss(scores, beta=beta, label_smoothing=smoothing)
-        return tdpo2_loss(scores, beta=beta, alpha=self.args.alpha, label_smoothing=smoothing)
 
     def compute_loss(
         self,
@@ -184,12 +160,14 @@ class TDPOTrainer(Trainer):
         however the update is split.
         """
         batch = PairBatch.from_inputs(inputs)
-        stats = self.token_statistics(model, batch)
+        # A second model is not wrapped by accelerate: both must compute in one precision, or they differ at step 0.
+        with self.accelerator.autocast():
+            stats = self.statistics(model, batch, extras=EXTRAS)
         scores = score_pairs(stats, batch.sequence_index, batch.num_pairs)
         loss = self.preference_loss(scores)
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_pairs)
         if model.training:
-            self._meter.add(table, int(batch.attention_mask.sum()))
+            self._meter.add(table, batch.num_tokens)
         total = loss.per_pair.sum()
         if num_items_in_batch is None:
             reduced = total / batch.num_pairs
@@ -204,8 +182,9 @@ class TDPOTrainer(Trainer):
             f"{name} up to {float(value.detach().abs().max()):.3g}" for name, value in vars(scores).items()
         )
         return (
-            f"the loss became {float(loss)} at step {self.state.global_step} ({ranges}). Lower the learning rate, "
-            "set max_grad_norm, or train in float32; a policy that forbids what the reference allows has an infinite KL."
+            f"the loss became {float(loss.detach())} at step {self.state.global_step} ({ranges}). Lower the learning "
+            "rate, set max_grad_norm, or train in float32; a policy that forbids what the reference allows has an "
+            "infinite KL."
         )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
@@ -215,6 +194,23 @@ class TDPOTrainer(Trainer):
         return self.accelerator.gather(pairs).sum() if self.args.world_size > 1 else pairs
 
     # ---- evaluation and logs ----
+
+    def evaluate(
+        self, eval_dataset: Any | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate on `eval_dataset` (anything that the constructor takes), or on the constructor's."""
+        named = isinstance(eval_dataset, str)  # one of those that the constructor was given
+        pairs = eval_dataset if named else self._tokenize(metric_key_prefix, eval_dataset)
+        with self._meter.paused():
+            return super().evaluate(pairs, ignore_keys, metric_key_prefix)
+
+    def get_eval_dataloader(self, eval_dataset: Any | None = None) -> Any:
+        """As transformers', but `dataloader_drop_last` drops nothing here: an evaluation counts every pair."""
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -242,6 +238,12 @@ class TDPOTrainer(Trainer):
         return output._replace(metrics={**(output.metrics or {}), **named})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        norm = logs.get("grad_norm", 0.0)
+        if not math.isfinite(norm) and self.accelerator.scaler is None:  # a scaler skips such updates
+            raise FloatingPointError(
+                f"the gradient's norm became {norm} at step {self.state.global_step}, though the loss was finite; the "
+                "weights are spoiled. Go back to the last checkpoint and lower the learning rate."
+            )
         if "loss" in logs and self._meter.pairs:
             totals = self.accelerator.reduce(self._meter.totals(self.args.device), reduction="sum")
             numbers = self._meter.logged(totals)
@@ -251,42 +253,32 @@ class TDPOTrainer(Trainer):
 
     # ---- checkpoints ----
 
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | Path | bool | None = None, **more: Any
+    ) -> Any:
+        """As `transformers.Trainer.train`; True resumes from the newest checkpoint that was written whole.
+
+        Raises:
+            ValueError: no such checkpoint, or the one given was cut short while it was written.
+        """
+        checkpoint = whole_checkpoint(resume_from_checkpoint, Path(str(self.args.output_dir)))
+        self._meter = TrainingMeter()
+        return super().train(resume_from_checkpoint=checkpoint, **more)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        # The mark comes last, so that a checkpoint cut short by a kill is never resumed from, but before older ones
+        # are deleted, so that there always is one to resume from.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with self._meter.paused():
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            (folder / COMPLETE).touch()
-
-
-def _tokenizer(given: Any | None, model: Any, args: TDPOConfig) -> Any:
-    if given is None:
-        name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", "")
-        if not name:
-            raise ValueError(
-                "processing_class is missing and the model does not say where it came from: pass a tokenizer"
-            )
-        return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-    if given.pad_token_id is None:
-        given = copy.deepcopy(given)
-        given.pad_token = given.eos_token
-    return given
-
-
-def _policy(model: Any, peft_config: Any | None, args: TDPOConfig) -> Any:
-    """Load, switch off the model's own dropout (a KL to the reference needs a definite policy), wrap."""
-    if isinstance(model, str | Path):
-        model = load_causal_lm(model, trust_remote_code=args.trust_remote_code)
-    if peft_config is not None and has_adapter(model):
-        raise ValueError("peft_config was given, but the model has an adapter already; merge it first or leave one out")
-    if not has_adapter(model):
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-    if peft_config is None:
-        return model
-    from peft import get_peft_model
-
-    return get_peft_model(model, peft_config)
+            folder = self._get_output_dir(trial=trial)
+            mark_complete(Path(folder) / f"checkpoint-{self.state.global_step}")
+            rotate_checkpoints(folder, limit, self.state.best_model_checkpoint, use_mtime=True)
 
 
 def _rows(dataset: Any, name: str) -> Sequence[PreferenceRow]:
@@ -296,10 +288,7 @@ def _rows(dataset: Any, name: str) -> Sequence[PreferenceRow]:
     return preferences_from_dataset(dataset, source=f"{name}_dataset").rows
 
 
-def _within_context(model: Any, max_length: int | None) -> int | None:
-    """The length limit, no longer than the positions that the model has."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return max_length
-    return positions if max_length is None else min(max_length, positions)
+def _all(pairs: list[TokenizedPair] | dict[str, list[TokenizedPair]] | None) -> list[TokenizedPair]:
+    if isinstance(pairs, dict):
+        return [pair for part in pairs.values() for pair in part]
+    return pairs or []

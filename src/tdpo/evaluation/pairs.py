@@ -1,0 +1,60 @@
+"""Held-out pairs: accuracy, margin and both KLs of a trained policy, with intervals over pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..batches import PairBatch, PairCollator, TokenizedPair
+from ..losses import PreferenceLoss
+from ..scores import PairScores, score_pairs
+from ..training.layout import share_prefixes
+from ..training.metrics import PAIR_METRICS, pair_metrics
+from ..training.statistics import PolicyStatistics
+from .intervals import interval
+
+SHOWN = (
+    "accuracy", "margin", "chosen_logp", "rejected_logp", "chosen_forward_kl", "rejected_forward_kl",
+    "chosen_reverse_kl", "rejected_reverse_kl",
+)  # fmt: skip
+
+Progress = Callable[[int, int], None]
+
+
+@torch.no_grad()
+def evaluate_pairs(
+    model: Any,
+    statistics: PolicyStatistics,
+    loss: Callable[[PairScores], PreferenceLoss],
+    pairs: Sequence[TokenizedPair],
+    *,
+    pad_token_id: int,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Means over pairs, and 95 % intervals in "intervals"; logp and KLs in nats per sequence."""
+    tables = []
+    device = next(model.parameters()).device
+    collator = PairCollator(pad_token_id, share_prefixes(model, pairs, pad_token_id, "auto"))
+    for start in range(0, len(pairs), batch_size):
+        batch = collated(collator, pairs[start : start + batch_size], device)
+        stats = statistics(model, batch, extras=("reverse_kl", "policy_entropy"))
+        scores = score_pairs(stats, batch.sequence_index, batch.num_pairs)
+        tables.append(pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_pairs).cpu())
+        if progress is not None:
+            progress(min(start + batch_size, len(pairs)), len(pairs))
+    table = torch.cat(tables).numpy()
+    columns = {name: table[:, PAIR_METRICS.index(name)].astype(np.float64) for name in SHOWN}
+    return {
+        "count": len(pairs),
+        **{name: float(column.mean()) for name, column in columns.items()},
+        "intervals": {name: interval(column) for name, column in columns.items()},
+    }
+
+
+def collated(collator: PairCollator, pairs: Sequence[TokenizedPair], device: torch.device) -> PairBatch:
+    """One batch on `device`."""
+    return PairBatch.from_inputs({name: value.to(device) for name, value in collator(pairs).items()})

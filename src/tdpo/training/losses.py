@@ -1,0 +1,19 @@
+"""The loss that a recipe or a configuration names, as one function of pair scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from ..losses import PreferenceLoss, dpo_loss, tdpo1_loss, tdpo2_loss
+from ..scores import PairScores
+
+
+def configured_loss(
+    name: str, beta: float, alpha: float | None, label_smoothing: float
+) -> Callable[[PairScores], PreferenceLoss]:
+    """`name` is tdpo2, tdpo1 or dpo; `alpha` belongs to tdpo2 alone."""
+    if name == "tdpo2":
+        assert alpha is not None
+        return partial(tdpo2_loss, beta=beta, alpha=alpha, label_smoothing=label_smoothing)
+    return partial({"dpo": dpo_loss, "tdpo1": tdpo1_loss}[name], beta=beta, label_smoothing=label_smoothing)

@@ -1,0 +1,122 @@
+"""What the trainer makes of the model and the tokenizer that it is given, before anything is computed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import set_seed
+
+from ..batches import TokenizedPair
+from ..models import has_adapter, load_causal_lm, load_tokenizer
+from .config import TDPOConfig
+
+logger = logging.getLogger(__name__)
+
+# Names under which models keep the rates of what they do at random in training mode: dropout, layer drop,
+# drop path, jitter of a router.
+RANDOM_RATE = re.compile(r"drop|jitter")
+
+
+def prepare_tokenizer(given: Any | None, model: Any, args: TDPOConfig) -> Any:
+    """The tokenizer given or the model's own, with a pad token."""
+    if given is None:
+        name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", "")
+        if not name:
+            raise ValueError(
+                "processing_class is missing and the model does not say where it came from: pass a tokenizer"
+            )
+        return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+    if given.pad_token_id is None:
+        if given.eos_token is None:
+            raise ValueError("the tokenizer has neither a pad nor an end-of-sequence token; set one")
+        given = copy.deepcopy(given)
+        given.pad_token = given.eos_token
+    return given
+
+
+def check_ids(pairs: Sequence[TokenizedPair], vocabulary: int) -> None:
+    """Raise ValueError where the data holds tokens that the model's embedding does not."""
+    largest = max(max(p.prompt_ids + p.chosen_ids + p.rejected_ids) for p in pairs)
+    if largest >= vocabulary:
+        raise ValueError(
+            f"the data holds token {largest}, but the model knows {vocabulary} tokens: is the tokenizer its own? "
+            "After adding tokens, call model.resize_token_embeddings(len(tokenizer))."
+        )
+
+
+def prepare_policy(model: Any, peft_config: Any | None, args: TDPOConfig) -> Any:
+    """The policy: loaded, wrapped with an adapter where one is asked for, and definite in training mode.
+
+    Raises:
+        ValueError: an adapter on top of an adapter, one that adds tokens, or nothing to train.
+    """
+    if isinstance(model, str | Path):
+        model = load_causal_lm(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None)
+    if peft_config is not None:
+        if has_adapter(model):
+            raise ValueError(
+                "peft_config was given, but the model has an adapter already; merge it first or leave one out"
+            )
+        _refuse_prompt_learning(peft_config)
+        from peft import get_peft_model
+
+        set_seed(args.seed)  # adapters start at random
+        model = get_peft_model(model, peft_config)
+    elif has_adapter(model):
+        _refuse_prompt_learning(model.active_peft_config)
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            "no weight of the model requires a gradient, so nothing would be trained. Load an adapter with "
+            "is_trainable=True, or pass peft_config."
+        )
+    if half := trained & {torch.bfloat16, torch.float16}:
+        logger.warning(
+            "Weights are trained in %s, where a step below about 1/500 of a weight is rounded away. Load the model "
+            "in float32 and pass bf16=True, or train an adapter (its weights are float32).",
+            ", ".join(map(str, half)),
+        )
+    switch_off_dropout(model)
+    return model
+
+
+def _refuse_prompt_learning(peft_config: Any) -> None:
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise ValueError(
+            f"{type(peft_config).__name__} puts tokens of its own before the prompt, which the response's positions "
+            "do not know of; use an adapter that changes weights, such as LoraConfig"
+        )
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Make the model say the same in training as in evaluation; adapters keep the dropout they were asked for.
+
+    The reference is a definite distribution: under dropout even an untrained policy differs from it, and what
+    is penalised is noise. Rates are zeroed wherever they are kept: in dropout modules, in the attributes and
+    the configurations that functional dropout reads when it is called (and so in the saved configuration).
+    """
+    for module in _outside_adapters(model):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(getattr(holder, "__dict__", {}).items()):
+                if isinstance(value, float) and RANDOM_RATE.search(name):
+                    setattr(holder, name, 0.0)
+
+
+def _outside_adapters(model: nn.Module) -> Iterator[nn.Module]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if isinstance(model, BaseTunerLayer):
+        yield from _outside_adapters(model.get_base_layer())
+        return
+    yield model
+    for child in model.children():
+        yield from _outside_adapters(child)
