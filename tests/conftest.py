@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 
 import pytest
 import torch
@@ -57,12 +60,8 @@ def build_model(family: str, vocab_size: int = 384, seed: int = 0, dtype: torch.
         "gemma2": lambda: hf.Gemma2Config(
             **small, **heads, **ids, head_dim=8, final_logit_softcapping=5.0, sliding_window=16
         ),
-        "gpt2": lambda: hf.GPT2Config(
-            vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids
-        ),
-        "gpt_neox": lambda: hf.GPTNeoXConfig(
-            **small, num_attention_heads=4, max_position_embeddings=256, **ids
-        ),
+        "gpt2": lambda: hf.GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids),
+        "gpt_neox": lambda: hf.GPTNeoXConfig(**small, num_attention_heads=4, max_position_embeddings=256, **ids),
     }
     torch.manual_seed(seed)
     model = hf.AutoModelForCausalLM.from_config(configs[family]())

@@ -1,0 +1,207 @@
+"""One update is one update: however it is split, laid out or recomputed, and on however many processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import build_model, build_tokenizer
+from training_cases import (  # noqa: F401
+    METRICS,
+    lora,
+    make_trainer,
+    one_thread,
+    plain_rows,
+    train_logs,
+    trained_weights,
+)
+
+# 20 pairs at 8 an update are 8, 8 and a ragged 4; five updates go into a second, reshuffled epoch.
+ROWS, GLOBAL_BATCH, UPDATES = 20, 8, 5
+KINDS = ["full", "lora"]
+SPLITS = {"8": (8, 1), "4 × 2": (4, 2), "1 × 8": (1, 8)}
+
+
+def run(kind: str, folder: Path, *, batch: int = 8, accumulation: int = 1, **changes: Any) -> Any:
+    """Train the same model on the same pairs; only what is passed differs."""
+    model = build_model("llama")  # its head is not tied: a weight that only the operator touches
+    trainer = make_trainer(
+        model,
+        folder,
+        build_tokenizer(),
+        plain_rows(ROWS),
+        peft_config=lora("q_proj", "v_proj", "down_proj", "lm_head") if kind == "lora" else None,
+        **{
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": accumulation,
+            "max_steps": UPDATES,
+            "learning_rate": 1e-2 if kind == "full" else 6e-2,
+            "optim": "sgd",
+            "weight_decay": 0.1,
+            **changes,
+        },
+    )
+    trainer.train()
+    return trainer
+
+
+def agree(found: Any, expected: Any) -> None:
+    """Logs and weights to float32 rounding."""
+    for mine, theirs in zip(train_logs(found), train_logs(expected), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5, abs=1e-6)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+        for name in METRICS:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
+    weights = trained_weights(expected)
+    assert max(float(w.abs().max()) for w in weights.values()) > 0.1
+    for name, weight in trained_weights(found).items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def one_large_batch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    made: dict[str, Any] = {}
+
+    def trainer(kind: str) -> Any:
+        if kind not in made:
+            made[kind] = run(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return trainer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_update_is_worth_comparing(kind: str, one_large_batch: Callable[[str], Any]) -> None:
+    logs = train_logs(one_large_batch(kind))
+    assert len(logs) == UPDATES
+    assert logs[-1]["chosen_forward_kl"] > 1e-2
+    assert 0.02 < logs[-1]["loss"] < 0.65
+
+
+@pytest.mark.parametrize("split", list(SPLITS)[1:])
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulated_batches_give_the_update_of_one_large_batch(
+    kind: str, split: str, one_large_batch: Callable[[str], Any], tmp_path: Path
+) -> None:
+    batch, accumulation = SPLITS[split]
+    agree(run(kind, tmp_path, batch=batch, accumulation=accumulation), one_large_batch(kind))
+
+
+def test_the_same_under_the_usual_optimizer(tmp_path: Path) -> None:
+    large, small = (
+        run("full", tmp_path, batch=batch, accumulation=8 // batch, optim="adamw_torch", learning_rate=1e-3)
+        for batch in (8, 1)
+    )
+    for mine, theirs in zip(train_logs(small), train_logs(large), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    weights = trained_weights(large)
+    for name, weight in trained_weights(small).items():
+        # Adam divides by the gradient's size: where that is all rounding, so is the step of at most 1e-3.
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("change", [{"prefix_sharing": "off"}, {"head_impl": "dense"}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_layout_and_implementation_change_nothing(
+    kind: str, change: dict[str, str], one_large_batch: Callable[[str], Any], tmp_path: Path
+) -> None:
+    agree(run(kind, tmp_path, **change), one_large_batch(kind))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_changes_nothing(
+    kind: str, reentrant: bool, one_large_batch: Callable[[str], Any], tmp_path: Path
+) -> None:
+    kwargs = {"use_reentrant": True} if reentrant else None
+    trainer = run(kind, tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs=kwargs)
+    assert trainer.accelerator.unwrap_model(trainer.model).is_activation_checkpointing
+    agree(trainer, one_large_batch(kind))
+
+
+# ---- two processes ----
+
+LAUNCHED = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from test_training_equivalence import distributed_run
+distributed_run(Path(sys.argv[1]))
+"""
+
+
+def distributed_run(folder: Path) -> None:
+    """What every process does, launched or alone: full and adapter training, an evaluation, a checkpoint."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    found: dict[str, Any] = {"processes": processes}
+    for kind in KINDS:
+        trainer = run(
+            kind,
+            folder / kind,
+            batch=2 if processes == 2 else 4,
+            accumulation=2,
+            dataloader_drop_last=True,  # of 20 pairs nothing is dropped, and of the evaluation's 7 nothing may be
+            save_strategy="steps",
+            save_steps=3,
+        )
+        assert trainer.args.world_size == processes, "accelerate launched what it was asked for"
+        evaluated = trainer.evaluate(plain_rows(7, seed=5))  # 7 pairs do not divide by 2 processes × 4
+        found[kind] = {
+            "logs": train_logs(trainer),
+            "eval": {name: evaluated[f"eval_{name}"] for name in METRICS},
+            "wrapped": type(trainer.model_wrapped).__name__,
+        }
+        weights = trained_weights(trainer)
+        if processes == 2:
+            mine = torch.cat([w.flatten() for w in weights.values()])
+            both = trainer.accelerator.gather(mine[None])
+            assert torch.equal(both[0], both[1]), "the processes hold one model"
+        if trainer.is_world_process_zero():
+            torch.save(weights, folder / f"{kind}.pt")
+            (folder / "found.json").write_text(json.dumps(found))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
+    """`accelerate launch` on CPUs with gloo. (Its `--cpu` would start one process, whatever it is asked for.)"""
+    script = tmp_path / "script.py"
+    script.write_text(LAUNCHED.format(tests=str(Path(__file__).parent)))
+    (tmp_path / "two").mkdir()
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    (tmp_path / "one").mkdir()
+    distributed_run(tmp_path / "one")
+    two, one = (json.loads((tmp_path / name / "found.json").read_text()) for name in ("two", "one"))
+    assert (two["processes"], one["processes"]) == (2, 1)
+    for kind in KINDS:
+        assert two[kind]["wrapped"] == "DistributedDataParallel"
+        assert len(two[kind]["logs"]) == UPDATES
+        for mine, theirs in zip(two[kind]["logs"], one[kind]["logs"], strict=True):
+            for name in (*METRICS, "grad_norm"):
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (kind, name)
+        for name in METRICS:
+            assert two[kind]["eval"][name] == pytest.approx(one[kind]["eval"][name], rel=1e-4, abs=1e-5), (kind, name)
+        weights = torch.load(tmp_path / "one" / f"{kind}.pt")
+        for name, weight in torch.load(tmp_path / "two" / f"{kind}.pt").items():
+            torch.testing.assert_close(weight, weights[name], rtol=1e-5, atol=2e-6)
+        lines = (tmp_path / "two" / kind / "metrics.jsonl").read_text().splitlines()
+        steps = [line["step"] for line in map(json.loads, lines) if line["split"] == "train"]
+        assert steps == [1, 2, 3, 4, 5], "one process writes"
+        checkpoint = tmp_path / "two" / kind / "checkpoint-3"
+        assert {"COMPLETE", "rng_state_0.pth", "rng_state_1.pth"} <= {p.name for p in checkpoint.iterdir()}
