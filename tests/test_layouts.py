@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, build_model
 from torch import Tensor
 
+from conftest import FAMILIES, build_model
 from tdpo import score_pairs, tdpo2_loss
 from tdpo.batches import PairBatch, PairCollator, TokenizedPair, padded_batch, shared_prefix_batch
 from tdpo.models import reference_for

@@ -229,20 +229,22 @@ def test_metrics_file_holds_every_number_of_every_step(tokenizer: Any, tmp_path:
 def test_evaluating_and_saving_do_not_count_as_training_time(tokenizer: Any, tmp_path: Path) -> None:
     class Slow(hf.TrainerCallback):
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            time.sleep(1.0)
+            time.sleep(0.6)
 
     trainer = make_trainer(
         build_model("llama"),
         tmp_path,
         tokenizer,
-        eval_rows=plain_rows(1),
+        eval_rows={"a": plain_rows(1), "b": plain_rows(2)},
         callbacks=[Slow()],
         eval_strategy="steps",
         eval_steps=1,
     )
-    time.sleep(1.0)  # between the constructor and train()
+    time.sleep(1.2)  # between the constructor and train()
     trainer.train()
-    assert min(line["pairs_per_second"] for line in train_logs(trainer)) > 4.0, "four pairs in well under a second"
+    rates = [line["pairs_per_second"] for line in train_logs(trainer)]
+    assert min(rates) > 4.0, "four pairs in well under a second"
+    assert max(rates) < 1e5, "and not in no time"
 
 
 def test_the_best_checkpoint_can_be_loaded_at_the_end(tokenizer: Any, tmp_path: Path) -> None:

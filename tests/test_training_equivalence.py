@@ -33,6 +33,7 @@ SPLITS = {"8": (8, 1), "4 × 2": (4, 2), "1 × 8": (1, 8)}
 def run(kind: str, folder: Path, *, batch: int = 8, accumulation: int = 1, **changes: Any) -> Any:
     """Train the same model on the same pairs; only what is passed differs."""
     model = build_model("llama")  # its head is not tied: a weight that only the operator touches
+    model.accepts_loss_kwargs = changes.pop("accepts_loss_kwargs", True)
     trainer = make_trainer(
         model,
         folder,
@@ -93,6 +94,13 @@ def test_accumulated_batches_give_the_update_of_one_large_batch(
 ) -> None:
     batch, accumulation = SPLITS[split]
     agree(run(kind, tmp_path, batch=batch, accumulation=accumulation), one_large_batch(kind))
+
+
+def test_accumulation_does_not_depend_on_the_models_own_loss(
+    one_large_batch: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Where a model's loss takes no count of items, transformers divides by the number of micro-batches."""
+    agree(run("full", tmp_path, batch=2, accumulation=4, accepts_loss_kwargs=False), one_large_batch("full"))
 
 
 def test_the_same_under_the_usual_optimizer(tmp_path: Path) -> None:

@@ -89,10 +89,10 @@ class TrainingMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The clock stands still: what happens here is not training."""
-        started = time.perf_counter()
+        """The clock stands still, also where this is nested: what happens here is not training."""
+        started, since = time.perf_counter(), self.since
         yield
-        self.since += time.perf_counter() - started
+        self.since = since + time.perf_counter() - started
 
     def add(self, table: Tensor, tokens: int) -> None:
         self.sums += table.sum(dim=0).cpu()
