@@ -23,6 +23,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: install
+	$(BIN)/python benchmarks/head.py
+
 test: check
 	$(BIN)/python -m pytest
 

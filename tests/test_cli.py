@@ -186,7 +186,7 @@ def test_a_plain_installation_says_what_the_command_line_needs() -> None:
         (["generate", ".", "-p", "a", "--base"], "--base needs a run directory"),
         (["generate", "x", "-p", "a", "--samples", "0"], "Invalid value for '--samples'"),
         (["evaluate", "."], "is no run directory"),
-        (["evaluate", "nowhere"], "nowhere is no run directory: there is nothing"),
+        (["evaluate", "nowhere"], "nowhere is no run directory: it does not exist"),
         (["report", "nowhere"], "nowhere"),
         (["recipe", "los"], "did you mean loss?"),
         (["recipe", "--example", "mine"], "'mine' is not one of"),

@@ -38,7 +38,7 @@ BROKEN: list[tuple[bytes, str, Reason, str]] = [
     (b'{"prompt": "p", "chosen": "c", "chosen": "d", "rejected": "r"}', "chosen", Reason.REPEATED_KEY, "'p'"),
     (b'{"prompt": [{"role": "user", "role": "tool", "content": "q"}]}', "role", Reason.REPEATED_KEY, "tool"),
     (line(prompt=...), "prompt", Reason.MISSING, "the row has chosen, rejected"),
-    (line(chosen=..., choosen=[A]), "chosen", Reason.MISSING, "did you mean 'choosen'?"),
+    (line(chosen=..., choosen=[A]), "chosen", Reason.MISSING, "rename 'choosen' to 'chosen'"),
     (line(prompt=None), "prompt", Reason.NULL, ""),
     (line(rejected=None), "rejected", Reason.NULL, ""),
     (line(prompt=""), "prompt", Reason.EMPTY, "''"),

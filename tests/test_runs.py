@@ -147,7 +147,7 @@ def test_opening_what_is_no_run_says_where_runs_are(run: RunDirectory, tmp_path:
     assert RunDirectory.open(run.path).recipe() == run.recipe()
     with pytest.raises(RunError, match=r"has no recipe.yaml and status.json; runs inside it: .*run"):
         RunDirectory.open(tmp_path)
-    with pytest.raises(RunError, match="there is nothing"):
+    with pytest.raises(RunError, match="it does not exist"):
         RunDirectory.open(tmp_path / "none")
 
 

@@ -45,13 +45,14 @@ def demo(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Every stage in about a minute, too short for meaningful numbers.")
+        bool,
+        typer.Option("--quick", help="All stages in a minute or two altogether, too short for meaningful numbers."),
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Show everything on the bundled model: pairs, training with TDPO2 and DPO, evaluation, report.
 
-    Needs no download and no GPU; the whole takes a few minutes on two cores.
+    Needs no download and no GPU; the whole takes about nine minutes on two cores.
     Interrupted, the same command continues.
 
     [bold]Examples[/bold]
@@ -61,6 +62,8 @@ def demo(
         tdpo demo --out /tmp/demo
     """
     folder = folder or Path("runs/demo-quick" if quick else "runs/demo")
+    if folder.exists() and not folder.is_dir():
+        raise CommandError(f"--out {folder} is a file; name a folder, new or of an earlier demo")
     write(text.INTRODUCTION)
     try:
         Demo(folder, QUICK if quick else ()).run()

@@ -32,6 +32,8 @@ def merge(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CommandError(f"{out} exists and is not empty; name a new folder")
+    if not source.is_dir():
+        raise CommandError(f"{source}: no such folder; expected a run directory or the folder of an adapter")
     folder = model_folder(source)
     quiet_libraries()
     from ..models import load_causal_lm, load_tokenizer, merge_adapter

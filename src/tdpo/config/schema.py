@@ -47,7 +47,7 @@ class Lora(Section):
     """Adapters are scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapters' inputs dropped in training."""
-    targets: Text | list[Text] = "all-linear"
+    targets: Text | Annotated[list[Text], Field(min_length=1)] = "all-linear"
     """Modules that get an adapter: `all-linear` (every linear layer but the head) or a list of module names."""
 
 

@@ -46,7 +46,9 @@ def validate(records: Iterable[Record | RowProblem], source: str, on_bad_rows: O
             problems.append(RowProblem(source, record.row, "row", Reason.NOT_OBJECT, text))
     total = len(kept) + len(problems)
     if not total:
-        raise UnreadablePreferences(f"{source}: there are no rows in it.")
+        raise UnreadablePreferences(
+            f"{source}: there are no rows in it; expected rows with prompt, chosen and rejected."
+        )
     hint = "" if kept else "Not one record is an object with fields. Does the content fit the file's name?"
     rows, found = _check_rows(kept, source)
     problems = sorted(problems + found, key=lambda problem: problem.row)
@@ -106,7 +108,7 @@ def _check_row(record: Record, source: str, prompt_required: bool) -> tuple[Pref
 
 def _missing(name: str, values: Mapping[str, Any]) -> Finding:
     near = nearest_column(name, [str(key) for key in values])
-    hint = f"; did you mean {near!r}?" if near else ""
+    hint = f"; rename {near!r} to {name!r}" if near else ""
     return Finding(name, Reason.MISSING, f"the row has {', '.join(str(key) for key in values) or 'no fields'}{hint}")
 
 

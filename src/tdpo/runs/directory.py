@@ -68,8 +68,8 @@ class RunDirectory:
         """An existing run. Raises `RunError` where there is none."""
         run = cls(path)
         if not run.path.is_dir():
-            found = "it is a file" if run.path.exists() else "there is nothing"
-            raise RunError(f"{run.path} is no run directory: {found}")
+            found = "it is a file" if run.path.exists() else "it does not exist"
+            raise RunError(f"{run.path} is no run directory: {found}; expected a folder that `tdpo train` wrote")
         if not run.is_run():
             inside = sorted(str(p.parent) for p in run.path.glob(f"*/{STATUS_FILE}"))
             hint = f"; runs inside it: {', '.join(inside)}" if inside else ""
@@ -209,7 +209,13 @@ class RunDirectory:
         """The trained model. Raises `RunError` where training has not finished."""
         path = self.path / "model"
         if not path.is_dir():
-            state = self.status().get("state", "not started")
+            status = self.status()
+            state = status.get("state", "not started")
+            if state == "failed":
+                raise RunError(
+                    f"{self.path} has no trained model: training failed ({status.get('error')}). "
+                    "Repair that, then train again"
+                )
             raise RunError(f"{self.path} has no trained model yet ({state}); `tdpo train {self.path} --resume`")
         return path
 

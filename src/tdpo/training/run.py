@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from ..batches import TokenizedPairs
 from ..config import Recipe
+from ..environments import load_environment
 from ..models import LoraSettings, add_lora, load_causal_lm, load_tokenizer, model_facts
 from ..runs import RunDirectory
 from .config import TDPOConfig
@@ -57,6 +58,8 @@ def train(
     if recipe.training.num_threads:
         torch.set_num_threads(recipe.training.num_threads)
     checkpoint = run.checkpoints().newest if resume else None
+    if recipe.environment is not None:
+        load_environment(recipe.environment.name)  # training does not use it, but evaluating the run will
     data = read_data(recipe)
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=recipe.model.trust_remote_code)
