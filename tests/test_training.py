@@ -14,7 +14,7 @@ import torch
 import transformers as hf
 
 from conftest import build_model
-from tdpo.models import load_causal_lm
+from tdpo.models import causal_lm_of, load_causal_lm
 from training_cases import (  # noqa: F401
     METRICS,
     TRAIN_ONLY,
@@ -79,6 +79,22 @@ def test_policy_and_reference_start_equal_to_the_last_bit(
     assert logged["margin"] == logged["accuracy"] == 0.0
     assert logged["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert logged["grad_norm"] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["copy", "adapter-off"])
+def test_autocast_reaches_policy_and_reference(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    """The body is called past the forward that accelerate wraps, so the trainer has to ask for bf16 itself."""
+    trainer = make_trainer(
+        build_model("llama"), tmp_path, tokenizer, peft_config=lora() if kind == "adapter-off" else None, bf16=True
+    )
+    seen: list[torch.dtype] = []
+    for model in filter(None, (trainer.model, trainer.reference.model)):
+        body = causal_lm_of(model).model.layers[0].mlp.down_proj
+        body.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.train()
+    assert len(seen) == 4, "two updates, policy and reference each"
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
 
 def test_the_reference_does_not_change_during_training(tokenizer: Any, tmp_path: Path) -> None:
@@ -272,14 +288,21 @@ def test_the_best_checkpoint_can_be_loaded_at_the_end(tokenizer: Any, tmp_path: 
 
 
 def test_a_log_averages_the_steps_since_the_last_one(tokenizer: Any, tmp_path: Path) -> None:
-    def run(logging_steps: int) -> list[dict[str, float]]:
+    def run(logging_steps: int, **changes: Any) -> list[dict[str, float]]:
         trainer = make_trainer(
-            build_model("llama"), tmp_path, tokenizer, max_steps=4, logging_steps=logging_steps, learning_rate=1e-3
+            build_model("llama"),
+            tmp_path,
+            tokenizer,
+            max_steps=4,
+            logging_steps=logging_steps,
+            learning_rate=1e-3,
+            **changes,
         )
         trainer.train()
         return train_logs(trainer)
 
-    each, pairs = run(1), run(2)
+    # Evaluations between the logs belong to no log of the training.
+    each, pairs = run(1), run(2, eval_rows=plain_rows(5, seed=3), eval_strategy="steps", eval_steps=1)
     assert len(pairs) == 2
     for name in METRICS:
         if name != "policy_entropy":  # weighted by tokens
