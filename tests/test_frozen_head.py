@@ -1,4 +1,4 @@
-"""The reference as D + 2 numbers a token: exact, differentiable, and free of vocabulary-sized work backwards."""
+"""The reference as a few vectors a token: exact, differentiable, and free of vocabulary-sized work backwards."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import oracle
-from head_cases import FLOAT, LargestTensor, make_head, use_tiles_of
+from head_cases import EXTRAS, FLOAT, LargestTensor, make_head, use_tiles_of
 from tdpo import (
     Head,
     ReferenceSummary,
     TokenStats,
+    _frozen_head,
     frozen_head_token_stats,
     linear_token_stats,
     summarize_reference,
@@ -122,6 +123,27 @@ def test_any_shape(tokens: int, vocabulary: int, size: int, seed: int) -> None:
     assert torch.allclose(stats.policy_logp, dense.policy_logp)
     stats.forward_kl.sum().backward()
     assert policy.grad is not None and policy.grad.shape == policy.shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extras_are_exact_measurements(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiles_of(5, monkeypatch)
+    head = make_head(kind, 23, 3)
+    policy, reference = hidden_states()
+    summary = summarize_reference(reference, head, TARGETS)
+    stats = frozen_head_token_stats(policy, head, summary, TARGETS, extras=EXTRAS)
+    dense = linear_token_stats(policy, head, reference, head, TARGETS, impl="dense", extras=EXTRAS)
+    for name in EXTRAS:
+        ours = getattr(stats, name)
+        assert torch.allclose(ours, getattr(dense, name), rtol=1e-9, atol=1e-12), name
+        assert not ours.requires_grad, "a gradient would be work of the vocabulary's size"
+    assert torch.allclose(gradient(policy, stats), gradient(policy, dense))
+    without = replace(summary, hidden=None)
+    assert frozen_head_token_stats(policy, head, without, TARGETS, extras=["policy_entropy"]).reverse_kl is None
+    with pytest.raises(ValueError, match="reverse_kl needs the reference's hidden states"):
+        frozen_head_token_stats(policy, head, without, TARGETS, extras=EXTRAS)
+    with pytest.raises(ValueError, match=r"unknown extras \['entropy'\]"):
+        frozen_head_token_stats(policy, head, summary, TARGETS, extras=["entropy"])  # type: ignore[list-item]
 
 
 def test_equal_models_have_no_divergence() -> None:
@@ -248,6 +270,31 @@ def test_small_kls_are_accurate(dtype: torch.dtype) -> None:
     rounded = summary.expected_weight.bfloat16().float()
     change = ((rounded - summary.expected_weight).double() * given.reference_hidden.double()).sum(dim=1)
     assert error(replace(summary, expected_weight=rounded, offset=summary.offset + change)) > 0.02
+
+
+@pytest.mark.parametrize("scale", [0.08, 0.2])  # entropies of some 7 nats, and of some 1
+def test_no_less_accurate_than_the_naive_code_in_the_same_precision(scale: float, monkeypatch: Any) -> None:
+    """Where few tokens hold the probability, what a product rounds off their logits goes straight into log Z."""
+    make = torch.Generator().manual_seed(2)
+    hidden, noise = torch.randn(2, 128, 576, generator=make)
+    reference, weight = hidden + 0.01 * noise, scale * torch.randn(5000, 576, generator=make)
+    targets = torch.zeros(128, dtype=torch.int64)
+
+    def logp(h: Tensor, w: Tensor) -> Tensor:
+        return (h @ w.T).log_softmax(-1)
+
+    q = logp(reference.double(), weight.double())
+    exact = (q.exp() * (q - logp(hidden.double(), weight.double()))).sum(-1)
+    p_ref = (reference @ weight.T).softmax(-1)
+    naive = (p_ref * (p_ref.log() - logp(hidden, weight))).sum(-1)
+
+    def error(kl: Tensor) -> float:
+        return float(((kl.double() - exact) / exact).abs().median())
+
+    assert error(both(hidden, reference, Head(weight), targets).forward_kl) <= error(naive)
+    if scale == 0.2:
+        monkeypatch.setattr(_frozen_head, "_missing_mass", lambda *_: 0.0)
+        assert error(both(hidden, reference, Head(weight), targets).forward_kl) > 3 * error(naive)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])

@@ -16,6 +16,7 @@ whose KL has no gradient: under TDPO2 that is every chosen token.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from .token_statistics import Head
 
 # Wide tiles read each weight once per pass and keep the matrix products efficient; what they hold is
-# [N, TILE], so for very long batches the tile narrows until that is about 16 Mi entries.
-TILE = 4096
-TILE_ENTRIES = 1 << 24
+# [N, TILE], so for very long batches the tile narrows until that is about 8 Mi entries. Twice as wide
+# was no faster and held twice the memory.
+TILE = 2048
+TILE_ENTRIES = 1 << 23
 MIN_TILE = 512
 
 
@@ -64,6 +66,19 @@ def wide_product(a: Tensor, b: Tensor) -> Tensor:
     exact = a.device.type == "cpu" and a.dtype == b.dtype == torch.bfloat16
     with float32_products_in_bf16(exact):
         return a.to(wide) @ b.to(wide)
+
+
+def narrow_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b where the result is rounded to the operands' dtype in any case, by the fastest kernel for it."""
+    if a.device.type == "cpu" and a.dtype in (torch.bfloat16, torch.float16) and not _cpu_multiplies_bf16():
+        return wide_product(a, b)
+    return a @ b
+
+
+@functools.cache
+def _cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has bf16 units; without them a bf16 product takes ten times as long as a float32 one."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def tile_bounds(tokens: int, vocabulary: int) -> Iterator[tuple[int, int]]:
@@ -260,15 +275,15 @@ def _walk_forward(hidden: Tensor, reference_hidden: Tensor, targets: Tensor, pla
     )
 
 
-def _own_entry(targets: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
-    """Whether each token's own entry lies in the tile `[N]`, and its column there `[N, 1]` (any one if not)."""
-    return (targets >= start) & (targets < end), (targets - start).clamp(0, end - start - 1)[:, None]
+def own_entry(ids: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
+    """Whether each of `ids` lies in the tile, and its column there (any one if not); both of the shape of `ids`."""
+    return (ids >= start) & (ids < end), (ids - start).clamp(0, end - start - 1)
 
 
 def _pick_targets(into: Tensor, z: Tensor, targets: Tensor, start: int, end: int) -> None:
     """Copy each token's own logit from the tile that contains it."""
-    inside, column = _own_entry(targets, start, end)
-    into.copy_(torch.where(inside, z.gather(1, column)[:, 0].double(), into))
+    inside, column = own_entry(targets, start, end)
+    into.copy_(torch.where(inside, z.gather(1, column[:, None])[:, 0].double(), into))
 
 
 class _BackwardWalk:
@@ -316,7 +331,7 @@ class _BackwardWalk:
             if d_hidden is not None:
                 d_hidden += wide_product(operand, head.weight[start:end])
             if d_weight is not None:
-                d_weight[start:end] = operand.T @ self.hidden.to(operand.dtype)
+                d_weight[start:end] = narrow_product(operand.T, self.hidden.to(operand.dtype))
         if d_hidden is not None:
             restored = torch.empty_like(d_hidden)
             restored[self.order] = d_hidden
@@ -359,5 +374,5 @@ class _BackwardWalk:
         return torch.where(p > 0, out.mul_(p), 0.0)
 
     def _add_targets(self, dz: Tensor, start: int, end: int) -> None:
-        inside, column = _own_entry(self.targets, start, end)
-        dz.scatter_add_(1, column, torch.where(inside, self.d_logp, 0.0)[:, None].to(dz.dtype))
+        inside, column = own_entry(self.targets, start, end)
+        dz.scatter_add_(1, column[:, None], torch.where(inside, self.d_logp, 0.0)[:, None].to(dz.dtype))

@@ -5,7 +5,7 @@ Three ways to the same numbers:
 * `token_stats`: logits in, dense, differentiable; the definition, and the oracle of the other two;
 * `linear_token_stats`: hidden states and head weights in; nothing of size [N, V] is held;
 * `summarize_reference` + `frozen_head_token_stats`: when both models share one frozen head, the
-  reference shrinks to D + 2 numbers a token and never has to run again.
+  reference shrinks to about D numbers a token and never has to run again.
 
 Shapes: N flat response tokens (no padding, no prompt), V vocabulary, D hidden size. Units: nats per token.
 """
@@ -185,12 +185,16 @@ class ReferenceSummary:
     `expected_weight` `[N, D]` is e = E_q[scale·W_v], q being the reference's distribution: float32 whatever
     the model's dtype (float64 in → float64 out), since in bf16 the KL would be 12 % off at 2e-4 nats.
     `offset` `[N]`, float64, is e·h_ref − logZ(h_ref): two large numbers whose difference the KL needs.
-    `reference_logp` `[N]` is that of TokenStats.
+    `reference_logp` `[N]` is that of TokenStats. `likeliest` `[N, K]` int32 names the reference's likeliest tokens,
+    whose logits are corrected to float64 (K is 8, or less where the vocabulary is tiny).
+    `hidden` `[N, D]` is h_ref itself: only the reverse KL needs it, so it may be None.
     """
 
     expected_weight: Tensor
     offset: Tensor
     reference_logp: Tensor
+    likeliest: Tensor
+    hidden: Tensor | None = None
 
 
 def summarize_reference(reference_hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
@@ -206,11 +210,17 @@ def summarize_reference(reference_hidden: Tensor, head: Head, targets: Tensor) -
     """
     _check_frozen("reference_hidden", reference_hidden, head, targets)
     with torch.no_grad():
-        return ReferenceSummary(*_frozen_head.summarize(reference_hidden, head, targets))
+        hidden = reference_hidden.detach()
+        return ReferenceSummary(*_frozen_head.summarize(hidden, head, targets), hidden)
 
 
 def frozen_head_token_stats(
-    policy_hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor
+    policy_hidden: Tensor,
+    head: Head,
+    summary: ReferenceSummary,
+    targets: Tensor,
+    *,
+    extras: Collection[Extra] = (),
 ) -> TokenStats:
     """Statistics when policy and reference share one frozen head: exact, with no reference logits.
 
@@ -224,11 +234,15 @@ def frozen_head_token_stats(
         head: the shared head; it must not require a gradient.
         summary: of the same N tokens.
         targets: `[N]` int64.
+        extras: "reverse_kl" (the summary must hold `hidden`), "policy_entropy". Both are exact and come for free, but
+            as *measurements*: they carry no gradient here, which would be work of the vocabulary's size. For a
+            loss on them use `linear_token_stats`.
 
     Raises:
-        ValueError: a head that requires a gradient or has a softcap, or shapes that do not fit.
+        ValueError: a head that requires a gradient or has a softcap, shapes that do not fit, an unknown extra,
+            or the reverse KL of a summary without `hidden`.
     """
-    _check_frozen("policy_hidden", policy_hidden, head, targets)
+    _check_frozen("policy_hidden", policy_hidden, head, targets, extras)
     if head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad):
         raise ValueError(
             "frozen_head_token_stats treats the head as a constant, but it requires a gradient; "
@@ -239,10 +253,12 @@ def frozen_head_token_stats(
             f"the summary holds {tuple(summary.expected_weight.shape)} for hidden states "
             f"{tuple(policy_hidden.shape)}: it was made for other tokens or another model"
         )
-    policy_logp, forward_kl = _frozen_head.policy_statistics(
-        policy_hidden, head, summary.expected_weight, summary.offset, targets
+    if "reverse_kl" in extras and summary.hidden is None:
+        raise ValueError("reverse_kl needs the reference's hidden states, and the summary's `hidden` is None")
+    policy_logp, forward_kl, reverse_kl, entropy = _frozen_head.policy_statistics(
+        policy_hidden, head, summary, targets, frozenset(extras)
     )
-    return TokenStats(policy_logp, summary.reference_logp, forward_kl)
+    return TokenStats(policy_logp, summary.reference_logp, forward_kl, reverse_kl, entropy)
 
 
 def index_range(index: Tensor) -> tuple[int, int]:
@@ -273,9 +289,9 @@ def _check_linear(name: str, hidden: Tensor, head: Head) -> None:
         )
 
 
-def _check_frozen(name: str, hidden: Tensor, head: Head, targets: Tensor) -> None:
+def _check_frozen(name: str, hidden: Tensor, head: Head, targets: Tensor, extras: Collection[str] = ()) -> None:
     _check_linear(name, hidden, head)
-    _check(targets, hidden.shape[0], head.weight.shape[0], ())
+    _check(targets, hidden.shape[0], head.weight.shape[0], extras)
     if head.softcap is not None:
         raise ValueError(
             "a head with a softcap has no exact summary: its log Z is not a function of W·h alone; "
