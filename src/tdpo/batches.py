@@ -8,7 +8,7 @@ about padding, prompts or shifted labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,12 @@ class TokenizedPair:
     rejected_ids: list[int]
     source: str = "memory"
     row: int = 0
+
+
+def counted_tokens(pair: TokenizedPair) -> tuple[int, int]:
+    """How many tokens of the chosen and of the rejected response are predicted; without a prompt not the first."""
+    first = 0 if pair.prompt_ids else 1
+    return len(pair.chosen_ids) - first, len(pair.rejected_ids) - first
 
 
 @dataclass
@@ -240,6 +246,7 @@ class PairBatch:
     where they are not 0, 1, 2, …, `position_ids` `[R, T]` feed the model; of its hidden states `[R·T, D]`,
     `response_index` `[N]` picks those that predict the N counted tokens `target_ids` `[N]`, which
     belong to the sequences `sequence_index` `[N]` in [0, 2P): chosen of pair p is p, rejected P + p.
+    `reference_rows` `[N]`, where there is a reference cache, says in which of its rows each token stands.
     """
 
     input_ids: Tensor
@@ -249,6 +256,7 @@ class PairBatch:
     sequence_index: Tensor
     num_pairs: int
     position_ids: Tensor | None = None
+    reference_rows: Tensor | None = None
 
     @classmethod
     def from_inputs(cls, inputs: Mapping[str, Any]) -> PairBatch:
@@ -348,8 +356,12 @@ class PairCollator:
 
     pad_token_id: int
     share_prefixes: bool = False
+    reference_rows: Callable[[Sequence[TokenizedPair]], Tensor | None] | None = None
 
     def __call__(self, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
         shared = self.share_prefixes and all(pair.prompt_ids for pair in pairs)
         layout = shared_prefix_batch if shared else padded_batch
-        return layout(pairs, self.pad_token_id).as_inputs()
+        batch = layout(pairs, self.pad_token_id)
+        if self.reference_rows is not None:
+            batch = replace(batch, reference_rows=self.reference_rows(pairs))
+        return batch.as_inputs()

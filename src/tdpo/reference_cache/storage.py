@@ -1,0 +1,225 @@
+"""A finished cache: one folder of memory-mapped fields, one row a response token, and a manifest with checksums."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batches import TokenizedPair, counted_tokens
+from .fingerprint import Fingerprint, data_digest, pair_digest
+
+MANIFEST = "cache.json"
+CHUNK_TOKENS = 4096  # what a kill can cost at most, and what one checksum covers, in response tokens
+
+# numpy knows no bf16; its bits are kept as they are.
+STORED_AS = {torch.bfloat16: torch.int16}
+
+
+class BrokenCache(ValueError):
+    """Files of a cache are missing, cut short or changed."""
+
+
+class ForeignCache(ValueError):
+    """The folder holds a cache of another model, other data or other content."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value a token: a vector of `width` numbers, or a number where `width` is None."""
+
+    name: str
+    dtype: torch.dtype
+    width: int | None = None
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        stored = STORED_AS.get(self.dtype, self.dtype)
+        return torch.empty(0, dtype=stored).numpy().dtype
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self.stored_dtype.itemsize * (1 if self.width is None else self.width)
+
+    def shape(self, tokens: int) -> tuple[int, ...]:
+        return (tokens,) if self.width is None else (tokens, self.width)
+
+    def file(self, folder: Path) -> Path:
+        return folder / f"{self.name}.bin"
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """Which rows belong to which pair, the same for everybody who has the same pairs, in whatever order."""
+
+    fields: tuple[Field, ...]
+    pairs: tuple[TokenizedPair, ...]  # distinct, shortest first
+    starts: Mapping[bytes, int]  # first row of each pair: its chosen tokens, then its rejected ones
+    tokens: int
+
+    @classmethod
+    def of(cls, pairs: Sequence[TokenizedPair], fields: Sequence[Field]) -> CacheLayout:
+        distinct = {pair_digest(pair): pair for pair in pairs}
+        order = sorted(distinct, key=lambda digest: (_length(distinct[digest]), digest))
+        starts, row = {}, 0
+        for digest in order:
+            starts[digest] = row
+            row += sum(counted_tokens(distinct[digest]))
+        return cls(tuple(fields), tuple(distinct[digest] for digest in order), starts, row)
+
+    @property
+    def data_digest(self) -> str:
+        return data_digest(self.starts)
+
+    @property
+    def bytes(self) -> int:
+        return self.tokens * sum(field.bytes_per_token for field in self.fields)
+
+    @cached_property
+    def chunks(self) -> tuple[range, ...]:
+        """Consecutive pairs of about CHUNK_TOKENS response tokens each, as ranges into `pairs`."""
+        found, first, held = [], 0, 0
+        for i, pair in enumerate(self.pairs):
+            held += sum(counted_tokens(pair))
+            if held >= CHUNK_TOKENS or i == len(self.pairs) - 1:
+                found.append(range(first, i + 1))
+                first, held = i + 1, 0
+        return tuple(found)
+
+    def chunk_rows(self, chunk: range) -> range:
+        first = self.starts[pair_digest(self.pairs[chunk.start])]
+        last = self.pairs[chunk.stop - 1]
+        return range(first, self.starts[pair_digest(last)] + sum(counted_tokens(last)))
+
+    def rows(self, pairs: Sequence[TokenizedPair]) -> Tensor | None:
+        """Rows `[N]` of a batch's flat tokens (all chosen responses, then all rejected); None if a pair is missing."""
+        chosen, rejected = [], []
+        for pair in pairs:
+            start = self.starts.get(pair_digest(pair))
+            if start is None:
+                return None
+            first, second = counted_tokens(pair)
+            chosen.append(torch.arange(start, start + first))
+            rejected.append(torch.arange(start + first, start + first + second))
+        return torch.cat([*chosen, *rejected])
+
+
+def _length(pair: TokenizedPair) -> int:
+    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+
+class ReferenceCache:
+    """Read access to a finished cache.
+
+    Raises:
+        ForeignCache: the folder belongs to another model, other data or other content.
+        BrokenCache: a file is missing, cut short or does not have its checksum.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Fingerprint, layout: CacheLayout) -> None:
+        self.folder, self.layout = folder, layout
+        self._check(fingerprint)
+        self._maps = {f.name: open_field(folder, f, layout.tokens, "r") for f in layout.fields}
+
+    def rows(self, pairs: Sequence[TokenizedPair]) -> Tensor | None:
+        """As `CacheLayout.rows`."""
+        return self.layout.rows(pairs)
+
+    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Each field's values at `rows` `[N]`, copied to memory and then to the device of `rows`."""
+        wanted = rows.cpu().numpy()
+        return {f.name: as_tensor(self._maps[f.name][wanted], f).to(rows.device) for f in self.layout.fields}
+
+    def _check(self, fingerprint: Fingerprint) -> None:
+        manifest = read_manifest(self.folder)
+        if wrong := fingerprint.differences(manifest.get("fingerprint", {})):
+            raise ForeignCache(
+                f"the reference cache in {self.folder} was made for another {' and another '.join(wrong)}, so it says "
+                "nothing about this run. Caches are found by name: undo the renaming, or delete the folder."
+            )
+        sums = manifest.get("checksums", [])
+        if len(sums) != len(self.layout.chunks):
+            raise BrokenCache(f"{self.folder / MANIFEST} lists {len(sums)} of {len(self.layout.chunks)} checksums")
+        for field in self.layout.fields:
+            check_size(field.file(self.folder), field, self.layout.tokens)
+        for chunk, expected in zip(self.layout.chunks, sums, strict=True):
+            rows = self.layout.chunk_rows(chunk)
+            if checksum(self.folder, self.layout.fields, rows) != expected:
+                raise BrokenCache(f"rows {rows.start} to {rows.stop - 1} of {self.folder} were changed or spoiled")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished cache.
+
+    Raises:
+        BrokenCache: it is missing or no JSON.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BrokenCache(f"{folder / MANIFEST} cannot be read ({error})") from error
+    if not isinstance(manifest, dict):
+        raise BrokenCache(f"{folder / MANIFEST} holds {type(manifest).__name__}, expected an object")
+    return manifest
+
+
+def manifest_of(fingerprint: Fingerprint, layout: CacheLayout, checksums: Sequence[int]) -> dict[str, Any]:
+    return {
+        "what": "tdpo reference cache; may be deleted at any time, the next run makes it again",
+        "fingerprint": asdict(fingerprint),
+        "pairs": len(layout.pairs),
+        "response_tokens": layout.tokens,
+        "bytes": layout.bytes,
+        "fields": {f.name: {"dtype": str(f.dtype), "width": f.width} for f in layout.fields},
+        "checksums": list(checksums),
+    }
+
+
+def open_field(folder: Path, field: Field, tokens: int, mode: Any) -> np.ndarray[Any, Any]:
+    if tokens == 0:
+        return np.empty(field.shape(0), dtype=field.stored_dtype)
+    return np.memmap(field.file(folder), dtype=field.stored_dtype, mode=mode, shape=field.shape(tokens))
+
+
+def as_tensor(values: np.ndarray[Any, Any], field: Field) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.view(field.dtype) if field.dtype in STORED_AS else tensor
+
+
+def as_array(tensor: Tensor, field: Field) -> np.ndarray[Any, Any]:
+    tensor = tensor.detach().cpu().to(field.dtype).contiguous()
+    return tensor.view(STORED_AS.get(field.dtype, field.dtype)).numpy()
+
+
+def check_size(path: Path, field: Field, tokens: int) -> None:
+    expected = tokens * field.bytes_per_token
+    found = path.stat().st_size if path.exists() else None
+    if found != expected:
+        state = "is missing" if found is None else f"has {found:,} bytes"
+        raise BrokenCache(f"{path} {state}, expected {expected:,} bytes")
+
+
+def checksum(folder: Path, fields: Sequence[Field], rows: range) -> int:
+    """CRC-32 of some rows of all fields, read as a file: mapping them would count as memory of this process."""
+    total = 0
+    for field in fields:
+        size = field.bytes_per_token
+        for block in _read(field.file(folder), rows.start * size, len(rows) * size):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def _read(path: Path, offset: int, length: int, block: int = 1 << 22) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        while length > 0 and (data := file.read(min(block, length))):
+            length -= len(data)
+            yield data
