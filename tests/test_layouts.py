@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import FAMILIES, build_model
 from tdpo import score_pairs, tdpo2_loss
-from tdpo.batches import PairBatch, PairCollator, TokenizedPair, padded_batch, shared_prefix_batch
-from tdpo.models import reference_for
-from tdpo.training.layout import share_prefixes
+from tdpo.batches import (
+    PairBatch,
+    PairCollator,
+    TokenizedPair,
+    pack_rows,
+    padded_batch,
+    shared_length,
+    shared_prefix_batch,
+)
+from tdpo.models import policy_hidden, reference_for
+from tdpo.training.layout import TOLERANCE, choose_layout, fullest_row, pack_pairs, share_prefixes
 from tdpo.training.statistics import PolicyStatistics
 
 # Different lengths everywhere, a one-token response, a one-token prompt; short enough for Gemma's window of 16.
@@ -34,12 +46,14 @@ def loss_and_gradients(model: Any, reference: Any, batch: PairBatch) -> tuple[Te
     return per_pair.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.parametrize("rows", [None, [[0, 1, 2]], [[2, 1], [0]]], ids=["a pair a row", "one row", "two rows"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_layouts_give_one_loss_and_one_gradient(family: str) -> None:
+def test_all_layouts_give_one_loss_and_one_gradient(family: str, rows: list[list[int]] | None) -> None:
+    """Packed, Gemma's row is longer than its window, and no pair is."""
     model = build_model(family)
     reference = reference_for(model, build_model(family, seed=1))
     padded, padded_grads = loss_and_gradients(model, reference, padded_batch(PAIRS, 0))
-    shared, shared_grads = loss_and_gradients(model, reference, shared_prefix_batch(PAIRS, 0))
+    shared, shared_grads = loss_and_gradients(model, reference, shared_prefix_batch(PAIRS, 0, rows))
     torch.testing.assert_close(shared, padded, rtol=1e-4, atol=1e-5)
     largest = max(float(g.abs().max()) for g in padded_grads)
     for ours, theirs in zip(shared_grads, padded_grads, strict=True):
@@ -100,3 +114,212 @@ def test_pairs_without_a_prompt_are_padded() -> None:
     inputs = collator([TokenizedPair([], [5, 6], [7, 8]), PAIRS[0]])
     assert inputs["attention_mask"].dim() == 2
     assert collator(PAIRS)["attention_mask"].dim() == 4
+
+
+def test_pairs_without_a_prompt_have_no_shared_layout() -> None:
+    with pytest.raises(ValueError, match=r"memory:0 has no prompt to share; lay such pairs out with padded_batch"):
+        shared_prefix_batch([TokenizedPair([], [5, 6], [7, 8])], 0)
+
+
+# ---- packed rows ----
+
+IDS = st.lists(st.integers(1, 30), min_size=1, max_size=9)
+RAGGED = st.lists(
+    st.builds(TokenizedPair, prompt_ids=IDS, chosen_ids=st.just([]) | IDS, rejected_ids=IDS), min_size=1, max_size=9
+)
+
+
+@examples(max_examples=300, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=20), budget=st.integers(2, 150))
+def test_rows_are_within_the_budget_and_cost_no_more_than_a_pair_a_row(lengths: list[int], budget: int) -> None:
+    rows = pack_rows(lengths, budget)
+    assert sorted(p for row in rows for p in row) == list(range(len(lengths))), "every pair once"
+    loads = [sum(lengths[p] for p in row) for row in rows]
+    assert all(load <= budget or len(row) == 1 for load, row in zip(loads, rows, strict=True))
+    assert len(rows) * max(loads) <= len(lengths) * max(lengths)
+    assert rows == pack_rows(list(lengths), budget), "nothing random"
+
+
+def test_packing_fills_rows() -> None:
+    lengths = [60, 30, 20, 10, 30, 50, 40]  # 240 tokens
+    assert [sum(lengths[p] for p in row) for row in pack_rows(lengths, 60)] == [60, 60, 60, 60]
+    assert len(pack_rows(lengths, 120)) == 4, "wider rows would save nothing more"
+    assert pack_rows([5, 5, 5], 1000) == [[0], [1], [2]], "equal pairs have no padding to save"
+    assert pack_rows([50, 4, 3], 10) == [[0], [1, 2]], "a pair over the budget is alone"
+
+
+@examples(max_examples=200, deadline=None)
+@given(pairs=RAGGED, budget=st.integers(2, 60))
+def test_every_layout_has_the_same_flat_tokens_in_the_same_order(pairs: list[TokenizedPair], budget: int) -> None:
+    padded, shared, packed = (
+        PairBatch.from_inputs(PairCollator(0, *layout)(pairs)) for layout in ((False,), (True,), (True, budget))
+    )
+    for batch in (shared, packed):
+        assert batch.target_ids.equal(padded.target_ids)
+        assert batch.sequence_index.equal(padded.sequence_index)
+        assert batch.num_tokens == sum(map(shared_length, pairs))
+        assert batch.num_pairs == len(pairs)
+    assert packed.input_ids.numel() <= shared.input_ids.numel()
+    assert packed.input_ids.shape[1] <= max(budget, *map(shared_length, pairs))
+
+
+@examples(max_examples=100, deadline=None)
+@given(pairs=RAGGED, budget=st.integers(2, 60))
+def test_what_a_token_sees_spelled_out(pairs: list[TokenizedPair], budget: int) -> None:
+    """Following the mask backwards from each predicting state gives prompt and response so far, at their positions."""
+    batch = PairBatch.from_inputs(PairCollator(0, True, budget)(pairs))
+    width = batch.input_ids.shape[1]
+    sequences = [p.prompt_ids + p.chosen_ids for p in pairs] + [p.prompt_ids + p.rejected_ids for p in pairs]
+    done = [0] * len(sequences)
+    assert batch.position_ids is not None
+    for index, target, s in zip(batch.response_index, batch.target_ids, batch.sequence_index, strict=True):
+        r, t = divmod(int(index), width)
+        seen = batch.attention_mask[r, 0, t]
+        before = len(pairs[int(s) % len(pairs)].prompt_ids) + done[int(s)]
+        assert batch.input_ids[r][seen].tolist() == sequences[int(s)][:before]
+        assert batch.position_ids[r][seen].tolist() == list(range(before))
+        assert int(target) == sequences[int(s)][before]
+        done[int(s)] += 1
+    padding = ~batch.attention_mask.diagonal(dim1=-2, dim2=-1)[:, 0]
+    assert not (batch.attention_mask & padding[:, None, None, :]).any(), "nothing attends to padding"
+    assert batch.attention_mask.any(dim=-1).all(), "everything attends to something"
+    assert (batch.input_ids[padding] == 0).all()
+
+
+def states(model: Any, pairs: Sequence[TokenizedPair], rows: list[list[int]]) -> tuple[PairBatch, Tensor]:
+    batch = shared_prefix_batch(pairs, 0, rows)
+    with torch.no_grad():
+        return batch, policy_hidden(model, batch.model_inputs(), batch.response_index)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pair_does_not_know_who_shares_its_row(family: str) -> None:
+    model, rows = build_model(family), [[1, 0, 2]]
+    strangers = [TokenizedPair([70] * 5, [71] * 7, [72] * 2), PAIRS[1], TokenizedPair([73] * 2, [74] * 4, [75])]
+    batch, first = states(model, [PAIRS[1], PAIRS[0], PAIRS[2]], rows)
+    other, second = states(model, [strangers[0], PAIRS[0], strangers[2]], rows)
+    mine, theirs = (b.sequence_index % 3 == 1 for b in (batch, other))
+    assert int(mine.sum()) == len(PAIRS[0].chosen_ids + PAIRS[0].rejected_ids)
+    torch.testing.assert_close(second[theirs], first[mine], rtol=1e-4, atol=1e-5)
+
+
+def test_randomly_packed_rows_give_the_states_of_padded_ones() -> None:
+    model, make = build_model("llama"), torch.Generator().manual_seed(0)
+
+    def ids(most: int) -> list[int]:
+        length = int(torch.randint(1, most, (1,), generator=make))
+        return torch.randint(1, 300, (length,), generator=make).tolist()
+
+    for budget in (20, 45, 90, 200):
+        pairs = [TokenizedPair(ids(12), ids(9), ids(14)) for _ in range(12)]
+        rows = pack_rows([shared_length(pair) for pair in pairs], budget)
+        assert len(rows) < len(pairs)
+        padded = padded_batch(pairs, 0)
+        with torch.no_grad():
+            expected = policy_hidden(model, padded.model_inputs(), padded.response_index)
+        torch.testing.assert_close(states(model, pairs, rows)[1], expected, rtol=1e-3, atol=1e-4)
+
+
+# ---- which layout runs ----
+
+
+def chosen(model: Any, pairs: Sequence[TokenizedPair], budget: int | None, asked: Any = "auto") -> str:
+    return choose_layout(model, pairs, 0, asked, budget).describe()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_row_is_compared_too(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = build_model(family)
+    with caplog.at_level(logging.WARNING):
+        assert chosen(model, PAIRS, 40) == "pairs share their prompt, packed into rows of at most 40 tokens"
+        assert chosen(model, PAIRS, None) == "pairs share their prompt"
+        assert chosen(model, PAIRS, None, "off") == "padded rows"
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING):
+        packed = chosen(model, [*PAIRS, LONG], 80)
+    assert packed == (
+        "padded rows" if family == "gemma2" else "pairs share their prompt, packed into rows of at most 80 tokens"
+    )
+    fallback = (
+        "max_tokens_per_row=80 has no effect: rows are padded, because this model's attention does not take the mask"
+    )
+    assert (fallback in caplog.text) == (family == "gemma2")
+
+
+def forgets_beyond(model: Any, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model takes masks, but its attention is cut into chunks of so many places of a row, as Llama 4's is."""
+    forward = type(model.model).forward
+
+    def chunked(self: Any, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        if attention_mask is not None and attention_mask.dim() == 4:
+            chunk = torch.arange(attention_mask.shape[-1]) // positions
+            same = chunk[:, None] == chunk[None, :]
+            attention_mask = attention_mask.masked_fill(~same, torch.finfo(attention_mask.dtype).min)
+        return forward(self, *args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(type(model.model), "forward", chunked)
+
+
+def test_a_model_that_takes_one_pairs_mask_and_not_several_is_not_packed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_model("llama")
+    forgets_beyond(model, 20, monkeypatch)  # the pairs have 12, 4 and 14 tokens; two of them fit into 20 places
+    assert share_prefixes(model, PAIRS, 0, "auto")
+    assert pack_pairs(model, PAIRS, 0, "auto", 20)
+    with caplog.at_level(logging.WARNING):
+        assert chosen(model, PAIRS, 40) == "pairs share their prompt"
+    assert "max_tokens_per_row=40 has no effect: this model's hidden states differ by" in caplog.text
+    assert "where 3 pairs share a row" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"prefix_sharing='on' with max_tokens_per_row=40, but .*Leave max_tokens_per_row"
+    ):
+        chosen(model, PAIRS, 40, "on")
+
+
+def test_one_pair_that_differs_is_not_averaged_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many pairs in a row, one is cut by the end of a chunk."""
+    model = build_model("llama")
+    monkeypatch.setitem(TOLERANCE, torch.float32, 0.4)  # on average over 30 pairs it differs by less
+    pairs = [TokenizedPair([7, 8], [9, 10], [11, 12])] * 30
+    assert pack_pairs(model, pairs, 0, "auto", 180)
+    forgets_beyond(model, 6 * 30 - 2, monkeypatch)
+    assert not pack_pairs(model, pairs, 0, "auto", 180)
+
+
+def test_the_row_compared_is_full() -> None:
+    def pair(length: int) -> TokenizedPair:
+        return TokenizedPair([5] * (length - 2), [6], [7])
+
+    def lengths(budget: int) -> list[int]:
+        return [shared_length(p) for p in fullest_row([pair(n) for n in (10, 90, 30, 5, 60, 28)], budget)]
+
+    assert lengths(100) == [90, 10]
+    assert lengths(94) == [60, 30], "the longest pair would leave room for no other"
+    assert lengths(10_000) == [90, 60, 30, 28, 10, 5]
+    assert lengths(14) == [], "no two fit"
+    assert fullest_row([TokenizedPair([], [5], [6]), pair(10)], 100) == [], "one has nothing to share"
+
+
+def test_what_packing_cannot_do_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = build_model("llama")
+    without = TokenizedPair([], [5, 6], [7, 8])
+    with caplog.at_level(logging.WARNING):
+        assert chosen(model, PAIRS, 15) == "pairs share their prompt"
+        assert "max_tokens_per_row=15 has no effect: no two pairs fit into one row" in caplog.text
+        assert chosen(model, [without, without], 50) == "padded rows"
+        assert "rows are padded, because no pair has a prompt to share" in caplog.text
+        assert "packed" in chosen(model, [*PAIRS, LONG, without], 30)
+    assert "1 of 5 pairs are longer than max_tokens_per_row=30 (the longest has 47 tokens)" in caplog.text
+    assert "1 of 5 pairs have no prompt; batches that hold one are padded rows" in caplog.text
+
+
+def test_a_budget_without_shared_prompts_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_tokens_per_row=64 has no effect on padded rows"):
+        PairCollator(0, max_tokens_per_row=64)
+
+
+def test_the_length_of_a_pair_is_what_the_layout_computes() -> None:
+    for pair in [*PAIRS, LONG, TokenizedPair([], [5, 6], [7])]:
+        for collator in (PairCollator(0), PairCollator(0, True), PairCollator(0, True, 100)):
+            assert collator.tokens(pair) == collator([pair])["input_ids"].numel()

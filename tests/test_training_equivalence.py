@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from conftest import build_model, build_tokenizer
+from tdpo.training.config import grouping_by_length
 from training_cases import (  # noqa: F401
     METRICS,
     lora,
@@ -116,12 +117,29 @@ def test_the_same_under_the_usual_optimizer(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("change", [{"prefix_sharing": "off"}, {"head_impl": "dense"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"prefix_sharing": "off"}, {"max_tokens_per_row": 64}, {"head_impl": "dense"}], ids=str
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_layout_and_implementation_change_nothing(
-    kind: str, change: dict[str, str], one_large_batch: Callable[[str], Any], tmp_path: Path
+    kind: str, change: dict[str, Any], one_large_batch: Callable[[str], Any], tmp_path: Path
 ) -> None:
     agree(run(kind, tmp_path, **change), one_large_batch(kind))
+
+
+def test_packing_computes_fewer_tokens_for_the_same_update(tmp_path: Path) -> None:
+    """The runs compared above differ in what they compute, and packed rows accumulate like any others."""
+    shared, packed = (run("full", tmp_path, max_tokens_per_row=budget, max_steps=1) for budget in (None, 64))
+    assert packed.describe().endswith("Layout: pairs share their prompt, packed into rows of at most 64 tokens.")
+    computed = [t.data_collator(t.train_dataset[:8])["input_ids"].shape for t in (shared, packed)]
+    assert computed[1][0] < computed[0][0] == 8
+    assert computed[1].numel() < 0.9 * computed[0].numel()
+    agree(run("full", tmp_path, max_tokens_per_row=64, max_steps=1, batch=4, accumulation=2), packed)
+
+
+def test_grouped_batches_are_the_same_however_an_update_is_split(tmp_path: Path) -> None:
+    changes = {**grouping_by_length(), "max_tokens_per_row": 64}
+    agree(run("lora", tmp_path, batch=2, accumulation=4, **changes), run("lora", tmp_path, **changes))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -158,6 +176,7 @@ def distributed_run(folder: Path) -> None:
             folder / kind,
             batch=2 if processes == 2 else 4,
             accumulation=2,
+            max_tokens_per_row=64 if kind == "lora" else None,  # the processes' batches then differ in rows
             dataloader_drop_last=True,  # of 20 pairs nothing is dropped, and of the evaluation's 7 nothing may be
             save_strategy="steps",
             save_steps=3,

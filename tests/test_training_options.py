@@ -17,8 +17,11 @@ from torch import nn
 
 from conftest import build_model, build_tokenizer
 from tdpo import TDPOTrainer as lazily_exported
+from tdpo.config import Recipe
 from tdpo.training import TDPOConfig, TDPOTrainer
+from tdpo.training.config import groups_by_length
 from tdpo.training.policy import switch_off_dropout
+from tdpo.training.run import trainer_arguments
 from training_cases import (  # noqa: F401
     lora,
     make_trainer,
@@ -100,7 +103,21 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
         ({"batch_eval_metrics": True}, r"batch_eval_metrics has no effect"),
         ({"prediction_loss_only": True}, r"prediction_loss_only has no effect"),
         ({"average_tokens_across_devices": False}, r"average_tokens_across_devices=False has no effect"),
-        ({"train_sampling_strategy": "group_by_length"}, r"train_sampling_strategy must be random or sequential"),
+        ({"max_tokens_per_row": 1}, r"max_tokens_per_row must be a whole number of at least 2 tokens or None, got 1"),
+        ({"max_tokens_per_row": 64.0}, r"max_tokens_per_row must be a whole number .* got 64.0"),
+        ({"max_tokens_per_row": True}, r"max_tokens_per_row must be a whole number .* got True"),
+        (
+            {"max_tokens_per_row": 64, "prefix_sharing": "off"},
+            r"max_tokens_per_row=64 has no effect with prefix_sharing",
+        ),
+        (
+            {"max_tokens_per_row": 64, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1},
+            r"max_tokens_per_row=64 has no effect with per_device_train_batch_size=1",
+        ),
+        (
+            {"train_sampling_strategy": "batch_rebalance"},
+            r"strategy must be one of random, sequential, group_by_length",
+        ),
         ({"accelerator_config": {"dispatch_batches": True}}, r"dispatch_batches=True would cut batches apart"),
     ],
 )
@@ -125,6 +142,17 @@ def test_settings_parse_from_a_command_line(tmp_path: Path) -> None:
     assert (defaults.loss, defaults.beta, defaults.alpha, defaults.max_length) == ("tdpo2", 0.1, 0.5, 1024)
     assert not defaults.logging_nan_inf_filter
     assert TDPOConfig.from_dict(defaults.to_dict()) if hasattr(TDPOConfig, "from_dict") else True
+
+
+def test_a_recipes_layout_and_order_reach_the_trainer(tmp_path: Path) -> None:
+    def arguments(**training: Any) -> TDPOConfig:
+        keys = {"run_dir": str(tmp_path), "data": {"train": "pairs.jsonl"}, "training": training}
+        return trainer_arguments(Recipe.model_validate(keys))
+
+    plain = arguments()
+    assert (plain.prefix_sharing, plain.max_tokens_per_row, groups_by_length(plain)) == ("auto", None, False)
+    packed = arguments(prefix_sharing="on", max_tokens_per_row=512, group_by_length=True)
+    assert (packed.prefix_sharing, packed.max_tokens_per_row, groups_by_length(packed)) == ("on", 512, True)
 
 
 def test_checkpointing_under_its_old_name(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from conftest import build_model, build_tokenizer
 from tdpo.runs.checkpoints import COMPLETE, find_checkpoints
 from tdpo.training import TDPOTrainer
+from tdpo.training.config import grouping_by_length
 from training_cases import METRICS, lora, make_trainer, one_thread, plain_rows, train_logs, trained_weights  # noqa: F401
 
 # 10 pairs at 2 × 2 an update are 3 updates an epoch, the last of one micro-batch; 10 updates end within the fourth.
@@ -193,6 +194,20 @@ def test_stopped_twice(uninterrupted: Callable[[str], TDPOTrainer], tmp_path: Pa
     last = new_trainer(tmp_path, "lora with dropout")
     last.train(resume_from_checkpoint=True)
     compare(last, uninterrupted("lora with dropout"))
+
+
+def test_batches_grouped_by_length_and_packed_resume_in_their_order(tmp_path: Path) -> None:
+    """Within the second epoch, whose order hangs on the epoch; the adapter's dropout has moved the random state."""
+    changes = {**grouping_by_length(), "max_tokens_per_row": 64}
+    whole = new_trainer(tmp_path / "whole", "lora with dropout", **changes)
+    whole.train()
+    stopped = new_trainer(tmp_path / "stopped", "lora with dropout", **changes)
+    stopped.add_callback(StopAt(5))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = new_trainer(tmp_path / "stopped", "lora with dropout", **changes)
+    resumed.train(resume_from_checkpoint=True)
+    compare(resumed, whole)
 
 
 def test_a_half_written_last_line_of_metrics_is_dropped(

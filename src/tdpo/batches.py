@@ -7,6 +7,7 @@ about padding, prompts or shifted labels.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -308,60 +309,168 @@ def padded_batch(pairs: Sequence[TokenizedPair], pad_token_id: int) -> PairBatch
     )
 
 
-def shared_prefix_batch(pairs: Sequence[TokenizedPair], pad_token_id: int) -> PairBatch:
-    """One row a pair, `[P, T]`: prompt, chosen, rejected; the prompt is computed once (arXiv 2410.20305).
+def shared_prefix_batch(
+    pairs: Sequence[TokenizedPair], pad_token_id: int, rows: Sequence[Sequence[int]] | None = None
+) -> PairBatch:
+    """A pair's prompt, chosen and rejected in one row, `[R, T]`; the prompt is computed once (arXiv 2410.20305).
 
-    Under the 4-D mask `[P, 1, T, T]` rejected tokens do not see chosen ones, and their positions restart
-    at the prompt's end, so every response has the hidden states that it has in a row of its own.
+    Under the 4-D mask `[R, 1, T, T]` a pair sees itself alone, rejected tokens do not see chosen ones, and
+    positions restart at the prompt's end, so every response has the hidden states that it has in a row of its own.
+
+    Args:
+        pairs: P pairs, each with a prompt.
+        pad_token_id: fills rows to the width of the longest. Nothing attends to padding; padding attends to the
+            row's first token, so that its softmax is no 0/0.
+        rows: indices of the pairs in each row, every pair once, as `pack_rows` gives them; None gives each pair a
+            row of its own. The flat tokens are the same, only `response_index` knows where their states lie.
+
+    Raises:
+        ValueError: a pair without a prompt, whose first response tokens nothing predicts.
     """
-    width = max(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-    input_ids = torch.full((len(pairs), width), pad_token_id)
-    position_ids = torch.zeros(len(pairs), width, dtype=torch.long)
-    mask = torch.zeros(len(pairs), 1, width, width, dtype=torch.bool)
-    mask[..., 0] = True  # padding attends to something, so that its softmax is no 0/0
-    flat: list[tuple[int, int, int]] = []  # sequence, index of the predicting state, target
-    for p, pair in enumerate(pairs):
-        start, middle = len(pair.prompt_ids), len(pair.prompt_ids) + len(pair.chosen_ids)
-        ids = pair.prompt_ids + pair.chosen_ids + pair.rejected_ids
-        end = len(ids)
-        input_ids[p, :end] = torch.tensor(ids)
-        position_ids[p, :middle] = torch.arange(middle)
-        position_ids[p, middle:end] = torch.arange(start, start + end - middle)
-        own = mask[p, 0, :end, :end]
-        own.copy_(torch.ones(end, end, dtype=torch.bool).tril_())
-        own[middle:, start:middle] = False
-        for sequence, first, after in ((p, start, middle), (len(pairs) + p, middle, end)):
-            for t in range(first, after):
-                predictor = start - 1 if t == first else t - 1
-                flat.append((sequence, p * width + predictor, ids[t]))
-    flat.sort(key=lambda token: token[0])
+    for pair in pairs:
+        if not pair.prompt_ids:
+            raise ValueError(f"{pair.source}:{pair.row} has no prompt to share; lay such pairs out with padded_batch")
+    count, lengths = len(pairs), [shared_length(pair) for pair in pairs]
+    rows = [[p] for p in range(count)] if rows is None else rows
+    width = max(sum(lengths[p] for p in row) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_token_id)
+    position_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), 1, width, width, dtype=torch.bool)
+    mask[..., 0] = True
+    longest = max(lengths)
+    ascending, causal = torch.arange(longest), torch.ones(longest, longest, dtype=torch.bool).tril_()
+    begins = [0] * count  # flat index of each pair's first token
+    for r, row in enumerate(rows):
+        begin = 0
+        for p in row:
+            pair, end = pairs[p], begin + lengths[p]
+            prompt, chosen, rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
+            response, middle = begin + prompt, begin + prompt + chosen
+            begins[p] = r * width + begin
+            input_ids[r, begin:end] = torch.tensor(pair.prompt_ids + pair.chosen_ids + pair.rejected_ids)
+            position_ids[r, begin:middle] = ascending[: prompt + chosen]
+            position_ids[r, middle:end] = ascending[prompt : prompt + rejected]
+            mask[r, 0, begin:end, 0] = False  # of another pair, unless this is the row's first
+            mask[r, 0, begin:end, begin:end] = causal[: lengths[p], : lengths[p]]
+            mask[r, 0, middle:end, response:middle] = False
+            begin = end
+    response_index, targets, sequence = _response_tokens(pairs, torch.tensor(begins))
     return PairBatch(
         input_ids=input_ids,
         attention_mask=mask,
-        response_index=torch.tensor([index for _, index, _ in flat], dtype=torch.long),
-        target_ids=torch.tensor([target for _, _, target in flat], dtype=torch.long),
-        sequence_index=torch.tensor([sequence for sequence, _, _ in flat], dtype=torch.long),
-        num_pairs=len(pairs),
+        response_index=response_index,
+        target_ids=input_ids.flatten()[targets],
+        sequence_index=sequence,
+        num_pairs=count,
         position_ids=position_ids,
     )
 
 
+def shared_length(pair: TokenizedPair) -> int:
+    """Tokens of a pair whose responses share their prompt."""
+    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+
+def pack_rows(lengths: Sequence[int], max_tokens_per_row: int) -> list[list[int]]:
+    """Indices of the pairs in each row: rows of at most `max_tokens_per_row` tokens, a longer pair in one of its own.
+
+    The number of rows is the one that computes the fewest tokens (rows × width), of equals the larger, whose
+    attention is narrower; so packing never computes more than one pair a row does.
+    """
+    total, longest = sum(lengths), max(lengths)
+    best, fewest = [[p] for p in range(len(lengths))], len(lengths) * longest
+    for count in range(max(1, -(-total // max(max_tokens_per_row, longest))), len(lengths)):
+        if count * longest > fewest:
+            break  # no row is narrower than the longest pair
+        rows = _balanced_rows(lengths, count)
+        loads = [sum(lengths[p] for p in row) for row in rows]
+        fits = all(load <= max_tokens_per_row or len(row) == 1 for load, row in zip(loads, rows, strict=True))
+        if fits and (len(rows) * max(loads), -len(rows)) < (fewest, -len(best)):
+            best, fewest = rows, len(rows) * max(loads)
+    return best
+
+
+def _balanced_rows(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Longest first, each to the row that is emptiest so far, of equals the first; pairs of a row in their order."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    emptiest = [(0, r) for r in range(count)]
+    for p in sorted(range(len(lengths)), key=lambda p: -lengths[p]):
+        load, r = emptiest[0]
+        rows[r].append(p)
+        heapq.heapreplace(emptiest, (load + lengths[p], r))
+    return [sorted(row) for row in rows]
+
+
+def _response_tokens(pairs: Sequence[TokenizedPair], begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the N response tokens, chosen before rejected: (flat index of the predicting state, of the token, sequence).
+
+    Args:
+        begins: `[P]` flat index of each pair's first token.
+    """
+    prompt = torch.tensor([len(p.prompt_ids) for p in pairs])
+    chosen = torch.tensor([len(p.chosen_ids) for p in pairs])
+    rejected = torch.tensor([len(p.rejected_ids) for p in pairs])
+    last_of_prompt = (begins + prompt - 1).repeat(2)
+    first = torch.cat([begins + prompt, begins + prompt + chosen])
+    lengths = torch.cat([chosen, rejected])
+    sequence = torch.arange(len(lengths)).repeat_interleave(lengths)
+    within = torch.arange(len(sequence)) - (lengths.cumsum(0) - lengths)[sequence]
+    token = first[sequence] + within
+    return torch.where(within == 0, last_of_prompt[sequence], token - 1), token, sequence
+
+
 @dataclass(frozen=True)
 class PairCollator:
-    """Collate tokenised pairs into the inputs of one step, in either layout.
+    """Collate tokenised pairs into the inputs of one step, in the layout chosen.
 
     A pair without a prompt has nothing to share, and nothing that predicts its first tokens: such a batch
     is always padded.
+
+    Args:
+        pad_token_id: fills rows.
+        share_prefixes: compute a pair's prompt once (`shared_prefix_batch`); False: each response in a row of its own.
+        max_tokens_per_row: pack pairs that share their prompt into rows of up to so many tokens.
+
+    Raises:
+        ValueError: `max_tokens_per_row` without `share_prefixes`.
     """
 
     pad_token_id: int
     share_prefixes: bool = False
+    max_tokens_per_row: int | None = None
     reference_rows: Callable[[Sequence[TokenizedPair]], Tensor | None] | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_tokens_per_row is not None and not self.share_prefixes:
+            raise ValueError(
+                f"max_tokens_per_row={self.max_tokens_per_row} has no effect on padded rows; set share_prefixes=True "
+                "or leave it out"
+            )
+
     def __call__(self, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
-        shared = self.share_prefixes and all(pair.prompt_ids for pair in pairs)
-        layout = shared_prefix_batch if shared else padded_batch
-        batch = layout(pairs, self.pad_token_id)
+        batch = self._laid_out(pairs)
         if self.reference_rows is not None:
             batch = replace(batch, reference_rows=self.reference_rows(pairs))
         return batch.as_inputs()
+
+    def _laid_out(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
+        if not (self.share_prefixes and all(pair.prompt_ids for pair in pairs)):
+            return padded_batch(pairs, self.pad_token_id)
+        rows = None
+        if self.max_tokens_per_row is not None:
+            rows = pack_rows([shared_length(pair) for pair in pairs], self.max_tokens_per_row)
+        return shared_prefix_batch(pairs, self.pad_token_id, rows)
+
+    def describe(self) -> str:
+        """The layout in a few words for the log."""
+        if not self.share_prefixes:
+            return "padded rows"
+        if self.max_tokens_per_row is None:
+            return "pairs share their prompt"
+        return f"pairs share their prompt, packed into rows of at most {self.max_tokens_per_row} tokens"
+
+    def tokens(self, pair: TokenizedPair) -> int:
+        """Tokens that the body computes for this pair in a batch of its own, padding included."""
+        if self.share_prefixes and pair.prompt_ids:
+            return shared_length(pair)
+        return 2 * (len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)))

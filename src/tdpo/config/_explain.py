@@ -45,6 +45,8 @@ ALIASES = {
     "warmup_ratio": "training.warmup_steps",
     "warmup": "training.warmup_steps",
     "optim": "training.optimizer",
+    "train_sampling_strategy": "training.group_by_length",
+    "packing": "training.max_tokens_per_row",
     "num_generations": "sampling.samples_per_prompt",
     "max_completion_length": "sampling.max_new_tokens",
 }

@@ -156,6 +156,14 @@ class Training(Section):
     micro_batch_size: PositiveInt | None = None
     """Pairs per forward, a divisor of `training.batch_size`; smaller needs less memory and gives the same update.
     Null is the whole batch at once."""
+    prefix_sharing: Literal["auto", "on", "off"] = "auto"
+    """Compute a pair's prompt once for both responses: auto (where the model's results stay the same), on (or stop),
+    off."""
+    max_tokens_per_row: Annotated[int, Field(ge=2)] | None = None
+    """Pack pairs that share their prompt into rows of up to so many tokens, which saves padding; a longer pair gets a
+    row of its own. Changes speed and memory only; null is a row for each pair."""
+    group_by_length: bool = False
+    """Make batches of pairs of similar lengths, which saves padding; the order is then less random."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate; null is 1e-4 with adapters and 5e-6 (the paper's) when all weights are trained."""
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
@@ -200,6 +208,16 @@ class Training(Section):
             below = max(divisor for divisor in range(1, min(micro, batch) + 1) if batch % divisor == 0)
             raise ValueError(f"{micro} does not divide training.batch_size {batch}; the nearest below is {below}")
         return micro
+
+    @field_validator("max_tokens_per_row")
+    @classmethod
+    def _only_shared_prompts_are_packed(cls, tokens: int | None, info: ValidationInfo) -> int | None:
+        if tokens is not None and info.data.get("prefix_sharing") == "off":
+            raise ValueError("has no effect with training.prefix_sharing off; remove it (or null), or choose auto")
+        for key in ("batch_size", "micro_batch_size"):
+            if tokens is not None and info.data.get(key) == 1:
+                raise ValueError(f"has no effect with training.{key} 1: pairs of one forward share rows; remove it")
+        return tokens
 
     @field_validator("warmup_steps")
     @classmethod

@@ -17,6 +17,7 @@ RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
+SAMPLING = ("random", "sequential", "group_by_length")
 # Options of TrainingArguments that this trainer refuses, and why: they would do nothing, or harm in silence.
 REFUSED = {
     "label_smoothing_factor": "smooths token labels, which pairs do not have; use label_smoothing",
@@ -57,6 +58,10 @@ class TDPOConfig(TrainingArguments):
     prefix_sharing: PrefixSharing = field(
         default="auto",
         metadata={"help": "Compute a pair's prompt once: auto (where the model takes the mask), on or off."},
+    )
+    max_tokens_per_row: int | None = field(
+        default=None,
+        metadata={"help": "Pack pairs that share their prompt into rows of up to so many tokens; None: a pair a row."},
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Whether code shipped with a model named by string may run."}
@@ -102,17 +107,49 @@ class TDPOConfig(TrainingArguments):
         if self.prefix_sharing not in get_args(PrefixSharing):
             choices = ", ".join(get_args(PrefixSharing))
             found.append(f"prefix_sharing must be one of {choices}, got {self.prefix_sharing!r}")
+        found += self._packing_problems()
         if self.remove_unused_columns:
             found.append("remove_unused_columns=True would throw the pairs away; leave it False")
         found += [f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None)]
         if not self.average_tokens_across_devices:
             found.append("average_tokens_across_devices=False has no effect: every pair weighs the same on any device")
         strategy = getattr(self, "train_sampling_strategy", "random")
-        if strategy not in ("random", "sequential"):
-            found.append(f"train_sampling_strategy must be random or sequential, got {strategy!r}")
+        if strategy not in SAMPLING:
+            found.append(f"train_sampling_strategy must be one of {', '.join(SAMPLING)}, got {strategy!r}")
         if getattr(self.accelerator_config, "dispatch_batches", None):
             found.append("dispatch_batches=True would cut batches apart by rows, and pairs with them; leave it out")
         return found
+
+    def _packing_problems(self) -> list[str]:
+        tokens = self.max_tokens_per_row
+        if tokens is None:
+            return []
+        if not (type(tokens) is int and tokens >= 2):
+            return [f"max_tokens_per_row must be a whole number of at least 2 tokens or None, got {tokens!r}"]
+        found = []
+        if self.prefix_sharing == "off":
+            found.append(
+                f"max_tokens_per_row={tokens} has no effect with prefix_sharing='off', which pads rows; leave it out "
+                "or use prefix_sharing='auto'"
+            )
+        if self.per_device_train_batch_size == self.per_device_eval_batch_size == 1:
+            found.append(
+                f"max_tokens_per_row={tokens} has no effect with per_device_train_batch_size=1 and "
+                "per_device_eval_batch_size=1: pairs of one batch share rows; leave it out or raise them"
+            )
+        return found
+
+
+def grouping_by_length() -> dict[str, Any]:
+    """The argument that groups batches by length, under the name that the installed transformers gives it."""
+    if "train_sampling_strategy" in TDPOConfig.__dataclass_fields__:
+        return {"train_sampling_strategy": "group_by_length"}
+    return {"group_by_length": True}  # before transformers 5.2
+
+
+def groups_by_length(args: TDPOConfig) -> bool:
+    """Whether batches are asked to be of pairs of similar lengths."""
+    return all(getattr(args, name, None) == value for name, value in grouping_by_length().items())
 
 
 def _is_number(value: Any) -> bool:

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..batches import PairBatch, PairCollator, TokenizedPair, TokenizedPairs, tokenize_pairs
+from ..batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
 from ..models import facts_of, load_causal_lm, reference_for
 from ..preferences import PreferenceRow, preferences_from_dataset
 from ..runs.checkpoints import mark_complete
 from ..scores import PairScores, score_pairs
 from ..token_statistics import Extra
-from .config import TDPOConfig
-from .layout import share_prefixes
+from .config import TDPOConfig, groups_by_length
+from .layout import choose_layout
 from .losses import configured_loss
 from .metrics import MetricsFile, TrainingMeter, averages, pair_metrics
+from .order import LengthGroupedOrder
 from .policy import check_ids, prepare_policy, prepare_tokenizer
 from .resume import whole_checkpoint
 from .statistics import PolicyStatistics
@@ -89,12 +90,13 @@ class TDPOTrainer(Trainer):
         self._tokenize = self._tokenizing(model, processing_class, args)
         train_pairs, eval_pairs = self._tokenize("train", train_dataset), self._tokenize("eval", eval_dataset)
         pad_token_id = processing_class.pad_token_id
-        shares = share_prefixes(model, [*_all(train_pairs), *_all(eval_pairs)], pad_token_id, args.prefix_sharing)
-        self.layout = "pairs share their prompt" if shares else "padded rows"
+        pairs = [*_all(train_pairs), *_all(eval_pairs)]
+        collator = choose_layout(model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row)
+        self._tokens_of_pair, self.layout = collator.tokens, collator.describe()
         super().__init__(
             model=model,
             args=args,
-            data_collator=PairCollator(pad_token_id, shares),
+            data_collator=collator,
             train_dataset=train_pairs,
             eval_dataset=eval_pairs,
             processing_class=processing_class,
@@ -143,6 +145,27 @@ class TDPOTrainer(Trainer):
             return tokenized.pairs
 
         return tokenize
+
+    # ---- batches ----
+
+    def _get_train_sampler(self, train_dataset: Any | None = None) -> Any:
+        """As transformers'; lengths are the tokens that the layout computes."""
+        pairs: Any = self.train_dataset if train_dataset is None else train_dataset
+        if not groups_by_length(self.args):
+            return super()._get_train_sampler(pairs)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        # The epoch comes from the state, which a checkpoint restores on every process: accelerate tells samplers the
+        # epoch only where they are not wrapped, as they are on several processes after resumption.
+        return self._length_grouped(pairs, size, lambda: int(self.state.epoch or 0))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if not groups_by_length(self.args):
+            return super()._get_eval_sampler(eval_dataset)
+        return self._length_grouped(eval_dataset, self.args.eval_batch_size, lambda: 0)
+
+    def _length_grouped(self, pairs: Sequence[TokenizedPair], size: int, epoch: Callable[[], int]) -> Any:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedOrder([self._tokens_of_pair(pair) for pair in pairs], size, seed, epoch)
 
     # ---- one step ----
 

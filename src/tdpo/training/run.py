@@ -19,7 +19,7 @@ from ..config import Recipe
 from ..environments import load_environment
 from ..models import LoraSettings, add_lora, load_causal_lm, load_tokenizer, model_facts
 from ..runs import RunDirectory
-from .config import TDPOConfig
+from .config import TDPOConfig, grouping_by_length
 from .data import RecipeData, read_data, tokenize_data
 from .model_card import model_card
 from .offline import TDPOTrainer
@@ -98,6 +98,7 @@ def trainer_arguments(recipe: Recipe) -> TDPOConfig:
     length: dict[str, Any] = {"max_steps": training.max_steps} if training.max_steps else {}
     if training.epochs:
         length["num_train_epochs"] = training.epochs
+    order = grouping_by_length() if training.group_by_length else {}
     rate: dict[str, Any] = {"learning_rate": training.learning_rate}
     return TDPOConfig(
         output_dir=recipe.run_dir,
@@ -106,11 +107,14 @@ def trainer_arguments(recipe: Recipe) -> TDPOConfig:
         label_smoothing=loss.label_smoothing,
         **alpha,
         max_length=recipe.data.max_length,
+        prefix_sharing=training.prefix_sharing,
+        max_tokens_per_row=training.max_tokens_per_row,
         trust_remote_code=recipe.model.trust_remote_code,
         per_device_train_batch_size=per_device,
         per_device_eval_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
         **length,
+        **order,
         **rate,
         lr_scheduler_type=training.scheduler,
         warmup_steps=training.warmup_steps,
