@@ -49,8 +49,8 @@ def gather(around: Sequence[nn.Module]) -> None:
     module = around[0]
     if not holds_shards(module):
         return
-    inside = [part for part in module.modules() if is_fsdp_unit(part)]
-    outside = [part for part in around[1:] if is_fsdp_unit(part)]
+    inside: list[Any] = [part for part in module.modules() if is_fsdp_unit(part)]
+    outside: list[Any] = [part for part in around[1:] if is_fsdp_unit(part)]
     for unit in [*inside, *outside[:1]]:
         unit.unshard()
     if holds_shards(module):
