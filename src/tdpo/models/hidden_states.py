@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..token_statistics import Head
+from .sharding import gather, is_fsdp_unit, modules_around
 
 
 def causal_lm_of(model: Any) -> Any:
@@ -35,7 +36,7 @@ def causal_lm_of(model: Any) -> Any:
 def policy_hidden(model: Any, inputs: Mapping[str, Tensor], response_index: Tensor) -> Tensor:
     """Hidden states `[N, D]` at the flat positions `response_index` of `[R, T]` inputs, head not applied."""
     lm = causal_lm_of(model)
-    with _replaced_forward(lm, _body_forward(lm, response_index)):
+    with _replaced_forward(lm, _body_forward(lm, response_index, keep_graph=is_fsdp_unit(model))):
         return model(**inputs)[0]
 
 
@@ -58,7 +59,7 @@ def _replaced_forward(lm: Any, forward: Callable[..., Any]) -> Iterator[None]:
             lm.forward = kept
 
 
-def _body_forward(lm: Any, response_index: Tensor) -> Callable[..., tuple[Tensor]]:
+def _body_forward(lm: Any, response_index: Tensor, keep_graph: bool = False) -> Callable[..., tuple[Tensor]]:
     body = lm.base_model
     takes = inspect.signature(body.forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
@@ -75,7 +76,11 @@ def _body_forward(lm: Any, response_index: Tensor) -> Callable[..., tuple[Tensor
         if "use_cache" in takes or takes_any:
             inputs["use_cache"] = False
         hidden = body(**inputs, return_dict=True).last_hidden_state
-        return (hidden.flatten(0, 1)[response_index],)
+        selected = hidden.flatten(0, 1)[response_index]
+        if keep_graph and torch.is_grad_enabled() and not selected.requires_grad:
+            # Only the head is trained. FSDP2 scatters its gradient at the end of a backward pass through the model.
+            selected.requires_grad_()
+        return (selected,)
 
     return forward
 
@@ -90,6 +95,7 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def find_head(model: Any) -> Callable[[], Head] | None:
     """A function giving the model's current `Head`, or None where logits are not cap(scale·(W·h + b)).
 
+    It is to be called after the model's forward: that is when the weights that FSDP2 shards can be gathered.
     No list of architectures: a candidate (no scale, the scale fitted to the logits, the soft cap that the
     configuration names) is accepted only if it reproduces the model's own logits on a probe.
     """
@@ -101,18 +107,20 @@ def find_head(model: Any) -> Callable[[], Head] | None:
     if observed is None:
         return None
     hidden, logits = observed
+    around = modules_around(model, output)
     for softcap in _softcaps(lm):
         with torch.no_grad():
-            scale = _fit_scale(_live_head(output, 1.0, None)().logits(hidden), logits, softcap)
-            head = _live_head(output, scale, softcap)
+            scale = _fit_scale(_live_head(around, 1.0, None)().logits(hidden), logits, softcap)
+            head = _live_head(around, scale, softcap)
             if _same(head().logits(hidden), logits, lm.dtype):
                 return head
     return None
 
 
-def _live_head(output: nn.Module, scale: float, softcap: float | None) -> Callable[[], Head]:
+def _live_head(around: Sequence[nn.Module], scale: float, softcap: float | None) -> Callable[[], Head]:
     def head() -> Head:
-        weight, bias = _effective_weight(output)
+        gather(around)
+        weight, bias = _effective_weight(around[0])
         return Head(weight, bias, scale=scale, softcap=softcap)
 
     return head

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,7 +47,19 @@ class Reference:
     def _as_reference(self, policy: Any) -> Any:
         if self.model is not None:
             return nullcontext()
-        return _unwrapped(policy).disable_adapter()
+        return _adapter_off(policy)
+
+
+@contextmanager
+def _adapter_off(policy: Any) -> Iterator[None]:
+    """The policy with its adapter switched off, its weights still known as trained."""
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    with _unwrapped(policy).disable_adapter():
+        # peft freezes the adapter meanwhile. Weights that FSDP2 gathers then, and keeps whole, would be thawed as whole
+        # ones only: their shards stayed frozen, and were left out of checkpoints.
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        yield
 
 
 def reference_for(policy: Any, given: Any | None = None, *, at_start: bool = False) -> Reference:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .metrics import MetricsFile, TrainingMeter, averages, pair_metrics
 from .order import LengthGroupedOrder
 from .policy import check_ids, prepare_policy, prepare_tokenizer
 from .resume import whole_checkpoint
+from .sharding import check_sharding, shard_reference, whole_model_saved
 from .statistics import PolicyStatistics
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class TDPOTrainer(Trainer):
         if args.n_gpu > 1:
             logger.warning("One process trains on one device; start %d with `accelerate launch`.", args.n_gpu)
             args._n_gpu = 1
+        check_sharding(args)
         processing_class = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
         if isinstance(ref_model, str | Path):
@@ -119,7 +122,9 @@ class TDPOTrainer(Trainer):
     def _place_reference(self) -> None:
         if self.reference.model is None:
             return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.accelerator.is_fsdp2:
+            self.reference.model = shard_reference(self.accelerator, self.reference.model)
+        elif self.is_deepspeed_enabled:
             self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
         else:
             self.reference.model.to(self.args.device)
@@ -287,6 +292,12 @@ class TDPOTrainer(Trainer):
         checkpoint = whole_checkpoint(resume_from_checkpoint, Path(str(self.args.output_dir)))
         self._meter = TrainingMeter()
         return super().train(resume_from_checkpoint=checkpoint, **more)
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
+        """As transformers', but a sharded model is always written whole; its checkpoints are as they are asked for."""
+        folder = None if output_dir is None else str(output_dir)
+        with nullcontext() if _internal_call else whole_model_saved(self.accelerator):
+            super().save_model(folder, _internal_call)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # The mark comes last, so that a checkpoint cut short by a kill is never resumed from, but before older ones

@@ -1,0 +1,60 @@
+"""The head under FSDP2: the operator needs it whole, FSDP2 keeps it in shards.
+
+FSDP2 gathers the weights of a unit when one of the unit's modules runs, and the head never runs here. Where its
+unit holds a module that does (the final norm, a tied embedding), the weights are whole after the forward; where
+it does not (a head alone in its unit, a root that lets go of its weights), they are still in shards. Then its
+unit is asked to gather them. In both cases the operator gets the very parameters that FSDP2 made whole: what
+accumulates in their `.grad` is scattered by FSDP2's own hooks, averaged over processes, in its reduction dtype,
+together with a tied embedding's share and with micro-batches that `no_sync` held back, and the whole weights are let
+go after the backward pass. `DTensor.full_tensor` would do none of this.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+
+def modules_around(model: nn.Module, inner: nn.Module) -> list[nn.Module]:
+    """`inner` and the modules of `model` that contain it, from the inside out."""
+    path = next(name for name, module in model.named_modules() if module is inner).split(".")
+    return [model.get_submodule(".".join(path[:depth])) for depth in range(len(path), -1, -1)]
+
+
+def is_fsdp_unit(module: Any) -> bool:
+    """Whether FSDP2 shards this module's weights."""
+    # What is not imported has made no unit; importing it takes 0.7 s.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def holds_shards(module: nn.Module) -> bool:
+    """Whether some weight of the module is in shards now."""
+    dtensor = sys.modules.get("torch.distributed.tensor")
+    return dtensor is not None and any(isinstance(p, dtensor.DTensor) for p in module.parameters())
+
+
+def gather(around: Sequence[nn.Module]) -> None:
+    """Have FSDP2 make the weights of a module whole, if they are not; to be called after the model's forward.
+
+    Args:
+        around: the module and those that contain it, as `modules_around` gives them.
+
+    Raises:
+        RuntimeError: the weights are in shards that are not FSDP2's.
+    """
+    module = around[0]
+    if not holds_shards(module):
+        return
+    inside: list[Any] = [part for part in module.modules() if is_fsdp_unit(part)]
+    outside: list[Any] = [part for part in around[1:] if is_fsdp_unit(part)]
+    for unit in [*inside, *outside[:1]]:
+        unit.unshard()
+    if holds_shards(module):
+        raise RuntimeError(
+            "the head's weights are shards that no FSDP2 unit around the head gathers (tensor parallelism, perhaps). "
+            "Shard the model with FSDP2 alone: `accelerate launch --use_fsdp --fsdp_version 2`."
+        )
