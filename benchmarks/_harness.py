@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,11 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_b
 # What would give one contestant's allocation pattern an advantage is taken out of every process alike.
 ALLOCATOR_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 MIB = 2**20
+NO_BFLOAT16_UNITS = (
+    "This CPU has no bfloat16 units. PyTorch's own bfloat16 products are then many times slower than its float32 ones, "
+    "and tdpo, which widens tiles to float32, escapes that: in bfloat16 the ratios below say as much about PyTorch's "
+    "fallback as about the contestants. Compare them in float32."
+)
 
 Case = dict[str, Any]
 Run = dict[str, Any]
@@ -134,7 +140,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 class Measurements:
-    """Runs jobs in alternating rounds, each in a process of its own, and writes what it has after every round."""
+    """Runs jobs in alternating rounds, each in a process of its own, and writes what it has after every run."""
 
     def __init__(self, script: str, jobs: Iterable[Job], settings: argparse.Namespace, keys: Sequence[str]) -> None:
         self.script = Path(script)
@@ -143,7 +149,8 @@ class Measurements:
         self.entries = [Entry(job, skipped=job.skipped) for job in jobs]
         self.derived: dict[str, Any] = {}
         self.complete = False
-        self._load_before = os.getloadavg()
+        # Before the first result is written: a tracked result file that changes would make the commit look dirty.
+        self._start = {"versions": versions(), "hardware": {**hardware(), "load average before": os.getloadavg()}}
 
     def run(self, rounds: int) -> None:
         """All rounds, or those up to Ctrl-C."""
@@ -153,9 +160,9 @@ class Measurements:
                 for entry in self._takes_part():
                     progress.announce(round_, entry.job)
                     started = time.perf_counter()
-                    self._run_once(entry)
+                    self._run_once(entry, round_)
                     progress.done(entry.job, time.perf_counter() - started)
-                self.write()
+                    self.write()
             self.complete = True
         except KeyboardInterrupt:
             print("\ninterrupted: what was measured so far is kept", file=sys.stderr)
@@ -164,8 +171,8 @@ class Measurements:
     def _takes_part(self) -> list[Entry]:
         return [entry for entry in self.entries if not entry.skipped and not entry.failed]
 
-    def _run_once(self, entry: Entry) -> None:
-        asked = json.dumps({"contestant": entry.job.contestant, "case": entry.job.case})
+    def _run_once(self, entry: Entry, round_: int) -> None:
+        asked = json.dumps({"contestant": entry.job.contestant, "case": entry.job.case, "round": round_})
         command = [sys.executable, str(self.script), *sys.argv[1:], "--child", asked]
         done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
         if done.returncode:
@@ -193,10 +200,8 @@ class Measurements:
         return [entry for entry in self.entries if entry.job.case == case]
 
     def write(self) -> Path:
-        entries = [entry.as_dict(self.keys) for entry in self.entries]
-        return write_result(
-            self.settings, {"derived": self.derived, "entries": entries}, self.complete, self._load_before
-        )
+        body = {"derived": self.derived, "entries": [entry.as_dict(self.keys) for entry in self.entries]}
+        return write_result(self.settings, {"complete": self.complete, **self._start, **body})
 
     def finish(self) -> int:
         """Write the derived numbers too and say where; the exit status."""
@@ -287,17 +292,14 @@ def answer(measure: Callable[[], Run]) -> None:
 # ---- results ----
 
 
-def write_result(settings: argparse.Namespace, body: Mapping[str, Any], complete: bool, load: Sequence[float]) -> Path:
-    """Write one result file: what was run, where, with what, and what came out."""
+def write_result(settings: argparse.Namespace, body: Mapping[str, Any]) -> Path:
+    """Write one result file: what was run, when, and the body: with what, where, and what came out."""
     path: Path = settings.output
     options = {name: value for name, value in vars(settings).items() if name not in ("child", "output")}
     result = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(shlex.quote, sys.argv[1:])]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "complete": complete,
         "settings": options,
-        "versions": versions(),
-        "hardware": {**hardware(), "load average before and after": [list(load), list(os.getloadavg())]},
         "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "MKL_", "KMP_", "DNNL_"))},
         **body,
     }
@@ -328,19 +330,36 @@ def _commit() -> str:
 def hardware() -> dict[str, Any]:
     import torch
 
-    info = _cpuinfo()
-    flags = set(info.get("flags", info.get("Features", "")).split())
     return {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
-        "cpu": info.get("model name", platform.processor() or "unknown"),
-        "flags": {flag: flag in flags for flag in CPU_FLAGS},
+        "cpu": _cpuinfo().get("model name", platform.processor() or "unknown"),
+        "flags": cpu_flags(),
         "logical cpus": os.cpu_count(),
         "usable cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch threads": torch.get_num_threads(),
         "torch cpu capability": torch.backends.cpu.get_cpu_capability(),
         "memory MiB": round(total_memory() / MIB),
     }
+
+
+def cpu_flags() -> dict[str, bool]:
+    """Which of the instruction sets that matter here this CPU has; "bf16" and "sve" are ARM's."""
+    info = _cpuinfo()
+    flags = set(info.get("flags", info.get("Features", "")).split())
+    return {flag: flag in flags for flag in CPU_FLAGS}
+
+
+def has_bfloat16_units() -> bool:
+    flags = cpu_flags()
+    return any(flags[name] for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def note_bfloat16(measurements: Measurements) -> None:
+    """Say, on the screen and in the result, what bfloat16 times on this machine cannot tell."""
+    if any(case.get("dtype") == "bfloat16" for case in measurements.cases()) and not has_bfloat16_units():
+        measurements.derived["note on bfloat16"] = NO_BFLOAT16_UNITS
+        print(f"\n{NO_BFLOAT16_UNITS}")
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -375,5 +394,7 @@ def number(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def ratio(value: float | None, baseline: float | None) -> str:
-    return number(value / baseline, 2) if value is not None and baseline else "–"
+def ratio(entry: Entry, baseline: Entry | None, key: str) -> str:
+    """The entry's median of `key` over the baseline's."""
+    ours, theirs = entry.median(key), baseline.median(key) if baseline else None
+    return number(ours / theirs, 2) if ours is not None and theirs else "–"

@@ -34,7 +34,9 @@ from _harness import (
     Run,
     Unavailable,
     answer,
+    has_bfloat16_units,
     make_parser,
+    note_bfloat16,
     number,
     parse,
     print_table,
@@ -270,6 +272,8 @@ def job(name: str, case: Case, iterations: int) -> Job:
         why = f"would need about {needed / MIB:.0f} MiB, more than {MEMORY_SHARE:.0%} of this machine's memory"
     step = case["tokens"] * case["vocabulary"] * case["width"] * 5e-11  # seconds, on two cores of a small server
     slow = 4 if name == "TRL chunked" else 1
+    if case["dtype"] == "bfloat16" and "tiled" not in name and "frozen" not in name and not has_bfloat16_units():
+        slow *= 20
     return Job(name, case, guess=5 + slow * step * (1 + iterations), skipped=why)
 
 
@@ -291,13 +295,13 @@ def print_case(measurements: Measurements, case: Case) -> None:
 
 
 def row(entry: Entry, baseline: Entry | None) -> list[str]:
-    time_, memory = entry.median("milliseconds"), entry.median("mebibytes")
+    time_ = entry.median("milliseconds")
     return [
         entry.job.contestant,
         number(time_, 1 if (time_ or 0) < 100 else 0),
-        ratio(time_, baseline and baseline.median("milliseconds")),
-        number(memory),
-        ratio(memory, baseline and baseline.median("mebibytes")),
+        ratio(entry, baseline, "milliseconds"),
+        number(entry.median("mebibytes")),
+        ratio(entry, baseline, "mebibytes"),
         number(entry.median("warm_mebibytes")),
         *ranges(entry),
     ]
@@ -346,6 +350,7 @@ def memory_without_gradient(entry: Entry) -> float:
 
 
 def report(measurements: Measurements) -> None:
+    note_bfloat16(measurements)
     for case in measurements.cases():
         print_case(measurements, case)
     measurements.derived["claims"] = claims(measurements)
