@@ -24,7 +24,9 @@ check: install
 	$(BIN)/mypy
 
 bench: install
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/head.py
+	$(BIN)/python benchmarks/step.py
 
 test: check
 	$(BIN)/python -m pytest

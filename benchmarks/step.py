@@ -1,0 +1,453 @@
+"""Time and memory of a whole training step: tdpo's trainer, TRL's DPO trainer and a plain loop with naive code.
+
+    python benchmarks/step.py                                   # SmolLM2-135M, prompts of 128 and of 32 tokens
+    python benchmarks/step.py --dtype float32 --prompt-tokens 32 --contestants "tdpo TDPO2, LoRA" "TRL DPO, LoRA"
+    python benchmarks/step.py --quick --model some/small/model  # does it run?
+
+All train on the same token ids: --pairs pairs a step, each with one prompt and two responses of exact lengths, cut
+from this repository's own text. AdamW, gradients clipped at 1, no gradient checkpointing, the model loaded in the
+dtype asked for, no autocast. Adapters are LoRA of rank 16 on every linear layer but the head.
+
+Read the table: `s/step` is the median from the batch in hand to the weights updated; `prepare s` is what comes before
+the first step, once: trainer, adapter, and the reference's share where it is computed in advance. MiB is the highest
+resident memory of preparation and steps over the state after the policy was loaded, so a reference model, a cache and
+the optimizer's state count. `tokens/s` counts both whole sequences of every pair, however often a prompt is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import product
+from typing import Any
+
+from _harness import (
+    Case,
+    Entry,
+    Job,
+    Measurements,
+    PeakMemory,
+    Run,
+    answer,
+    has_bfloat16_units,
+    make_parser,
+    note_bfloat16,
+    number,
+    parse,
+    print_table,
+    ratio,
+)
+from _text import token_stream
+
+BETA, ALPHA, SEED, CLIP = 0.1, 0.5, 42, 1.0
+LEARNING_RATE = {"LoRA": 1e-3, "full": 1e-5}
+KEYS = ("seconds", "tokens_per_second", "prepare_seconds", "mebibytes", "step_mebibytes", "prepare_mebibytes")
+QUICK = {
+    "rounds": 1, "steps": 1, "pairs": 2, "prompt_tokens": [8], "response_tokens": 6, "dtype": ["float32"],
+}  # fmt: skip
+AGREEMENT = 1e-2  # how far two TDPO2 contestants' losses may lie apart after one update in float32
+
+Pair = tuple[list[int], list[int], list[int]]
+
+
+# ---- the same tokens for all ----
+
+
+def make_pairs(tokenizer: Any, count: int, prompt_tokens: int, response_tokens: int) -> list[Pair]:
+    """`count` pairs of exact lengths, each from a place of its own in the text."""
+    length, start = prompt_tokens + 2 * response_tokens, 0
+    ids = token_stream(tokenizer, count * (length + 1))
+    found = []
+    for _ in range(count):
+        prompt, responses = ids[start : start + prompt_tokens], ids[start + prompt_tokens : start + length]
+        found.append((prompt, responses[:response_tokens], responses[response_tokens:]))
+        start += length + 1  # the text repeats itself; the odd step makes its repetitions differ
+    return found
+
+
+# ---- one contestant's run ----
+
+
+@dataclass
+class Clock:
+    """Seconds, peak memory and loss of every step; memory of what came before the first."""
+
+    memory: PeakMemory
+    started: float = field(default_factory=time.perf_counter)
+    prepare_seconds: float = 0.0
+    prepare_mebibytes: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+    mebibytes: list[float] = field(default_factory=list)
+
+    def begin(self) -> None:
+        if not self.seconds:
+            self.prepare_seconds = time.perf_counter() - self.started
+            self.prepare_mebibytes = self.memory.read()
+        self.memory.reset()
+        self.started = time.perf_counter()
+
+    def end(self) -> None:
+        self.seconds.append(time.perf_counter() - self.started)
+        self.mebibytes.append(self.memory.read())
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contestant is given; it trains one step for the first `pairs_per_step` pairs and each further batch."""
+
+    model: Any
+    tokenizer: Any
+    pairs: list[Pair]
+    pairs_per_step: int
+    tuning: str
+    folder: str
+    clock: Clock
+
+    @property
+    def steps(self) -> int:
+        return len(self.pairs) // self.pairs_per_step
+
+    def lora(self) -> Any:
+        from peft import LoraConfig
+
+        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        return config if self.tuning == "LoRA" else None
+
+    def training_arguments(self) -> dict[str, Any]:
+        """What both trainers are told; the learning rate is constant so that a loop of one line equals it."""
+        return {
+            "output_dir": self.folder, "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+            "per_device_train_batch_size": self.pairs_per_step, "max_steps": self.steps, "seed": SEED,
+            "learning_rate": LEARNING_RATE[self.tuning], "lr_scheduler_type": "constant", "optim": "adamw_torch",
+            "weight_decay": 0.0, "max_grad_norm": CLIP, "beta": BETA, "train_sampling_strategy": "sequential",
+            "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }  # fmt: skip
+
+    def train(self, trainer: Any) -> list[float]:
+        """Run a transformers.Trainer under the clock; the losses of its steps."""
+        from transformers import PrinterCallback, TrainerCallback
+
+        clock = self.clock
+
+        class Ticks(TrainerCallback):
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                clock.begin()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock.end()
+
+        trainer.add_callback(Ticks())
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Losses by step, response tokens and positions through the body in one step, and what to know of the set-up."""
+
+    losses: list[float]
+    response_tokens: int
+    body_tokens: int
+    notes: str = ""
+
+
+def train_tdpo(task: Task, loss: str) -> Outcome:
+    from tdpo.batches import PairBatch, TokenizedPair
+    from tdpo.training import TDPOConfig, TDPOTrainer
+
+    given: dict[str, Any] = {**task.training_arguments(), "loss": loss}
+    if loss == "tdpo2":
+        given["alpha"] = ALPHA
+    notes = ""
+    if "reference" in {f.name for f in fields(TDPOConfig)}:
+        given["reference"] = "cache"
+    else:
+        notes = "this tdpo has no reference='cache': the reference ran in every step. "
+    trainer = TDPOTrainer(
+        task.model,
+        args=TDPOConfig(**given),
+        train_dataset=[TokenizedPair(*pair, row=i) for i, pair in enumerate(task.pairs)],
+        processing_class=task.tokenizer,
+        peft_config=task.lora(),
+    )
+    batch = PairBatch.from_inputs(
+        {k: v for k, v in next(iter(trainer.get_train_dataloader())).items() if k in PairBatch.__dataclass_fields__}
+    )
+    return Outcome(task.train(trainer), len(batch.target_ids), batch.num_tokens, notes + trainer.describe())
+
+
+def train_trl(task: Task, precompute: bool) -> Outcome:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class TokenIdsDPOTrainer(DPOTrainer):
+        """Takes token ids as they are: TRL would tokenise text, and add tokens of its own to it."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+    columns = zip(("prompt_ids", "chosen_ids", "rejected_ids"), zip(*task.pairs, strict=True), strict=True)
+    keeps_reference = not precompute and task.tuning == "full"
+    trainer = TokenIdsDPOTrainer(
+        task.model,
+        ref_model=copy.deepcopy(task.model).requires_grad_(False) if keeps_reference else None,
+        args=DPOConfig(precompute_ref_log_probs=precompute, **task.training_arguments()),
+        train_dataset=Dataset.from_dict({name: list(values) for name, values in columns}),
+        processing_class=task.tokenizer,
+        peft_config=task.lora(),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    tokens = int(batch["completion_mask"].sum()), int(batch["attention_mask"].sum())
+    reference = "precomputed" if precompute else "a model"
+    return Outcome(
+        task.train(trainer), *tokens, f"DPOConfig(precompute_ref_log_probs={precompute}); reference: {reference}."
+    )
+
+
+def train_naive(task: Task) -> Outcome:
+    """Padded rows through both models, full logits of every position, the published formula, plain PyTorch."""
+    import torch
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    from _published import published_statistics, upcast
+    from tdpo import TokenStats, score_pairs, tdpo2_loss
+    from tdpo.batches import TokenizedPair, padded_batch
+
+    reference = None if task.tuning == "LoRA" else copy.deepcopy(task.model).requires_grad_(False)
+    set_seed(SEED)
+    model = task.model if reference is not None else get_peft_model(task.model, task.lora())
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE[task.tuning], weight_decay=0.0)
+
+    def reference_logits(inputs: dict[str, Any]) -> Any:
+        with torch.no_grad():
+            if reference is not None:
+                return upcast(reference(**inputs, use_cache=False).logits)
+            with model.disable_adapter():
+                return upcast(model(**inputs, use_cache=False).logits)
+
+    def loss_of(batch: Any) -> Any:
+        inputs = batch.model_inputs()
+        next_ids = batch.input_ids.roll(-1, dims=1)  # what comes round in the last column is not counted
+        policy_logits = upcast(model(**inputs, use_cache=False).logits)
+        everywhere = published_statistics(policy_logits, reference_logits(inputs), next_ids)
+        counted = [value.flatten()[batch.response_index] for value in vars(everywhere).values() if value is not None]
+        scores = score_pairs(TokenStats(*counted), batch.sequence_index, batch.num_pairs)
+        return tdpo2_loss(scores, beta=BETA, alpha=ALPHA).per_pair.mean()
+
+    tokenized = [TokenizedPair(*pair) for pair in task.pairs]
+    batches = [
+        padded_batch(tokenized[i : i + task.pairs_per_step], task.tokenizer.pad_token_id)
+        for i in range(0, len(tokenized), task.pairs_per_step)
+    ]
+    losses = []
+    for batch in batches:
+        task.clock.begin()
+        loss = loss_of(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        task.clock.end()
+    return Outcome(losses, len(batches[0].target_ids), batches[0].num_tokens, "Full logits at every position.")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    train: Callable[[Task], Outcome]
+    tuning: str
+    tdpo2: bool = True
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "tdpo TDPO2, LoRA": Contestant(lambda task: train_tdpo(task, "tdpo2"), "LoRA"),
+    "tdpo DPO, LoRA": Contestant(lambda task: train_tdpo(task, "dpo"), "LoRA", tdpo2=False),
+    "TRL DPO, LoRA": Contestant(lambda task: train_trl(task, precompute=True), "LoRA", tdpo2=False),
+    "naive TDPO2, LoRA": Contestant(train_naive, "LoRA"),
+    "tdpo TDPO2, full": Contestant(lambda task: train_tdpo(task, "tdpo2"), "full"),
+    "TRL DPO, full": Contestant(lambda task: train_trl(task, precompute=True), "full", tdpo2=False),
+    "TRL DPO, full, reference model": Contestant(lambda task: train_trl(task, precompute=False), "full", tdpo2=False),
+    "naive TDPO2, full": Contestant(train_naive, "full"),
+}
+BASELINE = {"LoRA": "TRL DPO, LoRA", "full": "TRL DPO, full"}
+PEER = {"LoRA": "naive TDPO2, LoRA", "full": "naive TDPO2, full"}
+
+
+# ---- measuring ----
+
+
+def measure(name: str, case: Case, arguments: Any) -> Run:
+    import peft  # noqa: F401
+    import trl.trainer.dpo_trainer  # noqa: F401  # loaded everywhere, so that imports are nobody's memory
+
+    import tdpo.training  # noqa: F401
+    from tdpo.models import check_folder, load_tokenizer
+
+    contestant = CONTESTANTS[name]
+    tokenizer = load_tokenizer(arguments.model)
+    steps = 1 + arguments.steps
+    shape = case["prompt tokens"], case["response tokens"]
+    pairs = make_pairs(tokenizer, steps * case["pairs"], *shape)
+    model = load_model(check_folder(arguments.model), case["dtype"])
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Clock(PeakMemory())
+        outcome = contestant.train(Task(model, tokenizer, pairs, case["pairs"], contestant.tuning, folder, clock))
+    assert len(clock.seconds) == steps == len(outcome.losses), (len(clock.seconds), len(outcome.losses))
+    tokens = case["pairs"] * 2 * sum(shape)
+    return {
+        "seconds": clock.seconds[1:],
+        "first_seconds": clock.seconds[0],
+        "tokens_per_second": [tokens / s for s in clock.seconds[1:]],
+        "prepare_seconds": clock.prepare_seconds,
+        "mebibytes": max(clock.prepare_mebibytes, *clock.mebibytes),
+        "step_mebibytes": max(clock.mebibytes),
+        "prepare_mebibytes": clock.prepare_mebibytes,
+        "losses": outcome.losses,
+        "response_tokens": outcome.response_tokens,
+        "body_tokens": outcome.body_tokens,
+        "notes": outcome.notes,
+    }
+
+
+def load_model(folder: str, dtype: str) -> Any:
+    """The model with weights in memory of its own: safetensors maps them from the file until they are touched."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def jobs(arguments: Any) -> list[Job]:
+    shapes = product(arguments.dtype, arguments.prompt_tokens)
+    return [
+        job(name, case, arguments.steps)
+        for dtype, prompt in shapes
+        for case in [
+            {
+                "pairs": arguments.pairs, "prompt tokens": prompt, "response tokens": arguments.response_tokens,
+                "dtype": dtype,
+            }
+        ]
+        for name in arguments.contestants
+    ]  # fmt: skip
+
+
+def job(name: str, case: Case, steps: int) -> Job:
+    tokens = case["pairs"] * 2 * (case["prompt tokens"] + case["response tokens"])
+    slow = (3 if "naive" in name else 1) * (2 if "full" in name else 1)
+    if case["dtype"] == "bfloat16" and not has_bfloat16_units():
+        slow *= 10
+    return Job(name, case, guess=15 + (1 + steps) * slow * tokens * 4e-3)
+
+
+# ---- reporting ----
+
+
+def report(measurements: Measurements) -> list[str]:
+    """Print the tables; what is wrong with the measurements, if anything."""
+    note_bfloat16(measurements)
+    problems = []
+    for case in measurements.cases():
+        title = ", ".join(f"{key} {value}" for key, value in case.items())
+        rows = [row(entry, baseline_of(measurements, entry)) for entry in measurements.of_case(case) if entry.runs]
+        header = ["", "s/step", "/ TRL", "from", "to", "tokens/s", "MiB", "/ TRL", "MiB steps", "prepare s"]
+        if rows:
+            print_table(title, header, rows)
+        problems += check_tokens(measurements.of_case(case), case)
+        problems += check_losses(measurements, case)
+    notes = {e.job.contestant: e.runs[0]["notes"] for e in measurements.entries if e.runs}
+    print("\nSet-ups:", *(f"  {name}: {note}" for name, note in notes.items()), sep="\n")
+    measurements.derived["problems"] = problems
+    return problems
+
+
+def baseline_of(measurements: Measurements, entry: Entry) -> Entry | None:
+    return measurements.find(BASELINE[CONTESTANTS[entry.job.contestant].tuning], entry.job.case)
+
+
+def row(entry: Entry, baseline: Entry | None) -> list[str]:
+    times = entry.pooled("seconds")
+    return [
+        entry.job.contestant,
+        number(entry.median("seconds"), 2),
+        ratio(entry, baseline, "seconds"),
+        number(min(times), 2),
+        number(max(times), 2),
+        number(entry.median("tokens_per_second")),
+        number(entry.median("mebibytes")),
+        ratio(entry, baseline, "mebibytes"),
+        number(entry.median("step_mebibytes")),
+        number(entry.median("prepare_seconds"), 1),
+    ]
+
+
+def check_tokens(entries: Sequence[Entry], case: Case) -> list[str]:
+    """Every contestant must have counted exactly the response tokens that it was given."""
+    expected = case["pairs"] * 2 * case["response tokens"]
+    return [
+        f"{entry.job} trained on {run['response_tokens']} response tokens a step, not on {expected}"
+        for entry in entries
+        for run in entry.runs
+        if run["response_tokens"] != expected
+    ]
+
+
+def check_losses(measurements: Measurements, case: Case) -> list[str]:
+    """At the start every loss is log 2; after one update tdpo's and the naive TDPO2 must still be one number."""
+    found = []
+    for entry in measurements.of_case(case):
+        tuning = CONTESTANTS[entry.job.contestant].tuning
+        peer = measurements.find(PEER[tuning], case)
+        if not (CONTESTANTS[entry.job.contestant].tdpo2 and entry.runs and peer and peer.runs and peer is not entry):
+            continue
+        [ours, theirs] = [e.runs[0]["losses"][1] for e in (entry, peer)]
+        print(f"  second loss of {entry.job.contestant} {ours:.6f}, of {PEER[tuning]} {theirs:.6f}")
+        if case["dtype"] == "float32" and abs(ours - theirs) > AGREEMENT:
+            found.append(f"{entry.job}: second loss {ours}, but {theirs} for {PEER[tuning]}: not the same computation")
+    return found
+
+
+def default_dtypes() -> list[str]:
+    return ["float32", "bfloat16"] if has_bfloat16_units() else ["float32"]
+
+
+def main() -> int:
+    parser = make_parser(__doc__, "step", 2, QUICK)
+    parser.add_argument("--model", default="smollm2-135m", help="bundled name or folder (default smollm2-135m)")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs a step (default 8)")
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[128, 32], help="(default 128 32)")
+    parser.add_argument("--response-tokens", type=int, default=64, help="of each response (default 64)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps in each process, after one more (default 3)")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["float32", "bfloat16"], default=default_dtypes(),
+        help="of the weights (default both, but float32 alone where the CPU has no bfloat16 units: steps of minutes)",
+    )  # fmt: skip
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    arguments = parse(parser, "step", {"quick": QUICK})
+    if child := arguments.child:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        answer(lambda: measure(child["contestant"], child["case"], arguments))
+        return 0
+    measurements = Measurements(__file__, jobs(arguments), arguments, KEYS)
+    measurements.run(arguments.rounds)
+    problems = report(measurements)
+    status = measurements.finish()
+    for problem in problems:
+        print(f"WRONG: {problem}")
+    return 1 if problems else status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
