@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tdpo import Head
-from tdpo._frozen_head import target_logits, walk
-from tdpo._tiled_head import Accumulator, tile_bounds, tile_logits, wide_product
+from tdpo._frozen_head import own_logits, walk
+from tdpo._tiled_head import Accumulator, narrow_product, tile_bounds, tile_logits, wide_product
 
 
 def tiled_logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -29,10 +29,12 @@ class _FrozenHeadLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         head = Head(weight)
-        log_z, expected = walk(hidden, head)  # what TDPO's frozen head does, to the last operation
+        # TDPO's own walk; only its correction of the likeliest logits, which a KL needs and DPO does not, is left out.
+        found = walk(hidden, head, likeliest=targets.new_empty(len(targets), 0))
+        log_z, expected = found.log_z, found.expected_weight
         ctx.save_for_backward(expected, weight, targets)
         ctx.hidden_dtype = hidden.dtype
-        return (target_logits(hidden, head, targets) - log_z).to(expected.dtype)
+        return (own_logits(hidden, head, targets) - log_z).to(expected.dtype)
 
     @staticmethod
     @once_differentiable
@@ -55,7 +57,7 @@ class _TrainedHeadLogp(torch.autograd.Function):
             sums.exponentials(z)
         log_z = sums.log_z()
         ctx.save_for_backward(hidden, weight, targets, log_z)
-        return (target_logits(hidden, head, targets) - log_z).to(wide)
+        return (own_logits(hidden, head, targets) - log_z).to(wide)
 
     @staticmethod
     @once_differentiable
@@ -71,7 +73,7 @@ class _TrainedHeadLogp(torch.autograd.Function):
             dz.scatter_add_(1, column[:, None], torch.where(inside, d_logp, 0.0)[:, None])
             operand = dz.to(weight.dtype)
             d_hidden += wide_product(operand, weight[start:end])
-            d_weight[start:end] = operand.T @ hidden
+            d_weight[start:end] = narrow_product(operand.T, hidden)
         return d_hidden.to(hidden.dtype), d_weight, None
 
 

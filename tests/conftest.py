@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,19 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's converted model, but none of their reference caches."""
+    from tdpo.models import cache_folder
+
+    theirs, ours = cache_folder() / "models", tmp_path_factory.mktemp("tdpo-cache")
+    theirs.mkdir(parents=True, exist_ok=True)
+    (ours / "models").symlink_to(theirs, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TDPO_CACHE", str(ours))
+        yield
 
 
 @pytest.fixture(autouse=True)

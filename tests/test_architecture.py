@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"environments"},
     {"config"},
     {"runs"},
+    {"reference_cache"},
     {"_decoding", "generation"},
     {"pair_sampling"},
     {"training"},

@@ -21,11 +21,13 @@ from tdpo.models import (
     causal_lm_of,
     find_head,
     has_adapter,
+    kept_reference,
     load_causal_lm,
     load_tokenizer,
     merge_adapter,
     model_facts,
     policy_hidden,
+    reference_at_start,
     reference_for,
     select_logits,
 )
@@ -246,7 +248,7 @@ def test_causal_lm_of_sees_through_wrappers(tiny_model: Models) -> None:
 
 def test_the_reference_of_a_full_model_is_a_frozen_copy(tiny_model: Models) -> None:
     model = tiny_model("llama")
-    reference = reference_for(model, at_start=True)
+    reference = kept_reference(model, reference_at_start(model))
     assert reference.kind == "copy"
     before = select_logits(model, INPUTS, INDEX).detach()
     spread(model)
@@ -258,7 +260,7 @@ def test_the_reference_of_a_full_model_is_a_frozen_copy(tiny_model: Models) -> N
 def test_the_copy_shares_what_is_not_trained(tiny_model: Models) -> None:
     model = tiny_model("llama")
     model.get_input_embeddings().weight.requires_grad_(False)
-    reference = reference_for(model, at_start=True)
+    reference = kept_reference(model, reference_at_start(model))
     mine, theirs = dict(model.named_parameters()), dict(reference.model.named_parameters())
     shared = {name for name in mine if mine[name] is theirs[name]}
     assert shared == {"model.embed_tokens.weight"}
@@ -267,7 +269,7 @@ def test_the_copy_shares_what_is_not_trained(tiny_model: Models) -> None:
 
 def test_a_fresh_adapter_is_switched_off_for_the_reference(tiny_model: Models) -> None:
     model = add_lora(tiny_model("llama"), LoraSettings(rank=2, dropout=0.5))
-    reference = reference_for(model, at_start=True)
+    reference = kept_reference(model, reference_at_start(model))
     assert (reference.kind, reference.model) == ("adapter-off", None)
     off = reference.logits(model, INPUTS, INDEX)
     spread(model)
@@ -279,7 +281,7 @@ def test_a_trained_adapters_start_is_copied_and_its_base_shared(tiny_model: Mode
     """Switched off, it would be the base: another model than the policy's start, with a KL above 0 at step 0."""
     model = spread(add_lora(tiny_model("llama"), LoraSettings(rank=2)).eval())
     before = select_logits(model, INPUTS, INDEX).detach()
-    reference = reference_for(model, at_start=True)
+    reference = kept_reference(model, reference_at_start(model))
     assert reference.kind == "copy"
     mine, theirs = dict(model.named_parameters()), dict(reference.model.named_parameters())
     assert {name for name in mine if mine[name] is not theirs[name]} == {n for n in mine if "lora_" in n}
@@ -293,7 +295,7 @@ def test_an_adapter_that_trains_the_bases_biases_gets_a_copy(tiny_model: Models)
 
     model = get_peft_model(tiny_model("gpt2"), lora("c_attn", bias="all"))
     before = select_logits(model.eval(), INPUTS, INDEX).detach()
-    reference = reference_for(model, at_start=True)
+    reference = kept_reference(model, reference_at_start(model))
     assert reference.kind == "copy"
     spread(model)
     torch.testing.assert_close(reference.logits(model, INPUTS, INDEX), before, rtol=0, atol=0)

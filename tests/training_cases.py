@@ -59,7 +59,10 @@ def settings(folder: Path | str, **changes: Any) -> TDPOConfig:
         "save_strategy": "no",
         "disable_tqdm": True,
         "max_steps": 2,
+        "reference": "model",
     }
+    if changes.get("reference", "model") != "model":
+        common["reference_cache_dir"] = f"{folder}-reference"
     return TDPOConfig(**{**common, **changes})
 
 

@@ -419,7 +419,7 @@ def _response_tokens(pairs: Sequence[TokenizedPair], begins: Tensor) -> tuple[Te
     return torch.where(within == 0, last_of_prompt[sequence], token - 1), token, sequence
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairCollator:
     """Collate tokenised pairs into the inputs of one step, in the layout chosen.
 

@@ -66,16 +66,16 @@ def progress(label: str) -> Iterator[Update]:
 
 
 @contextlib.contextmanager
-def progress_in_stages(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar of its own for each stage: update(stage, done, total)."""
+def progress_in_stages(label: str) -> Iterator[Callable[..., None]]:
+    """A bar of its own for each stage: update(stage, done, total, note="")."""
     with contextlib.ExitStack() as stack:
         updates: dict[str, Update] = {}
 
-        def update(stage: str, done: int, total: int) -> None:
+        def update(stage: str, done: int, total: int, note: str = "") -> None:
             if stage not in updates:
                 stack.close()
                 updates[stage] = stack.enter_context(progress(f"{label}: {stage}"))
-            updates[stage](done, total, "")
+            updates[stage](done, total, note)
 
         yield update
 

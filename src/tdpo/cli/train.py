@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._console import duration, progress, quiet_libraries, say
+from ._console import duration, progress_in_stages, quiet_libraries, say
 from ._errors import CommandError
 from ._options import Debug, Overrides, RecipeArgument, read_recipe
 
@@ -85,8 +86,15 @@ def _train(recipe: Recipe, run: RunDirectory, resume: bool) -> dict[str, Any]:
     if resume:
         step = run.resume_step()
         say(f"resuming {run.path} from step {step}" if step else f"{run.path} has no complete checkpoint: step 0")
-    with progress(recipe.loss.name) as update:
-        return train(recipe, run, resume=resume, say=say, progress=update)
+    with progress_in_stages(recipe.loss.name) as update:
+        return train(
+            recipe,
+            run,
+            resume=resume,
+            say=say,
+            progress=partial(update, "updates"),
+            cache_progress=partial(update, "pairs for the reference cache"),
+        )
 
 
 def how_to_resume(run: RunDirectory) -> str:

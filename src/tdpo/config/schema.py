@@ -156,6 +156,11 @@ class Training(Section):
     micro_batch_size: PositiveInt | None = None
     """Pairs per forward, a divisor of `training.batch_size`; smaller needs less memory and gives the same update.
     Null is the whole batch at once."""
+    reference: Literal["auto", "cache", "model"] = "auto"
+    """Where the reference's part of a step comes from. `cache`: it runs once over the data, and what it said is kept on
+    disk for every run with this model and these rows; `model`: it runs in every step; `auto`: the cheaper one."""
+    reference_cache_dir: Text | None = None
+    """Folder of these caches; null is the user's cache folder."""
     prefix_sharing: Literal["auto", "on", "off"] = "auto"
     """Compute a pair's prompt once for both responses: auto (where the model's results stay the same), on (or stop),
     off."""
@@ -208,6 +213,13 @@ class Training(Section):
             below = max(divisor for divisor in range(1, min(micro, batch) + 1) if batch % divisor == 0)
             raise ValueError(f"{micro} does not divide training.batch_size {batch}; the nearest below is {below}")
         return micro
+
+    @field_validator("reference_cache_dir")
+    @classmethod
+    def _folder_needs_a_cache(cls, folder: str | None, info: ValidationInfo) -> str | None:
+        if folder is not None and info.data.get("reference") == "model":
+            raise ValueError("has no effect with training.reference model; remove it (or null), or choose auto")
+        return folder
 
     @field_validator("max_tokens_per_row")
     @classmethod

@@ -1,10 +1,10 @@
 """Models: loading policy and reference, adapters, the head, the bundled model."""
 
 from .adapters import LoraSettings, add_lora, has_adapter, is_adapter_folder, merge_adapter
-from .bundled import BUNDLED, bundled_folder
+from .bundled import BUNDLED, bundled_folder, cache_folder
 from .hidden_states import causal_lm_of, find_head, policy_hidden, select_logits
 from .loading import ModelFacts, check_folder, facts_of, load_causal_lm, load_tokenizer, model_facts
-from .references import Reference, reference_for
+from .references import Reference, detached_head, kept_reference, reference_at_start, reference_for
 
 __all__ = [
     "BUNDLED",
@@ -13,17 +13,21 @@ __all__ = [
     "Reference",
     "add_lora",
     "bundled_folder",
+    "cache_folder",
     "causal_lm_of",
     "check_folder",
+    "detached_head",
     "facts_of",
     "find_head",
     "has_adapter",
     "is_adapter_folder",
+    "kept_reference",
     "load_causal_lm",
     "load_tokenizer",
     "merge_adapter",
     "model_facts",
     "policy_hidden",
+    "reference_at_start",
     "reference_for",
     "select_logits",
 ]

@@ -1,4 +1,4 @@
-"""The reference: the adapter switched off, a second model, or a frozen copy of the policy's start."""
+"""The reference: the adapter switched off, a second model, or the policy's start, as it is or as a frozen copy."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ logger = logging.getLogger(__name__)
 class Reference:
     """Gives the reference's hidden states (or logits); never a gradient.
 
-    `model` is None where the reference is the policy itself with its adapter switched off.
+    `model` is None where the reference is the policy itself with its adapter switched off. Of the kind "start",
+    `model` is the policy itself, and the reference only until the policy is trained.
     """
 
-    kind: Literal["adapter-off", "second model", "copy"]
+    kind: Literal["adapter-off", "second model", "start", "copy"]
     model: Any | None
     head: Callable[[], Head] | None
 
@@ -36,7 +37,7 @@ class Reference:
         assert self.head is not None
         model = policy if self.model is None else self.model
         with self._as_reference(policy):
-            return policy_hidden(model, inputs, index), _detached(self.head())
+            return policy_hidden(model, inputs, index), detached_head(self.head())
 
     @torch.no_grad()
     def logits(self, policy: Any, inputs: Mapping[str, Tensor], index: Tensor) -> Tensor:
@@ -62,14 +63,33 @@ def _adapter_off(policy: Any) -> Iterator[None]:
         yield
 
 
-def reference_for(policy: Any, given: Any | None = None, *, at_start: bool = False) -> Reference:
+def reference_at_start(policy: Any, given: Any | None = None) -> Reference:
+    """The reference of a policy that is about to be trained, without a copy: where one is due, of the kind "start".
+
+    Arguments and errors are those of `reference_for`. An adapter that changes the model already, or that is trained
+    along with weights of its base, gives the start only as it is now, and not switched off.
+    """
+    if given is not None or (has_adapter(policy) and not _start_needs_copy(policy)):
+        return reference_for(policy, given)
+    return Reference("start", policy, find_head(policy))
+
+
+def kept_reference(policy: Any, start: Reference) -> Reference:
+    """`start` as a reference that lasts while the policy is trained."""
+    if start.kind != "start":
+        return start
+    # What is not trained is never changed, so the copy shares it.
+    untrained = {id(p): p for p in policy.parameters() if not p.requires_grad}
+    copied = _frozen(copy.deepcopy(policy, untrained))
+    return Reference("copy", copied, find_head(copied))
+
+
+def reference_for(policy: Any, given: Any | None = None) -> Reference:
     """The reference of `policy`: the one given, else its adapter switched off, else a frozen copy made now.
 
     Args:
         policy: the model that is trained or judged.
         given: the reference; it is frozen and put into evaluation mode.
-        at_start: the reference must be the policy as it is now. An adapter that changes the model already, or
-            that is trained along with weights of its base, is then copied and not switched off.
 
     Raises:
         ValueError: the given model shares trained weights with the policy, or its vocabulary has another size.
@@ -78,11 +98,9 @@ def reference_for(policy: Any, given: Any | None = None, *, at_start: bool = Fal
         _check_apart(policy, given)
         _check_vocabulary(policy, given)
         return Reference("second model", _frozen(given), find_head(given))
-    if has_adapter(policy) and not (at_start and _start_needs_copy(policy)):
+    if has_adapter(policy):
         return Reference("adapter-off", None, find_head(policy))
-    # What is not trained is never changed, so the copy shares it.
-    untrained = {id(p): p for p in policy.parameters() if not p.requires_grad} if at_start else {}
-    copied = _frozen(copy.deepcopy(policy, untrained))
+    copied = _frozen(copy.deepcopy(policy))
     return Reference("copy", copied, find_head(copied))
 
 
@@ -102,7 +120,8 @@ def _frozen(model: Any) -> Any:
     return model.eval()
 
 
-def _detached(head: Head) -> Head:
+def detached_head(head: Head) -> Head:
+    """The head as a constant; its tensors are the model's own."""
     return Head(
         head.weight.detach(), None if head.bias is None else head.bias.detach(), scale=head.scale, softcap=head.softcap
     )

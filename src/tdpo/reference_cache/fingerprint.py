@@ -65,7 +65,8 @@ def model_digest(lm: torch.nn.Module, adapter_prefix: str | None = None) -> str:
     total = hashlib.sha256(json.dumps(_configuration(lm), sort_keys=True, default=str).encode())
     for name, tensor in sorted(_base_weights(lm, adapter_prefix)):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        bits: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        total.update(bits)
     return total.hexdigest()[:32]
 
 

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 from transformers import TrainingArguments
 
 LossName = Literal["tdpo2", "tdpo1", "dpo"]
-HeadImpl = Literal["auto", "tiled", "dense"]
+HeadImpl = Literal["auto", "frozen", "tiled", "dense"]
+ReferenceSource = Literal["auto", "cache", "model"]
 PrefixSharing = Literal["auto", "on", "off"]
 
 # transformers 5.23 renamed these and warns of the old names, which older versions need.
@@ -52,8 +53,22 @@ class TDPOConfig(TrainingArguments):
     max_length: int | None = field(
         default=1024, metadata={"help": "Tokens of prompt and response together; None for no limit."}
     )
+    reference: ReferenceSource = field(
+        default="auto",
+        metadata={
+            "help": "Where the reference's part of a step comes from: cache (it runs once over the data, what it said "
+            "is kept on disk), model (it runs in every step) or auto."
+        },
+    )
+    reference_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of reference caches; None is the user's cache folder, tdpo/reference."}
+    )
     head_impl: HeadImpl = field(
-        default="auto", metadata={"help": "How statistics are computed from hidden states: auto, tiled or dense."}
+        default="auto",
+        metadata={
+            "help": "How statistics are computed from hidden states: frozen (policy and reference share a head that is "
+            "not trained), tiled, dense (full logits), or auto."
+        },
     )
     prefix_sharing: PrefixSharing = field(
         default="auto",
@@ -104,6 +119,11 @@ class TDPOConfig(TrainingArguments):
             found.append(f"max_length must be a whole number of at least 2 tokens or None, got {self.max_length!r}")
         if self.head_impl not in get_args(HeadImpl):
             found.append(f"head_impl must be one of {', '.join(get_args(HeadImpl))}, got {self.head_impl!r}")
+        if self.reference not in get_args(ReferenceSource):
+            choices = ", ".join(get_args(ReferenceSource))
+            found.append(f"reference must be one of {choices}, got {self.reference!r}")
+        if self.reference == "model" and self.reference_cache_dir is not None:
+            found.append("reference_cache_dir has no effect with reference='model'; leave one of them out")
         if self.prefix_sharing not in get_args(PrefixSharing):
             choices = ", ".join(get_args(PrefixSharing))
             found.append(f"prefix_sharing must be one of {choices}, got {self.prefix_sharing!r}")

@@ -20,8 +20,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
-from ..models import facts_of, load_causal_lm, reference_for
+from ..models import Reference, facts_of, kept_reference, load_causal_lm, reference_at_start
 from ..preferences import PreferenceRow, preferences_from_dataset
+from ..reference_cache import ReferenceCache, build_cache
 from ..runs.checkpoints import mark_complete
 from ..scores import PairScores, score_pairs
 from ..token_statistics import Extra
@@ -31,6 +32,7 @@ from .losses import configured_loss
 from .metrics import MetricsFile, TrainingMeter, averages, pair_metrics
 from .order import LengthGroupedOrder
 from .policy import check_ids, prepare_policy, prepare_tokenizer
+from .reference import CacheRequest, cache_root, obstacle_to_cache, planned_visits, reason_against
 from .resume import whole_checkpoint
 from .sharding import check_sharding, shard_reference, whole_model_saved
 from .statistics import PolicyStatistics
@@ -54,6 +56,8 @@ class TDPOTrainer(Trainer):
         processing_class: the tokenizer; loaded from `model` when that is a name.
         peft_config: a peft configuration to wrap the model with.
         callbacks, optimizers: as in `transformers.Trainer`.
+        say: told what is done about the reference, in sentences.
+        cache_progress: called while a reference cache is made: pairs done, pairs in all, a note.
 
     Raises:
         BadPreferences: a row is broken (named by source, row and field).
@@ -73,6 +77,9 @@ class TDPOTrainer(Trainer):
         peft_config: Any | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        *,
+        say: Callable[[str], None] = logger.info,
+        cache_progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         args = TDPOConfig(output_dir="tdpo_output") if args is None else args
         if not isinstance(args, TDPOConfig):
@@ -86,8 +93,8 @@ class TDPOTrainer(Trainer):
         if isinstance(ref_model, str | Path):
             dtype = str(model.dtype).removeprefix("torch.")
             ref_model = load_causal_lm(ref_model, dtype=dtype, trust_remote_code=args.trust_remote_code)
-        self.reference = reference_for(model, ref_model, at_start=True)
-        self.statistics = PolicyStatistics.of(model, self.reference, args.head_impl)
+        start = reference_at_start(model, ref_model)
+        self.statistics = PolicyStatistics.of(model, start, args.head_impl)
         self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
         self.tokenization: dict[str, dict[str, Any]] = {}
         self._tokenize = self._tokenizing(model, processing_class, args)
@@ -95,7 +102,7 @@ class TDPOTrainer(Trainer):
         pad_token_id = processing_class.pad_token_id
         pairs = [*_all(train_pairs), *_all(eval_pairs)]
         collator = choose_layout(model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row)
-        self._tokens_of_pair, self.layout = collator.tokens, collator.describe()
+        self.collator, self.layout = collator, collator.describe()
         super().__init__(
             model=model,
             args=args,
@@ -110,24 +117,92 @@ class TDPOTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._meter = TrainingMeter()
         self._eval_tables: list[Tensor] = []
-        self._place_reference()
+        self._settle_reference(start, pairs, say, cache_progress)
         logger.info(self.describe())
 
     # ---- set-up ----
+
+    @property
+    def reference(self) -> Reference | None:
+        """The reference that runs in every step; None where a cache has taken its place for good."""
+        return self.statistics.reference
+
+    def _settle_reference(
+        self,
+        start: Reference,
+        pairs: list[TokenizedPair],
+        say: Callable[[str], None],
+        progress: Callable[[int, int, str], None] | None,
+    ) -> None:
+        """From here on the reference is a cache, or a model that stays what it is while the policy is trained."""
+        cache = self._cache_of(start, pairs, say, progress)
+        if cache is None:
+            self.statistics.reference = kept_reference(self.model, start)
+            self._place_reference(self.statistics.reference)
+            return
+        self.statistics.cache = cache
+        self.collator.reference_rows = cache.rows
+        # An adapter that is switched off is there in any case, for pairs that the cache does not know.
+        self.statistics.reference = start if start.kind == "adapter-off" else None
+
+    def _cache_of(
+        self,
+        start: Reference,
+        pairs: list[TokenizedPair],
+        say: Callable[[str], None],
+        progress: Callable[[int, int, str], None] | None,
+    ) -> ReferenceCache | None:
+        if self.args.reference == "model" or not pairs:
+            return None
+        asked = self.args.reference == "cache"
+        if obstacle := obstacle_to_cache(self.statistics):
+            if asked:
+                raise ValueError(f"reference='cache' is not possible: {obstacle}. Use 'auto' or 'model'.")
+            return None
+        request = CacheRequest(
+            policy=self.model,
+            start=start,
+            statistics=self.statistics,
+            collator=self.collator,
+            pairs=pairs,
+            device=self.args.device,
+            autocast=self.accelerator.autocast,
+            precision=str(self.accelerator.mixed_precision),
+        )
+        with request.ready():
+            plan = request.plan(cache_root(self.args))
+            if not asked:
+                sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+                train: Any = self.train_dataset
+                known = len(pairs) if train is None else len(train)
+                if reason := reason_against(plan, planned_visits(self.args, known), known, sharded):
+                    say(f"The reference runs in every step: {reason}.")
+                    return None
+            cache = build_cache(
+                plan,
+                request.values,
+                batch_size=request.batch_size,
+                rank=self.args.process_index,
+                processes=self.args.world_size,
+                say=say,
+                progress=progress,
+            )
+            self.statistics.reference_head = request.head_to_keep()
+        return cache
 
     def describe(self) -> str:
         """Which paths run, in a sentence for the log."""
         return f"{self.statistics.describe()} Layout: {self.layout}."
 
-    def _place_reference(self) -> None:
-        if self.reference.model is None:
+    def _place_reference(self, reference: Reference) -> None:
+        if reference.model is None:
             return
         if self.accelerator.is_fsdp2:
-            self.reference.model = shard_reference(self.accelerator, self.reference.model)
+            reference.model = shard_reference(self.accelerator, reference.model)
         elif self.is_deepspeed_enabled:
-            self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
+            reference.model = self.accelerator.prepare_model(reference.model, evaluation_mode=True)
         else:
-            self.reference.model.to(self.args.device)
+            reference.model.to(self.args.device)
 
     def _tokenizing(self, model: Any, tokenizer: Any, args: TDPOConfig) -> Callable[[str, Any], Any]:
         facts = facts_of(model, tokenizer)
@@ -170,7 +245,7 @@ class TDPOTrainer(Trainer):
 
     def _length_grouped(self, pairs: Sequence[TokenizedPair], size: int, epoch: Callable[[], int]) -> Any:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedOrder([self._tokens_of_pair(pair) for pair in pairs], size, seed, epoch)
+        return LengthGroupedOrder([self.collator.tokens(pair) for pair in pairs], size, seed, epoch)
 
     # ---- one step ----
 

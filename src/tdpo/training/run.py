@@ -36,6 +36,7 @@ def train(
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    cache_progress: Progress | None = None,
     say: Say = logger.info,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def train(
         run: its directory, as `RunDirectory.training` gives it.
         resume: continue from the newest complete checkpoint, or from the start where there is none.
         progress: called after every update.
+        cache_progress: called while a reference cache is made, with pairs done and in all.
         say: told what is being done, in sentences.
         callbacks: further transformers callbacks.
 
@@ -78,6 +80,8 @@ def train(
         eval_dataset=pairs[1],
         processing_class=tokenizer,
         callbacks=[stop, RunStatus(run, progress), *callbacks],
+        say=say,
+        cache_progress=cache_progress,
     )
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
     say(trainer.describe())
@@ -107,6 +111,8 @@ def trainer_arguments(recipe: Recipe) -> TDPOConfig:
         label_smoothing=loss.label_smoothing,
         **alpha,
         max_length=recipe.data.max_length,
+        reference=training.reference,
+        reference_cache_dir=training.reference_cache_dir,
         prefix_sharing=training.prefix_sharing,
         max_tokens_per_row=training.max_tokens_per_row,
         trust_remote_code=recipe.model.trust_remote_code,

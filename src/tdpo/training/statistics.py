@@ -1,55 +1,146 @@
-"""Policy and reference on one batch: the two forwards and the operator between them."""
+"""Policy and reference on one batch: which path the head takes, and where the reference's part comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from ..batches import PairBatch
 from ..models import Reference, find_head, policy_hidden, select_logits
-from ..token_statistics import Extra, Head, Impl, TokenStats, linear_token_stats, token_stats
+from ..reference_cache import ReferenceCache
+from ..token_statistics import (
+    Extra,
+    Head,
+    ReferenceSummary,
+    TokenStats,
+    frozen_head_token_stats,
+    linear_token_stats,
+    summarize_reference,
+    token_stats,
+)
+from .config import HeadImpl
+
+HeadPath = Literal["frozen", "tiled", "dense", "logits"]
+SENTENCES = {
+    "frozen": "Head: frozen and shared, one walk over the vocabulary and none in the backward pass.",
+    "tiled": "Head: in tiles of the vocabulary, without full logits ({why}).",
+    "dense": "Head: full logits from hidden states ({why}).",
+    "logits": "Head: full logits from the model's own forward, at more memory ({why}).",
+}
 
 
 @dataclass
 class PolicyStatistics:
     """Computes `TokenStats` of batches for one policy and its reference.
 
-    `head` is None where the model's logits are not a linear head on its body's hidden states; statistics
-    then come from full logits.
+    Args:
+        reference: None once a cache holds all that it says.
+        head: the policy's head; None where the model's logits are not a linear head on its body's hidden states.
+        path: "frozen" (`frozen_head_token_stats`), "tiled" or "dense" (`linear_token_stats`), "logits" (`token_stats`).
+        why: why it is this path, in a few words.
+        cache: what the reference said about the batches that name rows in it.
+        reference_head: the reference's head as a constant; with a cache of hidden states.
     """
 
-    reference: Reference
+    reference: Reference | None
     head: Callable[[], Head] | None
-    impl: Impl = "auto"
+    path: HeadPath
+    why: str
+    cache: ReferenceCache | None = None
+    reference_head: Head | None = None
 
     @classmethod
-    def of(cls, policy: Any, reference: Reference, impl: Impl = "auto") -> PolicyStatistics:
+    def of(cls, policy: Any, reference: Reference, impl: HeadImpl = "auto") -> PolicyStatistics:
+        """The fastest path that applies, or the one that `impl` asks for.
+
+        Raises:
+            ValueError: `impl` is "frozen", but policy and reference do not share one frozen head.
+        """
         head = find_head(policy)
-        return cls(reference, head if reference.head is not None else None, impl)
+        if head is None or reference.head is None:
+            why = "its logits are not a linear head, with scale and soft cap, on its body's hidden states"
+            if impl == "frozen":
+                raise ValueError(f"head_impl='frozen' does not apply: {why}. Use 'auto'.")
+            return cls(reference, None, "logits", why)
+        obstacle = _obstacle_to_frozen(head(), reference.head())
+        if impl == "frozen" and obstacle is not None:
+            raise ValueError(f"head_impl='frozen' does not apply: {obstacle}. Use 'auto'.")
+        if impl in ("tiled", "dense"):
+            return cls(reference, head, impl, "as asked for")
+        if obstacle is None:
+            return cls(reference, head, "frozen", "")
+        return cls(reference, head, "tiled", obstacle)
 
     def describe(self) -> str:
-        """Which path runs, in a sentence for the log."""
-        if self.head is None:
-            return (
-                "Statistics from full logits, at more memory: this model's logits are not a linear head (with scale "
-                f"and soft cap) on its body's hidden states. Reference: {self.reference.kind}."
-            )
-        return f"Statistics from hidden states, head outside the forward. Reference: {self.reference.kind}."
+        """Which path runs and why, in sentences for the log."""
+        kinds = {"adapter-off": "the policy with its adapter off", "copy": "a frozen copy of the start"}
+        where = "read from a cache" if self.cache is not None or self.reference is None else self.reference.kind
+        return f"{SENTENCES[self.path].format(why=self.why)} Reference: {kinds.get(where, where)}."
 
     def __call__(self, policy: Any, batch: PairBatch, *, extras: Collection[Extra] = ()) -> TokenStats:
-        """Statistics `[N]` of the batch's response tokens: policy with gradient, reference without."""
+        """Statistics `[N]` of the batch's response tokens: policy with gradient, reference without.
+
+        Raises:
+            ValueError: the reference is a cache that does not know these pairs.
+        """
         inputs, index = batch.model_inputs(), batch.response_index
-        if self.head is None:
-            reference_logits = self.reference.logits(policy, inputs, index)
+        if self.path == "logits":
+            reference_logits = self._live().logits(policy, inputs, index)
             return token_stats(select_logits(policy, inputs, index), reference_logits, batch.target_ids, extras=extras)
-        reference_hidden, reference_head = self.reference.hidden_and_head(policy, inputs, index)
+        assert self.head is not None
+        known = self._cached(batch)
+        if self.path == "frozen":
+            summary = ReferenceSummary(**known) if known else reference_summary(self._live(), policy, batch)
+            hidden = policy_hidden(policy, inputs, index)
+            return frozen_head_token_stats(hidden, self.head(), summary, batch.target_ids, extras=extras)
+        if known:
+            assert self.reference_head is not None
+            reference_hidden, reference_head = known["hidden"], self.reference_head
+        else:
+            reference_hidden, reference_head = self._live().hidden_and_head(policy, inputs, index)
+        hidden = policy_hidden(policy, inputs, index)
+        targets, impl = batch.target_ids, self.path
         return linear_token_stats(
-            policy_hidden(policy, inputs, index),
-            self.head(),
-            reference_hidden,
-            reference_head,
-            batch.target_ids,
-            extras=extras,
-            impl=self.impl,
+            hidden, self.head(), reference_hidden, reference_head, targets, extras=extras, impl=impl
         )
+
+    def _cached(self, batch: PairBatch) -> dict[str, Tensor] | None:
+        if self.cache is None or batch.reference_rows is None:
+            return None
+        return self.cache.fetch(batch.reference_rows)
+
+    def _live(self) -> Reference:
+        if self.reference is None:
+            raise ValueError(
+                "the reference cache holds the pairs that the trainer was made with, and the reference model is gone. "
+                "Pass these pairs as eval_dataset when the trainer is made, or keep the reference: reference='model'."
+            )
+        return self.reference
+
+
+@torch.no_grad()
+def reference_summary(reference: Reference, policy: Any, batch: PairBatch) -> ReferenceSummary:
+    """What the reference says about a batch, as a policy with the same frozen head needs it."""
+    hidden, head = reference.hidden_and_head(policy, batch.model_inputs(), batch.response_index)
+    return summarize_reference(hidden, head, batch.target_ids)
+
+
+def _obstacle_to_frozen(policy: Head, reference: Head) -> str | None:
+    """Why the two are not one frozen head without a softcap, or None where they are."""
+    if policy.weight.requires_grad or (policy.bias is not None and policy.bias.requires_grad):
+        return "the head, or the embedding that it is tied to, is trained"
+    if policy.softcap is not None or reference.softcap is not None:
+        return "the head has a soft cap"
+    same_bias = (policy.bias is None) == (reference.bias is None) and (
+        policy.bias is None or reference.bias is None or torch.equal(policy.bias, reference.bias)
+    )
+    same_weight = policy.weight is reference.weight or (
+        policy.weight.shape == reference.weight.shape and torch.equal(policy.weight, reference.weight)
+    )
+    if not (same_weight and same_bias and policy.scale == reference.scale):
+        return "policy and reference have different heads"
+    return None
