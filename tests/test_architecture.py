@@ -190,7 +190,7 @@ SIGNATURES = {
     "tdpo.linear_token_stats": "policy_hidden, policy_head, reference_hidden, reference_head, targets, *, "
     "extras=(), impl='auto'",
     "tdpo.summarize_reference": "reference_hidden, head, targets",
-    "tdpo.frozen_head_token_stats": "policy_hidden, head, summary, targets",
+    "tdpo.frozen_head_token_stats": "policy_hidden, head, summary, targets, *, extras=()",
     "tdpo.score_pairs": "stats, sequence_index, num_pairs",
     "tdpo.dpo_loss": "scores, *, beta, label_smoothing=0.0",
     "tdpo.tdpo1_loss": "scores, *, beta, label_smoothing=0.0",
@@ -205,7 +205,7 @@ FIELDS = {
     "TokenStats": ["policy_logp", "reference_logp", "forward_kl", "reverse_kl", "policy_entropy"],
     "PairScores": ["chosen_log_ratio", "rejected_log_ratio", "chosen_sequence_kl", "rejected_sequence_kl"],
     "PreferenceLoss": ["per_pair", "margin", "chosen_reward", "rejected_reward"],
-    "ReferenceSummary": ["expected_weight", "offset", "reference_logp"],
+    "ReferenceSummary": ["expected_weight", "offset", "reference_logp", "likeliest", "hidden"],
 }
 
 

@@ -177,12 +177,15 @@ def distributed_run(folder: Path) -> None:
             batch=2 if processes == 2 else 4,
             accumulation=2,
             max_tokens_per_row=64 if kind == "lora" else None,  # the processes' batches then differ in rows
+            eval_rows=plain_rows(7, seed=5),
             dataloader_drop_last=True,  # of 20 pairs nothing is dropped, and of the evaluation's 7 nothing may be
             save_strategy="steps",
             save_steps=3,
+            # Nobody is told where the others are in making the cache, so it is made by both processes, or by one.
+            reference="cache" if kind == "full" else "model",
         )
         assert trainer.args.world_size == processes, "accelerate launched what it was asked for"
-        evaluated = trainer.evaluate(plain_rows(7, seed=5))  # 7 pairs do not divide by 2 processes × 4
+        evaluated = trainer.evaluate()  # 7 pairs do not divide by 2 processes × 4
         found[kind] = {
             "logs": train_logs(trainer),
             "eval": {name: evaluated[f"eval_{name}"] for name in METRICS},
@@ -219,8 +222,10 @@ def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
     for kind in KINDS:
         assert two[kind]["wrapped"] == "DistributedDataParallel"
         assert len(two[kind]["logs"]) == UPDATES
-        for mine, theirs in zip(two[kind]["logs"], one[kind]["logs"], strict=True):
+        for step, (mine, theirs) in enumerate(zip(two[kind]["logs"], one[kind]["logs"], strict=True)):
             for name in (*METRICS, "grad_norm"):
+                if step == 0 and name == "accuracy":
+                    continue  # of margins that are 0 up to rounding
                 assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (kind, name)
         for name in METRICS:
             assert two[kind]["eval"][name] == pytest.approx(one[kind]["eval"][name], rel=1e-4, abs=1e-5), (kind, name)

@@ -120,6 +120,6 @@ def test_processes_share_one_order_whatever_ran_in_them(tmp_path: Path) -> None:
         shares.append(list(shard))
         assert list(SkipBatchSampler(shard, 5)) == shares[rank][5:]
     assert sorted(i for share in shares for batch in share for i in batch) == list(range(len(PAIRS)))
-    lengths = [[sum(trainers[0]._tokens_of_pair(PAIRS[i]) for i in batch) for batch in share] for share in shares]
+    lengths = [[sum(trainers[0].collator.tokens(PAIRS[i]) for i in batch) for batch in share] for share in shares]
     uneven = sum(abs(a - b) for a, b in zip(*lengths, strict=True)) / sum(map(sum, lengths))
     assert uneven < 0.1, "processes have as much to do as each other"

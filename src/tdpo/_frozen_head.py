@@ -168,7 +168,8 @@ class _FrozenHeadStats(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[str]
     ) -> tuple[Tensor, ...]:
-        found = walk(hidden, head, summary.likeliest)
+        nothing_named = targets.new_empty(len(targets), 0)
+        found = walk(hidden, head, nothing_named if summary.likeliest is None else summary.likeliest)
         log_z, expected = found.log_z, found.expected_weight
         ctx.head = head
         ctx.save_for_backward(expected, summary.expected_weight, targets)
