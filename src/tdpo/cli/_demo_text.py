@@ -16,6 +16,10 @@ moves away from the one it started as, and whether it still says many different 
 
 Both are measured in nats a response: 0 is the same model, and each nat more is a factor of e in probability."""
 
+NO_BF16 = """
+This CPU multiplies bfloat16 many times more slowly than float32, so the demo runs in float32 here. The numbers in
+the README are those of bfloat16; these will differ a little."""
+
 PAIRS = """\
 The model answers each training prompt several times. A sentiment score (VADER, from -1 to +1) ranks
 the answers; the best is paired with the worst. These pairs, the model's own words, are all the training sees."""

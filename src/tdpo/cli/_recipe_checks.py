@@ -96,6 +96,11 @@ def _model(recipe: Recipe) -> Iterator[Check]:
     for key, name in (("model.name", recipe.model.name), ("model.reference", recipe.model.reference)):
         if name is not None:
             yield Check(key, "ok", _described(name, recipe.model.trust_remote_code))
+    from ..models import has_no_units_for
+
+    if has_no_units_for(recipe.model.dtype):
+        slow = f"this CPU has no units for {recipe.model.dtype}: float32 would be several times as fast"
+        yield Check("model.dtype", "note", slow)
 
 
 def _described(name: str, trust_remote_code: bool) -> str:

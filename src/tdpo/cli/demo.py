@@ -96,8 +96,13 @@ class Demo:
 
     def _recipes(self) -> dict[str, Recipe]:
         """Both recipes, with the same pairs and the same budget."""
+        from ..models import has_no_units_for
         from .recipe import load_example
 
+        precision: tuple[str, ...] = ()
+        if has_no_units_for("bfloat16"):
+            precision = ("model.dtype=float32",)
+            write(text.NO_BF16)
         return {
             label: load_example(
                 name,
@@ -105,6 +110,7 @@ class Demo:
                     f"run_dir={self.folder / label.lower()}",
                     f"data.train={self.folder / 'pairs.jsonl'}",
                     f"data.eval={self.folder / 'pairs_held_out.jsonl'}",
+                    *precision,
                     *self.overrides,
                 ],
             )

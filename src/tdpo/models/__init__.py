@@ -3,7 +3,7 @@
 from .adapters import LoraSettings, add_lora, has_adapter, is_adapter_folder, merge_adapter
 from .bundled import BUNDLED, bundled_folder, cache_folder
 from .hidden_states import causal_lm_of, find_head, policy_hidden, select_logits
-from .loading import ModelFacts, check_folder, facts_of, load_causal_lm, load_tokenizer, model_facts
+from .loading import ModelFacts, check_folder, facts_of, has_no_units_for, load_causal_lm, load_tokenizer, model_facts
 from .references import Reference, detached_head, kept_reference, reference_at_start, reference_for
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "facts_of",
     "find_head",
     "has_adapter",
+    "has_no_units_for",
     "is_adapter_folder",
     "kept_reference",
     "load_causal_lm",

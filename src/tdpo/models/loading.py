@@ -14,6 +14,16 @@ from .bundled import BUNDLED, bundled_folder
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+def has_no_units_for(dtype: str) -> bool:
+    """Whether models would run on a CPU that cannot multiply `dtype`, which then takes many times as long as float32."""
+    import torch
+
+    if dtype not in ("bfloat16", "float16") or torch.accelerator.is_available():
+        return False
+    supported = torch.ops.mkldnn
+    return not (supported._is_mkldnn_bf16_supported() if dtype == "bfloat16" else supported._is_mkldnn_fp16_supported())
+
+
 def check_folder(name: str | Path) -> str:
     """Where to load `name` from: the bundled model's folder, an existing folder, or the name itself for the hub.
 

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from ..batches import TokenizedPairs
 from ..config import Recipe
 from ..environments import load_environment
-from ..models import LoraSettings, add_lora, load_causal_lm, load_tokenizer, model_facts
+from ..models import LoraSettings, add_lora, has_no_units_for, load_causal_lm, load_tokenizer, model_facts
 from ..runs import RunDirectory
 from .config import TDPOConfig, grouping_by_length
 from .data import RecipeData, read_data, tokenize_data
@@ -70,6 +70,11 @@ def train(
     run.write_json("data.json", described)
     for sentence in (s for part in pairs if part for s in part.report.warnings()):
         say(sentence)
+    if has_no_units_for(recipe.model.dtype):
+        say(
+            f"This CPU has no units for {recipe.model.dtype}: training takes several times as long as with "
+            "model.dtype=float32."
+        )
     set_seed(recipe.seed)
     stop = GracefulStop(say)
     trainer = TDPOTrainer(
