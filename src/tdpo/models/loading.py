@@ -15,7 +15,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def has_no_units_for(dtype: str) -> bool:
-    """Whether models would run on a CPU that cannot multiply `dtype`, which then takes many times as long as float32."""
+    """Whether models would run on a CPU that cannot multiply `dtype`, which then takes far longer than float32."""
     import torch
 
     if dtype not in ("bfloat16", "float16") or torch.accelerator.is_available():
