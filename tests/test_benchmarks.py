@@ -108,6 +108,8 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> Non
     process = subprocess.Popen(
         command("head", output, *options), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
+        # Where the tests run in the background, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not output.exists() and time.monotonic() < deadline:

@@ -463,8 +463,9 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
             setattr(module, key, value)
         monkeypatch.setitem(sys.modules, f"tdpo.{name}", module)
 
-    def train(recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any) -> dict[str, Any]:
+    def train(recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any, cache_progress: Any) -> dict[str, Any]:
         calls.append(("train", (recipe, resume)))
+        cache_progress(1, 1, "reference cache")
         progress(1, 1, "loss 0.7")
         run.set_status("running", step=1, max_steps=1)
         (run.path / "model").mkdir(exist_ok=True)
