@@ -58,6 +58,27 @@ def test_the_snippet_about_the_two_kls_prints_what_the_page_says(tmp_path: Path)
     assert shown_to_work(language, text, tmp_path) == printed
 
 
+def test_the_snippets_about_the_fast_paths_run(tmp_path: Path) -> None:
+    found = blocks(ROOT / "docs/the_fast_paths.md", "python")
+    assert len(found) >= 3
+    for language, text in found:
+        shown_to_work(language, text, tmp_path)
+
+
+def test_the_fast_paths_name_functions_and_log_lines_that_exist() -> None:
+    from tdpo.training.statistics import SENTENCES
+
+    page = (ROOT / "docs/the_fast_paths.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)::([\w.]+)`", page)
+    assert len(named) > 20
+    for file, name in named:
+        source = (ROOT / "src/tdpo" / file).read_text(encoding="utf-8")
+        for part in name.split("."):
+            assert re.search(rf"^\s*(def|class) {part}\b", source, re.MULTILINE), f"{file} has no {name}"
+    for sentence in SENTENCES.values():
+        assert sentence.replace("{why}", "…") in page
+
+
 def test_the_snippets_of_the_readme_run(tmp_path: Path) -> None:
     found = blocks(ROOT / "README.md", "python")
     assert found

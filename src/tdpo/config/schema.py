@@ -160,7 +160,7 @@ class Training(Section):
     """Where the reference's part of a step comes from. `cache`: it runs once over the data, and what it said is kept on
     disk for every run with this model and these rows; `model`: it runs in every step; `auto`: the cheaper one."""
     reference_cache_dir: Text | None = None
-    """Folder of these caches; null is the user's cache folder."""
+    """Folder of these caches, on a disk that all nodes share; null is the user's cache folder."""
     prefix_sharing: Literal["auto", "on", "off"] = "auto"
     """Compute a pair's prompt once for both responses: auto (where the model's results stay the same), on (or stop),
     off."""

@@ -109,7 +109,7 @@ def build_cache(
     opened = _open_finished(plan, rank, say)
     if opened is not None:
         return opened
-    if not plan.fits:
+    if rank == 0 and not plan.fits:
         raise OSError(
             f"the reference cache ({plan.size()}) needs {readable_bytes(plan.missing_bytes)} in {plan.root}, where "
             f"{readable_bytes(free_bytes(plan.root))} are free and {readable_bytes(SPARE)} stay so. Free some, name a "

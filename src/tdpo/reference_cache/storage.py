@@ -148,6 +148,12 @@ class ReferenceCache:
         sums = manifest.get("checksums", [])
         if len(sums) != len(self.layout.chunks):
             raise BrokenCache(f"{self.folder / MANIFEST} lists {len(sums)} of {len(self.layout.chunks)} checksums")
+        try:
+            self._check_files(sums)
+        except FileNotFoundError as error:  # another process has found the damage and is about to mend it
+            raise BrokenCache(f"{error.filename} went away while it was read") from error
+
+    def _check_files(self, sums: Sequence[int]) -> None:
         for field in self.layout.fields:
             check_size(field.file(self.folder), field, self.layout.tokens)
         for chunk, expected in zip(self.layout.chunks, sums, strict=True):

@@ -61,7 +61,11 @@ class TDPOConfig(TrainingArguments):
         },
     )
     reference_cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder of reference caches; None is the user's cache folder, tdpo/reference."}
+        default=None,
+        metadata={
+            "help": "Folder of reference caches, on a disk that all nodes share; None is tdpo/reference in the user's "
+            "cache folder."
+        },
     )
     head_impl: HeadImpl = field(
         default="auto",

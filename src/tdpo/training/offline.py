@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -141,7 +142,7 @@ class TDPOTrainer(Trainer):
             self._place_reference(self.statistics.reference)
             return
         self.statistics.cache = cache
-        self.collator.reference_rows = cache.rows
+        self.collator.reference_rows = cache.layout.rows  # and not the cache itself, which worker processes would copy
         # An adapter that is switched off is there in any case, for pairs that the cache does not know.
         self.statistics.reference = start if start.kind == "adapter-off" else None
 
@@ -168,6 +169,8 @@ class TDPOTrainer(Trainer):
             device=self.args.device,
             autocast=self.accelerator.autocast,
             precision=str(self.accelerator.mixed_precision),
+            # Without a backward pass twice the pairs of a training step need less memory than one.
+            batch_size=2 * self.args.per_device_train_batch_size,
         )
         with request.ready():
             plan = request.plan(cache_root(self.args))
@@ -175,7 +178,10 @@ class TDPOTrainer(Trainer):
                 sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
                 train: Any = self.train_dataset
                 known = len(pairs) if train is None else len(train)
-                if reason := reason_against(plan, planned_visits(self.args, known), known, sharded):
+                mine = reason_against(plan, planned_visits(self.args, known), known, sharded)
+                # The disk may look different to another process, and all must do the same.
+                [reason] = broadcast_object_list([mine])
+                if reason:
                     say(f"The reference runs in every step: {reason}.")
                     return None
             cache = build_cache(

@@ -19,7 +19,6 @@ from .config import TDPOConfig
 from .statistics import PolicyStatistics, reference_summary
 
 AUTO_LIMIT = 20_000_000_000  # bytes that "auto" puts on a disk without being asked
-PAIRS_AT_ONCE = 8  # in a forward of the reference, where the training's own micro-batches are smaller
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,7 @@ class CacheRequest:
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
     precision: str
-
-    @property
-    def batch_size(self) -> int:
-        return PAIRS_AT_ONCE
+    batch_size: int  # pairs in a forward of the reference
 
     def values(self, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
         """Each field of the cache for the flat tokens of these pairs."""

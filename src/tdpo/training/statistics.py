@@ -135,12 +135,14 @@ def _obstacle_to_frozen(policy: Head, reference: Head) -> str | None:
         return "the head, or the embedding that it is tied to, is trained"
     if policy.softcap is not None or reference.softcap is not None:
         return "the head has a soft cap"
-    same_bias = (policy.bias is None) == (reference.bias is None) and (
-        policy.bias is None or reference.bias is None or torch.equal(policy.bias, reference.bias)
-    )
-    same_weight = policy.weight is reference.weight or (
-        policy.weight.shape == reference.weight.shape and torch.equal(policy.weight, reference.weight)
-    )
+    same_weight = _same(policy.weight, reference.weight)
+    same_bias = _same(policy.bias, reference.bias)
     if not (same_weight and same_bias and policy.scale == reference.scale):
         return "policy and reference have different heads"
     return None
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a is b or (a.shape == b.shape and torch.equal(a, b.to(a.device)))
