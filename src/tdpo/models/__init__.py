@@ -4,7 +4,7 @@ from .adapters import LoraSettings, add_lora, has_adapter, is_adapter_folder, me
 from .bundled import BUNDLED, bundled_folder, cache_folder
 from .hidden_states import causal_lm_of, find_head, policy_hidden, select_logits
 from .loading import ModelFacts, check_folder, facts_of, has_no_units_for, load_causal_lm, load_tokenizer, model_facts
-from .references import Reference, detached_head, kept_reference, reference_at_start, reference_for
+from .references import Reference, kept_reference, reference_at_start, reference_for
 
 __all__ = [
     "BUNDLED",
@@ -16,7 +16,6 @@ __all__ = [
     "cache_folder",
     "causal_lm_of",
     "check_folder",
-    "detached_head",
     "facts_of",
     "find_head",
     "has_adapter",

@@ -37,7 +37,7 @@ class Reference:
         assert self.head is not None
         model = policy if self.model is None else self.model
         with self._as_reference(policy):
-            return policy_hidden(model, inputs, index), detached_head(self.head())
+            return policy_hidden(model, inputs, index), _detached(self.head())
 
     @torch.no_grad()
     def logits(self, policy: Any, inputs: Mapping[str, Tensor], index: Tensor) -> Tensor:
@@ -120,8 +120,7 @@ def _frozen(model: Any) -> Any:
     return model.eval()
 
 
-def detached_head(head: Head) -> Head:
-    """The head as a constant; its tensors are the model's own."""
+def _detached(head: Head) -> Head:
     return Head(
         head.weight.detach(), None if head.bias is None else head.bias.detach(), scale=head.scale, softcap=head.softcap
     )

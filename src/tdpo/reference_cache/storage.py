@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batches import TokenizedPair, counted_tokens
+from ..batches import TokenizedPair, counted_tokens, shared_length
 from .fingerprint import Fingerprint, data_digest, pair_digest
 
 MANIFEST = "cache.json"
@@ -68,7 +68,7 @@ class CacheLayout:
     @classmethod
     def of(cls, pairs: Sequence[TokenizedPair], fields: Sequence[Field]) -> CacheLayout:
         distinct = {pair_digest(pair): pair for pair in pairs}
-        order = sorted(distinct, key=lambda digest: (_length(distinct[digest]), digest))
+        order = sorted(distinct, key=lambda digest: (shared_length(distinct[digest]), digest))
         starts, row = {}, 0
         for digest in order:
             starts[digest] = row
@@ -110,10 +110,6 @@ class CacheLayout:
             chosen.append(torch.arange(start, start + first))
             rejected.append(torch.arange(start + first, start + first + second))
         return torch.cat([*chosen, *rejected])
-
-
-def _length(pair: TokenizedPair) -> int:
-    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
 class ReferenceCache:

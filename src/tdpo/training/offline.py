@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -23,7 +22,6 @@ from transformers.trainer_utils import rotate_checkpoints
 from ..batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
 from ..models import Reference, facts_of, kept_reference, load_causal_lm, reference_at_start
 from ..preferences import PreferenceRow, preferences_from_dataset
-from ..reference_cache import ReferenceCache, build_cache
 from ..runs.checkpoints import mark_complete
 from ..scores import PairScores, score_pairs
 from ..token_statistics import Extra
@@ -33,7 +31,7 @@ from .losses import configured_loss
 from .metrics import MetricsFile, TrainingMeter, averages, pair_metrics
 from .order import LengthGroupedOrder
 from .policy import check_ids, prepare_policy, prepare_tokenizer
-from .reference import CacheRequest, cache_root, obstacle_to_cache, planned_visits, reason_against
+from .reference import CacheRequest, cache_of
 from .resume import whole_checkpoint
 from .sharding import check_sharding, shard_reference, whole_model_saved
 from .statistics import PolicyStatistics
@@ -136,30 +134,6 @@ class TDPOTrainer(Trainer):
         progress: Callable[[int, int, str], None] | None,
     ) -> None:
         """From here on the reference is a cache, or a model that stays what it is while the policy is trained."""
-        cache = self._cache_of(start, pairs, say, progress)
-        if cache is None:
-            self.statistics.reference = kept_reference(self.model, start)
-            self._place_reference(self.statistics.reference)
-            return
-        self.statistics.cache = cache
-        self.collator.reference_rows = cache.layout.rows  # and not the cache itself, which worker processes would copy
-        # An adapter that is switched off is there in any case, for pairs that the cache does not know.
-        self.statistics.reference = start if start.kind == "adapter-off" else None
-
-    def _cache_of(
-        self,
-        start: Reference,
-        pairs: list[TokenizedPair],
-        say: Callable[[str], None],
-        progress: Callable[[int, int, str], None] | None,
-    ) -> ReferenceCache | None:
-        if self.args.reference == "model" or not pairs:
-            return None
-        asked = self.args.reference == "cache"
-        if obstacle := obstacle_to_cache(self.statistics):
-            if asked:
-                raise ValueError(f"reference='cache' is not possible: {obstacle}. Use 'auto' or 'model'.")
-            return None
         request = CacheRequest(
             policy=self.model,
             start=start,
@@ -172,29 +146,18 @@ class TDPOTrainer(Trainer):
             # Without a backward pass twice the pairs of a training step need less memory than one.
             batch_size=2 * self.args.per_device_train_batch_size,
         )
-        with request.ready():
-            plan = request.plan(cache_root(self.args))
-            if not asked:
-                sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-                train: Any = self.train_dataset
-                known = len(pairs) if train is None else len(train)
-                mine = reason_against(plan, planned_visits(self.args, known), known, sharded)
-                # The disk may look different to another process, and all must do the same.
-                [reason] = broadcast_object_list([mine])
-                if reason:
-                    say(f"The reference runs in every step: {reason}.")
-                    return None
-            cache = build_cache(
-                plan,
-                request.values,
-                batch_size=request.batch_size,
-                rank=self.args.process_index,
-                processes=self.args.world_size,
-                say=say,
-                progress=progress,
-            )
-            self.statistics.reference_head = request.head_to_keep()
-        return cache
+        train: Any = self.train_dataset
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        train_pairs = len(pairs) if train is None else len(train)
+        cache = cache_of(request, self.args, train_pairs, sharded=sharded, say=say, progress=progress)
+        if cache is None:
+            self.statistics.reference = kept_reference(self.model, start)
+            self._place_reference(self.statistics.reference)
+            return
+        self.statistics.cache, self.statistics.reference_head = cache, request.head_to_keep()
+        self.collator.reference_rows = cache.layout.rows  # and not the cache itself, which worker processes would copy
+        # An adapter that is switched off is there in any case, for pairs that the cache does not know.
+        self.statistics.reference = start if start.kind == "adapter-off" else None
 
     def describe(self) -> str:
         """Which paths run, in a sentence for the log."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from ..batches import PairBatch, PairCollator, TokenizedPair
+from ..batches import PairBatch, PairCollator, TokenizedPair, shared_length
 from ..models import Reference, cache_folder, causal_lm_of
-from ..reference_cache import CacheLayout, CachePlan, Field, Fingerprint, model_digest
+from ..reference_cache import CacheLayout, CachePlan, Field, Fingerprint, ReferenceCache, build_cache, model_digest
 from ..token_statistics import Head
 from .config import TDPOConfig
 from .statistics import PolicyStatistics, reference_summary
@@ -62,8 +63,7 @@ class CacheRequest:
 
     def plan(self, root: Path) -> CachePlan:
         """Where the cache belongs; the reference runs on one short pair to learn what it will hold."""
-        shortest = min(self.pairs, key=lambda p: len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids))
-        example = self.values([shortest])
+        example = self.values([min(self.pairs, key=shared_length)])
         fields = [Field(k, v.dtype, v.shape[1] if v.dim() == 2 else None) for k, v in example.items()]
         layout = CacheLayout.of(self.pairs, fields)
         content = ", ".join(f"{f.name} {str(f.dtype).removeprefix('torch.')} {f.width or 1}" for f in fields)
@@ -94,11 +94,46 @@ def cache_root(args: TDPOConfig) -> Path:
     return Path(args.reference_cache_dir).expanduser() if args.reference_cache_dir else cache_folder() / "reference"
 
 
-def obstacle_to_cache(statistics: PolicyStatistics) -> str | None:
-    """Why this reference cannot be cached, or None."""
-    if statistics.path == "logits":
-        return f"a cache would have to hold full logits: {statistics.why}"
-    return None
+def cache_of(
+    request: CacheRequest,
+    args: TDPOConfig,
+    train_pairs: int,
+    *,
+    sharded: bool,
+    say: Callable[[str], None],
+    progress: Callable[[int, int, str], None] | None,
+) -> ReferenceCache | None:
+    """The cache that `args.reference` asks for, or that "auto" finds worth it; None where the model stays.
+
+    Raises:
+        ValueError: "cache", but the statistics need full logits.
+        OSError: "cache", but the disk cannot hold it.
+    """
+    if args.reference == "model" or not request.pairs:
+        return None
+    if request.statistics.path == "logits":
+        if args.reference == "cache":
+            why = f"a cache would have to hold full logits: {request.statistics.why}"
+            raise ValueError(f"reference='cache' is not possible: {why}. Use 'auto' or 'model'.")
+        return None
+    with request.ready():
+        plan = request.plan(cache_root(args))
+        if args.reference == "auto":
+            mine = reason_against(plan, planned_visits(args, train_pairs), train_pairs, sharded)
+            # The disk may look different to another process, and all must do the same.
+            [reason] = broadcast_object_list([mine])
+            if reason:
+                say(f"The reference runs in every step: {reason}.")
+                return None
+        return build_cache(
+            plan,
+            request.values,
+            batch_size=request.batch_size,
+            rank=args.process_index,
+            processes=args.world_size,
+            say=say,
+            progress=progress,
+        )
 
 
 def reason_against(plan: CachePlan, visits: float, train_pairs: int, sharded: bool) -> str | None:
