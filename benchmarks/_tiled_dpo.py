@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from tdpo import Head
 from tdpo._frozen_head import own_logits, walk
-from tdpo._tiled_head import Accumulator, narrow_product, tile_bounds, tile_logits, wide_product
+from tdpo._tiled_head import Accumulator, Workspace, add_wide_product, narrow_product, tile_bounds, tile_logits
 
 
 def tiled_logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -50,9 +50,9 @@ class _TrainedHeadLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         head, wide = Head(weight), torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        sums = Accumulator.start(len(hidden), hidden.new_empty(0, dtype=wide))
+        sums, work = Accumulator.start(len(hidden), hidden.new_empty(0, dtype=wide)), Workspace()
         for start, end in tile_bounds(*_shape(hidden, weight)):
-            z = tile_logits(hidden, head, start, end)
+            z = tile_logits(hidden, head, start, end, work)
             sums.raise_maximum(z)
             sums.exponentials(z)
         log_z = sums.log_z()
@@ -64,16 +64,16 @@ class _TrainedHeadLogp(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, log_z = ctx.saved_tensors
         [d_logp] = upstream
-        head = Head(weight)
+        head, work = Head(weight), Workspace()
         d_hidden, d_weight = torch.zeros_like(hidden, dtype=d_logp.dtype), torch.empty_like(weight)
         for start, end in tile_bounds(*_shape(hidden, weight)):
-            z = tile_logits(hidden, head, start, end)
+            z = tile_logits(hidden, head, start, end, work)
             dz = z.sub_(log_z.to(z.dtype)[:, None]).exp_().mul_(-d_logp[:, None])
             inside, column = (targets >= start) & (targets < end), (targets - start).clamp(0, end - start - 1)
             dz.scatter_add_(1, column[:, None], torch.where(inside, d_logp, 0.0)[:, None])
-            operand = dz.to(weight.dtype)
-            d_hidden += wide_product(operand, weight[start:end])
-            d_weight[start:end] = narrow_product(operand.T, hidden)
+            operand = work.converted("operand", dz, weight.dtype)
+            add_wide_product(d_hidden, operand, weight[start:end], work)
+            narrow_product(operand.T, hidden, out=d_weight[start:end])
         return d_hidden.to(hidden.dtype), d_weight, None
 
 

@@ -106,7 +106,7 @@ def test_nothing_of_the_size_of_the_logits_is_ever_held(monkeypatch: pytest.Monk
 
 def test_long_batches_narrow_the_tile() -> None:
     widths = {n: next(iter(_tiled_head.tile_bounds(n, 10**6)))[1] for n in (0, 1, 4096, 8192, 10**6)}
-    assert widths == {0: 2048, 1: 2048, 4096: 2048, 8192: 1024, 10**6: 512}
+    assert widths == {0: 1024, 1: 1024, 4096: 1024, 8192: 1024, 10**6: 512}
 
 
 def test_the_reference_is_recomputed_only_where_its_kl_has_a_gradient(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._tiled_head import Accumulator, own_entry, tile_bounds, tile_logits, wide_product
+from ._tiled_head import Accumulator, Workspace, add_wide_product, own_entry, tile_bounds, tile_logits
 
 if TYPE_CHECKING:
     from .token_statistics import Head, ReferenceSummary
@@ -52,13 +52,14 @@ def walk(hidden: Tensor, head: Head, likeliest: Tensor | None = None) -> Walked:
     expected_bias = torch.zeros(tokens, dtype=torch.float64, device=hidden.device)
     sums = Accumulator.start(tokens, expected)
     peaks = _Peaks() if likeliest is None else _Named(likeliest)
+    work = Workspace()
     for start, end in tile_bounds(tokens, head.weight.shape[0]):
-        z = tile_logits(hidden, head, start, end)
+        z = tile_logits(hidden, head, start, end, work)
         peaks.look(z, start, end)
         shrink = sums.raise_maximum(z)
         # The weights stay wide: rounded to bf16 they would put first-order errors into a second-order KL.
         weights = sums.exponentials(z)
-        expected.mul_(shrink[:, None]).add_(wide_product(weights, head.weight[start:end]))
+        add_wide_product(expected.mul_(shrink[:, None]), weights, head.weight[start:end], work)
         if head.bias is not None:
             bias = head.bias[start:end].to(wide).nan_to_num(neginf=0.0)  # what is masked has no weight
             expected_bias.mul_(shrink).add_(weights @ bias)

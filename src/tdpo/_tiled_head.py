@@ -17,7 +17,8 @@ whose KL has no gradient: under TDPO2 that is every chosen token.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # Wide tiles read each weight once per pass and keep the matrix products efficient; what they hold is
 # [N, TILE], so for very long batches the tile narrows until that is about 8 Mi entries. Twice as wide
 # was no faster and held twice the memory.
-TILE = 2048
+TILE = 1024
 TILE_ENTRIES = 1 << 23
 MIN_TILE = 512
 
@@ -56,23 +57,75 @@ def float32_products_in_bf16(enabled: bool) -> Iterator[None]:
         setting.fp32_precision = before
 
 
-def wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b with the result in float32 (float64 for float64), whatever the operands' dtype."""
-    if a.dtype in (torch.float32, torch.float64) and a.dtype == b.dtype:
-        return a @ b
-    if a.is_cuda and a.dtype == b.dtype:
+class Workspace:
+    """Memory that the tiles of one walk share: taken anew for each tile, the heap would hold it in pieces, several
+    times over, and the system would clear every page again."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor of this shape; what was last taken under this name is lost."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.numel() < size:
+            held = self._held[name] = torch.empty(size, dtype=dtype, device=like.device)
+        return held[:size].view(*shape)
+
+    def converted(self, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The matrix `value`, or the transpose of one, in `dtype` (which may be narrower)."""
+        if value.dtype == dtype:
+            return value
+        if value.is_contiguous():
+            return self.take(name, value.shape, value, dtype).copy_(value)
+        return self.take(name, value.T.shape, value, dtype).copy_(value.T).T
+
+
+def wide_product(a: Tensor, b: Tensor, work: Workspace | None = None, name: str = "") -> Tensor:
+    """a @ b with the result in float32 (float64 for float64), whatever the operands' dtype.
+
+    With `work` the result is its memory of that name.
+    """
+    if _has_wide_kernel(a, b):
         return torch.mm(a, b, out_dtype=torch.float32)
+    work = work or Workspace()
+    with _wide_operands(a, b, work) as (left, right):
+        return torch.mm(left, right, out=work.take(name, (a.shape[0], b.shape[1]), left, left.dtype))
+
+
+def add_wide_product(total: Tensor, a: Tensor, b: Tensor, work: Workspace) -> None:
+    """total += a @ b for a float32 (float64) `total`, the product as wide as `wide_product` makes it."""
+    if _has_wide_kernel(a, b):
+        total += torch.mm(a, b, out_dtype=torch.float32)
+        return
+    with _wide_operands(a, b, work) as (left, right):
+        if left.dtype == total.dtype:
+            torch.addmm(total, left, right, out=total)
+        else:
+            total += left @ right
+
+
+def _has_wide_kernel(a: Tensor, b: Tensor) -> bool:
+    return a.is_cuda and a.dtype == b.dtype and a.dtype in (torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def _wide_operands(a: Tensor, b: Tensor, work: Workspace) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both operands in float32 (float64 if one is), and products of them as fast as their own dtypes allow."""
     wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     exact = a.device.type == "cpu" and a.dtype == b.dtype == torch.bfloat16
     with float32_products_in_bf16(exact):
-        return a.to(wide) @ b.to(wide)
+        yield work.converted("left operand", a, wide), work.converted("right operand", b, wide)
 
 
-def narrow_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b where the result is rounded to the operands' dtype in any case, by the fastest kernel for it."""
+def narrow_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """a @ b into `out`, which is no wider than the operands, by the fastest kernel for it."""
     if a.device.type == "cpu" and a.dtype in (torch.bfloat16, torch.float16) and not _cpu_multiplies_bf16():
-        return wide_product(a, b)
-    return a @ b
+        out.copy_(wide_product(a, b))
+    elif out.dtype != a.dtype:
+        out.copy_(a @ b)
+    else:
+        torch.mm(a, b, out=out)
 
 
 @functools.cache
@@ -88,9 +141,11 @@ def tile_bounds(tokens: int, vocabulary: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + width, vocabulary)
 
 
-def tile_logits(hidden: Tensor, head: Head, start: int, end: int) -> Tensor:
-    """Logits `[N, end − start]` of one tile, float32 or float64."""
-    z = wide_product(hidden, head.weight[start:end].T)
+def tile_logits(
+    hidden: Tensor, head: Head, start: int, end: int, work: Workspace | None = None, name: str = "logits"
+) -> Tensor:
+    """Logits `[N, end − start]` of one tile, float32 or float64; in the memory of `work` where it is given."""
+    z = wide_product(hidden, head.weight[start:end].T, work, name)
     if head.bias is not None:
         z += head.bias[start:end]
     if head.scale != 1.0:
@@ -240,12 +295,13 @@ def _walk_forward(hidden: Tensor, reference_hidden: Tensor, targets: Tensor, pla
     target_z, target_z_ref = zeros.clone(), zeros.clone()
     policy_lacks, reference_lacks = zeros.bool(), zeros.bool()  # support that only the other model has
 
+    work = Workspace()
     for start, end in tile_bounds(tokens, plan.policy_head.weight.shape[0]):
-        z = tile_logits(hidden, plan.policy_head, start, end)
-        z_ref = tile_logits(reference_hidden, plan.reference_head, start, end)
+        z = tile_logits(hidden, plan.policy_head, start, end, work)
+        z_ref = tile_logits(reference_hidden, plan.reference_head, start, end, work, "reference logits")
         _pick_targets(target_z, z, targets, start, end)
         _pick_targets(target_z_ref, z_ref, targets, start, end)
-        gap = z_ref - z
+        gap = torch.sub(z_ref, z, out=work.take("gap", z.shape, z, z.dtype))
         if plan.guarded:
             masked, masked_ref = z == -torch.inf, z_ref == -torch.inf
             policy_lacks |= (masked & ~masked_ref).any(dim=1)
@@ -299,6 +355,7 @@ class _BackwardWalk:
         upstream: tuple[Tensor, Tensor, Tensor, Tensor],
     ) -> None:
         self.plan = plan
+        self.work = Workspace()
         self.wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         d_logp, d_forward, d_reverse, d_entropy = (g.to(self.wide) for g in upstream)
         # Tokens that need the reference again come first, so that they are one contiguous block.
@@ -323,15 +380,16 @@ class _BackwardWalk:
         d_bias = torch.empty_like(head.bias) if needs_bias and head.bias is not None else None
         # Half-precision operands only where both are: a float32 hidden state is owed a float32 gradient.
         operand_dtype = torch.promote_types(self.hidden.dtype, head.weight.dtype)
+        hidden = self.hidden.to(operand_dtype)
         for start, end in tile_bounds(self.hidden.shape[0], head.weight.shape[0]):
             dz = self.tile_gradient(start, end)
             if d_bias is not None:
                 d_bias[start:end] = dz.sum(dim=0)
-            operand = dz.to(operand_dtype)
+            operand = self.work.converted("operand", dz, operand_dtype)
             if d_hidden is not None:
-                d_hidden += wide_product(operand, head.weight[start:end])
+                add_wide_product(d_hidden, operand, head.weight[start:end], self.work)
             if d_weight is not None:
-                d_weight[start:end] = narrow_product(operand.T, self.hidden.to(operand.dtype))
+                narrow_product(operand.T, hidden, out=d_weight[start:end])
         if d_hidden is not None:
             restored = torch.empty_like(d_hidden)
             restored[self.order] = d_hidden
@@ -341,7 +399,7 @@ class _BackwardWalk:
     def tile_gradient(self, start: int, end: int) -> Tensor:
         """d loss / d(h·weightᵀ + bias) for one tile, `[N, end − start]`."""
         head, k = self.plan.policy_head, self.with_reference
-        z = tile_logits(self.hidden, head, start, end)
+        z = tile_logits(self.hidden, head, start, end, self.work)
         chain = None
         if head.softcap is not None:
             chain = (z / head.softcap).square_().neg_().add_(1.0)
@@ -359,7 +417,7 @@ class _BackwardWalk:
         return dz.mul_(head.scale) if head.scale != 1.0 else dz
 
     def _reference_logp(self, start: int, end: int) -> Tensor:
-        z_ref = tile_logits(self.reference_hidden, self.plan.reference_head, start, end)
+        z_ref = tile_logits(self.reference_hidden, self.plan.reference_head, start, end, self.work, "reference logits")
         return z_ref.sub_(self.log_z_ref[: self.with_reference].to(self.wide)[:, None])
 
     def _extra_gradient(self, logp: Tensor, start: int, end: int) -> Tensor:
