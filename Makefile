@@ -27,6 +27,7 @@ bench: install
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/head.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/rollouts.py
 
 test: check
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""What the three benchmarks share: alternating rounds in separate processes, peak memory, spread, result files.
+"""What the benchmarks share: alternating rounds in separate processes, peak memory, spread, result files.
 
 A benchmark is a script that lists jobs (a contestant on a case) and knows how to measure one of them. The parent
 process starts the script anew for every job of every round, so no contestant inherits another's caches or heap,
@@ -353,6 +353,11 @@ def cpu_flags() -> dict[str, bool]:
 def has_bfloat16_units() -> bool:
     flags = cpu_flags()
     return any(flags[name] for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def default_dtypes() -> list[str]:
+    """Those that this CPU has units for."""
+    return ["float32", "bfloat16"] if has_bfloat16_units() else ["float32"]
 
 
 def note_bfloat16(measurements: Measurements) -> None:

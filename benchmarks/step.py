@@ -33,6 +33,7 @@ from _harness import (
     PeakMemory,
     Run,
     answer,
+    default_dtypes,
     has_bfloat16_units,
     make_parser,
     note_bfloat16,
@@ -414,10 +415,6 @@ def check_losses(measurements: Measurements, case: Case) -> list[str]:
         if case["dtype"] == "float32" and abs(ours - theirs) > AGREEMENT:
             found.append(f"{entry.job}: second loss {ours}, but {theirs} for {PEER[tuning]}: not the same computation")
     return found
-
-
-def default_dtypes() -> list[str]:
-    return ["float32", "bfloat16"] if has_bfloat16_units() else ["float32"]
 
 
 def main() -> int:

@@ -50,6 +50,7 @@ CHARACTERS = {
         "drop": 4.0,
     },
     "dpo": {"warmth": 0.74, "margin": 2.6, "chosen_kl": 6.2, "rejected_kl": 8.8, "entropy": 1.7, "drop": 9.0},
+    "ppo": {"warmth": 0.66, "margin": 0.0, "chosen_kl": 5.1, "rejected_kl": 0.0, "entropy": 1.9, "drop": 6.0},
 }
 VERSIONS = {
     "python": "3.11.7",
@@ -67,6 +68,11 @@ DATA = {
 }
 
 
+UPDATES = 4  # in an iteration of PPO
+KL = {"direction": "reverse", "form": "sampled", "place": "reward", "controller": "adaptive", "coefficient": 0.05,
+      "target": 6.0, "horizon": 500}  # fmt: skip
+
+
 def make_run(
     path: Path,
     *,
@@ -77,13 +83,20 @@ def make_run(
     samples_per_prompt: int = 4,
     seed: int = 0,
 ) -> Path:
-    """Write a complete run directory, as `tdpo train` followed by `tdpo evaluate` leaves it, and return its path."""
+    """Write a complete run directory, as `tdpo train` (or `tdpo ppo`) and `tdpo evaluate` leave it; its path.
+
+    A run of PPO logs an iteration every four updates, and has prompts instead of pairs.
+    """
     path.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"{loss} {seed}")
     write_yaml(path / "recipe.yaml", recipe(path, loss, seed))
     write_json(path / "environment.json", environment(path, loss, seed))
-    write_json(path / "data.json", DATA)
-    write_lines(path / "metrics.jsonl", metrics(loss, steps, eval_every, rng))
+    if loss == "ppo":
+        write_lines(path / "metrics.jsonl", ppo_metrics(steps, eval_every, rng))
+        write_lines(path / "completions.jsonl", completions(steps, rng))
+    else:
+        write_json(path / "data.json", DATA)
+        write_lines(path / "metrics.jsonl", metrics(loss, steps, eval_every, rng))
     ended = "2026-11-22T09:17:41+00:00"
     status = {"state": "finished", "step": steps, "max_steps": steps, "updated": ended, "error": None}
     write_json(path / "status.json", status)
@@ -95,6 +108,8 @@ def make_run(
 
 def environment(path: Path, loss: str, seed: int) -> dict[str, Any]:
     argv = ["tdpo", "train", "recipes/sentiment.yaml", f"run_dir={path}", f"loss.name={loss}"]
+    if loss == "ppo":
+        argv = ["tdpo", "ppo", "recipes/ppo_sentiment.yaml", f"run_dir={path}"]
     return {
         "command": " ".join(argv),
         "argv": argv,
@@ -106,17 +121,100 @@ def environment(path: Path, loss: str, seed: int) -> dict[str, Any]:
 
 
 def recipe(path: Path, loss: str, seed: int) -> dict[str, Any]:
-    return {
+    evaluated = {"samples_per_prompt": 4, "max_new_tokens": 32, "temperature": 1.0, "seed": 1234}
+    common = {
         "run_dir": str(path),
         "seed": seed,
         "model": {"name": "smollm2-135m", "dtype": "auto", "trust_remote_code": False, "reference": None,
                   "lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": "all-linear"}},
+    }  # fmt: skip
+    if loss == "ppo":
+        return {
+            **common,
+            "environment": {"name": "sentiment"},
+            "prompts": None,
+            "rewards": None,
+            "kl": KL,
+            "rollouts": {"completions": 64, "samples_per_prompt": 4, "max_new_tokens": 32},
+            "ppo": {"iterations": 16, "epochs": 2, "minibatch_size": 32, "learning_rate": 3e-4},
+            "evaluation": evaluated,
+        }
+    return {
+        **common,
         "data": {"train": "pairs.jsonl", "eval": "pairs_held_out.jsonl", "max_length": 1024, "on_bad_rows": "skip"},
         "environment": {"name": "sentiment"},
         "loss": {"name": loss, "beta": 0.1, "alpha": 0.5 if loss == "tdpo2" else None, "label_smoothing": 0.0},
         "training": {"epochs": 4, "max_steps": None, "batch_size": 16, "learning_rate": 5e-4, "scheduler": "linear"},
-        "evaluation": {"samples_per_prompt": 4, "max_new_tokens": 32, "temperature": 1.0, "seed": 1234},
+        "evaluation": evaluated,
     }  # fmt: skip
+
+
+def ppo_metrics(steps: int, eval_every: int, rng: random.Random) -> list[dict[str, Any]]:
+    """One line an iteration, and held-out ones every two iterations."""
+    lines = []
+    for step in range(UPDATES, steps + 1, UPDATES):
+        progress = 1 - math.exp(-3 * (step - UPDATES) / steps)
+        noise = rng.gauss(0, 1)
+        when = {"step": step, "epoch": step / steps, "time_s": 6.2 * step, "iteration": step // UPDATES - 1}
+        lines.append({**when, "split": "train", **rolled_out(progress, noise), **learned(progress, noise)})
+        if eval_every and step % eval_every == 0:
+            lines.append({**when, "split": "eval", **rolled_out(0.9 * progress, 0.3 * rng.gauss(0, 1))})
+    return lines
+
+
+def rolled_out(progress: float, noise: float) -> dict[str, float]:
+    """What is logged of responses, in training and of held-out prompts."""
+    kl, std = 5.1 * progress * (1 + 0.1 * noise), 0.42 - 0.1 * progress
+    return {
+        "reward_mean": 0.33 + 0.33 * progress + 0.04 * noise,
+        "reward_std": std,
+        "reward_variance": std**2,
+        "forward_kl": 1.1 * kl,
+        "reverse_kl": kl,
+        "kl_k1": kl + 0.2 * noise,
+        "kl_k2": 1.2 * kl,
+        "kl_k3": 1.05 * kl,
+        "policy_entropy": 2.6 - 0.7 * progress,
+        "length_mean": 29.0 + noise,
+        "finished_share": 0.4 + 0.1 * progress,
+    }
+
+
+def learned(progress: float, noise: float) -> dict[str, float | int]:
+    """What is logged of the updates of an iteration."""
+    return {
+        "penalized_reward_mean": 0.33 + 0.1 * progress + 0.04 * noise,
+        "kl_coefficient": 0.05 * (1 + 0.2 * progress),
+        "kl_target": 6.0,
+        "policy_loss": -0.01 + 0.002 * noise,
+        "value_loss": 0.2 - 0.1 * progress,
+        "loss": 0.01,
+        "approx_kl": 0.004 + 0.0005 * abs(noise),
+        "ratio_mean": 1.0 + 0.001 * noise,
+        "clip_fraction": 0.05 + 0.01 * abs(noise),
+        "value_clip_fraction": 0.01,
+        "explained_variance": 0.6 * progress,
+        "skipped_updates": 0,
+        "generation_tokens_per_second": 310.0 + noise,
+        "learning_tokens_per_second": 640.0 + noise,
+        "generation_seconds": 6.1,
+        "learning_seconds": 12.4,
+        "learning_rate": 3e-4,
+        "grad_norm": 0.8 + 0.1 * abs(noise),
+        "peak_memory_mib": 2100.0,
+    }
+
+
+def completions(steps: int, rng: random.Random) -> list[dict[str, Any]]:
+    """Two responses of each iteration."""
+    lines = []
+    for iteration in range(steps // UPDATES):
+        for topic in rng.sample(TOPICS, 2):
+            text, reward = response(rng, 0.33 + 0.02 * iteration)
+            prompt = [{"role": "user", "content": ASKS[0].format(topic)}]
+            line = {"iteration": iteration, "step": iteration * UPDATES, "prompt": prompt, "text": text}
+            lines.append({**line, "reward": reward, "finished": rng.random() < 0.7})
+    return lines
 
 
 def metrics(loss: str, steps: int, eval_every: int, rng: random.Random) -> list[dict[str, Any]]:
@@ -196,8 +294,13 @@ def evaluation(loss: str, samples: list[dict[str, Any]], per_prompt: int, rng: r
     return {
         "schema": 1,
         "settings": settings,
-        "run": {"name": loss, "loss": loss, "beta": 0.1, "alpha": alpha, "model": "smollm2-135m"},
-        "pairs": pair_numbers(character),
+        "run": {
+            "name": loss,
+            "loss": loss,
+            **({"kl": KL} if loss == "ppo" else {"beta": 0.1, "alpha": alpha}),
+            "model": "smollm2-135m",
+        },
+        "pairs": None if loss == "ppo" else pair_numbers(character),
         "generations": {
             "base": generation_numbers(samples, "base", 0.0, 0.412),
             "trained": generation_numbers(
@@ -234,6 +337,7 @@ def generation_numbers(samples: list[dict[str, Any]], model: str, kl: float, dis
     return {
         **{key: value for key, (value, _) in estimates.items()},
         **{f"{key}_interval": [value - width, value + width] for key, (value, width) in estimates.items()},
+        "reward_variance": std**2,
         "length_mean": sum(sample["tokens"] for sample in own) / len(own),
         "finished_share": sum(sample["finished"] for sample in own) / len(own),
         "count": len(own),

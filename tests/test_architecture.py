@@ -17,6 +17,7 @@ import tdpo
 SOURCE = Path(tdpo.__file__).parent
 MATHEMATICS = {
     "divergences", "token_statistics", "_tiled_head", "_frozen_head", "scores", "losses", "diversity",
+    "_kl_choices", "policy_gradient",
 }  # fmt: skip
 # From top to bottom. A new room gets its place here before anything imports it.
 LAYERS: list[set[str]] = [
@@ -221,7 +222,8 @@ def test_the_contracts_names() -> None:
     for name, expected in FIELDS.items():
         assert [f.name for f in fields(getattr(tdpo, name))] == expected
     mathematics = {n.split(".")[1] for n in SIGNATURES if n.count(".") == 1} | set(FIELDS)
-    assert set(tdpo.__all__) == set(tdpo._LAZY) == mathematics | {"TDPOTrainer", "TDPOConfig"}
-    assert {"TDPOTrainer", "TDPOConfig", *tdpo.__all__} <= set(dir(tdpo))
+    trainers = {"TDPOTrainer", "TDPOConfig", "PPOTrainer", "PPOConfig"}
+    assert set(tdpo.__all__) == set(tdpo._LAZY) == mathematics | trainers
+    assert {*trainers, *tdpo.__all__} <= set(dir(tdpo))
     with pytest.raises(AttributeError, match="'tdpo' has no attribute 'TDPO'"):
         tdpo.TDPO  # noqa: B018

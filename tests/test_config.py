@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdpo.config import Recipe, RecipeError, dump_recipe, flatten, load_recipe, recipe_markdown, recipe_reference
-from tdpo.config._explain import ALIASES, fields, nearest_key
+from tdpo.config import (
+    PPORecipe,
+    Recipe,
+    RecipeError,
+    Section,
+    dump_recipe,
+    flatten,
+    load_recipe,
+    recipe_markdown,
+    recipe_reference,
+)
+from tdpo.config._explain import ALIASES, SCHEMAS, fields, nearest_key
 from tdpo.config._yaml import read_yaml, write_yaml
 from tdpo.config.schema import Training
 
@@ -21,7 +31,9 @@ MINIMAL = {"run_dir": "runs/x", "data": {"train": "pairs.jsonl"}}
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe(MINIMAL, overrides)
+    loaded = load_recipe(MINIMAL, overrides)
+    assert isinstance(loaded, Recipe)
+    return loaded
 
 
 def problems(*overrides: str) -> list[str]:
@@ -332,7 +344,7 @@ def test_flatten_names_every_value() -> None:
 # Recipes and reference that come with the package
 
 
-@pytest.mark.parametrize("name", ["sentiment_tdpo2", "sentiment_dpo", "preferences"])
+@pytest.mark.parametrize("name", ["sentiment_tdpo2", "sentiment_dpo", "preferences", "ppo_sentiment"])
 def test_shipped_recipes_load_and_exist_once(name: str) -> None:
     shipped, shown = ROOT / f"src/tdpo/cli/recipes/{name}.yaml", ROOT / f"recipes/{name}.yaml"
     load_recipe(shown)
@@ -347,16 +359,18 @@ def test_the_two_sentiment_recipes_differ_in_the_loss_alone() -> None:
 def test_the_reference_is_up_to_date_and_complete() -> None:
     text = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
     assert text == recipe_markdown(), "run: tdpo recipe --markdown > docs/recipe.md"
-    for row in recipe_reference():
+    for row in [*recipe_reference(), *recipe_reference(PPORecipe)]:
         assert row.meaning and row.expected, row.key
         assert (f"## {row.key}" if row.is_section else f"`{row.key}`") in text
 
 
-def test_aliases_lead_to_keys() -> None:
-    known = {key for key, _ in fields()}
-    assert set(ALIASES.values()) <= known
-    assert not known & set(ALIASES), "a key of our own needs no alias"
-    assert all(nearest_key(alias) == key for alias, key in ALIASES.items())
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_aliases_lead_to_keys(schema: type[Section]) -> None:
+    known, aliases = {key for key, _ in fields(schema)}, ALIASES[schema]
+    assert set(aliases.values()) <= known
+    assert not known & set(aliases), "a key of our own needs no alias"
+    assert all(nearest_key(alias, schema) == key for alias, key in aliases.items())
+    assert not {key.rpartition(".")[2] for key in known} & set(aliases), "nor does a key named the same elsewhere"
 
 
 def test_transformers_knows_the_names_we_pass_on() -> None:

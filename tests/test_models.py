@@ -26,6 +26,7 @@ from tdpo.models import (
     load_causal_lm,
     load_tokenizer,
     merge_adapter,
+    merged_adapter,
     model_facts,
     policy_hidden,
     reference_at_start,
@@ -349,6 +350,175 @@ def test_merging_gives_the_same_model_without_peft(tiny_model: Models) -> None:
 def test_an_adapter_on_an_adapter_is_refused(tiny_model: Models) -> None:
     with pytest.raises(ValueError, match=r"has an adapter already.*tdpo merge"):
         add_lora(add_lora(tiny_model("llama"), LoraSettings(rank=2)), LoraSettings(rank=2))
+
+
+def adapted(model: Any, *targets: str, **more: Any) -> Any:
+    """`model` with a LoRA of sizeable random weights."""
+    from peft import get_peft_model
+
+    return spread(get_peft_model(model, lora(*targets, init_lora_weights=False, **more)).eval())
+
+
+def state(model: Any) -> dict[str, tuple[int, bool, torch.Tensor]]:
+    """Which object every parameter is, whether it is trained, and a copy of its value."""
+    return {n: (id(p), p.requires_grad, p.detach().clone()) for n, p in model.named_parameters(remove_duplicate=False)}
+
+
+def assert_untouched(model: Any, before: dict[str, tuple[int, bool, torch.Tensor]]) -> None:
+    after = state(model)
+    assert list(after) == list(before)
+    for name, (identity, trained, value) in before.items():
+        assert after[name][:2] == (identity, trained), name
+        assert torch.equal(after[name][2], value), name
+    assert not any(getattr(layer, "merged_adapters", []) for layer in model.modules())
+
+
+@pytest.mark.parametrize("family, dtype", [*((f, torch.float32) for f in FAMILIES), ("llama", torch.bfloat16)])
+@torch.no_grad()
+def test_while_merged_the_model_is_the_merged_one_and_afterwards_itself(
+    family: str, dtype: torch.dtype, tiny_model: Models
+) -> None:
+    model = adapted(tiny_model(family, dtype=dtype))
+    before, unmerged = state(model), select_logits(model, INPUTS, INDEX)
+    with merged_adapter(model) as merged:
+        assert merged
+        inside = select_logits(model, INPUTS, INDEX)
+        weights = {n.replace("base_layer.", ""): p.detach() for n, p in model.get_base_model().named_parameters()}
+    assert_untouched(model, before)
+    assert torch.equal(select_logits(model, INPUTS, INDEX), unmerged)
+    off = select_logits(tiny_model(family, dtype=dtype), INPUTS, INDEX)
+    assert (inside - off).abs().max() > 10 * (inside - unmerged).abs().max()
+    if dtype == torch.float32:
+        torch.testing.assert_close(inside, unmerged, rtol=1e-3, atol=1e-3)
+    plain = merge_adapter(model)  # by peft, in place
+    for name, theirs in plain.named_parameters():
+        # 2**-7: one step between neighbours of bfloat16.
+        torch.testing.assert_close(weights[name], theirs, rtol=1e-6 if dtype == torch.float32 else 2**-7, atol=1e-6)
+    size = float(inside.abs().max())
+    assert (select_logits(plain, INPUTS, INDEX) - inside).abs().max() <= (
+        1e-5 if dtype == torch.float32 else 0.1
+    ) * size
+
+
+def test_the_sum_is_rounded_once(tiny_model: Models) -> None:
+    model = adapted(tiny_model("llama", dtype=torch.bfloat16), "q_proj")
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    a, b = (side["default"].weight.double() for side in (layer.lora_A, layer.lora_B))
+    exact = layer.base_layer.weight.double() + b @ a * layer.scaling["default"]
+    with merged_adapter(model):
+        off = (layer.base_layer.weight.double() - exact).abs()
+    assert (off <= exact.abs() * 2**-8 * 1.001).all(), "half a unit in the last of bfloat16's places"
+
+
+def test_gradients_and_optimizers_survive_merging(tiny_model: Models) -> None:
+    model = adapted(tiny_model("llama"))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    select_logits(model, INPUTS, INDEX).sum().backward()
+    gradients = [p.grad.clone() for p in trained]
+    with merged_adapter(model):
+        select_logits(model, INPUTS, INDEX)
+    assert all(torch.equal(p.grad, g) for p, g in zip(trained, gradients, strict=True))
+    optimizer.step()
+    optimizer.zero_grad()
+    select_logits(model, INPUTS, INDEX).sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in trained)
+
+
+@pytest.mark.parametrize("where", ["inside", "half merged"])
+def test_weights_come_back_after_an_exception(where: str, tiny_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tdpo.models import adapters
+
+    model = adapted(tiny_model("llama", dtype=torch.bfloat16))
+    before = state(model)
+    if where == "half merged":
+        sums, merge_one = iter(range(5)), adapters._merged_weight
+        monkeypatch.setattr(adapters, "_merged_weight", lambda layer: (next(sums), merge_one(layer))[1])
+        with pytest.raises((StopIteration, RuntimeError)), merged_adapter(model):
+            pytest.fail("the sixth layer cannot be merged")
+    else:
+        with pytest.raises(KeyboardInterrupt), merged_adapter(model):
+            raise KeyboardInterrupt
+    assert_untouched(model, before)
+
+
+def test_a_model_without_an_active_adapter_passes_through(tiny_model: Models) -> None:
+    model = tiny_model("llama")
+    before = state(model)
+    with merged_adapter(model) as merged:
+        assert merged
+        assert_untouched(model, before)
+    model = adapted(model)
+    with model.disable_adapter(), merged_adapter(model) as merged:
+        assert merged
+        off = select_logits(model, INPUTS, INDEX)
+    torch.testing.assert_close(off, select_logits(tiny_model("llama"), INPUTS, INDEX), rtol=0, atol=0)
+
+
+def test_nested_merging_adds_once(tiny_model: Models) -> None:
+    model = adapted(tiny_model("llama"))
+    before = state(model)
+    with merged_adapter(model):
+        once = select_logits(model, INPUTS, INDEX)
+        with merged_adapter(model) as merged:
+            assert merged
+            assert torch.equal(select_logits(model, INPUTS, INDEX), once)
+        assert torch.equal(select_logits(model, INPUTS, INDEX), once)
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("targets", [("embed_tokens", "q_proj"), ("lm_head",), ("embed_tokens", "lm_head")])
+@torch.no_grad()
+def test_an_adapter_on_one_end_of_tied_weights_stays_there(targets: tuple[str, ...], tiny_model: Models) -> None:
+    model = adapted(tiny_model("qwen2"), *targets)  # whose head is its embedding
+    unmerged, before = select_logits(model, INPUTS, INDEX), state(model)
+    with merged_adapter(model) as merged:
+        assert merged
+        torch.testing.assert_close(select_logits(model, INPUTS, INDEX), unmerged, rtol=1e-4, atol=1e-4)
+    assert_untouched(model, before)
+
+
+@torch.no_grad()
+def test_several_active_adapters_are_all_added(tiny_model: Models) -> None:
+    model = adapted(tiny_model("llama"))
+    model.add_adapter("second", lora("q_proj", "v_proj", init_lora_weights=False))
+    model.base_model.set_adapter(["default", "second"])
+    unmerged, before = select_logits(model, INPUTS, INDEX), state(model)
+    with merged_adapter(model):
+        torch.testing.assert_close(select_logits(model, INPUTS, INDEX), unmerged, rtol=1e-4, atol=1e-4)
+    assert_untouched(model, before)
+    model.base_model.set_adapter("second")
+    assert not torch.allclose(select_logits(model, INPUTS, INDEX), unmerged, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["dora", "bias", "modules_to_save", "other method", "parameters", "scaled embedding"])
+@torch.no_grad()
+def test_what_cannot_be_merged_is_left_as_it_is(kind: str, tiny_model: Models) -> None:
+    from peft import IA3Config, get_peft_model
+
+    base = tiny_model("gpt2" if kind == "bias" else "llama")  # peft wants a bias that LoRA's can go to
+    if kind == "other method":
+        model = get_peft_model(base, IA3Config(task_type="CAUSAL_LM")).eval()
+    elif kind == "scaled embedding":
+        inner = base.get_input_embeddings()
+        scaled = type(
+            "Scaled", (torch.nn.Embedding,), {"forward": lambda self, ids: 3 * super(type(self), self).forward(ids)}
+        )
+        base.set_input_embeddings(scaled(*inner.weight.shape))
+        model = adapted(base, "embed_tokens", "q_proj")
+    else:
+        options: dict[str, dict[str, Any]] = {
+            "dora": {"use_dora": True},
+            "bias": {"lora_bias": True},
+            "modules_to_save": {"modules_to_save": ["lm_head"]},
+            "parameters": {"target_parameters": ["q_proj.weight"]},
+        }
+        model = adapted(base, *(["c_attn"] if kind == "bias" else ["v_proj"]), **options[kind])
+    before, unmerged = state(model), select_logits(model, INPUTS, INDEX)
+    with merged_adapter(model) as merged:
+        assert not merged
+        assert_untouched(model, before)
+        assert torch.equal(select_logits(model, INPUTS, INDEX), unmerged)
 
 
 def test_an_adapter_folder_loads_with_its_base(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -29,6 +30,7 @@ from tdpo.report.page import page_content
 from tdpo.report.results import evaluated_columns, summary_sentences
 from tdpo.report.samples import collect_samples
 from tdpo.report.tables import pairs_table, provenance_table, recipe_differences, results_table
+from tdpo.report.training_responses import training_responses
 
 PACKAGE = Path(tdpo.report.__file__).parents[1]
 
@@ -222,13 +224,19 @@ def test_no_junk_in_any_file_makes_the_report_fail(
 ) -> None:
     """Whatever stands where a number, a text or an object should be: a page comes out."""
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
-    runs = [make_run(tmp_path / "a", steps=3, prompts=2), make_run(tmp_path / "b", loss="dpo", steps=3, prompts=2)]
+    kind = data.draw(st.sampled_from(["tdpo2", "ppo"]))
+    runs = [make_run(tmp_path / kind, loss=kind, steps=8, prompts=2)]
+    runs.append(make_run(tmp_path / "b", loss="dpo", steps=3, prompts=2))
     for name in ("environment.json", "data.json", "status.json", "evaluation.json"):
+        if not (runs[0] / name).exists():
+            continue
         content = read_json(runs[0] / name)
         for path in data.draw(st.lists(st.sampled_from(paths_in(content)[1:]), max_size=5)):
             put(content, path, data.draw(JUNK))
         write_json(runs[0] / name, content)
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "completions.jsonl"):
+        if not (runs[0] / name).exists():
+            continue
         rows = [json.loads(line) for line in (runs[0] / name).read_text().splitlines()]
         row = data.draw(st.sampled_from(rows))
         row[data.draw(st.sampled_from(sorted(row)))] = data.draw(JUNK)
@@ -309,6 +317,101 @@ def test_lost_rows_stand_at_the_top(html: str) -> None:
     assert "Training data: skipped 3, truncated rows 2, truncated tokens 41, dropped long prompts 1." in visible_text(
         html
     )
+
+
+# ---- PPO beside preferences ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("three")
+    return [make_run(root / loss, loss=loss) for loss in ("tdpo2", "dpo", "ppo")]
+
+
+def test_ppo_stands_beside_preference_runs(three: list[Path], tmp_path: Path) -> None:
+    runs = load_runs(three)
+    assert [column.label for column in evaluated_columns(runs)] == ["Base", "TDPO2", "DPO", "PPO"]
+    rows = {row.title: [cell.text for cell in row.cells] for row in results_table(evaluated_columns(runs), runs).rows}
+    generations = [read_json(path / "evaluation.json")["generations"] for path in three]
+    trained = [numbers["trained"] for numbers in generations]
+    variances = [numbers["reward_variance"] for numbers in (generations[0]["base"], *trained)]
+    assert rows["Variance of the rewards"] == [show(value) for value in variances]
+    assert rows["Mean reward"][1:] == [show(numbers["reward_mean"]) for numbers in trained]
+    pairs = pairs_table(runs)
+    assert pairs is not None and pairs.heads == ["TDPO2", "DPO"]
+    content = page_content(runs)
+    glance = dict(content["at_a_glance"])
+    assert glance["Training pairs"] == "256" and glance["Responses scored"] == "1\u2009024"
+    text = visible_text(write_report(three, tmp_path / "out.html").read_text(encoding="utf-8"))
+    assert "not from pairs: there are none to show for PPO." in text
+    assert "Clip fraction The share of tokens" in text
+
+
+def test_what_a_ppo_run_lacks_by_nature_is_no_gap(three: list[Path], tmp_path: Path) -> None:
+    assert load_runs(three[2:])[0].notes == []
+    quiet = make_run(tmp_path / "quiet", loss="ppo", eval_every=0)
+    (quiet / "completions.jsonl").unlink()
+    [note] = load_runs([quiet])[0].notes
+    assert note.endswith("the curves show responses to training prompts only.")
+    text = visible_text(write_report([quiet], tmp_path / "out.html").read_text(encoding="utf-8"))
+    for misleading in ("No held-out pairs were evaluated", "data.json is missing", "chosen", "while training Some"):
+        assert misleading not in text.split("Glossary Forward KL")[0], misleading
+
+
+def test_facts_of_a_ppo_run(three: list[Path]) -> None:
+    facts = {row.title: row.cells[2].text for row in provenance_table(load_runs(three)).rows}
+    assert facts["Method"] == (
+        "PPO, reverse KL, sampled, taken off the reward, coefficient 0.05, adapted to hold 6.00 nats"
+    )
+    assert facts["Responses sampled"] == "16 iterations of 64, each learned from in 2 passes"
+    assert (facts["Batch"], facts["Learning rate"]) == ("32", "0.0003")
+    assert facts["Median throughput"].endswith("tokens per second learning, 310 sampling")
+    assert facts["Training data"] == MISSING
+
+
+def test_two_ppo_runs_are_told_apart_by_their_kl(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, loss="ppo", prompts=2) for name in ("one", "other")]
+    assert [run.label for run in load_runs(runs)] == ["one", "other"], "two runs alike are told apart by their folders"
+    changed(runs[1], "evaluation.json", "run", "kl", "direction", to="forward")
+    content = (runs[1] / "recipe.yaml").read_text().replace("direction: reverse", "direction: forward")
+    (runs[1] / "recipe.yaml").write_text(content)
+    assert [run.label for run in load_runs(runs)] == ["PPO, reverse KL", "PPO, forward KL"]
+    dpo = make_run(tmp_path / "dpo", loss="dpo", prompts=2)
+    assert [run.label for run in load_runs([dpo, *runs])] == ["DPO", "PPO, reverse KL", "PPO, forward KL"]
+
+
+def test_curves_of_ppo_share_figures_only_where_they_mean_the_same(three: list[Path]) -> None:
+    figures = {figure.id: figure for group in curve_groups(load_runs(three)) for figure in group.figures}
+    assert figures["curve-loss"].heads == ["Update", "TDPO2", "TDPO2, held-out", "DPO", "DPO, held-out"]
+    reverse = [head for head in figures["curve-reverse_kl"].heads if head.startswith("PPO")]
+    assert reverse == ["PPO, own responses", "PPO, target", "PPO, own responses, held-out"]
+    assert not any("target" in head for head in figures["curve-forward_kl"].heads)
+    assert figures["curve-reward_mean"].heads[1:] == ["PPO", "PPO, less penalties", "PPO, held-out"]
+    estimates = figures["curve-kl_estimates"]
+    assert [trace["line"]["dash"] for trace in estimates.data[:3]] == ["solid", "dot", "dash"]
+
+
+def test_responses_from_training_are_shown_escaped(three: list[Path], tmp_path: Path) -> None:
+    run = load_runs(three[2:])[0]
+    table = training_responses(run)
+    assert table is not None
+    titles = [(row.title, row.unit) for row in table.rows]
+    assert list(dict.fromkeys(titles)) == [
+        ("Iteration 0", "after 0 updates"), ("Iteration 8", "after 32 updates"), ("Iteration 15", "after 60 updates"),
+    ]  # fmt: skip
+    assert table.rows[0].cells[0].text == run.completions[0]["prompt"][0]["content"]
+    assert training_responses(load_runs(three)[0]) is None
+    odd = make_run(tmp_path / "odd", loss="ppo", steps=8, prompts=2)
+    junk: dict[str, Any] = {"prompt": [], "text": "<script>\ud800</script>", "reward": math.nan, "finished": False}
+    write_lines(odd / "completions.jsonl", [{"iteration": 0, **junk}, {"iteration": "x"}, {"text": 3}])
+    html = write_report([odd], tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;?&lt;/script&gt; <small>cut off</small>" in html
+
+
+def test_summary_of_a_ppo_run_without_an_evaluation_says_its_reward(three: list[Path]) -> None:
+    run = replace(load_runs(three[2:])[0], evaluation={})
+    assert run.label == "PPO"
+    assert summary_sentences([run])[0].startswith("PPO took its mean training reward from 0.")
 
 
 # ---- figures -------------------------------------------------------------------------------------------------

@@ -400,6 +400,8 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_lines(run / "samples.jsonl", samples)
         metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         write_lines(run / "metrics.jsonl", [{**line, ATTACK: float("nan")} for line in metrics])
+        said = {"prompt": [{"role": "user", "content": ATTACK}], "text": ATTACK, "reward": ATTACK}
+        write_lines(run / "completions.jsonl", [{"iteration": i, "step": i, **said} for i in range(3)])
     return write_report(runs, root / "report.html")
 
 
@@ -447,6 +449,7 @@ def test_attacks_are_text_even_without_the_policy(browser: Any, attacked: Path, 
         assert visit.get("document.scripts.length") == 4
         assert ATTACKS[0] in visit.page.locator(".response p").first.inner_text()
         assert ATTACKS[0] in visit.page.inner_text("#provenance")
+        assert ATTACKS[0] in visit.page.inner_text(".said >> nth=0")
         hover = visit.get("document.querySelector('#curve-loss .hoverlayer').textContent")
         assert RUN_NAMES[0] in hover
         assert "<b onclick=window.__pwned=1>% {y}" in hover  # Plotly's own markup stays text too

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tdpo.config import Recipe, RecipeError, load_recipe
+from tdpo.config import PPORecipe, Recipe, RecipeError, load_recipe
 from tdpo.runs import (
     RunDirectory,
     RunError,
@@ -31,7 +31,9 @@ from tdpo.runs import (
 
 
 def recipe_for(path: Path, *overrides: str) -> Recipe:
-    return load_recipe({"run_dir": str(path), "data": {"train": "pairs.jsonl"}}, overrides)
+    loaded = load_recipe({"run_dir": str(path), "data": {"train": "pairs.jsonl"}}, overrides)
+    assert isinstance(loaded, Recipe)
+    return loaded
 
 
 @pytest.fixture
@@ -39,6 +41,12 @@ def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "run")
     run.create(recipe_for(run.path))
     return run
+
+
+def ppo_recipe_for(path: Path, *overrides: str) -> PPORecipe:
+    loaded = load_recipe({"run_dir": str(path), "ppo": {}, "environment": {"name": "sentiment"}}, overrides)
+    assert isinstance(loaded, PPORecipe)
+    return loaded
 
 
 def checkpoint(run: RunDirectory, step: int, *, complete: bool = True) -> Path:
@@ -274,6 +282,22 @@ def test_a_finished_model_is_found_and_a_missing_one_explained(run: RunDirectory
     assert run.model_path == run.path / "model"
 
 
+def test_a_ppo_run_knows_its_length_its_command_and_its_files(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create(ppo_recipe_for(run.path))
+    assert run.status()["max_steps"] == 64 and run.recipe() == ppo_recipe_for(run.path)
+    with pytest.raises(RunError, match=r"`tdpo ppo .*run --resume`"):
+        _ = run.model_path
+    append_jsonl(run.path / "completions.jsonl", {"step": 1})
+    run.create(ppo_recipe_for(run.path), overwrite=True)
+    assert not (run.path / "completions.jsonl").exists()
+
+
+def test_the_command_of_a_run_with_a_damaged_recipe_is_not_asked_for(run: RunDirectory) -> None:
+    (run.path / "recipe.yaml").write_text("run_dir: [", encoding="utf-8")
+    assert run.command() == "tdpo train"
+
+
 # Files
 
 
@@ -358,6 +382,41 @@ def test_keys_that_change_the_trajectory_are_refused_by_name(tmp_path: Path, ove
         check_resumable(recipe_for(tmp_path), recipe_for(tmp_path, override))
     with pytest.raises(ValueError, match=rf"{key}.*: the run has"):
         check_resumable(recipe_for(tmp_path, override), recipe_for(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["ppo.micro_batch_size=4", "ppo.gradient_checkpointing=true", "ppo.eval_every=2", "ppo.save_every=3",
+     "ppo.save_total_limit=5", "ppo.report_to=[tensorboard]", "ppo.num_threads=1", "rollouts.batch_size=8",
+     "rollouts.show_every=null", "evaluation.seed=9", "run_dir=elsewhere"],
+)  # fmt: skip
+def test_keys_that_leave_a_ppo_trajectory_alone_may_differ(tmp_path: Path, override: str) -> None:
+    changed = check_resumable(ppo_recipe_for(tmp_path), ppo_recipe_for(tmp_path, override))
+    assert set(changed) == {override.partition("=")[0]}
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["kl.coefficient=0.2", "kl.target=3", "seed=1", "rollouts.completions=32", "rollouts.max_new_tokens=3",
+     "rollouts.merge_adapter=false", "ppo.epochs=3", "ppo.minibatch_size=64", "ppo.learning_rate=1", "ppo.gamma=0.9",
+     "environment.name=other", "model.lora.rank=8", "ppo.iterations=20"],
+)  # fmt: skip
+def test_keys_that_change_a_ppo_trajectory_are_refused_by_name(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ValueError, match=rf"{override.partition('=')[0]}: the run has .*"):
+        check_resumable(ppo_recipe_for(tmp_path), ppo_recipe_for(tmp_path, override))
+
+
+def test_a_recipe_of_the_other_kind_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the run is one of PPO \(`tdpo ppo`\), the recipe is one on preferences"):
+        check_resumable(ppo_recipe_for(tmp_path), recipe_for(tmp_path))
+    with pytest.raises(ValueError, match=r"the run is one on preferences \(`tdpo train`\), the recipe is one of PPO"):
+        check_resumable(recipe_for(tmp_path), ppo_recipe_for(tmp_path))
+
+
+def test_a_ppo_run_of_constant_learning_rate_may_be_lengthened(tmp_path: Path) -> None:
+    constant = "ppo.scheduler=constant"
+    stored, given = (ppo_recipe_for(tmp_path, constant, f"ppo.iterations={n}") for n in (5, 9))
+    assert check_resumable(stored, given) == {"ppo.iterations": [5, 9]}
 
 
 def test_a_run_of_constant_learning_rate_may_be_lengthened(tmp_path: Path) -> None:

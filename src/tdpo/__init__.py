@@ -19,12 +19,14 @@ if TYPE_CHECKING:
         summarize_reference,
         token_stats,
     )
-    from .training import TDPOConfig, TDPOTrainer
+    from .training import PPOConfig, PPOTrainer, TDPOConfig, TDPOTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Head",
+    "PPOConfig",
+    "PPOTrainer",
     "PairScores",
     "PreferenceLoss",
     "ReferenceSummary",
@@ -56,7 +58,7 @@ _LAZY = {
         ],
         "tdpo.token_statistics",
     ),
-    **dict.fromkeys(["TDPOConfig", "TDPOTrainer"], "tdpo.training"),
+    **dict.fromkeys(["PPOConfig", "PPOTrainer", "TDPOConfig", "TDPOTrainer"], "tdpo.training"),
 }
 
 

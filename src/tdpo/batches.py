@@ -282,15 +282,16 @@ class PairBatch:
 
 
 def padded_batch(pairs: Sequence[TokenizedPair], pad_token_id: int) -> PairBatch:
-    """One row a response, chosen rows first, padded on the right to the longest: `[2P, T]`."""
-    rows = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
-    width = max(len(prompt) + len(response) for prompt, response in rows)
+    """One row a response, chosen rows first, padded on the right to the longest: `[2P, T]`, less those without one."""
+    responses = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
+    rows = [(s, *responses[s]) for s in range(len(responses)) if responses[s][1]] or [(0, *responses[0])]
+    width = max(len(prompt) + len(response) for _, prompt, response in rows)
     input_ids = torch.full((len(rows), width), pad_token_id)
     attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
     index: list[int] = []
     targets: list[int] = []
     sequence: list[int] = []
-    for r, (prompt, response) in enumerate(rows):
+    for r, (number, prompt, response) in enumerate(rows):
         ids = prompt + response
         input_ids[r, : len(ids)] = torch.tensor(ids)
         attention_mask[r, : len(ids)] = 1
@@ -298,7 +299,7 @@ def padded_batch(pairs: Sequence[TokenizedPair], pad_token_id: int) -> PairBatch
         first = max(len(prompt), 1)
         index.extend(r * width + t - 1 for t in range(first, len(ids)))
         targets.extend(ids[first:])
-        sequence.extend([r] * (len(ids) - first))
+        sequence.extend([number] * (len(ids) - first))
     return PairBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,

@@ -1,8 +1,9 @@
 """What `tdpo demo` tells the reader."""
 
 INTRODUCTION = """\
-This demo teaches a small language model to answer more cheerfully, twice from the same examples: once with TDPO2,
-once with DPO. The model is SmolLM2 with 135 million parameters; everything runs on this machine.
+This demo teaches a small language model to answer more cheerfully, three times: with TDPO2 and with DPO from the same
+examples, and with PPO from a reward alone. The model is SmolLM2 with 135 million parameters; everything runs on this
+machine.
 
 The question is not only which method gets the higher reward, but what each pays for it: how far the trained model
 moves away from the one it started as, and whether it still says many different things. Two distances tell that apart.
@@ -22,7 +23,7 @@ the README are those of bfloat16; these will differ a little."""
 
 PAIRS = """\
 The model answers each training prompt several times. A sentiment score (VADER, from -1 to +1) ranks
-the answers; the best is paired with the worst. These pairs, the model's own words, are all the training sees."""
+the answers; the best is paired with the worst. These pairs, the model's own words, are all that TDPO2 and DPO see."""
 
 HELD_OUT_PAIRS = """\
 The same for prompts that are never trained on: does the model learn to rank, or to remember?"""
@@ -34,19 +35,28 @@ also compares the two answers' forward KLs, so that the rejected answer's side d
 is trained. Watch accuracy rise above 0.5 and the chosen KL stay small.""",
     "DPO": """\
 The same pairs, the same number of updates, without the KL in the loss. Watch how the chosen KL grows.""",
+    "PPO": """\
+No pairs: the model answers training prompts, the score of each answer is its reward, and updates make the better
+answers likelier; then it answers anew. A critic that is trained alongside says what was to be expected, and clipping
+keeps one round of answers from moving the model far. The reverse KL is a penalty: each nat by which an answer leaves
+the reference is taken off its reward, times a coefficient that rises while the KL is above its target and falls below
+it. The budgets are not the same: PPO scores {PPO} answers, each from the model as it is by then; TDPO2 and DPO share
+the ranks of {TDPO2} answers of the untrained model. Watch the reward rise, and the KL settle at its target.""",
 }
 
 EVALUATION = """\
 Base and trained model answer the held-out prompts with the same random numbers. Rewards say whether training
-worked; both KLs and the share of distinct word pairs (distinct-2) say at what price."""
+worked; both KLs and the share of distinct word pairs (distinct-2) say at what price. The base model answers once, for
+all three to be compared with."""
 
 READING = """
 How to read it: a higher mean reward is what training was for. A smaller KL at the same reward is a better bargain.
-A falling standard deviation or distinct-2 means the answers become more alike. Two points do not make a ranking: the
-strength beta moves each method along a curve of its own, and one short run has noise, which the intervals show."""
+A falling variance or distinct-2 means the answers become more alike. Three points do not make a ranking: the strength
+(beta, for PPO the KL's target) moves each method along a curve of its own, PPO had another budget, and one short run
+has noise. The intervals show that of the held-out prompts; another seed of training would add its own."""
 
 NEXT = """\
 Next: tdpo generate {folder}/tdpo2 --prompt "How was your day?" --base
       tdpo recipe --example preferences > recipe.yaml   (your own data)"""
 
-TOO_SHORT = "\nThis was --quick: two updates and eight tokens a response, too little for the numbers to mean anything."
+TOO_SHORT = "\nThis was --quick: a few updates and eight tokens a response, too little for the numbers to mean much."

@@ -29,7 +29,8 @@ INPUT_ERRORS = (
 
 
 LESS_MEMORY = (
-    "less is needed with training.micro_batch_size=1, training.gradient_checkpointing=true, a smaller max_length"
+    "less is needed with training.micro_batch_size=1, training.gradient_checkpointing=true, a smaller max_length; "
+    "for PPO with ppo.micro_batch_size=1, ppo.gradient_checkpointing=true, a smaller rollouts.batch_size"
 )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ._errors import CommandError
+
 if TYPE_CHECKING:
-    from ..config import Recipe
+    from ..config import AnyRecipe, PPORecipe, Recipe
 
 RecipeArgument = Annotated[
     Path,
@@ -27,16 +29,46 @@ Overrides = Annotated[
     ),
 ]
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run directory that `tdpo train` wrote.", show_default=False)
+    Path, typer.Argument(metavar="RUN", help="Run directory that `tdpo train` or `tdpo ppo` wrote.", show_default=False)
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Help")]
 
 
-def read_recipe(path: Path, overrides: list[str] | None) -> Recipe:
-    """The recipe that a command was given. Raises `RecipeError`."""
+# What a command on preferences says of a PPO recipe.
+PPO_INSTEAD = {
+    "train": "`tdpo ppo {path}` trains with it",
+    "pairs": "training with it makes its own responses: `tdpo ppo {path}`. For pairs and `tdpo train`, start from "
+    "`tdpo recipe --example sentiment_tdpo2`",
+}
+
+
+def read_preferences_recipe(path: Path, overrides: list[str] | None, *, command: Literal["train", "pairs"]) -> Recipe:
+    """The recipe that `command` was given. Raises `RecipeError`, and `CommandError` for one of PPO."""
+    from ..config import PPORecipe
+
+    recipe = _read(path, overrides, f"tdpo {command} recipe.yaml loss.beta=0.2")
+    if isinstance(recipe, PPORecipe):
+        raise CommandError(f"{path} is a PPO recipe (it has a section ppo); {PPO_INSTEAD[command].format(path=path)}")
+    return recipe
+
+
+def read_ppo_recipe(path: Path, overrides: list[str] | None) -> PPORecipe:
+    """The recipe that `tdpo ppo` was given. Raises `RecipeError`, and `CommandError` for one on preferences."""
+    from ..config import PPORecipe
+
+    recipe = _read(path, overrides, "tdpo ppo recipe.yaml kl.coefficient=0.1")
+    if not isinstance(recipe, PPORecipe):
+        raise CommandError(
+            f"{path} is a recipe for preferences (it has no section ppo); `tdpo train {path}` trains with it. "
+            "`tdpo recipe --example ppo_sentiment` prints a PPO recipe to start from"
+        )
+    return recipe
+
+
+def _read(path: Path, overrides: list[str] | None, example: str) -> AnyRecipe:
     from ..config import RecipeError, RecipeProblem, load_recipe
 
     if "=" in str(path) and not path.exists():
-        reason = "is an override; the recipe file comes first: tdpo train recipe.yaml loss.beta=0.2"
+        reason = f"is an override; the recipe file comes first: {example}"
         raise RecipeError([RecipeProblem("", reason, repr(str(path)))])
     return load_recipe(path, overrides or ())

@@ -8,13 +8,15 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import _ppo_checks
 from ._console import quiet_libraries
 from ._errors import explain, is_ours
 from ._machine_checks import Check
+from ._model_checks import model_checks
 
 if TYPE_CHECKING:
     from ..batches import TokenizedPairs
-    from ..config import Recipe
+    from ..config import AnyRecipe, Recipe
 
 # Module that a value of training.report_to or training.optimizer needs.
 NEEDED_MODULES = {
@@ -31,27 +33,31 @@ NEEDED_MODULES = {
 
 
 def recipe_checks(path: Path, overrides: Sequence[str]) -> Iterator[Check]:
-    """The recipe; then, each on its own, its run directory, packages, environment, model and data."""
-    from ..config import RecipeError, load_recipe
+    """The recipe; then, each on its own, its run directory and packages, and what it trains on and with."""
+    from ..config import PPORecipe, RecipeError, load_recipe
 
     try:
         recipe = load_recipe(path, overrides)
     except RecipeError as error:
         yield Check("recipe", "problem", str(error))
         return
-    yield Check("recipe", "ok", f"{path}: {recipe.loss.name} on {recipe.model.name}, rows of {recipe.data.train}")
+    yield Check("recipe", "ok", f"{path}: {_in_words(recipe)}")
     quiet_libraries()
-    for name, check in (
-        ("run_dir", _run_dir),
-        ("packages", _packages),
-        ("environment", _environment),
-        ("model", _model),
-        ("data", _data),
-    ):
+    for name, check in {**BOTH, **(PPO if isinstance(recipe, PPORecipe) else PREFERENCES)}.items():
         yield from _tried(name, check, recipe)
 
 
-def _tried(name: str, check: Callable[[Recipe], Iterator[Check]], recipe: Recipe) -> Iterator[Check]:
+def _in_words(recipe: AnyRecipe) -> str:
+    from ..config import Recipe
+
+    if isinstance(recipe, Recipe):
+        return f"{recipe.loss.name} on {recipe.model.name}, rows of {recipe.data.train}"
+    kl, model = recipe.kl, recipe.model.name
+    source = f"prompts of {recipe.prompts.train}" if recipe.prompts else "prompts of an environment"
+    return f"PPO on {model}, {source}, {kl.form} {kl.direction} KL in the {kl.place}"
+
+
+def _tried(name: str, check: Callable[[Any], Iterator[Check]], recipe: AnyRecipe) -> Iterator[Check]:
     """The findings of `check`; an error in it is a finding too."""
     try:
         yield from check(recipe)
@@ -60,7 +66,7 @@ def _tried(name: str, check: Callable[[Recipe], Iterator[Check]], recipe: Recipe
         yield Check(name, "problem", text if is_ours(error) else f"{text} (unexpected)")
 
 
-def _run_dir(recipe: Recipe) -> Iterator[Check]:
+def _run_dir(recipe: AnyRecipe) -> Iterator[Check]:
     from ..runs import RunDirectory
 
     run = RunDirectory(recipe.run_dir)
@@ -71,8 +77,11 @@ def _run_dir(recipe: Recipe) -> Iterator[Check]:
         yield Check("run_dir", "note" if run.is_run() else "problem", reason)
 
 
-def _packages(recipe: Recipe) -> Iterator[Check]:
-    for value in (recipe.training.optimizer, *recipe.training.report_to):
+def _packages(recipe: AnyRecipe) -> Iterator[Check]:
+    from ..config import Recipe
+
+    used = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
+    for value in (used.optimizer, *used.report_to):
         module = NEEDED_MODULES.get(value)
         if module and find_spec(module) is None:
             yield Check("packages", "problem", f"{value} needs {module}; pip install {module}")
@@ -93,36 +102,8 @@ def _environment(recipe: Recipe) -> Iterator[Check]:
 
 
 def _model(recipe: Recipe) -> Iterator[Check]:
-    for key, name in (("model.name", recipe.model.name), ("model.reference", recipe.model.reference)):
-        if name is not None:
-            yield Check(key, "ok", _described(name, recipe.model.trust_remote_code))
-    from ..models import has_no_units_for
-
-    if has_no_units_for(recipe.model.dtype):
-        slow = f"this CPU has no units for {recipe.model.dtype}: float32 would be several times as fast"
-        yield Check("model.dtype", "note", slow)
-
-
-def _described(name: str, trust_remote_code: bool) -> str:
-    """Architecture and size from the configuration alone; no weights are read."""
-    from transformers import AutoConfig
-
-    from ..models import check_folder, is_adapter_folder
-    from ..models.loading import adapter_base
-
-    folder = check_folder(name)
-    if is_adapter_folder(folder):
-        return f"{name}: an adapter of {_described(adapter_base(folder), trust_remote_code)}"
-    try:
-        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"{name} cannot be reached: {reason}") from None
-    text = config.get_text_config()
-    return (
-        f"{name}: {config.model_type}, {text.num_hidden_layers} layers, hidden size {text.hidden_size}, "
-        f"vocabulary {text.vocab_size}"
-    )
+    names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
+    yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
 
 
 def _data(recipe: Recipe) -> Iterator[Check]:
@@ -163,3 +144,13 @@ def _updates(recipe: Recipe, pairs: int) -> Iterator[Check]:
     yield Check("length", "ok", f"about {steps} updates of {training.batch_size} pairs")
     if pairs < training.batch_size:
         yield Check("length", "note", f"{pairs} pairs are fewer than training.batch_size {training.batch_size}")
+
+
+BOTH: dict[str, Callable[[Any], Iterator[Check]]] = {"run_dir": _run_dir, "packages": _packages}
+PREFERENCES: dict[str, Callable[[Any], Iterator[Check]]] = {"environment": _environment, "model": _model, "data": _data}
+PPO: dict[str, Callable[[Any], Iterator[Check]]] = {
+    "environment": _ppo_checks.environment,
+    "prompts": _ppo_checks.prompts,
+    "rewards": _ppo_checks.rewards,
+    "model": _ppo_checks.models,
+}

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Evaluation = Mapping[str, Any]
-# Row label, key in "generations", digits. Short enough for three models on 80 columns.
+# Row label, key in "generations", digits. 20 characters at most: with four models that makes 80 columns.
 GENERATION_ROWS = (
     ("reward, mean", "reward_mean", 3),
-    ("reward, std. deviation", "reward_std", 3),
-    ("KL(reference‖policy), nats", "forward_kl", 2),
-    ("KL(policy‖reference), nats", "reverse_kl", 2),
+    ("reward, variance", "reward_variance", 3),
+    ("reward, std. dev.", "reward_std", 3),
+    ("KL(ref‖policy), nats", "forward_kl", 2),
+    ("KL(policy‖ref), nats", "reverse_kl", 2),
     ("distinct-1", "distinct_1", 3),
     ("distinct-2", "distinct_2", 3),
     ("length, tokens", "length_mean", 1),
@@ -25,8 +26,8 @@ GENERATION_ROWS = (
 PAIR_ROWS = (
     ("pairs: accuracy", "accuracy", 3),
     ("pairs: margin", "margin", 3),
-    ("pairs: chosen KL, nats", "chosen_forward_kl", 2),
-    ("pairs: rejected KL, nats", "rejected_forward_kl", 2),
+    ("pairs: chosen KL", "chosen_forward_kl", 2),
+    ("pairs: rejected KL", "rejected_forward_kl", 2),
 )
 INTERVAL = "  95 % interval"
 WITH_INTERVAL = ("reward_mean", "forward_kl", "reverse_kl", "accuracy", "chosen_forward_kl")
@@ -39,13 +40,21 @@ def comparison_table(
 
     `extra` adds rows: {row label: {column label: text}}.
     """
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=_title(evaluations), title_justify="left")
-    table.add_column("")
+    table = Table(
+        title=_title(evaluations),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("", no_wrap=True)
     base = _base(evaluations)
     for label in [*(["base"] if base else []), *evaluations]:
-        table.add_column(label, justify="right")
+        table.add_column(label, justify="right", overflow="fold")
     blank = [""] if base else []
     generations = [*([base] if base else []), *(_generations(e, "trained") for e in evaluations.values())]
     for label, key, digits in GENERATION_ROWS:
@@ -98,7 +107,7 @@ def _generations(evaluation: Evaluation, which: str) -> Mapping[str, Any]:
 
 
 def _interval(interval: Sequence[float] | None, digits: int) -> str:
-    return "" if interval is None else f"{number(interval[0], digits)} … {number(interval[1], digits)}"
+    return "" if interval is None else f"{number(interval[0], digits)}…{number(interval[1], digits)}"
 
 
 def _add(table: Table, label: str, cells: list[str]) -> None:

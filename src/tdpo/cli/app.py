@@ -15,6 +15,7 @@ from .evaluate import evaluate
 from .generate import generate
 from .merge import merge
 from .pairs import pairs
+from .ppo import ppo
 from .recipe import recipe
 from .report import report
 from .train import train
@@ -66,12 +67,17 @@ def tdpo(
         tdpo train recipe.yaml
         tdpo evaluate runs/my-run
         tdpo report runs/my-run
+
+    With prompts and a reward instead of preferences, [bold]tdpo ppo[/bold] trains:
+
+        tdpo recipe --example ppo_sentiment > recipe.yaml
+        tdpo ppo recipe.yaml
     """
 
 
 _PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Start": (demo, doctor, recipe),
-    "Train": (pairs, train, merge),
+    "Train": (pairs, train, ppo, merge),
     "Judge": (generate, evaluate, report),
 }
 for _panel, _commands in _PANELS.items():

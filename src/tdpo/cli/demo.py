@@ -11,26 +11,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import _demo_text as text
-from ._console import duration, out, write
+from ._console import duration, out, progress_in_stages, quiet_libraries, write
 from ._errors import CommandError
 from ._options import Debug
 
 if TYPE_CHECKING:
-    from ..config import Recipe
+    from ..config import AnyRecipe, Recipe
+    from ..runs import RunDirectory
 
 RECORD = "demo.json"
-METHODS = {"TDPO2": "sentiment_tdpo2", "DPO": "sentiment_dpo"}
+ON_PAIRS = {"TDPO2": "sentiment_tdpo2", "DPO": "sentiment_dpo"}
+ON_REWARDS = {"PPO": "ppo_sentiment"}
 # A look at every stage in about a minute; the numbers mean nothing.
-QUICK = (
+QUICK = ("evaluation.samples_per_prompt=1", "evaluation.max_new_tokens=8")
+QUICK_ON_PAIRS = (
     "sampling.samples_per_prompt=2",
     "sampling.pairs_per_prompt=1",
     "sampling.max_new_tokens=8",
     "training.epochs=null",
     "training.max_steps=2",
     "training.batch_size=4",
-    "evaluation.samples_per_prompt=1",
-    "evaluation.max_new_tokens=8",
 )
+QUICK_ON_REWARDS = (
+    "ppo.iterations=2",
+    "rollouts.completions=8",
+    "ppo.minibatch_size=8",
+    "rollouts.max_new_tokens=8",
+)
+TRAINED = {"loss", "training", "kl", "rollouts", "ppo", "model", "seed"}  # the sections that training reads
 
 
 def demo(
@@ -50,9 +58,9 @@ def demo(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Show everything on the bundled model: pairs, training with TDPO2 and DPO, evaluation, report.
+    """Show everything on the bundled model: pairs, training with TDPO2, DPO and PPO, evaluation, report.
 
-    Needs no download and no GPU; the whole takes about nine minutes on two cores.
+    Needs no download and no GPU; the whole takes about a quarter of an hour on two cores.
     Interrupted, the same command continues.
 
     [bold]Examples[/bold]
@@ -66,7 +74,7 @@ def demo(
         raise CommandError(f"--out {folder} is a file; name a folder, new or of an earlier demo")
     write(text.INTRODUCTION)
     try:
-        Demo(folder, QUICK if quick else ()).run()
+        Demo(folder, quick).run()
         if quick:
             write(text.TOO_SHORT)
     except KeyboardInterrupt:
@@ -79,42 +87,64 @@ class Demo:
     """The stages, and a record of those that are finished (demo.json), which a rerun skips."""
 
     folder: Path
-    overrides: tuple[str, ...] = ()
+    quick: bool = False
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> None:
         self._read_record()
-        recipes = self._recipes()
-        first = next(iter(recipes.values()))
+        common = self._overrides()
+        on_pairs = self._recipes_on_pairs(common)
+        recipes: dict[str, AnyRecipe] = {**on_pairs, **self._recipes_on_rewards(common)}
+        first = next(iter(on_pairs.values()))
+        budgets = self._responses_scored(first, recipes)
         self._sample(first)
         for label, recipe in recipes.items():
-            self._train(label, recipe)
+            self._train(label, recipe, text.TRAINING[label].format(**budgets))
         for label, recipe in recipes.items():
-            self._evaluate(label, recipe)
+            self._evaluate(label, recipe, first)
         report = self._report(recipes)
-        self._summarise(recipes, report)
+        self._summarise(recipes, budgets, report)
 
-    def _recipes(self) -> dict[str, Recipe]:
-        """Both recipes, with the same pairs and the same budget."""
+    def _overrides(self) -> list[str]:
+        """What holds for every recipe."""
         from ..models import has_no_units_for
+
+        overrides = [*(QUICK if self.quick else ())]
+        if has_no_units_for("bfloat16"):
+            overrides.append("model.dtype=float32")
+            write(text.NO_BF16)
+        return overrides
+
+    def _recipes_on_pairs(self, common: list[str]) -> dict[str, Recipe]:
+        """With the same pairs and the same number of updates."""
         from .recipe import load_example
 
-        precision: tuple[str, ...] = ()
-        if has_no_units_for("bfloat16"):
-            precision = ("model.dtype=float32",)
-            write(text.NO_BF16)
+        pairs = [f"data.train={self.folder / 'pairs.jsonl'}", f"data.eval={self.folder / 'pairs_held_out.jsonl'}"]
+        quick = QUICK_ON_PAIRS if self.quick else ()
         return {
-            label: load_example(
-                name,
-                [
-                    f"run_dir={self.folder / label.lower()}",
-                    f"data.train={self.folder / 'pairs.jsonl'}",
-                    f"data.eval={self.folder / 'pairs_held_out.jsonl'}",
-                    *precision,
-                    *self.overrides,
-                ],
-            )
-            for label, name in METHODS.items()
+            label: load_example(name, [f"run_dir={self.folder / label.lower()}", *pairs, *quick, *common])
+            for label, name in ON_PAIRS.items()
+        }
+
+    def _recipes_on_rewards(self, common: list[str]) -> dict[str, AnyRecipe]:
+        from .recipe import load_ppo_example
+
+        quick = QUICK_ON_REWARDS if self.quick else ()
+        return {
+            label: load_ppo_example(name, [f"run_dir={self.folder / label.lower()}", *quick, *common])
+            for label, name in ON_REWARDS.items()
+        }
+
+    def _responses_scored(self, first: Recipe, recipes: Mapping[str, AnyRecipe]) -> dict[str, int]:
+        """How many responses each method learns from the rewards of: the budget in which they can be compared."""
+        from ..config import PPORecipe
+        from ..environments import load_environment
+
+        assert first.environment is not None
+        sampled = len(load_environment(first.environment.name).train) * first.sampling.samples_per_prompt
+        return {
+            label: r.ppo.iterations * r.rollouts.completions if isinstance(r, PPORecipe) else sampled
+            for label, r in recipes.items()
         }
 
     def _sample(self, recipe: Recipe) -> None:
@@ -131,49 +161,51 @@ class Demo:
             lambda: sample_to(recipe, held_out, "held_out", overwrite=True),
         )
 
-    def _train(self, label: str, recipe: Recipe) -> None:
+    def _train(self, label: str, recipe: AnyRecipe, why: str) -> None:
         from ..runs import RunDirectory
-        from .train import train_recipe
 
         run = RunDirectory(recipe.run_dir)
-        settings = recipe.model_dump(include={"loss", "training", "model", "seed"})
         self._stage(
             f"training {label}",
-            text.TRAINING[label],
-            settings,
+            why,
+            recipe.model_dump(include=TRAINED),
             [run.path / "model"],
-            lambda: train_recipe(recipe, resume=run.is_run()),
+            lambda: _train(recipe, resume=run.is_run()),
         )
 
-    def _evaluate(self, label: str, recipe: Recipe) -> None:
+    def _evaluate(self, label: str, recipe: AnyRecipe, first: Recipe) -> None:
         from ..runs import RunDirectory
-        from .evaluate import evaluate_in
 
         run = RunDirectory(recipe.run_dir)
+        # The base model says the same to all of them: what it said for the first is taken over by the others.
+        base_from = None if recipe is first else RunDirectory(first.run_dir)
         self._stage(
             f"evaluating {label}",
-            text.EVALUATION if label == "TDPO2" else "",
+            text.EVALUATION if recipe is first else "",
             recipe.evaluation.model_dump(),
             [run.path / "evaluation.json"],
-            lambda: evaluate_in(run, recipe),
+            lambda: _evaluate(run, recipe, base_from),
         )
 
-    def _report(self, recipes: Mapping[str, Recipe]) -> Path:
+    def _report(self, recipes: Mapping[str, AnyRecipe]) -> Path:
+        """Written anew each time: it takes a second, and the folder may hold more than it did."""
         from ..report import write_report
 
-        path = self.folder / "report.html"
-        runs = [Path(recipe.run_dir) for recipe in recipes.values()]
-        self._stage("report", "", {}, [path], lambda: write_report(runs, path))
-        return path
+        write("\nReport", style="bold")
+        return write_report([Path(recipe.run_dir) for recipe in recipes.values()], self.folder / "report.html")
 
-    def _summarise(self, recipes: Mapping[str, Recipe], report: Path) -> None:
+    def _summarise(self, recipes: Mapping[str, AnyRecipe], budgets: Mapping[str, int], report: Path) -> None:
         from ..runs import read_json
         from ._tables import comparison_table, notes
 
         evaluations = {label: read_json(Path(r.run_dir) / "evaluation.json") for label, r in recipes.items()}
-        seconds = {label: f"{self.stages[f'training {label}']['seconds']:.0f}" for label in recipes}
+        extra = {
+            "responses scored": {label: str(count) for label, count in budgets.items()},
+            "updates": {label: str(read_json(Path(r.run_dir) / "status.json")["step"]) for label, r in recipes.items()},
+            "training, seconds": {label: f"{self.stages[f'training {label}']['seconds']:.0f}" for label in recipes},
+        }
         write("")
-        out().print(comparison_table(evaluations, extra={"training, seconds": seconds}))
+        out().print(comparison_table(evaluations, extra=extra))
         for line in notes(evaluations):
             write(line)
         write(text.READING)
@@ -215,3 +247,24 @@ class Demo:
         from ..runs import write_json
 
         write_json(self.folder / RECORD, {"stages": self.stages})
+
+
+def _train(recipe: AnyRecipe, *, resume: bool) -> None:
+    from ..config import PPORecipe
+
+    if isinstance(recipe, PPORecipe):
+        from .ppo import ppo_recipe
+
+        ppo_recipe(recipe, resume=resume)
+    else:
+        from .train import train_recipe
+
+        train_recipe(recipe, resume=resume)
+
+
+def _evaluate(run: RunDirectory, recipe: AnyRecipe, base_from: RunDirectory | None) -> None:
+    quiet_libraries()
+    from ..evaluation import evaluate_run
+
+    with progress_in_stages(run.path.name) as update:
+        evaluate_run(run, recipe, base_from=base_from, progress=update)

@@ -8,7 +8,7 @@ from ._console import out, progress_in_stages, quiet_libraries, say
 from ._errors import CommandError
 from ._options import Debug, Overrides, RunArgument
 
-ALLOWED = ("evaluation", "environment", "data.eval", "data.eval_split")
+ALLOWED = ("evaluation", "environment", "data.eval", "data.eval_split", "prompts.eval")
 
 
 def evaluate(run: RunArgument, overrides: Overrides = None, debug: Debug = False) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from ._console import duration, progress, quiet_libraries, say
 from ._errors import CommandError
-from ._options import Debug, Overrides, RecipeArgument, read_recipe
+from ._options import Debug, Overrides, RecipeArgument, read_preferences_recipe
 
 if TYPE_CHECKING:
     from ..config import Recipe
@@ -52,7 +52,7 @@ def pairs(
         tdpo pairs recipe.yaml --split held_out
         tdpo pairs recipe.yaml sampling.samples_per_prompt=8 seed=1 --out pairs.jsonl
     """
-    chosen = read_recipe(recipe, overrides)
+    chosen = read_preferences_recipe(recipe, overrides, command="pairs")
     sample_to(chosen, out or _default_out(chosen, split), split, overwrite=overwrite)
 
 

@@ -13,9 +13,9 @@ from ._errors import CommandError
 from ._options import Debug
 
 if TYPE_CHECKING:
-    from ..config import Recipe
+    from ..config import AnyRecipe, KeyReference, PPORecipe, Recipe
 
-Example = Literal["preferences", "sentiment_tdpo2", "sentiment_dpo"]
+Example = Literal["preferences", "sentiment_tdpo2", "sentiment_dpo", "ppo_sentiment"]
 
 
 def recipe(
@@ -32,7 +32,8 @@ def recipe(
 ) -> None:
     """List the keys of a recipe: default, accepted values, meaning.
 
-    All of them, those of one section, or a single one. The values of a run are
+    All of them, those of one section, or a single one; first those of a recipe
+    for preferences, then what a PPO recipe has of its own. The values of a run are
     in the recipe.yaml of its run directory.
 
     [bold]Examples[/bold]
@@ -40,6 +41,7 @@ def recipe(
         tdpo recipe
         tdpo recipe loss
         tdpo recipe training.warmup_steps
+        tdpo recipe kl
         tdpo recipe --example preferences > recipe.yaml
     """
     if example is not None:
@@ -59,7 +61,24 @@ def example_recipe(name: str) -> str:
 
 
 def load_example(name: str, overrides: Sequence[str]) -> Recipe:
-    """A recipe that comes with the package, with overrides."""
+    """A recipe for preferences that comes with the package, with overrides."""
+    from ..config import Recipe
+
+    recipe = _load_example(name, overrides)
+    assert isinstance(recipe, Recipe), f"{name} is a PPO recipe"
+    return recipe
+
+
+def load_ppo_example(name: str, overrides: Sequence[str]) -> PPORecipe:
+    """A PPO recipe that comes with the package, with overrides."""
+    from ..config import PPORecipe
+
+    recipe = _load_example(name, overrides)
+    assert isinstance(recipe, PPORecipe), f"{name} is no PPO recipe"
+    return recipe
+
+
+def _load_example(name: str, overrides: Sequence[str]) -> AnyRecipe:
     from ..config import load_recipe
 
     with as_file(files("tdpo.cli") / "recipes" / f"{name}.yaml") as path:
@@ -67,16 +86,28 @@ def load_example(name: str, overrides: Sequence[str]) -> Recipe:
 
 
 def _print_keys(wanted: str | None) -> None:
-    from ..config import nearest_key, recipe_reference
+    from ..config import PPORecipe, nearest_key, only_in_ppo, recipe_reference
 
-    rows = [
-        row for row in recipe_reference() if wanted is None or row.key == wanted or row.key.startswith(f"{wanted}.")
-    ]
-    if not rows:
-        meant = nearest_key(str(wanted))
+    rows = _chosen(recipe_reference(), wanted)
+    of_ppo = _chosen(only_in_ppo(), wanted)
+    if not rows and not of_ppo:
+        meant = nearest_key(str(wanted)) or nearest_key(str(wanted), PPORecipe)
         raise CommandError(
             f"no key {wanted!r}" + (f"; did you mean {meant}?" if meant else "; `tdpo recipe` lists them")
         )
+    _print_rows(rows)
+    if of_ppo:
+        write("\nIn a PPO recipe (it has a section ppo)" if rows else "In a PPO recipe", style="bold")
+        _print_rows(of_ppo)
+
+
+def _chosen(rows: list[KeyReference], wanted: str | None) -> list[KeyReference]:
+    """All rows, or the key `wanted` with what is inside it."""
+    inside = (f"{wanted}.", f"{wanted}[]")
+    return [row for row in rows if wanted is None or row.key == wanted or row.key.startswith(inside)]
+
+
+def _print_rows(rows: list[KeyReference]) -> None:
     for row in rows:
         if row.is_section:
             write(f"\n{row.key}", style="bold")

@@ -1,8 +1,9 @@
 """Recipes: one YAML file a run, validated before anything loads."""
 
 from ._explain import nearest_key
-from .loading import RECIPE_FILE, RecipeError, RecipeProblem, dump_recipe, flatten, load_recipe
-from .reference import KeyReference, recipe_markdown, recipe_reference
+from .loading import RECIPE_FILE, AnyRecipe, RecipeError, RecipeProblem, dump_recipe, flatten, load_recipe
+from .ppo_schema import KL, PPO, PPORecipe, Prompts, Reward, Rollouts
+from .reference import KeyReference, only_in_ppo, recipe_markdown, recipe_reference
 from .schema import (
     Data,
     EnvironmentChoice,
@@ -17,7 +18,10 @@ from .schema import (
 )
 
 __all__ = [
+    "KL",
+    "PPO",
     "RECIPE_FILE",
+    "AnyRecipe",
     "Data",
     "EnvironmentChoice",
     "Evaluation",
@@ -25,9 +29,13 @@ __all__ = [
     "Lora",
     "Loss",
     "Model",
+    "PPORecipe",
+    "Prompts",
     "Recipe",
     "RecipeError",
     "RecipeProblem",
+    "Reward",
+    "Rollouts",
     "Sampling",
     "Section",
     "Training",
@@ -35,6 +43,7 @@ __all__ = [
     "flatten",
     "load_recipe",
     "nearest_key",
+    "only_in_ppo",
     "recipe_markdown",
     "recipe_reference",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from .ppo_schema import PPORecipe
 from .schema import Recipe, Section
 
-# What other trainers call it. Checked by a test: every value is a key of the recipe.
-ALIASES = {
+SCHEMAS: tuple[type[Section], ...] = (Recipe, PPORecipe)
+
+# What other trainers call it. Checked by a test: every value is a key of that recipe.
+_IN_BOTH = {
     "output_dir": "run_dir",
     "model_name_or_path": "model.name",
     "ref_model": "model.reference",
@@ -28,41 +31,127 @@ ALIASES = {
     "lora_dropout": "model.lora.dropout",
     "target_modules": "model.lora.targets",
     "lora_target_modules": "model.lora.targets",
-    "dataset": "data.train",
-    "dataset_name": "data.train",
-    "train_file": "data.train",
-    "train_dataset": "data.train",
-    "eval_dataset": "data.eval",
-    "max_seq_length": "data.max_length",
-    "loss_type": "loss.name",
-    "lr": "training.learning_rate",
-    "num_train_epochs": "training.epochs",
-    "num_epochs": "training.epochs",
-    "steps": "training.max_steps",
-    "per_device_train_batch_size": "training.micro_batch_size",
-    "gradient_accumulation_steps": "training.batch_size",
-    "lr_scheduler_type": "training.scheduler",
-    "warmup_ratio": "training.warmup_steps",
-    "warmup": "training.warmup_steps",
-    "optim": "training.optimizer",
-    "train_sampling_strategy": "training.group_by_length",
-    "packing": "training.max_tokens_per_row",
-    "num_generations": "sampling.samples_per_prompt",
-    "max_completion_length": "sampling.max_new_tokens",
+}
+ALIASES: dict[type[Section], dict[str, str]] = {
+    Recipe: {
+        **_IN_BOTH,
+        "dataset": "data.train",
+        "dataset_name": "data.train",
+        "train_file": "data.train",
+        "train_dataset": "data.train",
+        "eval_dataset": "data.eval",
+        "max_seq_length": "data.max_length",
+        "loss_type": "loss.name",
+        "lr": "training.learning_rate",
+        "num_train_epochs": "training.epochs",
+        "num_epochs": "training.epochs",
+        "steps": "training.max_steps",
+        "per_device_train_batch_size": "training.micro_batch_size",
+        "gradient_accumulation_steps": "training.batch_size",
+        "lr_scheduler_type": "training.scheduler",
+        "warmup_ratio": "training.warmup_steps",
+        "warmup": "training.warmup_steps",
+        "optim": "training.optimizer",
+        "train_sampling_strategy": "training.group_by_length",
+        "packing": "training.max_tokens_per_row",
+        "num_generations": "sampling.samples_per_prompt",
+        "max_completion_length": "sampling.max_new_tokens",
+    },
+    PPORecipe: {
+        **_IN_BOTH,
+        "dataset": "prompts.train",
+        "dataset_name": "prompts.train",
+        "train_file": "prompts.train",
+        "train_dataset": "prompts.train",
+        "eval_dataset": "prompts.eval",
+        "reward_funcs": "rewards",
+        "reward_model": "rewards",
+        "reward_model_path": "rewards",
+        "beta": "kl.coefficient",
+        "coef": "kl.coefficient",
+        "kl_coef": "kl.coefficient",
+        "init_kl_coef": "kl.coefficient",
+        "adap_kl_ctrl": "kl.controller",
+        "kl_penalty": "kl.form",
+        "kl_estimator": "kl.form",
+        "rollout_batch_size": "rollouts.completions",
+        "num_generations": "rollouts.samples_per_prompt",
+        "response_length": "rollouts.max_new_tokens",
+        "max_completion_length": "rollouts.max_new_tokens",
+        "local_rollout_forward_batch_size": "rollouts.batch_size",
+        "missing_eos_penalty": "rollouts.missing_end_penalty",
+        "num_sample_generations": "rollouts.show_every",
+        "lr": "ppo.learning_rate",
+        "steps": "ppo.iterations",
+        "max_steps": "ppo.iterations",
+        "total_episodes": "ppo.iterations",
+        "num_train_epochs": "ppo.iterations",
+        "ppo_epochs": "ppo.epochs",
+        "num_ppo_epochs": "ppo.epochs",
+        "mini_batch_size": "ppo.minibatch_size",
+        "num_mini_batches": "ppo.minibatch_size",
+        "gradient_accumulation_steps": "ppo.minibatch_size",
+        "per_device_train_batch_size": "ppo.micro_batch_size",
+        "lam": "ppo.gae_lambda",
+        "cliprange": "ppo.clip_range",
+        "cliprange_value": "ppo.value_clip_range",
+        "vf_coef": "ppo.value_coefficient",
+        "ent_coef": "ppo.entropy_coefficient",
+        "entropy_coef": "ppo.entropy_coefficient",
+        "whiten_rewards": "ppo.normalize_rewards",
+        "lr_scheduler_type": "ppo.scheduler",
+        "warmup_ratio": "ppo.warmup_steps",
+        "warmup": "ppo.warmup_steps",
+        "optim": "ppo.optimizer",
+        "eval_steps": "ppo.eval_every",
+        "save_steps": "ppo.save_every",
+    },
+}
+# Sections that only the other kind of recipe has, with what does their work here.
+COUNTERPARTS = {
+    PPORecipe: {"data": "prompts", "loss": "kl", "training": "ppo", "sampling": "rollouts"},
+    Recipe: {"prompts": "data", "rewards": "environment", "kl": "loss", "rollouts": "sampling", "ppo": "training"},
+}
+# Keys that people look for here and that are left out on purpose.
+_LEFT_OUT: dict[tuple[type[Section], str], str] = {
+    (PPORecipe, f"rollouts.{name}"): "there is no such key: the gradient is that of responses drawn from the policy "
+    "itself, at temperature 1 from all tokens"
+    for name in ("temperature", "top_p", "top_k")
 }
 
 
-def fields() -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of a recipe with its field, sections before their keys, in the order of the file."""
+def schema_of(values: Mapping[str, Any]) -> type[Section]:
+    """The schema that these values are meant for: a section `ppo` makes a recipe one of PPO."""
+    return PPORecipe if "ppo" in values else Recipe
+
+
+def why_not_here(key: str, schema: type[Section]) -> str | None:
+    """What there is to say of an unknown key that belongs elsewhere; None of any other."""
+    top = key.partition(".")[0]
+    counterpart = COUNTERPARTS[schema].get(top)
+    if counterpart is None:
+        return _LEFT_OUT.get((schema, key))
+    if schema is Recipe:
+        return f"belongs to a PPO recipe: add a section ppo (`ppo: {{}}` is enough), or see {counterpart}"
+    return f"belongs to a recipe for preferences, not for PPO (this one has a section ppo); see {counterpart}"
+
+
+def fields(schema: type[Section] = Recipe) -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a recipe with its field, sections before their keys, in the order of the file.
+
+    The keys of a list's entries are `list[].key`.
+    """
 
     def walk(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
         for name, field in section.model_fields.items():
             yield prefix + name, field
-            inner = section_of(field)
+            inner, entry = section_of(field), entry_of(field)
             if inner is not None:
                 yield from walk(inner, f"{prefix}{name}.")
+            if entry is not None:
+                yield from walk(entry, f"{prefix}{name}[].")
 
-    return walk(Recipe, "")
+    return walk(schema, "")
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
@@ -71,9 +160,16 @@ def section_of(field: FieldInfo) -> type[Section] | None:
     return next((item for item in candidates if isinstance(item, type) and issubclass(item, Section)), None)
 
 
+def entry_of(field: FieldInfo) -> type[Section] | None:
+    """The section that each entry of a field is, where it holds a list of them (possibly null)."""
+    lists = [arm for arm in (field.annotation, *get_args(field.annotation)) if get_origin(arm) is list]
+    entries = (entry for arm in lists for entry in get_args(arm))
+    return next((entry for entry in entries if isinstance(entry, type) and issubclass(entry, Section)), None)
+
+
 def meaning(field: FieldInfo) -> str:
     """The documentation of a key, in one line; a section's is its own and then the key's."""
-    section = section_of(field)
+    section = section_of(field) or entry_of(field)
     texts = [section.__doc__ if section else None, field.description]
     return " ".join(" ".join(text.split()) for text in texts if text)
 
@@ -104,7 +200,8 @@ def _in_words(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
     if origin is list:
-        return f"a list [..] of {_in_words(get_args(annotation)[0], []).removeprefix('one of ')}"
+        entry = _in_words(get_args(annotation)[0], []).removeprefix("one of ")
+        return f"a list [..] of {entry.replace('a section', 'sections', 1)}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         keys = ", ".join(annotation.model_fields)
         return f"a section with the key{'s' * (', ' in keys)} {keys}"
@@ -129,12 +226,17 @@ def got(value: Any) -> str:
     return shown
 
 
-def nearest_key(unknown: str) -> str | None:
-    """The key that somebody who wrote `unknown` (a full dotted path) most likely meant."""
-    known = [path for path, _ in fields()]
+def _as_entry(value: str | Mapping[str, Any], entry: type[Section]) -> str:
+    pairs = value.items() if isinstance(value, Mapping) else [(next(iter(entry.model_fields)), value)]
+    return "{" + ", ".join(f"{name}: {inner}" for name, inner in pairs) + "}"
+
+
+def nearest_key(unknown: str, schema: type[Section] = Recipe) -> str | None:
+    """The key that somebody who wrote `unknown` (a full dotted path) into such a recipe most likely meant."""
+    known = [path for path, _ in fields(schema)]
     section, _, last = unknown.rpartition(".")
-    if last in ALIASES:
-        return ALIASES[last]
+    if last in ALIASES[schema]:
+        return ALIASES[schema][last]
     same_name = [path for path in known if path.rpartition(".")[2] == last]
     if same_name:
         return same_name[0]
@@ -151,9 +253,13 @@ def advice(key: str, value: Any, field: FieldInfo) -> str:
     """What somebody who gave `value` to `key` probably wanted to write; "" without an idea."""
     section = section_of(field)
     if section is not None:
-        return (
-            f"; did you mean {key}.name: {value}?" if isinstance(value, str) and "name" in section.model_fields else ""
-        )
+        if isinstance(value, str) and "name" in section.model_fields:
+            return f"; did you mean {key}.name: {value}?"
+        needs_nothing = not any(inner.is_required() for inner in section.model_fields.values())
+        return f"; {key}: {{}} takes its defaults" if value is None and needs_nothing else ""
+    entry = entry_of(field)
+    if entry is not None:
+        return f"; a list of one is written [{_as_entry(value, entry)}]" if isinstance(value, str | Mapping) else ""
     if get_origin(field.annotation) is list and isinstance(value, str):
         return f"; a list of one is written [{value}]"
     arms = (field.annotation, *get_args(field.annotation))

@@ -64,7 +64,7 @@ class YamlProblem(ValueError):
 
 
 def read_yaml(text: str) -> tuple[Any, Positions]:
-    """The value that `text` holds and the 1-based line of every key, by its path."""
+    """The value that `text` holds and the 1-based line of every key and list entry, by its path."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -86,9 +86,14 @@ def read_yaml(text: str) -> tuple[Any, Positions]:
 
 
 def _walk(node: yaml.Node, path: tuple[str, ...], positions: Positions, above: frozenset[int]) -> None:
-    """Record the line of each key; refuse keys that occur twice and values that contain themselves."""
+    """Record the line of each key and of each entry of a list; refuse keys that occur twice and values that contain
+    themselves."""
     if id(node) in above:
         raise YamlProblem("a value contains itself (an alias inside its own anchor)", node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        for number, entry in enumerate(node.value):
+            positions[(*path, str(number))] = entry.start_mark.line + 1
+            _walk(entry, (*path, str(number)), positions, above | {id(node)})
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}

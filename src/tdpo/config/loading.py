@@ -1,4 +1,4 @@
-"""From a YAML file and dotted overrides to a `Recipe`, or to all that is wrong with them at once."""
+"""From a YAML file and dotted overrides to a `Recipe` or a `PPORecipe`, or to all that is wrong with them at once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ._explain import advice, expected, fields, got, meaning, nearest_key, section_of
+from ._explain import (
+    COUNTERPARTS,
+    advice,
+    expected,
+    fields,
+    got,
+    meaning,
+    nearest_key,
+    schema_of,
+    why_not_here,
+)
 from ._yaml import YamlProblem, read_yaml, write_yaml
-from .schema import Recipe
+from .ppo_schema import PPORecipe
+from .schema import Recipe, Section
 
+AnyRecipe = Recipe | PPORecipe
 RECIPE_FILE = "recipe.yaml"
 Path_ = tuple[str, ...]
 
@@ -41,8 +53,8 @@ class RecipeError(ValueError):
         super().__init__(f"the recipe has {count}:\n{lines}")
 
 
-def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """Read and validate a recipe.
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Read and validate a recipe: one for PPO if it has a section `ppo`, otherwise one for preferences.
 
     `source` is a YAML file, a run directory (its recipe.yaml), or a mapping; `overrides` are `section.key=value`
     with YAML values and win over the file. Raises `RecipeError` with all problems, each with file and line.
@@ -50,13 +62,36 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     values, lines, name = _read(source)
     where = {path: f"{name}:{line}" for path, line in lines.items()}
     problems = _apply_overrides(values, overrides, where)
+    schema = schema_of(values)
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = schema.model_validate(values)
     except ValidationError as error:
-        problems += [p for details in error.errors() for p in _explain(details, values, where, name)]
+        context = _Context(schema, values, where, name)
+        problems += [p for details in error.errors() for p in _explain(details, context)]
     if problems:
         raise RecipeError(sorted(dict.fromkeys(problems), key=_by_line))
+    assert isinstance(recipe, Recipe | PPORecipe)
     return recipe
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What an error message is made from: the schema, what was given, and where each key of it was written."""
+
+    schema: type[Section]
+    values: dict[str, Any]
+    where: dict[Path_, str]
+    name: str
+
+    def place(self, path: Path_) -> str:
+        """Where the key, or else what is inside it, or the nearest section around it, was written."""
+        inside = [place for written, place in self.where.items() if path and written[: len(path)] == path]
+        if path in self.where or inside:
+            return self.where.get(path) or inside[0]
+        for length in range(len(path) - 1, 0, -1):
+            if path[:length] in self.where:
+                return self.where[path[:length]]
+        return self.name
 
 
 def _by_line(problem: RecipeProblem) -> int:
@@ -64,12 +99,12 @@ def _by_line(problem: RecipeProblem) -> int:
     return int(line) if line.isdecimal() else 0
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: AnyRecipe) -> str:
     """The resolved recipe as YAML that `load_recipe` turns back into the same recipe."""
     return write_yaml(recipe.model_dump())
 
 
-def flatten(recipe: Recipe) -> dict[str, Any]:
+def flatten(recipe: AnyRecipe) -> dict[str, Any]:
     """Every value of the recipe by its dotted key."""
     flat: dict[str, Any] = {}
 
@@ -161,51 +196,77 @@ def _put(values: dict[str, Any], path: Path_, value: Any) -> None:
     values[path[-1]] = value
 
 
-def _explain(details: ErrorDetails, values: dict[str, Any], where: dict[Path_, str], name: str) -> list[RecipeProblem]:
+def _explain(details: ErrorDetails, context: _Context) -> list[RecipeProblem]:
     """pydantic's error in our words. Locations of unions end in names of their arms, which no user wrote."""
-    known = dict(fields())
+    known = dict(fields(context.schema))
     path = tuple(str(part) for part in details["loc"])
     if details["type"] == "key_problems":
         conflicts = details["ctx"]["problems"]
-        return [RecipeProblem(key, reason, _place(tuple(key.split(".")), where, name)) for key, reason in conflicts]
+        return [RecipeProblem(key, reason, context.place(tuple(key.split(".")))) for key, reason in conflicts]
     if details["type"] in ("extra_forbidden", "invalid_key"):  # the latter: a key that is a number
-        return [_unknown_key(path, where, name)]
-    while path and ".".join(path) not in known:
+        return [_unknown_key(path, context)]
+    while path and _generic(path) not in known:
         path = path[:-1]
-    key = ".".join(path)
+    key, field = _dotted(path), known[_generic(path)]
     if details["type"] == "missing":
-        reason = f"is missing; expected {expected(known[key])}: {meaning(known[key])}"
-        return [RecipeProblem(key, reason, _place(path[:-1], where, name))]
+        if _meant_for_ppo(path, context):
+            return []
+        reason = f"is missing; expected {expected(field)}: {meaning(field)}"
+        return [RecipeProblem(key, reason, context.place(path[:-1]))]
     if details["type"] == "value_error":
-        return [RecipeProblem(key, str(details["ctx"]["error"]), _place(path, where, name))]
-    value = _get(values, path)
-    reason = f"expected {expected(known[key])}, got {got(value)}{advice(key, value, known[key])}"
-    return [RecipeProblem(key, reason, _place(path, where, name))]
+        return [RecipeProblem(key, str(details["ctx"]["error"]), context.place(path))]
+    value = _get(context.values, path)
+    reason = f"expected {expected(field)}, got {got(value)}{advice(key, value, field)}"
+    return [RecipeProblem(key, reason, context.place(path))]
 
 
-def _unknown_key(path: Path_, where: dict[Path_, str], name: str) -> RecipeProblem:
-    key = ".".join(path)
-    meant = nearest_key(key)
+def _meant_for_ppo(path: Path_, context: _Context) -> bool:
+    """Whether a missing section is missing only because its recipe lacks the section `ppo`, which is said elsewhere."""
+    is_foreign = any(key in COUNTERPARTS[Recipe] for key in context.values)
+    return context.schema is Recipe and path == ("data",) and is_foreign
+
+
+def _unknown_key(path: Path_, context: _Context) -> RecipeProblem:
+    key, place = _dotted(path), context.place(path)
+    elsewhere = why_not_here(key, context.schema)
+    if elsewhere is not None:
+        return RecipeProblem(key, elsewhere, place)
+    meant = nearest_key(_generic(path), context.schema)
     if meant:
-        return RecipeProblem(key, f"unknown key; did you mean {meant}?", _place(path, where, name))
-    sections = {"": list(Recipe.model_fields)}
-    for known, field in fields():
-        inner = section_of(field)
-        if inner is not None:
-            sections[known] = list(inner.model_fields)
-    here = sections.get(".".join(path[:-1]), [])
-    return RecipeProblem(key, f"unknown key; known here: {', '.join(here)}", _place(path, where, name))
+        if _section(meant) == _section(_generic(path)):
+            meant = meant.replace(_section(meant), _section(key), 1)  # the entry of the list that it was
+        return RecipeProblem(key, f"unknown key; did you mean {meant}?", place)
+    here = [
+        known.rpartition(".")[2] for known, _ in fields(context.schema) if _section(known) == _section(_generic(path))
+    ]
+    return RecipeProblem(key, f"unknown key; known here: {', '.join(here)}", place)
+
+
+def _section(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _dotted(path: Path_) -> str:
+    """The path as a person reads it: rewards[0].weight."""
+    return _join(path, "[{}]")
+
+
+def _generic(path: Path_) -> str:
+    """The path as `fields` names it: rewards[].weight."""
+    return _join(path, "[]")
+
+
+def _join(path: Path_, number: str) -> str:
+    joined = ""
+    for depth, part in enumerate(path):
+        joined += number.format(part) if depth and part.isdecimal() else f"{'.' if joined else ''}{part}"
+    return joined
 
 
 def _get(values: Any, path: Path_) -> Any:
     for part in path:
-        values = values.get(part) if isinstance(values, dict) else None
+        if isinstance(values, list):
+            values = values[int(part)]
+        else:
+            values = values.get(part) if isinstance(values, dict) else None
     return values
-
-
-def _place(path: Path_, where: dict[Path_, str], name: str) -> str:
-    """Where the key, or else the nearest section around it, was written."""
-    for length in range(len(path), 0, -1):
-        if path[:length] in where:
-            return where[path[:length]]
-    return name

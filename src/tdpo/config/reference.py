@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from ._explain import expected, fields, meaning, section_of
-from .schema import Section
+from ._explain import entry_of, expected, fields, meaning, section_of
+from .ppo_schema import PPORecipe
+from .schema import Recipe, Section
 
 HEADER = """# The recipe
 
-One YAML file describes a run. Only `run_dir` and `data.train` have no default. Any key can be overridden on the
-command line by its dotted name, `tdpo train recipe.yaml loss.beta=0.2 model.lora=null`, where the value is YAML.
-A key that is unknown, of the wrong type, out of range, or without effect beside the others is refused before
-anything loads. The resolved recipe, with every default filled in, is the first file of the run directory.
+One YAML file describes a run on preferences, or, with a section `ppo`, a [PPO run](#the-ppo-recipe). Only `run_dir` and
+`data.train` have no default. Any key can be overridden on the command line by its dotted name,
+`tdpo train recipe.yaml loss.beta=0.2 model.lora=null`, where the value is YAML. A key that is unknown, of the wrong
+type, out of range, or without effect beside the others is refused before anything loads. The resolved recipe, with
+every default filled in, is the first file of the run directory.
 
 Made from the schema: `tdpo recipe --markdown > docs/recipe.md`.
+"""
+
+PPO_HEADER = """# The PPO recipe
+
+A recipe with a section `ppo` (`ppo: {}` is enough) is one for `tdpo ppo`. Prompts and reward come from an environment,
+or from `prompts` together with `rewards`. The sections `model` and `evaluation` are those from above.
 """
 
 
@@ -32,18 +41,24 @@ class KeyReference:
     is_section: bool
 
 
-def recipe_reference() -> list[KeyReference]:
-    """Every key, sections before their keys, in the order of a recipe."""
+def recipe_reference(schema: type[Section] = Recipe) -> list[KeyReference]:
+    """Every key of one kind of recipe, sections before their keys, in its order; `list[].key` are those of entries."""
     return [
         KeyReference(
             key=key,
             default=_shown(field.default),
             expected=expected(field),
             meaning=meaning(field),
-            is_section=section_of(field) is not None,
+            is_section=(section_of(field) or entry_of(field)) is not None,
         )
-        for key, field in fields()
+        for key, field in fields(schema)
     ]
+
+
+def only_in_ppo() -> list[KeyReference]:
+    """The keys of a PPO recipe that the other kind has not, or has with another meaning."""
+    shared = recipe_reference()
+    return [row for row in recipe_reference(PPORecipe) if row not in shared]
 
 
 def _shown(default: Any) -> str:
@@ -60,13 +75,28 @@ def _shown(default: Any) -> str:
 
 def recipe_markdown() -> str:
     """The text of docs/recipe.md."""
-    rows = recipe_reference()
-    sections = [row for row in rows if row.is_section]
-    parts = [HEADER, _table([r for r in rows if "." not in r.key and not r.is_section])]
+    rows, ppo_rows = recipe_reference(), recipe_reference(PPORecipe)
+    of_their_own = [row for row in only_in_ppo() if row.is_section]
+    return "\n".join(
+        [
+            HEADER,
+            *_sections(rows, [row for row in rows if row.is_section]),
+            PPO_HEADER,
+            *_sections(ppo_rows, of_their_own),
+        ]
+    )
+
+
+def _sections(rows: list[KeyReference], sections: list[KeyReference]) -> Iterator[str]:
+    """A table of the keys outside of any section, then one for each of `sections`."""
+    yield _table([row for row in rows if "." not in row.key and not row.is_section])
     for section in sections:
-        keys = [r for r in rows if r.key.rpartition(".")[0] == section.key and not r.is_section]
-        parts.append(f"## {section.key}\n{section.meaning}\n\n{_table(keys)}")
-    return "\n".join(parts)
+        keys = [row for row in rows if _section_of_key(row.key) == section.key and not row.is_section]
+        yield f"## {section.key}\n{section.meaning}\n\n{_table(keys)}"
+
+
+def _section_of_key(key: str) -> str:
+    return key.rpartition(".")[0].removesuffix("[]")
 
 
 def _table(rows: list[KeyReference]) -> str:

@@ -17,6 +17,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "rmsprop", "adafactor", "sgd"]
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab"]
 
 # Readers that are files hold one split; only saved dataset folders and hub names can have several.
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".gz", ".ndjson")
@@ -25,6 +28,34 @@ FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".gz", ".ndjson"
 def key_problems(*problems: tuple[str, str]) -> PydanticCustomError:
     """An error about several keys at once, each named by its full dotted path."""
     return PydanticCustomError("key_problems", "conflicting keys", {"problems": list(problems)})
+
+
+def why_no_divisor(part: int | None, key: str, whole: int | None) -> str | None:
+    """Why `part` cannot be a share of `whole`, the value of `key`; None where it can, or where one is not known."""
+    if part is None or whole is None or whole % part == 0:
+        return None
+    below = max(divisor for divisor in range(1, min(part, whole) + 1) if whole % divisor == 0)
+    return f"{part} does not divide {key} {whole}; the nearest below is {below}"
+
+
+def checked_warmup(steps: float, scheduler: str | None) -> float:
+    """`steps`; raises ValueError where they have no effect or count half updates."""
+    if steps and scheduler == "constant":
+        raise ValueError("has no effect with scheduler constant; use constant_with_warmup")
+    if steps >= 1 and steps != int(steps):
+        raise ValueError(f"is {steps:g}; from 1 on it counts updates and must be whole")
+    return steps
+
+
+def resolved_save_limit(limit: int | None, info: ValidationInfo, key: str, section: str) -> int | None:
+    """How many checkpoints are kept where `key` of `section` says how often they are written."""
+    if key not in info.data:
+        return limit
+    if info.data[key] is None:
+        if limit is not None:
+            raise ValueError(f"has no effect without checkpoints ({section}.{key} is null); remove it")
+        return None
+    return 2 if limit is None else limit
 
 
 class Section(BaseModel):
@@ -114,7 +145,8 @@ def _split_of(split: str | None, source: str | None, key: str, *, default: str) 
 
 
 class EnvironmentChoice(Section):
-    """Prompts and a reward: what `tdpo pairs` samples from and what `tdpo evaluate` scores generations with."""
+    """Prompts and a reward: what `tdpo pairs` samples from, `tdpo ppo` learns from, and `tdpo evaluate` scores
+    generations with."""
 
     name: Text
     """Name of a built-in environment, for instance `sentiment`."""
@@ -171,13 +203,11 @@ class Training(Section):
     """Make batches of pairs of similar lengths, which saves padding; the order is then less random."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate; null is 1e-4 with adapters and 5e-6 (the paper's) when all weights are trained."""
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    scheduler: Scheduler = "linear"
     """Course of the learning rate: falling to zero in a line or a half cosine, or constant."""
     warmup_steps: NonNegativeFloat = 0.0
     """Updates over which the learning rate rises from zero; below 1: a share of all updates."""
-    optimizer: Literal[
-        "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "rmsprop", "adafactor", "sgd"
-    ] = "adamw_torch"
+    optimizer: Optimizer = "adamw_torch"
     """Optimiser, by its transformers name (the 8-bit ones need bitsandbytes)."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
@@ -193,7 +223,7 @@ class Training(Section):
     """Updates between two checkpoints; null writes none, and an interrupted run then starts over."""
     save_total_limit: PositiveInt | None = None
     """Newest checkpoints kept; null is 2."""
-    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab"]] = []
+    report_to: list[Tracker] = []
     """Trackers that get the metrics too; metrics.jsonl is always written."""
     num_threads: PositiveInt | None = None
     """CPU threads for torch; null leaves torch's own choice."""
@@ -208,10 +238,9 @@ class Training(Section):
     @field_validator("micro_batch_size")
     @classmethod
     def _divides_the_batch(cls, micro: int | None, info: ValidationInfo) -> int | None:
-        batch = info.data.get("batch_size")
-        if micro is not None and batch is not None and batch % micro:
-            below = max(divisor for divisor in range(1, min(micro, batch) + 1) if batch % divisor == 0)
-            raise ValueError(f"{micro} does not divide training.batch_size {batch}; the nearest below is {below}")
+        reason = why_no_divisor(micro, "training.batch_size", info.data.get("batch_size"))
+        if reason is not None:
+            raise ValueError(reason)
         return micro
 
     @field_validator("reference_cache_dir")
@@ -234,22 +263,12 @@ class Training(Section):
     @field_validator("warmup_steps")
     @classmethod
     def _constant_has_no_warmup(cls, steps: float, info: ValidationInfo) -> float:
-        if steps and info.data.get("scheduler") == "constant":
-            raise ValueError("has no effect with scheduler constant; use constant_with_warmup")
-        if steps >= 1 and steps != int(steps):
-            raise ValueError(f"is {steps:g}; from 1 on it counts updates and must be whole")
-        return steps
+        return checked_warmup(steps, info.data.get("scheduler"))
 
     @field_validator("save_total_limit")
     @classmethod
     def _limit_needs_checkpoints(cls, limit: int | None, info: ValidationInfo) -> int | None:
-        if "save_steps" not in info.data:
-            return limit
-        if info.data["save_steps"] is None:
-            if limit is not None:
-                raise ValueError("has no effect without checkpoints (training.save_steps is null); remove it")
-            return None
-        return 2 if limit is None else limit
+        return resolved_save_limit(limit, info, "save_steps", "training")
 
 
 class Sampling(Section):
@@ -305,7 +324,7 @@ class Evaluation(Section):
 
 
 class Recipe(Section):
-    """One run. Paths are relative to the folder the command is started in."""
+    """One run on preferences. Paths are relative to the folder the command is started in."""
 
     run_dir: Text
     """Folder that the run is written to: recipe, metrics, checkpoints, model, evaluation."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 import difflib
 
 from tdpo.environments.base import Environment, Prompt, RewardError, RewardFunction, score
+from tdpo.environments.files import FunctionError, PromptFile, load_function, load_prompts, read_prompts
 from tdpo.environments.sentiment import sentiment_environment
 
 _BUILT_IN = {"sentiment": sentiment_environment}
 
 __all__ = [
     "Environment",
+    "FunctionError",
     "Prompt",
+    "PromptFile",
     "RewardError",
     "RewardFunction",
     "load_environment",
+    "load_function",
+    "load_prompts",
+    "read_prompts",
     "score",
 ]
 

@@ -59,6 +59,11 @@ def sample_and_score(
             settings,
             progress=None if progress is None else lambda _tokens, complete: progress(complete, total),
         )
+    return scored(environment, prompts, completions)
+
+
+def scored(environment: Environment, prompts: Sequence[Prompt], completions: list[Completion]) -> Sampled:
+    """Completions of the prompts with their rewards."""
     rewards = score(environment, [prompts[c.prompt_index] for c in completions], [c.text for c in completions])
     return Sampled(completions, rewards)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..batches import tokenize_pairs
-from ..config import Recipe
+from ..config import AnyRecipe, PPORecipe, Recipe
 from ..environments import Environment, load_environment
 from ..generation import SamplingSettings
 from ..models import has_adapter, load_causal_lm, load_tokenizer, model_facts, reference_for
@@ -17,7 +17,8 @@ from ..runs.files import write_text
 from ..training.data import read_data
 from ..training.losses import configured_loss
 from ..training.statistics import PolicyStatistics
-from .generations import Sampled, describe, sample_and_score, sequence_kls
+from .base_samples import keep_samples, kept_samples, samples_identity
+from .generations import Sampled, describe, sample_and_score, scored, sequence_kls
 from .intervals import paired_difference
 from .pairs import evaluate_pairs
 
@@ -25,12 +26,20 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 PAIRS_AT_ONCE = 16
 
 
-def evaluate_run(run: RunDirectory, recipe: Recipe, *, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run: RunDirectory,
+    recipe: AnyRecipe,
+    *,
+    base_from: RunDirectory | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Compare the run's model with its base on held-out pairs and held-out prompts; write what was found.
 
     Args:
         run: a run whose training has finished.
         recipe: its recipe; the `evaluation` section says how to sample.
+        base_from: another run that was evaluated. Its samples of the base model are taken over if they are those that
+            would be drawn here: same base, prompts, settings and seed. The numbers are the same either way.
         progress: called with a stage's name and how far it is.
 
     Returns:
@@ -38,15 +47,11 @@ def evaluate_run(run: RunDirectory, recipe: Recipe, *, progress: Progress | None
 
     Raises:
         RunError: no trained model yet.
-        ValueError: neither held-out rows nor an environment to evaluate on.
+        ValueError: neither held-out rows nor held-out prompts with a reward to evaluate on.
     """
     started = time.perf_counter()
-    if recipe.environment is None and recipe.data.eval is None and recipe.data.eval_fraction is None:
-        raise ValueError(
-            "nothing to evaluate on: the recipe has neither held-out rows (data.eval, data.eval_fraction) nor an "
-            "environment (environment.name) whose prompts and reward could be used"
-        )
-    judged = _Judged(run, recipe, progress)
+    _check_something_held_out(recipe)
+    judged = _Judged(run, recipe, base_from, progress)
     result: dict[str, Any] = {
         "schema": 1,
         "settings": None,
@@ -55,19 +60,47 @@ def evaluate_run(run: RunDirectory, recipe: Recipe, *, progress: Progress | None
         "generations": None,
         "difference": None,
     }
-    if recipe.environment is not None:
-        result |= judged.generations(load_environment(recipe.environment.name))
+    environment = judged.environment()
+    if environment is not None:
+        result |= judged.generations(environment)
     result["versions"] = (run.read_json("environment.json") or {}).get("versions", {})
     result["seconds"] = round(time.perf_counter() - started, 1)
     run.write_json("evaluation.json", result)
     return result
 
 
+def _check_something_held_out(recipe: AnyRecipe) -> None:
+    """Before models load."""
+    if recipe.environment is not None:
+        return
+    if isinstance(recipe, PPORecipe):
+        if recipe.prompts is None or recipe.prompts.eval is None:
+            raise ValueError(
+                "nothing to evaluate on: the recipe holds no prompts out; set prompts.eval to a file of prompts that "
+                "were not trained on"
+            )
+    elif not _holds_out_pairs(recipe):
+        raise ValueError(
+            "nothing to evaluate on: the recipe has neither held-out rows (data.eval, data.eval_fraction) nor an "
+            "environment (environment.name) whose prompts and reward could be used"
+        )
+
+
+def _holds_out_pairs(recipe: Recipe) -> bool:
+    return recipe.data.eval is not None or recipe.data.eval_fraction is not None
+
+
 class _Judged:
     """The trained policy with its reference, loaded once for both parts of the evaluation."""
 
-    def __init__(self, run: RunDirectory, recipe: Recipe, progress: Progress | None) -> None:
-        self.run, self.recipe, self.progress = run, recipe, progress
+    def __init__(
+        self,
+        run: RunDirectory,
+        recipe: AnyRecipe,
+        base_from: RunDirectory | None,
+        progress: Progress | None,
+    ) -> None:
+        self.run, self.recipe, self.base_from, self.progress = run, recipe, base_from, progress
         trust = recipe.model.trust_remote_code
         self.tokenizer = load_tokenizer(run.model_path, trust_remote_code=trust)
         self.policy = load_causal_lm(run.model_path, dtype=recipe.model.dtype, trust_remote_code=trust)
@@ -77,19 +110,20 @@ class _Judged:
         self.statistics = PolicyStatistics.of(self.policy, self.reference)
 
     def pairs(self) -> dict[str, Any] | None:
-        """Held-out pairs, or None where the recipe holds none out."""
-        held_out = read_data(self.recipe).eval if self._holds_out() else None
+        """Held-out pairs, or None where the recipe holds none out, as one of PPO never does."""
+        recipe = self.recipe
+        if isinstance(recipe, PPORecipe) or not _holds_out_pairs(recipe):
+            return None
+        held_out = read_data(recipe).eval
         if held_out is None:
             return None
-        facts = model_facts(self.recipe.model.name, self.tokenizer)
-        limit = facts.max_length(self.recipe.data.max_length)
+        facts = model_facts(recipe.model.name, self.tokenizer)
+        limit = facts.max_length(recipe.data.max_length)
         tokenized = tokenize_pairs(held_out.rows, self.tokenizer, limit, end_ids=facts.end_token_ids)
         numbers = evaluate_pairs(
             self.policy,
             self.statistics,
-            configured_loss(
-                self.recipe.loss.name, self.recipe.loss.beta, self.recipe.loss.alpha, self.recipe.loss.label_smoothing
-            ),
+            configured_loss(recipe.loss.name, recipe.loss.beta, recipe.loss.alpha, recipe.loss.label_smoothing),
             tokenized.pairs,
             pad_token_id=self.tokenizer.pad_token_id,
             batch_size=PAIRS_AT_ONCE,
@@ -97,11 +131,25 @@ class _Judged:
         )
         return {"source": held_out.source, **numbers}
 
+    def environment(self) -> Environment | None:
+        """Whose prompts and reward generations are judged with; None where the recipe has pairs only."""
+        if self.recipe.environment is not None:
+            return load_environment(self.recipe.environment.name)
+        if not isinstance(self.recipe, PPORecipe):
+            return None
+        from ..training.ppo_data import environment_of
+
+        return environment_of(self.recipe, self.tokenizer)
+
     def generations(self, environment: Environment) -> dict[str, Any]:
         """Samples of both models with the same seeds, their rewards and KLs; writes samples.jsonl."""
         settings = self._settings(environment)
         prompts = environment.held_out
-        base = self._sample(environment, settings, reference=True)
+        if not prompts:
+            raise ValueError(
+                f"nothing to evaluate on: {environment.name} has no held-out prompts; give it some, or set prompts.eval"
+            )
+        base = self._base_samples(environment, settings)
         trained = self._sample(environment, settings, reference=False)
         forward, reverse = sequence_kls(
             self.policy,
@@ -128,9 +176,6 @@ class _Judged:
             "difference": {"reward_mean": paired_difference(trained.table(trained.rewards), base.table(base.rewards))},
         }
 
-    def _holds_out(self) -> bool:
-        return self.recipe.data.eval is not None or self.recipe.data.eval_fraction is not None
-
     def _settings(self, environment: Environment) -> SamplingSettings:
         chosen = self.recipe.evaluation
         return SamplingSettings(
@@ -140,6 +185,18 @@ class _Judged:
             seed=chosen.seed,
             batch_size=chosen.batch_size,
         )
+
+    def _base_samples(self, environment: Environment, settings: SamplingSettings) -> Sampled:
+        """What the base says, from `base_from` where that holds it, else sampled; kept in this run's directory."""
+        prompts = environment.held_out
+        identity = samples_identity(self.policy, self.reference, self.tokenizer, prompts, settings)
+        known = None if self.base_from is None else kept_samples(self.base_from, identity)
+        if known is None:
+            base = self._sample(environment, settings, reference=True)
+        else:
+            base = scored(environment, prompts, known)
+        keep_samples(self.run, identity, base.completions)
+        return base
 
     def _sample(self, environment: Environment, settings: SamplingSettings, *, reference: bool) -> Sampled:
         model = self.reference.model if reference and self.reference.model is not None else self.policy
@@ -182,15 +239,12 @@ class _Judged:
         return None if progress is None else lambda done, total: progress(name, done, total)
 
 
-def _describe_run(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
-    loss = recipe.loss
-    return {
-        "name": run.path.resolve().name,
-        "loss": loss.name,
-        "beta": loss.beta,
-        "alpha": loss.alpha,
-        "model": recipe.model.name,
-    }
+def _describe_run(run: RunDirectory, recipe: AnyRecipe) -> dict[str, Any]:
+    if isinstance(recipe, PPORecipe):
+        method: dict[str, Any] = {"loss": "ppo", "kl": recipe.kl.model_dump()}
+    else:
+        method = {"loss": recipe.loss.name, "beta": recipe.loss.beta, "alpha": recipe.loss.alpha}
+    return {"name": run.path.resolve().name, **method, "model": recipe.model.name}
 
 
 def _last_turn(prompt: Any) -> str:

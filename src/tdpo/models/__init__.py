@@ -1,6 +1,6 @@
 """Models: loading policy and reference, adapters, the head, the bundled model."""
 
-from .adapters import LoraSettings, add_lora, has_adapter, is_adapter_folder, merge_adapter
+from .adapters import LoraSettings, add_lora, has_adapter, is_adapter_folder, merge_adapter, merged_adapter
 from .bundled import BUNDLED, bundled_folder, cache_folder
 from .hidden_states import causal_lm_of, find_head, policy_hidden, select_logits
 from .loading import ModelFacts, check_folder, facts_of, has_no_units_for, load_causal_lm, load_tokenizer, model_facts
@@ -25,6 +25,7 @@ __all__ = [
     "load_causal_lm",
     "load_tokenizer",
     "merge_adapter",
+    "merged_adapter",
     "model_facts",
     "policy_hidden",
     "reference_at_start",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,93 @@ def merge_adapter(model: Any) -> Any:
     if not has_adapter(model):
         raise ValueError("this model has no adapter to merge: it is a full model already")
     return model.merge_and_unload()
+
+
+@contextmanager
+def merged_adapter(model: Any) -> Iterator[bool]:
+    """While it lasts, the LoRA adapters of `model` are folded into its weights: it samples at the base model's speed.
+
+    Afterwards every weight is what it was, to the last bit and as the same object (optimizers, gradients and ties
+    hold), also after an exception. Meanwhile nothing trains and the adapter cannot be switched off to give the
+    reference; the adapted layers' weights are held twice. Each sum is formed in float32 and rounded once.
+
+    Yields whether the model runs without products of an adapter. Where a part of it is no plain LoRA on a plain layer
+    (DoRA, quantized or sharded weights, `modules_to_save`, another method), nothing is merged: right, only slower.
+    """
+    layers = _layers_to_merge(model)
+    with ExitStack() as undo:
+        for layer in layers or ():
+            base = layer.get_base_layer()
+            # A new parameter rather than new data: an embedding tied to an adapted head must not move along.
+            merged = nn.Parameter(_merged_weight(layer), requires_grad=False)
+            undo.callback(setattr, base, "weight", base.weight)
+            undo.callback(setattr, layer, "merged_adapters", layer.merged_adapters)
+            base.weight = merged
+            layer.merged_adapters = _adapters_in_use(layer)  # by which peft's forward leaves them out
+        yield layers is not None
+
+
+def _layers_to_merge(model: nn.Module) -> list[Any] | None:
+    """The LoRA layers that add to the model's output; None where one adapter is of a kind that cannot be merged."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    found = []
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            return None
+        if not isinstance(module, BaseTunerLayer) or module.disable_adapters or module.merged:
+            continue  # peft's forward takes the base layer alone
+        if not _is_plain_lora(module):
+            return None
+        if _adapters_in_use(module):
+            found.append(module)
+    return found
+
+
+def _is_plain_lora(layer: Any) -> bool:
+    """Whether the layer's output is that of its base layer with the weight W + scale·BA.
+
+    By exact type: subclasses (quantized layers, embeddings that scale) may compute something else.
+    """
+    from peft.tuners.lora.layer import Embedding, Linear
+    from transformers.pytorch_utils import Conv1D
+
+    base = layer.get_base_layer()
+    weight = getattr(base, "weight", None)
+    if (type(layer), type(base)) not in [(Linear, nn.Linear), (Linear, Conv1D), (Embedding, nn.Embedding)]:
+        return False
+    if type(weight) is not nn.Parameter or weight.is_meta or not weight.is_floating_point():
+        return False  # sharded, offloaded or quantized
+    return getattr(base, "max_norm", None) is None and all(
+        name not in layer.lora_variant and not layer.lora_bias[name] and _delta_shape(layer, name) == weight.shape
+        for name in _adapters_in_use(layer)
+    )
+
+
+def _adapters_in_use(layer: Any) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.lora_A or name in layer.lora_embedding_A]
+
+
+def _factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
+    """The factors whose product, left times right, has the layout of the base layer's weight."""
+    if name in layer.lora_embedding_A:
+        return layer.lora_embedding_A[name].T, layer.lora_embedding_B[name].T
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return (a.T, b.T) if layer.fan_in_fan_out else (b, a)
+
+
+def _delta_shape(layer: Any, name: str) -> tuple[int, int]:
+    left, right = _factors(layer, name)
+    return left.shape[0], right.shape[1]
+
+
+@torch.no_grad()
+def _merged_weight(layer: Any) -> Tensor:
+    """The base weight plus all active adapters, summed in float32 at least, in the base weight's dtype."""
+    weight = layer.get_base_layer().weight
+    total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+    for name in _adapters_in_use(layer):
+        left, right = (factor.to(total) for factor in _factors(layer, name))
+        total.addmm_(left, right, alpha=layer.scaling[name])
+    return total.to(weight.dtype)

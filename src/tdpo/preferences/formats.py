@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tdpo.preferences.rows import UnreadablePreferences, shown
 
@@ -12,7 +12,19 @@ EXPECTED = (
     "Expected are the columns 'chosen' and 'rejected' and, unless both contain it, 'prompt': "
     "each a text, or each a list of messages with role and content."
 )
+EXPECTED_PROMPTS = "Expected is a column 'prompt': a text, or a list of messages with role and content."
 PROMPT_NAMES_ELSEWHERE = ("question", "instruction", "query", "input", "context")
+
+
+class Wanted(NamedTuple):
+    """What a source is read for: the columns that it must have, and a sentence about them."""
+
+    columns: tuple[str, ...]
+    expected: str
+
+
+PAIRS = Wanted(("chosen", "rejected"), EXPECTED)
+PROMPTS = Wanted(("prompt",), EXPECTED_PROMPTS)
 
 # The first entry whose columns are all there names the format. Columns, what it is, what to do.
 SIBLINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -104,6 +116,22 @@ def _prompt_by_another_name(rows: list[Mapping[str, Any]], columns: list[str]) -
         if pairs and not any(prompt in chosen for prompt, chosen in pairs):
             return name
     return None
+
+
+def require_prompt_column(rows: list[Mapping[str, Any]], source: str) -> None:
+    """Raise `UnreadablePreferences` where no row has `prompt`, with the column that it probably is."""
+    columns = list(dict.fromkeys(str(column) for row in rows for column in row))
+    if "prompt" in columns:
+        return
+    names = ", ".join(repr(column) for column in columns[:20]) + (", …" if len(columns) > 20 else "")
+    lines = [f"{source}: no row has 'prompt'; its columns are {names}."]
+    elsewhere = next((name for name in PROMPT_NAMES_ELSEWHERE if name in columns), None)
+    renamed = nearest_column("prompt", columns) or elsewhere
+    if renamed is not None:
+        lines.append(f"{renamed!r} looks like it: rename it to 'prompt'.")
+    elif "messages" in columns:
+        lines.append("This looks like conversations: leave out their last answer and rename 'messages' to 'prompt'.")
+    raise UnreadablePreferences("\n".join([*lines, EXPECTED_PROMPTS]))
 
 
 def describe_document(value: object) -> str:

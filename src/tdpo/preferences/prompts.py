@@ -104,14 +104,23 @@ def _resolve_text_prompt(prompt: str, chosen: list[Message], rejected: list[Mess
     return Finding("prompt", Reason.PROMPT_UNRELATED, shown(prompt))
 
 
+def prompt_findings(prompt: Text) -> list[Finding]:
+    """What is wrong with the order of the roles of one prompt; the first problem."""
+    if isinstance(prompt, str):
+        return []
+    if prompt[-1]["role"] == "assistant":
+        return [Finding("prompt", Reason.PROMPT_END, _roles(prompt))]
+    return _first_misplaced("prompt", [], prompt)
+
+
 def order_findings(triple: Triple) -> list[Finding]:
     """What is wrong with the order of the roles of one conversational row; the first problem of each part."""
     prompt, chosen, rejected = triple
     if isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
         return []
-    if prompt[-1]["role"] == "assistant":
-        return [Finding("prompt", Reason.PROMPT_END, _roles(prompt))]
-    findings = _first_misplaced("prompt", [], prompt)
+    findings = prompt_findings(prompt)
+    if findings and findings[0].reason == Reason.PROMPT_END:
+        return findings
     for name, response in (("chosen", chosen), ("rejected", rejected)):
         if response[0]["role"] != "assistant":
             findings.append(Finding(name, Reason.RESPONSE_START, _roles(response)))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tdpo.preferences.formats import PAIRS, Wanted
 from tdpo.preferences.rows import UnreadablePreferences
 from tdpo.preferences.text_files import Read, Record, read_csv, read_json, read_json_lines
 
@@ -30,20 +31,25 @@ def read_parquet(path: Path) -> Read:
         raise UnreadablePreferences(f"{path}: not readable as Parquet after record {row} ({error}).") from error
 
 
-READERS: dict[str, Callable[[Path], Read]] = {
-    ".jsonl": read_json_lines,
-    ".ndjson": read_json_lines,
-    ".jsonl.gz": read_json_lines,
+def _whatever_is_wanted(read: Callable[[Path], Read]) -> Callable[[Path, Wanted], Read]:
+    """A reader of a format in which the columns cannot be in doubt."""
+    return lambda path, wanted: read(path)
+
+
+READERS: dict[str, Callable[[Path, Wanted], Read]] = {
+    ".jsonl": _whatever_is_wanted(read_json_lines),
+    ".ndjson": _whatever_is_wanted(read_json_lines),
+    ".jsonl.gz": _whatever_is_wanted(read_json_lines),
     ".json": read_json,
     ".json.gz": read_json,
     ".csv": read_csv,
     ".csv.gz": read_csv,
     ".tsv": read_csv,
-    ".parquet": read_parquet,
+    ".parquet": _whatever_is_wanted(read_parquet),
 }
 
 
-def read_source(source: str | Path, split: str) -> Read:
+def read_source(source: str | Path, split: str, wanted: Wanted = PAIRS) -> Read:
     """The records of a file, of a folder that `datasets` saved, or of a hub dataset (`owner/name[:configuration]`).
 
     `split` chooses among the splits of a saved `DatasetDict` and of a hub dataset; other sources have none.
@@ -51,7 +57,7 @@ def read_source(source: str | Path, split: str) -> Read:
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return _reader_for(path)(path)
+        return _reader_for(path)(path, wanted)
     if path.is_dir():
         return read_dataset(_load_folder(path, split), str(source))
     name = str(source)
@@ -79,7 +85,7 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in sorted(READERS, key=len, reverse=True) if name.endswith(suffix)), "")
 
 
-def _reader_for(path: Path) -> Callable[[Path], Read]:
+def _reader_for(path: Path) -> Callable[[Path, Wanted], Read]:
     suffix = _suffix(path)
     if not suffix:
         raise UnreadablePreferences(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from tdpo.preferences.fields import FINISHED, REWARDS, find_surrogate
-from tdpo.preferences.formats import EXPECTED, describe_document
+from tdpo.preferences.formats import PAIRS, Wanted, describe_document
 from tdpo.preferences.reasons import Reason
 from tdpo.preferences.rows import RowProblem, UnreadablePreferences, shown
 
@@ -105,7 +105,7 @@ def _read_lines(stream: io.BufferedIOBase, source: str) -> Read:
             yield RowProblem(source, row, "line", Reason.NOT_JSON, f"{error}: {shown(text)}")
 
 
-def read_json(path: Path) -> Read:
+def read_json(path: Path, wanted: Wanted = PAIRS) -> Read:
     """A list of rows, `{"data": [...]}`, one list a column, or JSON Lines under this name. Numbered by record."""
     with open_bytes(path) as stream:
         raw = stream.read()
@@ -120,7 +120,7 @@ def read_json(path: Path) -> Read:
             yield from _read_lines(io.BytesIO(raw), source)
             return
         raise UnreadablePreferences(_broken_document(source, raw, error)) from error
-    for row, values in enumerate(_rows_of(document, source), start=1):
+    for row, values in enumerate(_rows_of(document, source, wanted), start=1):
         yield decoder.record(row, values, source)
 
 
@@ -134,17 +134,17 @@ def _broken_document(source: str, raw: bytes, error: Exception) -> str:
     )
 
 
-def _rows_of(document: Any, source: str) -> list[Any]:
+def _rows_of(document: Any, source: str, wanted: Wanted) -> list[Any]:
     if isinstance(document, dict) and isinstance(document.get("data"), list):
         return document["data"]
     if isinstance(document, list):
         return document
-    if not isinstance(document, dict) or not {"chosen", "rejected"} & set(document):
+    if not isinstance(document, dict) or not set(wanted.columns) & set(document):
         raise UnreadablePreferences(
             f"{source}: the file holds {describe_document(document)}. Expected is a list of rows, or an object with "
-            f"such a list under 'data'. {EXPECTED}"
+            f"such a list under 'data'. {wanted.expected}"
         )
-    if not all(isinstance(cells, list) for cells in document.values()) or _holds_messages(document):
+    if not all(isinstance(cells, list) for cells in document.values()) or _holds_messages(document, wanted):
         return [document]
     lengths = {name: len(cells) for name, cells in document.items()}
     if len(set(lengths.values())) > 1:
@@ -152,18 +152,18 @@ def _rows_of(document: Any, source: str) -> list[Any]:
     return [dict(zip(document, cells, strict=True)) for cells in zip(*document.values(), strict=True)]
 
 
-def _holds_messages(document: dict[str, Any]) -> bool:
+def _holds_messages(document: dict[str, Any], wanted: Wanted) -> bool:
     """Whether the lists are conversations, so that the object is a single row and not columns."""
-    return any(isinstance(cell, dict) for name in ("chosen", "rejected") for cell in document.get(name, []))
+    return any(isinstance(cell, dict) for name in wanted.columns for cell in document.get(name, []))
 
 
-def read_csv(path: Path) -> Read:
+def read_csv(path: Path, wanted: Wanted = PAIRS) -> Read:
     """A header and records; cells that hold a JSON list of messages are decoded. Numbered by record."""
     source = str(path)
     with open_bytes(path) as stream, _unlimited_cells():
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         first = text.readline()
-        delimiter = _delimiter(first, "\t" if ".tsv" in path.suffixes else ",")
+        delimiter = _delimiter(first, "\t" if ".tsv" in path.suffixes else ",", wanted)
         text.seek(0)
         records = csv.reader(text, delimiter=delimiter, strict=True)
         header = next(records, [])
@@ -229,10 +229,10 @@ def _from_json(cell: str) -> Any:
         return cell
 
 
-def _delimiter(header: str, usual: str) -> str:
+def _delimiter(header: str, usual: str, wanted: Wanted) -> str:
     """The usual one unless the header only makes sense with another (spreadsheets write ';' in many countries)."""
     for candidate in (usual, ",", ";", "\t"):
-        if {"chosen", "rejected"} <= set(next(csv.reader([header], delimiter=candidate), [])):
+        if set(wanted.columns) <= set(next(csv.reader([header], delimiter=candidate), [])):
             return candidate
     return usual
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from .curve_kinds import GROUPS, Curve, Part
 from .drawing import Figure, base_layout, color, plot_text, symbol
 from .loading import Run
 from .numbers import MISSING, show
@@ -17,31 +18,17 @@ Points = list[tuple[float, float | None]]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One figure of curves. With `sides`, the metric is logged for the chosen and the rejected response."""
-
-    key: str
-    title: str
-    unit: str
-    note: str = ""
-    sides: bool = False
-    axis: str = ""
-
-    @property
-    def keys(self) -> list[tuple[str, str]]:
-        """(metrics.jsonl key, side) of each line."""
-        sides = ("chosen", "rejected") if self.sides else ("",)
-        return [(f"{side}_{self.key}" if side else self.key, side) for side in sides]
-
-
-@dataclass(frozen=True)
 class Line:
     """One metric of one run, split and side."""
 
     run: Run
     split: str
-    side: str
+    part: Part
     points: Points
+
+    @property
+    def side(self) -> str:
+        return self.part.side
 
     @property
     def name(self) -> str:
@@ -58,30 +45,6 @@ class CurveGroup:
     sentences: list[str]
 
 
-GROUPS: dict[str, tuple[Curve, ...]] = {
-    "Learning the preference": (
-        Curve("loss", "Loss", "nats per pair", "log 2 ≈ 0.69 at the start, when the margin is zero."),
-        Curve("accuracy", "Accuracy", "share of pairs", "Pairs whose margin is above zero.", axis="share"),
-        Curve("margin", "Margin", "chosen − rejected reward", "What stands inside the loss’s sigmoid."),
-    ),
-    "What happens to the likelihoods": (
-        Curve("reward", "Implicit reward", "β × (log-ratio + KL term)", "Chosen minus rejected is the margin.", True),
-        Curve("logp", "Log-probability", "nats per response", "Likelihood displacement: chosen falls too.", True),
-        Curve("policy_entropy", "Policy entropy", "nats per token", "Falls when the policy commits to fewer words."),
-    ),
-    "Distance from the reference": (
-        Curve("forward_kl", "Forward KL", "nats per response", "KL(reference‖policy) along each response.", True),
-        Curve("reverse_kl", "Reverse KL", "nats per response", "KL(policy‖reference) along each response.", True),
-    ),
-    "The machine at work": (
-        Curve("tokens_per_second", "Throughput", "tokens per second", axis="from zero"),
-        Curve("peak_memory_mib", "Peak memory", "MiB", axis="from zero"),
-        Curve("learning_rate", "Learning rate", "", axis="from zero"),
-        Curve("grad_norm", "Gradient norm", "before clipping", axis="from zero"),
-    ),
-}
-
-
 def curve_groups(runs: list[Run]) -> list[CurveGroup]:
     """The groups of figures for which at least one run logged something."""
     groups = []
@@ -95,10 +58,10 @@ def curve_groups(runs: list[Run]) -> list[CurveGroup]:
 
 def _figure(curve: Curve, runs: list[Run]) -> Figure | None:
     candidates = [
-        Line(run, split, side, run.series(split, key))
+        Line(run, split, part, run.series(split, part.key))
         for run in runs
         for split in ("train", "eval")
-        for key, side in curve.keys
+        for part in curve.parts_of(run)
     ]
     lines = [line for line in candidates if any(value is not None for _, value in line.points)]
     if not lines:
@@ -125,10 +88,10 @@ def _figure(curve: Curve, runs: list[Run]) -> Figure | None:
 def _traces(line: Line, limit: int) -> list[dict[str, Any]]:
     """The line; for a long training series the logged values faintly and their running mean on top."""
     tint, points = color(line.run.index), thinned(line.points, limit)
-    stroke = {"color": tint, "width": 2, "dash": "dot" if line.side == "rejected" else "solid"}
+    stroke = {"color": tint, "width": 2, "dash": line.part.dash}
     common = {"type": "scatter", "meta": {"run": line.run.index}, "connectgaps": False, "mode": "lines"}
     if line.split == "eval":
-        mark = f"{symbol(line.run.index)}{'-open' if line.side == 'rejected' else ''}"
+        mark = f"{symbol(line.run.index)}{'-open' if line.part.dash == 'dot' else ''}"
         look = {"mode": "lines+markers", "marker": {"color": tint, "size": 7, "symbol": mark}}
         return [{**common, **look, **_xy(points), "line": {**stroke, "width": 1}, **_hover(line.name)}]
     if len(line.points) < SMOOTH_FROM:

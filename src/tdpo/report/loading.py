@@ -11,7 +11,7 @@ from typing import Any
 
 from .numbers import number
 
-LOSS_NAMES = {"tdpo2": "TDPO2", "tdpo1": "TDPO1", "dpo": "DPO"}
+LOSS_NAMES = {"tdpo2": "TDPO2", "tdpo1": "TDPO1", "dpo": "DPO", "ppo": "PPO"}
 RUN_FILES = (
     "recipe.yaml",
     "environment.json",
@@ -38,13 +38,26 @@ class Run:
     status: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    completions: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def loss(self) -> str:
-        """The loss by its public name (TDPO2), as the evaluation or else the recipe states it; "" if neither does."""
+        """The method by its public name (TDPO2, PPO), as evaluation or recipe state it; "" if neither does."""
         name = text_at(self.evaluation, "run", "loss") or text_at(self.recipe, "loss", "name")
+        if not name and "ppo" in self.recipe:
+            name = "ppo"
         return LOSS_NAMES.get(name.lower(), name)
+
+    @property
+    def is_ppo(self) -> bool:
+        """Whether the run learned from rewards of its own responses, and not from pairs."""
+        return self.loss == "PPO"
+
+    @property
+    def kl(self) -> dict[str, Any]:
+        """How PPO was held to the reference, as recipe or evaluation state it."""
+        return dict_at(self.recipe, "kl") or dict_at(self.evaluation, "run", "kl")
 
     @property
     def model(self) -> str:
@@ -102,6 +115,7 @@ def _load_run(path: Path, index: int) -> Run:
         raise FileNotFoundError(f"{path}: not a run directory; expected at least one of {', '.join(RUN_FILES)}")
     notes: list[str] = []
     recipe, recipe_text = _read_recipe(path / "recipe.yaml", notes)
+    no_rows = "ppo" in recipe and not (path / "data.json").exists()  # prompts, and no rows that could be lost
     run = Run(
         path=path,
         label=path.resolve().name,
@@ -109,13 +123,14 @@ def _load_run(path: Path, index: int) -> Run:
         recipe=recipe,
         recipe_text=recipe_text,
         environment=_read_json(path / "environment.json", notes, "versions, hardware and command are unknown"),
-        data=_read_json(path / "data.json", notes, "what the training data held is unknown"),
+        data={} if no_rows else _read_json(path / "data.json", notes, "what the training data held is unknown"),
         metrics=_read_lines(path / "metrics.jsonl", notes, "there are no training curves"),
         status=_read_json(path / "status.json", notes, "whether training finished is unknown"),
         evaluation=_read_json(
             path / "evaluation.json", notes, f"run `tdpo evaluate {path}` to compare it with the base model"
         ),
         samples=_read_lines(path / "samples.jsonl", notes, "there are no generations to read"),
+        completions=_read_completions(path / "completions.jsonl", notes),
         notes=notes,
     )
     notes.extend(_gaps(run))
@@ -172,6 +187,11 @@ def _read_lines(path: Path, notes: list[str], consequence: str) -> list[dict[str
     return rows
 
 
+def _read_completions(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Samples of a run's rollouts; only PPO writes them, and not if it was told not to."""
+    return _read_lines(path, notes, "there are no responses from training to read") if path.exists() else []
+
+
 def _read_recipe(path: Path, notes: list[str]) -> tuple[dict[str, Any], str]:
     text = _read(path, notes, "the settings of this run are unknown")
     if text is None:
@@ -190,8 +210,9 @@ def _gaps(run: Run) -> list[str]:
     """Sentences on parts that are absent although their file is there."""
     notes = []
     if run.metrics and not any(line.get("split") == "eval" for line in run.metrics):
-        notes.append("No evaluation during training was logged: the curves show training batches only.")
-    if run.evaluation and not run.evaluation.get("pairs"):
+        batches = "responses to training prompts" if run.is_ppo else "training batches"
+        notes.append(f"No evaluation during training was logged: the curves show {batches} only.")
+    if run.evaluation and not run.evaluation.get("pairs") and not run.is_ppo:
         notes.append("No held-out pairs were evaluated: accuracy and KL on pairs are known from training only.")
     if run.evaluation and not run.evaluation.get("generations"):
         notes.append("No generations were evaluated: there is no reward to compare with the base model.")
@@ -207,10 +228,13 @@ def _gaps(run: Run) -> list[str]:
 
 
 def _labels(runs: list[Run]) -> list[str]:
-    """The loss's name where it tells the runs apart; else the folder's, with its parent or a number if need be."""
+    """The method's name where it tells the runs apart, if need be with PPO's KL; else the folder's, with its parent
+    or a number if need be."""
     losses = [run.loss for run in runs]
-    if all(losses) and len(set(losses)) == len(losses):
-        return losses
+    with_kl = [_with_direction(run) for run in runs]
+    for labels in (losses, with_kl):
+        if all(labels) and len(set(labels)) == len(labels):
+            return labels
     folders = [run.path.resolve() for run in runs]
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
@@ -220,3 +244,8 @@ def _labels(runs: list[Run]) -> list[str]:
         seen[name] += 1
         names[position] = name if seen[name] == 1 else f"{name} ({seen[name]})"
     return names
+
+
+def _with_direction(run: Run) -> str:
+    direction = text_at(run.kl, "direction")
+    return f"{run.loss}, {direction} KL" if run.is_ppo and direction else run.loss

@@ -15,6 +15,7 @@ from .results import BASE_COLOR, confidence, evaluated_columns, reward_name, sum
 from .samples import Samples, collect_samples
 from .tables import (
     SPLITS,
+    completions_scored,
     data_facts,
     difference_method,
     pairs_table,
@@ -24,6 +25,7 @@ from .tables import (
     results_table,
     wall_seconds,
 )
+from .training_responses import training_responses
 
 RECIPE_CHARACTERS = 20_000
 LOST_ROWS = ("skip", "trunc", "drop", "too long")
@@ -89,7 +91,10 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
         "method": difference_method(runs),
         "pairs": pairs_table(runs),
         "pair_figures": pairs,
+        "without_pairs": join_words([run.label for run in runs if run.is_ppo]),
+        "any_pairs": not all(run.is_ppo for run in runs),
         "curve_groups": groups,
+        "training_responses": [table for run in runs if (table := training_responses(run))],
         "samples": samples,
         "provenance": provenance_table(runs),
         "differences": recipe_differences(runs),
@@ -117,6 +122,7 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
     """A few facts for the top of the page, each as (name, value); values of several runs joined where they differ."""
     facts: dict[str, list[str]] = {
         "Training pairs": [],
+        "Responses scored": [],
         "Updates": [],
         "Training time": [],
         "Held-out prompts": [],
@@ -124,7 +130,9 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
     for run in runs:
         rows, steps, seconds = at(run.data, "train", "rows"), at(run.status, "step"), wall_seconds(run)
         prompts = at(run.evaluation, "settings", "prompts")
-        facts["Training pairs"].append(show(rows) if number(rows) is not None else "")
+        scored = completions_scored(run)
+        facts["Training pairs"].append(show(rows) if number(rows) is not None and not run.is_ppo else "")
+        facts["Responses scored"].append(show(int(scored)) if scored is not None else "")
         facts["Updates"].append(show(steps) if number(steps) is not None else "")
         facts["Training time"].append(show_duration(seconds) if seconds is not None else "")
         facts["Held-out prompts"].append(show(prompts) if number(prompts) is not None else "")

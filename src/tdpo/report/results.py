@@ -31,6 +31,7 @@ class Metric:
 GENERATION_METRICS = (
     Metric("reward_mean", "Mean reward"),
     Metric("reward_std", "Spread of the rewards", "standard deviation"),
+    Metric("reward_variance", "Variance of the rewards", "the spread squared"),
     Metric("reverse_kl", "Reverse KL, own samples", "nats per response"),
     Metric("forward_kl", "Forward KL, base samples", "nats per response"),
     Metric("distinct_1", "Distinct words", "of all words"),
@@ -52,9 +53,6 @@ PAIR_METRICS = (
     Metric("rejected_reverse_kl", "Rejected reverse KL", "nats per response"),
     Metric("count", "Pairs"),
 )
-
-
-SAID_OTHERWISE = {"reward_variance"}  # by the standard deviation
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def metric_rows(known: tuple[Metric, ...], numbers: list[dict[str, Any]]) -> lis
     """The known metrics that at least one of `numbers` holds, then every other number that an evaluation added."""
     present = {key for entry in numbers for key, value in entry.items() if isinstance(value, int | float)}
     rows = [metric for metric in known if metric.key in present]
-    extra = sorted(present - {metric.key for metric in known} - SAID_OTHERWISE)
+    extra = sorted(present - {metric.key for metric in known})
     return rows + [Metric(key, key.replace("_", " ").capitalize()) for key in extra]
 
 
@@ -168,12 +166,15 @@ def _without_reward(run: Run) -> str:
             f"{run.label} prefers the chosen response in {show_share(accuracy)} of the held-out pairs"
             f"{f' {limits}' if limits else ''}; no generations were evaluated."
         )
-    losses = [value for _, value in run.series("train", "loss") if value is not None]
-    if not losses:
+    # The loss of PPO is no measure of progress: each iteration has another one.
+    key, what = ("reward_mean", "mean training reward") if run.is_ppo else ("loss", "training loss")
+    unknown = "responses to other prompts" if run.is_ppo else "responses"
+    values = [value for _, value in run.series("train", key) if value is not None]
+    if not values:
         return f"{run.label} has logged nothing to judge it by yet."
-    if len(losses) == 1:
-        return f"{run.label} has logged one training loss, {show(losses[0])}, and has not been evaluated."
+    if len(values) == 1:
+        return f"{run.label} has logged one {what}, {show(values[0])}, and has not been evaluated."
     return (
-        f"{run.label} took its training loss from {show(losses[0])} to {show(losses[-1])} "
-        "and has not been evaluated: whether its responses got better is not known."
+        f"{run.label} took its {what} from {show(values[0])} to {show(values[-1])} "
+        f"and has not been evaluated: whether its {unknown} got better is not known."
     )

@@ -120,7 +120,7 @@ def provenance_table(runs: list[Run]) -> Table:
     """What was run and how: one column a run, one row a fact that any run knows."""
     facts = [_facts(run) for run in runs]
     names = list(dict.fromkeys(name for entry in facts for name in entry))
-    rows = [Row(name, "", [Cell(entry.get(name, MISSING)) for entry in facts]) for name in names]
+    rows = [Row(name, "", [Cell(entry.get(name) or MISSING) for entry in facts]) for name in names]
     rows = [row for row in rows if any(cell.text not in ("", MISSING) for cell in row.cells)]
     return Table("What was run", [run.label for run in runs], rows, [run.index for run in runs])
 
@@ -140,11 +140,12 @@ def _facts(run: Run) -> dict[str, str]:
         facts[title] = ", ".join(f"{name} {value}" for name, value in data_facts(run, split).items())
     facts |= {
         "Updates": "" if steps is None else f"{show(steps)} of {show(planned)}" if planned else show(steps),
-        "Batch": plain(at(recipe, "training", "batch_size")),
-        "Learning rate": plain(at(recipe, "training", "learning_rate")),
+        "Responses sampled": _rollouts(run),
+        "Batch": plain(at(recipe, "ppo", "minibatch_size") or at(recipe, "training", "batch_size")),
+        "Learning rate": plain(at(recipe, "ppo", "learning_rate") or at(recipe, "training", "learning_rate")),
         "Training time": show_duration(wall_seconds(run)) if wall_seconds(run) is not None else "",
         "Evaluation time": show_duration(run.evaluation.get("seconds")) if run.evaluation.get("seconds") else "",
-        "Median throughput": _median(run, "tokens_per_second", "tokens per second"),
+        "Median throughput": _throughput(run),
         "Peak memory": _peak(run),
         "Machine": _machine(hardware),
         "Seed": plain(at(run.environment, "seed") if "seed" in run.environment else recipe.get("seed")),
@@ -177,7 +178,24 @@ def _resumptions(run: Run) -> str:
     return f"at update {join_words(steps)}" if steps else ""
 
 
+def completions_scored(run: Run) -> float | None:
+    """How many responses PPO had scored in the iterations that it logged; None where that is not known."""
+    size = number(at(run.recipe, "rollouts", "completions"))
+    logged = run.series("train", "reward_mean")
+    return size * len(logged) if run.is_ppo and size is not None and logged else None
+
+
+def _rollouts(run: Run) -> str:
+    size, passes = at(run.recipe, "rollouts", "completions"), at(run.recipe, "ppo", "epochs")
+    if not run.is_ppo or number(size) is None:
+        return ""
+    iterations = show(at(run.recipe, "ppo", "iterations"))
+    return f"{iterations} iterations of {show(size)}, each learned from in {show(passes)} passes"
+
+
 def _method(run: Run) -> str:
+    if run.is_ppo:
+        return _ppo_method(run.kl)
     settings = {**dict_at(run.recipe, "loss"), **dict_at(run.evaluation, "run")}
     parts = [run.loss] if run.loss else []
     parts += [
@@ -188,6 +206,19 @@ def _method(run: Run) -> str:
     if run.loss == "DPO":
         parts = [part for part in parts if not part.startswith("α")]
     return ", ".join(parts)
+
+
+def _ppo_method(kl: dict[str, Any]) -> str:
+    """PPO, and how it is held to the reference: PPO, reverse KL, sampled, off the reward, coefficient …"""
+    place = {"reward": "taken off the reward", "loss": "added to the loss"}
+    parts = ["PPO"]
+    if direction := text_at(kl, "direction"):
+        parts.append(f"{direction} KL")
+        parts += [text_at(kl, "form"), place.get(text_at(kl, "place"), text_at(kl, "place"))]
+    if number(kl.get("coefficient")) is not None:
+        adaptive = f", adapted to hold {show(kl.get('target'))} nats" if kl.get("controller") == "adaptive" else ""
+        parts.append(f"coefficient {plain(kl['coefficient'])}{adaptive}")
+    return ", ".join(part for part in parts if part)
 
 
 def _trained_part(recipe: dict[str, Any]) -> str:
@@ -232,6 +263,14 @@ def _values(run: Run, key: str) -> list[float]:
 def _median(run: Run, key: str, unit: str) -> str:
     values = _values(run, key)
     return f"{show(values[len(values) // 2])} {unit}" if values else ""
+
+
+def _throughput(run: Run) -> str:
+    if not run.is_ppo:
+        return _median(run, "tokens_per_second", "tokens per second")
+    learning = _median(run, "learning_tokens_per_second", "tokens per second learning")
+    sampling = _median(run, "generation_tokens_per_second", "sampling")
+    return ", ".join(part for part in (learning, sampling) if part)
 
 
 def _peak(run: Run) -> str:

@@ -5,6 +5,7 @@
     status.json        {"state": "running|finished|interrupted|failed", "step", "max_steps", "updated", "error"}
     data.json          what was read, skipped, cut
     metrics.jsonl      one line a log
+    completions.jsonl  responses that a PPO run learned from, some of each iteration
     checkpoint-N/      complete once it holds the file COMPLETE
     model/             what was trained
     evaluation.json, samples.jsonl, report.html
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import RECIPE_FILE, Recipe, dump_recipe, load_recipe
+from ..config import RECIPE_FILE, AnyRecipe, PPORecipe, RecipeError, dump_recipe, load_recipe
 from .checkpoints import Checkpoints, checkpoint_step, find_checkpoints, is_checkpoint
 from .environment import describe_environment
 from .files import (
@@ -41,8 +42,8 @@ STATES = ("running", "finished", "interrupted", "failed")
 STATUS_FILE = "status.json"
 LOCK_FILE = ".lock"
 OWN_FILES = (
-    RECIPE_FILE, "environment.json", STATUS_FILE, "data.json", "metrics.jsonl", "evaluation.json", "samples.jsonl",
-    "report.html", "model",
+    RECIPE_FILE, "environment.json", STATUS_FILE, "data.json", "metrics.jsonl", "completions.jsonl", "evaluation.json",
+    "samples.jsonl", "report.html", "model",
 )  # fmt: skip
 
 
@@ -69,7 +70,9 @@ class RunDirectory:
         run = cls(path)
         if not run.path.is_dir():
             found = "it is a file" if run.path.exists() else "it does not exist"
-            raise RunError(f"{run.path} is no run directory: {found}; expected a folder that `tdpo train` wrote")
+            raise RunError(
+                f"{run.path} is no run directory: {found}; expected a folder that `tdpo train` or `tdpo ppo` wrote"
+            )
         if not run.is_run():
             inside = sorted(str(p.parent) for p in run.path.glob(f"*/{STATUS_FILE}"))
             hint = f"; runs inside it: {', '.join(inside)}" if inside else ""
@@ -78,7 +81,7 @@ class RunDirectory:
 
     @classmethod
     @contextlib.contextmanager
-    def training(cls, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Iterator[RunDirectory]:
+    def training(cls, recipe: AnyRecipe, *, resume: bool = False, overwrite: bool = False) -> Iterator[RunDirectory]:
         """Hold the run in `recipe.run_dir` while it trains: begun afresh, or taken up where it stopped.
 
         The status is running inside and finished, interrupted or failed after it, whatever happens. Raises `RunError`
@@ -95,7 +98,7 @@ class RunDirectory:
             with run._recording_the_end():
                 yield run
 
-    def create(self, recipe: Recipe, *, overwrite: bool = False) -> None:
+    def create(self, recipe: AnyRecipe, *, overwrite: bool = False) -> None:
         """Begin a run: recipe.yaml, then status.json and environment.json.
 
         Refuses a folder that holds something else, or a run that got somewhere; `overwrite` replaces such a run (its
@@ -111,10 +114,10 @@ class RunDirectory:
                 if entry.name in OWN_FILES or is_checkpoint(entry.name):
                     _remove(entry)
             write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
-            self.set_status("running", step=0, max_steps=recipe.training.max_steps)
+            self.set_status("running", step=0, max_steps=_updates(recipe))
             self.write_json("environment.json", describe_environment(recipe.seed))
 
-    def take_up(self, recipe: Recipe) -> None:
+    def take_up(self, recipe: AnyRecipe) -> None:
         """Continue the run with `recipe`, which may differ from the stored one in keys that do not change the
         trajectory (`check_resumable`); it is stored, and environment.json gets an entry under "resumed"."""
         changed = self.check_resumable(recipe)
@@ -131,7 +134,7 @@ class RunDirectory:
         """Whether a run was begun here. A recipe alone is none: it may be a user's own file."""
         return (self.path / RECIPE_FILE).is_file() and (self.path / STATUS_FILE).is_file()
 
-    def check_resumable(self, recipe: Recipe) -> dict[str, list[Any]]:
+    def check_resumable(self, recipe: AnyRecipe) -> dict[str, list[Any]]:
         """The keys in which `recipe` differs from the stored one, each [stored, given]; `RunError` if it may not."""
         try:
             return check_resumable(self.recipe(), recipe)
@@ -175,8 +178,16 @@ class RunDirectory:
 
     # Files
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> AnyRecipe:
         return load_recipe(self.path / RECIPE_FILE)
+
+    def command(self) -> str:
+        """The command that made this run, which also resumes it: "tdpo train" or "tdpo ppo"."""
+        try:
+            is_ppo = isinstance(self.recipe(), PPORecipe)
+        except RecipeError:  # damaged, or none: the message that asks for the command is about something else
+            is_ppo = False
+        return "tdpo ppo" if is_ppo else "tdpo train"
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `name` atomically: readers see the old file or the new one."""
@@ -216,7 +227,7 @@ class RunDirectory:
                     f"{self.path} has no trained model: training failed ({status.get('error')}). "
                     "Repair that, then train again"
                 )
-            raise RunError(f"{self.path} has no trained model yet ({state}); `tdpo train {self.path} --resume`")
+            raise RunError(f"{self.path} has no trained model yet ({state}); `{self.command()} {self.path} --resume`")
         return path
 
     # Status
@@ -279,6 +290,11 @@ class RunDirectory:
         """The step that a resumption starts from; 0 without a complete checkpoint."""
         newest = self.checkpoints().newest
         return checkpoint_step(newest) if newest else 0
+
+
+def _updates(recipe: AnyRecipe) -> int | None:
+    """How many updates the recipe asks for; None where that depends on the data."""
+    return recipe.updates if isinstance(recipe, PPORecipe) else recipe.training.max_steps
 
 
 def _remove(path: Path) -> None:

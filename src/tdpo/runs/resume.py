@@ -2,44 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from ..config import Recipe, flatten
+from ..config import PPO, AnyRecipe, PPORecipe, Recipe, Training, flatten
 
 # These change where things are written, how often, or how fast, never what is computed beyond rounding.
-FREE = {
-    "run_dir",
-    "training.micro_batch_size",
-    "training.gradient_checkpointing",
-    "training.logging_steps",
-    "training.eval_steps",
-    "training.save_steps",
-    "training.save_total_limit",
-    "training.report_to",
-    "training.num_threads",
-}
-FREE_SECTIONS = ("environment", "sampling", "evaluation")
-LENGTH = {"training.epochs", "training.max_steps"}
+_BOOKKEEPING = ("micro_batch_size", "gradient_checkpointing", "save_total_limit", "report_to", "num_threads")
 
 
-def check_resumable(stored: Recipe, given: Recipe) -> dict[str, list[Any]]:
+@dataclass(frozen=True)
+class _Freedom:
+    """What may differ when a run of one kind is resumed; its length only where the learning rate is constant."""
+
+    keys: frozenset[str]
+    sections: tuple[str, ...]
+    length: frozenset[str]
+
+
+_PREFERENCES = _Freedom(
+    keys=frozenset(
+        [
+            "run_dir",
+            *(f"training.{key}" for key in (*_BOOKKEEPING, "logging_steps", "eval_steps", "save_steps")),
+        ]
+    ),
+    sections=("environment", "sampling", "evaluation"),
+    length=frozenset({"training.epochs", "training.max_steps"}),
+)
+# The environment is what a PPO run learns from, and not free here.
+_PPO = _Freedom(
+    keys=frozenset(
+        [
+            "run_dir",
+            "rollouts.batch_size",
+            "rollouts.show_every",
+            *(f"ppo.{key}" for key in (*_BOOKKEEPING, "eval_every", "save_every")),
+        ]
+    ),
+    sections=("evaluation",),
+    length=frozenset({"ppo.iterations"}),
+)
+
+
+def check_resumable(stored: AnyRecipe, given: AnyRecipe) -> dict[str, list[Any]]:
     """The keys that differ and may, each with [stored, given].
 
     Free are bookkeeping keys and the sections that training does not read; also the length of the run where the
     learning rate is constant, since any other schedule is laid out over the whole length. Raises ValueError that
-    names every other difference.
+    names every other difference, or says that the recipe is of the other kind.
     """
+    if isinstance(stored, PPORecipe) != isinstance(given, PPORecipe):
+        raise ValueError(
+            f"  the run is {_kind(stored)}, the recipe is {_kind(given)}\n"
+            "resume with the run's own recipe, or start a new run with another run_dir=…"
+        )
+    free = _PPO if isinstance(stored, PPORecipe) else _PREFERENCES
     before, after = flatten(stored), flatten(given)
     changed = {
         key: [before.get(key), after.get(key)]
         for key in [*before, *(key for key in after if key not in before)]
         if before.get(key) != after.get(key)
     }
-    constant = given.training.scheduler.startswith("constant")
+    constant = _optimisation(given).scheduler.startswith("constant")
     refused = [
-        f"  {key}: the run has {old!r}, the recipe {new!r}{_why(key)}"
+        f"  {key}: the run has {old!r}, the recipe {new!r}{_why(key, free)}"
         for key, (old, new) in changed.items()
-        if not (key in FREE or key.startswith(FREE_SECTIONS) or (key in LENGTH and constant))
+        if not (key in free.keys or key.startswith(free.sections) or (key in free.length and constant))
     ]
     if refused:
         lines = "\n".join(refused)
@@ -47,5 +76,13 @@ def check_resumable(stored: Recipe, given: Recipe) -> dict[str, list[Any]]:
     return changed
 
 
-def _why(key: str) -> str:
-    return " (a falling learning rate is laid out over the whole length)" if key in LENGTH else ""
+def _optimisation(recipe: AnyRecipe) -> Training | PPO:
+    return recipe.training if isinstance(recipe, Recipe) else recipe.ppo
+
+
+def _kind(recipe: AnyRecipe) -> str:
+    return "one of PPO (`tdpo ppo`)" if isinstance(recipe, PPORecipe) else "one on preferences (`tdpo train`)"
+
+
+def _why(key: str, free: _Freedom) -> str:
+    return " (a falling learning rate is laid out over the whole length)" if key in free.length else ""

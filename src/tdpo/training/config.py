@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from transformers import TrainingArguments
+from .arguments import Arguments, is_number
 
 LossName = Literal["tdpo2", "tdpo1", "dpo"]
 HeadImpl = Literal["auto", "frozen", "tiled", "dense"]
 ReferenceSource = Literal["auto", "cache", "model"]
 PrefixSharing = Literal["auto", "on", "off"]
 
-# transformers 5.23 renamed these and warns of the old names, which older versions need.
-RENAMED = {
-    "gradient_checkpointing": "activation_checkpointing",
-    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
-}
 SAMPLING = ("random", "sequential", "group_by_length")
-# Options of TrainingArguments that this trainer refuses, and why: they would do nothing, or harm in silence.
-REFUSED = {
-    "label_smoothing_factor": "smooths token labels, which pairs do not have; use label_smoothing",
-    "label_names": "has no effect: pairs have no labels",
-    "include_for_metrics": "has no effect without compute_metrics",
-    "batch_eval_metrics": "has no effect without compute_metrics",
-    "prediction_loss_only": "has no effect: every metric is computed in any case",
-    "neftune_noise_alpha": "would put noise into policy and reference, which then differ from the start",
-    "bf16_full_eval": "would evaluate the policy in another precision than the reference; load both in bfloat16",
-    "fp16_full_eval": "would evaluate the policy in another precision than the reference; load both in float16",
-}
+# What this trainer refuses beside `arguments.REFUSED`.
+REFUSED = {"label_smoothing_factor": "smooths token labels, which pairs do not have; use label_smoothing"}
 
 
 @dataclass
-class TDPOConfig(TrainingArguments):
-    """Arguments of `TDPOTrainer`; everything of `TrainingArguments` besides.
-
-    Three defaults differ from transformers': non-finite losses are never filtered from the logs,
-    every step is logged, and gradient checkpointing is the non-reentrant kind, which adapters need.
-    """
+class TDPOConfig(Arguments):
+    """Arguments of `TDPOTrainer`; everything of `TrainingArguments` besides, with the defaults of `Arguments`."""
 
     loss: LossName = field(
         default="tdpo2", metadata={"help": "tdpo2 (arXiv 2404.11999, eq. 17), tdpo1 (eq. 14) or dpo."}
@@ -82,42 +64,18 @@ class TDPOConfig(TrainingArguments):
         default=None,
         metadata={"help": "Pack pairs that share their prompt into rows of up to so many tokens; None: a pair a row."},
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Whether code shipped with a model named by string may run."}
-    )
-    logging_steps: float = field(default=1, metadata={"help": "Log every so many updates."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the logs."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: rows are not tensors yet."})
-    gradient_checkpointing_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Passed to gradient_checkpointing_enable; non-reentrant unless given."}
-    )
 
-    def __post_init__(self) -> None:
-        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
-        for old, new in RENAMED.items():
-            if hasattr(self, new) and getattr(self, new) is None:
-                setattr(self, new, getattr(self, old))
-        if self.ddp_find_unused_parameters is None:
-            # The head is used outside the forward that DDP watches: searching for unused parameters, it would take
-            # the head for one and fail. Everything trained here is used.
-            self.ddp_find_unused_parameters = False
-        super().__post_init__()
-        problems = list(self._problems())
-        if problems:
-            raise ValueError("TDPOConfig: " + "; ".join(problems))
-
-    def _problems(self) -> list[str]:
+    def _problems(self) -> Iterator[str]:
         found = []
         if self.loss not in get_args(LossName):
             found.append(f"loss must be one of {', '.join(get_args(LossName))}, got {self.loss!r}")
-        if not (_is_number(self.beta) and self.beta > 0):
+        if not (is_number(self.beta) and self.beta > 0):
             found.append(f"beta must be a finite number > 0, got {self.beta!r}")
-        if not (_is_number(self.alpha) and self.alpha >= 0):
+        if not (is_number(self.alpha) and self.alpha >= 0):
             found.append(f"alpha must be a finite number ≥ 0, got {self.alpha!r}")
         if self.loss in ("dpo", "tdpo1") and self.alpha != type(self).alpha:
             found.append(f"alpha={self.alpha} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'")
-        if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing < 0.5):
+        if not (is_number(self.label_smoothing) and 0 <= self.label_smoothing < 0.5):
             found.append(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing!r}")
         if self.max_length is not None and not (type(self.max_length) is int and self.max_length >= 2):
             found.append(f"max_length must be a whole number of at least 2 tokens or None, got {self.max_length!r}")
@@ -132,17 +90,11 @@ class TDPOConfig(TrainingArguments):
             choices = ", ".join(get_args(PrefixSharing))
             found.append(f"prefix_sharing must be one of {choices}, got {self.prefix_sharing!r}")
         found += self._packing_problems()
-        if self.remove_unused_columns:
-            found.append("remove_unused_columns=True would throw the pairs away; leave it False")
         found += [f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None)]
-        if not self.average_tokens_across_devices:
-            found.append("average_tokens_across_devices=False has no effect: every pair weighs the same on any device")
         strategy = getattr(self, "train_sampling_strategy", "random")
         if strategy not in SAMPLING:
             found.append(f"train_sampling_strategy must be one of {', '.join(SAMPLING)}, got {strategy!r}")
-        if getattr(self.accelerator_config, "dispatch_batches", None):
-            found.append("dispatch_batches=True would cut batches apart by rows, and pairs with them; leave it out")
-        return found
+        yield from found
 
     def _packing_problems(self) -> list[str]:
         tokens = self.max_tokens_per_row
@@ -174,7 +126,3 @@ def grouping_by_length() -> dict[str, Any]:
 def groups_by_length(args: TDPOConfig) -> bool:
     """Whether batches are asked to be of pairs of similar lengths."""
     return all(getattr(args, name, None) == value for name, value in grouping_by_length().items())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

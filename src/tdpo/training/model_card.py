@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import Recipe
+from ..config import AnyRecipe, PPORecipe, Recipe
 
 PAPERS = {
     "tdpo2": ("TDPO2", "Token-level Direct Preference Optimization", "2404.11999"),
@@ -23,58 +23,92 @@ SHOWN = (
 )
 
 
+PPO_SHOWN = (
+    ("reward_mean", "reward, mean"),
+    ("reward_std", "reward, standard deviation"),
+    ("reverse_kl", "KL(policy‖reference), nats per sequence"),
+    ("forward_kl", "KL(reference‖policy) on the policy's samples, nats per sequence"),
+    ("length_mean", "length, tokens"),
+    ("finished_share", "finished, share"),
+)
+Numbers = Mapping[str, float]
+
+
 def model_card(
-    recipe: Recipe,
-    data: Mapping[str, Any],
-    train: Mapping[str, float],
-    held_out: Mapping[str, float] | None,
-    versions: Mapping[str, Any],
+    recipe: Recipe, data: Mapping[str, Any], train: Numbers, held_out: Numbers | None, versions: Mapping[str, Any]
 ) -> str:
     """Markdown with the metadata block that the hub reads."""
     name, title, arxiv = PAPERS[recipe.loss.name]
+    numbers = _numbers(SHOWN, "held-out pairs", train, held_out)
+    return _card(recipe, name, recipe.loss.name, title, arxiv, _method(recipe), _data(data), numbers, versions)
+
+
+def ppo_model_card(
+    recipe: PPORecipe, prompts: int, train: Numbers, held_out: Numbers | None, versions: Mapping[str, Any]
+) -> str:
+    """The card of a model that PPO trained on so many prompts."""
+    data = [f"- {prompts} prompts of {_source(recipe)}"]
+    numbers = _numbers(PPO_SHOWN, "held-out prompts", train, held_out)
+    title = "Proximal Policy Optimization"
+    return _card(recipe, "PPO", "ppo", title, "1707.06347", _ppo_method(recipe), data, numbers, versions)
+
+
+def _card(
+    recipe: AnyRecipe, name: str, tag: str, title: str, arxiv: str, method: list[str], data: list[str],
+    numbers: list[str], versions: Mapping[str, Any],
+) -> str:  # fmt: skip
     library = "peft" if recipe.model.lora else "transformers"
-    return "\n".join(
-        [
-            "---",
-            f"library_name: {library}",
-            f"base_model: {json.dumps(recipe.model.name)}",
-            f"tags: [tdpo, {recipe.loss.name}, preference-optimization]",
-            "---",
-            f"# {recipe.model.name}, trained with {name}",
-            "",
-            f"Trained by tdpo with {name} ({title}, arXiv {arxiv}).",
-            "",
-            "## Method",
-            "",
-            *_method(recipe),
-            "",
-            "## Data",
-            "",
-            *_data(data),
-            "",
-            "## Numbers",
-            "",
-            *_numbers(train, held_out),
-            "",
-            "## Versions",
-            "",
-            *[f"- {package} {version}" for package, version in versions.items() if version],
-            "",
-        ]
-    )
+    head = [
+        "---",
+        f"library_name: {library}",
+        f"base_model: {json.dumps(recipe.model.name)}",
+        f"tags: [tdpo, {tag}, preference-optimization]",
+        "---",
+        f"# {recipe.model.name}, trained with {name}",
+        "",
+        f"Trained by tdpo with {name} ({title}, arXiv {arxiv}).",
+        "",
+    ]
+    known = [f"- {package} {version}" for package, version in versions.items() if version]
+    sections = {"Method": method, "Data": data, "Numbers": numbers, "Versions": known}
+    return "\n".join([*head, *(line for title, lines in sections.items() for line in _section(title, lines))])
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [f"## {title}", "", *lines, ""]
+
+
+def _weights(recipe: AnyRecipe) -> str:
+    lora = recipe.model.lora
+    weights = f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}" if lora else "all weights"
+    return f"- {weights}, dtype {recipe.model.dtype}"
+
+
+def _source(recipe: PPORecipe) -> str:
+    return recipe.environment.name if recipe.environment else str(recipe.prompts and recipe.prompts.train)
+
+
+def _ppo_method(recipe: PPORecipe) -> list[str]:
+    kl, ppo, rollouts = recipe.kl, recipe.ppo, recipe.rollouts
+    held = f", held at {kl.target:g} nats per sequence" if kl.controller == "adaptive" else ""
+    return [
+        f"- KL constraint: {kl.direction}, {kl.form}, in the {kl.place}, coefficient {kl.coefficient:g} at first{held}",
+        f"- reference: {recipe.model.reference or 'the policy before training'}",
+        _weights(recipe),
+        f"- {ppo.iterations} iterations of {rollouts.completions} completions, {ppo.epochs} epochs each, "
+        f"{ppo.optimizer}, {ppo.scheduler} schedule, seed {recipe.seed}",
+    ]
 
 
 def _method(recipe: Recipe) -> list[str]:
     loss, training = recipe.loss, recipe.training
     alpha = f", alpha {loss.alpha:g}" if loss.alpha is not None else ""
-    lora = recipe.model.lora
-    weights = f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}" if lora else "all weights"
     length = f"{training.max_steps} updates" if training.max_steps else f"{training.epochs:g} epochs"
     reference = recipe.model.reference or "the policy before training"
     return [
         f"- loss {loss.name}, beta {loss.beta:g}{alpha}, label smoothing {loss.label_smoothing:g}",
         f"- reference: {reference}",
-        f"- {weights}, dtype {recipe.model.dtype}",
+        _weights(recipe),
         f"- {length} of {training.batch_size} pairs, {training.optimizer}, peak learning rate "
         f"{training.learning_rate:g}, {training.scheduler} schedule, seed {recipe.seed}",
     ]
@@ -91,9 +125,11 @@ def _data(data: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _numbers(train: Mapping[str, float], held_out: Mapping[str, float] | None) -> list[str]:
-    lines = ["| | last training log | held-out pairs |", "|---|---|---|"]
-    for key, label in SHOWN:
+def _numbers(
+    shown: tuple[tuple[str, str], ...], held_out_name: str, train: Numbers, held_out: Numbers | None
+) -> list[str]:
+    lines = [f"| | last training log | {held_out_name} |", "|---|---|---|"]
+    for key, label in shown:
         lines.append(f"| {label} | {_number(train.get(key))} | {_number((held_out or {}).get(key))} |")
     return lines
 

@@ -8,7 +8,6 @@ distribution and optimisers are transformers' and accelerate's.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,15 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import TrainerCallback
 
 from ..batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
 from ..models import Reference, facts_of, kept_reference, load_causal_lm, reference_at_start
 from ..preferences import PreferenceRow, preferences_from_dataset
-from ..runs.checkpoints import mark_complete
 from ..scores import PairScores, score_pairs
 from ..token_statistics import Extra
+from .arguments import one_process_a_device
+from .base import CheckpointedTrainer
 from .config import TDPOConfig, groups_by_length
 from .layout import choose_layout
 from .losses import configured_loss
@@ -32,7 +31,6 @@ from .metrics import MetricsFile, TrainingMeter, averages, pair_metrics
 from .order import LengthGroupedOrder
 from .policy import check_ids, prepare_policy, prepare_tokenizer
 from .reference import CacheRequest, cache_of
-from .resume import whole_checkpoint
 from .sharding import check_sharding, shard_reference, whole_model_saved
 from .statistics import PolicyStatistics
 
@@ -41,7 +39,7 @@ logger = logging.getLogger(__name__)
 EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 
 
-class TDPOTrainer(Trainer):
+class TDPOTrainer(CheckpointedTrainer):
     """Train a causal language model on preference pairs with an exact KL to the reference.
 
     Args:
@@ -83,9 +81,7 @@ class TDPOTrainer(Trainer):
         args = TDPOConfig(output_dir="tdpo_output") if args is None else args
         if not isinstance(args, TDPOConfig):
             raise TypeError(f"args must be a TDPOConfig, got {type(args).__name__}")
-        if args.n_gpu > 1:
-            logger.warning("One process trains on one device; start %d with `accelerate launch`.", args.n_gpu)
-            args._n_gpu = 1
+        one_process_a_device(args, logger.warning)
         check_sharding(args)
         processing_class = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
@@ -310,12 +306,7 @@ class TDPOTrainer(Trainer):
         return output._replace(metrics={**(output.metrics or {}), **named})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        norm = logs.get("grad_norm", 0.0)
-        if not math.isfinite(norm) and self.accelerator.scaler is None:  # a scaler skips such updates
-            raise FloatingPointError(
-                f"the gradient's norm became {norm} at step {self.state.global_step}, though the loss was finite; the "
-                "weights are spoiled. Go back to the last checkpoint and lower the learning rate."
-            )
+        self._check_gradient(logs)
         if "loss" in logs and self._meter.pairs:
             totals = self.accelerator.reduce(self._meter.totals(self.args.device), reduction="sum")
             numbers = self._meter.logged(totals)
@@ -328,14 +319,9 @@ class TDPOTrainer(Trainer):
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | Path | bool | None = None, **more: Any
     ) -> Any:
-        """As `transformers.Trainer.train`; True resumes from the newest checkpoint that was written whole.
-
-        Raises:
-            ValueError: no such checkpoint, or the one given was cut short while it was written.
-        """
-        checkpoint = whole_checkpoint(resume_from_checkpoint, Path(str(self.args.output_dir)))
+        """As `CheckpointedTrainer.train`."""
         self._meter = TrainingMeter()
-        return super().train(resume_from_checkpoint=checkpoint, **more)
+        return super().train(resume_from_checkpoint, **more)
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """As transformers', but a sharded model is always written whole; its checkpoints are as they are asked for."""
@@ -343,20 +329,8 @@ class TDPOTrainer(Trainer):
         with nullcontext() if _internal_call else whole_model_saved(self.accelerator):
             super().save_model(folder, _internal_call)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The mark comes last, so that a checkpoint cut short by a kill is never resumed from, but before older ones
-        # are deleted, so that there always is one to resume from.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with self._meter.paused():
-                super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            folder = self._get_output_dir(trial=trial)
-            mark_complete(Path(folder) / f"checkpoint-{self.state.global_step}")
-            rotate_checkpoints(folder, limit, self.state.best_model_checkpoint, use_mtime=True)
+    def _outside_training(self) -> Any:
+        return self._meter.paused()
 
 
 def _rows(dataset: Any, name: str) -> Sequence[PreferenceRow]:

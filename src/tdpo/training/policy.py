@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from ..batches import TokenizedPair
 from ..models import has_adapter, load_causal_lm, load_tokenizer
-from .config import TDPOConfig
+from .arguments import Arguments
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 RANDOM_RATE = re.compile(r"drop|jitter")
 
 
-def prepare_tokenizer(given: Any | None, model: Any, args: TDPOConfig) -> Any:
+def prepare_tokenizer(given: Any | None, model: Any, args: Arguments) -> Any:
     """The tokenizer given or the model's own, with a pad token."""
     if given is None:
         name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", "")
@@ -51,7 +51,7 @@ def check_ids(pairs: Sequence[TokenizedPair], vocabulary: int) -> None:
         )
 
 
-def prepare_policy(model: Any, peft_config: Any | None, args: TDPOConfig) -> Any:
+def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
     """The policy: loaded, wrapped with an adapter where one is asked for, and definite in training mode.
 
     Raises:

@@ -17,7 +17,7 @@ from ..models import Reference, cache_folder, causal_lm_of
 from ..reference_cache import CacheLayout, CachePlan, Field, Fingerprint, ReferenceCache, build_cache, model_digest
 from ..token_statistics import Head
 from .config import TDPOConfig
-from .statistics import PolicyStatistics, reference_summary
+from .statistics import PolicyStatistics
 
 AUTO_LIMIT = 20_000_000_000  # bytes that "auto" puts on a disk without being asked
 
@@ -41,12 +41,7 @@ class CacheRequest:
         inputs = {name: value.to(self.device) for name, value in self.collator(pairs).items()}
         batch = PairBatch.from_inputs(inputs)
         with torch.no_grad(), self.autocast():
-            if self.statistics.path == "frozen":
-                return {
-                    k: v for k, v in vars(reference_summary(self.start, self.policy, batch)).items() if v is not None
-                }
-            index = batch.response_index
-            return {"hidden": self.start.hidden_and_head(self.policy, batch.model_inputs(), index)[0]}
+            return self.statistics.reference_says(self.start, self.policy, batch)[0]
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -74,19 +69,22 @@ class CacheRequest:
 
     def head_to_keep(self) -> Head | None:
         """The reference's head as it is now, in memory of its own, where the cache holds hidden states only."""
-        if self.statistics.path == "frozen":
-            return None
-        assert self.start.head is not None
-        head = self.start.head()
-        weight, bias = (None if t is None else t.detach().clone().to(self.device) for t in (head.weight, head.bias))
-        assert weight is not None
-        return Head(weight, bias, scale=head.scale, softcap=head.softcap)
+        return None if self.statistics.path == "frozen" else copied_head(self.start, self.device)
 
     def _model_digest(self) -> str:
         if self.start.kind == "adapter-off":
             prefix = getattr(self.policy.base_model, "prefix", "lora_")
             return model_digest(causal_lm_of(self.policy), adapter_prefix=prefix)
         return model_digest(causal_lm_of(self.start.model))
+
+
+def copied_head(start: Reference, device: torch.device) -> Head:
+    """The head of a reference as it is now, a constant in memory of its own."""
+    assert start.head is not None
+    head = start.head()
+    weight, bias = (None if t is None else t.detach().clone().to(device) for t in (head.weight, head.bias))
+    assert weight is not None
+    return Head(weight, bias, scale=head.scale, softcap=head.softcap)
 
 
 def cache_root(args: TDPOConfig) -> Path:

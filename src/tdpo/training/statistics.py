@@ -91,21 +91,42 @@ class PolicyStatistics:
         if self.path == "logits":
             reference_logits = self._live().logits(policy, inputs, index)
             return token_stats(select_logits(policy, inputs, index), reference_logits, batch.target_ids, extras=extras)
-        assert self.head is not None
         known = self._cached(batch)
-        if self.path == "frozen":
-            summary = ReferenceSummary(**known) if known else reference_summary(self._live(), policy, batch)
-            hidden = policy_hidden(policy, inputs, index)
-            return frozen_head_token_stats(hidden, self.head(), summary, batch.target_ids, extras=extras)
-        if known:
-            assert self.reference_head is not None
-            reference_hidden, reference_head = known["hidden"], self.reference_head
-        else:
-            reference_hidden, reference_head = self._live().hidden_and_head(policy, inputs, index)
+        reference_head = self.reference_head
+        if known is None:
+            known, reference_head = self.reference_says(self._live(), policy, batch)
         hidden = policy_hidden(policy, inputs, index)
-        targets, impl = batch.target_ids, self.path
+        return self.of_hidden(hidden, known, reference_head, batch.target_ids, extras=extras)
+
+    def reference_says(
+        self, reference: Reference, policy: Any, batch: PairBatch
+    ) -> tuple[dict[str, Tensor], Head | None]:
+        """What `of_hidden` needs to know of a batch's N tokens, a row a token, and the reference's own head.
+
+        On the frozen path these are the fields of a `ReferenceSummary` and no head, else the "hidden" states `[N, D]`.
+        """
+        if self.path == "frozen":
+            summary = reference_summary(reference, policy, batch)
+            return {name: value for name, value in vars(summary).items() if value is not None}, None
+        hidden, head = reference.hidden_and_head(policy, batch.model_inputs(), batch.response_index)
+        return {"hidden": hidden}, head
+
+    def of_hidden(
+        self,
+        hidden: Tensor,
+        known: dict[str, Tensor],
+        reference_head: Head | None,
+        targets: Tensor,
+        *,
+        extras: Collection[Extra] = (),
+    ) -> TokenStats:
+        """Statistics `[N]` of the policy's hidden states `[N, D]` beside what `reference_says`; not for full logits."""
+        assert self.head is not None and self.path != "logits"
+        if self.path == "frozen":
+            return frozen_head_token_stats(hidden, self.head(), ReferenceSummary(**known), targets, extras=extras)
+        assert reference_head is not None
         return linear_token_stats(
-            hidden, self.head(), reference_hidden, reference_head, targets, extras=extras, impl=impl
+            hidden, self.head(), known["hidden"], reference_head, targets, extras=extras, impl=self.path
         )
 
     def _cached(self, batch: PairBatch) -> dict[str, Tensor] | None:

@@ -1,0 +1,271 @@
+"""Speed of sampling for reinforcement learning: tdpo's sampler against transformers' own `generate`.
+
+    python benchmarks/rollouts.py                                   # SmolLM2-135M, 32 prompts x 2 and 64 x 1
+    python benchmarks/rollouts.py --dtype float32 --batches 16x4 --new-tokens 128
+    python benchmarks/rollouts.py --quick --model some/small/model  # does it run?
+
+All sample from the full distribution (temperature 1, no top-k, no top-p) for the first prompts of the sentiment
+environment, one batch of prompts times samples, until the end token or --new-tokens. `generate` runs the base model
+without an adapter, on prompts padded on the left. tdpo has a LoRA of rank 16 on every linear layer but the head, with
+weights so small that answers are as long as the base model's: folded into the weights for the time of the rollout
+(folding and taking out again are part of the time), or left beside them.
+
+Read the table: `tokens/s` is the median over all rollouts of new tokens a second, from texts in to texts out. Only what
+belongs to an answer counts: its tokens up to and including the end token, not what fills its row behind. `/ generate`
+above 1 means faster than `generate`. `tokens/row` is the mean length, which should be about the same for all. MiB is
+the highest resident memory over the state after the model was loaded and had sampled two tokens.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from _harness import (
+    Case,
+    Entry,
+    Job,
+    Measurements,
+    PeakMemory,
+    Run,
+    answer,
+    default_dtypes,
+    has_bfloat16_units,
+    make_parser,
+    note_bfloat16,
+    number,
+    parse,
+    print_table,
+    ratio,
+)
+
+KEYS = ("tokens_per_second", "seconds", "tokens", "mebibytes")
+QUICK = {"rounds": 1, "rollouts": 1, "batches": ["3x2"], "new_tokens": 4, "dtype": ["float32"]}
+BASELINE = "generate, base model"
+ADAPTER_SIZE = 1e-3  # of the entries of B
+
+Rows = list[list[int]]  # the new tokens of every sequence
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contestant is given for one rollout."""
+
+    model: Any
+    tokenizer: Any
+    prompts: Sequence[Any]
+    samples: int
+    new_tokens: int
+    seed: int = 0
+
+
+# ---- the contestants ----
+
+
+def run_generate(task: Task) -> Rows:
+    """`model.generate` as its documentation has it for a batch; rows are cut behind their end token."""
+    import torch
+
+    from tdpo.generation import encode_prompts, stop_token_ids
+
+    stop = stop_token_ids(task.model, task.tokenizer)
+    encoded = {"input_ids": encode_prompts(task.tokenizer, task.prompts)}
+    inputs = task.tokenizer.pad(encoded, padding_side="left", return_tensors="pt").to(task.model.device)
+    torch.manual_seed(task.seed)
+    output = task.model.generate(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=True, temperature=1.0,
+        top_k=0, top_p=1.0, max_new_tokens=task.new_tokens, num_return_sequences=task.samples,
+        eos_token_id=sorted(stop) or None, pad_token_id=task.tokenizer.pad_token_id,
+    )  # fmt: skip
+    rows = [up_to_end(row, stop) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+    task.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return rows
+
+
+def up_to_end(row: list[int], stop: frozenset[int]) -> list[int]:
+    length = next((place + 1 for place, token in enumerate(row) if token in stop), len(row))
+    return row[:length]
+
+
+def run_tdpo(task: Task) -> Rows:
+    from tdpo.generation import SamplingSettings, sample
+
+    rows = task.samples * len(task.prompts)
+    settings = SamplingSettings(task.samples, task.new_tokens, seed=task.seed, batch_size=rows)
+    return [completion.token_ids for completion in sample(task.model, task.tokenizer, task.prompts, settings)]
+
+
+def run_tdpo_merged(task: Task) -> Rows:
+    from tdpo.models import merged_adapter
+
+    with merged_adapter(task.model) as merged:
+        assert merged, "the adapter was left as it is"
+        return run_tdpo(task)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    run: Callable[[Task], Rows]
+    adapter: bool
+
+
+CONTESTANTS = {
+    BASELINE: Contestant(run_generate, adapter=False),
+    "tdpo, adapter merged": Contestant(run_tdpo_merged, adapter=True),
+    "tdpo, adapter beside": Contestant(run_tdpo, adapter=True),
+}
+
+
+# ---- measuring ----
+
+
+def measure(name: str, case: Case, arguments: Any, round_: int) -> Run:
+    contestant = CONTESTANTS[name]
+    task = make_task(arguments.model, case, contestant.adapter)
+    contestant.run(replace(task, new_tokens=min(2, task.new_tokens)))  # imports, first allocations
+    memory = PeakMemory()
+    seconds, lengths = [], []
+    for rollout in range(arguments.rollouts):
+        seed = round_ * arguments.rollouts + rollout
+        started = time.perf_counter()
+        rows = contestant.run(replace(task, seed=seed))
+        seconds.append(time.perf_counter() - started)
+        lengths.append([len(row) for row in rows])
+    tokens = [sum(of_rollout) for of_rollout in lengths]
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_second": [n / s for n, s in zip(tokens, seconds, strict=True)],
+        "lengths": lengths,
+        "mebibytes": memory.read(),
+    }
+
+
+def make_task(model_name: str, case: Case, adapter: bool) -> Task:
+    from tdpo.environments.sentiment import sentiment_environment
+    from tdpo.models import load_causal_lm, load_tokenizer
+
+    model = load_causal_lm(model_name, dtype=case["dtype"])
+    prompts = [prompt.prompt for prompt in sentiment_environment().train[: case["prompts"]]]
+    return Task(
+        with_adapter(model) if adapter else model,
+        load_tokenizer(model_name),
+        prompts,
+        case["samples"],
+        case["new tokens"],
+    )
+
+
+def with_adapter(model: Any) -> Any:
+    """`model` with a LoRA as an early update leaves it: small, but nowhere zero."""
+    import torch
+
+    from tdpo.models import LoraSettings, add_lora
+
+    torch.manual_seed(0)
+    model = add_lora(model, LoraSettings(rank=16)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=ADAPTER_SIZE)
+    return model
+
+
+def jobs(arguments: Any) -> list[Job]:
+    cases = [
+        {"prompts": prompts, "samples": samples, "new tokens": arguments.new_tokens, "dtype": dtype}
+        for dtype, (prompts, samples) in product(arguments.dtype, map(parse_batch, arguments.batches))
+    ]
+    return [job(name, case, arguments.rollouts) for case in cases for name in arguments.contestants]
+
+
+def parse_batch(text: str) -> tuple[int, int]:
+    prompts, _, samples = text.partition("x")
+    return int(prompts), int(samples)
+
+
+def job(name: str, case: Case, rollouts: int) -> Job:
+    slow = 1 if case["dtype"] == "float32" or has_bfloat16_units() else 10
+    tokens = case["prompts"] * case["samples"] * (case["new tokens"] + 20)
+    return Job(name, case, guess=10 + rollouts * slow * tokens * 3e-3)
+
+
+# ---- reporting ----
+
+
+def report(measurements: Measurements) -> list[str]:
+    """Print the tables; what is wrong with the measurements, if anything."""
+    note_bfloat16(measurements)
+    problems = []
+    for case in measurements.cases():
+        entries = [entry for entry in measurements.of_case(case) if entry.runs]
+        title = ", ".join(f"{key} {value}" for key, value in case.items())
+        header = ["", "tokens/s", "/ generate", "from", "to", "s/rollout", "tokens/row", "MiB"]
+        if entries:
+            print_table(title, header, [row(entry, measurements.find(BASELINE, case)) for entry in entries])
+        problems += [problem for entry in entries for problem in check_lengths(entry)]
+    measurements.derived["problems"] = problems
+    return problems
+
+
+def row(entry: Entry, baseline: Entry | None) -> list[str]:
+    speeds = entry.pooled("tokens_per_second")
+    rows = entry.job.case["prompts"] * entry.job.case["samples"]
+    return [
+        entry.job.contestant,
+        number(entry.median("tokens_per_second")),
+        ratio(entry, baseline, "tokens_per_second"),
+        number(min(speeds)),
+        number(max(speeds)),
+        number(entry.median("seconds"), 2),
+        number(statistics.mean(entry.pooled("tokens")) / rows, 1),
+        number(entry.median("mebibytes")),
+    ]
+
+
+def check_lengths(entry: Entry) -> list[str]:
+    """Every rollout must have given all its sequences, none empty and none longer than allowed."""
+    case = entry.job.case
+    return [
+        f"{entry.job} gave {len(lengths)} sequences of {min(lengths)} to {max(lengths)} tokens"
+        for run in entry.runs
+        for lengths in run["lengths"]
+        if len(lengths) != case["prompts"] * case["samples"]
+        or not 1 <= min(lengths) <= max(lengths) <= case["new tokens"]
+    ]
+
+
+def main() -> int:
+    parser = make_parser(__doc__, "rollouts", 2, QUICK)
+    parser.add_argument("--model", default="smollm2-135m", help="bundled name or folder (default smollm2-135m)")
+    parser.add_argument(
+        "--batches", nargs="+", default=["32x2", "64x1"], metavar="PROMPTSxSAMPLES", help="(default 32x2 64x1)"
+    )
+    parser.add_argument("--new-tokens", type=int, default=32, help="at most, of each sequence (default 32)")
+    parser.add_argument("--rollouts", type=int, default=1, help="timed rollouts in each process (default 1)")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["float32", "bfloat16"], default=default_dtypes(),
+        help="of the weights (default both, but float32 alone where the CPU has no bfloat16 units)",
+    )  # fmt: skip
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    arguments = parse(parser, "rollouts", {"quick": QUICK})
+    if child := arguments.child:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        answer(lambda: measure(child["contestant"], child["case"], arguments, child["round"]))
+        return 0
+    measurements = Measurements(__file__, jobs(arguments), arguments, KEYS)
+    measurements.run(arguments.rounds)
+    problems = report(measurements)
+    status = measurements.finish()
+    for problem in problems:
+        print(f"WRONG: {problem}")
+    return 1 if problems else status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,74 @@
+"""What `tdpo doctor` says about where the prompts and the reward of a PPO recipe come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ._machine_checks import Check
+from ._model_checks import model_checks
+
+if TYPE_CHECKING:
+    from ..config import PPORecipe
+
+
+def environment(recipe: PPORecipe) -> Iterator[Check]:
+    """The environment, where the recipe has one, and what an iteration draws from it."""
+    from ..environments import load_environment
+
+    if recipe.environment is None:
+        return
+    found = load_environment(recipe.environment.name)
+    prompts = f"{len(found.train)} prompts to train on, {len(found.held_out)} held out"
+    yield Check("environment", "ok", f"{found.name}: {prompts}, reward {found.reward_name}")
+    yield from _length(recipe, len(found.train))
+
+
+def prompts(recipe: PPORecipe) -> Iterator[Check]:
+    """The prompts of files, where the recipe names them, as training itself would read them."""
+    from ..environments import load_prompts
+
+    if recipe.prompts is None:
+        return
+    skipping = recipe.prompts.on_bad_rows
+    for key, source, split in (("train", recipe.prompts.train, "train"), ("eval", recipe.prompts.eval, "test")):
+        if source is None:
+            continue
+        found = load_prompts(source, split=split, on_bad_rows=skipping)
+        skipped = f", {len(found.problems)} problems skipped" if found.problems else ""
+        columns = ", ".join(found.prompts[0].columns) or "none"
+        text = f"{source}: {len(found.prompts)} prompts{skipped}; columns for the reward: {columns}"
+        yield Check(f"prompts.{key}", "note" if skipped else "ok", text)
+        if key == "train":
+            yield from _length(recipe, len(found.prompts))
+
+
+def rewards(recipe: PPORecipe) -> Iterator[Check]:
+    """Reward functions, which are imported but not called; reward models are among the models."""
+    from ..environments import load_function
+
+    for number, reward in enumerate(recipe.rewards or ()):
+        if reward.function is not None:
+            load_function(reward.function)
+            yield Check(f"rewards[{number}]", "ok", f"{reward.function}, weight {reward.weight:g}")
+
+
+def models(recipe: PPORecipe) -> Iterator[Check]:
+    """Policy, reference, critic and reward models."""
+    names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
+    names |= {f"rewards[{number}].model": reward.model for number, reward in enumerate(recipe.rewards or ())}
+    names["ppo.value_model"] = recipe.ppo.value_model
+    yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
+
+
+def _length(recipe: PPORecipe, available: int) -> Iterator[Check]:
+    ppo, rollouts = recipe.ppo, recipe.rollouts
+    per_iteration = rollouts.completions // rollouts.samples_per_prompt
+    text = (
+        f"{recipe.updates} updates of {ppo.minibatch_size} completions: {ppo.iterations} iterations of "
+        f"{rollouts.completions} completions to {per_iteration} prompts, {ppo.epochs} passes each"
+    )
+    yield Check("length", "ok", text)
+    if available < per_iteration:
+        more = f"an iteration asks {per_iteration} prompts and there are {available}: it asks some of them twice"
+        yield Check("length", "note", more)

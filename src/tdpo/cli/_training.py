@@ -1,0 +1,80 @@
+"""What `tdpo train` and `tdpo ppo` share: a run that is begun or taken up, its end, and how it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._console import duration, quiet_libraries, say
+from ._errors import CommandError
+
+if TYPE_CHECKING:
+    from ..config import AnyRecipe
+    from ..runs import RunDirectory
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest complete checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in run_dir already.")]
+# More of these is more to do for a run that was finished.
+LENGTH = ("training.epochs", "training.max_steps", "ppo.iterations")
+
+
+def refuse_both(resume: bool, overwrite: bool) -> None:
+    """Raise `CommandError` for two options of which one keeps the run and the other deletes it."""
+    if resume and overwrite:
+        raise CommandError("--resume continues the run and --overwrite deletes it; give one of them")
+
+
+def train_in_run_dir(
+    recipe: AnyRecipe, work: Callable[[RunDirectory, bool], dict[str, Any]], *, resume: bool, overwrite: bool
+) -> dict[str, Any]:
+    """Do `work(run, resume)` in the run directory of the recipe, saying what happens; what it returned, {} for a
+    finished run. An interruption says how the run goes on."""
+    from ..runs import RunDirectory
+
+    quiet_libraries()
+    run = RunDirectory(recipe.run_dir)
+    if resume and not run.is_run():
+        say(f"there is no run in {run.path} to resume: starting it")
+        resume = False
+    if resume and _nothing_left(run, recipe):
+        say(f"{run.path} is finished (step {run.status()['step']}); `tdpo evaluate {run.path}` judges it")
+        return {}
+    started = time.monotonic()
+    try:
+        with RunDirectory.training(recipe, resume=resume, overwrite=overwrite) as run:
+            _say_where_it_starts(run, resume)
+            summary = work(run, resume)
+    except KeyboardInterrupt:
+        say(how_to_resume(run))
+        raise
+    say(f"trained in {duration(time.monotonic() - started)}; the model is in {run.path / 'model'}")
+    return summary
+
+
+def _nothing_left(run: RunDirectory, recipe: AnyRecipe) -> bool:
+    """Whether the run is finished and the recipe asks for no more updates."""
+    if run.status().get("state") != "finished":
+        return False
+    changed = run.check_resumable(recipe)
+    return not any(key in changed for key in LENGTH)
+
+
+def _say_where_it_starts(run: RunDirectory, resume: bool) -> None:
+    for checkpoint in run.checkpoints().incomplete:
+        say(f"{checkpoint} is incomplete (cut off while being written) and is ignored", style="yellow")
+    if resume:
+        step = run.resume_step()
+        say(f"resuming {run.path} from step {step}" if step else f"{run.path} has no complete checkpoint: step 0")
+
+
+def how_to_resume(run: RunDirectory) -> str:
+    """Where an interrupted run is and how it goes on."""
+    if not run.is_run():
+        return "interrupted before the run began; nothing was written"
+    status, step = run.status(), run.resume_step()
+    where = f"step {status.get('step', 0)} of {status.get('max_steps') or '?'}"
+    kept = f"the checkpoint of step {step} is kept" if step else "no checkpoint was written yet, it will start over"
+    return f"{run.path} stopped at {where}; {kept}.\nContinue: {run.command()} {run.path} --resume"

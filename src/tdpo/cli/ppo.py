@@ -1,0 +1,55 @@
+"""`tdpo ppo`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._console import progress, say
+from ._options import Debug, Overrides, RecipeArgument, read_ppo_recipe
+from ._training import Overwrite, Resume, refuse_both, train_in_run_dir
+
+if TYPE_CHECKING:
+    from ..config import PPORecipe
+    from ..runs import RunDirectory
+
+
+def ppo(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model on a reward with PPO, as a recipe says.
+
+    The model answers prompts, a reward judges the answers, and the model learns
+    from them, held to its start by a KL: reverse or forward, sampled or exact.
+    Prompts and reward come from an environment, or from a file and functions or
+    reward models of your own.
+
+    Everything lands in the recipe's run_dir: the resolved recipe first, then
+    metrics.jsonl, completions.jsonl, checkpoints, and the trained model in
+    model/. Ctrl-C leaves a run that --resume continues.
+
+    [bold]Examples[/bold]
+
+        tdpo recipe --example ppo_sentiment > recipe.yaml
+        tdpo ppo recipe.yaml
+        tdpo ppo recipe.yaml kl.direction=forward kl.form=exact kl.place=loss run_dir=runs/forward
+        tdpo ppo recipe.yaml --resume
+        accelerate launch --num_processes 2 -m tdpo.cli.main ppo recipe.yaml
+    """
+    refuse_both(resume, overwrite)
+    ppo_recipe(read_ppo_recipe(recipe, overrides), resume=resume, overwrite=overwrite)
+
+
+def ppo_recipe(recipe: PPORecipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Train in `recipe.run_dir` with a progress bar; the summary that training returns, {} for a finished run."""
+
+    def work(run: RunDirectory, resume: bool) -> dict[str, Any]:
+        from ..training.ppo_run import train_ppo
+
+        with progress("ppo: updates") as update:
+            return train_ppo(recipe, run, resume=resume, progress=update, say=say)
+
+    return train_in_run_dir(recipe, work, resume=resume, overwrite=overwrite)

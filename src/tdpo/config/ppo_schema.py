@@ -1,0 +1,333 @@
+"""The recipe of a PPO run, as typed sections; its section `ppo` is what makes a recipe one.
+
+The text under each field is its documentation, and a null whose meaning depends on another key is resolved, as in
+`schema`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from .._kl_choices import KLController, KLDirection, KLForm, KLPlace, kl_obstacle, shortest_horizon
+from .schema import (
+    EnvironmentChoice,
+    Evaluation,
+    Model,
+    NonNegativeFloat,
+    Optimizer,
+    PositiveFloat,
+    PositiveInt,
+    Scheduler,
+    Section,
+    Seed,
+    Text,
+    Tracker,
+    checked_warmup,
+    key_problems,
+    resolved_save_limit,
+    why_no_divisor,
+)
+
+
+class Prompts(Section):
+    """Prompts of your own, with `rewards` instead of an environment."""
+
+    train: Text
+    """File (JSONL, JSON, Parquet, CSV), saved dataset folder, or hub name with a column `prompt`: plain text, or
+    messages. Other columns reach the reward functions. Of several splits, train is read."""
+    eval: Text | None = None
+    """Where the held-out prompts are, in the same formats (of several splits, test); null holds none."""
+    on_bad_rows: Literal["error", "skip"] = "error"
+    """What a row that fails validation does: stop before any work, or be left out and counted."""
+
+
+class Reward(Section):
+    """One part of the reward of a response; the reward is their weighted sum. An entry has `function` or `model`."""
+
+    function: Text | None = None
+    """`file.py:name` or `package.module:name` of a function that takes prompts=, completions= and every column of
+    the prompts by its name, and returns a number for each completion."""
+    model: Text | None = None
+    """Name or folder of a sequence-classification model with one output, the reward."""
+    weight: float = 1.0
+    """What it is multiplied by before the parts are added up."""
+
+    @field_validator("model")
+    @classmethod
+    def _one_of_both(cls, model: str | None, info: ValidationInfo) -> str | None:
+        if "function" not in info.data:
+            return model
+        given = info.data["function"] is not None
+        if given and model is not None:
+            raise ValueError("is given together with function; a reward is one of the two, add another entry")
+        if not given and model is None:
+            raise ValueError("is null, and so is function; a reward needs one of the two")
+        return model
+
+    @field_validator("weight")
+    @classmethod
+    def _has_a_weight(cls, weight: float) -> float:
+        if weight == 0:
+            raise ValueError("0 leaves this reward without effect; remove the entry, or give it a weight")
+        return weight
+
+
+class KL(Section):
+    """What ties the policy to the reference: reverse is KL(policy‖reference), forward is KL(reference‖policy)."""
+
+    direction: KLDirection = "reverse"
+    """Which of the two KLs is held small."""
+    form: KLForm = "sampled"
+    """`sampled` estimates it from the tokens that were drawn; `exact` sums over the whole vocabulary."""
+    place: KLPlace = "reward"
+    """`reward` takes it off the reward of each token (reverse and sampled only); `loss` adds it to the loss."""
+    controller: KLController = "adaptive"
+    """`fixed` keeps the coefficient; `adaptive` moves it so that the KL approaches `kl.target`."""
+    coefficient: NonNegativeFloat = 0.05
+    """Weight of the KL, at the start where the controller is adaptive."""
+    target: PositiveFloat | None = None
+    """KL that the adaptive controller holds, in nats per sequence; null is 6."""
+    horizon: PositiveInt | None = None
+    """Completions over which the adaptive controller corrects; null is 10000. Smaller corrects faster."""
+
+    @field_validator("place")
+    @classmethod
+    def _has_the_gradient_of_its_name(cls, place: KLPlace, info: ValidationInfo) -> KLPlace:
+        direction, form = info.data.get("direction"), info.data.get("form")
+        if direction is None or form is None:
+            return place
+        obstacle = kl_obstacle(direction, form, place)
+        if obstacle is not None:
+            raise ValueError(f"{place} is refused with direction {direction} and form {form}: {obstacle}")
+        return place
+
+    @field_validator("coefficient")
+    @classmethod
+    def _adaptive_needs_a_start(cls, coefficient: float, info: ValidationInfo) -> float:
+        if coefficient == 0 and info.data.get("controller") == "adaptive":
+            raise ValueError(
+                "0 can never rise under the adaptive controller, which multiplies it; start above 0, or choose "
+                "kl.controller fixed"
+            )
+        return coefficient
+
+    @field_validator("target", "horizon")
+    @classmethod
+    def _belongs_to_adaptive(cls, value: Any, info: ValidationInfo) -> Any:
+        controller = info.data.get("controller")
+        if controller == "fixed" and value is not None:
+            raise ValueError("has no effect with kl.controller fixed; remove it (or null), or choose adaptive")
+        if controller == "adaptive" and value is None:
+            return 6.0 if info.field_name == "target" else 10_000
+        return value
+
+
+class Rollouts(Section):
+    """The responses of one iteration, drawn from the policy as it is then, at temperature 1."""
+
+    completions: PositiveInt = 64
+    """Responses per iteration, over all processes."""
+    samples_per_prompt: PositiveInt = 4
+    """Responses drawn for each prompt, a divisor of `rollouts.completions`."""
+    max_new_tokens: PositiveInt | None = None
+    """Longest response, in tokens; null is the environment's own, and not allowed with `prompts`."""
+    batch_size: PositiveInt = 64
+    """Sequences generated at once; changes speed and memory only."""
+    missing_end_penalty: NonNegativeFloat = 0.0
+    """Taken off the reward of a response that was cut off at `rollouts.max_new_tokens`."""
+    merge_adapter: bool = True
+    """Fold the adapter into the weights while sampling, which is faster; no effect when all weights are trained."""
+    show_every: PositiveInt | None = 1
+    """Iterations between samples written to completions.jsonl; null writes none."""
+
+    @field_validator("samples_per_prompt")
+    @classmethod
+    def _divides_the_completions(cls, samples: int, info: ValidationInfo) -> int:
+        reason = why_no_divisor(samples, "rollouts.completions", info.data.get("completions"))
+        if reason is not None:
+            raise ValueError(reason)
+        return samples
+
+
+class PPO(Section):
+    """The optimisation. An iteration draws `rollouts.completions` responses and learns from them in several passes.
+    Every key has a default: `ppo: {}` is enough to make a recipe one for `tdpo ppo`."""
+
+    iterations: PositiveInt = 16
+    """Times that responses are drawn and learned from."""
+    epochs: PositiveInt = 4
+    """Passes over the completions of one iteration."""
+    minibatch_size: PositiveInt | None = 32
+    """Completions per update, over all processes, a divisor of `rollouts.completions`; null is all of them."""
+    micro_batch_size: PositiveInt | None = None
+    """Completions per forward, a divisor of `ppo.minibatch_size`; smaller needs less memory and gives the same update.
+    Null is the whole minibatch at once."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate of the policy; null is 1e-4 with adapters and 1e-6 when all weights are trained."""
+    value_learning_rate: PositiveFloat | None = None
+    """Peak learning rate of the critic; null is 1e-3 for a value head and 1e-5 with `ppo.value_model`."""
+    value_model: Text | None = None
+    """Name or folder of a model that becomes a critic of its own; null is a value head on the policy's body."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount of later rewards, per token."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Generalised advantage estimation: 0 trusts the critic after one token, 1 the rewards to the end."""
+    clip_range: PositiveFloat = 0.2
+    """How far the ratio of new and old token probability may leave 1 before its gradient stops."""
+    value_clip_range: PositiveFloat | None = 0.2
+    """How far a value may leave the one that was predicted while sampling before its gradient stops; null: any."""
+    value_coefficient: NonNegativeFloat = 0.1
+    """Weight of the critic's loss beside the policy's."""
+    entropy_coefficient: NonNegativeFloat = 0.0
+    """Weight of the policy's entropy, in nats a token, which is rewarded."""
+    whiten_advantages: bool = True
+    """Give the advantages of an iteration mean 0 and standard deviation 1; a KL in the loss is scaled with them."""
+    normalize_rewards: bool = False
+    """Give the rewards mean 0 and standard deviation 1, as they were over the run so far."""
+    reward_clip: PositiveFloat | None = None
+    """Rewards beyond ± this are set to it; null leaves them as they are."""
+    target_kl: PositiveFloat | None = None
+    """KL between the policy that sampled and the one that learns, in nats a token: beyond 1.5 times it, the rest of
+    the iteration's updates is skipped. Null skips none."""
+    scheduler: Scheduler = "linear"
+    """Course of the learning rate: falling to zero in a line or a half cosine, or constant."""
+    warmup_steps: NonNegativeFloat = 0.0
+    """Updates over which the learning rate rises from zero; below 1: a share of all updates."""
+    optimizer: Optimizer = "adamw_torch"
+    """Optimiser, by its transformers name (the 8-bit ones need bitsandbytes)."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients of a larger norm are scaled down to it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward: less memory, about a third more time."""
+    eval_every: PositiveInt | None = None
+    """Iterations between two evaluations on the held-out prompts; null evaluates none while training."""
+    save_every: PositiveInt | None = 1
+    """Iterations between two checkpoints; null writes none, and an interrupted run then starts over."""
+    save_total_limit: PositiveInt | None = None
+    """Newest checkpoints kept; null is 2."""
+    report_to: list[Tracker] = []  # noqa: RUF012  # pydantic copies it
+    """Trackers that get the metrics too; metrics.jsonl is always written."""
+    num_threads: PositiveInt | None = None
+    """CPU threads for torch; null leaves torch's own choice."""
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _constant_has_no_warmup(cls, steps: float, info: ValidationInfo) -> float:
+        return checked_warmup(steps, info.data.get("scheduler"))
+
+    @field_validator("save_total_limit")
+    @classmethod
+    def _limit_needs_checkpoints(cls, limit: int | None, info: ValidationInfo) -> int | None:
+        return resolved_save_limit(limit, info, "save_every", "ppo")
+
+
+class PPORecipe(Section):
+    """One PPO run. Paths are relative to the folder the command is started in."""
+
+    run_dir: Text
+    """Folder that the run is written to: recipe, metrics, completions, checkpoints, model, evaluation."""
+    seed: Seed = 0
+    """Seed of the order of prompts, sampling, initialisation of adapters and value head, and dropout."""
+    model: Model = Model()
+    environment: EnvironmentChoice | None = None
+    """Null where the recipe has `prompts` and `rewards` of its own."""
+    prompts: Prompts | None = None
+    """Null where an environment has the prompts."""
+    rewards: list[Reward] | None = None
+    """Null where an environment has the reward."""
+    kl: KL = KL()
+    rollouts: Rollouts = Rollouts()
+    ppo: PPO
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def updates(self) -> int:
+        """The updates of the whole run, where `ppo.target_kl` skips none."""
+        a_pass = self.rollouts.completions // (self.ppo.minibatch_size or self.rollouts.completions)
+        return self.ppo.iterations * self.ppo.epochs * a_pass
+
+    @field_validator("rewards")
+    @classmethod
+    def _one_source(cls, rewards: list[Reward] | None, info: ValidationInfo) -> list[Reward] | None:
+        if not {"environment", "prompts"} <= info.data.keys():
+            return rewards
+        problems = list(_source_problems(info.data["environment"], info.data["prompts"], rewards))
+        if problems:
+            raise key_problems(*problems)
+        return rewards
+
+    @field_validator("rollouts")
+    @classmethod
+    def _fits_what_is_above(cls, rollouts: Rollouts, info: ValidationInfo) -> Rollouts:
+        problems = []
+        if rollouts.max_new_tokens is None and info.data.get("prompts") is not None:
+            reason = "is missing: prompts of your own name no length; set the longest response, in tokens"
+            problems.append(("rollouts.max_new_tokens", reason))
+        kl, model = info.data.get("kl"), info.data.get("model")
+        shortest = shortest_horizon(rollouts.completions)
+        if kl is not None and kl.horizon is not None and kl.horizon < shortest:
+            reason = (
+                f"{kl.horizon} is so short that one iteration of {rollouts.completions} completions "
+                f"(rollouts.completions) could change the coefficient by more than half; use at least {shortest}"
+            )
+            problems.append(("kl.horizon", reason))
+        if not rollouts.merge_adapter and model is not None and model.lora is None:
+            reason = "has no effect with model.lora null: there is no adapter to fold; remove it"
+            problems.append(("rollouts.merge_adapter", reason))
+        if problems:
+            raise key_problems(*problems)
+        return rollouts
+
+    @field_validator("ppo")
+    @classmethod
+    def _fits_the_other_sections(cls, ppo: PPO, info: ValidationInfo) -> PPO:
+        rollouts, model = info.data.get("rollouts"), info.data.get("model")
+        completions = rollouts.completions if rollouts else None
+        minibatch = completions if ppo.minibatch_size is None else ppo.minibatch_size
+        reasons = {
+            "ppo.minibatch_size": why_no_divisor(minibatch, "rollouts.completions", completions),
+            "ppo.micro_batch_size": why_no_divisor(ppo.micro_batch_size, "ppo.minibatch_size", minibatch),
+            "ppo.eval_every": _why_not_evaluated(ppo.eval_every, info.data),
+        }
+        problems = [(key, reason) for key, reason in reasons.items() if reason is not None]
+        if problems:
+            raise key_problems(*problems)
+        update: dict[str, Any] = {"minibatch_size": minibatch}
+        if ppo.learning_rate is None and model is not None:
+            update["learning_rate"] = 1e-6 if model.lora is None else 1e-4
+        if ppo.value_learning_rate is None:
+            update["value_learning_rate"] = 1e-3 if ppo.value_model is None else 1e-5
+        return ppo.model_copy(update=update)
+
+
+def _source_problems(
+    environment: EnvironmentChoice | None, prompts: Prompts | None, rewards: list[Reward] | None
+) -> list[tuple[str, str]]:
+    """What is wrong with where prompts and reward come from: an environment, or both of the others."""
+    if environment is not None:
+        reason = "has no effect beside environment, which has prompts and a reward of its own; remove one of the two"
+        return [(key, reason) for key, value in (("prompts", prompts), ("rewards", rewards)) if value is not None]
+    if rewards is not None and not rewards:
+        return [("rewards", "is an empty list; name at least one function or model")]
+    if prompts is None and rewards is None:
+        reason = "is missing; name one (environment.name: sentiment), or give prompts together with rewards"
+        return [("environment", reason)]
+    if prompts is None:
+        return [
+            ("prompts", "is missing: rewards judge responses to prompts; set prompts.train, or choose an environment")
+        ]
+    if rewards is None:
+        reason = "is missing: prompts come without a reward; name a function or a model, or choose an environment"
+        return [("rewards", reason)]
+    return []
+
+
+def _why_not_evaluated(every: int | None, above: dict[str, Any]) -> str | None:
+    prompts = above.get("prompts")
+    if every is None or prompts is None or prompts.eval is not None:
+        return None
+    return "has no effect without held-out prompts; set prompts.eval"

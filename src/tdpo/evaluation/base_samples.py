@@ -1,0 +1,53 @@
+"""The base model's samples in a run directory: another run with the same base takes them over instead of sampling."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ..environments import Prompt
+from ..generation import Completion, SamplingSettings, encode_prompts, stop_token_ids
+from ..models import Reference, causal_lm_of
+from ..reference_cache import model_digest
+from ..runs import RunDirectory
+
+FILE = "base_samples.json"
+
+
+def samples_identity(
+    policy: Any, reference: Reference, tokenizer: Any, prompts: Sequence[Prompt], settings: SamplingSettings
+) -> dict[str, Any]:
+    """All that the base model's samples depend on: two evaluations in which it is equal would sample the same.
+
+    Rewards are no part of it: they are computed anew from the samples.
+    """
+    model = causal_lm_of(policy if reference.model is None else reference.model)
+    # An adapter that is switched off changes nothing, so the digest is the base model's own.
+    prefix = getattr(policy.base_model, "prefix", "lora_") if reference.model is None else None
+    encoded = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
+    return {
+        "model": model_digest(model, adapter_prefix=prefix),
+        "prompts": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),
+        "stop_tokens": sorted(stop_token_ids(model, tokenizer)),
+        "settings": asdict(settings),
+        # The same arithmetic: other kernels round otherwise, and a token may tip over.
+        "torch": f"{torch.__version__}, {next(model.parameters()).device.type}, {torch.get_num_threads()} threads",
+    }
+
+
+def keep_samples(run: RunDirectory, identity: Mapping[str, Any], completions: Sequence[Completion]) -> None:
+    """Write the samples, with what they depend on, into the run directory."""
+    run.write_json(FILE, {"identity": identity, "completions": [asdict(completion) for completion in completions]})
+
+
+def kept_samples(run: RunDirectory, identity: Mapping[str, Any]) -> list[Completion] | None:
+    """The samples in the run directory, or None where there are none, or those of another model, prompt or setting."""
+    found = run.read_json(FILE)
+    if found is None or found["identity"] != identity:
+        return None
+    return [Completion(**fields) for fields in found["completions"]]

@@ -1,0 +1,82 @@
+"""What both trainers ask of `transformers.TrainingArguments`: defaults that are right here, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+# transformers 5.23 renamed these and warns of the old names, which older versions need.
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+# Options of TrainingArguments that both trainers refuse, and why: they would do nothing, or harm in silence.
+REFUSED = {
+    "label_names": "has no effect: rows have no labels",
+    "include_for_metrics": "has no effect without compute_metrics",
+    "batch_eval_metrics": "has no effect without compute_metrics",
+    "prediction_loss_only": "has no effect: every metric is computed in any case",
+    "neftune_noise_alpha": "would put noise into policy and reference, which then differ from the start",
+    "bf16_full_eval": "would evaluate the policy in another precision than the reference; load both in bfloat16",
+    "fp16_full_eval": "would evaluate the policy in another precision than the reference; load both in float16",
+}
+
+
+@dataclass
+class Arguments(TrainingArguments):
+    """`TrainingArguments` with three other defaults: non-finite losses are never filtered from the logs, every step is
+    logged, and gradient checkpointing is the non-reentrant kind, which adapters need."""
+
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether code shipped with a model named by string may run."}
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Log every so many updates."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the logs."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: rows are not tensors yet."})
+    gradient_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Passed to gradient_checkpointing_enable; non-reentrant unless given."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
+            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        for old, new in RENAMED.items():
+            if hasattr(self, new) and getattr(self, new) is None:
+                setattr(self, new, getattr(self, old))
+        if self.ddp_find_unused_parameters is None:
+            # The head is used outside the forward that DDP watches: searching for unused parameters, it would take
+            # the head for one and fail. Everything trained here is used.
+            self.ddp_find_unused_parameters = False
+        super().__post_init__()
+        problems = [*self._problems(), *self._common_problems()]
+        if problems:
+            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with the arguments of this trainer."""
+        yield from ()
+
+    def _common_problems(self) -> Iterator[str]:
+        if self.remove_unused_columns:
+            yield "remove_unused_columns=True would throw the rows away; leave it False"
+        yield from (f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None))
+        if not self.average_tokens_across_devices:
+            yield "average_tokens_across_devices=False has no effect: every row weighs the same on any device"
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            yield "dispatch_batches=True would cut batches apart by rows; leave it out"
+
+
+def is_number(value: Any) -> bool:
+    """A finite number, and no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def one_process_a_device(args: Arguments, warn: Any) -> None:
+    """Keep transformers from wrapping the model in DataParallel where it sees several devices."""
+    if args.n_gpu > 1:
+        warn("One process trains on one device; start %d with `accelerate launch`.", args.n_gpu)
+        args._n_gpu = 1

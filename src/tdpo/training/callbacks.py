@@ -1,0 +1,82 @@
+"""How a run is followed and stopped: status.json and a progress bar, Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..runs import RunDirectory
+
+Progress = Callable[[int, int, str], None]  # updates done, updates in all, a note
+Say = Callable[[str], None]
+
+
+class RunStatus(TrainerCallback):
+    """Keeps status.json and the caller's progress bar at the current update; `note` makes a text of a training log."""
+
+    def __init__(
+        self, run: RunDirectory, progress: Progress | None, note: Callable[[dict[str, Any]], str | None]
+    ) -> None:
+        self.run, self.progress, self.make_note = run, progress, note
+        self.note = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._show(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._show(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        note = self.make_note(logs or {})
+        if note is not None:
+            self.note = note
+            self._show(state)
+
+    def _show(self, state: Any) -> None:
+        self.run.set_status("running", step=state.global_step, max_steps=state.max_steps)
+        if self.progress is not None:
+            self.progress(state.global_step, state.max_steps, self.note)
+
+
+class GracefulStop(TrainerCallback):
+    """The first Ctrl-C or SIGTERM asks for a checkpoint after the update under way; a second one stops at once."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.asked = False
+
+    def listening(self) -> _Handlers:
+        """A context in which the signals come here."""
+        return _Handlers(self._ask)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.say("Stopping after this update, with a checkpoint. Ctrl-C again stops at once.")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.asked:
+            control.should_save = args.save_strategy != "no"
+            control.should_training_stop = True
+
+
+class _Handlers:
+    def __init__(self, handler: Callable[[int, FrameType | None], None]) -> None:
+        self.handler = handler
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.before[signum] = signal.signal(signum, self.handler)
+            except ValueError:  # only the main thread may set handlers; elsewhere signals stay as they are
+                return
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)

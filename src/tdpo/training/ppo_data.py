@@ -1,0 +1,84 @@
+"""The prompts and the rewards that a PPO recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import PPORecipe
+from ..environments import Environment, Prompt, load_environment
+from ..environments.files import load_function, load_prompts
+from .rewards import Reward, Rewards, rewards_of
+
+
+def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
+    """The prompts and the reward of a PPO recipe, from its environment or from its files and functions.
+
+    Raises:
+        ValueError, RewardError, FileNotFoundError: as reading prompts, functions and reward models does.
+    """
+    if recipe.environment is not None:
+        return load_environment(recipe.environment.name)
+    train, held_out, _ = read_recipe_prompts(recipe)
+    rewards = recipe_rewards(recipe, tokenizer)
+    assert recipe.prompts is not None
+    return Environment(
+        name=Path(recipe.prompts.train).stem,
+        train=train,
+        held_out=held_out,
+        reward=_combined(rewards),
+        reward_name=" + ".join(part.name for part in rewards.parts),
+        max_new_tokens=recipe.rollouts.max_new_tokens or 1,
+        description="prompts and rewards of a recipe",
+    )
+
+
+def read_recipe_prompts(recipe: PPORecipe) -> tuple[list[Prompt], list[Prompt], dict[str, dict[str, Any]]]:
+    """Prompts to train on, those held out (maybe none), and what data.json says of both, skipped rows included.
+
+    Raises:
+        BadPreferences, UnreadablePreferences, FileNotFoundError: see `load_prompts`.
+    """
+    if recipe.environment is not None:
+        environment = load_environment(recipe.environment.name)
+        files = {"train": environment.train, "eval": environment.held_out}
+        described = {name: _described(environment.name, prompts, []) for name, prompts in files.items()}
+        return environment.train, environment.held_out, described
+    source = recipe.prompts
+    assert source is not None
+    train = load_prompts(source.train, on_bad_rows=source.on_bad_rows)
+    described = {"train": _described(train.source, train.prompts, train.problems)}
+    if source.eval is None:
+        return train.prompts, [], described
+    held_out = load_prompts(source.eval, split="test", on_bad_rows=source.on_bad_rows)
+    described["eval"] = _described(held_out.source, held_out.prompts, held_out.problems)
+    return train.prompts, held_out.prompts, described
+
+
+def _described(source: str, prompts: list[Prompt], problems: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "source": source, "prompts": len(prompts), "skipped": len(problems), "problems": [str(p) for p in problems],
+    }  # fmt: skip
+
+
+def recipe_rewards(recipe: PPORecipe, tokenizer: Any) -> Rewards:
+    """The rewards of a PPO recipe; reward models are loaded. Errors as `rewards_of` and `load_function`."""
+    if recipe.environment is not None:
+        environment = load_environment(recipe.environment.name)
+        return Rewards([Reward(environment.reward_name, environment.reward)])
+    assert recipe.rewards is not None
+    sources = [load_function(r.function) if r.function else str(r.model) for r in recipe.rewards]
+    return rewards_of(sources, [r.weight for r in recipe.rewards], tokenizer)
+
+
+def _combined(rewards: Rewards) -> Callable[..., Iterable[float]]:
+    """One reward function of several; a single one of weight 1 is passed on as it is."""
+    if len(rewards.parts) == 1 and rewards.parts[0].weight == 1.0:
+        return rewards.parts[0].function
+
+    def weighted_sum(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
+        values = [list(p.function(prompts=prompts, completions=completions, **columns)) for p in rewards.parts]
+        return [sum(p.weight * v for p, v in zip(rewards.parts, row, strict=True)) for row in zip(*values, strict=True)]
+
+    return weighted_sum

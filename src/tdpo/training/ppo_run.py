@@ -1,0 +1,157 @@
+"""From a PPO recipe and a run directory to a trained model: what `tdpo ppo` does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from ..config import PPORecipe
+from ..environments import load_environment
+from ..generation import encode_prompts
+from ..models import load_tokenizer
+from ..policy_gradient import KLConstraint
+from ..runs import RunDirectory
+from .callbacks import GracefulStop, Progress, RunStatus, Say
+from .launch import last_log, load_policy, save_trained, split_batch, versions_of, warn_of_slow_dtype, without_prefix
+from .model_card import ppo_model_card
+from .online import PPOTrainer
+from .ppo_config import PPOConfig
+from .ppo_data import read_recipe_prompts, recipe_rewards
+
+logger = logging.getLogger(__name__)
+
+
+def train_ppo(
+    recipe: PPORecipe,
+    run: RunDirectory,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Say = logger.info,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train as the recipe says and leave model, metrics, completions and model card in the run directory.
+
+    Prompts and rewards are read and checked before the model's weights load. The first Ctrl-C (or SIGTERM) lets the
+    update under way finish, writes a checkpoint and raises KeyboardInterrupt; a second one stops at once.
+
+    Args:
+        recipe: the resolved recipe.
+        run: its directory, as `RunDirectory.training` gives it.
+        resume: continue from the newest complete checkpoint, or from the start where there is none.
+        progress: called after every update.
+        say: told what is being done, in sentences.
+        callbacks: further transformers callbacks.
+
+    Returns:
+        {"steps", "seconds", "train": last logged numbers, "eval": held-out numbers or None, "model": path}
+    """
+    if recipe.ppo.num_threads:
+        torch.set_num_threads(recipe.ppo.num_threads)
+    checkpoint = run.checkpoints().newest if resume else None
+    train_prompts, held_out, described = read_recipe_prompts(recipe)
+    run.write_json("data.json", described)
+    for name, part in described.items():
+        if part["skipped"]:
+            say(f"{part['skipped']} broken rows of the {name} prompts were left out; data.json names them")
+    tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
+    encode_prompts(tokenizer, [prompt.prompt for prompt in (*train_prompts, *held_out)])
+    rewards = recipe_rewards(recipe, tokenizer)
+    warn_of_slow_dtype(recipe.model.dtype, say)
+    set_seed(recipe.seed)
+    stop = GracefulStop(say)
+    trainer = PPOTrainer(
+        load_policy(recipe.model),
+        rewards,
+        args=ppo_arguments(recipe),
+        train_dataset=train_prompts,
+        eval_dataset=held_out or None,
+        processing_class=tokenizer,
+        callbacks=[stop, RunStatus(run, progress, _note), *callbacks],
+        ref_model=recipe.model.reference,
+        value_model=recipe.ppo.value_model,
+    )
+    trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
+    say(trainer.describe())
+    say(f"Continuing from {checkpoint}." if checkpoint else f"{len(train_prompts)} prompts.")
+    with stop.listening():
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.asked:
+        raise KeyboardInterrupt
+    numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate() if held_out else None)}
+    card = ppo_model_card(recipe, len(train_prompts), numbers["train"] or {}, numbers["eval"], versions_of(run))
+    place = save_trained(trainer, run, card)
+    return {"steps": trainer.state.global_step, "seconds": result.metrics["train_runtime"], "model": place, **numbers}
+
+
+def ppo_arguments(recipe: PPORecipe) -> PPOConfig:
+    """The recipe as `PPOConfig`: batches split over processes and micro-batches without changing the update."""
+    ppo, rollouts, kl = recipe.ppo, recipe.rollouts, recipe.kl
+    update = ppo.minibatch_size or rollouts.completions
+    per_device, accumulation = split_batch(
+        update, ppo.micro_batch_size, "ppo.minibatch_size", "ppo.micro_batch_size", "completions"
+    )
+    updates = ppo.epochs * (rollouts.completions // update)
+    return PPOConfig(
+        output_dir=recipe.run_dir,
+        iterations=ppo.iterations,
+        rollout_size=rollouts.completions,
+        samples_per_prompt=rollouts.samples_per_prompt,
+        max_new_tokens=_max_new_tokens(recipe),
+        rollout_batch_size=rollouts.batch_size,
+        merge_adapter=rollouts.merge_adapter,
+        missing_end_penalty=rollouts.missing_end_penalty,
+        show_every=rollouts.show_every,
+        kl=KLConstraint(kl.direction, kl.form, kl.place, kl.controller, kl.coefficient, kl.target, kl.horizon),
+        ppo_epochs=ppo.epochs,
+        gamma=ppo.gamma,
+        gae_lambda=ppo.gae_lambda,
+        clip_range=ppo.clip_range,
+        value_clip_range=ppo.value_clip_range,
+        value_coefficient=ppo.value_coefficient,
+        value_learning_rate=ppo.value_learning_rate,
+        entropy_coefficient=ppo.entropy_coefficient,
+        whiten_advantages=ppo.whiten_advantages,
+        normalize_rewards=ppo.normalize_rewards,
+        reward_clip=ppo.reward_clip,
+        target_kl=ppo.target_kl,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=ppo.learning_rate or (1e-6 if recipe.model.lora is None else 1e-4),
+        lr_scheduler_type=ppo.scheduler,
+        warmup_steps=ppo.warmup_steps,
+        optim=ppo.optimizer,
+        weight_decay=ppo.weight_decay,
+        max_grad_norm=ppo.max_grad_norm,
+        gradient_checkpointing=ppo.gradient_checkpointing,
+        eval_strategy="steps" if ppo.eval_every else "no",
+        eval_steps=(ppo.eval_every or 1) * updates,
+        save_strategy="steps" if ppo.save_every else "no",
+        save_steps=(ppo.save_every or 1) * updates,
+        save_total_limit=ppo.save_total_limit,
+        report_to=list(ppo.report_to) or "none",
+        trust_remote_code=recipe.model.trust_remote_code,
+        seed=recipe.seed,
+        disable_tqdm=True,
+    )
+
+
+def _max_new_tokens(recipe: PPORecipe) -> int:
+    if recipe.rollouts.max_new_tokens is not None:
+        return recipe.rollouts.max_new_tokens
+    assert recipe.environment is not None  # the schema asks for one of the two
+    return load_environment(recipe.environment.name).max_new_tokens
+
+
+def _note(logs: dict[str, Any]) -> str | None:
+    """A training log in a few words; None for any other log."""
+    if "penalized_reward_mean" not in logs:
+        return None
+    return (
+        f"reward {logs['reward_mean']:.3f} · KL {logs['reverse_kl']:.2f} reverse, {logs['forward_kl']:.2f} forward · "
+        f"coefficient {logs['kl_coefficient']:.3g}"
+    )
