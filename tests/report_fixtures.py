@@ -68,6 +68,7 @@ DATA = {
 }
 
 
+PROMPTS = {split: {"source": "sentiment", "skipped": 0, "prompts": n} for split, n in (("train", 128), ("eval", 40))}
 UPDATES = 4  # in an iteration of PPO
 KL = {"direction": "reverse", "form": "sampled", "place": "reward", "controller": "adaptive", "coefficient": 0.05,
       "target": 6.0, "horizon": 500}  # fmt: skip
@@ -92,6 +93,7 @@ def make_run(
     write_yaml(path / "recipe.yaml", recipe(path, loss, seed))
     write_json(path / "environment.json", environment(path, loss, seed))
     if loss == "ppo":
+        write_json(path / "data.json", PROMPTS)
         write_lines(path / "metrics.jsonl", ppo_metrics(steps, eval_every, rng))
         write_lines(path / "completions.jsonl", completions(steps, rng))
     else:

@@ -102,6 +102,21 @@ def test_precision(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rollouts(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    contestants = ("generate, base model", "tdpo, adapter merged")
+    options = ("--model", str(tiny_folder("llama")), "--contestants", *contestants)
+    result, printed = run("rollouts", tmp_path, *options)
+    check_result(result, "rollouts", *contestants)
+    assert result["derived"]["problems"] == []
+    assert "prompts 3, samples 2, new tokens 4, dtype float32" in printed and "/ generate" in printed
+    for entry in result["entries"]:
+        [measured] = entry["runs"]
+        [lengths], [tokens], [seconds] = (measured[key] for key in ("lengths", "tokens", "seconds"))
+        assert len(lengths) == 6 and tokens == sum(lengths)
+        assert measured["tokens_per_second"] == [pytest.approx(tokens / seconds)]
+
+
+@pytest.mark.slow
 def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     options = ("--heads", "frozen", "--contestants", "tiled", "--rounds", "50")
@@ -124,7 +139,7 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["head", "step", "precision"])
+@pytest.mark.parametrize("name", ["head", "step", "precision", "rollouts"])
 def test_help_teaches(name: str, tmp_path: Path) -> None:
     asked = [*command(name, tmp_path / "none.json"), "--help"]
     done = subprocess.run(asked, capture_output=True, text=True, env=ENVIRONMENT)
@@ -173,6 +188,63 @@ def test_pairs_have_exact_lengths_and_differ(step: ModuleType, tokenizer: Any) -
     pairs = step.make_pairs(tokenizer, 3000, 8, 6)
     assert {tuple(map(len, pair)) for pair in pairs} == {(8, 6, 6)}
     assert len({tuple(map(tuple, pair)) for pair in pairs[:500]}) > 450
+
+
+# ---- the contestants of rollouts.py sample whole answers, and count what they sampled ----
+
+
+@pytest.fixture
+def rollouts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("rollouts")
+
+
+CHATS = [[{"role": "user", "content": text}] for text in ("the cat", "the dog sat on the mat", "a wonderful day")]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_contestants_of_the_rollouts_give_whole_answers(
+    rollouts: ModuleType, ends: bool, tiny_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    stop = {1, *range(2, 384, 3)} if ends else {1}
+    for name, contestant in rollouts.CONTESTANTS.items():
+        model = tiny_model("llama")
+        model.generation_config.eos_token_id = sorted(stop)
+        model = rollouts.with_adapter(model) if contestant.adapter else model
+        rows = contestant.run(rollouts.Task(model, tokenizer, CHATS, 8, 12))
+        assert len(rows) == 24, name
+        for row in rows:
+            assert not stop & set(row[:-1]), name
+            assert row[-1] in stop or len(row) == 12, name
+        assert len({tuple(row) for row in rows}) > 12, name
+        assert (len({len(row) for row in rows}) > 4) == ends, name
+
+
+def test_contestants_of_the_rollouts_sample_one_distribution(
+    rollouts: ModuleType, tiny_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """Answers are as long on average, which no padding, shift or other temperature leaves as it is."""
+    means = {}
+    for name, contestant in rollouts.CONTESTANTS.items():
+        model = tiny_model("llama")
+        model.generation_config.eos_token_id = list(range(1, 384, 5))
+        model = rollouts.with_adapter(model) if contestant.adapter else model
+        rows = contestant.run(rollouts.Task(model, tokenizer, CHATS, 300, 16))
+        means[name] = sum(map(len, rows)) / len(rows)
+    # Lengths spread by about 4, so a mean over 900 by 0.14.
+    assert max(means.values()) - min(means.values()) < 0.6, means
+
+
+def test_rows_are_counted_up_to_their_end(rollouts: ModuleType) -> None:
+    assert rollouts.up_to_end([5, 6, 1, 0, 0], frozenset([1])) == [5, 6, 1]
+    assert rollouts.up_to_end([5, 6, 7], frozenset([1])) == [5, 6, 7]
+
+
+def test_rollouts_that_lack_rows_or_are_too_long_are_reported(rollouts: ModuleType) -> None:
+    case = {"prompts": 2, "samples": 1, "new tokens": 4, "dtype": "float32"}
+    for lengths, problems in (([1, 4], 0), ([4], 1), ([0, 4], 1), ([2, 5], 1)):
+        entry = rollouts.Entry(rollouts.Job("tdpo", case), [{"lengths": [lengths]}])
+        assert len(rollouts.check_lengths(entry)) == problems
 
 
 # ---- the contestants of head.py compute the same thing ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -471,8 +472,15 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         (run.path / "model").mkdir(exist_ok=True)
         return {"steps": 1}
 
-    def evaluate_run(run: Any, recipe: Any, *, progress: Any) -> dict[str, Any]:
-        calls.append(("evaluate", (run.path, recipe)))
+    def train_ppo(recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any) -> dict[str, Any]:
+        calls.append(("ppo", (recipe, resume)))
+        progress(1, 1)
+        run.set_status("running", step=4, max_steps=4)
+        (run.path / "model").mkdir(exist_ok=True)
+        return {"steps": 4}
+
+    def evaluate_run(run: Any, recipe: Any, *, base_from: Any = None, progress: Any) -> dict[str, Any]:
+        calls.append(("evaluate", (run.path, recipe, base_from and base_from.path)))
         progress("generations", 1, 1)
         run.write_json("evaluation.json", EVALUATION)
         return EVALUATION
@@ -483,6 +491,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         return out
 
     install("training.run", train=train)
+    install("training.ppo_run", train_ppo=train_ppo)
     install("evaluation", evaluate_run=evaluate_run)
     install("report", write_report=write_report)
     return calls
@@ -514,7 +523,7 @@ def test_evaluate_prints_base_beside_trained(call: Call, recipe_file: Path, fake
     assert call("train", str(recipe_file)).exit_code == 0
     done = call("evaluate", "run", "evaluation.samples_per_prompt=2")
     assert done.exit_code == 0, done.output
-    assert "0.331" in done.output and "0.300 … 0.360" in done.output and "0.500 … 0.600" in done.output
+    assert "0.331" in done.output and "0.300…0.360" in done.output and "0.500…0.600" in done.output
     assert "mean reward +0.236 against base, 95% interval [+0.180, +0.300], which excludes 0" in done.output
     recipe = fakes[-1][1][1]
     assert recipe.evaluation.samples_per_prompt == 2
@@ -576,6 +585,9 @@ def test_report_goes_beside_the_first_run(call: Call, fakes: list[tuple[str, Any
 # demo
 
 
+DEMO_STAGES = ["train", "train", "ppo", *["evaluate"] * 3, "report"]
+
+
 @pytest.fixture
 def tiny_demo(monkeypatch: pytest.MonkeyPatch, tiny_folder: Callable[[str], Path]) -> None:
     """The demo on a tiny model instead of the bundled one."""
@@ -587,23 +599,55 @@ def test_demo_does_every_stage_once_and_skips_what_is_done(
 ) -> None:
     done = call("demo", "--quick", "--out", "demo")
     assert done.exit_code == 0, done.output
-    assert [name for name, _ in fakes] == ["train", "train", "evaluate", "evaluate", "report"]
+    assert [name for name, _ in fakes] == DEMO_STAGES
     trained = [recipe for name, (recipe, *_) in fakes if name == "train"]
     assert [recipe.loss.name for recipe in trained] == ["tdpo2", "dpo"]
     assert {recipe.data.train for recipe in trained} == {"demo/pairs.jsonl"}
+    ppo = fakes[2][1][0]
+    assert (ppo.run_dir, ppo.ppo.iterations, ppo.rollouts.completions) == ("demo/ppo", 2, 8)
+    bases = [base for name, (*_, base) in fakes if name == "evaluate"]
+    assert bases == [None, Path("demo/tdpo2"), Path("demo/tdpo2")], "the base model answers once"
+    assert fakes[-1][1][0] == [Path(f"demo/{name}") for name in ("tdpo2", "dpo", "ppo")]
     for text in (
+        "three times",
         "KL(reference‖policy)",
-        "TDPO2",
-        "DPO",
+        "PPO scores 16 answers",
+        "the ranks of 12 answers of the untrained model",
         "training, seconds",
         "Report: demo/report.html",
         "How to read",
     ):
         assert text in done.output
+    [scored] = re.findall(r"responses scored +(\d+) +(\d+) +(\d+)", done.output)
+    assert scored == ("12", "12", "16")
     before = Path("demo/pairs.jsonl").read_bytes()
     again = call("demo", "--quick", "--out", "demo")
-    assert again.exit_code == 0 and len(fakes) == 5 and again.output.count("done before") == 7
+    assert again.exit_code == 0 and again.output.count("done before") == 8
+    assert [name for name, _ in fakes[len(DEMO_STAGES) :]] == ["report"], "which is written anew"
     assert "0.567" in again.output and Path("demo/pairs.jsonl").read_bytes() == before
+
+
+def test_the_demos_table_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With four models, rewards below zero on both ends of an interval, and nothing cut off or broken."""
+    from rich.console import Console
+
+    from tdpo.cli._tables import GENERATION_ROWS, PAIR_ROWS, WITH_INTERVAL, comparison_table
+
+    numbers: dict[str, Any] = {key: -0.3456 if key == "reward_mean" else 10.25 for _, key, _ in GENERATION_ROWS}
+    limits = {f"{key}_interval": [9.875, 11.125] for key in WITH_INTERVAL} | {
+        "reward_mean_interval": [-0.4123, -0.2834]
+    }
+    pairs = {key: 0.5 for _, key, _ in PAIR_ROWS} | {"intervals": {key: [0.25, 0.75] for key in WITH_INTERVAL}}
+    trained = {**EVALUATION, "generations": {"base": numbers | limits, "trained": numbers | limits}, "pairs": pairs}
+    console = Console(width=80, highlight=False)
+    with console.capture() as captured:
+        evaluations = {"TDPO2": trained, "DPO": trained, "PPO": {**trained, "pairs": None}}
+        console.print(comparison_table(evaluations, extra={"training, seconds": {"PPO": "1024"}}))
+    lines = captured.get().splitlines()
+    rows = len(GENERATION_ROWS) + len(PAIR_ROWS) + len(WITH_INTERVAL) + 1
+    assert len(lines) == 3 + rows, "no row was broken"
+    assert max(map(len, lines)) <= 80
+    assert lines[4].split() == ["95", "%", "interval", *["-0.412…-0.283"] * 4]
 
 
 def test_demo_continues_after_an_interruption(
@@ -622,7 +666,7 @@ def test_demo_continues_after_an_interruption(
     assert stopped.exit_code == 130 and "The same command continues in runs/demo-quick" in stopped.output
     goes_on = call("demo", "--quick")
     assert goes_on.exit_code == 0 and goes_on.output.count("done before") == 2
-    assert [name for name, _ in fakes] == ["train", "train", "evaluate", "evaluate", "report"]
+    assert [name for name, _ in fakes] == DEMO_STAGES
 
 
 def test_demo_mixes_neither_settings_nor_folders(
@@ -639,11 +683,18 @@ def test_demo_mixes_neither_settings_nor_folders(
 def test_the_real_demo_on_a_tiny_model(
     call: Call, tiny_demo: None, small_environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tdpo.evaluation.run.load_environment", lambda name: small_environment)
+    for module in ("evaluation.run", "training.ppo_data"):
+        monkeypatch.setattr(f"tdpo.{module}.load_environment", lambda name: small_environment)
     done = call("demo", "--quick", "--out", "demo")
     assert done.exit_code == 0, done.output
     assert "Traceback" not in done.output
-    for label in ("tdpo2", "dpo"):
+    for label in ("tdpo2", "dpo", "ppo"):
         evaluation = read_json(Path(f"demo/{label}/evaluation.json"))
-        assert evaluation["generations"]["trained"]["count"] == 3 and evaluation["pairs"]["count"] >= 1
+        assert evaluation["generations"]["trained"]["count"] == 3
+        assert label == "ppo" or evaluation["pairs"]["count"] >= 1
+    assert evaluation["pairs"] is None and evaluation["run"]["kl"]["direction"] == "reverse"
+    metrics = [json.loads(line) for line in Path("demo/ppo/metrics.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in metrics].count("train") == 2, "a line an iteration"
+    text = Path("demo/report.html").read_text(encoding="utf-8")
+    assert "What PPO said while training" in text and "KL coefficient" in text
     assert Path("demo/report.html").stat().st_size > 10_000

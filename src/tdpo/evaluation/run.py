@@ -16,6 +16,7 @@ from ..runs import RunDirectory
 from ..runs.files import write_text
 from ..training.data import read_data
 from ..training.losses import configured_loss
+from ..training.ppo_data import environment_of
 from ..training.statistics import PolicyStatistics
 from .base_samples import keep_samples, kept_samples, samples_identity
 from .generations import Sampled, describe, sample_and_score, scored, sequence_kls
@@ -135,11 +136,7 @@ class _Judged:
         """Whose prompts and reward generations are judged with; None where the recipe has pairs only."""
         if self.recipe.environment is not None:
             return load_environment(self.recipe.environment.name)
-        if not isinstance(self.recipe, PPORecipe):
-            return None
-        from ..training.ppo_data import environment_of
-
-        return environment_of(self.recipe, self.tokenizer)
+        return environment_of(self.recipe, self.tokenizer) if isinstance(self.recipe, PPORecipe) else None
 
     def generations(self, environment: Environment) -> dict[str, Any]:
         """Samples of both models with the same seeds, their rewards and KLs; writes samples.jsonl."""

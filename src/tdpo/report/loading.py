@@ -115,7 +115,6 @@ def _load_run(path: Path, index: int) -> Run:
         raise FileNotFoundError(f"{path}: not a run directory; expected at least one of {', '.join(RUN_FILES)}")
     notes: list[str] = []
     recipe, recipe_text = _read_recipe(path / "recipe.yaml", notes)
-    no_rows = "ppo" in recipe and not (path / "data.json").exists()  # prompts, and no rows that could be lost
     run = Run(
         path=path,
         label=path.resolve().name,
@@ -123,7 +122,7 @@ def _load_run(path: Path, index: int) -> Run:
         recipe=recipe,
         recipe_text=recipe_text,
         environment=_read_json(path / "environment.json", notes, "versions, hardware and command are unknown"),
-        data={} if no_rows else _read_json(path / "data.json", notes, "what the training data held is unknown"),
+        data=_read_json(path / "data.json", notes, "what the training data held is unknown"),
         metrics=_read_lines(path / "metrics.jsonl", notes, "there are no training curves"),
         status=_read_json(path / "status.json", notes, "whether training finished is unknown"),
         evaluation=_read_json(

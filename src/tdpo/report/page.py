@@ -122,7 +122,7 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
     """A few facts for the top of the page, each as (name, value); values of several runs joined where they differ."""
     facts: dict[str, list[str]] = {
         "Training pairs": [],
-        "Responses scored": [],
+        "Responses scored by PPO": [],
         "Updates": [],
         "Training time": [],
         "Held-out prompts": [],
@@ -132,7 +132,7 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
         prompts = at(run.evaluation, "settings", "prompts")
         scored = completions_scored(run)
         facts["Training pairs"].append(show(rows) if number(rows) is not None and not run.is_ppo else "")
-        facts["Responses scored"].append(show(int(scored)) if scored is not None else "")
+        facts["Responses scored by PPO"].append(show(int(scored)) if scored is not None else "")
         facts["Updates"].append(show(steps) if number(steps) is not None else "")
         facts["Training time"].append(show_duration(seconds) if seconds is not None else "")
         facts["Held-out prompts"].append(show(prompts) if number(prompts) is not None else "")
