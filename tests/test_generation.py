@@ -272,6 +272,17 @@ def test_prompts_and_what_they_share_are_encoded_once(tiny_model: Build, tokeniz
     assert shared > 5 and shared + rest == max(lengths)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_sees_one_state_a_row_without_gaps(family: str, tiny_model: Build, tokenizer: Any) -> None:
+    """A frozen head takes a slice of states one by one, and in bfloat16 is copied for each."""
+    model = tiny_model(family)
+    seen: list[Tensor] = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    sample(model, tokenizer, PROMPTS, SamplingSettings(max_new_tokens=3))
+    assert len(seen) >= 3
+    assert all(states.shape[-2] == 1 and states.is_contiguous() for states in seen)
+
+
 def test_a_sliding_window_does_not_see_padding_between_tokens(tiny_model: Build, tokenizer: Any) -> None:
     model = tiny_model("gemma2")
     assert not DecodingBatch(model, 64).attends_to_all

@@ -51,7 +51,9 @@ class DecodingBatch:
         if "position_ids" in self.accepted:  # models with relative biases take none
             arguments["position_ids"] = (before.sum(-1, keepdim=True) + mask.cumsum(-1) - 1).clamp(min=0)
         if "logits_to_keep" in self.accepted:
-            arguments["logits_to_keep"] = 1
+            # As an index and not as the number 1, which gives the head a slice of states with gaps in between: PyTorch
+            # multiplies those with frozen weights row by row, and in bfloat16 copies the whole head for every row.
+            arguments["logits_to_keep"] = torch.tensor([input_ids.shape[1] - 1], device=input_ids.device)
         return self.model(input_ids=input_ids, **arguments).logits[:, -1]
 
     def select(self, slots: list[int]) -> None:

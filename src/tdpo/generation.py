@@ -120,8 +120,8 @@ def sample(
 
     `prompt_indices` (default 0, 1, …) and `first_sample` say which random numbers belong to which completion: a part
     of a larger set of prompts or samples gets exactly what it would get in the whole. `progress` is called after every
-    step with the number of new tokens and of complete responses. Adapters work, and cost
-    nothing under `models.merged_adapter`.
+    step with the number of new tokens and of complete responses. Adapters work, and under `models.merged_adapter` cost
+    no time.
 
     Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context, for token ids that
     the model does not know, and for logits that are NaN or infinite; each names the prompt.

@@ -8,7 +8,7 @@
     completions.jsonl  responses that a PPO run learned from, some of each iteration
     checkpoint-N/      complete once it holds the file COMPLETE
     model/             what was trained
-    evaluation.json, samples.jsonl, report.html
+    evaluation.json, samples.jsonl, base_samples.json, report.html
 
 JSON files appear whole or not at all; numbers that are not finite are NaN and Infinity, as Python writes them.
 """
@@ -43,7 +43,7 @@ STATUS_FILE = "status.json"
 LOCK_FILE = ".lock"
 OWN_FILES = (
     RECIPE_FILE, "environment.json", STATUS_FILE, "data.json", "metrics.jsonl", "completions.jsonl", "evaluation.json",
-    "samples.jsonl", "report.html", "model",
+    "samples.jsonl", "base_samples.json", "report.html", "model",
 )  # fmt: skip
 
 
