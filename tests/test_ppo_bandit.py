@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 import tdpo.training.online as online
-from ppo_cases import PROMPT, bandit_model, bandit_reward, distribution, make_ppo, optimum, total_divergence, word_tokenizer
+from ppo_cases import (
+    PROMPT,
+    bandit_model,
+    bandit_reward,
+    distribution,
+    make_ppo,
+    optimum,
+    total_divergence,
+    word_tokenizer,
+)
 from tdpo.divergences import sampled_kl
 from tdpo.policy_gradient import KLConstraint
 from tdpo.token_statistics import TokenStats
