@@ -29,8 +29,10 @@ bench: install
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/rollouts.py
 
+# Two workers with one thread each: tiny models gain nothing from a second thread, and two workers with two threads each
+# would wait for one another on two cores.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -26,7 +26,7 @@ def word_tokenizer() -> Any:
 
 
 def bandit_model(seed: int = 0) -> Any:
-    """A model of ten words whose distribution after the prompt is uneven: the least likely about a tenth of the likeliest."""
+    """A model of ten words, the least likely after the prompt about a tenth as likely as the likeliest."""
     set_seed(seed)
     config = LlamaConfig(
         vocab_size=2 + len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,

@@ -255,21 +255,23 @@ PAIRS = st.lists(st.builds(TokenizedPair, prompt_ids=IDS, chosen_ids=IDS, reject
 def test_indices_agree_with_naive_shifting_and_slicing(pairs: list[TokenizedPair]) -> None:
     """The usual way: labels shifted by one, -100 on prompt and padding; row by row, in pure Python."""
     batch = padded_batch(pairs, pad_token_id=0)
-    rows = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
-    width = max(len(prompt + response) for prompt, response in rows)
+    responses = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
+    rows = [(s, *both) for s, both in enumerate(responses) if both[1]] or [(0, *responses[0])]  # none is computed in vain
+    width = max(len(prompt + response) for _, prompt, response in rows)
+    assert batch.input_ids.shape == (len(rows), width)
     expected = []
-    for r, (prompt, response) in enumerate(rows):
+    for r, (s, prompt, response) in enumerate(rows):
         padding = [-100] * (width - len(prompt) - len(response))
         labels = [-100] * len(prompt) + response + padding
         for position, label in enumerate(labels[1:]):
             if label != -100:
-                expected.append((r * width + position, label, r))
+                expected.append((r * width + position, label, s))
         assert batch.input_ids[r].tolist() == prompt + response + [0] * len(padding)
         assert batch.attention_mask[r].tolist() == [1] * len(prompt + response) + [0] * len(padding)
     found = zip(batch.response_index.tolist(), batch.target_ids.tolist(), batch.sequence_index.tolist(), strict=True)
     assert list(found) == expected
     assert batch.num_pairs == len(pairs)
-    assert batch.num_tokens == sum(len(prompt + response) for prompt, response in rows)
+    assert batch.num_tokens == sum(len(prompt + response) for _, prompt, response in rows)
 
 
 def test_without_a_prompt_the_first_token_has_no_predictor() -> None:

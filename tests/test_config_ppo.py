@@ -95,7 +95,7 @@ def test_defaults_that_depend_on_other_keys() -> None:
 
 
 def test_updates_are_counted() -> None:
-    assert recipe().updates == 16 * 2 * 2
+    assert recipe().updates == 16 * 4 * 2
     assert recipe("ppo.iterations=3", "ppo.epochs=1", "ppo.minibatch_size=null").updates == 3
 
 

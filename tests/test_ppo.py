@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_logged_numbers_are_those_of_full_logits(kind: str, tmp_path: Path) -> N
     trainer._sample = watched  # type: ignore[method-assign]
     trainer.train()
     last = logs(trainer)[-1]
-    assert LOGGED <= set(last)
+    assert set(last) >= LOGGED
     sampled, sums = seen["sampled"], []
     for ids, completion in zip(sampled.encoded, sampled.completions, strict=True):
         sums.append(sequence_numbers(seen["policy"], reference, ids, completion.token_ids))
@@ -275,7 +276,7 @@ def test_the_adaptive_controller_moves_the_coefficient_as_it_says(tmp_path: Path
     trainer = trainer_of(tmp_path, kl={"coefficient": 0.1, "target": 1e-3, "horizon": 100}, iterations=3)
     trainer.train()
     lines = logs(trainer)
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in pairwise(lines):
         error = min(max(before["reverse_kl"] / 1e-3 - 1, -0.2), 0.2)
         assert after["kl_coefficient"] == pytest.approx(before["kl_coefficient"] * (1 + error * 8 / 100))
     assert lines[0]["kl_target"] == 1e-3
@@ -328,8 +329,8 @@ def test_a_broken_reward_is_named_and_the_last_checkpoint_is_whole(reward: Any, 
         ({"prompts": None}, "train_dataset is missing"),
         ({"prompts": ["the cat", ""]}, "train_dataset:1 must hold a `prompt`"),
         ({"prompts": [{"text": "the cat"}]}, "train_dataset:0 must hold a `prompt`"),
-        ({"prompts": ["the cat " * 100]}, "does not fit into the model's context of 256 tokens"),
-        ({"eval_dataset": ["the cat " * 100]}, "does not fit into the model's context"),
+        ({"prompts": ["the cat " * 200]}, "does not fit into the model's context of 256 tokens"),
+        ({"eval_dataset": ["the cat " * 200]}, "does not fit into the model's context"),
         ({"reward": None}, "reward_funcs is missing"),
         ({"reward": []}, "reward_funcs is missing"),
         ({"reward": 3}, "a reward is a function or the name of a model, got int"),

@@ -93,5 +93,5 @@ def test_k3_in_the_loss_is_another_objective(monkeypatch: pytest.MonkeyPatch, tm
     beta = 0.1
     constraint = {"direction": "reverse", "form": "sampled", "place": "loss", "coefficient": beta}
     reference, policy = trained(tmp_path, constraint, seed=0)
-    assert total_divergence(policy, optimum(reference, "reverse", beta)) > 30 * NEAR
+    assert total_divergence(policy, optimum(reference, "reverse", beta)) > 20 * NEAR
     assert total_divergence(policy, optimum(reference, "forward", beta)) < NEAR

@@ -27,8 +27,8 @@ from test_ppo_distributed import distributed_run
 distributed_run(Path(sys.argv[1]))
 """
 COMPARED = (
-    "loss", "grad_norm", "reward_mean", "reward_std", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1", "kl_k3",
-    "kl_coefficient", "policy_entropy", "policy_loss", "value_loss", "ratio_mean", "approx_kl", "length_mean",
+    "loss", "grad_norm", "reward_mean", "reward_std", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1",
+    "kl_k3", "kl_coefficient", "policy_entropy", "policy_loss", "value_loss", "ratio_mean", "approx_kl", "length_mean",
     "finished_share",
 )  # fmt: skip
 

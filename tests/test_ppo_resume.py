@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
 import signal
 import time
@@ -64,10 +63,10 @@ def kill(context: Any, folder: Path, kind: str, draw: random.Random) -> None:
     while not find_checkpoints(folder).complete:
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.002)
-    time.sleep(draw.uniform(0.0, 0.5))
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    time.sleep(draw.uniform(0.0, 0.1))
+    process.kill()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
 
 
 @pytest.fixture(scope="module")
@@ -153,5 +152,5 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path) -> None:
     newest = find_checkpoints(tmp_path).newest
     assert newest is not None
     (newest / "ppo_state_0.pt").unlink()
-    with pytest.raises(ValueError, match="holds no ppo_state_0.pt: it was not written by PPO"):
+    with pytest.raises(ValueError, match=r"holds no ppo_state_0\.pt: it was not written by PPO"):
         new_trainer(tmp_path, "full").train(resume_from_checkpoint=True)

@@ -285,7 +285,7 @@ def test_a_finished_model_is_found_and_a_missing_one_explained(run: RunDirectory
 def test_a_ppo_run_knows_its_length_its_command_and_its_files(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create(ppo_recipe_for(run.path))
-    assert run.status()["max_steps"] == 64 and run.recipe() == ppo_recipe_for(run.path)
+    assert run.status()["max_steps"] == 128 and run.recipe() == ppo_recipe_for(run.path)
     with pytest.raises(RunError, match=r"`tdpo ppo .*run --resume`"):
         _ = run.model_path
     append_jsonl(run.path / "completions.jsonl", {"step": 1})

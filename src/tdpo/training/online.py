@@ -432,7 +432,7 @@ class PPOTrainer(CheckpointedTrainer):
             "finished_share": sum(c.finished for c in completions) / len(completions),
         }  # fmt: skip
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
-        self.log(metrics)
+        self.log(dict(metrics))  # which adds what is no metric
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
