@@ -256,7 +256,8 @@ def test_indices_agree_with_naive_shifting_and_slicing(pairs: list[TokenizedPair
     """The usual way: labels shifted by one, -100 on prompt and padding; row by row, in pure Python."""
     batch = padded_batch(pairs, pad_token_id=0)
     responses = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
-    rows = [(s, *both) for s, both in enumerate(responses) if both[1]] or [(0, *responses[0])]  # none is computed in vain
+    # What has no response is not computed.
+    rows = [(s, *both) for s, both in enumerate(responses) if both[1]] or [(0, *responses[0])]
     width = max(len(prompt + response) for _, prompt, response in rows)
     assert batch.input_ids.shape == (len(rows), width)
     expected = []

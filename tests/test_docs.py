@@ -102,3 +102,20 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
             if not target.startswith(("http://", "https://")):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
+
+
+def test_the_recipe_of_the_page_on_ppo_is_one(tmp_path: Path) -> None:
+    """Its prompts and rewards, with the function and the model that they name."""
+    from tdpo.config import PPORecipe, load_recipe
+    from tdpo.environments import load_function
+
+    [(_, text)] = blocks(ROOT / "docs/ppo.md", "yaml")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"run_dir: runs/x\nppo: {{}}\nrollouts: {{max_new_tokens: 8}}\n{text}")
+    recipe = load_recipe(path)
+    assert isinstance(recipe, PPORecipe) and recipe.rewards is not None and len(recipe.rewards) == 2
+    snippet = next(text for _, text in blocks(ROOT / "docs/ppo.md", "text") if "PPOTrainer" in text)
+    definition = snippet[snippet.index("def ") : snippet.index("trainer =")]
+    (tmp_path / "my_rewards.py").write_text(definition)
+    reward = load_function(str(recipe.rewards[0].function).replace("my_rewards", str(tmp_path / "my_rewards")))
+    assert reward(prompts=["a", "b"], completions=["yes, please", "no"]) == [1.0, 0.0]

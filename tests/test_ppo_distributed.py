@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,8 @@ import torch
 from conftest import build_model, build_tokenizer
 from ppo_cases import make_ppo
 from test_ppo import PROMPTS, letters, logs
-from training_cases import one_thread, trained_weights  # noqa: F401
+from training_cases import launch_two_processes, one_thread, trained_weights  # noqa: F401
 
-LAUNCHED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from test_ppo_distributed import distributed_run
-distributed_run(Path(sys.argv[1]))
-"""
 COMPARED = (
     "loss", "grad_norm", "reward_mean", "reward_std", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1",
     "kl_k3", "kl_coefficient", "policy_entropy", "policy_loss", "value_loss", "ratio_mean", "approx_kl", "length_mean",
@@ -56,16 +45,7 @@ def distributed_run(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(LAUNCHED.format(tests=str(Path(__file__).parent)))
-    (tmp_path / "two").mkdir()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    launch_two_processes("test_ppo_distributed", tmp_path / "two")
     (tmp_path / "one").mkdir()
     distributed_run(tmp_path / "one")
     two, one = (json.loads((tmp_path / name / "logs.json").read_text()) for name in ("two", "one"))

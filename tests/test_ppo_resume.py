@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import signal
 import time
 from collections.abc import Iterator
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from ppo_cases import make_ppo
 from tdpo.runs.checkpoints import find_checkpoints
 from tdpo.training import PPOTrainer
 from test_ppo import PROMPTS, letters, logs
-from training_cases import lora, one_thread, trained_weights  # noqa: F401
+from training_cases import clean_processes, lora, one_thread, trained_weights  # noqa: F401
 
 # 4 iterations of 4 updates, a checkpoint every 3: some lie between iterations, most within one.
 UPDATES, SAVE_STEPS = 16, 3
@@ -45,14 +43,8 @@ def victim(folder: str, kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Any]:
-    """Processes forked from a clean one that has imported everything once; each is the victim's own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Python 3.11's server does not inherit sys.path
-        forkserver.ensure_running()
-    yield context
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    with clean_processes(__name__) as context:
+        yield context
 
 
 def kill(context: Any, folder: Path, kind: str, draw: random.Random) -> None:

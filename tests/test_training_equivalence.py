@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from conftest import build_model, build_tokenizer
 from tdpo.training.config import grouping_by_length
 from training_cases import (  # noqa: F401
     METRICS,
+    launch_two_processes,
     lora,
     make_trainer,
     one_thread,
@@ -155,16 +154,6 @@ def test_gradient_checkpointing_changes_nothing(
 
 # ---- two processes ----
 
-LAUNCHED = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from test_training_equivalence import distributed_run
-distributed_run(Path(sys.argv[1]))
-"""
-
 
 def distributed_run(folder: Path) -> None:
     """What every process does, launched or alone: full and adapter training, an evaluation, a checkpoint."""
@@ -203,18 +192,7 @@ def distributed_run(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
-    """`accelerate launch` on CPUs with gloo. (Its `--cpu` would start one process, whatever it is asked for.)"""
-    script = tmp_path / "script.py"
-    script.write_text(LAUNCHED.format(tests=str(Path(__file__).parent)))
-    (tmp_path / "two").mkdir()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
+    launch_two_processes("test_training_equivalence", tmp_path / "two")
     (tmp_path / "one").mkdir()
     distributed_run(tmp_path / "one")
     two, one = (json.loads((tmp_path / name / "found.json").read_text()) for name in ("two", "one"))

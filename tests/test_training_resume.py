@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,16 @@ from conftest import build_model, build_tokenizer
 from tdpo.runs.checkpoints import COMPLETE, find_checkpoints
 from tdpo.training import TDPOTrainer
 from tdpo.training.config import grouping_by_length
-from training_cases import METRICS, lora, make_trainer, one_thread, plain_rows, train_logs, trained_weights  # noqa: F401
+from training_cases import (  # noqa: F401
+    METRICS,
+    clean_processes,
+    lora,
+    make_trainer,
+    one_thread,
+    plain_rows,
+    train_logs,
+    trained_weights,
+)
 
 # 10 pairs at 2 × 2 an update are 3 updates an epoch, the last of one micro-batch; 10 updates end within the fourth.
 UPDATES, SAVE_STEPS = 10, 2
@@ -91,14 +98,8 @@ def victim(folder: str, kind: str, death: str, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Any]:
-    """Processes forked from a clean one that has imported everything once; each is the victim's own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Python 3.11's server does not inherit sys.path
-        forkserver.ensure_running()
-    yield context
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    with clean_processes(__name__) as context:
+        yield context
 
 
 def killed(context: Any, folder: Path, kind: str, death: str, step: int) -> None:

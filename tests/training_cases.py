@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import copy
 import gc
+import multiprocessing
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +115,48 @@ def trained_weights(trainer: TDPOTrainer) -> dict[str, torch.Tensor]:
         for n, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
         if p.requires_grad
     }
+
+
+# ---- processes ----
+
+LAUNCHED = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from {module} import distributed_run
+distributed_run(Path(sys.argv[1]))
+"""
+
+
+def launch_two_processes(module: str, folder: Path) -> None:
+    """`accelerate launch` of `module.distributed_run(folder)` on two CPU processes with gloo.
+
+    (Its `--cpu` would start one process, whatever it is asked for.)
+    """
+    folder.mkdir()
+    script = folder.with_suffix(".py")
+    script.write_text(LAUNCHED.format(tests=str(Path(__file__).parent), module=module))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@contextmanager
+def clean_processes(module: str) -> Iterator[Any]:
+    """Processes forked from a clean one that has imported everything once; each is a victim's own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Python 3.11's server does not inherit sys.path
+        forkserver.ensure_running()
+    yield context
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 # ---- the oracle ----

@@ -9,32 +9,31 @@ transformers' and accelerate's.
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ..batches import PairCollator
+from ..environments import Prompt
 from ..generation import check_fit, encode_prompts
 from ..models import kept_reference, load_causal_lm, policy_hidden, reference_at_start
 from ..policy_gradient import KLCoefficient, RewardScale, clipped_policy_loss, clipped_value_loss, kl_loss, moments
-from ..runs.files import append_jsonl, json_line, read_jsonl, write_text
 from ..token_statistics import Extra
 from .arguments import one_process_a_device
 from .base import CheckpointedTrainer
+from .completions import CompletionsFile
 from .critic import Critic
 from .layout import share_prefixes
 from .metrics import MetricsFile, peak_memory_mib
 from .policy import prepare_policy, prepare_tokenizer
 from .ppo_config import PPOConfig
 from .ppo_metrics import LearningMeter
+from .ppo_schedule import EndOfIteration, Schedule
 from .reference import copied_head
 from .rewards import Rewards, check_varies, prompts_of, rewards_of
 from .rollouts import (
@@ -43,8 +42,8 @@ from .rollouts import (
     Sampled,
     make_rollout,
     measured_kls,
-    prompts_of_iteration,
     sample_completions,
+    task_rewards,
     units_of,
 )
 from .statistics import PolicyStatistics
@@ -52,17 +51,7 @@ from .statistics import PolicyStatistics
 logger = logging.getLogger(__name__)
 
 STOP_BEYOND = 1.5  # times target_kl
-SHOWN = 4  # completions written to completions.jsonl at a time
 CRITIC_RATE = {"head": 1e-3, "model": 1e-5}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in the schedule a micro-batch is: counted from 0, `update` and `part` within the iteration and update."""
-
-    iteration: int
-    update: int
-    part: int
 
 
 class PPOTrainer(CheckpointedTrainer):
@@ -122,6 +111,7 @@ class PPOTrainer(CheckpointedTrainer):
             check_fit(model, dict(enumerate(encoded)), args.max_new_tokens)
         self.rewards: Rewards = rewards_of(reward_funcs, args.reward_weights, tokenizer, device=args.device)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
+        self._schedule = Schedule(args)
         start = reference_at_start(model, _loaded(ref_model, model, args))
         self.statistics = PolicyStatistics.of(model, start, self._head_impl(args))
         if self.statistics.path == "logits":
@@ -129,8 +119,7 @@ class PPOTrainer(CheckpointedTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=_as_place,
-            train_dataset=range(args.total_updates * args.gradient_accumulation_steps * args.world_size),
+            train_dataset=self._schedule,  # its length is all that transformers asks of it
             eval_dataset=self.eval_prompts,
             processing_class=tokenizer,
             callbacks=[
@@ -155,6 +144,7 @@ class PPOTrainer(CheckpointedTrainer):
         self._rollout: Rollout | None = None
         self._rollout_logs: dict[str, float] = {}
         self._update_tokens: list[int] = []
+        self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
         self._stopped = False
         self._skipped = 0
         self._learning = LearningMeter()
@@ -202,7 +192,7 @@ class PPOTrainer(CheckpointedTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Places in the schedule, one a micro-batch, dealt out to the processes in turn."""
-        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=1, collate_fn=_as_place))  # type: ignore[arg-type]
+        return self.accelerator.prepare(self._schedule.loader())
 
     # ---- one iteration ----
 
@@ -210,7 +200,7 @@ class PPOTrainer(CheckpointedTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One micro-batch; the first of an iteration samples it, the first of an update may find it stopped."""
-        place = self._place(int(inputs["place"]))
+        place = self._schedule.place(int(inputs["place"]))
         if self._rollout is None or self._rollout.iteration != place.iteration:
             self._begin_iteration(place.iteration)
         if place.part == 0:
@@ -224,12 +214,6 @@ class PPOTrainer(CheckpointedTrainer):
         self._learning.seconds += time.perf_counter() - started
         return loss
 
-    def _place(self, index: int) -> Place:
-        micro = index // self.args.world_size
-        update, part = divmod(micro, self.args.gradient_accumulation_steps)
-        iteration, within = divmod(update, self.args.updates_per_iteration)
-        return Place(iteration, within, part)
-
     def _begin_iteration(self, iteration: int) -> None:
         """Sample, score and judge the completions of an iteration; nothing of the last one is kept."""
         args = self.args
@@ -241,8 +225,8 @@ class PPOTrainer(CheckpointedTrainer):
             shares = share_prefixes(self.model, units, self._judge.collator.pad_token_id, "auto")
             self._judge.collator.share_prefixes = shares
         scored = self._judge.score(self.model, units)
-        task_rewards, logged = self._task_rewards(sampled)
-        by_sequence = torch.stack([task_rewards[i] if i >= 0 else task_rewards.new_zeros(()) for i in owner])
+        rewards, logged = task_rewards(sampled, args, self.reward_scale, self._total)
+        by_sequence = torch.stack([rewards[i] if i >= 0 else rewards.new_zeros(()) for i in owner])
         coefficient = self.kl_coefficient.value
         self._rollout, of_rollout = make_rollout(
             iteration, units, scored, by_sequence, args.constraint, coefficient, args, self._total
@@ -256,7 +240,7 @@ class PPOTrainer(CheckpointedTrainer):
             self._rollout_logs["kl_target"] = args.constraint.target
         self.kl_coefficient.update(of_rollout[f"{args.constraint.direction}_kl"], args.rollout_size)
         self._learning = LearningMeter()
-        self._show(sampled, iteration)
+        self._completions.add(sampled, iteration, self.state.global_step)
 
     @property
     def _pairs_completions(self) -> bool:
@@ -264,43 +248,21 @@ class PPOTrainer(CheckpointedTrainer):
         return self.args.samples_per_prompt % 2 == 0 and self.args.per_device_train_batch_size % 2 == 0
 
     def _sample(self, iteration: int) -> Sampled:
-        args = self.args
-        count = args.rollout_size // args.samples_per_prompt
-        own = count // args.world_size
-        first = own * args.process_index
-        prompts = prompts_of_iteration(self.train_prompts, count, iteration, args.seed)[first : first + own]
+        prompts, first = self._schedule.prompts(self.train_prompts, iteration)
         # A seed of its own for every iteration of every run: its completions are drawn anew.
-        seed = (args.seed << 32) + iteration
+        seed = (self.args.seed << 32) + iteration
+        sampled = self._sampled(prompts, seed, first=first)
+        check_varies(sampled.rewards.tolist(), sampled.prompts, [c.text for c in sampled.completions])
+        return sampled
+
+    def _sampled(self, prompts: list[Prompt], seed: int, first: int = 0, samples: int | None = None) -> Sampled:
+        """Completions of the prompts with their rewards."""
         completions, encoded, seconds = sample_completions(
-            self.model, self.processing_class, prompts, args, seed=seed, first=first
+            self.model, self.processing_class, prompts, self.args, seed=seed, first=first, samples=samples
         )
         asked = [prompts[c.prompt_index - first] for c in completions]
-        texts = [c.text for c in completions]
-        values, parts = self.rewards(asked, texts)
-        check_varies(values, asked, texts)
-        self._parts = parts
-        return Sampled(asked, completions, encoded, torch.tensor(values, dtype=torch.float64), seconds)
-
-    def _task_rewards(self, sampled: Sampled) -> tuple[Tensor, dict[str, float]]:
-        """Rewards as the advantages see them, before the KL; and what is logged of the completions."""
-        args, raw = self.args, sampled.rewards
-        mean, std = moments(raw, self._total)
-        rewards = raw
-        if args.normalize_rewards:
-            self.reward_scale.update(args.rollout_size, mean, std)
-            rewards = self.reward_scale.apply(rewards)
-        if args.reward_clip is not None:
-            rewards = rewards.clamp(-args.reward_clip, args.reward_clip)
-        finished = torch.tensor([float(c.finished) for c in sampled.completions], dtype=torch.float64)
-        tokens = torch.tensor([float(len(c.token_ids)) for c in sampled.completions], dtype=torch.float64)
-        total_tokens, seconds = self._total(torch.tensor([float(tokens.sum()), sampled.seconds])).tolist()
-        logged = {
-            "reward_mean": mean, "reward_std": std, "reward_variance": std**2, **self._parts,
-            "length_mean": moments(tokens, self._total)[0], "finished_share": moments(finished, self._total)[0],
-            "generation_seconds": seconds / args.world_size,
-            "generation_tokens_per_second": total_tokens * args.world_size / max(seconds, 1e-9),
-        }  # fmt: skip
-        return rewards - args.missing_end_penalty * (1.0 - finished), logged
+        values, parts = self.rewards(asked, [c.text for c in completions])
+        return Sampled(asked, completions, encoded, torch.tensor(values, dtype=torch.float64), parts, seconds)
 
     def _total(self, sums: Tensor) -> Tensor:
         """A vector summed over processes, float64."""
@@ -312,22 +274,16 @@ class PPOTrainer(CheckpointedTrainer):
     def _count_tokens(self) -> None:
         """How many tokens each update of the iteration learns from, over all processes."""
         assert self._rollout is not None
+        rollout = self._rollout
         own = [
-            sum(int(self._rollout.lengths[s]) for u in self._units(update) for s in (u, len(self._rollout.units) + u))
+            sum(len(rollout.units[u].chosen_ids) + len(rollout.units[u].rejected_ids) for u in self._units(update))
             for update in range(self.args.updates_per_iteration)
         ]
         self._update_tokens = self._total(torch.tensor(own, dtype=torch.float64)).long().tolist()
 
     def _units(self, update: int) -> list[int]:
-        """The units of an update on this process, in an order drawn for the epoch it is in."""
         assert self._rollout is not None
-        epoch, minibatch = divmod(update, self.args.updates_per_epoch)
-        order = list(range(len(self._rollout.units)))
-        random.Random(
-            f"{self.args.seed}/minibatches/{self._rollout.iteration}/{epoch}/{self.args.process_index}"
-        ).shuffle(order)
-        size = len(order) // self.args.updates_per_epoch
-        return order[minibatch * size : (minibatch + 1) * size]
+        return self._schedule.units(len(self._rollout.units), self._rollout.iteration, update)
 
     def _has_moved_too_far(self) -> bool:
         """Whether the last update found the policy further from the one that sampled than `target_kl` allows."""
@@ -346,11 +302,9 @@ class PPOTrainer(CheckpointedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The sum over this micro-batch's tokens divided by the tokens of the whole update, on all processes."""
-        args, rollout, place = self.args, self._rollout, self._place(int(inputs["place"]))
+        args, rollout, place = self.args, self._rollout, self._schedule.place(int(inputs["place"]))
         assert rollout is not None
-        units = self._units(place.update)
-        size = len(units) // args.gradient_accumulation_steps
-        chosen = units[place.part * size : (place.part + 1) * size]
+        chosen = self._schedule.part(self._units(place.update), place.part)
         batch = self._judge.batch([rollout.units[u] for u in chosen])
         tokens = rollout.tokens_of(chosen)
         known = {name: value[tokens.to(value.device)] for name, value in rollout.reference.items()}
@@ -417,43 +371,20 @@ class PPOTrainer(CheckpointedTrainer):
         prompts = self.eval_prompts if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
         if not prompts:
             raise ValueError("evaluate() needs prompts: pass eval_dataset here or when the trainer is made")
-        completions, encoded, _ = sample_completions(
-            self.model, self.processing_class, prompts, self.args, seed=self.args.seed, samples=1
-        )
-        rewards, _ = self.rewards(prompts, [c.text for c in completions])
-        sampled = Sampled(prompts, completions, encoded, torch.tensor(rewards, dtype=torch.float64), 0.0)
+        sampled = self._sampled(prompts, self.args.seed, samples=1)
         units, _ = units_of(sampled, 1, paired=False)
         stats = {name: value.double().cpu() for name, value in self._judge.score(self.model, units).stats.items()}
         mean, std = moments(sampled.rewards)
         numbers = {
             "reward_mean": mean, "reward_std": std, "reward_variance": std**2,
             **measured_kls(stats, len(units), lambda sums: sums),
-            "length_mean": sum(len(c.token_ids) for c in completions) / len(completions),
-            "finished_share": sum(c.finished for c in completions) / len(completions),
+            "length_mean": sum(len(c.token_ids) for c in sampled.completions) / len(units),
+            "finished_share": sum(c.finished for c in sampled.completions) / len(units),
         }  # fmt: skip
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(dict(metrics))  # which adds what is no metric
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _show(self, sampled: Sampled, iteration: int) -> None:
-        """Append a few of the iteration's completions to completions.jsonl."""
-        every = self.args.show_every
-        if every is None or iteration % every or not self.is_world_process_zero():
-            return
-        path = Path(str(self.args.output_dir)) / "completions.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        step = max(len(sampled.completions) // SHOWN, 1)
-        lines = [
-            {
-                "iteration": iteration, "step": self.state.global_step, "prompt": sampled.prompts[i].prompt,
-                "text": sampled.completions[i].text, "reward": float(sampled.rewards[i]),
-                "finished": sampled.completions[i].finished,
-            }
-            for i in range(0, len(sampled.completions), step)
-        ]  # fmt: skip
-        for line in lines:
-            append_jsonl(path, line)
 
     # ---- checkpoints ----
 
@@ -461,15 +392,8 @@ class PPOTrainer(CheckpointedTrainer):
         """As `CheckpointedTrainer.train`."""
         self._rollout, self._rollout_logs = None, {}
         if not resume_from_checkpoint:
-            self._forget_completions(0)
+            self._completions.forget_from(0)
         return super().train(resume_from_checkpoint, **more)
-
-    def _forget_completions(self, iteration: int) -> None:
-        """Drop what was written of this iteration and later ones, which a resumed run writes again."""
-        path = Path(str(self.args.output_dir)) / "completions.jsonl"
-        if self.is_world_process_zero() and path.exists():
-            kept = [line for line in read_jsonl(path) if line.get("iteration", 0) < iteration]
-            write_text(path, "".join(json_line(line) for line in kept))
 
     def _save_own_state(self, checkpoint: Path) -> None:
         """The critic, the controller, and the rollout that is being learned from."""
@@ -508,21 +432,7 @@ class PPOTrainer(CheckpointedTrainer):
         if self._rollout is not None:
             self._count_tokens()
         begun = 0 if self._rollout is None else 1
-        self._forget_completions(self.state.global_step // self.args.updates_per_iteration + begun)
-
-
-class EndOfIteration(TrainerCallback):
-    """One line of the log an iteration, whatever transformers would do."""
-
-    def __init__(self, updates: int) -> None:
-        self.updates = updates
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_log = state.global_step % self.updates == 0
-
-
-def _as_place(indices: Sequence[int]) -> dict[str, Tensor]:
-    return {"place": torch.tensor(indices[0])}
+        self._completions.forget_from(self.state.global_step // self.args.updates_per_iteration + begun)
 
 
 def _loaded(model: Any, policy: Any, args: PPOConfig) -> Any:

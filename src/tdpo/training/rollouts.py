@@ -6,7 +6,6 @@ and the old values are kept for every response token, flat, in the order of the 
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,7 +20,7 @@ from ..divergences import sampled_kl
 from ..environments import Prompt
 from ..generation import Completion, SamplingSettings, encode_prompts, sample
 from ..models import Reference, merged_adapter, policy_hidden
-from ..policy_gradient import KLConstraint, explained_variance, gae, kl_penalty, moments
+from ..policy_gradient import KLConstraint, RewardScale, explained_variance, gae, kl_penalty, moments
 from ..token_statistics import Extra, Head
 from .critic import Critic
 from .ppo_config import PPOConfig
@@ -77,7 +76,8 @@ class Sampled:
     prompts: list[Prompt]  # one a completion
     completions: list[Completion]
     encoded: list[list[int]]  # token ids of each completion's prompt
-    rewards: Tensor  # [S], what the reward functions gave
+    rewards: Tensor  # [S] float64, what the reward functions gave
+    parts: dict[str, float]  # the mean of each of them, where there are several
     seconds: float
 
 
@@ -88,18 +88,6 @@ class Scored:
     stats: dict[str, Tensor] = field(default_factory=dict)
     values: Tensor = field(default_factory=lambda: torch.empty(0))
     reference: dict[str, Tensor] = field(default_factory=dict)
-
-
-def prompts_of_iteration(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:
-    """`count` prompts: all in a random order, then all in another one, and so on; drawn from the seed alone."""
-    first_turn, place = divmod(iteration * count, len(prompts))
-    turns = -(-(place + count) // len(prompts))
-    order: list[int] = []
-    for turn in range(first_turn, first_turn + turns):
-        shuffled = list(range(len(prompts)))
-        random.Random(f"{seed}/prompts/{turn}").shuffle(shuffled)
-        order += shuffled
-    return [prompts[i] for i in order[place : place + count]]
 
 
 def sample_completions(
@@ -133,6 +121,32 @@ def sample_completions(
     seconds = time.perf_counter() - started
     encoded = encode_prompts(tokenizer, texts)
     return completions, [encoded[c.prompt_index - first] for c in completions], seconds
+
+
+def task_rewards(
+    sampled: Sampled, args: PPOConfig, scale: RewardScale, total: Total
+) -> tuple[Tensor, dict[str, float]]:
+    """Rewards `[S]` as the advantages see them, before the KL; and what is logged of the completions.
+
+    What is logged is what the reward functions gave, before normalisation, clipping and the penalty for a missing end.
+    """
+    mean, std = moments(sampled.rewards, total)
+    rewards = sampled.rewards
+    if args.normalize_rewards:
+        scale.update(args.rollout_size, mean, std)
+        rewards = scale.apply(rewards)
+    if args.reward_clip is not None:
+        rewards = rewards.clamp(-args.reward_clip, args.reward_clip)
+    finished = torch.tensor([float(c.finished) for c in sampled.completions], dtype=torch.float64)
+    tokens = torch.tensor([float(len(c.token_ids)) for c in sampled.completions], dtype=torch.float64)
+    new_tokens, seconds = total(torch.tensor([float(tokens.sum()), sampled.seconds], dtype=torch.float64)).tolist()
+    logged = {
+        "reward_mean": mean, "reward_std": std, "reward_variance": std**2, **sampled.parts,
+        "length_mean": moments(tokens, total)[0], "finished_share": moments(finished, total)[0],
+        "generation_seconds": seconds / args.world_size,
+        "generation_tokens_per_second": new_tokens * args.world_size / max(seconds, 1e-9),
+    }  # fmt: skip
+    return rewards - args.missing_end_penalty * (1.0 - finished), logged
 
 
 def units_of(sampled: Sampled, samples: int, paired: bool) -> tuple[list[TokenizedPair], list[int]]:

@@ -1,0 +1,37 @@
+"""`completions.jsonl`: a few completions of the iterations, for people to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..runs.files import append_jsonl, json_line, read_jsonl, write_text
+from .rollouts import Sampled
+
+SHOWN = 4  # completions of an iteration
+
+
+class CompletionsFile:
+    """Written by one process; `every` so many iterations, None: never."""
+
+    def __init__(self, folder: str, every: int | None, writes: bool) -> None:
+        self.path = Path(folder) / "completions.jsonl"
+        self.every, self.writes = every, writes
+
+    def add(self, sampled: Sampled, iteration: int, step: int) -> None:
+        """Append some of an iteration's completions, with what the reward functions gave them."""
+        if not self.writes or self.every is None or iteration % self.every:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for i in range(0, len(sampled.completions), max(len(sampled.completions) // SHOWN, 1)):
+            completion = sampled.completions[i]
+            line = {
+                "iteration": iteration, "step": step, "prompt": sampled.prompts[i].prompt, "text": completion.text,
+                "reward": float(sampled.rewards[i]), "finished": completion.finished,
+            }  # fmt: skip
+            append_jsonl(self.path, line)
+
+    def forget_from(self, iteration: int) -> None:
+        """Drop what was written of this iteration and later ones, which a resumed run writes again."""
+        if self.writes and self.path.exists():
+            kept = [line for line in read_jsonl(self.path) if line.get("iteration", 0) < iteration]
+            write_text(self.path, "".join(json_line(line) for line in kept))
