@@ -109,6 +109,23 @@ def test_ppo_trains_as_the_recipe_says(call: Call, recipe_file: Path, trained: l
     assert load_recipe("run") == recipe
 
 
+def test_a_run_that_was_moved_goes_on_where_it_is(call: Call, recipe_file: Path, trained: list[Any]) -> None:
+    assert call("ppo", str(recipe_file), "seed=13").exit_code == 130
+    Path("run").rename("moved")
+    done = call("ppo", "moved", "--resume")
+    assert done.exit_code == 0, done.output
+    assert trained[-1][0].run_dir == "moved" and trained[-1][1] and not Path("run").exists()
+
+
+def test_messages_hold_no_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    """`:x:` is an emoji to rich, and part of a file's and a function's name to everybody else."""
+    from tdpo.cli._console import say, write
+
+    say("none.py:x: no such file")
+    write("none.py:x: no such file")
+    assert capsys.readouterr() == ("none.py:x: no such file\n", "none.py:x: no such file\n")
+
+
 def test_a_finished_run_is_neither_repeated_nor_replaced_unasked(
     call: Call, recipe_file: Path, trained: list[Any]
 ) -> None:

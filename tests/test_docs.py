@@ -111,7 +111,7 @@ def test_the_recipe_of_the_page_on_ppo_is_one(tmp_path: Path) -> None:
 
     [(_, text)] = blocks(ROOT / "docs/ppo.md", "yaml")
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"run_dir: runs/x\nppo: {{}}\nrollouts: {{max_new_tokens: 8}}\n{text}")
+    path.write_text(f"run_dir: runs/x\nppo: {{}}\n{text}")
     recipe = load_recipe(path)
     assert isinstance(recipe, PPORecipe) and recipe.rewards is not None and len(recipe.rewards) == 2
     snippet = next(text for _, text in blocks(ROOT / "docs/ppo.md", "text") if "PPOTrainer" in text)

@@ -146,3 +146,13 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path) -> None:
     (newest / "ppo_state_0.pt").unlink()
     with pytest.raises(ValueError, match=r"holds no ppo_state_0\.pt: it was not written by PPO"):
         new_trainer(tmp_path, "full").train(resume_from_checkpoint=True)
+
+
+def test_other_prompts_are_refused(tmp_path: Path) -> None:
+    new_trainer(tmp_path, "full").train()
+    again = make_ppo(
+        build_model("llama"), tmp_path, build_tokenizer(), letters, [*PROMPTS[:-1], "the dog"], iterations=4,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps", save_steps=SAVE_STEPS,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="written by a run on other prompts than these"):
+        again.train(resume_from_checkpoint=True)

@@ -160,11 +160,16 @@ def sample(
     ]
 
 
-def check_fit(model: Any, encoded: Mapping[int, Sequence[int]], max_new_tokens: int) -> None:
-    """Raise ValueError for the first prompt, by its number, that the model cannot take or has no room to answer."""
+def check_fit(model: Any, encoded: Mapping[Any, Sequence[int]], max_new_tokens: int) -> None:
+    """Raise ValueError for the first prompt, by its number or name, that the model cannot take or has no room for."""
     config = model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     for index, ids in encoded.items():
+        if context and len(ids) >= context:
+            raise ValueError(
+                f"prompt {index} has {len(ids)} tokens: with an answer it does not fit into the model's context of "
+                f"{context} tokens; shorten it or leave it out"
+            )
         if context and len(ids) + max_new_tokens > context:
             raise ValueError(
                 f"prompt {index} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} it does not fit into the "

@@ -19,10 +19,10 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 @cache
 def out() -> Console:
-    """Results."""
+    """Results. Emoji codes stay as they are: `:x:` is part of somebody's file name or text."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, emoji=False)
 
 
 @cache
@@ -30,7 +30,7 @@ def err() -> Console:
     """Messages and progress. Processes of a distributed run other than the first say nothing."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+    return Console(stderr=True, highlight=False, emoji=False, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def say(text: str, style: str = "") -> None:

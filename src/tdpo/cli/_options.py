@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,7 +25,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Dotted overrides with YAML values: loss.beta=0.2 model.lora=null",
+        help="Dotted overrides with YAML values: seed=1 model.lora=null",
         show_default=False,
     ),
 ]
@@ -71,4 +72,8 @@ def _read(path: Path, overrides: list[str] | None, example: str) -> AnyRecipe:
     if "=" in str(path) and not path.exists():
         reason = f"is an override; the recipe file comes first: {example}"
         raise RecipeError([RecipeProblem("", reason, repr(str(path)))])
-    return load_recipe(path, overrides or ())
+    given = list(overrides or ())
+    if path.is_dir() and not any(text.startswith("run_dir=") for text in given):
+        # The run is where it is, also after it was moved or copied; what its recipe says is where it was begun.
+        given.append(f"run_dir={json.dumps(str(path))}")
+    return load_recipe(path, given)

@@ -70,5 +70,5 @@ def _length(recipe: PPORecipe, available: int) -> Iterator[Check]:
     )
     yield Check("length", "ok", text)
     if available < per_iteration:
-        more = f"an iteration asks {per_iteration} prompts and there are {available}: it asks some of them twice"
+        more = f"an iteration asks {per_iteration} prompts and there are {available}: it asks them more than once"
         yield Check("length", "note", more)

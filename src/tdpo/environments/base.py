@@ -75,9 +75,11 @@ def score(environment: Environment, prompts: Sequence[Prompt], completions: Sequ
 def _call(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Any]:
     names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
     columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
-    return list(
-        environment.reward(prompts=[prompt.prompt for prompt in prompts], completions=list(completions), **columns)
-    )
+    texts = [prompt.prompt for prompt in prompts]
+    returned: Any = environment.reward(prompts=texts, completions=list(completions), **columns)
+    if not isinstance(returned, Iterable):
+        raise TypeError(f"it returned {returned!r} where one number for each completion is expected")
+    return list(returned)
 
 
 def _first_failure(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ from .ppo_config import PPOConfig
 from .ppo_metrics import LearningMeter
 from .ppo_schedule import EndOfIteration, Schedule
 from .reference import copied_head
-from .rewards import Rewards, check_varies, prompts_of, rewards_of
+from .rewards import Rewards, check_varies, digest_of, prompts_of, rewards_of
 from .rollouts import (
     Judge,
     Rollout,
@@ -108,7 +108,8 @@ class PPOTrainer(CheckpointedTrainer):
         self.eval_prompts = None if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
         for prompts in (self.train_prompts, self.eval_prompts or []):
             encoded = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
-            check_fit(model, dict(enumerate(encoded)), args.max_new_tokens)
+            named = zip((f"{i} ({prompt.id})" for i, prompt in enumerate(prompts)), encoded, strict=True)
+            check_fit(model, dict(named), args.max_new_tokens)
         self.rewards: Rewards = rewards_of(reward_funcs, args.reward_weights, tokenizer, device=args.device)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
@@ -408,6 +409,7 @@ class PPOTrainer(CheckpointedTrainer):
             "kl_coefficient": self.kl_coefficient.state_dict(),
             "reward_scale": self.reward_scale.state_dict(),
             "share_prefixes": self._judge.collator.share_prefixes,
+            "prompts": digest_of(self.train_prompts),
         }
         torch.save(state, checkpoint / f"ppo_state_{args.process_index}.pt")
         if args.should_save:
@@ -421,6 +423,11 @@ class PPOTrainer(CheckpointedTrainer):
         if not path.exists():
             raise ValueError(f"{checkpoint} holds no {path.name}: it was not written by PPO on as many processes")
         state = torch.load(path, weights_only=True, map_location="cpu")
+        if state["prompts"] != digest_of(self.train_prompts):
+            raise ValueError(
+                f"{checkpoint} was written by a run on other prompts than these, or on these in another order: it "
+                "would go on as another run. Put the prompts back, or start anew."
+            )
         critic = torch.load(Path(checkpoint) / "critic.pt", weights_only=True, map_location="cpu")
         self.critic.load_state_dict(critic)
         self.kl_coefficient.load_state_dict(state["kl_coefficient"])

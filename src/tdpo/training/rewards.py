@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +154,12 @@ def prompts_of(dataset: Any, name: str) -> list[Prompt]:
     if not found:
         raise ValueError(f"{name} has no prompts")
     return found
+
+
+def digest_of(prompts: Sequence[Prompt]) -> str:
+    """A hash of the prompts in their order, with the columns that reach the reward functions."""
+    content = [[prompt.prompt, dict(prompt.columns)] for prompt in prompts]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _prompt(row: Any, place: str) -> Prompt:
