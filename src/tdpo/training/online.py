@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from ..batches import PairCollator
 from ..environments import Prompt
 from ..generation import check_fit, encode_prompts
-from ..models import kept_reference, load_causal_lm, policy_hidden, reference_at_start
+from ..models import has_adapter, kept_reference, load_causal_lm, policy_hidden, reference_at_start
 from ..policy_gradient import KLCoefficient, RewardScale, clipped_policy_loss, clipped_value_loss, kl_loss, moments
 from ..token_statistics import Extra
 from .arguments import one_process_a_device
@@ -104,6 +104,8 @@ class PPOTrainer(CheckpointedTrainer):
         one_process_a_device(args, logger.warning)
         tokenizer = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
+        if not args.merge_adapter and not has_adapter(model):
+            raise ValueError("merge_adapter=False has no effect: the model has no adapter; leave it out")
         self.train_prompts = prompts_of(train_dataset, "train_dataset")
         self.eval_prompts = None if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
         for prompts in (self.train_prompts, self.eval_prompts or []):
@@ -146,6 +148,7 @@ class PPOTrainer(CheckpointedTrainer):
         self._rollout_logs: dict[str, float] = {}
         self._update_tokens: list[int] = []
         self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
+        self._layout_is_chosen = False
         self._stopped = False
         self._skipped = 0
         self._learning = LearningMeter()
@@ -222,9 +225,9 @@ class PPOTrainer(CheckpointedTrainer):
         sampled = self._sample(iteration)
         started = time.perf_counter()
         units, owner = units_of(sampled, args.samples_per_prompt, self._pairs_completions)
-        if iteration == 0 or not self._judge.collator.share_prefixes:
+        if not self._layout_is_chosen:  # asked of the model once, as it takes two forwards
             shares = share_prefixes(self.model, units, self._judge.collator.pad_token_id, "auto")
-            self._judge.collator.share_prefixes = shares
+            self._judge.collator.share_prefixes, self._layout_is_chosen = shares, True
         scored = self._judge.score(self.model, units)
         rewards, logged = task_rewards(sampled, args, self.reward_scale, self._total)
         by_sequence = torch.stack([rewards[i] if i >= 0 else rewards.new_zeros(()) for i in owner])
@@ -432,7 +435,7 @@ class PPOTrainer(CheckpointedTrainer):
         self.critic.load_state_dict(critic)
         self.kl_coefficient.load_state_dict(state["kl_coefficient"])
         self.reward_scale.load_state_dict(state["reward_scale"])
-        self._judge.collator.share_prefixes = state["share_prefixes"]
+        self._judge.collator.share_prefixes, self._layout_is_chosen = state["share_prefixes"], True
         self._rollout = Rollout.from_state_dict(state["rollout"]) if state["rollout"] else None
         self._rollout_logs, self._stopped, self._skipped = state["logs"], state["stopped"], state["skipped"]
         self._learning.load_state_dict(state["learning"])
