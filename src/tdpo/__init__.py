@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .losses import PreferenceLoss, dpo_loss, tdpo1_loss, tdpo2_loss
+    from .losses import PreferenceLoss, dpo_loss, sft_loss, tdpo1_loss, tdpo2_loss
     from .scores import PairScores, score_pairs
     from .token_statistics import (
         Head,
@@ -37,6 +37,7 @@ __all__ = [
     "frozen_head_token_stats",
     "linear_token_stats",
     "score_pairs",
+    "sft_loss",
     "summarize_reference",
     "tdpo1_loss",
     "tdpo2_loss",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    **dict.fromkeys(["PreferenceLoss", "dpo_loss", "tdpo1_loss", "tdpo2_loss"], "tdpo.losses"),
+    **dict.fromkeys(["PreferenceLoss", "dpo_loss", "sft_loss", "tdpo1_loss", "tdpo2_loss"], "tdpo.losses"),
     **dict.fromkeys(["PairScores", "score_pairs"], "tdpo.scores"),
     **dict.fromkeys(
         [

@@ -1,8 +1,8 @@
-"""DPO, TDPO1 and TDPO2: three functions from pair scores to one loss value per pair.
+"""DPO, TDPO1 and TDPO2, and SFT beside them: functions from pair scores to one loss value per pair.
 
 `margin` is what stands inside the sigmoid, and every reward contains everything that its loss
 contains, so chosen_reward − rejected_reward equals margin for each method and accuracy (margin > 0)
-cannot disagree with the loss.
+cannot disagree with the loss. SFT alone knows no margin; the one it reports is a measurement.
 """
 
 from __future__ import annotations
@@ -81,6 +81,17 @@ def tdpo2_loss(scores: PairScores, *, beta: float, alpha: float, label_smoothing
         beta,
         label_smoothing,
     )
+
+
+def sft_loss(scores: PairScores) -> PreferenceLoss:
+    """SFT on the chosen response: −log π(chosen) + log π_ref(chosen) = −chosen_log_ratio, nats per sequence.
+
+    The reference's part is a constant, so the gradient is that of the negative log-likelihood, and the value starts at
+    0. Margin and rewards are the log-ratios themselves (a preference loss with β = 1): the loss does not contain
+    them, so the rejected response has no gradient.
+    """
+    chosen, rejected = scores.chosen_log_ratio, scores.rejected_log_ratio
+    return PreferenceLoss(-chosen, chosen - rejected, chosen, rejected)
 
 
 def _preference_loss(

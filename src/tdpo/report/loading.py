@@ -11,7 +11,7 @@ from typing import Any
 
 from .numbers import number
 
-LOSS_NAMES = {"tdpo2": "TDPO2", "tdpo1": "TDPO1", "dpo": "DPO", "ppo": "PPO"}
+LOSS_NAMES = {"tdpo2": "TDPO2", "tdpo1": "TDPO1", "dpo": "DPO", "sft": "SFT", "ppo": "PPO"}
 RUN_FILES = (
     "recipe.yaml",
     "environment.json",

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from .arguments import Arguments, is_number
 
-LossName = Literal["tdpo2", "tdpo1", "dpo"]
+LossName = Literal["tdpo2", "tdpo1", "dpo", "sft"]
 HeadImpl = Literal["auto", "frozen", "tiled", "dense"]
 ReferenceSource = Literal["auto", "cache", "model"]
 PrefixSharing = Literal["auto", "on", "off"]
@@ -23,7 +23,8 @@ class TDPOConfig(Arguments):
     """Arguments of `TDPOTrainer`; everything of `TrainingArguments` besides, with the defaults of `Arguments`."""
 
     loss: LossName = field(
-        default="tdpo2", metadata={"help": "tdpo2 (arXiv 2404.11999, eq. 17), tdpo1 (eq. 14) or dpo."}
+        default="tdpo2",
+        metadata={"help": "tdpo2 (arXiv 2404.11999, eq. 17), tdpo1 (eq. 14), dpo, or sft (on the chosen responses)."},
     )
     beta: float = field(default=0.1, metadata={"help": "Inverse strength of the change, > 0; smaller moves further."})
     alpha: float = field(
@@ -73,8 +74,11 @@ class TDPOConfig(Arguments):
             found.append(f"beta must be a finite number > 0, got {self.beta!r}")
         if not (is_number(self.alpha) and self.alpha >= 0):
             found.append(f"alpha must be a finite number ≥ 0, got {self.alpha!r}")
-        if self.loss in ("dpo", "tdpo1") and self.alpha != type(self).alpha:
+        if self.loss in ("dpo", "tdpo1", "sft") and self.alpha != type(self).alpha:
             found.append(f"alpha={self.alpha} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'")
+        for name in ("beta", "label_smoothing") if self.loss == "sft" else ():
+            if getattr(self, name) != getattr(type(self), name):
+                found.append(f"{name}={getattr(self, name)} has no effect with loss='sft'; leave it out")
         if not (is_number(self.label_smoothing) and 0 <= self.label_smoothing < 0.5):
             found.append(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing!r}")
         if self.max_length is not None and not (type(self.max_length) is int and self.max_length >= 2):

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ..losses import PreferenceLoss, dpo_loss, tdpo1_loss, tdpo2_loss
+from ..losses import PreferenceLoss, dpo_loss, sft_loss, tdpo1_loss, tdpo2_loss
 from ..scores import PairScores
 
 
 def configured_loss(
-    name: str, beta: float, alpha: float | None, label_smoothing: float
+    name: str, beta: float | None, alpha: float | None, label_smoothing: float
 ) -> Callable[[PairScores], PreferenceLoss]:
-    """`name` is tdpo2, tdpo1 or dpo; `alpha` belongs to tdpo2 alone."""
+    """`name` is tdpo2, tdpo1, dpo or sft; `alpha` belongs to tdpo2 alone, and sft has neither it nor `beta`."""
+    if name == "sft":
+        return sft_loss
+    assert beta is not None
     if name == "tdpo2":
         assert alpha is not None
         return partial(tdpo2_loss, beta=beta, alpha=alpha, label_smoothing=label_smoothing)

@@ -12,6 +12,7 @@ PAPERS = {
     "tdpo2": ("TDPO2", "Token-level Direct Preference Optimization", "2404.11999"),
     "tdpo1": ("TDPO1", "Token-level Direct Preference Optimization", "2404.11999"),
     "dpo": ("DPO", "Direct Preference Optimization", "2305.18290"),
+    "sft": ("SFT", "supervised fine-tuning on the chosen responses", None),
 }
 SHOWN = (
     ("loss", "loss, nats"),
@@ -54,7 +55,7 @@ def ppo_model_card(
 
 
 def _card(
-    recipe: AnyRecipe, name: str, tag: str, title: str, arxiv: str, method: list[str], data: list[str],
+    recipe: AnyRecipe, name: str, tag: str, title: str, arxiv: str | None, method: list[str], data: list[str],
     numbers: list[str], versions: Mapping[str, Any],
 ) -> str:  # fmt: skip
     library = "peft" if recipe.model.lora else "transformers"
@@ -66,7 +67,7 @@ def _card(
         "---",
         f"# {recipe.model.name}, trained with {name}",
         "",
-        f"Trained by tdpo with {name} ({title}, arXiv {arxiv}).",
+        f"Trained by tdpo with {name} ({title}{f', arXiv {arxiv}' if arxiv else ''}).",
         "",
     ]
     known = [f"- {package} {version}" for package, version in versions.items() if version]
@@ -102,11 +103,12 @@ def _ppo_method(recipe: PPORecipe) -> list[str]:
 
 def _method(recipe: Recipe) -> list[str]:
     loss, training = recipe.loss, recipe.training
+    beta = f", beta {loss.beta:g}" if loss.beta is not None else ""
     alpha = f", alpha {loss.alpha:g}" if loss.alpha is not None else ""
     length = f"{training.max_steps} updates" if training.max_steps else f"{training.epochs:g} epochs"
     reference = recipe.model.reference or "the policy before training"
     return [
-        f"- loss {loss.name}, beta {loss.beta:g}{alpha}, label smoothing {loss.label_smoothing:g}",
+        f"- loss {loss.name}{beta}{alpha}, label smoothing {loss.label_smoothing:g}",
         f"- reference: {reference}",
         _weights(recipe),
         f"- {length} of {training.batch_size} pairs, {training.optimizer}, peak learning rate "

@@ -98,7 +98,8 @@ def trainer_arguments(recipe: Recipe) -> TDPOConfig:
     per_device, accumulation = split_batch(
         training.batch_size, training.micro_batch_size, "training.batch_size", "training.micro_batch_size", "pairs"
     )
-    alpha: dict[str, Any] = {} if loss.alpha is None else {"alpha": loss.alpha}
+    given = {"beta": loss.beta, "alpha": loss.alpha}
+    strength: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     length: dict[str, Any] = {"max_steps": training.max_steps} if training.max_steps else {}
     if training.epochs:
         length["num_train_epochs"] = training.epochs
@@ -107,9 +108,8 @@ def trainer_arguments(recipe: Recipe) -> TDPOConfig:
     return TDPOConfig(
         output_dir=recipe.run_dir,
         loss=loss.name,
-        beta=loss.beta,
         label_smoothing=loss.label_smoothing,
-        **alpha,
+        **strength,
         max_length=recipe.data.max_length,
         reference=training.reference,
         reference_cache_dir=training.reference_cache_dir,
