@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tdpo.config import Sampling
 from tdpo.environments import Environment, Prompt, score
 from tdpo.generation import Progress, SamplingSettings, check_fit, encode_prompts, sample
 from tdpo.preferences import write_preferences
@@ -36,6 +37,20 @@ class PairSettings:
                 f"pairs_per_prompt={self.pairs_per_prompt} needs {2 * max(1, self.pairs_per_prompt)} samples a prompt "
                 f"and must be at least 1; num_samples is {self.sampling.num_samples}"
             )
+
+
+def pair_settings(chosen: Sampling, environment: Environment, seed: int) -> PairSettings:
+    """The section `sampling` of a recipe, for an environment."""
+    sampling = SamplingSettings(
+        num_samples=chosen.samples_per_prompt,
+        max_new_tokens=chosen.max_new_tokens or environment.max_new_tokens,
+        temperature=chosen.temperature,
+        top_p=chosen.top_p,
+        top_k=chosen.top_k,
+        seed=seed,
+        batch_size=chosen.batch_size,
+    )
+    return PairSettings(sampling, chosen.pairs_per_prompt)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ._options import Debug, Overrides, RecipeArgument, read_preferences_recipe
 if TYPE_CHECKING:
     from ..config import Recipe
     from ..environments import Environment
-    from ..pair_sampling import PairSettings, PairSummary
+    from ..pair_sampling import PairSummary
 
 Split = Literal["train", "held_out"]
 
@@ -70,14 +70,14 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
         raise CommandError(f"{out} exists; --overwrite replaces it, --out names another file")
     quiet_libraries()
     from ..models import load_causal_lm, load_tokenizer
-    from ..pair_sampling import sample_pairs
+    from ..pair_sampling import pair_settings, sample_pairs
 
     started = time.monotonic()
     options = {"trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.name, **options)
     model = load_causal_lm(recipe.model.name, dtype=recipe.model.dtype, **options)
     total = len(environment.train) * recipe.sampling.samples_per_prompt
-    settings = _settings(recipe, environment)
+    settings = pair_settings(recipe.sampling, environment, recipe.seed)
     loaded = time.monotonic()
     with progress(f"sampling ({split})") as update:
 
@@ -94,23 +94,6 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
             raise
     say(f"{out}: {_in_words(summary)}, in {duration(time.monotonic() - started)}")
     return summary
-
-
-def _settings(recipe: Recipe, environment: Environment) -> PairSettings:
-    from ..generation import SamplingSettings
-    from ..pair_sampling import PairSettings
-
-    chosen = recipe.sampling
-    sampling = SamplingSettings(
-        num_samples=chosen.samples_per_prompt,
-        max_new_tokens=chosen.max_new_tokens or environment.max_new_tokens,
-        temperature=chosen.temperature,
-        top_p=chosen.top_p,
-        top_k=chosen.top_k,
-        seed=recipe.seed,
-        batch_size=chosen.batch_size,
-    )
-    return PairSettings(sampling, chosen.pairs_per_prompt)
 
 
 def _in_words(summary: PairSummary) -> str:

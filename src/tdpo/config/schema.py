@@ -154,16 +154,32 @@ class EnvironmentChoice(Section):
 
 class Loss(Section):
     """The objective. With h = chosen − rejected log-ratio and D = Σ_t KL(reference‖policy) of a response:
-    dpo −log σ(β h); tdpo1 −log σ(β (h − (D_l − D_w))); tdpo2 −log σ(β (h − α (D_l − sg(D_w))))."""
+    dpo −log σ(β h); tdpo1 −log σ(β (h − (D_l − D_w))); tdpo2 −log σ(β (h − α (D_l − sg(D_w)))); sft −log π(chosen)."""
 
-    name: Literal["tdpo2", "tdpo1", "dpo"] = "tdpo2"
-    """Which of the three losses."""
-    beta: PositiveFloat = 0.1
-    """Strength β of the tie to the reference: larger stays closer."""
+    name: Literal["tdpo2", "tdpo1", "dpo", "sft"] = "tdpo2"
+    """Which of these losses; sft learns the chosen responses, without preference and without a tie to the reference."""
+    beta: PositiveFloat | None = None
+    """Strength β of the tie to the reference (null is 0.1): larger stays closer. sft has none."""
     alpha: NonNegativeFloat | None = None
     """Weight α of the sequence KLs in tdpo2 (null is 0.5; 0 is DPO exactly); the other losses have none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of pairs whose two responses are swapped."""
+
+    @field_validator("beta")
+    @classmethod
+    def _sft_has_no_beta(cls, beta: float | None, info: ValidationInfo) -> float | None:
+        if info.data.get("name") != "sft":
+            return 0.1 if beta is None else beta
+        if beta is not None:
+            raise ValueError("has no effect with loss.name sft; remove it (or null), or choose dpo or tdpo2")
+        return None
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _sft_has_no_labels(cls, smoothing: float, info: ValidationInfo) -> float:
+        if smoothing and info.data.get("name") == "sft":
+            raise ValueError("has no effect with loss.name sft; remove it, or choose a preference loss")
+        return smoothing
 
     @field_validator("alpha")
     @classmethod
@@ -306,8 +322,11 @@ class Evaluation(Section):
 
     samples_per_prompt: PositiveInt = 4
     """Responses drawn from each model for each held-out prompt."""
+    max_prompts: PositiveInt | None = None
+    """Held-out prompts that are answered: the first so many. Null is all of an environment's, and none without an
+    environment; a number has the prompts of held-out pairs answered too, without a reward."""
     max_new_tokens: PositiveInt | None = None
-    """Longest response, in tokens; null is the environment's own."""
+    """Longest response, in tokens; null is the environment's own, and 64 without one."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature; 1 draws from the models themselves, 0 takes the likeliest token."""
     batch_size: PositiveInt = 64

@@ -27,12 +27,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Environment:
-    """Prompts to learn from, prompts kept aside for judging, and the reward of a response."""
+    """Prompts to learn from, prompts kept aside for judging, and the reward of a response (None: there is none)."""
 
     name: str
     train: list[Prompt]
     held_out: list[Prompt]
-    reward: RewardFunction
+    reward: RewardFunction | None
     reward_name: str
     max_new_tokens: int
     description: str
@@ -50,6 +50,8 @@ def score(environment: Environment, prompts: Sequence[Prompt], completions: Sequ
     """
     if len(prompts) != len(completions):
         raise ValueError(f"one prompt for every completion is needed, not {len(prompts)} for {len(completions)}")
+    if environment.reward is None:
+        raise ValueError(f"environment {environment.name!r} has no reward to score responses with")
     if not prompts:
         return []
     try:
@@ -76,6 +78,7 @@ def _call(environment: Environment, prompts: Sequence[Prompt], completions: Sequ
     names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
     columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
     texts = [prompt.prompt for prompt in prompts]
+    assert environment.reward is not None
     returned: Any = environment.reward(prompts=texts, completions=list(completions), **columns)
     if not isinstance(returned, Iterable):
         raise TypeError(f"it returned {returned!r} where one number for each completion is expected")

@@ -22,7 +22,7 @@ from ..training.statistics import PolicyStatistics
 from .intervals import Statistic, interval, mean, std
 from .pairs import Progress, collated
 
-REVERSE: tuple[Extra, ...] = ("reverse_kl",)
+EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Sampled:
     """What one model said to the held-out prompts: completions in the order of prompts, then samples."""
 
     completions: list[Completion]
-    rewards: list[float]
+    rewards: list[float] | None  # None where the environment has no reward
 
     def table(self, values: Sequence[float]) -> NDArray[np.float64]:
         """Values of all completions as `[prompts, samples]`."""
@@ -64,12 +64,29 @@ def sample_and_score(
 
 def scored(environment: Environment, prompts: Sequence[Prompt], completions: list[Completion]) -> Sampled:
     """Completions of the prompts with their rewards."""
+    if environment.reward is None:
+        return Sampled(completions, None)
     rewards = score(environment, [prompts[c.prompt_index] for c in completions], [c.text for c in completions])
     return Sampled(completions, rewards)
 
 
+@dataclass
+class Distances:
+    """How far the policy is from the reference, one value a completion, in the order of the completions.
+
+    Args:
+        forward_kl: exact KL(reference‖policy) along the reference's response, nats per sequence.
+        reverse_kl: exact KL(policy‖reference) along the policy's own, nats per sequence.
+        policy_entropy: of the policy along its own response, nats per token.
+    """
+
+    forward_kl: list[float]
+    reverse_kl: list[float]
+    policy_entropy: list[float]
+
+
 @torch.no_grad()
-def sequence_kls(
+def distances(
     model: Any,
     statistics: PolicyStatistics,
     tokenizer: Any,
@@ -79,8 +96,8 @@ def sequence_kls(
     *,
     batch_size: int,
     progress: Progress | None = None,
-) -> tuple[list[float], list[float]]:
-    """Exact sequence KLs, nats, one per completion: (forward on the base's samples, reverse on the policy's own).
+) -> Distances:
+    """Exact sequence KLs and entropies of all completions.
 
     One forward gives both: the policy's sample stands where a pair has its chosen response, the
     reference's where it has the rejected one.
@@ -93,40 +110,44 @@ def sequence_kls(
     device = next(model.parameters()).device
     pad_token_id = tokenizer.pad_token_id
     collator = PairCollator(pad_token_id, share_prefixes(model, pairs, pad_token_id, "auto"))
-    forward: list[float] = []
-    reverse: list[float] = []
+    found = Distances([], [], [])
     for start in range(0, len(pairs), batch_size):
         batch = collated(collator, pairs[start : start + batch_size], device)
-        stats = statistics(model, batch, extras=REVERSE)
-        assert stats.reverse_kl is not None
+        stats = statistics(model, batch, extras=EXTRAS)
+        assert stats.reverse_kl is not None and stats.policy_entropy is not None
         _, on_base = sum_by_sequence(stats.forward_kl, batch.sequence_index, batch.num_pairs)
         on_own, _ = sum_by_sequence(stats.reverse_kl, batch.sequence_index, batch.num_pairs)
-        forward += on_base.tolist()
-        reverse += on_own.tolist()
+        entropy, _ = sum_by_sequence(stats.policy_entropy, batch.sequence_index, batch.num_pairs)
+        tokens, _ = sum_by_sequence(torch.ones_like(stats.policy_entropy), batch.sequence_index, batch.num_pairs)
+        found.forward_kl += on_base.tolist()
+        found.reverse_kl += on_own.tolist()
+        found.policy_entropy += (entropy / tokens.clamp(min=1)).tolist()
         if progress is not None:
-            progress(len(forward), len(pairs))
-    return forward, reverse
+            progress(len(found.forward_kl), len(pairs))
+    return found
 
 
-def describe(sampled: Sampled, forward: Sequence[float] | None, reverse: Sequence[float] | None) -> dict[str, Any]:
-    """The numbers of one model's generations, with 95 % intervals over prompts; no KLs means zero, as for the base."""
+def describe(sampled: Sampled, measured: Distances | None) -> dict[str, Any]:
+    """The numbers of one model's generations, with 95 % intervals over prompts; no distances: zero, as for the base."""
     texts = [c.text for c in sampled.completions]
-    rewards = sampled.table(sampled.rewards)
-    numbers: dict[str, Any] = {
-        "count": len(texts),
-        **_with_interval("reward_mean", rewards, mean),
-        **_with_interval("reward_std", rewards, std),
-        "reward_variance": float(rewards.var()),
+    numbers: dict[str, Any] = {"count": len(texts)}
+    if sampled.rewards is not None:
+        rewards = sampled.table(sampled.rewards)
+        numbers |= _with_interval("reward_mean", rewards, mean) | _with_interval("reward_std", rewards, std)
+        numbers["reward_variance"] = float(rewards.var())
+    numbers |= {
         "distinct_1": distinct_n(texts, 1),
         "distinct_2": distinct_n(texts, 2),
         "length_mean": float(np.mean([len(c.token_ids) for c in sampled.completions])),
         "finished_share": float(np.mean([c.finished for c in sampled.completions])),
     }
-    for name, values in (("forward_kl", forward), ("reverse_kl", reverse)):
-        if values is None:
+    for name in ("forward_kl", "reverse_kl"):
+        if measured is None:
             numbers[name] = 0.0
         else:
-            numbers |= _with_interval(name, sampled.table(values), mean)
+            numbers |= _with_interval(name, sampled.table(getattr(measured, name)), mean)
+    if measured is not None:
+        numbers |= _with_interval("policy_entropy", sampled.table(measured.policy_entropy), mean)
     return numbers
 
 

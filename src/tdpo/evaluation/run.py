@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..batches import tokenize_pairs
 from ..config import AnyRecipe, PPORecipe, Recipe
-from ..environments import Environment, load_environment
+from ..environments import Environment, Prompt, load_environment
 from ..generation import SamplingSettings
-from ..models import has_adapter, load_causal_lm, load_tokenizer, model_facts, reference_for
+from ..models import (
+    Reference,
+    find_head,
+    has_adapter,
+    load_causal_lm,
+    load_tokenizer,
+    model_facts,
+    reference_for,
+)
+from ..preferences import Preferences
 from ..runs import RunDirectory
 from ..runs.files import write_text
 from ..training.data import read_data
@@ -19,7 +28,7 @@ from ..training.losses import configured_loss
 from ..training.ppo_data import environment_of
 from ..training.statistics import PolicyStatistics
 from .base_samples import keep_samples, kept_samples, samples_identity
-from .generations import Sampled, describe, sample_and_score, scored, sequence_kls
+from .generations import Distances, Sampled, describe, distances, sample_and_score, scored
 from .intervals import paired_difference
 from .pairs import evaluate_pairs
 
@@ -52,7 +61,7 @@ def evaluate_run(
     """
     started = time.perf_counter()
     _check_something_held_out(recipe)
-    judged = _Judged(run, recipe, base_from, progress)
+    judged = _Judged.trained(run, recipe, base_from, progress)
     result: dict[str, Any] = {
         "schema": 1,
         "settings": None,
@@ -68,6 +77,23 @@ def evaluate_run(
     result["seconds"] = round(time.perf_counter() - started, 1)
     run.write_json("evaluation.json", result)
     return result
+
+
+def evaluate_base(run: RunDirectory, recipe: AnyRecipe, *, progress: Progress | None = None) -> None:
+    """Answer the held-out prompts with the base model alone; `evaluate_run` takes the answers over with `base_from`.
+
+    Writes base_samples.json, and samples.jsonl with the model "base", whose KLs are zero.
+
+    Raises:
+        ValueError: as `evaluate_run`.
+    """
+    _check_something_held_out(recipe)
+    trust = recipe.model.trust_remote_code
+    name = recipe.model.reference or recipe.model.name
+    base = load_causal_lm(name, dtype=recipe.model.dtype, trust_remote_code=trust)
+    tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
+    itself = Reference("second model", base, find_head(base))
+    _Judged(run, recipe, base, tokenizer, itself, None, progress).base_alone()
 
 
 def _check_something_held_out(recipe: AnyRecipe) -> None:
@@ -92,31 +118,38 @@ def _holds_out_pairs(recipe: Recipe) -> bool:
 
 
 class _Judged:
-    """The trained policy with its reference, loaded once for both parts of the evaluation."""
+    """A policy with its reference, loaded once for all parts of the evaluation."""
 
     def __init__(
         self,
         run: RunDirectory,
         recipe: AnyRecipe,
+        policy: Any,
+        tokenizer: Any,
+        reference: Reference,
         base_from: RunDirectory | None,
         progress: Progress | None,
     ) -> None:
         self.run, self.recipe, self.base_from, self.progress = run, recipe, base_from, progress
+        self.policy, self.tokenizer, self.reference = policy, tokenizer, reference
+        self.statistics = PolicyStatistics.of(policy, reference)
+
+    @classmethod
+    def trained(
+        cls, run: RunDirectory, recipe: AnyRecipe, base_from: RunDirectory | None, progress: Progress | None
+    ) -> _Judged:
+        """The run's model beside its base."""
         trust = recipe.model.trust_remote_code
-        self.tokenizer = load_tokenizer(run.model_path, trust_remote_code=trust)
-        self.policy = load_causal_lm(run.model_path, dtype=recipe.model.dtype, trust_remote_code=trust)
-        other = recipe.model.reference or (None if has_adapter(self.policy) else recipe.model.name)
+        tokenizer = load_tokenizer(run.model_path, trust_remote_code=trust)
+        policy = load_causal_lm(run.model_path, dtype=recipe.model.dtype, trust_remote_code=trust)
+        other = recipe.model.reference or (None if has_adapter(policy) else recipe.model.name)
         given = None if other is None else load_causal_lm(other, dtype=recipe.model.dtype, trust_remote_code=trust)
-        self.reference = reference_for(self.policy, given)
-        self.statistics = PolicyStatistics.of(self.policy, self.reference)
+        return cls(run, recipe, policy, tokenizer, reference_for(policy, given), base_from, progress)
 
     def pairs(self) -> dict[str, Any] | None:
         """Held-out pairs, or None where the recipe holds none out, as one of PPO never does."""
-        recipe = self.recipe
-        if isinstance(recipe, PPORecipe) or not _holds_out_pairs(recipe):
-            return None
-        held_out = read_data(recipe).eval
-        if held_out is None:
+        recipe, held_out = self.recipe, self._held_out_rows()
+        if held_out is None or isinstance(recipe, PPORecipe):
             return None
         facts = model_facts(recipe.model.name, self.tokenizer)
         limit = facts.max_length(recipe.data.max_length)
@@ -132,33 +165,32 @@ class _Judged:
         )
         return {"source": held_out.source, **numbers}
 
+    def _held_out_rows(self) -> Preferences | None:
+        recipe = self.recipe
+        return None if isinstance(recipe, PPORecipe) or not _holds_out_pairs(recipe) else read_data(recipe).eval
+
     def environment(self) -> Environment | None:
-        """Whose prompts and reward generations are judged with; None where the recipe has pairs only."""
+        """Whose prompts are answered, and scored where there is a reward; None where the recipe asks for neither."""
         if self.recipe.environment is not None:
             return load_environment(self.recipe.environment.name)
-        return environment_of(self.recipe, self.tokenizer) if isinstance(self.recipe, PPORecipe) else None
+        if isinstance(self.recipe, PPORecipe):
+            return environment_of(self.recipe, self.tokenizer)
+        held_out = self._held_out_rows()
+        return None if held_out is None or self.recipe.evaluation.max_prompts is None else prompts_of(held_out)
 
     def generations(self, environment: Environment) -> dict[str, Any]:
         """Samples of both models with the same seeds, their rewards and KLs; writes samples.jsonl."""
-        settings = self._settings(environment)
-        prompts = environment.held_out
-        if not prompts:
-            raise ValueError(
-                f"nothing to evaluate on: {environment.name} has no held-out prompts; give it some, or set prompts.eval"
-            )
+        settings, prompts = self._settings(environment), self._prompts(environment)
         base = self._base_samples(environment, settings)
         trained = self._sample(environment, settings, reference=False)
-        forward, reverse = sequence_kls(
-            self.policy,
-            self.statistics,
-            self.tokenizer,
-            prompts,
-            trained,
-            base,
-            batch_size=PAIRS_AT_ONCE,
-            progress=self._stage("exact KLs"),
-        )
-        self._write_samples(environment, base, trained, forward, reverse)
+        measured = self._distances(prompts, trained, base)
+        of_base = {"forward_kl": measured.forward_kl}
+        of_trained = {"reverse_kl": measured.reverse_kl, "policy_entropy": measured.policy_entropy}
+        lines = [*_lines("base", prompts, base, of_base), *_lines("trained", prompts, trained, of_trained)]
+        self._write_samples(lines)
+        gap = None
+        if base.rewards is not None and trained.rewards is not None:
+            gap = paired_difference(trained.table(trained.rewards), base.table(base.rewards))
         return {
             "settings": {
                 "environment": environment.name,
@@ -169,9 +201,38 @@ class _Judged:
                 "temperature": settings.temperature,
                 "seed": settings.seed,
             },
-            "generations": {"base": describe(base, None, None), "trained": describe(trained, forward, reverse)},
-            "difference": {"reward_mean": paired_difference(trained.table(trained.rewards), base.table(base.rewards))},
+            "generations": {"base": describe(base, None), "trained": describe(trained, measured)},
+            "difference": None if gap is None else {"reward_mean": gap},
         }
+
+    def base_alone(self) -> None:
+        """Samples of the base model with its entropy, where policy and reference are both that model."""
+        environment = self.environment()
+        if environment is None:
+            raise ValueError("nothing to answer: the recipe has no environment, and evaluation.max_prompts is null")
+        prompts = self._prompts(environment)
+        base = self._base_samples(environment, self._settings(environment))
+        self._write_samples(_lines("base", prompts, base, vars(self._distances(prompts, base, base))))
+
+    def _distances(self, prompts: list[Prompt], own: Sampled, base: Sampled) -> Distances:
+        return distances(
+            self.policy,
+            self.statistics,
+            self.tokenizer,
+            prompts,
+            own,
+            base,
+            batch_size=PAIRS_AT_ONCE,
+            progress=self._stage("exact KLs"),
+        )
+
+    def _prompts(self, environment: Environment) -> list[Prompt]:
+        prompts = environment.held_out[: self.recipe.evaluation.max_prompts]
+        if not prompts:
+            raise ValueError(
+                f"nothing to evaluate on: {environment.name} has no held-out prompts; give it some, or set prompts.eval"
+            )
+        return prompts
 
     def _settings(self, environment: Environment) -> SamplingSettings:
         chosen = self.recipe.evaluation
@@ -185,7 +246,7 @@ class _Judged:
 
     def _base_samples(self, environment: Environment, settings: SamplingSettings) -> Sampled:
         """What the base says, from `base_from` where that holds it, else sampled; kept in this run's directory."""
-        prompts = environment.held_out
+        prompts = self._prompts(environment)
         identity = samples_identity(self.policy, self.reference, self.tokenizer, prompts, settings)
         known = None if self.base_from is None else kept_samples(self.base_from, identity)
         if known is None:
@@ -201,39 +262,55 @@ class _Judged:
             model,
             self.tokenizer,
             environment,
-            environment.held_out,
+            self._prompts(environment),
             settings,
             as_reference=reference and self.reference.model is None,
             progress=self._stage(f"samples of the {'base' if reference else 'trained'} model"),
         )
 
-    def _write_samples(
-        self, environment: Environment, base: Sampled, trained: Sampled, forward: list[float], reverse: list[float]
-    ) -> None:
-        lines = []
-        for name, sampled, kls in (("base", base, forward), ("trained", trained, reverse)):
-            for completion, reward, kl in zip(sampled.completions, sampled.rewards, kls, strict=True):
-                prompt = environment.held_out[completion.prompt_index]
-                lines.append(
-                    {
-                        "prompt_id": prompt.id,
-                        "prompt": _last_turn(prompt.prompt),
-                        "sample_index": completion.sample_index,
-                        "model": name,
-                        "text": completion.text,
-                        "reward": reward,
-                        "tokens": len(completion.token_ids),
-                        "finished": completion.finished,
-                        "forward_kl" if name == "base" else "reverse_kl": kl,
-                    }
-                )
-        write_text(
-            self.run.path / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        )
+    def _write_samples(self, lines: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(self.run.path / "samples.jsonl", text)
 
     def _stage(self, name: str) -> Callable[[int, int], None] | None:
         progress = self.progress
         return None if progress is None else lambda done, total: progress(name, done, total)
+
+
+def _lines(
+    model: str, prompts: list[Prompt], sampled: Sampled, numbers: Mapping[str, Sequence[float]]
+) -> list[dict[str, Any]]:
+    """Lines of samples.jsonl, one a completion."""
+    rewards = sampled.rewards or [None] * len(sampled.completions)
+    return [
+        {
+            "prompt_id": prompts[completion.prompt_index].id,
+            "prompt": _last_turn(prompts[completion.prompt_index].prompt),
+            "sample_index": completion.sample_index,
+            "model": model,
+            "text": completion.text,
+            "reward": reward,
+            "tokens": len(completion.token_ids),
+            "finished": completion.finished,
+            **{name: values[at] for name, values in numbers.items()},
+        }
+        for at, (completion, reward) in enumerate(zip(sampled.completions, rewards, strict=True))
+    ]
+
+
+def prompts_of(rows: Preferences) -> Environment:
+    """The prompts of held-out rows, each once, as an environment without a reward."""
+    unique = {json.dumps(row.prompt, sort_keys=True): row for row in rows.rows}
+    held_out = [Prompt(f"row {at + 1}", row.prompt) for at, row in enumerate(unique.values())]
+    return Environment(
+        name=rows.source,
+        train=[],
+        held_out=held_out,
+        reward=None,
+        reward_name="",
+        max_new_tokens=64,
+        description="prompts of held-out preferences, without a reward",
+    )
 
 
 def _describe_run(run: RunDirectory, recipe: AnyRecipe) -> dict[str, Any]:
