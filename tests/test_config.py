@@ -138,14 +138,14 @@ def test_loading_leaves_a_mapping_alone() -> None:
 # Refusals
 
 WRONG = [
-    ("loss.beta=0", "loss.beta: expected a number > 0 or null, got 0"),
-    ("loss.beta=true", "loss.beta: expected a number > 0 or null, got true"),
-    ("loss.beta=.inf", "loss.beta: expected a number > 0 or null, got inf"),
-    ("loss.beta=.nan", "loss.beta: expected a number > 0 or null, got nan"),
-    ("loss.beta='0.1'", "loss.beta: expected a number > 0 or null, got the text '0.1'"),
+    ("loss.beta=0", "loss.beta: expected a number > 0, or null, got 0"),
+    ("loss.beta=true", "loss.beta: expected a number > 0, or null, got true"),
+    ("loss.beta=.inf", "loss.beta: expected a number > 0, or null, got inf"),
+    ("loss.beta=.nan", "loss.beta: expected a number > 0, or null, got nan"),
+    ("loss.beta='0.1'", "loss.beta: expected a number > 0, or null, got the text '0.1'"),
     ("loss.alpha=-1", "loss.alpha: expected a number ≥ 0, or null, got -1"),
     ("loss.label_smoothing=0.5", "loss.label_smoothing: expected a number ≥ 0 and < 0.5, got 0.5"),
-    ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, got the text 'tpdo2'; did you mean tdpo2?"),
+    ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, sft, got the text 'tpdo2'; did you mean tdpo2?"),
     ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, label_smoothing, got the text 'tdpo1'; "
                    "did you mean loss.name: tdpo1?"),
     ("seed=1.0", "seed: expected a whole number ≥ 0 and < 4294967296, got 1.0"),

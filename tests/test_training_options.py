@@ -79,7 +79,7 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"loss": "ipo"}, r"loss must be one of tdpo2, tdpo1, dpo, got 'ipo'"),
+        ({"loss": "ipo"}, r"loss must be one of tdpo2, tdpo1, dpo, sft, got 'ipo'"),
         ({"beta": 0.0}, r"beta must be a finite number > 0, got 0.0"),
         ({"beta": math.nan}, r"beta must be a finite number > 0, got nan"),
         ({"beta": "0.1"}, r"beta must be a finite number > 0, got '0.1'"),

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from ._errors import guarded
+from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
@@ -78,7 +79,7 @@ def tdpo(
 _PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Start": (demo, doctor, recipe),
     "Train": (pairs, train, ppo, merge),
-    "Judge": (generate, evaluate, report),
+    "Judge": (generate, evaluate, compare, report),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

@@ -15,7 +15,7 @@ from ._options import Debug
 if TYPE_CHECKING:
     from ..config import AnyRecipe, KeyReference, PPORecipe, Recipe
 
-Example = Literal["preferences", "sentiment_tdpo2", "sentiment_dpo", "ppo_sentiment"]
+Example = Literal["preferences", "sentiment_tdpo2", "sentiment_dpo", "ppo_sentiment", "study_quick", "study"]
 
 
 def recipe(
@@ -33,7 +33,7 @@ def recipe(
     """List the keys of a recipe: default, accepted values, meaning.
 
     All of them, those of one section, or a single one; first those of a recipe
-    for preferences, then what a PPO recipe has of its own. The values of a run are
+    for preferences, then what a PPO recipe and a study have of their own. The values of a run are
     in the recipe.yaml of its run directory.
 
     [bold]Examples[/bold]
@@ -86,12 +86,13 @@ def _load_example(name: str, overrides: Sequence[str]) -> AnyRecipe:
 
 
 def _print_keys(wanted: str | None) -> None:
-    from ..config import PPORecipe, nearest_key, only_in_ppo, recipe_reference
+    from ..config import PPORecipe, Recipe, Study, nearest_key, only_in_ppo, only_in_studies, recipe_reference
 
     rows = _chosen(recipe_reference(), wanted)
-    of_ppo = _chosen(only_in_ppo(), wanted)
-    if not rows and not of_ppo:
-        meant = nearest_key(str(wanted)) or nearest_key(str(wanted), PPORecipe)
+    of_ppo, of_studies = _chosen(only_in_ppo(), wanted), _chosen(only_in_studies(), wanted)
+    if not rows and not of_ppo and not of_studies:
+        found = (nearest_key(str(wanted), schema) for schema in (Recipe, PPORecipe, Study))
+        meant = next((key for key in found if key), None)
         raise CommandError(
             f"no key {wanted!r}" + (f"; did you mean {meant}?" if meant else "; `tdpo recipe` lists them")
         )
@@ -99,6 +100,9 @@ def _print_keys(wanted: str | None) -> None:
     if of_ppo:
         write("\nIn a PPO recipe (it has a section ppo)" if rows else "In a PPO recipe", style="bold")
         _print_rows(of_ppo)
+    if of_studies:
+        write("\nIn a study (it has arms)", style="bold")
+        _print_rows(of_studies)
 
 
 def _chosen(rows: list[KeyReference], wanted: str | None) -> list[KeyReference]:

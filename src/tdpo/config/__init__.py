@@ -1,9 +1,20 @@
 """Recipes: one YAML file a run, validated before anything loads."""
 
 from ._explain import nearest_key
-from .loading import RECIPE_FILE, AnyRecipe, RecipeError, RecipeProblem, dump_recipe, flatten, load_recipe
+from .loading import (
+    RECIPE_FILE,
+    STUDY_FILE,
+    AnyRecipe,
+    RecipeError,
+    RecipeProblem,
+    dump_recipe,
+    dump_study,
+    flatten,
+    load_recipe,
+    load_study,
+)
 from .ppo_schema import KL, PPO, PPORecipe, Prompts, Reward, Rollouts
-from .reference import KeyReference, only_in_ppo, recipe_markdown, recipe_reference
+from .reference import KeyReference, only_in_ppo, only_in_studies, recipe_markdown, recipe_reference
 from .schema import (
     Data,
     EnvironmentChoice,
@@ -16,12 +27,16 @@ from .schema import (
     Section,
     Training,
 )
+from .study_schema import ARM_NAMES, Arm, Study, Task
 
 __all__ = [
+    "ARM_NAMES",
     "KL",
     "PPO",
     "RECIPE_FILE",
+    "STUDY_FILE",
     "AnyRecipe",
+    "Arm",
     "Data",
     "EnvironmentChoice",
     "Evaluation",
@@ -38,12 +53,17 @@ __all__ = [
     "Rollouts",
     "Sampling",
     "Section",
+    "Study",
+    "Task",
     "Training",
     "dump_recipe",
+    "dump_study",
     "flatten",
     "load_recipe",
+    "load_study",
     "nearest_key",
     "only_in_ppo",
+    "only_in_studies",
     "recipe_markdown",
     "recipe_reference",
 ]

@@ -12,8 +12,9 @@ from pydantic.fields import FieldInfo
 
 from .ppo_schema import PPORecipe
 from .schema import Recipe, Section
+from .study_schema import Study
 
-SCHEMAS: tuple[type[Section], ...] = (Recipe, PPORecipe)
+SCHEMAS: tuple[type[Section], ...] = (Recipe, PPORecipe, Study)
 
 # What other trainers call it. Checked by a test: every value is a key of that recipe.
 _IN_BOTH = {
@@ -107,6 +108,17 @@ ALIASES: dict[type[Section], dict[str, str]] = {
         "save_steps": "ppo.save_every",
     },
 }
+ALIASES[Study] = {
+    **{name: key for name, key in ALIASES[Recipe].items() if key.startswith(("training.", "sampling.", "model."))},
+    "output_dir": "study_dir",
+    "run_dir": "study_dir",
+    "betas": "arms[].strengths",
+    "beta": "arms[].strengths",
+    "kl": "arms[].set",
+    "loss": "arms[].set",
+    "methods": "arms",
+    "num_workers": "workers",
+}
 # Sections that only the other kind of recipe has, with what does their work here.
 COUNTERPARTS = {
     PPORecipe: {"data": "prompts", "loss": "kl", "training": "ppo", "sampling": "rollouts"},
@@ -128,7 +140,7 @@ def schema_of(values: Mapping[str, Any]) -> type[Section]:
 def why_not_here(key: str, schema: type[Section]) -> str | None:
     """What there is to say of an unknown key that belongs elsewhere; None of any other."""
     top = key.partition(".")[0]
-    counterpart = COUNTERPARTS[schema].get(top)
+    counterpart = COUNTERPARTS.get(schema, {}).get(top)
     if counterpart is None:
         return _LEFT_OUT.get((schema, key))
     if schema is Recipe:
@@ -156,7 +168,8 @@ def fields(schema: type[Section] = Recipe) -> Iterator[tuple[str, FieldInfo]]:
 
 def section_of(field: FieldInfo) -> type[Section] | None:
     """The section that a field holds, if it holds one (possibly null)."""
-    candidates = (field.annotation, *get_args(field.annotation))
+    arms = () if get_origin(field.annotation) is list else get_args(field.annotation)
+    candidates = (field.annotation, *arms)
     return next((item for item in candidates if isinstance(item, type) and issubclass(item, Section)), None)
 
 
@@ -199,6 +212,8 @@ def _in_words(annotation: Any, metadata: list[Any]) -> str:
         return ", or ".join([" or ".join(first), last])
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
+    if origin is dict:
+        return "dotted keys with values, such as {loss.alpha: 1.0}"
     if origin is list:
         entry = _in_words(get_args(annotation)[0], []).removeprefix("one of ")
         return f"a list [..] of {entry.replace('a section', 'sections', 1)}"

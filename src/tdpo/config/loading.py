@@ -1,4 +1,4 @@
-"""From a YAML file and dotted overrides to a `Recipe` or a `PPORecipe`, or to all that is wrong with them at once."""
+"""From a YAML file and dotted overrides to a recipe or a study, or to all that is wrong with them at once."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from ._explain import (
 from ._yaml import YamlProblem, read_yaml, write_yaml
 from .ppo_schema import PPORecipe
 from .schema import Recipe, Section
+from .study_schema import Study
 
 AnyRecipe = Recipe | PPORecipe
-RECIPE_FILE = "recipe.yaml"
+RECIPE_FILE, STUDY_FILE = "recipe.yaml", "study.yaml"
 Path_ = tuple[str, ...]
 
 
@@ -46,11 +47,11 @@ class RecipeProblem:
 class RecipeError(ValueError):
     """A recipe that cannot be used, with every problem found."""
 
-    def __init__(self, problems: Sequence[RecipeProblem]) -> None:
+    def __init__(self, problems: Sequence[RecipeProblem], what: str = "recipe") -> None:
         self.problems = list(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in self.problems)
-        super().__init__(f"the recipe has {count}:\n{lines}")
+        super().__init__(f"the {what} has {count}:\n{lines}")
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyRecipe:
@@ -59,19 +60,45 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     `source` is a YAML file, a run directory (its recipe.yaml), or a mapping; `overrides` are `section.key=value`
     with YAML values and win over the file. Raises `RecipeError` with all problems, each with file and line.
     """
-    values, lines, name = _read(source)
-    where = {path: f"{name}:{line}" for path, line in lines.items()}
-    problems = _apply_overrides(values, overrides, where)
-    schema = schema_of(values)
-    try:
-        recipe = schema.model_validate(values)
-    except ValidationError as error:
-        context = _Context(schema, values, where, name)
-        problems += [p for details in error.errors() for p in _explain(details, context)]
-    if problems:
-        raise RecipeError(sorted(dict.fromkeys(problems), key=_by_line))
+    values, where, name, problems = _given(source, overrides, RECIPE_FILE)
+    if "arms" in values:
+        reason = f"is a study (it has arms), not the recipe of one run: `tdpo compare {name}`"
+        raise RecipeError([RecipeProblem("", reason, name)])
+    recipe = _validated(schema_of(values), _Context(schema_of(values), values, where, name), problems)
     assert isinstance(recipe, Recipe | PPORecipe)
     return recipe
+
+
+def load_study(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Study:
+    """Read and validate a study, as `load_recipe` does a recipe; `source` may be a study's folder (its study.yaml)."""
+    values, where, name, problems = _given(source, overrides, STUDY_FILE)
+    if "run_dir" in values:
+        command = "ppo" if schema_of(values) is PPORecipe else "train"
+        reason = f"is the recipe of one run, not a study (it has no arms): `tdpo {command} {name}`"
+        raise RecipeError([RecipeProblem("", reason, name)], "study")
+    study = _validated(Study, _Context(Study, values, where, name), problems)
+    assert isinstance(study, Study)
+    return study
+
+
+def _given(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str], file: str
+) -> tuple[dict[str, Any], dict[Path_, str], str, list[RecipeProblem]]:
+    """The values with the overrides in them, where each was written, the source's name, and what cannot be read."""
+    values, lines, name = _read(source, file)
+    where = {path: f"{name}:{line}" for path, line in lines.items()}
+    problems = _apply_overrides(values, overrides, where)
+    return values, where, name, problems
+
+
+def _validated(schema: type[Section], context: _Context, problems: list[RecipeProblem]) -> Section:
+    try:
+        section = schema.model_validate(context.values)
+    except ValidationError as error:
+        problems += [p for details in error.errors() for p in _explain(details, context)]
+    if problems:
+        raise RecipeError(sorted(dict.fromkeys(problems), key=_by_line), "study" if schema is Study else "recipe")
+    return section
 
 
 @dataclass(frozen=True)
@@ -104,7 +131,14 @@ def dump_recipe(recipe: AnyRecipe) -> str:
     return write_yaml(recipe.model_dump())
 
 
-def flatten(recipe: AnyRecipe) -> dict[str, Any]:
+def dump_study(study: Study) -> str:
+    """The resolved study as YAML that `load_study` turns back into the same study."""
+    values = study.model_dump()
+    del values["ppo"]["iterations"]  # follows from the budget
+    return write_yaml(values)
+
+
+def flatten(recipe: AnyRecipe | Study) -> dict[str, Any]:
     """Every value of the recipe by its dotted key."""
     flat: dict[str, Any] = {}
 
@@ -119,12 +153,14 @@ def flatten(recipe: AnyRecipe) -> dict[str, Any]:
     return flat
 
 
-def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[Path_, int], str]:
+def _read(
+    source: str | Path | Mapping[str, Any], file: str = RECIPE_FILE
+) -> tuple[dict[str, Any], dict[Path_, int], str]:
     if isinstance(source, Mapping):
         return deepcopy(dict(source)), {}, ""
     path = Path(source)
     if path.is_dir():
-        path = path / RECIPE_FILE
+        path = path / file
     name = str(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

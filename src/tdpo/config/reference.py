@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from ._explain import entry_of, expected, fields, meaning, section_of
 from .ppo_schema import PPORecipe
 from .schema import Recipe, Section
+from .study_schema import Study
 
 HEADER = """# The recipe
 
@@ -27,6 +28,13 @@ PPO_HEADER = """# The PPO recipe
 
 A recipe with a section `ppo` (`ppo: {}` is enough) is one for `tdpo ppo`. Prompts and reward come from an environment,
 or from `prompts` together with `rewards`. The sections `model` and `evaluation` are those from above.
+"""
+
+
+STUDY_HEADER = """# The study
+
+A file with `arms` is one for `tdpo compare`. Its sections `model`, `sampling`, `training`, `rollouts`, `ppo` and
+`evaluation` are those from above and hold for all runs; what a study has of its own:
 """
 
 
@@ -61,6 +69,12 @@ def only_in_ppo() -> list[KeyReference]:
     return [row for row in recipe_reference(PPORecipe) if row not in shared]
 
 
+def only_in_studies() -> list[KeyReference]:
+    """The keys that a study has of its own."""
+    known = [*recipe_reference(), *recipe_reference(PPORecipe)]
+    return [row for row in recipe_reference(Study) if row not in known and not row.key.startswith("tasks[].data.")]
+
+
 def _shown(default: Any) -> str:
     if default is PydanticUndefined:
         return "required"
@@ -76,6 +90,7 @@ def _shown(default: Any) -> str:
 def recipe_markdown() -> str:
     """The text of docs/recipe.md."""
     rows, ppo_rows = recipe_reference(), recipe_reference(PPORecipe)
+    studies = only_in_studies()
     of_their_own = [row for row in only_in_ppo() if row.is_section]
     return "\n".join(
         [
@@ -83,6 +98,8 @@ def recipe_markdown() -> str:
             *_sections(rows, [row for row in rows if row.is_section]),
             PPO_HEADER,
             *_sections(ppo_rows, of_their_own),
+            STUDY_HEADER,
+            *_sections(studies, [row for row in studies if row.is_section and row.key in ("tasks", "arms")]),
         ]
     )
 

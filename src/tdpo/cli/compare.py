@@ -1,0 +1,124 @@
+"""`tdpo compare`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ._console import duration, quiet_libraries, say, write
+from ._errors import FAILURE
+from ._options import Debug, Overrides
+
+if TYPE_CHECKING:
+    from ..comparison.study import Finished
+    from ..config import Study
+
+StudyArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="STUDY",
+        help="YAML file of the study, or a study's folder (its study.yaml).",
+        show_default=False,
+    ),
+]
+
+
+def compare(
+    study: StudyArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the study and list its runs, without running any.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare methods: arms × strengths × seeds on several tasks, with intervals, claims and a report.
+
+    Every run gets the same number of scored responses. The reference answers
+    first; its answers become the preferences that SFT, DPO and TDPO learn from,
+    while PPO draws its own. All are judged alike on held-out prompts: reward, both
+    exact KLs, diversity.
+
+    Interrupted or killed, the same command goes on: finished runs are kept,
+    others are taken up at their last checkpoint, failed ones are tried again.
+
+    Everything lands in study_dir: the runs in cells/, results.csv, prompts.csv,
+    responses.csv, curves.csv, claims.json and report.html.
+
+    [bold]Examples[/bold]
+
+        tdpo compare recipes/study_quick.yaml --dry-run
+        tdpo compare recipes/study_quick.yaml
+        tdpo compare recipes/study_quick.yaml 'seeds=[0]' budget=64 study_dir=runs/look
+        tdpo compare runs/study_quick workers=1
+    """
+    chosen = read_study(study, overrides)
+    if dry_run:
+        list_cells(chosen)
+        return
+    quiet_libraries()
+    from ..comparison.running import Stopped
+    from ..comparison.study import compare as run_study
+    from ._study_board import Board
+
+    command = shlex.join(["tdpo", "compare", str(study), *(overrides or ())])
+    try:
+        with Board(chosen) as board:
+            finished = run_study(chosen, board, command=command)
+    except Stopped as stopped:
+        kept, left = len(stopped.outcome.done), len(stopped.outcome.waiting)
+        say(f"stopped: {kept} runs are finished and kept, {left} are left. The same command goes on: {command}")
+        raise
+    _say_how_it_ended(finished, command)
+
+
+def read_study(path: Path, overrides: list[str] | None) -> Study:
+    """The study that the command was given. Raises `RecipeError`."""
+    from ..config import load_study
+
+    given = list(overrides or ())
+    if path.is_dir() and not any(text.startswith("study_dir=") for text in given):
+        given.append(f"study_dir={path}")  # a study is where it is, also after it was moved
+    return load_study(path, given)
+
+
+def list_cells(study: Study) -> None:
+    """All runs of a study, what each costs in scored responses, and which are finished."""
+    from ..comparison.cells import StudyFiles, cells_of
+    from ..comparison.running import is_done
+    from ..comparison.study import check
+
+    files, cells = StudyFiles(Path(study.study_dir)), cells_of(study)
+    check(study, files, cells)
+    for cell in cells:
+        write(f"{'done   ' if is_done(files, cell) else 'to do  '} {files.name(cell)}")
+    trained = sum(cell.arm != "reference" for cell in cells)
+    write(
+        f"{len(cells)} runs: {trained} trained, each on {study.budget} scored responses, and the reference for every "
+        "task and seed"
+    )
+
+
+def _say_how_it_ended(finished: Finished, command: str) -> None:
+    from ..report import write_study_report
+    from ._study_tables import claims_text, results_table
+
+    folder = finished.files.folder
+    if finished.done:
+        from ._console import out
+
+        out().print(results_table(folder))
+        for line in claims_text(folder):
+            write(line)
+        write(f"\nReport: {write_study_report(folder)}\nTables: {folder / 'results.csv'} and beside it")
+    say(f"{finished.done} runs finished, in {duration(finished.seconds)} of this call")
+    if finished.failures or finished.waiting:
+        for failure in finished.failures:
+            say(f"failed: {finished.files.name(failure.cell)} ({failure.stage}): {failure.error}", style="bold red")
+            say(f"  {failure.next}; log: {failure.log}")
+        if finished.waiting:
+            say(f"{finished.waiting} runs were not begun")
+        say(f"To go on: {command}")
+        raise typer.Exit(FAILURE)

@@ -1,0 +1,41 @@
+"""What a cell took: responses scored, updates, tokens. Seconds are kept apart, since no two runs share them."""
+
+from __future__ import annotations
+
+from ..config import Study
+from ..runs import RunDirectory, read_json
+from .arms import ARM_KINDS
+from .cells import StudyFiles, task_of
+from .tables import CellKey
+
+
+def costs(study: Study, files: StudyFiles, cell: CellKey, run: RunDirectory) -> dict[str, float | None]:
+    """`scored_completions`, `updates`, `generated_tokens` (to learn from) and `trained_tokens` (responses × passes)."""
+    kind = ARM_KINDS[cell.arm].kind
+    if kind == "reference":
+        return {}
+    updates = float(run.status()["step"])
+    if kind == "ppo":
+        # Logged once an iteration: the mean length of its completions.
+        lengths = [line["length_mean"] for line in run.metrics() if "length_mean" in line and line["split"] == "train"]
+        generated = sum(lengths) * study.rollouts.completions
+        passes = float(study.ppo.epochs)
+        return _row(study.budget, updates, generated, generated * passes)
+    described = run.read_json("data.json")["train"]
+    a_pass = 2 * described["pairs"] * described["mean_response_tokens"]
+    passes = updates * study.training.batch_size / described["pairs"]
+    generated, scored = None, None
+    if task_of(study, cell.task).environment is not None:
+        manifest = files.pairs(cell.task, cell.seed)
+        summary = read_json(manifest.with_name(f"{manifest.name}.meta.json"))["summary"]
+        generated, scored = summary["samples"] * summary["tokens_mean"], study.budget
+    return _row(scored, updates, generated, a_pass * passes)
+
+
+def _row(scored: int | None, updates: float, generated: float | None, trained: float | None) -> dict[str, float | None]:
+    return {
+        "scored_completions": None if scored is None else float(scored),
+        "updates": updates,
+        "generated_tokens": generated,
+        "trained_tokens": trained,
+    }

@@ -1,0 +1,129 @@
+"""The numbers of one cell, from what its evaluation left behind: measured.json in its folder.
+
+prompts    ids of the held-out prompts
+by_prompt  {metric: [a value or null for each prompt]}
+overall    {metric: a value or null}, what is not a mean over prompts
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..config import Study
+from ..diversity import Diversity, measure_diversity
+from ..embeddings import SentenceEmbedder
+from ..environments import Environment
+from ..runs import RunDirectory, read_jsonl, write_json
+from .cells import StudyFiles, task_environment, task_of
+from .costs import costs
+from .tables import CellKey
+
+MEASURED_FILE = "measured.json"
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Lines of samples.jsonl as `[prompts][samples]`: what a cell's policy said, and the reference, in the same order."""
+
+    prompts: list[str]
+    own: list[list[Line]]
+    reference: list[list[Line]]
+
+    @classmethod
+    def read(cls, run: RunDirectory, *, is_reference: bool) -> Answers:
+        lines = read_jsonl(run.path / "samples.jsonl")
+        prompts = list(dict.fromkeys(line["prompt_id"] for line in lines))
+
+        def by_prompt(model: str) -> list[list[Line]]:
+            found: dict[str, list[Line]] = {prompt: [] for prompt in prompts}
+            for line in lines:
+                if line["model"] == model:
+                    found[line["prompt_id"]].append(line)
+            return [sorted(found[prompt], key=lambda line: line["sample_index"]) for prompt in prompts]
+
+        return cls(prompts, by_prompt("base" if is_reference else "trained"), by_prompt("base"))
+
+    def values(self, name: str) -> list[list[Any]]:
+        return [[line[name] for line in group] for group in self.own]
+
+
+def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
+    """Measure a cell whose evaluation is there, and write measured.json."""
+    run = RunDirectory(files.cell(cell))
+    answers = Answers.read(run, is_reference=cell.arm == "reference")
+    environment = task_environment(task_of(study, cell.task))
+    by_prompt = _means(answers)
+    overall: dict[str, float | None] = _overall(answers, run.read_json("evaluation.json"))
+    found = _diversity(answers, environment, study.embeddings)
+    overall |= found.overall | costs(study, files, cell, run)
+    write_json(
+        run.path / MEASURED_FILE,
+        {"prompts": answers.prompts, "by_prompt": by_prompt | found.per_prompt, "overall": overall},
+    )
+
+
+def _means(answers: Answers) -> dict[str, list[float | None]]:
+    """What is a mean over a prompt's responses."""
+
+    def means(groups: Sequence[Sequence[Line]], value: Callable[[Line], float | None]) -> list[float | None]:
+        return [_mean([value(line) for line in group]) for group in groups]
+
+    def squared(line: Line) -> float | None:
+        return None if line["reward"] is None else line["reward"] ** 2
+
+    numbers = {
+        "reward_mean": means(answers.own, lambda line: line["reward"]),
+        "reward_square": means(answers.own, squared),
+        "forward_kl": means(answers.reference, lambda line: line["forward_kl"]),
+        "forward_kl_tokens": means(answers.reference, lambda line: line["tokens"]),
+        "reverse_kl": means(answers.own, lambda line: line["reverse_kl"]),
+        "reverse_kl_tokens": means(answers.own, lambda line: line["tokens"]),
+        "response_tokens": means(answers.own, lambda line: line["tokens"]),
+        "policy_entropy": means(answers.own, lambda line: line["policy_entropy"]),
+    }
+    return {name: values for name, values in numbers.items() if any(value is not None for value in values)}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _overall(answers: Answers, evaluation: dict[str, Any] | None) -> dict[str, float | None]:
+    finished = [line["finished"] for group in answers.own for line in group]
+    pairs = (evaluation or {}).get("pairs")
+    accuracy = {} if pairs is None else {"accuracy": pairs["accuracy"]}
+    return {"finished": sum(finished) / len(finished), **accuracy}
+
+
+def _diversity(answers: Answers, environment: Environment | None, embedder: str | None) -> Diversity:
+    texts = answers.values("text")
+    rewards = answers.values("reward") if environment is not None else None
+    prompts = {prompt.id: prompt for prompt in environment.held_out} if environment is not None else {}
+    labels, modes = None, None
+    if environment is not None and environment.mode_of is not None:
+        asked = [prompts[prompt_id] for prompt_id in answers.prompts]
+        modes = [environment.modes_of(prompt) for prompt in asked]
+        labels = [
+            [environment.mode_of(prompt, text) for text in group] for prompt, group in zip(asked, texts, strict=True)
+        ]
+    return measure_diversity(
+        texts,
+        rewards=rewards,
+        threshold=None if environment is None else environment.threshold,
+        modes=modes,
+        labels=labels,
+        embeddings=None if embedder is None else _embedded(texts, embedder),
+    )
+
+
+def _embedded(texts: list[list[str]], name: str) -> list[Any]:
+    embedder = SentenceEmbedder.load(name)
+    rows = iter(embedder.embed([text for group in texts for text in group]))
+    return [np.stack([next(rows) for _ in group]) for group in texts]

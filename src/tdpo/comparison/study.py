@@ -1,0 +1,127 @@
+"""One study from start to end: checked, run, written. What `tdpo compare` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..config import STUDY_FILE, Study, dump_study, flatten, load_study
+from ..runs import RunError, accelerators, read_json, usable_cores, write_text
+from ..runs.files import lock, now
+from .cells import StudyFiles, cells_of, check_recipes, task_environment, training_prompts
+from .running import Failure, Observer, Outcome, Stopped, run_cells
+from .tables import CellKey
+from .work import do_cell
+from .writing import write_study
+
+LOCK_FILE = ".lock"
+# How a study is run, not what it is.
+FREE = ("workers", "study_dir")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of a study: its folder's files are written for the cells that are done."""
+
+    files: StudyFiles
+    done: int
+    failures: list[Failure]
+    waiting: int
+    seconds: float
+
+
+def compare(study: Study, observer: Observer, *, command: str) -> Finished:
+    """Run the cells of a study that are not finished yet, then write its tables, claims and about.json.
+
+    The same study in the same folder goes on where it stopped; failed cells are tried again.
+
+    Raises:
+        RecipeError, ValueError, ModuleNotFoundError, RewardError: the study cannot be run as it is; nothing was begun.
+        RunError: its folder holds something else, or another process runs it.
+        Stopped: Ctrl-C; the tables hold what is done.
+    """
+    files = StudyFiles(Path(study.study_dir))
+    cells = cells_of(study)
+    check(study, files, cells)
+    _refuse_foreign_folder(study, files)
+    files.folder.mkdir(parents=True, exist_ok=True)
+    with lock(files.folder / LOCK_FILE) as held:
+        if not held:
+            raise RunError(
+                f"{files.folder} is in use by another `tdpo compare`; wait for it, or choose another study_dir=…"
+            )
+        write_text(files.folder / STUDY_FILE, dump_study(study))
+        started, begun = time.monotonic(), now()
+        before = _seconds_before(files)
+
+        def write(outcome: Outcome) -> Finished:
+            seconds = round(time.monotonic() - started, 1)
+            about = {"command": command, "started": begun, "seconds": before + seconds}
+            if outcome.done:
+                write_study(study, files, outcome.failures, about)
+            return Finished(files, len(outcome.done), outcome.failures, len(outcome.waiting), seconds)
+
+        try:
+            outcome = run_cells(study, files, cells, do_cell, workers_of(study), observer)
+        except Stopped as stopped:
+            write(stopped.outcome)
+            raise
+        return write(outcome)
+
+
+def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
+    """Raise what would stop cells later: recipes, environments and their packages, prompts, the embedder."""
+    check_recipes(study, files, cells)
+    for task in study.tasks:
+        environment = task_environment(task)
+        if environment is not None:
+            training_prompts(study, environment)
+    if study.embeddings is not None:
+        from ..embeddings import require_embedder
+
+        require_embedder(study.embeddings)
+    if find_spec("sacrebleu") is None:
+        raise ModuleNotFoundError(
+            "self-BLEU needs the package sacrebleu, which is not installed: pip install 'tdpo[eval]'"
+        )
+
+
+def workers_of(study: Study) -> int:
+    """Cells at a time."""
+    if study.workers is not None:
+        return study.workers
+    return 1 if accelerators() else max(1, usable_cores() // study.threads)
+
+
+def _seconds_before(files: StudyFiles) -> float:
+    """What earlier calls took."""
+    path = files.folder / "about.json"
+    return float(read_json(path).get("seconds", 0.0)) if path.exists() else 0.0
+
+
+def _refuse_foreign_folder(study: Study, files: StudyFiles) -> None:
+    folder = files.folder
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RunError(f"study_dir {folder} is a file; choose another study_dir=…")
+    if not (folder / STUDY_FILE).exists():
+        names = sorted(path.name for path in folder.iterdir() if path.name != LOCK_FILE)
+        if names:
+            raise RunError(f"study_dir {folder} holds files that are no study ({', '.join(names[:3])}); choose another")
+        return
+    before, after = flatten(load_study(folder)), flatten(study)
+    changed = [
+        f"  {key}: the study has {before.get(key)!r}, now {after.get(key)!r}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key) and key not in FREE
+    ]
+    if changed:
+        lines = "\n".join(changed)
+        raise RunError(
+            f"{folder} holds another study:\n{lines}\nset these back to go on with it, or choose another study_dir=…"
+        )

@@ -1,0 +1,191 @@
+"""The work of one cell: sample or train what it asks for, judge it, leave the numbers in its folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import AnyRecipe, PPORecipe, Study, load_recipe
+from ..environments import Environment
+from ..evaluation import evaluate_base, evaluate_run
+from ..models import load_causal_lm, load_tokenizer
+from ..pair_sampling import ScoredSample, make_pairs, pair_settings, sample_pairs
+from ..preferences import PreferenceRow, write_preferences
+from ..runs import RunDirectory, read_jsonl, write_json
+from ..training.data import read_data
+from ..training.ppo_run import train_ppo
+from ..training.run import train
+from .cells import (
+    StudyFiles,
+    evaluation_recipe,
+    reference_cell,
+    task_environment,
+    task_of,
+    training_prompts,
+    training_recipe,
+)
+from .judging import judge
+from .running import CELL_FILE, DONE, Report
+from .tables import CellKey
+
+
+def do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
+    """All that a cell asks for; what an interrupted call has finished is not done again."""
+    _Work(study, files, cell, report).do()
+
+
+@dataclass
+class _Work:
+    """A cell under way: which stage it is in, how long each took, and who is told."""
+
+    study: Study
+    files: StudyFiles
+    cell: CellKey
+    report: Report
+    stage: str = "starting"
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.files.cell(self.cell)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """A stage of the work; what it takes is added up over resumptions only where it is one call."""
+        self.stage = stage
+        self.report(stage, 0, 0, "")
+        started = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - started, 1)
+
+    def moved(self, done: int, total: int, note: str = "") -> None:
+        self.report(self.stage, done, total, note)
+
+    def do(self) -> None:
+        """All that the cell asks for; what an interrupted call has finished is not done again."""
+        torch.set_num_threads(self.study.threads)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.cell.arm == "reference":
+            self._reference()
+        else:
+            self._trained()
+        with self.timed("diversity"):
+            judge(self.study, self.files, self.cell)
+        write_json(self.folder / CELL_FILE, {"state": DONE, "seconds": self.seconds})
+
+    # The reference: preferences of the task, and its own answers
+
+    def _reference(self) -> None:
+        task = task_of(self.study, self.cell.task)
+        environment = task_environment(task)
+        train_file = self.files.pairs(self.cell.task, self.cell.seed)
+        held_out_file = self.files.pairs(self.cell.task, self.cell.seed, "held-out")
+        if environment is None:
+            with self.timed("preferences"):
+                self._split_rows(train_file, held_out_file)
+        elif not train_file.exists():
+            with self.timed("preferences"):
+                self._sample_pairs(environment, train_file)
+        run = RunDirectory(self.folder)
+        with self.timed("samples"):
+            evaluate_base(run, self._reference_recipe(held_out_file), progress=self._evaluation_progress)
+        if environment is not None:
+            self._pair_held_out(environment, held_out_file)
+
+    def _reference_recipe(self, held_out: Path) -> AnyRecipe:
+        study, task = self.study, task_of(self.study, self.cell.task)
+        train_file = self.files.pairs(self.cell.task, self.cell.seed)
+        data: dict[str, Any] = {"train": str(train_file)}
+        values: dict[str, Any] = {"run_dir": str(self.folder), "model": study.model.model_dump(), "data": data}
+        if task.environment is None:
+            data["eval"] = str(held_out)
+        else:
+            values["environment"] = task.environment.model_dump(exclude_unset=True)
+        seed = study.evaluation.seed + self.cell.seed
+        return load_recipe({**values, "evaluation": {**study.evaluation.model_dump(), "seed": seed}})
+
+    def _split_rows(self, train_file: Path, held_out_file: Path) -> None:
+        """The task's own rows; split with the study's first seed, so that every cell has the same held-out prompts."""
+        data = task_of(self.study, self.cell.task).data
+        assert data is not None
+        rows = read_data(load_recipe({"run_dir": "-", "seed": self.study.seeds[0], "data": data.model_dump()}))
+        assert rows.eval is not None  # the study's schema asks for held-out rows
+        for part, file in ((rows.train, train_file), (rows.eval, held_out_file)):
+            write_preferences(file, (_as_row(row) for row in part.rows))
+
+    def _sample_pairs(self, environment: Environment, out: Path) -> None:
+        model = self.study.model
+        trust = model.trust_remote_code
+        base = load_causal_lm(model.name, dtype=model.dtype, trust_remote_code=trust)
+        tokenizer = load_tokenizer(model.name, trust_remote_code=trust)
+        settings = pair_settings(self.study.sampling, environment, self.cell.seed)
+        chosen = training_prompts(self.study, environment)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sample_pairs(
+            base,
+            tokenizer,
+            chosen,
+            out,
+            settings,
+            progress=lambda _tokens, done: self.moved(done, self.study.budget),
+        )
+
+    def _pair_held_out(self, environment: Environment, out: Path) -> None:
+        """Preferences among the reference's answers to the held-out prompts: what accuracy is measured on."""
+        prompts = environment.held_out[: self.study.evaluation.max_prompts]
+        index = {prompt.id: at for at, prompt in enumerate(prompts)}
+        samples = [
+            ScoredSample(
+                index[line["prompt_id"]],
+                line["sample_index"],
+                line["text"],
+                line["tokens"],
+                line["finished"],
+                line["reward"],
+            )
+            for line in read_jsonl(self.folder / "samples.jsonl")
+        ]
+        rows, _ = make_pairs(prompts, samples, self.study.sampling.pairs_per_prompt)
+        if rows:
+            write_preferences(out, rows)
+
+    # Trained cells
+
+    def _trained(self) -> None:
+        recipe = training_recipe(self.study, self.files, self.cell)
+        run = RunDirectory(self.folder)
+        if run.status().get("state") != "finished":
+            with self.timed("training"):
+                self._train(recipe, run)
+        with self.timed("evaluation"):
+            evaluate_run(
+                run,
+                evaluation_recipe(self.study, self.files, self.cell),
+                base_from=RunDirectory(self.files.cell(reference_cell(self.cell.task, self.cell.seed))),
+                progress=self._evaluation_progress,
+            )
+        for checkpoint in run.checkpoints().complete:  # as large as the model each, and of no use any more
+            shutil.rmtree(checkpoint)
+
+    def _train(self, recipe: AnyRecipe, run: RunDirectory) -> None:
+        resume = run.is_run()
+        with RunDirectory.training(recipe, resume=resume) as begun:
+            if isinstance(recipe, PPORecipe):
+                train_ppo(recipe, begun, resume=resume, progress=self.moved, say=print)
+            else:
+                train(recipe, begun, resume=resume, progress=self.moved, say=print)
+
+    def _evaluation_progress(self, stage: str, done: int, total: int) -> None:
+        self.report(stage, done, total, "")
+
+
+def _as_row(row: PreferenceRow) -> dict[str, Any]:
+    finished = {"chosen_finished": row.chosen_finished, "rejected_finished": row.rejected_finished}
+    return {**row.extra, "prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected, **finished}
