@@ -104,7 +104,7 @@ class TaskResamples:
             values = found.get(seed)
             if values is not None:
                 weight = np.where(np.isnan(values), 0.0, weights[:, column])
-                above, below = above + weight * np.where(np.isnan(values), 0.0, values), below + weight
+                above, below = above + weight * np.where(weight > 0, values, 0.0), below + weight
         mean = _divide(above, below)
         return None if np.isnan(mean[0]) else mean
 

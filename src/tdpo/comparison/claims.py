@@ -74,7 +74,8 @@ class Answer:
         asked = self.question
         text = asked.text if self.value is not None else f"{asked.text}: {'; '.join(self.without)}"
         return {
-            "text": text, "primary": asked.primary, "metric": asked.metric, "matched": asked.matched, "unit": asked.unit,
+            "text": text, "primary": asked.primary,
+            "metric": asked.metric, "matched": asked.matched, "unit": asked.unit,
             "value": self.value, "low": self.low, "high": self.high, "verdict": self.verdict, "tasks": self.tasks,
         }  # fmt: skip
 
