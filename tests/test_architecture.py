@@ -33,6 +33,7 @@ LAYERS: list[set[str]] = [
     {"pair_sampling"},
     {"training"},
     {"evaluation"},
+    {"comparison"},
     {"report"},
     {"cli"},
 ]

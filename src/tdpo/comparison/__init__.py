@@ -1,0 +1,1 @@
+"""The study: arms × strengths × seeds on equal budgets, judged with intervals."""
