@@ -70,8 +70,6 @@ def _outputs(group: Group) -> list[Any]:
     """The outputs one by one: texts, or rows [D] of float64."""
     if isinstance(group, Sequence) and (not group or isinstance(group[0], str)):
         return list(group)
-    if isinstance(group, Sequence) and isinstance(group[0], Tensor):
-        group = torch.stack(list(group))
     return list(as_rows(cast("Embeddings", group)).unbind())
 
 

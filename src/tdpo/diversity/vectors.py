@@ -51,9 +51,10 @@ def as_rows(embeddings: Embeddings, *, blank: Sequence[bool] | None = None) -> T
 
     Raises ValueError for what is no matrix, and for rows that are not blank and hold NaN or infinity.
     """
-    rows = torch.as_tensor(embeddings).detach().to("cpu", torch.float64, copy=True)
-    if rows.dim() == 1 and not len(rows):  # an empty list has no second dimension
-        rows = rows.reshape(0, 0)
+    if isinstance(embeddings, Sequence):
+        rows = torch.stack([_float64(row) for row in embeddings]) if embeddings else torch.zeros(0, 0).double()
+    else:
+        rows = _float64(embeddings)
     if rows.dim() != 2:
         raise ValueError(f"embeddings must be a matrix [outputs, dimension], not of shape {tuple(rows.shape)}")
     if blank is not None:
@@ -62,6 +63,12 @@ def as_rows(embeddings: Embeddings, *, blank: Sequence[bool] | None = None) -> T
     if broken:
         raise ValueError(f"the embeddings of outputs {broken[:5]} hold NaN or infinity; embed these texts again")
     return rows
+
+
+def _float64(numbers: Any) -> Tensor:
+    if isinstance(numbers, Tensor):
+        return numbers.detach().to("cpu", torch.float64, copy=True)
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def _unit_rows(embeddings: Embeddings) -> Tensor:
