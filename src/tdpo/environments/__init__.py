@@ -5,12 +5,24 @@ from __future__ import annotations
 import difflib
 
 from tdpo.environments.base import Environment, Prompt, RewardError, RewardFunction, score
+from tdpo.environments.brevity import brevity_environment
+from tdpo.environments.categories import categories_environment
 from tdpo.environments.files import FunctionError, PromptFile, load_function, load_prompts, read_prompts
+from tdpo.environments.keywords import keywords_environment
+from tdpo.environments.plain_language import plain_language_environment
 from tdpo.environments.sentiment import sentiment_environment
 
-_BUILT_IN = {"sentiment": sentiment_environment}
+_BUILT_IN = {
+    "sentiment": sentiment_environment,
+    "keywords": keywords_environment,
+    "plain_language": plain_language_environment,
+    "brevity": brevity_environment,
+    "categories": categories_environment,
+}
+BUILT_IN = tuple(_BUILT_IN)
 
 __all__ = [
+    "BUILT_IN",
     "Environment",
     "FunctionError",
     "Prompt",

@@ -25,9 +25,19 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+def no_modes(prompt: Prompt) -> tuple[str, ...]:
+    """The known modes of a prompt where none are known."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Environment:
-    """Prompts to learn from, prompts kept aside for judging, and the reward of a response (None: there is none)."""
+    """Prompts to learn from, prompts kept aside for judging, and the reward of a response (None: there is none).
+
+    Where good answers to a prompt are of known kinds, its *modes*, `modes_of(prompt)` lists them (all of them, each
+    once) and `mode_of(prompt, response)` says in which one a response is, or None; then the modes that a model
+    still finds can be counted, prompt by prompt. `threshold` is the reward from which on a response counts as good.
+    """
 
     name: str
     train: list[Prompt]
@@ -36,6 +46,9 @@ class Environment:
     reward_name: str
     max_new_tokens: int
     description: str
+    threshold: float | None = None
+    mode_of: Callable[[Prompt, str], str | None] | None = None
+    modes_of: Callable[[Prompt], tuple[str, ...]] = no_modes
 
 
 class RewardError(ValueError):

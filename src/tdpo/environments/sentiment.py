@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from tdpo.environments.base import Environment, Prompt
-
-_PROMPTS = Path(__file__).parent / "prompts" / "sentiment.jsonl"
+from tdpo.environments._built_in import packaged_prompts
+from tdpo.environments.base import Environment
 
 
 def sentiment_environment() -> Environment:
     """168 requests of our own (128 to train, 40 held out), each for about one sentence; reward: VADER's compound
     score of the response, from -1 (most negative) to 1 (most positive). Raises ModuleNotFoundError without VADER."""
     _require_vader()
-    prompts: dict[str, list[Prompt]] = {"train": [], "held_out": []}
-    for line in _PROMPTS.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        messages = [{"role": "user", "content": record["prompt"]}]
-        prompts[record["split"]].append(Prompt(record["id"], messages))
+    train, held_out = packaged_prompts("sentiment")
     return Environment(
         name="sentiment",
-        train=prompts["train"],
-        held_out=prompts["held_out"],
+        train=train,
+        held_out=held_out,
         reward=vader_compound,
         reward_name="VADER compound",
         max_new_tokens=32,
         description="short everyday requests; a more positive answer scores higher",
+        threshold=0.5,  # plainly positive: VADER calls a text positive from 0.05 on
     )
 
 
