@@ -12,6 +12,7 @@ from ._errors import guarded
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
+from .explain import explain
 from .generate import generate
 from .merge import merge
 from .pairs import pairs
@@ -76,7 +77,7 @@ def tdpo(
 
 
 _PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "Start": (demo, doctor, recipe),
+    "Start": (demo, explain, doctor, recipe),
     "Train": (pairs, train, ppo, merge),
     "Judge": (generate, evaluate, report),
 }
