@@ -212,8 +212,11 @@
     const [near, name, other] = mean < 0 ? [-half, "left", 1 - share] : [half, "right", share];
     if (half < unit) return "fits what is hardly more than one bump";
     if (found.forgets < 0.12) return "covers both bumps, and the gap between them";
-    if (Math.abs(mean) > half + unit) return `has left the reference behind on the ${name}`;
-    const sits = Math.abs(mean - near) < unit && width < 1.6 * unit;
+    const narrow = width < 1.6 * unit;
+    if (Math.abs(mean) > half + unit) {
+      return narrow ? `has left the reference behind on the ${name}` : `has moved past the ${name} bump and trails back to the other`;
+    }
+    const sits = Math.abs(mean - near) < unit && narrow;
     return sits && found.forgets > other ? `sits on the ${name} bump and forgets the other` : "is between the two";
   }
 
