@@ -26,7 +26,7 @@ from tdpo.environments import Environment, Prompt
 from tdpo.runs import RunDirectory, mark_complete, read_json
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("demo", "doctor", "recipe", "pairs", "train", "ppo", "merge", "generate", "evaluate", "report")
+COMMANDS = ("demo", "explain", "doctor", "recipe", "pairs", "train", "ppo", "merge", "generate", "evaluate", "report")
 Call = Callable[..., Result]
 
 

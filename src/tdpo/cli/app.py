@@ -13,6 +13,7 @@ from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
+from .explain import explain
 from .generate import generate
 from .merge import merge
 from .pairs import pairs
@@ -77,7 +78,7 @@ def tdpo(
 
 
 _PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "Start": (demo, doctor, recipe),
+    "Start": (demo, explain, doctor, recipe),
     "Train": (pairs, train, ppo, merge),
     "Judge": (generate, evaluate, compare, report),
 }

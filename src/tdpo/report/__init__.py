@@ -1,4 +1,4 @@
-"""One self-contained HTML file from run directories. Never imports torch."""
+"""Self-contained HTML files: the report on run directories, the page on the two KLs. Never imports torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_two_kls"]
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -33,6 +33,24 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
             f"the report needs jinja2 and plotly ({error}); install them with: pip install 'tdpo[eval]'"
         ) from error
     _replace(out, page.encode("utf-8", errors="replace"))  # lone surrogates in model text have no UTF-8 form
+    return out
+
+
+def write_two_kls(out: Path) -> Path:
+    """Write the interactive page on forward and backward KL to the file `out`, replaced atomically, and return `out`.
+
+    Raises IsADirectoryError when `out` is a folder, ImportError when jinja2 is missing.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; give the page a file name, for instance {out / 'two_kls.html'}")
+    try:
+        from .two_kls import render_two_kls
+
+        page = render_two_kls()
+    except ImportError as error:
+        raise ImportError(f"the page needs jinja2 ({error}); install it with: pip install 'tdpo[eval]'") from error
+    _replace(out, page.encode("utf-8"))
     return out
 
 
