@@ -211,7 +211,7 @@ def test_the_backward_fit_sits_on_one_bump(visit: Visit, start: float, side: str
 
 @in_a_browser
 def test_with_a_reward_the_strength_reverses_the_order(visit: Visit) -> None:
-    """As the page says: from where both lie without a reward, the forward bump earns more at β = 0.5 and less at 0.2."""
+    """As the page says: from where both lie without one, the forward bump earns more at β = 0.5 and less at 0.2."""
     visit.page.click("#kl-finish")
     visit.page.check("#kl-rewarded")
     earned = {}

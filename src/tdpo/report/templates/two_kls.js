@@ -214,7 +214,7 @@
     if (found.forgets < 0.12) return "covers both bumps, and the gap between them";
     const narrow = width < 1.6 * unit;
     if (Math.abs(mean) > half + unit) {
-      return narrow ? `has left the reference behind on the ${name}` : `has moved past the ${name} bump and trails back to the other`;
+      return narrow ? `has left the reference behind on the ${name}` : `has moved past the ${name} bump, trailing back`;
     }
     const sits = Math.abs(mean - near) < unit && narrow;
     return sits && found.forgets > other ? `sits on the ${name} bump and forgets the other` : "is between the two";
