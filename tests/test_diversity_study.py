@@ -74,7 +74,7 @@ def test_a_study_cell_by_hand() -> None:
     texts = [["one two", "one three", "one two", ""], ["red", "?", "", "blue"], ["", "", "", ""]]
     rewards = [[1.0, 0.7, 0.2, 0.9], [0.9, 0.9, 0.1, 0.6], [1.0, 1.0, 1.0, 1.0]]
     marks = [["a", "b", "a", None], ["c", None, None, None], [None] * 4]
-    found = cell(texts, rewards=rewards, threshold=0.7, modes=MODES, labels=marks)
+    found = cell(texts, rewards=rewards, threshold=0.7, modes=[MODES] * len(texts), labels=marks)
     assert found.per_prompt["distinct_1"] == [pytest.approx(3 / 6), 1, None]
     assert found.overall["distinct_1"] == pytest.approx((3 / 6 + 1) / 2)
     assert found.per_prompt["distinct_2"] == [pytest.approx(2 / 3), None, None]
@@ -95,7 +95,7 @@ def test_a_study_cell_by_hand() -> None:
 
 def test_the_names_are_those_of_the_study() -> None:
     texts, rewards, marks = [["x y", "z"]], [[1.0, 0.0]], [["a", None]]
-    full = cell(texts, rewards=rewards, threshold=0.5, modes=MODES, labels=marks)
+    full = cell(texts, rewards=rewards, threshold=0.5, modes=[MODES] * len(texts), labels=marks)
     modes = {"mode_coverage", "mode_entropy", "valid_share"}
     per_prompt = {*METRICS, *(f"gated_{name}" for name in METRICS), "gated_share", *modes}
     assert full.per_prompt.keys() == per_prompt
@@ -114,7 +114,7 @@ def test_what_does_not_agree_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt 1 has 1 texts, but 2 embeddings"):
         measure_diversity([["a"], ["b"]], embeddings=[np.ones((1, 2)), np.ones((2, 2))])
     with pytest.raises(ValueError, match="3 modes are known, but no labels"):
-        measure_diversity([["a"]], modes=MODES)
+        measure_diversity([["a"]], modes=[MODES])
 
 
 def test_an_empty_output_may_have_any_embedding() -> None:
@@ -139,7 +139,7 @@ Cell = list[list[tuple[str, float, str]]]
 
 def measured(responses: Cell) -> Diversity:
     texts, rewards, marks = ([[r[i] for r in group] for group in responses] for i in range(3))
-    return cell(texts, rewards=rewards, threshold=0.5, modes=MODES, labels=marks)
+    return cell(texts, rewards=rewards, threshold=0.5, modes=[MODES] * len(texts), labels=marks)
 
 
 def assert_same(

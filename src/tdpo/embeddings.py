@@ -37,11 +37,7 @@ class SentenceEmbedder:
         `device` as sentence-transformers takes it; None: a GPU where there is one. Raises ModuleNotFoundError where a
         package is missing, FileNotFoundError where there is no such model.
         """
-        if find_spec("sentence_transformers") is None:
-            raise ModuleNotFoundError(
-                "sentence embeddings need the package sentence-transformers, which is not installed: "
-                "pip install 'tdpo[eval]'"
-            )
+        require_embedder(name)
         carried = name == MINILM
         source = str(carried_folder()) if carried else str(Path(name).expanduser()) if name.startswith("~") else name
         from sentence_transformers import SentenceTransformer
@@ -74,6 +70,17 @@ class SentenceEmbedder:
             texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
         return np.asarray(encoded, dtype=np.float32)
+
+
+def require_embedder(name: str = MINILM) -> None:
+    """Raise ModuleNotFoundError where a package is missing that `SentenceEmbedder.load(name)` needs."""
+    if find_spec("sentence_transformers") is None:
+        raise ModuleNotFoundError(
+            "sentence embeddings need the package sentence-transformers, which is not installed: "
+            "pip install 'tdpo[eval]'"
+        )
+    if name == MINILM:
+        carried_folder()
 
 
 def carried_folder() -> Path:

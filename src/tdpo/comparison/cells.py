@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import AnyRecipe, Arm, RecipeError, RecipeProblem, Study, Task, load_recipe
-from ..environments import Environment
+from ..environments import Environment, load_environment
 from .arms import ARM_KINDS
 from .tables import CellKey
 
@@ -21,9 +21,13 @@ class StudyFiles:
     folder: Path
 
     def cell(self, cell: CellKey) -> Path:
-        """The run directory of a cell."""
+        """The folder of a cell: its state, log and numbers, and its run directory `run`."""
         name = f"{cell.arm}-s{cell.seed}" if cell.arm == "reference" else f"{cell.arm}-{cell.strength}-s{cell.seed}"
         return self.folder / "cells" / cell.task / name
+
+    def run(self, cell: CellKey) -> Path:
+        """The run directory of a cell; of the reference only its samples."""
+        return self.cell(cell) / "run"
 
     def name(self, cell: CellKey) -> str:
         """A cell as people read it: its place in the folder of cells."""
@@ -75,7 +79,7 @@ def task_environment(task: Task) -> Environment | None:
     """The task's environment, under the task's name; None for preference rows. Errors as loading it has them."""
     if task.environment is None:
         return None
-    return replace(task.environment.load(), name=task.label)
+    return replace(load_environment(task.environment.name), name=task.label)
 
 
 def training_prompts(study: Study, environment: Environment) -> Environment:
@@ -134,7 +138,7 @@ def _arm(study: Study, cell: CellKey) -> Arm:
 def _values(study: Study, files: StudyFiles, cell: CellKey) -> dict[str, Any]:
     task, kind = task_of(study, cell.task), ARM_KINDS[cell.arm]
     values: dict[str, Any] = {
-        "run_dir": str(files.cell(cell)),
+        "run_dir": str(files.run(cell)),
         "seed": cell.seed,
         "model": study.model.model_dump(),
         "evaluation": {**study.evaluation.model_dump(), "seed": study.evaluation.seed + cell.seed},

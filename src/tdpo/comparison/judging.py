@@ -29,7 +29,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Answers:
-    """Lines of samples.jsonl as `[prompts][samples]`: what a cell's policy said, and the reference, in the same order."""
+    """Lines of samples.jsonl as `[prompts][samples]`: what a cell's policy said, and the reference, in one order."""
 
     prompts: list[str]
     own: list[list[Line]]
@@ -55,7 +55,7 @@ class Answers:
 
 def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
     """Measure a cell whose evaluation is there, and write measured.json."""
-    run = RunDirectory(files.cell(cell))
+    run = RunDirectory(files.run(cell))
     answers = Answers.read(run, is_reference=cell.arm == "reference")
     environment = task_environment(task_of(study, cell.task))
     by_prompt = _means(answers)
@@ -63,7 +63,7 @@ def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
     found = _diversity(answers, environment, study.embeddings)
     overall |= found.overall | costs(study, files, cell, run)
     write_json(
-        run.path / MEASURED_FILE,
+        files.cell(cell) / MEASURED_FILE,
         {"prompts": answers.prompts, "by_prompt": by_prompt | found.per_prompt, "overall": overall},
     )
 

@@ -182,7 +182,8 @@ class _Supervisor:
                     run.stage = content[0]
                     self.observer.moved(run.cell, *content)
                 elif kind == "failed":
-                    self._failed(Failure(run.cell, *content, self._log(run.cell)))
+                    stage, error, advice = content
+                    self._failed(Failure(run.cell, stage, error, advice, self._log(run.cell)))
 
     def _ended(self, run: _Running) -> None:
         self._hear(run)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from ..config import STUDY_FILE, Study, dump_study, flatten, load_study
 from ..runs import RunError, accelerators, read_json, usable_cores, write_text

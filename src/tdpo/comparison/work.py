@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..config import AnyRecipe, PPORecipe, Study, load_recipe
+from ..config import AnyRecipe, PPORecipe, Recipe, Study, load_recipe
 from ..environments import Environment
 from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
@@ -53,8 +53,8 @@ class _Work:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
-    def folder(self) -> Path:
-        return self.files.cell(self.cell)
+    def run(self) -> RunDirectory:
+        return RunDirectory(self.files.run(self.cell))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -71,14 +71,14 @@ class _Work:
     def do(self) -> None:
         """All that the cell asks for; what an interrupted call has finished is not done again."""
         torch.set_num_threads(self.study.threads)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.run.path.mkdir(parents=True, exist_ok=True)
         if self.cell.arm == "reference":
             self._reference()
         else:
             self._trained()
         with self.timed("diversity"):
             judge(self.study, self.files, self.cell)
-        write_json(self.folder / CELL_FILE, {"state": DONE, "seconds": self.seconds})
+        write_json(self.files.cell(self.cell) / CELL_FILE, {"state": DONE, "seconds": self.seconds})
 
     # The reference: preferences of the task, and its own answers
 
@@ -93,9 +93,8 @@ class _Work:
         elif not train_file.exists():
             with self.timed("preferences"):
                 self._sample_pairs(environment, train_file)
-        run = RunDirectory(self.folder)
         with self.timed("samples"):
-            evaluate_base(run, self._reference_recipe(held_out_file), progress=self._evaluation_progress)
+            evaluate_base(self.run, self._reference_recipe(held_out_file), progress=self._evaluation_progress)
         if environment is not None:
             self._pair_held_out(environment, held_out_file)
 
@@ -103,7 +102,7 @@ class _Work:
         study, task = self.study, task_of(self.study, self.cell.task)
         train_file = self.files.pairs(self.cell.task, self.cell.seed)
         data: dict[str, Any] = {"train": str(train_file)}
-        values: dict[str, Any] = {"run_dir": str(self.folder), "model": study.model.model_dump(), "data": data}
+        values: dict[str, Any] = {"run_dir": str(self.run.path), "model": study.model.model_dump(), "data": data}
         if task.environment is None:
             data["eval"] = str(held_out)
         else:
@@ -115,7 +114,9 @@ class _Work:
         """The task's own rows; split with the study's first seed, so that every cell has the same held-out prompts."""
         data = task_of(self.study, self.cell.task).data
         assert data is not None
-        rows = read_data(load_recipe({"run_dir": "-", "seed": self.study.seeds[0], "data": data.model_dump()}))
+        recipe = load_recipe({"run_dir": "-", "seed": self.study.seeds[0], "data": data.model_dump()})
+        assert isinstance(recipe, Recipe)
+        rows = read_data(recipe)
         assert rows.eval is not None  # the study's schema asks for held-out rows
         for part, file in ((rows.train, train_file), (rows.eval, held_out_file)):
             write_preferences(file, (_as_row(row) for row in part.rows))
@@ -150,7 +151,7 @@ class _Work:
                 line["finished"],
                 line["reward"],
             )
-            for line in read_jsonl(self.folder / "samples.jsonl")
+            for line in read_jsonl(self.run.path / "samples.jsonl")
         ]
         rows, _ = make_pairs(prompts, samples, self.study.sampling.pairs_per_prompt)
         if rows:
@@ -160,7 +161,7 @@ class _Work:
 
     def _trained(self) -> None:
         recipe = training_recipe(self.study, self.files, self.cell)
-        run = RunDirectory(self.folder)
+        run = self.run
         if run.status().get("state") != "finished":
             with self.timed("training"):
                 self._train(recipe, run)
@@ -168,7 +169,7 @@ class _Work:
             evaluate_run(
                 run,
                 evaluation_recipe(self.study, self.files, self.cell),
-                base_from=RunDirectory(self.files.cell(reference_cell(self.cell.task, self.cell.seed))),
+                base_from=RunDirectory(self.files.run(reference_cell(self.cell.task, self.cell.seed))),
                 progress=self._evaluation_progress,
             )
         for checkpoint in run.checkpoints().complete:  # as large as the model each, and of no use any more

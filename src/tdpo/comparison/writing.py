@@ -5,14 +5,11 @@ Everything but the seconds (timings.csv, about.json) depends on the cells alone,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ..config import Study
-from ..runs import RunDirectory, describe_environment, read_json, read_jsonl, write_json, write_text
+from ..runs import RunDirectory, describe_environment, read_json, read_jsonl, write_json
 from ..runs.files import now
 from .arms import ARM_KINDS
 from .bootstrap import cell_results, means_over_seeds
@@ -59,7 +56,7 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     write_curves(files.folder / "curves.csv", (row for cell in done for row in _curves(study, files, cell)))
     write_results(files.folder / "timings.csv", _timings(files, done))
     write_json(files.folder / "claims.json", judge_claims(table, planned))
-    write_json(files.folder / "about.json", _about(study, files, done, planned, failures) | about)
+    write_json(files.folder / "about.json", {**_about(study, files, done, planned, failures), **about})
 
 
 def _prompt_rows(measured: Mapping[CellKey, dict[str, Any]]) -> Iterator[PromptRow]:
@@ -84,7 +81,7 @@ def _responses(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[Respo
     environment = task_environment(task_of(study, cell.task))
     prompts = {} if environment is None else {prompt.id: prompt for prompt in environment.held_out}
     model = "base" if cell.arm == "reference" else "trained"
-    for line in read_jsonl(files.cell(cell) / "samples.jsonl"):
+    for line in read_jsonl(files.run(cell) / "samples.jsonl"):
         if line["model"] != model:
             continue
         mode = None
@@ -110,7 +107,7 @@ def _curves(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[CurveRow
         return
     is_ppo = ARM_KINDS[cell.arm].kind == "ppo"
     iteration = 0
-    for line in RunDirectory(files.cell(cell)).metrics():
+    for line in RunDirectory(files.run(cell)).metrics():
         if line["split"] != "train" or (is_ppo and "reward_mean" not in line):
             continue
         iteration += 1

@@ -45,7 +45,7 @@ def measure_diversity(
     *,
     rewards: Sequence[Sequence[float | None]] | None = None,
     threshold: float | None = None,
-    modes: Sequence[str] = (),
+    modes: Sequence[Sequence[str]] | None = None,
     labels: Sequence[Sequence[str | None]] | None = None,
     embeddings: Sequence[Embeddings] | None = None,
 ) -> Diversity:
@@ -77,23 +77,25 @@ def measure_diversity(
         for name, (metric, groups) in metrics.items():
             per_prompt[f"gated_{name}"] = per_input(metric, quality_gate(groups, rewards, threshold))
         per_prompt["gated_share"] = _shares(texts, rewards, lambda reward: passes(reward, threshold))
-    if modes:
+    if modes is not None:
         per_prompt.update(_modes(texts, labels, modes))
     overall = {name: mean_of_defined(values) for name, values in per_prompt.items()}
     return Diversity(per_prompt, overall | across)
 
 
 def _modes(
-    texts: Sequence[Sequence[str]], labels: Sequence[Sequence[str | None]] | None, modes: Sequence[str]
+    texts: Sequence[Sequence[str]], labels: Sequence[Sequence[str | None]] | None, modes: Sequence[Sequence[str]]
 ) -> dict[str, list[float | None]]:
     if labels is None:
-        raise ValueError(f"{len(modes)} modes are known, but no labels say which output is in which; pass labels")
+        raise ValueError("modes are known, but no labels say which output is in which; pass labels")
+    if len(modes) != len(texts):
+        raise ValueError(f"modes are given for {len(modes)} prompts, texts for {len(texts)}")
     kept = [
         [label for text, label in zip(group, marks, strict=True) if has_words(text)]
         for group, marks in zip(texts, labels, strict=True)
     ]
     return {
-        "mode_coverage": [mode_coverage(group, modes) for group in kept],
+        "mode_coverage": [mode_coverage(group, known) for group, known in zip(kept, modes, strict=True)],
         "mode_entropy": [mode_entropy(group) for group in kept],
         "valid_share": _shares(texts, labels, lambda label: label is not None),
     }

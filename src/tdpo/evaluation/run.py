@@ -281,7 +281,7 @@ def _lines(
     model: str, prompts: list[Prompt], sampled: Sampled, numbers: Mapping[str, Sequence[float]]
 ) -> list[dict[str, Any]]:
     """Lines of samples.jsonl, one a completion."""
-    rewards = sampled.rewards or [None] * len(sampled.completions)
+    rewards: Sequence[float | None] = sampled.rewards or [None] * len(sampled.completions)
     return [
         {
             "prompt_id": prompts[completion.prompt_index].id,

@@ -66,6 +66,7 @@ def recipe_rewards(recipe: PPORecipe, tokenizer: Any) -> Rewards:
     """The rewards of a PPO recipe; reward models are loaded. Errors as `rewards_of` and `load_function`."""
     if recipe.environment is not None:
         environment = load_environment(recipe.environment.name)
+        assert environment.reward is not None  # only environments made of rows lack one, and no recipe names those
         return Rewards([Reward(environment.reward_name, environment.reward)])
     assert recipe.rewards is not None
     sources = [load_function(r.function) if r.function else str(r.model) for r in recipe.rewards]
