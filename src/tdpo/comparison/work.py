@@ -179,7 +179,7 @@ class _Work:
         resume = run.is_run()
         with RunDirectory.training(recipe, resume=resume) as begun:
             if isinstance(recipe, PPORecipe):
-                train_ppo(recipe, begun, resume=resume, progress=self.moved, say=print)
+                train_ppo(recipe, begun, resume=resume, progress=self.moved, say=print, judge_held_out=False)
             else:
                 train(recipe, begun, resume=resume, progress=self.moved, say=print)
 

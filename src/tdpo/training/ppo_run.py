@@ -33,6 +33,7 @@ def train_ppo(
     progress: Progress | None = None,
     say: Say = logger.info,
     callbacks: Sequence[TrainerCallback] = (),
+    judge_held_out: bool = True,
 ) -> dict[str, Any]:
     """Train as the recipe says and leave model, metrics, completions and model card in the run directory.
 
@@ -46,6 +47,7 @@ def train_ppo(
         progress: called after every update.
         say: told what is being done, in sentences.
         callbacks: further transformers callbacks.
+        judge_held_out: answer the held-out prompts at the end; False where an evaluation follows that does it anyway.
 
     Returns:
         {"steps", "seconds", "train": last logged numbers, "eval": held-out numbers or None, "model": path}
@@ -82,7 +84,8 @@ def train_ppo(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.asked:
         raise KeyboardInterrupt
-    numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate() if held_out else None)}
+    judged = bool(held_out) and judge_held_out
+    numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate() if judged else None)}
     card = ppo_model_card(recipe, len(train_prompts), numbers["train"] or {}, numbers["eval"], versions_of(run))
     place = save_trained(trainer, run, card)
     return {"steps": trainer.state.global_step, "seconds": result.metrics["train_runtime"], "model": place, **numbers}
