@@ -58,6 +58,22 @@ def test_the_snippet_about_the_two_kls_prints_what_the_page_says(tmp_path: Path)
     assert shown_to_work(language, text, tmp_path) == printed
 
 
+def test_the_page_on_diversity_prints_what_it_says_and_names_what_there_is(tmp_path: Path) -> None:
+    from tdpo import diversity
+
+    page = ROOT / "docs/diversity.md"
+    [(language, text)] = blocks(page, "python")
+    [(_, printed)] = blocks(page, "text")
+    assert shown_to_work(language, text, tmp_path) == printed
+    rows = re.findall(r"^\| (`.+?) \| `(\w+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    for _, function in rows:
+        assert callable(getattr(diversity, function))
+    everything = {"rewards": [[1.0]], "threshold": 0.5, "modes": ["m"], "labels": [["m"]], "embeddings": [[[1.0]]]}
+    measured = diversity.measure_diversity([["a"]], **everything).overall
+    per_input = {name for name in measured if not re.match("(across|gated)_|valid_share", name)}
+    assert {name for names, _ in rows for name in re.findall(r"`(\w+)`", names)} == per_input
+
+
 def test_the_snippets_about_the_fast_paths_run(tmp_path: Path) -> None:
     found = blocks(ROOT / "docs/the_fast_paths.md", "python")
     assert len(found) >= 3
