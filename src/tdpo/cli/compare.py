@@ -102,7 +102,7 @@ def list_cells(study: Study) -> None:
 
 
 def _say_how_it_ended(finished: Finished, command: str) -> None:
-    from ..report import write_report as write_study_report  # type: ignore
+    from ..report import write_study_report
     from ._study_tables import claims_text, results_table
 
     folder = finished.files.folder
