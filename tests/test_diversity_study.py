@@ -113,7 +113,7 @@ def test_what_does_not_agree_is_refused() -> None:
         measure_diversity([["a"], ["b"]], rewards=[[1.0]])
     with pytest.raises(ValueError, match="prompt 1 has 1 texts, but 2 embeddings"):
         measure_diversity([["a"], ["b"]], embeddings=[np.ones((1, 2)), np.ones((2, 2))])
-    with pytest.raises(ValueError, match="3 modes are known, but no labels"):
+    with pytest.raises(ValueError, match="modes are known, but no labels"):
         measure_diversity([["a"]], modes=[MODES])
 
 
@@ -201,7 +201,7 @@ def overall(embed: Callable[[list[str]], np.ndarray]) -> list[dict[str, float | 
     for different in DIFFERENT:
         texts = [outputs(different)[turn:] + outputs(different)[:turn] for turn in range(8)]
         marks = [labels(different)[turn:] + labels(different)[:turn] for turn in range(8)]
-        options: dict[str, Any] = {"modes": [m for m in labels(8) if m], "labels": marks, "threshold": 0.5}
+        options: dict[str, Any] = {"modes": [[m for m in labels(8) if m]] * len(texts), "labels": marks, "threshold": 0.5}
         rewards, rows = [[1.0] * 8] * 8, [embed(group) for group in texts]
         cells.append(measure_diversity(texts, rewards=rewards, embeddings=rows, **options).overall)
     return cells

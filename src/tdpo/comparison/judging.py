@@ -81,13 +81,17 @@ def _means(answers: Answers) -> dict[str, list[float | None]]:
         "reward_mean": means(answers.own, lambda line: line["reward"]),
         "reward_square": means(answers.own, squared),
         "forward_kl": means(answers.reference, lambda line: line["forward_kl"]),
-        "forward_kl_tokens": means(answers.reference, lambda line: line["tokens"]),
+        "forward_kl_tokens": means(answers.reference, lambda line: _tokens_where(line, "forward_kl")),
         "reverse_kl": means(answers.own, lambda line: line["reverse_kl"]),
-        "reverse_kl_tokens": means(answers.own, lambda line: line["tokens"]),
+        "reverse_kl_tokens": means(answers.own, lambda line: _tokens_where(line, "reverse_kl")),
         "response_tokens": means(answers.own, lambda line: line["tokens"]),
         "policy_entropy": means(answers.own, lambda line: line["policy_entropy"]),
     }
     return {name: values for name, values in numbers.items() if any(value is not None for value in values)}
+
+
+def _tokens_where(line: Line, measured: str) -> float | None:
+    return None if line[measured] is None else float(line["tokens"])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -322,6 +322,8 @@ class Evaluation(Section):
 
     samples_per_prompt: PositiveInt = 4
     """Responses drawn from each model for each held-out prompt."""
+    kl_samples_per_prompt: PositiveInt | None = None
+    """Of these, the first so many have their KLs and entropy measured, which takes most of the time; null is all."""
     max_prompts: PositiveInt | None = None
     """Held-out prompts that are answered: the first so many. Null is all of an environment's, and none without an
     environment; a number has the prompts of held-out pairs answered too, without a reward."""
@@ -333,6 +335,14 @@ class Evaluation(Section):
     """Sequences generated at once; changes speed and memory only."""
     seed: Seed = 1234
     """Seed of the generations, the same for both models."""
+
+    @field_validator("kl_samples_per_prompt")
+    @classmethod
+    def _not_more_than_there_are(cls, measured: int | None, info: ValidationInfo) -> int | None:
+        drawn = info.data.get("samples_per_prompt")
+        if measured is not None and drawn is not None and measured > drawn:
+            raise ValueError(f"{measured} is more than evaluation.samples_per_prompt, {drawn}; null measures all")
+        return measured
 
     @field_validator("temperature")
     @classmethod

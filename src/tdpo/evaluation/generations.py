@@ -33,9 +33,13 @@ class Sampled:
     rewards: list[float] | None  # None where the environment has no reward
 
     def table(self, values: Sequence[float]) -> NDArray[np.float64]:
-        """Values of all completions as `[prompts, samples]`."""
-        samples = 1 + max(c.sample_index for c in self.completions)
-        return np.asarray(values, dtype=np.float64).reshape(-1, samples)
+        """Values of all completions, or of the first few of every prompt, as `[prompts, samples]`."""
+        prompts = 1 + max(c.prompt_index for c in self.completions)
+        return np.asarray(values, dtype=np.float64).reshape(prompts, -1)
+
+    def first(self, samples: int | None) -> list[Completion]:
+        """The first so many completions of every prompt; None: all."""
+        return [c for c in self.completions if samples is None or c.sample_index < samples]
 
 
 def sample_and_score(
@@ -72,7 +76,7 @@ def scored(environment: Environment, prompts: Sequence[Prompt], completions: lis
 
 @dataclass
 class Distances:
-    """How far the policy is from the reference, one value a completion, in the order of the completions.
+    """How far the policy is from the reference, one value a completion that was measured, in their order.
 
     Args:
         forward_kl: exact KL(reference‖policy) along the reference's response, nats per sequence.
@@ -91,8 +95,8 @@ def distances(
     statistics: PolicyStatistics,
     tokenizer: Any,
     prompts: Sequence[Prompt],
-    trained: Sampled,
-    base: Sampled,
+    own: Sequence[Completion],
+    base: Sequence[Completion],
     *,
     batch_size: int,
     progress: Progress | None = None,
@@ -104,8 +108,8 @@ def distances(
     """
     encoded = encode_prompts(tokenizer, [p.prompt for p in prompts])
     pairs = [
-        TokenizedPair(encoded[own.prompt_index], own.token_ids, other.token_ids)
-        for own, other in zip(trained.completions, base.completions, strict=True)
+        TokenizedPair(encoded[one.prompt_index], one.token_ids, other.token_ids)
+        for one, other in zip(own, base, strict=True)
     ]
     device = next(model.parameters()).device
     pad_token_id = tokenizer.pad_token_id

@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..batches import tokenize_pairs
 from ..config import AnyRecipe, PPORecipe, Recipe
 from ..environments import Environment, Prompt, load_environment
-from ..generation import SamplingSettings
+from ..generation import Completion, SamplingSettings
 from ..models import (
     Reference,
     find_head,
@@ -220,8 +223,8 @@ class _Judged:
             self.statistics,
             self.tokenizer,
             prompts,
-            own,
-            base,
+            own.first(self.recipe.evaluation.kl_samples_per_prompt),
+            base.first(self.recipe.evaluation.kl_samples_per_prompt),
             batch_size=PAIRS_AT_ONCE,
             progress=self._stage("exact KLs"),
         )
@@ -280,8 +283,9 @@ class _Judged:
 def _lines(
     model: str, prompts: list[Prompt], sampled: Sampled, numbers: Mapping[str, Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Lines of samples.jsonl, one a completion."""
+    """Lines of samples.jsonl, one a completion; `numbers` are of the first few of every prompt, null for the others."""
     rewards: Sequence[float | None] = sampled.rewards or [None] * len(sampled.completions)
+    values = {name: sampled.table(column) for name, column in numbers.items()}
     return [
         {
             "prompt_id": prompts[completion.prompt_index].id,
@@ -292,10 +296,15 @@ def _lines(
             "reward": reward,
             "tokens": len(completion.token_ids),
             "finished": completion.finished,
-            **{name: values[at] for name, values in numbers.items()},
+            **{name: _entry(table, completion) for name, table in values.items()},
         }
-        for at, (completion, reward) in enumerate(zip(sampled.completions, rewards, strict=True))
+        for completion, reward in zip(sampled.completions, rewards, strict=True)
     ]
+
+
+def _entry(table: NDArray[np.float64], completion: Completion) -> float | None:
+    measured = completion.sample_index < table.shape[1]
+    return float(table[completion.prompt_index, completion.sample_index]) if measured else None
 
 
 def prompts_of(rows: Preferences) -> Environment:
