@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .bootstrap import CONFIDENCE, RESAMPLES, SEED, VARIANCE, Draws, TaskResamples, interval, same_but_for_the_seed
-from .frontiers import arm_frontier, gap
+from .frontiers import KLS, arm_frontier, gap
 from .tables import LABELS, CellKey, PromptTable
 
 PRIMARY_DIVERSITY = "embedding_diversity"
@@ -178,7 +178,7 @@ def answer(tasks: Sequence[TaskResamples], question: Question) -> Answer:
     found, numbers = Answer(question), []
     measured = [draws for draws in tasks if all(draws.table.measured(draws.task, m) for m in _needed(question))]
     if not measured:
-        found.without.append(f"{' and '.join(_needed(question))} not measured on any task")
+        found.without.append(f"no task measures {_words(' and '.join(_needed(question)))}")
     for draws in measured:
         result = _on_task(draws, question)
         if isinstance(result, str):
@@ -194,6 +194,11 @@ def answer(tasks: Sequence[TaskResamples], question: Question) -> Answer:
         found.low, found.high = interval(mean)
         found.verdict = verdict_of(found.low, found.high, question.supports_above)
     return found
+
+
+def _words(metrics: str) -> str:
+    """Names of metrics as a sentence has them."""
+    return metrics.replace("_kl", " KL").replace("reward_mean", "reward").replace("_", " ")
 
 
 def _needed(question: Question) -> list[str]:
@@ -240,15 +245,17 @@ def _gap(draws: TaskResamples, question: Question, seeds: list[int]) -> tuple[Dr
             draws, arm, question.matched, question.metric, seeds, reference=not question.trained_only
         )
         if frontier is None:
-            return f"{question.metric} or {question.matched} not measured for {LABELS[arm]} or the reference"
+            metrics = _words(f"{question.metric} or {question.matched}")
+            return f"{metrics} not measured for {LABELS[arm]} or the reference"
         frontiers.append(frontier)
     difference = gap(*frontiers)
     if np.isnan(difference.mean[0]):
-        return f"no common range of {question.matched}"
+        return f"no common range of {_words(question.matched)}"
     scale = _scale(draws, question.scale, seeds)
     if scale == 0:
         return "the reference's reward does not vary, or was not measured"
-    return difference.mean / scale, [float(difference.low[0]), float(difference.high[0])]
+    power = 2 if question.matched in KLS else 1  # frontiers have the root of a KL
+    return difference.mean / scale, [float(difference.low[0] ** power), float(difference.high[0] ** power)]
 
 
 def _scale(draws: TaskResamples, name: str, seeds: list[int]) -> float:
@@ -273,7 +280,7 @@ def _log_ratio(draws: TaskResamples, question: Question, seeds: list[int]) -> tu
                 ratio = np.where(start > 0, variance / start, np.nan)
             logs.append(np.log(np.maximum(ratio, LEAST_RATIO)))
     if not logs:
-        return f"{question.metric} not measured for {LABELS[question.first]}"
+        return f"{_words(question.metric)} not measured for {LABELS[question.first]}"
     # A strength whose only seed was not drawn is left out of that resample.
     known = ~np.isnan(logs)
     count = known.sum(axis=0)

@@ -4,6 +4,9 @@ A frontier is a set of points (x, y), one a strength, and the reference as the l
 lines join neighbours in x. The gap of two frontiers is the mean of y₁ − y₂ over 41 evenly spaced x in the range of x
 that both reach. The rule is the same for every arm, and does not look at the order of the strengths:
 
+- where x is a KL, lines are straight in √KL. Close to the reference every mean over responses changes in proportion to
+  √KL (it is linear in a small change of the policy, and the KL quadratic), so a line straight in the KL itself would
+  lie too low between the reference and an arm's first point, and favour the arm whose first point is nearer;
 - points with equal x count as one, with the mean of their y;
 - the range begins at the reference's x. A policy whose reward lies below the reference's is a point outside the range,
   where nobody would want to go; it has no influence. An arm that never gets above the reference has no common range;
@@ -26,6 +29,7 @@ from .bootstrap import Draws, TaskResamples, same_but_for_the_seed
 from .tables import CellKey
 
 GRID = 41
+KLS = ("forward_kl", "reverse_kl")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def arm_frontier(
 ) -> Frontier | None:
     """The arm's points (statistics `x` and `y`, means over `seeds`); the reference is one of them, and the start.
 
+    A KL enters as its root, √nats.
     With `reference=False` only what was trained. None where no strength has both statistics, or where the reference
     is wanted and has not.
     """
@@ -73,11 +78,11 @@ def _point(
     across, up = draws.over_seeds(cells, x, seeds), draws.over_seeds(cells, y, seeds)
     if across is None or up is None:
         # The reference differs from itself by nothing, measured or not.
-        is_reference = bool(cells) and cells[0].arm == "reference" and x in ("forward_kl", "reverse_kl")
+        is_reference = bool(cells) and cells[0].arm == "reference" and x in KLS
         if up is None or not is_reference:
             return None
         across = np.zeros_like(up)
-    return across, up
+    return (np.sqrt(np.maximum(across, 0.0)) if x in KLS else across), up
 
 
 def gap(first: Frontier, second: Frontier) -> Gap:
