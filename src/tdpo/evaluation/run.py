@@ -9,7 +9,7 @@ from typing import Any
 
 from ..batches import tokenize_pairs
 from ..config import AnyRecipe, PPORecipe, Recipe
-from ..environments import Environment, load_environment
+from ..environments import Environment
 from ..generation import SamplingSettings
 from ..models import has_adapter, load_causal_lm, load_tokenizer, model_facts, reference_for
 from ..runs import RunDirectory
@@ -73,6 +73,12 @@ def evaluate_run(
 def _check_something_held_out(recipe: AnyRecipe) -> None:
     """Before models load."""
     if recipe.environment is not None:
+        has_pairs = isinstance(recipe, Recipe) and _holds_out_pairs(recipe)
+        if not recipe.environment.holds_out and not has_pairs:
+            raise ValueError(
+                "nothing to evaluate on: the recipe holds no prompts out; set environment.held_out to a file of "
+                "prompts that were not trained on"
+            )
         return
     if isinstance(recipe, PPORecipe):
         if recipe.prompts is None or recipe.prompts.eval is None:
@@ -135,7 +141,7 @@ class _Judged:
     def environment(self) -> Environment | None:
         """Whose prompts and reward generations are judged with; None where the recipe has pairs only."""
         if self.recipe.environment is not None:
-            return load_environment(self.recipe.environment.name)
+            return self.recipe.environment.load() if self.recipe.environment.holds_out else None
         return environment_of(self.recipe, self.tokenizer) if isinstance(self.recipe, PPORecipe) else None
 
     def generations(self, environment: Environment) -> dict[str, Any]:
