@@ -152,7 +152,7 @@ def test_doctor_tries_the_reward(kind: str, tiny_folder: Callable[[str], Path]) 
         (["environment.reward=mine.py:brevty"], "did you mean 'brevity'?"),
         (["environment.prompts=none.jsonl"], "none.jsonl"),
         (["environment.held_out=none.jsonl"], "none.jsonl"),
-        (["environment.mode_of=mine.py:brevity"], "environment"),
+        (["environment.mode_of=mine.py:brevity"], "mine.py:brevity raised TypeError"),
     ],
 )
 @pytest.mark.parametrize("kind", ["ppo", "preferences"])

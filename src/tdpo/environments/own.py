@@ -72,10 +72,16 @@ def _check_columns(prompt: Prompt) -> None:
 
 
 def _checked(function: Callable[..., Any], spec: str) -> Callable[[Prompt, str], str | None]:
-    """`function` on a `Prompt`; raises ValueError where it gives no known mode."""
+    """`function` on a `Prompt`; raises ValueError where it fails or gives no known mode."""
 
     def mode_of(prompt: Prompt, completion: str) -> str | None:
-        mode = function(prompt.prompt, completion, **prompt.columns)
+        try:
+            mode = function(prompt.prompt, completion, **prompt.columns)
+        except Exception as error:
+            raise ValueError(
+                f"{spec} raised {type(error).__name__}: {error} (prompt {prompt.id!r}, response {completion!r}); it "
+                "gets a prompt, a completion and every column of the prompt by its name"
+            ) from error
         known = _modes_of(prompt)
         if mode is None or (isinstance(mode, str) and (mode in known or not known)):
             return mode
