@@ -164,6 +164,8 @@ def test_reading_ease_is_fleschs() -> None:
         ("Clocks communicate chronological information mechanically or electronically to observers.", 0.0),
         # 8 words, 13 syllables: 206.835 - 8.12 - 137.475 = 61.24
         ("A clock is a handy machine measuring minutes.", 0.6124),
+        # 5 words, 10 syllables, counted as a sentence of 8: (206.835 - 8.12 - 169.2) / 100 * 5 / 8
+        ("Clocks: tiny machines measuring minutes.", 0.1845),
         ("", 0.0),
         ("Часы показывают время.", 0.0),
     ],
@@ -190,6 +192,7 @@ def test_chopping_an_explanation_into_tiny_sentences_gains_nothing() -> None:
         ("They live in Antarctica.", 0.0),
         ("Penguins.", 0.25),
         ("Where do penguins live?", 0.25),
+        ("Where penguins live.", 0.25),  # nothing but words of the question
         ("Do penguins live where penguins live.", 0.25),
         ("The penguin, what is it?", 0.25),
         ("penguin Antarctica penguin Antarctica penguin Antarctica.", 0.25),

@@ -681,11 +681,7 @@ def test_demo_mixes_neither_settings_nor_folders(
 
 
 @pytest.mark.slow
-def test_the_real_demo_on_a_tiny_model(
-    call: Call, tiny_demo: None, small_environment: Environment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("evaluation.run", "training.ppo_data"):
-        monkeypatch.setattr(f"tdpo.{module}.load_environment", lambda name: small_environment)
+def test_the_real_demo_on_a_tiny_model(call: Call, tiny_demo: None, small_environment: Environment) -> None:
     done = call("demo", "--quick", "--out", "demo")
     assert done.exit_code == 0, done.output
     assert "Traceback" not in done.output

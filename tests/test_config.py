@@ -392,3 +392,50 @@ def test_defaults_agree_with_the_classes_that_take_them() -> None:
 
     lora = recipe().model.lora
     assert lora is not None and LoraSettings(**lora.model_dump()) == LoraSettings()
+
+
+# The environment: a built-in one, or one of one's own
+
+OWN = ("environment.prompts=p.jsonl", "environment.reward=mine.py:brevity", "environment.max_new_tokens=8")
+
+
+def test_an_environment_of_ones_own() -> None:
+    chosen = recipe(*OWN).environment
+    assert chosen is not None and chosen.reward_name == "brevity" and chosen.label == "p" and not chosen.holds_out
+    named = recipe(*OWN, "environment.held_out=h.jsonl", "environment.reward_name=short", "environment.threshold=-3")
+    assert named.environment is not None and named.environment.holds_out
+    assert (named.environment.reward_name, named.environment.threshold) == ("short", -3)
+    assert load_recipe(read_yaml(dump_recipe(named))[0]) == named
+
+
+def test_a_built_in_environment_resolves_to_its_name_alone() -> None:
+    chosen = recipe("environment.name=sentiment").environment
+    assert chosen is not None and chosen.label == "sentiment" and chosen.holds_out
+    assert {key for key, value in chosen if value is not None} == {"name"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("environment={}",), ["environment: names none; set environment.name (sentiment, for instance), or prompts"]),
+        (("environment={name: null, threshold: null}",), ["environment: names none"]),
+        (OWN[1:], ["environment.prompts: is missing: a reward judges responses to prompts; name their file"]),
+        ((OWN[0], OWN[2]), ["environment.reward: is missing: prompts come without a reward; name a function"]),
+        (OWN[:2], ["environment.max_new_tokens: is missing: prompts of your own name no length; set the longest"]),
+        (("environment.threshold=1",), ["environment.prompts: is missing", "environment.reward: is missing",
+                                        "environment.max_new_tokens: is missing"]),
+        (("environment.name=sentiment", "environment.threshold=1"),
+         ["environment.threshold: has no effect beside environment.name sentiment, which has its own; remove one"]),
+        (("environment.name=sentiment", *OWN),
+         ["environment.max_new_tokens: has no", "environment.prompts: has no", "environment.reward: has no effect"]),
+        (("environment.name=sentiment", "environment.reward_name=x"), ["environment.reward_name: has no effect"]),
+        ((*OWN, "environment.eval=h.jsonl"), ["environment.eval: unknown key; did you mean environment.held_out?"]),
+        ((*OWN, "environment.train=h.jsonl"), ["environment.train: unknown key; did you mean environment.prompts?"]),
+        ((*OWN[:2], "environment.max_new_tokens=0"), ["environment.max_new_tokens: expected a whole number ≥ 1"]),
+    ],
+)  # fmt: skip
+def test_an_environment_is_named_in_exactly_one_way(overrides: tuple[str, ...], expected: list[str]) -> None:
+    found = sorted(problems(*overrides))
+    assert len(found) == len(expected), found
+    for text, beginning in zip(found, sorted(expected), strict=True):
+        assert text.startswith(beginning), text

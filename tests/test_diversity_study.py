@@ -201,7 +201,11 @@ def overall(embed: Callable[[list[str]], np.ndarray]) -> list[dict[str, float | 
     for different in DIFFERENT:
         texts = [outputs(different)[turn:] + outputs(different)[:turn] for turn in range(8)]
         marks = [labels(different)[turn:] + labels(different)[:turn] for turn in range(8)]
-        options: dict[str, Any] = {"modes": [[m for m in labels(8) if m]] * len(texts), "labels": marks, "threshold": 0.5}
+        options: dict[str, Any] = {
+            "modes": [[m for m in labels(8) if m]] * len(texts),
+            "labels": marks,
+            "threshold": 0.5,
+        }
         rewards, rows = [[1.0] * 8] * 8, [embed(group) for group in texts]
         cells.append(measure_diversity(texts, rewards=rewards, embeddings=rows, **options).overall)
     return cells

@@ -29,7 +29,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
     """Three held-out prompts in place of the built-in ones."""
     held_out = [Prompt(f"held-{i}", [{"role": "user", "content": f"question {i}"}]) for i in range(3)]
     made = Environment("sentiment", held_out, held_out, letters, "letters", 8, "a test")
-    monkeypatch.setattr("tdpo.evaluation.run.load_environment", lambda name: made)
+    monkeypatch.setattr("tdpo.environments.load_environment", lambda name: made)
     return made
 
 

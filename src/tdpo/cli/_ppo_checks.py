@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ._environment_checks import environment_checks
 from ._machine_checks import Check
 from ._model_checks import model_checks
 
@@ -14,14 +15,10 @@ if TYPE_CHECKING:
 
 def environment(recipe: PPORecipe) -> Iterator[Check]:
     """The environment, where the recipe has one, and what an iteration draws from it."""
-    from ..environments import load_environment
-
     if recipe.environment is None:
         return
-    found = load_environment(recipe.environment.name)
-    prompts = f"{len(found.train)} prompts to train on, {len(found.held_out)} held out"
-    yield Check("environment", "ok", f"{found.name}: {prompts}, reward {found.reward_name}")
-    yield from _length(recipe, len(found.train))
+    yield from environment_checks(recipe.environment)
+    yield from _length(recipe, len(recipe.environment.load().train))
 
 
 def prompts(recipe: PPORecipe) -> Iterator[Check]:

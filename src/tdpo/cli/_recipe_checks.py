@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _ppo_checks
 from ._console import quiet_libraries
+from ._environment_checks import environment_checks
 from ._errors import explain, is_ours
 from ._machine_checks import Check
 from ._model_checks import model_checks
@@ -88,17 +89,13 @@ def _packages(recipe: AnyRecipe) -> Iterator[Check]:
 
 
 def _environment(recipe: Recipe) -> Iterator[Check]:
-    from ..environments import load_environment
-
     if recipe.environment is None:
         if recipe.data.eval is None and recipe.data.eval_fraction is None:
             yield Check("environment", "note", "none, and no held-out rows: there is nothing to evaluate on")
         else:
             yield Check("environment", "ok", "none: an evaluation judges held-out pairs, not generations")
         return
-    found = load_environment(recipe.environment.name)
-    prompts = f"{len(found.train)} prompts to train on, {len(found.held_out)} held out"
-    yield Check("environment", "ok", f"{found.name}: {prompts}, reward {found.reward_name}")
+    yield from environment_checks(recipe.environment)
 
 
 def _model(recipe: Recipe) -> Iterator[Check]:

@@ -138,10 +138,9 @@ class Demo:
     def _responses_scored(self, first: Recipe, recipes: Mapping[str, AnyRecipe]) -> dict[str, int]:
         """How many responses each method learns from the rewards of: the budget in which they can be compared."""
         from ..config import PPORecipe
-        from ..environments import load_environment
 
         assert first.environment is not None
-        sampled = len(load_environment(first.environment.name).train) * first.sampling.samples_per_prompt
+        sampled = len(first.environment.load().train) * first.sampling.samples_per_prompt
         return {
             label: r.ppo.iterations * r.rollouts.completions if isinstance(r, PPORecipe) else sampled
             for label, r in recipes.items()

@@ -109,12 +109,14 @@ def _in_words(summary: PairSummary) -> str:
 def _environment(recipe: Recipe, split: Split) -> Environment:
     from dataclasses import replace
 
-    from ..environments import load_environment
-
     if recipe.environment is None:
         raise CommandError(
             "the recipe has no environment, so there are neither prompts nor a reward to make pairs with; "
             "add environment.name=sentiment, or train on a file of your own"
         )
-    environment = load_environment(recipe.environment.name)
-    return environment if split == "train" else replace(environment, train=environment.held_out)
+    environment = recipe.environment.load()
+    if split == "train":
+        return environment
+    if not environment.held_out:
+        raise CommandError("the environment holds no prompts out to sample from; set environment.held_out")
+    return replace(environment, train=environment.held_out)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import AnyRecipe, Arm, RecipeError, RecipeProblem, Study, Task, load_recipe
-from ..environments import Environment, load_environment
+from ..environments import Environment
 from .arms import ARM_KINDS
 from .tables import CellKey
 
@@ -79,7 +79,7 @@ def task_environment(task: Task) -> Environment | None:
     """The task's environment, under the task's name; None for preference rows. Errors as loading it has them."""
     if task.environment is None:
         return None
-    return replace(load_environment(task.environment.name), name=task.label)
+    return replace(task.environment.load(), name=task.label)
 
 
 def training_prompts(study: Study, environment: Environment) -> Environment:

@@ -1,6 +1,8 @@
 """Recipes: one YAML file a run, validated before anything loads."""
 
 from ._explain import nearest_key
+from ._sections import Section
+from .environment_schema import EnvironmentChoice
 from .loading import (
     RECIPE_FILE,
     STUDY_FILE,
@@ -17,14 +19,12 @@ from .ppo_schema import KL, PPO, PPORecipe, Prompts, Reward, Rollouts
 from .reference import KeyReference, only_in_ppo, only_in_studies, recipe_markdown, recipe_reference
 from .schema import (
     Data,
-    EnvironmentChoice,
     Evaluation,
     Lora,
     Loss,
     Model,
     Recipe,
     Sampling,
-    Section,
     Training,
 )
 from .study_schema import ARM_NAMES, Arm, Study, Task

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ._sections import Section
 from .ppo_schema import PPORecipe
-from .schema import Recipe, Section
+from .schema import Recipe
 from .study_schema import Study
 
 SCHEMAS: tuple[type[Section], ...] = (Recipe, PPORecipe, Study)
@@ -124,11 +125,15 @@ COUNTERPARTS = {
     PPORecipe: {"data": "prompts", "loss": "kl", "training": "ppo", "sampling": "rollouts"},
     Recipe: {"prompts": "data", "rewards": "environment", "kl": "loss", "rollouts": "sampling", "ppo": "training"},
 }
-# Keys that people look for here and that are left out on purpose.
+# Keys that people look for here and that are left out on purpose, or are called otherwise in this section.
 _LEFT_OUT: dict[tuple[type[Section], str], str] = {
     (PPORecipe, f"rollouts.{name}"): "there is no such key: the gradient is that of responses drawn from the policy "
     "itself, at temperature 1 from all tokens"
     for name in ("temperature", "top_p", "top_k")
+} | {
+    (schema, f"environment.{key}"): f"unknown key; did you mean environment.{meant}?"
+    for schema in SCHEMAS
+    for key, meant in {"eval": "held_out", "test": "held_out", "train": "prompts", "function": "reward"}.items()
 }
 
 

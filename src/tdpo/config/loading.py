@@ -22,9 +22,10 @@ from ._explain import (
     schema_of,
     why_not_here,
 )
+from ._sections import Section
 from ._yaml import YamlProblem, read_yaml, write_yaml
 from .ppo_schema import PPORecipe
-from .schema import Recipe, Section
+from .schema import Recipe
 from .study_schema import Study
 
 AnyRecipe = Recipe | PPORecipe

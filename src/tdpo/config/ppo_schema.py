@@ -11,10 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from .._kl_choices import KLController, KLDirection, KLForm, KLPlace, kl_obstacle, shortest_horizon
-from .schema import (
-    EnvironmentChoice,
-    Evaluation,
-    Model,
+from ._sections import (
     NonNegativeFloat,
     Optimizer,
     PositiveFloat,
@@ -29,6 +26,8 @@ from .schema import (
     resolved_save_limit,
     why_no_divisor,
 )
+from .environment_schema import EnvironmentChoice
+from .schema import Evaluation, Model
 
 
 class Prompts(Section):
@@ -327,7 +326,9 @@ def _source_problems(
 
 
 def _why_not_evaluated(every: int | None, above: dict[str, Any]) -> str | None:
-    prompts = above.get("prompts")
+    prompts, environment = above.get("prompts"), above.get("environment")
+    if every is not None and environment is not None and not environment.holds_out:
+        return "has no effect without held-out prompts; set environment.held_out"
     if every is None or prompts is None or prompts.eval is not None:
         return None
     return "has no effect without held-out prompts; set prompts.eval"

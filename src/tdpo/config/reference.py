@@ -9,8 +9,9 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from ._explain import entry_of, expected, fields, meaning, section_of
+from ._sections import Section
 from .ppo_schema import PPORecipe
-from .schema import Recipe, Section
+from .schema import Recipe
 from .study_schema import Study
 
 HEADER = """# The recipe

@@ -11,22 +11,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ._sections import PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
+from .environment_schema import EnvironmentChoice
 from .ppo_schema import PPO, Rollouts
-from .schema import (
-    Data,
-    EnvironmentChoice,
-    Evaluation,
-    Model,
-    PositiveFloat,
-    PositiveInt,
-    Sampling,
-    Section,
-    Seed,
-    Text,
-    Training,
-    key_problems,
-    why_no_divisor,
-)
+from .schema import Data, Evaluation, Model, Sampling, Training
 
 ArmName = Literal["sft", "dpo", "tdpo1", "tdpo2", "ppo_reverse", "ppo_reverse_exact", "ppo_forward"]
 ARM_NAMES: tuple[str, ...] = get_args(ArmName)
@@ -42,6 +30,13 @@ class Task(Section):
     """Prompts and a reward. The preferences are made from the reference's own responses."""
     data: Data | None = None
     """Preference rows instead; accuracy, both KLs and diversity are measured, on the prompts of held-out rows."""
+
+    @field_validator("environment")
+    @classmethod
+    def _holds_prompts_out(cls, environment: EnvironmentChoice | None) -> EnvironmentChoice | None:
+        if environment is not None and not environment.holds_out:
+            raise ValueError("holds no prompts out to judge with: set environment.held_out")
+        return environment
 
     @field_validator("data")
     @classmethod
@@ -64,7 +59,7 @@ class Task(Section):
         if self.name is not None:
             return self.name
         assert self.environment is not None
-        return self.environment.name or "environment"
+        return self.environment.label
 
 
 class Arm(Section):

@@ -9,6 +9,7 @@ from tdpo.environments.brevity import brevity_environment
 from tdpo.environments.categories import categories_environment
 from tdpo.environments.files import FunctionError, PromptFile, load_function, load_prompts, read_prompts
 from tdpo.environments.keywords import keywords_environment
+from tdpo.environments.own import own_environment
 from tdpo.environments.plain_language import plain_language_environment
 from tdpo.environments.sentiment import sentiment_environment
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_environment",
     "load_function",
     "load_prompts",
+    "own_environment",
     "read_prompts",
     "score",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ def score(environment: Environment, prompts: Sequence[Prompt], completions: Sequ
     except Exception as error:
         raise RewardError(
             f"reward {environment.reward_name!r} raised {type(error).__name__}: {error}"
-            f"{_first_failure(environment, prompts, completions)}"
+            f"{_first_failure(environment, prompts, completions)}{_wrong_arguments(environment, prompts)}"
         ) from error
     if len(rewards) != len(prompts):
         raise RewardError(
@@ -88,14 +89,37 @@ def score(environment: Environment, prompts: Sequence[Prompt], completions: Sequ
 
 
 def _call(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Any]:
-    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
-    columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
+    columns = _columns(prompts)
     texts = [prompt.prompt for prompt in prompts]
     assert environment.reward is not None
     returned: Any = environment.reward(prompts=texts, completions=list(completions), **columns)
     if not isinstance(returned, Iterable):
         raise TypeError(f"it returned {returned!r} where one number for each completion is expected")
     return list(returned)
+
+
+def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
+
+
+def _wrong_arguments(environment: Environment, prompts: Sequence[Prompt]) -> str:
+    """What to do about a function that cannot take what every reward function gets; "" where it can."""
+    assert environment.reward is not None
+    try:
+        taken = inspect.signature(environment.reward)
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return ""
+    columns = _columns(prompts)
+    try:
+        taken.bind(prompts=[], completions=[], **columns)
+    except TypeError:
+        named = ", ".join(columns) or "none here"
+        takes_more = any(part.kind is part.VAR_KEYWORD for part in taken.parameters.values())
+        what = "it gets prompts=, completions=" if takes_more else "add **columns to its arguments: it gets prompts=,"
+        what += "" if takes_more else " completions="
+        return f"; {what} and every column of the prompts by its name ({named})"
+    return ""
 
 
 def _first_failure(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..batches import tokenize_pairs
 from ..config import AnyRecipe, PPORecipe, Recipe
-from ..environments import Environment, Prompt, load_environment
+from ..environments import Environment, Prompt
 from ..generation import Completion, SamplingSettings
 from ..models import (
     Reference,
@@ -102,6 +102,12 @@ def evaluate_base(run: RunDirectory, recipe: AnyRecipe, *, progress: Progress | 
 def _check_something_held_out(recipe: AnyRecipe) -> None:
     """Before models load."""
     if recipe.environment is not None:
+        has_pairs = isinstance(recipe, Recipe) and _holds_out_pairs(recipe)
+        if not recipe.environment.holds_out and not has_pairs:
+            raise ValueError(
+                "nothing to evaluate on: the recipe holds no prompts out; set environment.held_out to a file of "
+                "prompts that were not trained on"
+            )
         return
     if isinstance(recipe, PPORecipe):
         if recipe.prompts is None or recipe.prompts.eval is None:
@@ -175,7 +181,7 @@ class _Judged:
     def environment(self) -> Environment | None:
         """Whose prompts are answered, and scored where there is a reward; None where the recipe asks for neither."""
         if self.recipe.environment is not None:
-            return load_environment(self.recipe.environment.name)
+            return self.recipe.environment.load() if self.recipe.environment.holds_out else None
         if isinstance(self.recipe, PPORecipe):
             return environment_of(self.recipe, self.tokenizer)
         held_out = self._held_out_rows()

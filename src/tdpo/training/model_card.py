@@ -86,7 +86,7 @@ def _weights(recipe: AnyRecipe) -> str:
 
 
 def _source(recipe: PPORecipe) -> str:
-    return recipe.environment.name if recipe.environment else str(recipe.prompts and recipe.prompts.train)
+    return recipe.environment.label if recipe.environment else str(recipe.prompts and recipe.prompts.train)
 
 
 def _ppo_method(recipe: PPORecipe) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import PPORecipe
-from ..environments import Environment, Prompt, load_environment
+from ..environments import Environment, Prompt
 from ..environments.files import load_function, load_prompts
 from .rewards import Reward, Rewards, rewards_of
 
@@ -19,7 +19,7 @@ def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
         ValueError, RewardError, FileNotFoundError: as reading prompts, functions and reward models does.
     """
     if recipe.environment is not None:
-        return load_environment(recipe.environment.name)
+        return recipe.environment.load()
     train, held_out, _ = read_recipe_prompts(recipe)
     rewards = recipe_rewards(recipe, tokenizer)
     assert recipe.prompts is not None
@@ -41,9 +41,9 @@ def read_recipe_prompts(recipe: PPORecipe) -> tuple[list[Prompt], list[Prompt], 
         BadPreferences, UnreadablePreferences, FileNotFoundError: see `load_prompts`.
     """
     if recipe.environment is not None:
-        environment = load_environment(recipe.environment.name)
+        environment = recipe.environment.load()
         files = {"train": environment.train, "eval": environment.held_out}
-        described = {name: _described(environment.name, prompts, []) for name, prompts in files.items()}
+        described = {name: _described(environment.name, prompts, []) for name, prompts in files.items() if prompts}
         return environment.train, environment.held_out, described
     source = recipe.prompts
     assert source is not None
@@ -65,7 +65,7 @@ def _described(source: str, prompts: list[Prompt], problems: Sequence[Any]) -> d
 def recipe_rewards(recipe: PPORecipe, tokenizer: Any) -> Rewards:
     """The rewards of a PPO recipe; reward models are loaded. Errors as `rewards_of` and `load_function`."""
     if recipe.environment is not None:
-        environment = load_environment(recipe.environment.name)
+        environment = recipe.environment.load()
         assert environment.reward is not None  # only environments made of rows lack one, and no recipe names those
         return Rewards([Reward(environment.reward_name, environment.reward)])
     assert recipe.rewards is not None

@@ -10,7 +10,6 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from ..config import PPORecipe
-from ..environments import load_environment
 from ..generation import encode_prompts
 from ..models import load_tokenizer
 from ..policy_gradient import KLConstraint
@@ -147,7 +146,7 @@ def _max_new_tokens(recipe: PPORecipe) -> int:
     if recipe.rollouts.max_new_tokens is not None:
         return recipe.rollouts.max_new_tokens
     assert recipe.environment is not None  # the schema asks for one of the two
-    return load_environment(recipe.environment.name).max_new_tokens
+    return recipe.environment.load().max_new_tokens
 
 
 def _note(logs: dict[str, Any]) -> str | None:

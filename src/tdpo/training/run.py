@@ -11,7 +11,6 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from ..batches import TokenizedPairs
 from ..config import Recipe
-from ..environments import load_environment
 from ..models import load_tokenizer, model_facts
 from ..runs import RunDirectory
 from .callbacks import GracefulStop, Progress, RunStatus, Say
@@ -55,7 +54,7 @@ def train(
         torch.set_num_threads(recipe.training.num_threads)
     checkpoint = run.checkpoints().newest if resume else None
     if recipe.environment is not None:
-        load_environment(recipe.environment.name)  # training does not use it, but evaluating the run will
+        recipe.environment.load()  # training does not use it, but evaluating the run will
     data = read_data(recipe)
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=recipe.model.trust_remote_code)
