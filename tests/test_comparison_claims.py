@@ -103,7 +103,7 @@ def test_an_arms_frontier_has_the_reference_as_its_first_point_with_a_kl_of_zero
 
 
 def test_arms_on_one_curve_do_not_differ_by_where_their_points_lie() -> None:
-    """Reward as √KL, which lines straight in the KL would turn into 4 % more for the arm with the nearer first point."""
+    """Reward as √KL; lines straight in the KL would give the arm with the nearer first point 4 % more."""
     table = PromptTable({"t": ("0", "1")})
     cells = {("reference", ""): 0.0, ("dpo", "0.1"): 9.0, ("dpo", "0.3"): 4.0}
     cells |= {("tdpo2", strength): kl for strength, kl in [("0.1", 9.0), ("0.3", 2.0), ("1", 0.5)]}
@@ -327,6 +327,19 @@ def test_tasks_that_cannot_be_compared_are_named_and_the_others_count() -> None:
         "Left out: no task measures mode coverage and reward; no task measures mode coverage and forward KL; "
         "no task measures mode coverage and reverse KL."
     )
+
+
+def test_a_range_that_hardly_exists_gives_no_interval_and_no_verdict() -> None:
+    table = study(("t",), diversity={"tdpo2": 0.05}, noise=0.05)
+    shift = (
+        np.mean([table.cells[c]["reward_mean"].mean() for c in table.of("t", "dpo") if c.strength == "0.03"]) - 0.401
+    )
+    for cell in table.of("t", "dpo"):  # DPO's best reward is all but the reference's
+        table.cells[cell]["reward_mean"] = table.cells[cell]["reward_mean"] - shift
+    result = judge_claims(table, resamples=FEW)
+    part = next(p for p in parts_of(result, "1") if p["text"] == "TDPO2 against DPO, at matched reward")
+    assert part["value"] is not None and part["low"] is None and part["verdict"] == "undecided"
+    assert "Without an interval, as many resamples have no common range: t." in result["claims"][0]["why"]
 
 
 def test_the_json_is_what_the_contract_says() -> None:

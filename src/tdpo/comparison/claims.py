@@ -324,6 +324,11 @@ def _remarks(answers: Sequence[Answer], missing: Sequence[CellKey]) -> list[str]
     without = list(dict.fromkeys(reason for found in answers if found.question.primary for reason in found.without))
     if without:
         remarks.append(f"Left out: {_few(without)}.")
+    unsure = {
+        task["task"] for found in answers if found.question.primary for task in found.tasks if task["low"] is None
+    }
+    if unsure:
+        remarks.append(f"Without an interval, as many resamples have no common range: {_few(sorted(unsure))}.")
     if missing:
         remarks.append(f"Missing cells: {_few([str(cell) for cell in missing])}.")
     return remarks
