@@ -45,8 +45,8 @@ def write_study_report(study_dir: Path, out: Path | None = None) -> Path:
     """Write one offline HTML report on the study in `study_dir` to `out` (default: report.html in it); the file's path.
 
     What the study lacks (a metric, a cell, the claims, the responses) is said in the report instead. Responses that
-    would make the page larger than 8 MB are left out, for all methods alike, and the page says so. The same folder gives
-    the same bytes; the file is replaced atomically.
+    would make the page larger than 8 MB are left out, for all methods alike, and the page says so. The same folder
+    gives the same bytes; the file is replaced atomically.
 
     Raises FileNotFoundError when `study_dir` is no study's folder, ValueError when its about.json is unreadable,
     IsADirectoryError when `out` is a folder, ImportError when jinja2 or plotly is missing.

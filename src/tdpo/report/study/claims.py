@@ -12,6 +12,7 @@ from .metrics import named
 
 VERDICTS = ("supported", "contradicted", "undecided")
 MARGIN = 0.06  # of the axis, left free on either side
+NEAR = 36  # percent of the axis
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ForestRow:
 
 @dataclass(frozen=True)
 class Part:
-    """`zero` is where zero stands on the axis, in percent; `ends` are the axis' ends in words."""
+    """`zero` is where zero stands on the axis, in percent; `ends` are the axis' ends in words (empty: not said)."""
 
     text: str
     measure: str
@@ -38,6 +39,10 @@ class Part:
     rows: list[ForestRow]
     zero: float
     ends: tuple[str, str]
+
+    @property
+    def measured(self) -> bool:
+        return any(row.dot is not None for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -73,15 +78,23 @@ def _part(part: dict[str, Any]) -> Part:
     rows = [_row(label, entry, mean, low, high, matched) for label, entry, mean in entries]
     unit = text_at(part, "unit")
     metric = named(text_at(part, "metric"))
-    words = [f"Difference in {metric.title[0].lower()}{metric.title[1:]}" if metric.key else "Difference", unit]
+    words = [f"Difference in {_lower(metric.title)}" if metric.key else "Difference", unit]
     words.append("less of it is more diverse" if metric.lower else "")
-    words.append(f"at equal {named(matched).title.lower()}" if matched else "")
+    words.append(f"at equal {_lower(named(matched).title)}" if matched else "")
     measure = ", ".join(word for word in words if word)
-    return Part(text_at(part, "text"), measure, _verdict(part), rows, _place(0.0, low, high), (_end(low), _end(high)))
+    return Part(text_at(part, "text"), measure, _verdict(part), rows, _place(0.0, low, high), _ends(low, high))
 
 
-def _end(value: float) -> str:
-    return f"{value:+.2g}".replace("-", MINUS)
+def _lower(title: str) -> str:
+    """A title inside a sentence: reverse KL, self-BLEU; EAD stays."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
+
+
+def _ends(low: float, high: float) -> tuple[str, str]:
+    """The axis' ends in words, but none where the zero stands too near to be read beside it."""
+    zero = _place(0.0, low, high)
+    left, right = (f"{value:+.1g}".replace("-", MINUS) for value in (low, high))
+    return (left if zero > NEAR else "", right if zero < 100 - NEAR else "")
 
 
 def _axis(entries: list[dict[str, Any]]) -> tuple[float, float]:
@@ -104,7 +117,7 @@ def _row(label: str, entry: dict[str, Any], mean: bool, low: float, high: float,
     value = number(entry.get("value"))
     limits = interval([entry.get("low"), entry.get("high")])
     span = interval(at(entry, "range"))
-    note = f"over {named(matched).title.lower()} {show(span[0])} to {show(span[1])}" if span and matched else ""
+    note = f"at {show(span[0])} to {show(span[1])}" if span and matched else ""
     if value is None:
         return ForestRow(label, MISSING, "", note or "not measured", mean, None, 0, 0)
     left, right = (_place(limit, low, high) for limit in limits or (value, value))

@@ -23,12 +23,12 @@ class Kind:
 
 
 KINDS = (
-    Kind("reward_mean", "Mean reward", "of an iteration’s responses", "PPO only: preference methods score nothing while they learn."),
+    Kind("reward_mean", "Mean reward", "of an iteration’s responses", "PPO’s own responses; the others score none."),
     Kind("reverse_kl", "Reverse KL", "nats per response"),
     Kind("forward_kl", "Forward KL", "nats per response"),
     Kind("accuracy", "Accuracy", "share of pairs", "Pairs whose margin is above zero."),
     Kind("margin", "Margin", "", "What stands inside the loss’s sigmoid."),
-    Kind("loss", "Loss", "nats per pair", "log 2 ≈ 0.69 at the start for DPO and TDPO; SFT’s is another quantity."),
+    Kind("loss", "Loss", "nats per pair", "log 2 at the start; SFT’s is another quantity."),
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from .metrics import DIVERSITY, Metric, named
 from .strengths import Choice
 
 CONTEXT = ("reverse_kl", "reward_mean")
+Group = tuple[Metric, tuple[str, ...], tuple[str, ...]]  # a metric, its keys, and what tells these apart
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class DiversityTable:
 
 def diversity_tables(study: Study, task: Task, choice: Choice) -> list[DiversityTable]:
     """Within prompts, raw and gated side by side; then across prompts. Those that the task has."""
-    within = [(m, (m.key, f"gated_{m.key}"), ("raw", "good only")) for m in DIVERSITY]
+    within: list[Group] = [(m, (m.key, f"gated_{m.key}"), ("raw", "good only")) for m in DIVERSITY]
     within.append((named("gated_share"), ("gated_share",), ("",)))
-    across = [(m, (f"across_{m.key}",), ("",)) for m in DIVERSITY]
+    across: list[Group] = [(m, (f"across_{m.key}",), ("",)) for m in DIVERSITY]
     tables = []
     for caption, groups in (("Among the responses to one prompt", within), ("Across prompts", across)):
         table = _table(study, task, choice, caption, groups)
@@ -67,7 +68,7 @@ def _table(
     task: Task,
     choice: Choice,
     caption: str,
-    groups: list[tuple[Metric, tuple[str, ...], tuple[str, ...]]],
+    groups: list[Group],
 ) -> DiversityTable | None:
     heads: list[tuple[str, str, int]] = []
     columns: list[Column] = []

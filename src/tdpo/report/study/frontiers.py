@@ -11,8 +11,8 @@ from typing import Any
 from ..drawing import Figure
 from ..numbers import MISSING, show, show_interval
 from .loading import Estimate, Study, Task
-from .metrics import ALL_DIVERSITY, KINDS, KL, MODES, Metric, named
 from .methods import REFERENCE
+from .metrics import ALL_DIVERSITY, KINDS, KL, MODES, Metric, named
 
 HEIGHT = 350
 DIGITS = 5
@@ -26,14 +26,12 @@ class TaskFrontiers:
 
 
 def height_axis(study: Study, task: Task) -> str:
-    """What a frontier of the task has on its vertical axis: reward, or accuracy on held-out pairs where there is none."""
+    """What a frontier of the task has on its vertical axis: reward, or held-out accuracy where there is none."""
     return "reward_mean" if study.has(task.name, "reward_mean") else "accuracy"
 
 
 def axis_title(study: Study, task: Task) -> str:
-    if height_axis(study, task) == "accuracy":
-        return named("accuracy").title
-    return f"mean {task.reward}" if task.reward != "reward" else "mean reward"
+    return named(height_axis(study, task)).title
 
 
 def shown_metrics(study: Study, group: str) -> list[Metric]:
@@ -76,7 +74,7 @@ def task_frontiers(study: Study, task: Task) -> TaskFrontiers:
 
 def _modes_note(task: Task, metric: Metric) -> str:
     if metric.key == "mode_coverage" and task.modes:
-        return f"How many of the {len(task.modes)} known modes the responses to one prompt find. Up and to the right is better."
+        return f"Of {len(task.modes)} known modes. Up and to the right is better."
     return "Up and to the right is better."
 
 

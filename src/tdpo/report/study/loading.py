@@ -68,6 +68,10 @@ class Task:
         return f"task-{self.index}"
 
     @property
+    def description(self) -> str:
+        return text_at(self.facts, "description")
+
+    @property
     def reward(self) -> str:
         return text_at(self.facts, "reward") or "reward"
 
@@ -118,8 +122,8 @@ class Study:
 def load_study(path: Path) -> Study:
     """Read the folder of a study.
 
-    Raises FileNotFoundError when it is no study's folder, ValueError when about.json is no JSON object. Whatever else is
-    missing or broken is said in the report instead.
+    Raises FileNotFoundError when it is no study's folder, ValueError when about.json is no JSON object. Whatever else
+    is missing or broken is said in the report instead.
     """
     for name in ("about.json", "results.csv"):
         if not (path / name).is_file():
@@ -208,7 +212,11 @@ def _responses(path: Path, notes: list[str]) -> list[Response]:
         finished = line.get("finished", "").strip().lower()
         reward, tokens, kl = (_number(line.get(name)) for name in ("reward", "tokens", "reverse_kl"))
         known = None if not finished else finished in ("1", "1.0", "true")
-        found.append(Response(*(line.get(w, "") for w in words), reward, tokens, known, kl, line.get("mode", "")))
+        task, arm, strength, seed, prompt_id, prompt, sample, text = (line.get(word, "") for word in words)
+        found.append(
+            Response(task, arm, strength, seed, prompt_id, prompt, sample, text, reward, tokens, known, kl,
+                     line.get("mode", ""))
+        )  # fmt: skip
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..loading import at, dict_at, text_at
+from ..loading import dict_at, text_at
 from ..numbers import MISSING, number, show, show_duration
 from ..tables import Cell, Row, Table, plain
 from .loading import ALL_SEEDS, Study, Task, seeds_of
@@ -22,13 +22,18 @@ def settings_facts(study: Study) -> list[tuple[str, str]]:
         ("Budget", _budget(about)),
         ("Seeds", ", ".join(seeds_of(study))),
         ("Cells", ", ".join(f"{number_} {name}" for name, number_ in cells.items() if number_ or name == "done")),
-        ("Machine", plain(about["hardware"]) if at(about, "hardware") else ""),
+        ("Machine", _in_words(dict_at(about, "hardware"))),
         ("Versions", f"tdpo {text_at(about, 'tdpo')}, {versions}".strip(", ")),
         ("Duration", show_duration(about.get("seconds")) if number(about.get("seconds")) is not None else ""),
         ("Started", text_at(about, "started")),
         ("Last changed", text_at(about, "updated")),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _in_words(facts: dict[str, Any]) -> str:
+    """cpu AMD EPYC, cores 2; what is empty is left out."""
+    return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in facts.items() if value)
 
 
 def _budget(about: dict[str, Any]) -> str:
@@ -61,9 +66,9 @@ def task_table(study: Study) -> Table:
 def cost_rows(study: Study) -> tuple[list[str], list[tuple[str, str, list[Cell]]]]:
     """(heads, rows) of the cost of every method: (name, label, cells), each cell a total and the mean of a cell."""
     totals: dict[tuple[str, str], list[float]] = {}
-    for (_, arm, _, metric), seeds in study.results.items():
+    for (_, name, _, key), seeds in study.results.items():
         values = [estimate.value for seed, estimate in seeds.items() if seed != ALL_SEEDS]
-        totals.setdefault((arm, metric), []).extend(values)
+        totals.setdefault((name, key), []).extend(values)
     metrics = [m for m in COSTS if any(totals.get((arm.name, m.key)) for arm in study.arms)]
     rows = []
     for arm in study.arms:

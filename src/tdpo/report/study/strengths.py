@@ -58,9 +58,11 @@ def _reverse_kls(study: Study, task: str) -> dict[str, dict[str, float]]:
 
 
 def _common(kls: dict[str, dict[str, float]]) -> float | None:
-    """The measured reverse KL that the arms together come nearest to, in ratios; None where nothing was measured."""
-
-    def distance(target: float) -> float:
-        return sum(min(abs(math.log(kl / target)) for kl in known.values()) for known in kls.values())
-
-    return min((kl for known in kls.values() for kl in known.values()), key=distance, default=None)
+    """The middle, in ratios, of the reverse KLs that every arm reaches: between the largest of the arms' smallest and
+    the smallest of their largest. Where no value is reached by all it is the middle of that gap; None without any KL.
+    """
+    if not kls:
+        return None
+    low = max(min(known.values()) for known in kls.values())
+    high = min(max(known.values()) for known in kls.values())
+    return math.sqrt(low * high)

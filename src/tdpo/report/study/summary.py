@@ -95,9 +95,13 @@ def subset_words(samples: Samples) -> str:
     """Which responses the page holds, where it does not hold all."""
     if samples.shown == samples.total:
         return f"All {show(samples.total)} responses are in this file."
-    parts = [f"the first {counted(samples.per_prompt, 'response')} to a prompt"] if samples.per_prompt else []
-    parts += [f"the first {counted(samples.prompts, 'prompt')} of a task"] if samples.prompts else []
+    parts = [f"{_first(samples.per_prompt, 'response')} to a prompt"] if samples.per_prompt else []
+    parts += [f"{_first(samples.prompts, 'prompt')} of a task"] if samples.prompts else []
     return (
         f"This file holds {show(samples.shown)} of {show(samples.total)} responses: {' and '.join(parts)} of every "
         "cell, all methods alike. responses.csv has all of them."
     )
+
+
+def _first(count: int, name: str) -> str:
+    return f"the first {name}" if count == 1 else f"the first {count} {name}s"

@@ -210,7 +210,7 @@ const study = (() => {
       redraw();
     });
   }
-  for (const form of document.querySelectorAll("form.controls")) {
+  for (const form of ["frontier", "strength", "curve", "sample"].map((name) => byId(`${name}-controls`)).filter(Boolean)) {
     form.addEventListener("submit", (event) => event.preventDefault());
     form.reset(); // a reloaded page shows what its controls say
   }
