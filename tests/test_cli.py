@@ -493,7 +493,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     install("training.run", train=train)
     install("training.ppo_run", train_ppo=train_ppo)
     install("evaluation", evaluate_run=evaluate_run)
-    install("report", write_report=write_report)
+    install("report", write_report=write_report, write_study_report=None, is_study=lambda folder: False)
     return calls
 
 

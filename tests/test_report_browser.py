@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -13,63 +11,16 @@ from typing import Any
 
 import pytest
 
+from browsing import CONTRAST, OVERFLOW, Visit, launched_browser, until
 from report_fixtures import make_run, read_json, write_json, write_lines, write_yaml
 from tdpo.report import write_report
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 
 pytestmark = pytest.mark.browser
 
 
-def absent(reason: str) -> None:
-    """Skip, unless this machine is supposed to have a browser."""
-    if os.environ.get("TDPO_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"TDPO_REQUIRE_BROWSER=1, but {reason}")
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        absent(f"no browser found (looked for {', '.join(BROWSERS)})")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        absent("the playwright package is not installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """A page, what it wrote to the console, which errors it threw and what it asked for."""
-
-    def __init__(self, browser: Any, file: Path, *, drawn: bool = True, **context: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
-        self.page = self.context.new_page()
-        self.messages: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.messages.append(message.text))
-        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri())
-        if drawn:
-            self.page.wait_for_selector("html[data-drawn]", state="attached")
-
-    def get(self, script: str, argument: Any = None) -> Any:
-        return self.page.evaluate(script, argument)
-
-    def __enter__(self) -> Visit:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
+    yield from launched_browser()
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +34,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def visit(browser: Any, report: Path) -> Iterator[Visit]:
     with Visit(browser, report) as visit:
         yield visit
-
-
-def until(visit: Visit, condition: str) -> None:
-    """Wait until `condition` holds; playwright's own waiting needs eval, which the page's policy forbids."""
-    for _ in range(100):
-        if visit.get(condition):
-            return
-        visit.page.wait_for_timeout(100)
-    pytest.fail(f"after 10 s still not: {condition}")
 
 
 # ---- what a reader sees --------------------------------------------------------------------------------------
@@ -114,38 +56,6 @@ def test_every_figure_is_drawn_without_errors_or_requests(visit: Visit, report: 
     assert visit.messages == []
     assert visit.requests == [report.as_uri()]
     assert visit.get("document.images.length") == 0
-
-
-CONTRAST = """() => {
-  const parse = (text) => {
-    const n = text.match(/[\\d.]+(e-?\\d+)?/g).map(Number);
-    const scale = text.startsWith("color(srgb") ? 255 : 1;
-    return [n[0] * scale, n[1] * scale, n[2] * scale, n[3] ?? 1];
-  };
-  const over = (top, under) => [0, 1, 2].map((i) => top[i] * top[3] + under[i] * (1 - top[3]));
-  const ground = (node) => {
-    const stack = [];
-    for (let at = node; at; at = at.parentElement) stack.unshift(parse(getComputedStyle(at).backgroundColor));
-    return stack.reduce((under, top) => over(top, under), [255, 255, 255]);
-  };
-  const luminance = (rgb) => {
-    const [r, g, b] = rgb.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const found = [];
-  for (const node of document.querySelectorAll("body *")) {
-    const text = [...node.childNodes].filter((child) => child.nodeType === 3 && child.data.trim()).length;
-    const size = node.getBoundingClientRect();
-    if (!text || !size.width || node.closest("script, noscript, template, :disabled, .hoverlayer")) continue;
-    const style = getComputedStyle(node);
-    const ink = parse(node.namespaceURI.endsWith("svg") ? style.fill : style.color);
-    const html = node.closest(".plot") ?? node;
-    const back = ground(html);
-    const [a, b] = [luminance(over(ink, back)), luminance(back)];
-    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), node.tagName, node.textContent.slice(0, 40)]);
-  }
-  return [found.length, found.sort((x, y) => x[0] - y[0]).slice(0, 3)];
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -309,14 +219,6 @@ def test_hundreds_of_long_samples_stay_fast(browser: Any, tmp_path: Path) -> Non
 
 
 # ---- narrow windows and incomplete runs ----------------------------------------------------------------------
-
-OVERFLOW = """() => {
-  const width = document.documentElement.clientWidth;
-  const inside = (node) => node.closest(".scroll, pre, .plot, template, .hidden, .skip");
-  const outside = [...document.querySelectorAll("body *")].filter(
-    (node) => !inside(node) && node.getBoundingClientRect().right > width + 1);
-  return [document.documentElement.scrollWidth, width, outside.map((node) => node.outerHTML.slice(0, 80))];
-}"""
 
 
 def test_a_narrow_window_never_scrolls_sideways(browser: Any, tmp_path: Path) -> None:

@@ -14,7 +14,11 @@ from ._options import Debug
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run directories, shown side by side.", show_default=False),
+        typer.Argument(
+            metavar="RUN...",
+            help="Run directories, shown side by side; or the folder of one study.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -22,7 +26,7 @@ def report(
             "--out",
             "-o",
             metavar="FILE",
-            help="HTML file; default: report.html in the first run.",
+            help="HTML file; default: report.html in the first run, or in the study.",
             show_default=False,
         ),
     ] = None,
@@ -30,13 +34,24 @@ def report(
 ) -> None:
     """Write one HTML file about one run or several: what was run, curves, base against trained, samples.
 
+    Of a study's folder (`tdpo compare`) it shows the frontiers, the claims' verdicts, diversity and all responses.
+
     The file holds everything it shows and opens without a network.
 
     [bold]Examples[/bold]
 
         tdpo report runs/sentiment_tdpo2
         tdpo report runs/sentiment_tdpo2 runs/sentiment_dpo --out comparison.html
+        tdpo report studies/quick
     """
-    from ..report import write_report
+    from ..report import is_study, write_report, write_study_report
 
+    studies = [folder for folder in runs if is_study(folder)]
+    if studies and len(runs) > 1:
+        raise typer.BadParameter(
+            f"{studies[0]} is the folder of a study, which has a report of its own; give it alone", param_hint="RUN..."
+        )
+    if studies:
+        say(f"report: {write_study_report(studies[0], out)}")
+        return
     say(f"report: {write_report(runs, out or runs[0] / 'report.html')}")

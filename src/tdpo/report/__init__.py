@@ -1,4 +1,4 @@
-"""Self-contained HTML files: the report on run directories, the page on the two KLs. Never imports torch."""
+"""Self-contained HTML files: reports on run directories and on studies, the page on the two KLs. Never imports torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["write_report", "write_two_kls"]
+__all__ = ["is_study", "write_report", "write_study_report", "write_two_kls"]
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -51,6 +51,37 @@ def write_two_kls(out: Path) -> Path:
     except ImportError as error:
         raise ImportError(f"the page needs jinja2 ({error}); install it with: pip install 'tdpo[eval]'") from error
     _replace(out, page.encode("utf-8"))
+    return out
+
+
+def is_study(folder: Path) -> bool:
+    """Whether `folder` is that of a study (`tdpo compare`), and not a run directory."""
+    return all((Path(folder) / name).is_file() for name in ("about.json", "results.csv"))
+
+
+def write_study_report(study_dir: Path, out: Path | None = None) -> Path:
+    """Write one offline HTML report on the study in `study_dir` to `out` (default: report.html in it); the file's path.
+
+    What the study lacks (a metric, a cell, the claims, the responses) is said in the report instead. Responses that
+    would make the page larger than 8 MB are left out, for all methods alike, and the page says so. The same folder
+    gives the same bytes; the file is replaced atomically.
+
+    Raises FileNotFoundError when `study_dir` is no study's folder, ValueError when its about.json is unreadable,
+    IsADirectoryError when `out` is a folder, ImportError when jinja2 or plotly is missing.
+    """
+    study_dir = Path(study_dir)
+    out = study_dir / "report.html" if out is None else Path(out)
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; give the report a file name, for instance {out / 'report.html'}")
+    try:
+        from .study.page import render_study
+
+        page = render_study(study_dir)
+    except ImportError as error:
+        raise ImportError(
+            f"the report needs jinja2 and plotly ({error}); install them with: pip install 'tdpo[eval]'"
+        ) from error
+    _replace(out, page.encode("utf-8", errors="replace"))
     return out
 
 

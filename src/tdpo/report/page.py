@@ -46,7 +46,7 @@ def render(runs: list[Run]) -> str:
     )
     scripts = {
         "plotly": checked_script("plotly.js", get_plotlyjs()),
-        "report": checked_script("report.js", _template_text("report.js")),
+        "report": checked_script("report.js", _template_text("common.js") + "\n" + _template_text("report.js")),
     }
     content = page_content(runs)
     return environment.get_template("report.html.jinja").render(

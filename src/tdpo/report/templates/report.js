@@ -1,25 +1,11 @@
 // Draws the figures and runs the response browser. Model text only ever becomes text nodes.
 "use strict";
 (() => {
-  const byId = (id) => document.getElementById(id);
-  const data = (id) => (byId(id) ? JSON.parse(byId(id).textContent) : null);
-
-  function element(tag, className, ...children) {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    node.append(...children.filter((child) => child !== null && child !== undefined));
-    return node;
-  }
+  const { byId, data, element, highlighted, mean, onPrint, rewardChip, scaleToSheet, shuffled, signed, swatch } = page;
 
   // ---- figures ---------------------------------------------------------------------------------------------
   const figures = data("figure-data") || [];
   const hiddenRuns = new Set();
-
-  function scaleToSheet(node) {
-    for (const svg of node.querySelectorAll("svg.main-svg")) {
-      svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${svg.getAttribute("height")}`);
-    }
-  }
 
   function draw(spec) {
     const node = byId(spec.id);
@@ -61,15 +47,8 @@
     setTimeout(drawNext, 0);
   }
 
-  // ---- print -----------------------------------------------------------------------------------------------
-  let opened = [];
-  addEventListener("beforeprint", () => {
+  onPrint(() => {
     while (waiting.length) draw(waiting.shift());
-    opened = [...document.querySelectorAll("details:not([open])")];
-    for (const details of opened) details.open = true;
-  });
-  addEventListener("afterprint", () => {
-    for (const details of opened) details.open = false;
   });
 
   // ---- responses -------------------------------------------------------------------------------------------
@@ -77,57 +56,10 @@
   const FIRST_ROWS = 2;
   const samples = data("sample-data");
 
-  function mean(values) {
-    const known = values.filter((value) => value !== null);
-    return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
-  }
-
-  function signed(value, digits = 2) {
-    return value.toFixed(digits).replace("-", "\u2212");
-  }
-
-  function rewardChip(value, name) {
-    if (value === null) return element("span", "reward", "no reward");
-    const { centre, span } = samples.scale;
-    const share = Math.min(Math.abs(value - centre) / span, 1);
-    const side = share < 0.02 ? "" : value > centre ? " up" : " down";
-    const chip = element("span", `reward${side}`, signed(value));
-    chip.style.setProperty("--share", share.toFixed(2));
-    chip.title = name;
-    return chip;
-  }
-
-  function highlighted(text, words) {
-    const pieces = document.createDocumentFragment();
-    const folded = text.toLowerCase();
-    let from = 0;
-    while (words.length && folded.length === text.length) {
-      let next = -1;
-      let length = 0;
-      for (const word of words) {
-        const found = folded.indexOf(word, from);
-        if (found >= 0 && (next < 0 || found < next || (found === next && word.length > length))) {
-          next = found;
-          length = word.length;
-        }
-      }
-      if (next < 0) break;
-      pieces.append(text.slice(from, next), element("mark", "", text.slice(next, next + length)));
-      from = next + length;
-    }
-    pieces.append(text.slice(from));
-    return pieces;
-  }
-
-  function swatch(index) {
-    const template = byId(`swatch-${index}`);
-    return template ? template.content.firstElementChild.cloneNode(true) : "";
-  }
-
   function responseCell(column, response, words) {
     if (!response) return element("div", "response", element("p", "void", "no response"));
     const meta = element("div", "meta", element("span", "who", swatch(column.color), " ", column.label));
-    meta.append(rewardChip(response.reward, samples.reward));
+    meta.append(rewardChip(response.reward, samples.reward, samples.scale));
     if (response.tokens !== null) meta.append(element("span", "", `${response.tokens} tokens`));
     if (response.kl !== null) meta.append(element("span", "", `reverse KL ${signed(response.kl)} nats`));
     if (response.cut) meta.append(element("span", "", "cut off"));
@@ -145,7 +77,7 @@
     grid.style.setProperty("--columns", samples.columns.length);
     samples.columns.forEach((column, index) => {
       const average = prompt.means[index];
-      const chip = average === null ? null : rewardChip(average, `mean ${samples.reward}`);
+      const chip = average === null ? null : rewardChip(average, `mean ${samples.reward}`, samples.scale);
       grid.append(element("div", "top", swatch(column.color), ` ${column.label} `, chip));
     });
     const rows = Math.max(...prompt.cells.map((cell) => cell.length));
@@ -167,15 +99,6 @@
       card.append(more);
     }
     return card;
-  }
-
-  function shuffled(items) {
-    const order = items.slice();
-    for (let i = order.length - 1; i > 0; i -= 1) {
-      const j = Math.floor(Math.random() * (i + 1));
-      [order[i], order[j]] = [order[j], order[i]];
-    }
-    return order;
   }
 
   function startBrowser() {

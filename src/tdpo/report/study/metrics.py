@@ -1,0 +1,79 @@
+"""The names of a study's metrics: for axes, table heads and sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of results.csv. `lower` says that less of it is more diverse."""
+
+    key: str
+    title: str
+    unit: str = ""
+    lower: bool = False
+
+    @property
+    def axis(self) -> str:
+        note = "lower is more diverse" if self.lower else self.unit
+        return f"{self.title} ({note})" if note else self.title
+
+
+KL = (
+    Metric("reverse_kl", "Reverse KL", "nats per response"),
+    Metric("forward_kl", "Forward KL", "nats per response"),
+    Metric("reverse_kl_per_token", "Reverse KL per token", "nats per token"),
+    Metric("forward_kl_per_token", "Forward KL per token", "nats per token"),
+)
+DIVERSITY = (
+    Metric("embedding_diversity", "Embedding diversity", "1 − mean cosine"),
+    Metric("ead", "EAD", "expectation-adjusted distinct n-grams"),
+    Metric("distinct_1", "Distinct words", "share of all words"),
+    Metric("distinct_2", "Distinct word pairs", "share of all pairs"),
+    Metric("self_bleu", "Self-BLEU", "", lower=True),
+    Metric("vendi", "Vendi score", "effective number of responses"),
+)
+# How a diversity is taken: the prefix of its metric, and the words for it.
+KINDS = {
+    "": "among the responses to one prompt",
+    "gated_": "among the good responses to one prompt",
+    "across_": "across prompts",
+}
+MODES = (
+    Metric("mode_coverage", "Mode coverage", "share of the known modes found per prompt"),
+    Metric("mode_entropy", "Effective number of modes", "exp of the entropy, per prompt"),
+)
+OTHER = (
+    Metric("reward_mean", "Mean reward"),
+    Metric("reward_variance", "Variance of the rewards"),
+    Metric("accuracy", "Accuracy on held-out pairs", "share of pairs"),
+    Metric("policy_entropy", "Policy entropy", "nats per token"),
+    Metric("response_tokens", "Response length", "tokens"),
+    Metric("finished", "Ended by themselves", "share of responses"),
+    Metric("gated_share", "Good responses", "share at or above the threshold"),
+    Metric("valid_share", "Responses in a mode", "share of responses"),
+)
+COSTS = (
+    Metric("scored_completions", "Scored completions"),
+    Metric("updates", "Updates"),
+    Metric("train_seconds", "Training time"),
+    Metric("sampling_seconds", "Sampling time"),
+    Metric("trained_tokens", "Trained tokens"),
+    Metric("generated_tokens", "Generated tokens"),
+)
+
+
+def _with_kind(metric: Metric, prefix: str) -> Metric:
+    words = {"": "", "gated_": ", good ones only", "across_": " across prompts"}[prefix]
+    return Metric(prefix + metric.key, metric.title + words, metric.unit, metric.lower)
+
+
+ALL_DIVERSITY = tuple(_with_kind(metric, prefix) for prefix, metric in product(KINDS, DIVERSITY))
+BY_KEY = {metric.key: metric for metric in (*KL, *ALL_DIVERSITY, *MODES, *OTHER, *COSTS)}
+
+
+def named(key: str) -> Metric:
+    """The metric of that name; one that is not known is called by its key."""
+    return BY_KEY.get(key) or Metric(key, key.replace("_", " "))

@@ -1,0 +1,97 @@
+"""How a study was made: machine and versions, settings, and what every method cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..loading import dict_at, text_at
+from ..numbers import MISSING, number, show, show_duration
+from ..tables import Cell, Row, Table, plain
+from .loading import ALL_SEEDS, Study, Task, seeds_of
+from .metrics import COSTS
+
+
+def settings_facts(study: Study) -> list[tuple[str, str]]:
+    """What holds for the whole study, as (name, value); what is not known is left out."""
+    about = study.about
+    versions = ", ".join(f"{name} {version}" for name, version in dict_at(about, "versions").items())
+    cells = dict_at(about, "cells")
+    facts = [
+        ("Model", text_at(about, "model")),
+        ("Budget", _budget(about)),
+        ("Seeds", ", ".join(seeds_of(study))),
+        ("Cells", ", ".join(f"{number_} {name}" for name, number_ in cells.items() if number_ or name == "done")),
+        ("Machine", _in_words(dict_at(about, "hardware"))),
+        ("Versions", f"tdpo {text_at(about, 'tdpo')}, {versions}".strip(", ")),
+        ("Duration", show_duration(about.get("seconds")) if number(about.get("seconds")) is not None else ""),
+        ("Started", text_at(about, "started")),
+        ("Last changed", text_at(about, "updated")),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _in_words(facts: dict[str, Any]) -> str:
+    """cpu AMD EPYC, cores 2; what is empty is left out."""
+    return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in facts.items() if value)
+
+
+def _budget(about: dict[str, Any]) -> str:
+    budget = about.get("budget")
+    return f"{show(budget)} scored completions a cell" if number(budget) is not None else ""
+
+
+TASK_FACTS: tuple[tuple[str, Callable[[Task], Any]], ...] = (
+    ("What it asks", lambda task: task.facts.get("description")),
+    ("Kind", lambda task: task.facts.get("kind")),
+    ("Reward", lambda task: task.facts.get("reward")),
+    ("A response is good from", lambda task: task.facts.get("threshold")),
+    ("Known modes", lambda task: ", ".join(task.modes) or "none"),
+    ("Held-out prompts", lambda task: task.facts.get("prompts")),
+    ("Responses to each", lambda task: task.facts.get("samples_per_prompt")),
+    ("Longest response, tokens", lambda task: task.facts.get("max_new_tokens")),
+)
+
+
+def task_table(study: Study) -> Table:
+    rows = []
+    for title, fact in TASK_FACTS:
+        values = [fact(task) for task in study.tasks]
+        if any(value is not None for value in values):
+            rows.append(Row(title, "", [Cell(MISSING if v is None else show(v)) for v in values]))
+    names = [task.name for task in study.tasks]
+    return Table("Tasks", names, rows, [None] * len(names), "")
+
+
+def cost_rows(study: Study) -> tuple[list[str], list[tuple[str, str, list[Cell]]]]:
+    """(heads, rows) of the cost of every method: (name, label, cells), each cell a total and the mean of a cell."""
+    totals: dict[tuple[str, str], list[float]] = {}
+    for (_, name, _, key), seeds in study.results.items():
+        values = [estimate.value for seed, estimate in seeds.items() if seed != ALL_SEEDS]
+        totals.setdefault((name, key), []).extend(values)
+    metrics = [m for m in COSTS if any(totals.get((arm.name, m.key)) for arm in study.arms)]
+    rows = []
+    for arm in study.arms:
+        cells = []
+        for metric in metrics:
+            values = totals.get((arm.name, metric.key), [])
+            form = show_duration if metric.key.endswith("seconds") else _whole
+            mean = f"{form(sum(values) / len(values))} a cell" if values else ""
+            cells.append(Cell(form(sum(values)) if values else MISSING, mean))
+        if any(cell.small for cell in cells):
+            rows.append((arm.name, arm.label, cells))
+    return [metric.title for metric in metrics], rows
+
+
+def _whole(value: float) -> str:
+    return show(round(value))
+
+
+def failures(study: Study) -> list[dict[str, str]]:
+    listed = study.about.get("failures")
+    keys = ("cell", "stage", "error", "next", "log", "task", "arm")
+    return [
+        {key: str(entry.get(key) or "") for key in keys}
+        for entry in (listed if isinstance(listed, list) else [])
+        if isinstance(entry, dict)
+    ]
