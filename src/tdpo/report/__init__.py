@@ -1,4 +1,4 @@
-"""Self-contained HTML files: reports on run directories and on studies, the page on the two KLs. Never imports torch."""
+"""Self-contained HTML files: reports on runs and on studies, the page on the two KLs. Never imports torch."""
 
 from __future__ import annotations
 

@@ -1,0 +1,329 @@
+"""A study as users run it: what it leaves, that it goes on after anything, and what it says of what failed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study_cases import read, start, tables, write_study
+from tdpo.cli.app import app
+from tdpo.comparison.cells import StudyFiles, cells_of, evaluation_recipe, training_recipe
+from tdpo.comparison.running import CELL_FILE, DONE, Failure, Outcome, Report, run_cells
+from tdpo.comparison.study import check
+from tdpo.comparison.tables import CellKey, read_curves, read_prompts, read_responses, read_results
+from tdpo.config import PPORecipe, Recipe, RecipeError, Study, dump_study, load_study
+from tdpo.runs import read_json, write_json
+from training_cases import clean_processes
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A study that nothing disturbed, and what the command printed."""
+    path = write_study(tmp_path_factory.mktemp("whole"))
+    process = start(path)
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    return path, said
+
+
+def test_a_study_leaves_tables_claims_and_a_report(whole: tuple[Path, str]) -> None:
+    path, said = whole
+    folder = path.parent / "study"
+    study = read(path)
+    cells = cells_of(study)
+    assert len(cells) == 2 + 5 + 3  # the reference of both tasks; five runs with a reward, three without
+    table = read_prompts(folder / "prompts.csv")
+    assert set(table.cells) == set(cells)
+    results = {(r.task, r.arm, r.strength, r.seed, r.metric): r for r in read_results(folder / "results.csv")}
+    for arm, strength in (("reference", ""), ("tdpo2", "0.1"), ("ppo_forward", "0.1")):
+        row = results["letters", arm, strength, 0, "reward_mean"]
+        assert row.value is not None and row.low is not None and row.low <= row.value <= row.high  # type: ignore[operator]
+    assert results["letters", "reference", "", 0, "forward_kl"].value == 0.0
+    assert results["letters", "tdpo2", "0.1", 0, "forward_kl"].value > 0.0  # type: ignore[operator]
+    assert 0 <= results["letters", "tdpo2", "0.1", 0, "mode_coverage"].value <= 1  # type: ignore[operator]
+    assert results["letters", "sft", "0.001", 0, "scored_completions"].value == 16
+    assert results["letters", "ppo_reverse", "0.1", 0, "scored_completions"].value == 16
+    assert results["rows", "tdpo2", "0.5", 0, "accuracy"].value is not None
+    assert ("rows", "tdpo2", "0.5", 0, "reward_mean") not in results
+    assert len(read_responses(folder / "responses.csv")) == len(
+        [c for c in cells if c.task == "letters"]
+    ) * 9 + 4 * 3 * len(table.prompts["rows"])
+    curves = read_curves(folder / "curves.csv")
+    ppo = [row for row in curves if row.cell.arm == "ppo_reverse" and row.metric == "reward_mean"]
+    assert [row.completions for row in ppo] == [8, 16]
+    claims = read_json(folder / "claims.json")["claims"]
+    assert [claim["verdict"] for claim in claims] == ["undecided"] * 4 or len(claims) == 4
+    about = read_json(folder / "about.json")
+    assert about["cells"] == {"done": 10, "failed": 0, "waiting": 0} and about["failures"] == []
+    assert about["tasks"][1]["left_out"] == ["PPO (reverse KL)", "PPO (forward KL)"]
+    assert (folder / "report.html").stat().st_size > 100_000
+    assert "Report: " in said and "10 runs finished" in said
+
+
+def test_the_same_command_has_nothing_left_to_do(whole: tuple[Path, str]) -> None:
+    path, _ = whole
+    before = tables(path.parent / "study")
+    process = start(path)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "10 runs finished" in said
+    assert tables(path.parent / "study") == before
+
+
+def test_killed_four_times_the_tables_are_those_of_an_undisturbed_study(
+    whole: tuple[Path, str], tmp_path: Path
+) -> None:
+    """SIGKILL to the whole study at random moments; its runs end with it and are taken up by the same command."""
+    whole_path, _ = whole
+    expected = tables(whole_path.parent / "study")
+    # The same folder for the inputs: prompts are named by their file.
+    draw = random.Random(5)
+    path = whole_path
+    folder = tmp_path / "killed"
+    kills = 0
+    while kills < 4:
+        process = start(path, f"study_dir={folder}")
+        finished = 0 if not folder.exists() else len(list(folder.glob(f"cells/*/*/{CELL_FILE}")))
+        # Some kills fall early in a run, some in the middle; each waits until something new has begun or ended.
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("cells/*/*/cell.log"))) <= finished and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0.5, 6.0))
+        assert process.poll() is None, "it ended before it could be killed"
+        process.kill()
+        process.wait()
+        kills += 1
+        time.sleep(0.5)  # runs notice within a moment that the study is gone
+    process = start(path, f"study_dir={folder}")
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert tables(folder) == expected
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(whole: tuple[Path, str], tmp_path: Path) -> None:
+    path, _ = whole
+    folder = tmp_path / "stopped"
+    process = start(path, f"study_dir={folder}")
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(f"cells/*/*/{CELL_FILE}")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    os.kill(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, said
+    assert "The same command goes on: tdpo compare" in said and "Traceback" not in said
+    assert (folder / "results.csv").exists()
+
+
+def test_a_reward_that_raises_costs_only_its_cells(whole: tuple[Path, str], tmp_path: Path) -> None:
+    """First held-out prompts spring the trap, then those to train on, which PPO alone asks for once pairs are made."""
+    path = write_study(tmp_path)
+    folder = tmp_path / "study"
+    (tmp_path / "trap").write_text("held_out")
+    process = start(path, "tasks=" + json.dumps(_only_letters(path)))
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "failed: letters/reference-s0 (samples of the base model)" in said and "the reward fell into a trap" in said
+    assert "prompt 'held_out.jsonl:1'" in said
+    assert "waiting" in said and "To go on: tdpo compare" in said
+    (tmp_path / "trap").write_text("train")
+    again, _ = start(path, "tasks=" + json.dumps(_only_letters(path))).communicate(timeout=300)
+    assert "failed: letters/ppo_reverse-0.1-s0 (training): RewardError" in again
+    assert "4 runs finished" in again
+    about = read_json(folder / "about.json")
+    assert about["cells"] == {"done": 4, "failed": 2, "waiting": 0}
+    assert {f["cell"] for f in about["failures"]} == {"letters/ppo_reverse-0.1-s0", "letters/ppo_forward-0.1-s0"}
+    assert "letters/ppo_reverse-0.1-s0" in (folder / "report.html").read_text()
+    (tmp_path / "trap").unlink()
+    process = start(path, "tasks=" + json.dumps(_only_letters(path)))
+    last, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "6 runs finished" in last
+
+
+def _only_letters(path: Path) -> list[dict[str, Any]]:
+    study = read(path)
+    environment = study.tasks[0].environment
+    assert environment is not None
+    return [{"name": "letters", "environment": environment.model_dump(exclude_unset=True)}]
+
+
+# The supervisor, with jobs that end in every way
+
+
+class Silent:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+
+    def started(self, cell: CellKey) -> None:
+        self.events.append(("started", cell.arm))
+
+    def moved(self, cell: CellKey, stage: str, done: int, total: int, note: str) -> None: ...
+
+    def finished(self, cell: CellKey, seconds: float) -> None:
+        self.events.append(("finished", cell.arm))
+
+    def failed(self, failure: Failure) -> None:
+        self.events.append(("failed", failure.cell.arm))
+
+    def tick(self) -> None: ...
+
+
+def job(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
+    report("training", 1, 2, "")
+    if cell.arm == "sft":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+    if cell.arm == "ppo_reverse":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cell.arm == "ppo_forward":
+        raise ModuleNotFoundError("No module named 'nothing'")
+    write_json(files.cell(cell) / CELL_FILE, {"state": DONE, "seconds": {}})
+
+
+@pytest.fixture
+def processes() -> Iterator[None]:
+    with clean_processes(__name__):
+        yield
+
+
+def outcome(tmp_path: Path, *arms: str) -> tuple[Outcome, Silent]:
+    path = write_study(tmp_path)
+    study = read(path, "tasks=" + json.dumps(_only_letters(path)), "workers=1")
+    cells = [cell for cell in cells_of(study) if cell.arm in ("reference", *arms)]
+    observer = Silent()
+    return run_cells(study, StudyFiles(Path(study.study_dir)), cells, job, 1, observer), observer
+
+
+def test_a_killed_process_and_a_missing_package_are_failures_like_others(tmp_path: Path) -> None:
+    found, observer = outcome(tmp_path, "ppo_reverse", "ppo_forward", "tdpo2")
+    assert [cell.arm for cell in found.done] == ["reference", "tdpo2", "tdpo2"]
+    said = {failure.cell.arm: failure for failure in found.failures}
+    assert "ended by SIGKILL: the system may have run out of memory" in said["ppo_reverse"].error
+    assert "workers=1" in said["ppo_reverse"].next
+    assert said["ppo_forward"].error == "ModuleNotFoundError: No module named 'nothing'"
+    assert said["ppo_forward"].next.startswith("install the package") and said["ppo_forward"].stage == "training"
+    assert "ModuleNotFoundError" in said["ppo_forward"].log.read_text()
+    assert read_json(tmp_path / "study/cells/letters/ppo_forward-0.1-s0" / CELL_FILE)["state"] == "failed"
+    assert observer.events.count(("failed", "ppo_forward")) == 1 and found.waiting == []
+
+
+def test_nothing_is_begun_on_a_full_disk(tmp_path: Path) -> None:
+    found, _ = outcome(tmp_path, "sft", "tdpo2")
+    assert found.disk_full and [cell.arm for cell in found.done] == ["reference"]
+    assert [failure.cell.arm for failure in found.failures] == ["sft"]
+    assert "No space left on device" in found.failures[0].error and "free space" in found.failures[0].next
+    assert [cell.arm for cell in found.waiting] == ["tdpo2", "tdpo2"]
+
+
+# Recipes of cells, and what is refused before anything runs
+
+
+def test_the_recipe_of_a_cell_is_the_study_with_its_arm_and_strength(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    study, files = read(path, "seeds=[3]"), StudyFiles(tmp_path / "study")
+    recipes = {cell: training_recipe(study, files, cell) for cell in cells_of(study) if cell.arm != "reference"}
+    dpo = recipes[CellKey("letters", "tdpo2", "0.5", 3)]
+    assert isinstance(dpo, Recipe) and (dpo.loss.name, dpo.loss.beta, dpo.loss.alpha, dpo.seed) == (
+        "tdpo2",
+        0.5,
+        0.5,
+        3,
+    )
+    assert dpo.data.eval is None and dpo.training.num_threads == 1
+    sft = recipes[CellKey("rows", "sft", "0.001", 3)]
+    assert isinstance(sft, Recipe) and sft.training.learning_rate == 1e-3 and sft.loss.beta is None
+    ppo = recipes[CellKey("letters", "ppo_forward", "0.1", 3)]
+    assert isinstance(ppo, PPORecipe) and ppo.ppo.iterations == 2 and ppo.rollouts.completions == 8
+    assert (ppo.kl.direction, ppo.kl.form, ppo.kl.place, ppo.kl.controller) == ("forward", "exact", "loss", "fixed")
+    assert ppo.evaluation.seed == study.evaluation.seed + 3
+    held_out = files.pairs("letters", 3, "held-out")
+    held_out.parent.mkdir(parents=True)
+    held_out.touch()
+    judged = evaluation_recipe(study, files, CellKey("letters", "tdpo2", "0.5", 3))
+    assert isinstance(judged, Recipe) and judged.data.eval == str(held_out)
+
+
+def test_the_resolved_study_loads_to_itself(tmp_path: Path) -> None:
+    study = read(write_study(tmp_path))
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again/study.yaml").write_text(dump_study(study))
+    assert load_study(tmp_path / "again") == study
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("budget=18", "sampling.samples_per_prompt: 4 does not divide budget 18"),
+        ("rollouts.completions=6", "rollouts.completions: 6 does not divide budget 16"),
+        ("ppo.iterations=3", "ppo.iterations: follows from budget / rollouts.completions"),
+        ("training.num_threads=2", "training.num_threads: is the study's own: set threads instead"),
+        ("evaluation.max_prompts=null", "evaluation.max_prompts: is null, but task rows has rows"),
+        ("evaluation.samples_per_prompt=1", "must be at least 2: diversity compares responses"),
+        ("arms=[{name: dpo, strengths: [0.1, 0.10]}]", "arms[0].strengths: names 0.1 twice"),
+        ("arms=[{name: grpo, strengths: [0.1]}]", "arms[0].name: expected one of sft, dpo"),
+        ("seeds=[1, 1]", "seeds: names a seed twice"),
+        ("tasks=[{name: x}]", "tasks[0].data: is one of two"),
+        ("run_dir=x", "is the recipe of one run, not a study"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    path = write_study(tmp_path)
+    overrides = [override]
+    if override.startswith("evaluation.samples"):
+        overrides.append("evaluation.kl_samples_per_prompt=null")
+    with pytest.raises(RecipeError) as raised:
+        read(path, *overrides)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"name": "tdpo2", "strengths": [0.1], "set": {"loss.gamma": 1}}, "cell letters/tdpo2-0.1-s0: loss.gamma"),
+        ({"name": "dpo", "strengths": [0.1], "set": {"loss.alpha": 1}}, "has no effect with loss.name dpo"),
+        ({"name": "dpo", "strengths": [0.1], "set": {"loss.beta": 1}}, "makes the arm what it is"),
+    ],
+)
+def test_an_arm_whose_keys_make_no_recipe_is_refused(tmp_path: Path, arm: dict[str, Any], message: str) -> None:
+    study = read(write_study(tmp_path), f"arms={json.dumps([arm])}")
+    with pytest.raises(RecipeError) as raised:
+        check(study, StudyFiles(Path(study.study_dir)), cells_of(study))
+    assert message in str(raised.value)
+
+
+def test_a_missing_package_and_too_few_prompts_are_named_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_study(tmp_path)
+    files = StudyFiles(tmp_path / "study")
+    study = read(path, "budget=32")
+    with pytest.raises(ValueError, match="needs 8 training prompts, there are 4"):
+        check(study, files, cells_of(study))
+    study = read(path, "embeddings=minilm")
+    monkeypatch.setattr("tdpo.embeddings.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install"):
+        check(study, files, cells_of(study))
+
+
+def test_another_study_in_the_folder_is_refused(whole: tuple[Path, str], tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    path, _ = whole
+    found = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["compare", str(path), "budget=8"])
+    assert found.exit_code == 2
+    assert "holds another study" in found.stderr and "budget: the study has 16, now 8" in found.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    found = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["compare", str(path), f"study_dir={tmp_path / 'mine'}"])
+    assert found.exit_code == 2 and "holds files that are no study (notes.txt)" in found.stderr
