@@ -125,6 +125,16 @@ def test_methods_can_be_hidden_with_the_keyboard(visit: Visit) -> None:
     assert len(x_of(visit, "task-0-kl", "dpo")) == 3
 
 
+def test_drawings_of_a_row_stand_level_also_when_a_table_is_opened(visit: Visit) -> None:
+    tops = "['task-0-kl', 'task-0-diversity'].map((id) => document.getElementById(id).getBoundingClientRect().top)"
+    before = visit.get(tops)
+    assert before[0] == before[1]
+    opened = "document.getElementById('task-0-kl').closest('figure').querySelector('details').open"
+    visit.get(f"{opened} = true")
+    assert visit.get(tops) == before
+    visit.get(f"{opened} = false")
+
+
 def shown_strengths(visit: Visit, table: str) -> list[str]:
     strengths: list[str] = visit.get(
         "(table) => [...document.querySelectorAll(`${table} tr[data-task='0']:not([hidden])`)]"
