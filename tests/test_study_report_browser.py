@@ -311,6 +311,8 @@ def test_hostile_text_stays_text(browser: Any, tmp_path: Path, policy: bool) -> 
         until(visit, READY)
         visit.get("""() => document.querySelectorAll(".plot").forEach((plot) => window.Plotly.Fx.hover(plot,
             plot.data.flatMap((t, i) => t.hovertemplate ? [{ curveNumber: i, pointNumber: 0 }] : []).slice(0, 1)))""")
+        hover = visit.get("document.querySelector('#task-0-kl .hoverlayer').textContent")
+        assert HOSTILE[0] in hover, "Plotly's own markup stays text too"
         visit.page.fill("#sample-search", "script onerror")
         assert HOSTILE[0] in visit.page.inner_text("#sample-list")
         assert visit.get("window.__pwned") is None
