@@ -293,7 +293,7 @@ def poisoned(value: Any, attack: str) -> Any:
 @pytest.mark.parametrize("policy", [True, False], ids=["with policy", "without policy"])
 def test_hostile_text_stays_text(browser: Any, tmp_path: Path, policy: bool) -> None:
     """In responses, and in everything that about.json and claims.json say in words of their own."""
-    attack = HOSTILE[0] + HOSTILE[1] + "unbreakable" * 30
+    attack = "<b>bold</b>" + HOSTILE[0] + HOSTILE[1] + "unbreakable" * 30
     path = make_study(tmp_path / "study", prompts=2)
     about, claims = read(path / "about.json"), read(path / "claims.json")
     for arm in about["arms"]:
@@ -312,7 +312,7 @@ def test_hostile_text_stays_text(browser: Any, tmp_path: Path, policy: bool) -> 
         visit.get("""() => document.querySelectorAll(".plot").forEach((plot) => window.Plotly.Fx.hover(plot,
             plot.data.flatMap((t, i) => t.hovertemplate ? [{ curveNumber: i, pointNumber: 0 }] : []).slice(0, 1)))""")
         hover = visit.get("document.querySelector('#task-0-kl .hoverlayer').textContent")
-        assert HOSTILE[0] in hover, "Plotly's own markup stays text too"
+        assert f"<b>bold</b>{HOSTILE[0]}" in hover, "Plotly's own markup stays text too"
         visit.page.fill("#sample-search", "script onerror")
         assert HOSTILE[0] in visit.page.inner_text("#sample-list")
         assert visit.get("window.__pwned") is None
