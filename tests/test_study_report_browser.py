@@ -125,6 +125,16 @@ def test_methods_can_be_hidden_with_the_keyboard(visit: Visit) -> None:
     assert len(x_of(visit, "task-0-kl", "dpo")) == 3
 
 
+def test_drawings_of_a_row_stand_level_also_when_a_table_is_opened(visit: Visit) -> None:
+    tops = "['task-0-kl', 'task-0-diversity'].map((id) => document.getElementById(id).getBoundingClientRect().top)"
+    before = visit.get(tops)
+    assert before[0] == before[1]
+    opened = "document.getElementById('task-0-kl').closest('figure').querySelector('details').open"
+    visit.get(f"{opened} = true")
+    assert visit.get(tops) == before
+    visit.get(f"{opened} = false")
+
+
 def shown_strengths(visit: Visit, table: str) -> list[str]:
     strengths: list[str] = visit.get(
         "(table) => [...document.querySelectorAll(`${table} tr[data-task='0']:not([hidden])`)]"
@@ -283,7 +293,7 @@ def poisoned(value: Any, attack: str) -> Any:
 @pytest.mark.parametrize("policy", [True, False], ids=["with policy", "without policy"])
 def test_hostile_text_stays_text(browser: Any, tmp_path: Path, policy: bool) -> None:
     """In responses, and in everything that about.json and claims.json say in words of their own."""
-    attack = HOSTILE[0] + HOSTILE[1] + "unbreakable" * 30
+    attack = "<b>bold</b>" + HOSTILE[0] + HOSTILE[1] + "unbreakable" * 30
     path = make_study(tmp_path / "study", prompts=2)
     about, claims = read(path / "about.json"), read(path / "claims.json")
     for arm in about["arms"]:
@@ -301,6 +311,8 @@ def test_hostile_text_stays_text(browser: Any, tmp_path: Path, policy: bool) -> 
         until(visit, READY)
         visit.get("""() => document.querySelectorAll(".plot").forEach((plot) => window.Plotly.Fx.hover(plot,
             plot.data.flatMap((t, i) => t.hovertemplate ? [{ curveNumber: i, pointNumber: 0 }] : []).slice(0, 1)))""")
+        hover = visit.get("document.querySelector('#task-0-kl .hoverlayer').textContent")
+        assert f"<b>bold</b>{HOSTILE[0]}" in hover, "Plotly's own markup stays text too"
         visit.page.fill("#sample-search", "script onerror")
         assert HOSTILE[0] in visit.page.inner_text("#sample-list")
         assert visit.get("window.__pwned") is None
