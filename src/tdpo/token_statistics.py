@@ -186,7 +186,7 @@ class ReferenceSummary:
     the model's dtype (float64 in → float64 out), since in bf16 the KL would be 12 % off at 2e-4 nats.
     `offset` `[N]`, float64, is e·h_ref − logZ(h_ref): two large numbers whose difference the KL needs.
     `reference_logp` `[N]` is that of TokenStats. `likeliest` `[N, K]` int32 names the reference's likeliest tokens,
-    whose logits are corrected to float64 (K is 8, or less where the vocabulary is tiny); without it small KLs of
+    whose logits are corrected to float64 (K is 16, or less where the vocabulary is tiny); without it small KLs of
     confident models are less exact. `hidden` `[N, D]` is h_ref itself, which only the reverse KL needs.
     """
 
