@@ -27,7 +27,8 @@ from tdpo.runs import RunDirectory, mark_complete, read_json
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    "demo", "explain", "doctor", "recipe", "pairs", "train", "ppo", "merge", "generate", "evaluate", "compare", "report",
+    "demo", "explain", "doctor", "recipe", "pairs", "train", "ppo", "merge", "generate", "evaluate", "compare",
+    "report",
 )  # fmt: skip
 Call = Callable[..., Result]
 

@@ -19,13 +19,22 @@ from tdpo.batches import (
     PairBatch,
     PairCollator,
     TokenizedPair,
+    group_rows,
     pack_rows,
     padded_batch,
     shared_length,
     shared_prefix_batch,
 )
 from tdpo.models import policy_hidden, reference_for
-from tdpo.training.layout import TOLERANCE, choose_layout, fullest_row, pack_pairs, share_prefixes
+from tdpo.training import layout as layout_module
+from tdpo.training.layout import (
+    TOLERANCE,
+    choose_layout,
+    fullest_row,
+    grouped_collator,
+    pack_pairs,
+    share_prefixes,
+)
 from tdpo.training.statistics import PolicyStatistics
 
 # Different lengths everywhere, a one-token response, a one-token prompt; short enough for Gemma's window of 16.
@@ -125,7 +134,15 @@ def test_pairs_without_a_prompt_have_no_shared_layout() -> None:
 
 IDS = st.lists(st.integers(1, 30), min_size=1, max_size=9)
 RAGGED = st.lists(
-    st.builds(TokenizedPair, prompt_ids=IDS, chosen_ids=st.just([]) | IDS, rejected_ids=IDS), min_size=1, max_size=9
+    # Few different prompts, so that pairs of one batch often have the same.
+    st.builds(
+        TokenizedPair,
+        prompt_ids=IDS | st.sampled_from([[4], [4, 7], [9] * 6]),
+        chosen_ids=st.just([]) | IDS,
+        rejected_ids=IDS,
+    ),
+    min_size=1,
+    max_size=9,
 )
 
 
@@ -151,23 +168,24 @@ def test_packing_fills_rows() -> None:
 @examples(max_examples=200, deadline=None)
 @given(pairs=RAGGED, budget=st.integers(2, 60))
 def test_every_layout_has_the_same_flat_tokens_in_the_same_order(pairs: list[TokenizedPair], budget: int) -> None:
-    padded, shared, packed = (
-        PairBatch.from_inputs(PairCollator(0, *layout)(pairs)) for layout in ((False,), (True,), (True, budget))
-    )
-    for batch in (shared, packed):
+    layouts: tuple[tuple[Any, ...], ...] = ((False,), (True,), (True, budget), (True, None, True))
+    padded, shared, packed, grouped = (PairBatch.from_inputs(PairCollator(0, *layout)(pairs)) for layout in layouts)
+    assert shared.num_tokens == sum(map(shared_length, pairs))
+    assert packed.num_tokens == shared.num_tokens
+    for batch in (shared, packed, grouped):
         assert batch.target_ids.equal(padded.target_ids)
         assert batch.sequence_index.equal(padded.sequence_index)
-        assert batch.num_tokens == sum(map(shared_length, pairs))
+        assert batch.num_tokens <= shared.num_tokens
         assert batch.num_pairs == len(pairs)
-    assert packed.input_ids.numel() <= shared.input_ids.numel()
+    assert packed.input_ids.numel() <= shared.input_ids.numel() >= grouped.input_ids.numel()
     assert packed.input_ids.shape[1] <= max(budget, *map(shared_length, pairs))
 
 
 @examples(max_examples=100, deadline=None)
-@given(pairs=RAGGED, budget=st.integers(2, 60))
-def test_what_a_token_sees_spelled_out(pairs: list[TokenizedPair], budget: int) -> None:
+@given(pairs=RAGGED, budget=st.integers(2, 60) | st.none())
+def test_what_a_token_sees_spelled_out(pairs: list[TokenizedPair], budget: int | None) -> None:
     """Following the mask backwards from each predicting state gives prompt and response so far, at their positions."""
-    batch = PairBatch.from_inputs(PairCollator(0, True, budget)(pairs))
+    batch = PairBatch.from_inputs(PairCollator(0, True, budget, group_prompts=budget is None)(pairs))
     width = batch.input_ids.shape[1]
     sequences = [p.prompt_ids + p.chosen_ids for p in pairs] + [p.prompt_ids + p.rejected_ids for p in pairs]
     done = [0] * len(sequences)
@@ -184,6 +202,46 @@ def test_what_a_token_sees_spelled_out(pairs: list[TokenizedPair], budget: int) 
     assert not (batch.attention_mask & padding[:, None, None, :]).any(), "nothing attends to padding"
     assert batch.attention_mask.any(dim=-1).all(), "everything attends to something"
     assert (batch.input_ids[padding] == 0).all()
+
+
+def test_pairs_of_one_prompt_share_it_where_that_pays() -> None:
+    """By hand: a prompt of 6 tokens, responses of 2. Together 6 + 4 + 4 instead of twice 6 + 4; and not with a lone
+    pair beside three of one prompt, where one wide row would make the other as wide."""
+    prompt, other = [9] * 6, [4]
+    pairs = [TokenizedPair(prompt, [1, 2], [3, 4]), TokenizedPair(prompt, [5, 6], [7, 8])]
+    batch = PairBatch.from_inputs(PairCollator(0, True, group_prompts=True)(pairs))
+    assert batch.input_ids.tolist() == [[*prompt, 1, 2, 3, 4, 5, 6, 7, 8]]
+    assert batch.position_ids is not None and batch.position_ids[0, 6:].tolist() == [6, 7] * 4
+    assert batch.attention_mask[0, 0, -1].nonzero()[:, 0].tolist() == [*range(6), 12, 13], "the prompt and itself"
+    assert batch.response_index.tolist() == [5, 6, 5, 10, 5, 8, 5, 12], "chosen of both, then rejected"
+    assert group_rows(pairs) == [[0, 1]]
+    assert group_rows([TokenizedPair([4], [1, 2], [3])] * 3 + [TokenizedPair([4, 4], [1], [2])]) == [[0], [1], [2], [3]]
+    assert group_rows([pairs[0], TokenizedPair(other, [1], [2]), pairs[1]]) == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_group_has_the_states_of_padded_rows_where_the_model_takes_the_mask(family: str) -> None:
+    model, make = build_model(family), torch.Generator().manual_seed(1)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(1, 300, (length,), generator=make).tolist()
+
+    prompts = [ids(9), ids(4)]
+    pairs = [TokenizedPair(prompts[i % 2], ids(2 + i), ids(6 - i)) for i in range(5)]
+    collator = grouped_collator(model, pairs, 0)
+    padded = PairBatch.from_inputs(PairCollator(0)(pairs))
+    batch = PairBatch.from_inputs(collator(pairs))
+    with torch.no_grad():
+        found, expected = (policy_hidden(model, b.model_inputs(), b.response_index) for b in (batch, padded))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    if family == "llama":
+        assert collator.group_prompts and batch.input_ids.numel() < padded.input_ids.numel()
+
+
+def test_a_model_that_does_not_take_the_mask_of_a_group_gets_a_row_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout_module, "_distance", lambda *_, packed=False, **__: float(packed))
+    found = grouped_collator(build_model("llama"), [PAIRS[0], PAIRS[0]], 0)
+    assert found.share_prefixes and not found.group_prompts
 
 
 def states(model: Any, pairs: Sequence[TokenizedPair], rows: list[list[int]]) -> tuple[PairBatch, Tensor]:

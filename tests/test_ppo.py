@@ -14,6 +14,7 @@ import torch
 
 from conftest import build_model, build_tokenizer
 from ppo_cases import make_ppo, ppo_settings
+from tdpo.batches import PairCollator
 from tdpo.environments import RewardError
 from tdpo.runs.checkpoints import find_checkpoints
 from tdpo.training import PPOTrainer
@@ -147,16 +148,22 @@ def test_splitting_the_work_changes_nothing(changes: dict[str, Any], tmp_path: P
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_rows_shared_by_two_completions_give_the_update_of_padded_rows(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("samples", [2, 4])
+def test_rows_shared_by_completions_give_the_update_of_padded_rows(family: str, samples: int, tmp_path: Path) -> None:
     """gemma2's window takes no shared rows: both ways are then the same, and must work all the same."""
     weights = []
     for name in ("auto", "off"):
-        trainer = trainer_of(tmp_path / name, model=build_model(family), optim="sgd", learning_rate=0.1)
+        trainer = trainer_of(
+            tmp_path / name, model=build_model(family), optim="sgd", learning_rate=0.1, samples_per_prompt=samples,
+            rollout_size=8, per_device_train_batch_size=4,
+        )  # fmt: skip
         if name == "off":
-            trainer._judge.collator.share_prefixes = False
             trainer._begin_iteration = _without_sharing(trainer)  # type: ignore[method-assign]
         trainer.train()
         weights.append(trained_weights(trainer))
+        if family == "llama":
+            grouped = trainer._judge.collator.group_prompts
+            assert grouped == (name == "auto" and samples == 4), "with four samples two rows have one prompt"
     agree(weights[0], weights[1], 1e-4)
 
 
@@ -167,7 +174,7 @@ def _without_sharing(trainer: PPOTrainer) -> Any:
 
     def begin(iteration: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(online, "share_prefixes", lambda *_: False)
+            patch.setattr(online, "grouped_collator", lambda model, units, pad: PairCollator(pad))
             original(iteration)
 
     return begin

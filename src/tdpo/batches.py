@@ -311,12 +311,16 @@ def padded_batch(pairs: Sequence[TokenizedPair], pad_token_id: int) -> PairBatch
 
 
 def shared_prefix_batch(
-    pairs: Sequence[TokenizedPair], pad_token_id: int, rows: Sequence[Sequence[int]] | None = None
+    pairs: Sequence[TokenizedPair],
+    pad_token_id: int,
+    rows: Sequence[Sequence[int]] | None = None,
+    *,
+    group_prompts: bool = False,
 ) -> PairBatch:
     """A pair's prompt, chosen and rejected in one row, `[R, T]`; the prompt is computed once (arXiv 2410.20305).
 
-    Under the 4-D mask `[R, 1, T, T]` a pair sees itself alone, rejected tokens do not see chosen ones, and
-    positions restart at the prompt's end, so every response has the hidden states that it has in a row of its own.
+    Under the 4-D mask `[R, 1, T, T]` a response sees its prompt and itself alone, and positions restart at the prompt's
+    end, so every response has the hidden states that it has in a row of its own.
 
     Args:
         pairs: P pairs, each with a prompt.
@@ -324,6 +328,7 @@ def shared_prefix_batch(
             row's first token, so that its softmax is no 0/0.
         rows: indices of the pairs in each row, every pair once, as `pack_rows` gives them; None gives each pair a
             row of its own. The flat tokens are the same, only `response_index` knows where their states lie.
+        group_prompts: a pair that follows one with the same prompt in its row shares that prompt (`group_rows`).
 
     Raises:
         ValueError: a pair without a prompt, whose first response tokens nothing predicts.
@@ -331,38 +336,41 @@ def shared_prefix_batch(
     for pair in pairs:
         if not pair.prompt_ids:
             raise ValueError(f"{pair.source}:{pair.row} has no prompt to share; lay such pairs out with padded_batch")
-    count, lengths = len(pairs), [shared_length(pair) for pair in pairs]
-    rows = [[p] for p in range(count)] if rows is None else rows
-    width = max(sum(lengths[p] for p in row) for row in rows)
+    rows = [[p] for p in range(len(pairs))] if rows is None else rows
+    width = max(row_length(pairs, row, group_prompts) for row in rows)
     input_ids = torch.full((len(rows), width), pad_token_id)
     position_ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), 1, width, width, dtype=torch.bool)
     mask[..., 0] = True
-    longest = max(lengths)
-    ascending, causal = torch.arange(longest), torch.ones(longest, longest, dtype=torch.bool).tril_()
-    begins = [0] * count  # flat index of each pair's first token
+    ascending, causal = torch.arange(width), torch.ones(width, width, dtype=torch.bool).tril_()
+    places = _Places([0] * len(pairs), [0] * len(pairs))
     for r, row in enumerate(rows):
-        begin = 0
+        end, prompt, shown = 0, [], slice(0, 0)
         for p in row:
-            pair, end = pairs[p], begin + lengths[p]
-            prompt, chosen, rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
-            response, middle = begin + prompt, begin + prompt + chosen
-            begins[p] = r * width + begin
-            input_ids[r, begin:end] = torch.tensor(pair.prompt_ids + pair.chosen_ids + pair.rejected_ids)
-            position_ids[r, begin:middle] = ascending[: prompt + chosen]
-            position_ids[r, middle:end] = ascending[prompt : prompt + rejected]
-            mask[r, 0, begin:end, 0] = False  # of another pair, unless this is the row's first
-            mask[r, 0, begin:end, begin:end] = causal[: lengths[p], : lengths[p]]
-            mask[r, 0, middle:end, response:middle] = False
-            begin = end
-    response_index, targets, sequence = _response_tokens(pairs, torch.tensor(begins))
+            pair = pairs[p]
+            if not (group_prompts and pair.prompt_ids == prompt):
+                prompt, shown = pair.prompt_ids, slice(end, end + len(pair.prompt_ids))
+                input_ids[r, shown], position_ids[r, shown] = torch.tensor(prompt), ascending[: len(prompt)]
+                mask[r, 0, shown, 0] = False  # of another prompt, unless this is the row's first
+                mask[r, 0, shown, shown] = causal[: len(prompt), : len(prompt)]
+                end = shown.stop
+            places.prompt_end[p], places.response[p] = r * width + shown.stop, r * width + end
+            for ids in (pair.chosen_ids, pair.rejected_ids):
+                own, length = slice(end, end + len(ids)), len(ids)
+                input_ids[r, own] = torch.tensor(ids, dtype=torch.long)
+                position_ids[r, own] = ascending[len(prompt) : len(prompt) + length]
+                mask[r, 0, own, 0] = False
+                mask[r, 0, own, shown] = True
+                mask[r, 0, own, own] = causal[:length, :length]
+                end = own.stop
+    response_index, targets, sequence = _response_tokens(pairs, places)
     return PairBatch(
         input_ids=input_ids,
         attention_mask=mask,
         response_index=response_index,
         target_ids=input_ids.flatten()[targets],
         sequence_index=sequence,
-        num_pairs=count,
+        num_pairs=len(pairs),
         position_ids=position_ids,
     )
 
@@ -370,6 +378,29 @@ def shared_prefix_batch(
 def shared_length(pair: TokenizedPair) -> int:
     """Tokens of a pair whose responses share their prompt."""
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+
+def row_length(pairs: Sequence[TokenizedPair], row: Sequence[int], group_prompts: bool) -> int:
+    """Tokens of a row of pairs; `group_prompts` as in `shared_prefix_batch`."""
+    before = [[], *(pairs[p].prompt_ids for p in row)]
+    again = sum(
+        len(pairs[p].prompt_ids) for p, prompt in zip(row, before, strict=False) if pairs[p].prompt_ids == prompt
+    )
+    return sum(shared_length(pairs[p]) for p in row) - again * group_prompts
+
+
+def group_rows(pairs: Sequence[TokenizedPair]) -> list[list[int]]:
+    """Indices of the pairs in each row: those with the same prompt together, if that computes fewer tokens (rows ×
+    width) than a row for each pair, which it does not where one prompt has many pairs and the others have few."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for p, pair in enumerate(pairs):
+        groups.setdefault(tuple(pair.prompt_ids), []).append(p)
+    together, apart = list(groups.values()), [[p] for p in range(len(pairs))]
+
+    def computed(rows: list[list[int]]) -> int:
+        return len(rows) * max(row_length(pairs, row, True) for row in rows)
+
+    return together if computed(together) < computed(apart) else apart
 
 
 def pack_rows(lengths: Sequence[int], max_tokens_per_row: int) -> list[list[int]]:
@@ -402,17 +433,21 @@ def _balanced_rows(lengths: Sequence[int], count: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def _response_tokens(pairs: Sequence[TokenizedPair], begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the N response tokens, chosen before rejected: (flat index of the predicting state, of the token, sequence).
+@dataclass
+class _Places:
+    """Flat indices, one a pair: after its prompt's last token, and of its chosen response's first."""
 
-    Args:
-        begins: `[P]` flat index of each pair's first token.
-    """
-    prompt = torch.tensor([len(p.prompt_ids) for p in pairs])
+    prompt_end: list[int]
+    response: list[int]
+
+
+def _response_tokens(pairs: Sequence[TokenizedPair], places: _Places) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the N response tokens, chosen before rejected: (flat index of the predicting state, token's, sequence)."""
+    begins = torch.tensor(places.response)
     chosen = torch.tensor([len(p.chosen_ids) for p in pairs])
     rejected = torch.tensor([len(p.rejected_ids) for p in pairs])
-    last_of_prompt = (begins + prompt - 1).repeat(2)
-    first = torch.cat([begins + prompt, begins + prompt + chosen])
+    last_of_prompt = torch.tensor(places.prompt_end).repeat(2) - 1
+    first = torch.cat([begins, begins + chosen])
     lengths = torch.cat([chosen, rejected])
     sequence = torch.arange(len(lengths)).repeat_interleave(lengths)
     within = torch.arange(len(sequence)) - (lengths.cumsum(0) - lengths)[sequence]
@@ -431,14 +466,16 @@ class PairCollator:
         pad_token_id: fills rows.
         share_prefixes: compute a pair's prompt once (`shared_prefix_batch`); False: each response in a row of its own.
         max_tokens_per_row: pack pairs that share their prompt into rows of up to so many tokens.
+        group_prompts: let pairs of a batch that have the same prompt share it too, where that pays (`group_rows`).
 
     Raises:
-        ValueError: `max_tokens_per_row` without `share_prefixes`.
+        ValueError: `max_tokens_per_row` or `group_prompts` without `share_prefixes`, or both of them.
     """
 
     pad_token_id: int
     share_prefixes: bool = False
     max_tokens_per_row: int | None = None
+    group_prompts: bool = False
     reference_rows: Callable[[Sequence[TokenizedPair]], Tensor | None] | None = None
 
     def __post_init__(self) -> None:
@@ -447,6 +484,8 @@ class PairCollator:
                 f"max_tokens_per_row={self.max_tokens_per_row} has no effect on padded rows; set share_prefixes=True "
                 "or leave it out"
             )
+        if self.group_prompts and (not self.share_prefixes or self.max_tokens_per_row is not None):
+            raise ValueError("group_prompts needs share_prefixes=True, and rows that nothing else is packed into")
 
     def __call__(self, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
         batch = self._laid_out(pairs)
@@ -460,12 +499,16 @@ class PairCollator:
         rows = None
         if self.max_tokens_per_row is not None:
             rows = pack_rows([shared_length(pair) for pair in pairs], self.max_tokens_per_row)
-        return shared_prefix_batch(pairs, self.pad_token_id, rows)
+        elif self.group_prompts:
+            rows = group_rows(pairs)
+        return shared_prefix_batch(pairs, self.pad_token_id, rows, group_prompts=self.group_prompts)
 
     def describe(self) -> str:
         """The layout in a few words for the log."""
         if not self.share_prefixes:
             return "padded rows"
+        if self.group_prompts:
+            return "pairs share their prompt, also with one another"
         if self.max_tokens_per_row is None:
             return "pairs share their prompt"
         return f"pairs share their prompt, packed into rows of at most {self.max_tokens_per_row} tokens"

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..batches import PairCollator, TokenizedPair
+from ..batches import TokenizedPair
 from ..diversity import distinct_n
 from ..environments import Environment, Prompt, score
 from ..generation import Completion, SamplingSettings, encode_prompts, sample
 from ..scores import sum_by_sequence
 from ..token_statistics import Extra
-from ..training.layout import share_prefixes
+from ..training.layout import grouped_collator
 from ..training.statistics import PolicyStatistics
 from .intervals import Statistic, interval, mean, std
 from .pairs import Progress, collated
@@ -113,7 +113,9 @@ def distances(
     ]
     device = next(model.parameters()).device
     pad_token_id = tokenizer.pad_token_id
-    collator = PairCollator(pad_token_id, share_prefixes(model, pairs, pad_token_id, "auto"))
+    collator = grouped_collator(model, pairs, pad_token_id)
+    samples = 1 + max(completion.sample_index for completion in own)
+    batch_size = max(1, batch_size // samples) * samples  # samples of one prompt stay together
     found = Distances([], [], [])
     for start in range(0, len(pairs), batch_size):
         batch = collated(collator, pairs[start : start + batch_size], device)

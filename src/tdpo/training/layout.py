@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-from ..batches import PairBatch, PairCollator, TokenizedPair, padded_batch, shared_length, shared_prefix_batch
+from ..batches import (
+    PairBatch,
+    PairCollator,
+    TokenizedPair,
+    padded_batch,
+    row_length,
+    shared_length,
+    shared_prefix_batch,
+)
 from ..models import policy_hidden
 from .config import PrefixSharing
 
@@ -73,6 +81,21 @@ def share_prefixes(model: Any, pairs: Sequence[TokenizedPair], pad_token_id: int
             "layout: its attention does not take the 4-D mask. Use 'auto' or 'off'."
         )
     return False
+
+
+def grouped_collator(model: Any, pairs: Sequence[TokenizedPair], pad_token_id: int) -> PairCollator:
+    """The collator of pairs of which many have the same prompt, as samples have: prompts are shared as far as this
+    model gives the same hidden states, which the largest group is compared for."""
+    if not share_prefixes(model, pairs, pad_token_id, "auto"):
+        return PairCollator(pad_token_id)
+    groups: dict[tuple[int, ...], list[TokenizedPair]] = {}
+    for pair in pairs:
+        groups.setdefault(tuple(pair.prompt_ids), []).append(pair)
+    largest = max(groups.values(), key=lambda group: row_length(group, range(len(group)), True))
+    grouped = len(largest) > 1 and _distance(model, largest, pad_token_id, packed=True, grouped=True) <= _tolerance(
+        model
+    )
+    return PairCollator(pad_token_id, share_prefixes=True, group_prompts=grouped)
 
 
 def pack_pairs(
@@ -152,18 +175,22 @@ def _tolerance(model: Any) -> float:
 
 
 @torch.no_grad()
-def _distance(model: Any, pairs: Sequence[TokenizedPair], pad_token_id: int, *, packed: bool = False) -> float:
+def _distance(
+    model: Any, pairs: Sequence[TokenizedPair], pad_token_id: int, *, packed: bool = False, grouped: bool = False
+) -> float:
     """Largest relative distance of a pair's hidden states from those in padded rows; inf where the layout fails.
 
     Args:
         packed: all pairs in one row, else a row each.
+        grouped: which shares what prompts they have in common.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
         padded = padded_batch(pairs, pad_token_id)
-        shared = shared_prefix_batch(pairs, pad_token_id, [range(len(pairs))] if packed else None)
+        rows = [range(len(pairs))] if packed else None
+        shared = shared_prefix_batch(pairs, pad_token_id, rows, group_prompts=grouped)
         expected, found = _hidden(model, padded, device), _hidden(model, shared, device)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         logger.info("the shared layout does not run on this model: %s", error)

@@ -28,7 +28,7 @@ from .arguments import one_process_a_device
 from .base import CheckpointedTrainer
 from .completions import CompletionsFile
 from .critic import Critic
-from .layout import share_prefixes
+from .layout import grouped_collator
 from .metrics import MetricsFile, peak_memory_mib
 from .policy import prepare_policy, prepare_tokenizer
 from .ppo_config import PPOConfig
@@ -226,8 +226,8 @@ class PPOTrainer(CheckpointedTrainer):
         started = time.perf_counter()
         units, owner = units_of(sampled, args.samples_per_prompt, self._pairs_completions)
         if not self._layout_is_chosen:  # asked of the model once, as it takes two forwards
-            shares = share_prefixes(self.model, units, self._judge.collator.pad_token_id, "auto")
-            self._judge.collator.share_prefixes, self._layout_is_chosen = shares, True
+            self._judge.collator = grouped_collator(self.model, units, self._judge.collator.pad_token_id)
+            self._layout_is_chosen = True
         scored = self._judge.score(self.model, units)
         rewards, logged = task_rewards(sampled, args, self.reward_scale, self._total)
         by_sequence = torch.stack([rewards[i] if i >= 0 else rewards.new_zeros(()) for i in owner])
@@ -411,7 +411,7 @@ class PPOTrainer(CheckpointedTrainer):
             "learning": self._learning.state_dict(),
             "kl_coefficient": self.kl_coefficient.state_dict(),
             "reward_scale": self.reward_scale.state_dict(),
-            "share_prefixes": self._judge.collator.share_prefixes,
+            "layout": [self._judge.collator.share_prefixes, self._judge.collator.group_prompts],
             "prompts": digest_of(self.train_prompts),
         }
         torch.save(state, checkpoint / f"ppo_state_{args.process_index}.pt")
@@ -435,7 +435,8 @@ class PPOTrainer(CheckpointedTrainer):
         self.critic.load_state_dict(critic)
         self.kl_coefficient.load_state_dict(state["kl_coefficient"])
         self.reward_scale.load_state_dict(state["reward_scale"])
-        self._judge.collator.share_prefixes, self._layout_is_chosen = state["share_prefixes"], True
+        collator, self._layout_is_chosen = self._judge.collator, True
+        collator.share_prefixes, collator.group_prompts = state["layout"]
         self._rollout = Rollout.from_state_dict(state["rollout"]) if state["rollout"] else None
         self._rollout_logs, self._stopped, self._skipped = state["logs"], state["stopped"], state["skipped"]
         self._learning.load_state_dict(state["learning"])
