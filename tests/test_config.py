@@ -19,6 +19,7 @@ from tdpo.config import (
     dump_recipe,
     flatten,
     load_recipe,
+    load_study,
     recipe_markdown,
     recipe_reference,
 )
@@ -343,10 +344,12 @@ def test_flatten_names_every_value() -> None:
 # Recipes and reference that come with the package
 
 
-@pytest.mark.parametrize("name", ["sentiment_tdpo2", "sentiment_dpo", "preferences", "ppo_sentiment"])
+@pytest.mark.parametrize(
+    "name", ["sentiment_tdpo2", "sentiment_dpo", "preferences", "ppo_sentiment", "study_quick", "study"]
+)
 def test_shipped_recipes_load_and_exist_once(name: str) -> None:
     shipped, shown = ROOT / f"src/tdpo/cli/recipes/{name}.yaml", ROOT / f"recipes/{name}.yaml"
-    load_recipe(shown)
+    (load_study if name.startswith("study") else load_recipe)(shown)
     assert shipped.read_text(encoding="utf-8") == shown.read_text(encoding="utf-8")
 
 

@@ -196,7 +196,9 @@ def _number(text: str | None) -> float | None:
 
 def _results(path: Path, notes: list[str]) -> dict[tuple[str, str, str, str], dict[str, Estimate]]:
     results: dict[tuple[str, str, str, str], dict[str, Estimate]] = {}
-    for line in _lines(path / "results.csv", notes, ""):
+    timings = path / "timings.csv"  # apart from the results, since no two studies take equally long
+    lines = [*_lines(path / "results.csv", notes, ""), *(_lines(timings, notes, "") if timings.exists() else ())]
+    for line in lines:
         key = tuple(line.get(name, "") for name in ("task", "arm", "strength", "metric"))
         value, low, high = (_number(line.get(name)) for name in ("value", "low", "high"))
         if value is not None:

@@ -59,7 +59,8 @@ COSTS = (
     Metric("scored_completions", "Scored completions"),
     Metric("updates", "Updates"),
     Metric("train_seconds", "Training time"),
-    Metric("sampling_seconds", "Sampling time"),
+    Metric("sampling_seconds", "Time to make the pairs"),
+    Metric("judging_seconds", "Time to judge"),
     Metric("trained_tokens", "Trained tokens"),
     Metric("generated_tokens", "Generated tokens"),
 )
