@@ -174,7 +174,7 @@ def test_a_plain_installation_says_what_the_command_line_needs() -> None:
         (["train", "none.yaml"], "none.yaml: does not exist"),
         (["train", ".."], "recipe.yaml: does not exist"),
         (["train", "recipe.yaml", "loss.bta=2"], "unknown key; did you mean loss.beta?"),
-        (["train", "recipe.yaml", "loss.beta=x"], "loss.beta: expected a number > 0, got the text 'x'"),
+        (["train", "recipe.yaml", "loss.beta=x"], "loss.beta: expected a number > 0, or null, got the text 'x'"),
         (["train", "recipe.yaml", "--resume", "--overwrite"], "give one of them"),
         (["train", "recipe.yaml", "data.train=none.jsonl"], "none.jsonl"),
         (["train", "recipe.yaml", "model.name=./nowhere"], "nowhere"),

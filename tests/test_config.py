@@ -183,6 +183,8 @@ def test_wrong_types_and_ranges_say_what_came_and_what_was_expected(override: st
 
 WITHOUT_EFFECT = [
     (("loss.name=dpo", "loss.alpha=0.5"), "loss.alpha: has no effect with loss.name dpo"),
+    (("loss.name=sft", "loss.beta=0.1"), "loss.beta: has no effect with loss.name sft"),
+    (("loss.name=sft", "loss.label_smoothing=0.1"), "loss.label_smoothing: has no effect with loss.name sft"),
     (("loss.name=tdpo1", "loss.alpha=0.5"), "loss.alpha: has no effect with loss.name tdpo1"),
     (("training.micro_batch_size=6",), "6 does not divide training.batch_size 16; the nearest below is 4"),
     (("training.micro_batch_size=32",), "the nearest below is 16"),

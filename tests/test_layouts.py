@@ -216,6 +216,9 @@ def test_pairs_of_one_prompt_share_it_where_that_pays() -> None:
     assert batch.response_index.tolist() == [5, 6, 5, 10, 5, 8, 5, 12], "chosen of both, then rejected"
     assert group_rows(pairs) == [[0, 1]]
     assert group_rows([TokenizedPair([4], [1, 2], [3])] * 3 + [TokenizedPair([4, 4], [1], [2])]) == [[0], [1], [2], [3]]
+    wide = TokenizedPair([9] * 100, [1] * 20, [2] * 20)
+    lone = [TokenizedPair([n] * 100, [1] * 20, [2] * 20) for n in (3, 4, 5)]
+    assert [len(row) for row in group_rows([wide] * 4 + lone)] == [2, 2, 1, 1, 1], "5 × 180, not 7 × 140 or 4 × 260"
     assert group_rows([pairs[0], TokenizedPair(other, [1], [2]), pairs[1]]) == [[0, 2], [1]]
 
 

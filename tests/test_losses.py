@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tdpo import PairScores, PreferenceLoss, dpo_loss, score_pairs, tdpo1_loss, tdpo2_loss, token_stats
+from tdpo import PairScores, PreferenceLoss, dpo_loss, score_pairs, sft_loss, tdpo1_loss, tdpo2_loss, token_stats
 
 NAMES = ("chosen_log_ratio", "rejected_log_ratio", "chosen_sequence_kl", "rejected_sequence_kl")
 Loss = Callable[..., PreferenceLoss]
@@ -38,6 +38,16 @@ def gradients(loss: PreferenceLoss, scores: PairScores) -> dict[str, float]:
 
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
+
+
+def test_sft_is_the_likelihood_of_the_chosen_response() -> None:
+    """The reference's log-probability is a constant: value −log π + log π_ref, gradient that of −log π, none for the
+    rejected response and none through the KLs."""
+    scores = scores_of(3.0, 1.0, 0.5, 2.0)
+    loss = sft_loss(scores)
+    assert (loss.per_pair.item(), loss.margin.item()) == (-3.0, 2.0)
+    assert (loss.chosen_reward - loss.rejected_reward).item() == loss.margin.item()
+    assert list(gradients(loss, scores).values()) == [-1.0, 0.0, 0.0, 0.0]
 
 
 def test_values_and_gradients_by_hand() -> None:

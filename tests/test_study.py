@@ -113,11 +113,10 @@ def test_killed_four_times_the_tables_are_those_of_an_undisturbed_study(
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(whole: tuple[Path, str], tmp_path: Path) -> None:
     path, _ = whole
     folder = tmp_path / "stopped"
-    process = start(path, f"study_dir={folder}")
+    process = start(path, f"study_dir={folder}", f"tasks={json.dumps(_only_letters(path))}")
     deadline = time.monotonic() + 120
     while not list(folder.glob(f"cells/*/*/{CELL_FILE}")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(1.0)
     os.kill(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 130, said
@@ -125,29 +124,30 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(whole: tuple[Path, str]
     assert (folder / "results.csv").exists()
 
 
-def test_a_reward_that_raises_costs_only_its_cells(whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_reward_that_raises_costs_only_its_cells(tmp_path: Path) -> None:
     """First held-out prompts spring the trap, then those to train on, which PPO alone asks for once pairs are made."""
     path = write_study(tmp_path)
-    folder = tmp_path / "study"
+    arms = [{"name": "tdpo2", "strengths": [0.1]}, {"name": "ppo_reverse", "strengths": [0.1]}]
+    overrides = (f"tasks={json.dumps(_only_letters(path))}", f"arms={json.dumps(arms)}")
     (tmp_path / "trap").write_text("held_out")
-    process = start(path, "tasks=" + json.dumps(_only_letters(path)))
+    process = start(path, *overrides)
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 1
-    assert "failed: letters/reference-s0 (samples of the base model)" in said and "the reward fell into a trap" in said
-    assert "prompt 'held_out.jsonl:1'" in said
-    assert "waiting" in said and "To go on: tdpo compare" in said
+    assert "failed: letters/reference-s0 (samples of the base model)" in said
+    assert "the reward fell into a trap" in said and "prompt 'held_out.jsonl:1'" in said
+    assert "failed: letters/tdpo2-0.1-s0 (waiting): its reference cell failed" in said
+    assert "To go on: tdpo compare" in said
     (tmp_path / "trap").write_text("train")
-    again, _ = start(path, "tasks=" + json.dumps(_only_letters(path))).communicate(timeout=300)
-    assert "failed: letters/ppo_reverse-0.1-s0 (training): RewardError" in again
-    assert "4 runs finished" in again
-    about = read_json(folder / "about.json")
-    assert about["cells"] == {"done": 4, "failed": 2, "waiting": 0}
-    assert {f["cell"] for f in about["failures"]} == {"letters/ppo_reverse-0.1-s0", "letters/ppo_forward-0.1-s0"}
-    assert "letters/ppo_reverse-0.1-s0" in (folder / "report.html").read_text()
+    again, _ = start(path, *overrides).communicate(timeout=300)
+    assert "failed: letters/ppo_reverse-0.1-s0 (training): RewardError" in again and "2 runs finished" in again
+    about = read_json(tmp_path / "study/about.json")
+    assert about["cells"] == {"done": 2, "failed": 1, "waiting": 0}
+    assert [failure["cell"] for failure in about["failures"]] == ["letters/ppo_reverse-0.1-s0"]
+    assert "letters/ppo_reverse-0.1-s0" in (tmp_path / "study/report.html").read_text()
     (tmp_path / "trap").unlink()
-    process = start(path, "tasks=" + json.dumps(_only_letters(path)))
+    process = start(path, *overrides)
     last, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and "6 runs finished" in last
+    assert process.returncode == 0 and "3 runs finished" in last
 
 
 def _only_letters(path: Path) -> list[dict[str, Any]]:

@@ -175,6 +175,30 @@ def test_without_an_understood_head_the_numbers_are_the_same(loss: str, tokenize
         assert logged[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), name
 
 
+def test_sft_moves_the_chosen_responses_alone(tokenizer: Any, tmp_path: Path) -> None:
+    """One step of plain gradient descent is that of the mean −log π(chosen), whatever the rejected ones are."""
+    moved = []
+    for rejected in ("no", "something else"):
+        rows = [{**row, "rejected": f"{row['rejected']} {rejected}"} for row in plain_rows(4)]
+        model = build_model("llama")
+        trainer = make_trainer(
+            model, tmp_path / rejected, tokenizer, rows, loss="sft", optim="sgd", learning_rate=0.1, max_steps=1,
+            max_grad_norm=1e9, lr_scheduler_type="constant",
+        )  # fmt: skip
+        pairs = list(trainer.train_dataset)
+        trainer.train()
+        moved.append([p.detach().clone() for p in model.parameters()])
+    direct = build_model("llama")
+    for pair in pairs:
+        ids = torch.tensor([pair.prompt_ids + pair.chosen_ids])
+        logp = direct(ids).logits[0].log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[len(pair.prompt_ids) - 1 :]
+        (-logp.sum() / len(pairs)).backward()
+    for one, other, start in zip(*moved, direct.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        if start.grad is not None:
+            torch.testing.assert_close(one, (start - 0.1 * start.grad).detach(), rtol=1e-4, atol=1e-5)
+
+
 def build_odd() -> Any:
     model = build_model("llama")
     model.__class__ = Odd

@@ -86,6 +86,8 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
         ({"alpha": -0.1}, r"alpha must be a finite number ≥ 0, got -0.1"),
         ({"alpha": math.inf}, r"alpha must be a finite number ≥ 0, got inf"),
         ({"loss": "dpo", "alpha": 0.3}, r"alpha=0.3 has no effect with loss='dpo'"),
+        ({"loss": "sft", "beta": 0.3}, r"beta=0.3 has no effect with loss='sft'"),
+        ({"loss": "sft", "label_smoothing": 0.3}, r"label_smoothing=0.3 has no effect with loss='sft'"),
         ({"loss": "tdpo1", "alpha": 0.3}, r"alpha=0.3 has no effect with loss='tdpo1'"),
         ({"label_smoothing": 0.5}, r"label_smoothing must lie in \[0, 0.5\), got 0.5"),
         ({"label_smoothing": -0.1}, r"label_smoothing must lie in"),

@@ -390,17 +390,19 @@ def row_length(pairs: Sequence[TokenizedPair], row: Sequence[int], group_prompts
 
 
 def group_rows(pairs: Sequence[TokenizedPair]) -> list[list[int]]:
-    """Indices of the pairs in each row: those with the same prompt together, if that computes fewer tokens (rows ×
-    width) than a row for each pair, which it does not where one prompt has many pairs and the others have few."""
+    """Indices of the pairs in each row: those with the same prompt together, so many to a row as compute the fewest
+    tokens (rows × width) over all. One to a row is best where one prompt has many pairs and the others have few."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for p, pair in enumerate(pairs):
         groups.setdefault(tuple(pair.prompt_ids), []).append(p)
-    together, apart = list(groups.values()), [[p] for p in range(len(pairs))]
+
+    def rows_of(most: int) -> list[list[int]]:
+        return [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
 
     def computed(rows: list[list[int]]) -> int:
         return len(rows) * max(row_length(pairs, row, True) for row in rows)
 
-    return together if computed(together) < computed(apart) else apart
+    return min((rows_of(most) for most in range(1, 1 + max(map(len, groups.values())))), key=computed)
 
 
 def pack_rows(lengths: Sequence[int], max_tokens_per_row: int) -> list[list[int]]:

@@ -51,7 +51,7 @@ def compare(
 
         tdpo compare recipes/study_quick.yaml --dry-run
         tdpo compare recipes/study_quick.yaml
-        tdpo compare recipes/study_quick.yaml 'seeds=[0]' budget=64 study_dir=runs/look
+        tdpo compare recipes/study_quick.yaml budget=32 study_dir=runs/look
         tdpo compare runs/study_quick workers=1
     """
     chosen = read_study(study, overrides)

@@ -23,7 +23,7 @@ RECORD = "demo.json"
 ON_PAIRS = {"TDPO2": "sentiment_tdpo2", "DPO": "sentiment_dpo"}
 ON_REWARDS = {"PPO": "ppo_sentiment"}
 # A look at every stage in about a minute; the numbers mean nothing.
-QUICK = ("evaluation.samples_per_prompt=1", "evaluation.max_new_tokens=8")
+QUICK = ("evaluation.samples_per_prompt=1", "evaluation.max_new_tokens=8", "evaluation.max_prompts=8")
 QUICK_ON_PAIRS = (
     "sampling.samples_per_prompt=2",
     "sampling.pairs_per_prompt=1",

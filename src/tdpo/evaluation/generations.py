@@ -115,7 +115,8 @@ def distances(
     pad_token_id = tokenizer.pad_token_id
     collator = grouped_collator(model, pairs, pad_token_id)
     samples = 1 + max(completion.sample_index for completion in own)
-    batch_size = max(1, batch_size // samples) * samples  # samples of one prompt stay together
+    if samples < batch_size:
+        batch_size -= batch_size % samples  # samples of one prompt stay together
     found = Distances([], [], [])
     for start in range(0, len(pairs), batch_size):
         batch = collated(collator, pairs[start : start + batch_size], device)

@@ -92,9 +92,16 @@ def grouped_collator(model: Any, pairs: Sequence[TokenizedPair], pad_token_id: i
     for pair in pairs:
         groups.setdefault(tuple(pair.prompt_ids), []).append(pair)
     largest = max(groups.values(), key=lambda group: row_length(group, range(len(group)), True))
-    grouped = len(largest) > 1 and _distance(model, largest, pad_token_id, packed=True, grouped=True) <= _tolerance(
-        model
-    )
+    if len(largest) == 1:
+        return PairCollator(pad_token_id, share_prefixes=True)
+    distance = _distance(model, largest, pad_token_id, packed=True, grouped=True)
+    grouped = distance <= _tolerance(model)
+    if not grouped:
+        logger.info(
+            "hidden states differ by %.2g (relative) where %d pairs share a prompt: each has a row",
+            distance,
+            len(largest),
+        )
     return PairCollator(pad_token_id, share_prefixes=True, group_prompts=grouped)
 
 
