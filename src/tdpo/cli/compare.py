@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._console import duration, quiet_libraries, say, write
+from ._console import duration, out, say, write
 from ._errors import FAILURE
 from ._options import Debug, Overrides
 
@@ -58,7 +58,6 @@ def compare(
     if dry_run:
         list_cells(chosen)
         return
-    quiet_libraries()
     from ..comparison.running import Stopped
     from ..comparison.study import compare as run_study
     from ._study_board import Board
@@ -107,8 +106,6 @@ def _say_how_it_ended(finished: Finished, command: str) -> None:
 
     folder = finished.files.folder
     if finished.done:
-        from ._console import out
-
         out().print(results_table(folder))
         for line in claims_text(folder):
             write(line)

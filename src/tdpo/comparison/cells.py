@@ -13,6 +13,8 @@ from ..environments import Environment
 from .arms import ARM_KINDS
 from .tables import CellKey
 
+MEASURED_FILE = "measured.json"
+
 
 @dataclass(frozen=True)
 class StudyFiles:

@@ -19,11 +19,10 @@ from ..diversity import Diversity, measure_diversity
 from ..embeddings import SentenceEmbedder
 from ..environments import Environment
 from ..runs import RunDirectory, read_jsonl, write_json
-from .cells import StudyFiles, task_environment, task_of
+from .cells import MEASURED_FILE, StudyFiles, task_environment, task_of
 from .costs import costs
 from .tables import CellKey
 
-MEASURED_FILE = "measured.json"
 Line = dict[str, Any]
 
 

@@ -12,9 +12,8 @@ from ..config import STUDY_FILE, Study, dump_study, flatten, load_study
 from ..runs import RunError, accelerators, read_json, usable_cores, write_text
 from ..runs.files import lock, now
 from .cells import StudyFiles, cells_of, check_recipes, task_environment, training_prompts
-from .running import Failure, Observer, Outcome, Stopped, run_cells
+from .running import Failure, Observer, Outcome, Report, Stopped, run_cells
 from .tables import CellKey
-from .work import do_cell
 from .writing import write_study
 
 LOCK_FILE = ".lock"
@@ -65,11 +64,18 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
             return Finished(files, len(outcome.done), outcome.failures, len(outcome.waiting), seconds)
 
         try:
-            outcome = run_cells(study, files, cells, do_cell, workers_of(study), observer)
+            outcome = run_cells(study, files, cells, _do_cell, workers_of(study), observer)
         except Stopped as stopped:
             write(stopped.outcome)
             raise
         return write(outcome)
+
+
+def _do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
+    """The job of a cell's process; this one need not load what trains."""
+    from .work import do_cell
+
+    do_cell(study, files, cell, report)
 
 
 def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:

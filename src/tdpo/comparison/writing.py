@@ -13,9 +13,8 @@ from ..runs import RunDirectory, describe_environment, read_json, read_jsonl, wr
 from ..runs.files import now
 from .arms import ARM_KINDS
 from .bootstrap import cell_results, means_over_seeds
-from .cells import StudyFiles, applies, cells_of, strength_text, task_environment, task_of
+from .cells import MEASURED_FILE, StudyFiles, applies, cells_of, strength_text, task_environment, task_of
 from .claims import judge_claims
-from .judging import MEASURED_FILE
 from .running import CELL_FILE, Failure, is_done
 from .tables import (
     LABELS,
