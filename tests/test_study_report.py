@@ -219,6 +219,15 @@ def test_forest_plots_place_values_on_an_axis_with_zero(copy: Path) -> None:
     assert tally([claim]) == "The claim is supported."
 
 
+def test_secondary_comparisons_are_folded_away(html: str, copy: Path) -> None:
+    decides, beside = ({"text": text, "primary": primary} for text, primary in (("A", True), ("B", False)))
+    write(copy / "claims.json", {"claims": [{"text": "A", "verdict": "supported", "parts": [decides, beside]}]})
+    [claim] = read_claims(load_study(copy))
+    assert [part.text for part in claim.primary] == ["A"] and [part.text for part in claim.secondary] == ["B"]
+    folded = html.split("1 secondary comparison beside the verdict")[1].split("</details>")[0]
+    assert "The same, quality-gated" in folded and "at matched reward" not in folded
+
+
 def test_verdicts_are_words_and_shapes_not_only_colours(html: str) -> None:
     for word in ("supported", "contradicted", "undecided"):
         assert f"</svg> {word}</span>" in html

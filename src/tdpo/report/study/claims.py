@@ -39,6 +39,7 @@ class Part:
     rows: list[ForestRow]
     zero: float
     ends: tuple[str, str]
+    primary: bool
 
     @property
     def measured(self) -> bool:
@@ -52,6 +53,15 @@ class Claim:
     verdict: str
     why: str
     parts: list[Part]
+
+    @property
+    def primary(self) -> list[Part]:
+        """The comparisons that decide."""
+        return [part for part in self.parts if part.primary]
+
+    @property
+    def secondary(self) -> list[Part]:
+        return [part for part in self.parts if not part.primary]
 
 
 def read_claims(study: Study) -> list[Claim]:
@@ -82,7 +92,8 @@ def _part(part: dict[str, Any]) -> Part:
     words.append("less of it is more diverse" if metric.lower else "")
     words.append(f"at equal {_lower(named(matched).title)}" if matched else "")
     measure = ", ".join(word for word in words if word)
-    return Part(text_at(part, "text"), measure, _verdict(part), rows, _place(0.0, low, high), _ends(low, high))
+    primary = part.get("primary") is not False
+    return Part(text_at(part, "text"), measure, _verdict(part), rows, _place(0.0, low, high), _ends(low, high), primary)
 
 
 def _lower(title: str) -> str:
