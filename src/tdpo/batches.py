@@ -345,7 +345,8 @@ def shared_prefix_batch(
     ascending, causal = torch.arange(width), torch.ones(width, width, dtype=torch.bool).tril_()
     places = _Places([0] * len(pairs), [0] * len(pairs))
     for r, row in enumerate(rows):
-        end, prompt, shown = 0, [], slice(0, 0)
+        end, shown = 0, slice(0, 0)
+        prompt: list[int] = []
         for p in row:
             pair = pairs[p]
             if not (group_prompts and pair.prompt_ids == prompt):

@@ -203,7 +203,7 @@ def _results(path: Path, notes: list[str]) -> dict[tuple[str, str, str, str], di
         value, low, high = (_number(line.get(name)) for name in ("value", "low", "high"))
         if value is not None:
             limits = None if low is None or high is None else (low, high)
-            results.setdefault(key, {})[line.get("seed", "")] = Estimate(value, limits)  # type: ignore[arg-type]
+            results.setdefault(key, {})[line.get("seed", "")] = Estimate(value, limits)
     return results
 
 
