@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._tiled_head import Accumulator, Workspace, add_wide_product, own_entry, tile_bounds, tile_logits
+from ._tiled_head import Accumulator, Workspace, add_wide_product, tile_bounds, tile_logits
 
 if TYPE_CHECKING:
     from .token_statistics import Head, ReferenceSummary
@@ -53,7 +53,7 @@ def walk(hidden: Tensor, head: Head, likeliest: Tensor | None = None) -> Walked:
     expected = hidden.new_zeros(hidden.shape, dtype=wide)
     expected_bias = torch.zeros(tokens, dtype=torch.float64, device=hidden.device)
     sums = Accumulator.start(tokens, expected)
-    peaks = _Peaks() if likeliest is None else _Named(likeliest)
+    peaks = _Peaks() if likeliest is None else _Named(likeliest, head.weight.shape[0])
     work = Workspace()
     for start, end in tile_bounds(tokens, head.weight.shape[0]):
         z = tile_logits(hidden, head, start, end, work)
@@ -66,9 +66,10 @@ def walk(hidden: Tensor, head: Head, likeliest: Tensor | None = None) -> Walked:
             bias = head.bias[start:end].to(wide).nan_to_num(neginf=0.0)  # what is masked has no weight
             expected_bias.mul_(shrink).add_(weights @ bias)
     ids, computed = peaks.found()
-    correction = _Correction(hidden, head, ids, computed, sums.maximum.double())
-    sums.total += correction.missing.sum(dim=1)
-    correction.add_to(expected, expected_bias)
+    missing = _add_missing_weights(expected, hidden, head, ids, computed, sums.maximum.double())
+    sums.total += missing.sum(dim=1)
+    if head.bias is not None:
+        expected_bias += (missing * head.bias[ids].double().nan_to_num(neginf=0.0)).sum(dim=1)
     expected.mul_(head.scale).div_(sums.total[:, None])
     return Walked(sums.log_z(), expected, expected_bias * head.scale / sums.total, ids)
 
@@ -99,43 +100,47 @@ class _Peaks:
 
 
 class _Named:
-    """The logits, as they were computed, of tokens that are known beforehand."""
+    """The logits, as they were computed, of tokens `[N, K]` that are known beforehand."""
 
-    def __init__(self, ids: Tensor) -> None:
+    def __init__(self, ids: Tensor, vocabulary: int) -> None:
         self.ids = ids.long()
         self.values = torch.zeros(self.ids.shape, dtype=torch.float64, device=ids.device)
+        # In the order of the vocabulary, so that each tile reads its own and no others; where its own begin is asked
+        # once for all tiles, as every answer waits for the device.
+        self.sorted, self.places = self.ids.flatten().sort()
+        self.rows = self.places // max(1, ids.shape[1])
+        edges = [0, *(end for _, end in tile_bounds(len(ids), vocabulary))]
+        begins = torch.searchsorted(self.sorted, torch.tensor(edges, device=ids.device)).tolist()
+        self.begins = dict(zip(edges, begins, strict=True))
 
     def look(self, z: Tensor, start: int, end: int) -> None:
-        inside, column = own_entry(self.ids, start, end)
-        torch.where(inside, z.gather(1, column).double(), self.values, out=self.values)
+        first, last = self.begins[start], self.begins[end]
+        if first < last:
+            own = z[self.rows[first:last], self.sorted[first:last] - start]
+            self.values.view(-1)[self.places[first:last]] = own.double()
 
     def found(self) -> tuple[Tensor, Tensor]:
         return self.ids, self.values
 
 
-class _Correction:
-    """What rounding took from the weights exp(z − maximum) of the entries `ids` `[N, K]`: `missing`, float64."""
+def _add_missing_weights(
+    expected: Tensor, hidden: Tensor, head: Head, ids: Tensor, computed: Tensor, maximum: Tensor
+) -> Tensor:
+    """What rounding took from the weights exp(z − maximum) of the entries `ids`, float64 `[N, K]`.
 
-    def __init__(self, hidden: Tensor, head: Head, ids: Tensor, computed: Tensor, maximum: Tensor) -> None:
-        self.head, self.ids = head, ids
-        z = computed.double()
-        exact = torch.empty_like(z)
-        for piece in _pieces(len(ids), ids.shape[1] * hidden.shape[1], hidden.device):
-            rows = head.weight[ids[piece]].double()
-            exact[piece] = torch.bmm(rows, hidden[piece, :, None].double())[:, :, 0]
+    Adds it, times W, to `expected` `[N, D]`, which is still Σ exp(z − maximum)·W.
+    """
+    missing = torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
+    for piece in _pieces(len(ids), ids.shape[1] * hidden.shape[1], hidden.device):
+        rows, z = head.weight[ids[piece]].double(), computed[piece].double()
+        exact = torch.bmm(rows, hidden[piece, :, None].double())[:, :, 0]
         if head.bias is not None:
-            exact += head.bias[ids].double()
+            exact += head.bias[ids[piece]].double()
         # Masked entries are −inf both times; of no mass nothing is missing.
         error = torch.where(z == -torch.inf, 0.0, exact * head.scale - z)
-        self.missing = (z - maximum[:, None]).exp() * torch.expm1(error)
-
-    def add_to(self, expected: Tensor, expected_bias: Tensor) -> None:
-        """Add the missing weights to Σ exp(z − maximum)·W `[N, D]` and Σ exp(z − maximum)·b `[N]`."""
-        ids = self.ids
-        for piece in _pieces(len(ids), ids.shape[1] * expected.shape[1], expected.device):
-            expected[piece] += torch.bmm(self.missing[piece, None], self.head.weight[ids[piece]].double())[:, 0]
-        if self.head.bias is not None:
-            expected_bias += (self.missing * self.head.bias[ids].double().nan_to_num(neginf=0.0)).sum(dim=1)
+        missing[piece] = (z - maximum[piece, None]).exp() * torch.expm1(error)
+        expected[piece] += torch.bmm(missing[piece, None], rows)[:, 0]
+    return missing
 
 
 def _pieces(tokens: int, numbers: int, device: torch.device) -> Iterator[slice]:
