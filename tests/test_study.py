@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from study_cases import read, start, tables, write_study
 from tdpo.cli.app import app
@@ -259,6 +260,33 @@ def test_the_resolved_study_loads_to_itself(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     (tmp_path / "again/study.yaml").write_text(dump_study(study))
     assert load_study(tmp_path / "again") == study
+
+
+def test_a_study_read_back_from_its_folder_makes_the_same_recipes(tmp_path: Path) -> None:
+    """`tdpo compare FOLDER` goes on with runs that `tdpo compare FILE` began: a run refuses another recipe."""
+    study, files = read(write_study(tmp_path)), StudyFiles(tmp_path / "study")
+    files.folder.mkdir()
+    (files.folder / "study.yaml").write_text(dump_study(study))
+    again = load_study(files.folder)
+    for cell in cells_of(study):
+        if cell.arm != "reference":
+            assert training_recipe(again, files, cell) == training_recipe(study, files, cell), cell
+
+
+def test_sections_that_no_run_reads_are_refused_and_not_written(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    values = yaml.safe_load(path.read_text())
+    pairs_only = {**values, "arms": values["arms"][:2]}
+    with pytest.raises(RecipeError, match=r"rollouts: has no effect: no arm is one of PPO(.|\n)*ppo: has no effect"):
+        load_study(pairs_only)
+    study = load_study({key: value for key, value in pairs_only.items() if key not in ("rollouts", "ppo")})
+    assert (
+        "rollouts" not in yaml.safe_load(dump_study(study)) and load_study(yaml.safe_load(dump_study(study))) == study
+    )
+    with pytest.raises(RecipeError, match="training: has no effect: all arms are PPO"):
+        load_study({**values, "arms": values["arms"][2:]})
+    with pytest.raises(RecipeError, match=r"arms\[2\].name: can learn no task"):
+        load_study({key: value for key, value in values.items() if key != "budget"} | {"tasks": values["tasks"][1:]})
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import tdpo.report
 from report_checks import VISIONS, Outline, contrast, lab, visible_text
 from study_fixtures import ARMS, HOSTILE, make_study, read, write
+from tdpo.comparison.tables import LABELS
 from tdpo.report import is_study, write_study_report
 from tdpo.report.embedding import script_hash
 from tdpo.report.numbers import show
@@ -32,7 +33,7 @@ from tdpo.report.study.distributions import distributions
 from tdpo.report.study.diversity import diversity_tables
 from tdpo.report.study.frontiers import frontier_data, task_frontiers
 from tdpo.report.study.loading import load_study
-from tdpo.report.study.methods import COLORS, LABELS, SYMBOLS
+from tdpo.report.study.methods import COLORS, SYMBOLS
 from tdpo.report.study.page import study_content
 from tdpo.report.study.samples import collect_samples
 from tdpo.report.study.strengths import choices

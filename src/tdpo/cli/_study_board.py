@@ -100,9 +100,10 @@ class Board:
             say(f"{self.files.name(cell)}: {how} · {self._summary()}")
 
     def _numbers(self, cell: CellKey) -> str:
+        from ..comparison.cells import MEASURED_FILE
         from ..runs import read_json
 
-        found = read_json(self.files.cell(cell) / "measured.json")["by_prompt"]
+        found = read_json(self.files.cell(cell) / MEASURED_FILE)["by_prompt"]
         named = {"reward_mean": "reward", "reverse_kl": "reverse KL", "forward_kl": "forward KL"}
         means = {name: [v for v in found[key] if v is not None] for key, name in named.items() if key in found}
         return "".join(f" · {name} {sum(values) / len(values):.2f}" for name, values in means.items() if values)

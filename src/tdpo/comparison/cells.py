@@ -154,8 +154,8 @@ def _values(study: Study, files: StudyFiles, cell: CellKey) -> dict[str, Any]:
     if task.data is not None and "max_length" in task.data.model_fields_set:
         data["max_length"] = task.data.max_length
     training = {**_given(study.training), "num_threads": study.threads}
-    if training.get("reference") != "model":
-        training.setdefault("reference_cache_dir", str(files.reference_cache))
+    if study.training.reference != "model" and study.training.reference_cache_dir is None:
+        training["reference_cache_dir"] = str(files.reference_cache)
     return values | {"data": data, "training": training}
 
 

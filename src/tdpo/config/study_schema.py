@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ._sections import PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
@@ -167,6 +167,30 @@ class Study(Section):
             reason = f"is null, but task {rows[0]} has rows and no environment: say how many of its held-out prompts"
             raise key_problems(("evaluation.max_prompts", reason))
         return evaluation
+
+    @property
+    def idle_sections(self) -> dict[str, str]:
+        """Sections that no run of this study reads, each with the reason."""
+        on_rewards = [arm.name for arm in self.arms if arm.name.startswith("ppo")]
+        idle: dict[str, str] = {}
+        if not on_rewards:
+            idle |= dict.fromkeys(("rollouts", "ppo"), "has no effect: no arm is one of PPO; remove it")
+        if len(on_rewards) == len(self.arms):
+            idle["training"] = "has no effect: all arms are PPO, which has the section ppo; remove it"
+        if all(task.environment is None for task in self.tasks):
+            idle |= dict.fromkeys(("sampling", "budget"), "has no effect: no task has a reward; remove it")
+        return idle
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Study:
+        problems = [(key, reason) for key, reason in self.idle_sections.items() if key in self.model_fields_set]
+        if all(task.environment is None for task in self.tasks):
+            reason = "can learn no task: PPO needs a reward, and all tasks are rows without one; remove it"
+            at = enumerate(self.arms)
+            problems += [(f"arms[{number}].name", reason) for number, arm in at if arm.name.startswith("ppo")]
+        if problems:
+            raise key_problems(*problems)
+        return self
 
 
 def _refuse_threads(threads: int | None, key: str) -> None:

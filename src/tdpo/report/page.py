@@ -25,6 +25,7 @@ from .tables import (
     results_table,
     wall_seconds,
 )
+from .templating import template_environment, template_text
 from .training_responses import training_responses
 
 RECIPE_CHARACTERS = 20_000
@@ -33,38 +34,25 @@ LOST_ROWS = ("skip", "trunc", "drop", "too long")
 
 def render(runs: list[Run]) -> str:
     """The whole report as one HTML document."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("tdpo.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment()
     scripts = {
         "plotly": checked_script("plotly.js", get_plotlyjs()),
-        "report": checked_script("report.js", _template_text("common.js") + "\n" + _template_text("report.js")),
+        "report": checked_script("report.js", template_text("common.js") + "\n" + template_text("report.js")),
     }
     content = page_content(runs)
     return environment.get_template("report.html.jinja").render(
         **content,
         policy=security_policy(list(scripts.values())),
-        css=Markup(_template_text("report.css")),
+        css=Markup(template_text("report.css")),
         scripts={name: Markup(script) for name, script in scripts.items()},
         figure_data=Markup(embed_json([figure.spec for figure in content["figures"]])),
         sample_data=Markup(embed_json(content["samples"].payload)) if content["samples"] else None,
         color=color,
         marker=symbol,
     )
-
-
-def _template_text(name: str) -> str:
-    from importlib.resources import files
-
-    return files("tdpo.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def page_content(runs: list[Run]) -> dict[str, Any]:

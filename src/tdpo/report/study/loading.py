@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...comparison.tables import LABELS
 from ..loading import dict_at, text_at
 from ..numbers import join_words, number
-from .methods import LABELS, REFERENCE, in_order
+from .methods import REFERENCE, in_order
 
 ALL_SEEDS = "all"
 FIELD_CHARACTERS = 16_000_000  # a response of any length; the csv module's own limit is 128 KiB

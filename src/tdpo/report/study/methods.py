@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
+from ...comparison.tables import LABELS
 from ..drawing import BASE_GREY
 
-LABELS = {
-    "reference": "Reference",
-    "sft": "SFT on chosen",
-    "dpo": "DPO",
-    "tdpo1": "TDPO1",
-    "tdpo2": "TDPO2",
-    "ppo_reverse": "PPO (reverse KL)",
-    "ppo_reverse_exact": "PPO (exact reverse KL)",
-    "ppo_forward": "PPO (forward KL)",
-}
 REFERENCE = "reference"
 # Found by search: any two are told apart by people of every colour vision, and each has 3:1 against either page.
 COLORS = {

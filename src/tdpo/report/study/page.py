@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from ..drawing import Figure, base_layout
 from ..embedding import checked_script, embed_json, security_policy
 from ..loading import text_at
 from ..page import RECIPE_CHARACTERS
+from ..templating import template_environment, template_text
 from .claims import VERDICTS, read_claims
 from .curves import curve_data, task_curves
 from .distributions import distributions, spread_numbers
@@ -26,33 +26,23 @@ from .summary import glance, notices, subset_words, summary
 PAGE_BYTES = 7_900_000  # below 8 MB, with room for what is not counted beforehand
 LEAST_SAMPLES = 200_000
 SCRIPTS = ("common.js", "study/figures.js", "study/strengths.js", "study/browser.js")
-EXPLANATION = ("two_kls.html.jinja", "two_kls.js")  # the interactive explanation of the two KLs, where it is there
 
 
 def render_study(study_dir: Path) -> str:
     """The whole report of the study in `study_dir` as one HTML document."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("tdpo.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    explained = [name for name in EXPLANATION if _template(name).is_file()]
-    sources = {"plotly": get_plotlyjs(), "study": "\n".join(_text(name) for name in SCRIPTS)}
-    sources |= {name: _text(name) for name in explained if name.endswith(".js")}
+    environment = template_environment()
+    study_script = "\n".join(template_text(name) for name in SCRIPTS)
+    sources = {"plotly": get_plotlyjs(), "study": study_script, "two_kls": template_text("two_kls.js")}
     scripts = {name: checked_script(f"the script {name}", source) for name, source in sources.items()}
     study = load_study(study_dir)
     content, data = study_content(study)
     fixed = {
         "policy": security_policy(list(scripts.values())),
-        "css": Markup(_text("report.css") + "\n" + _text("study/study.css")),
+        "css": Markup(template_text("report.css") + "\n" + template_text("study/study.css")),
         "scripts": [Markup(script) for script in scripts.values()],
-        "explained": EXPLANATION[0] in explained,
         "study_data": Markup(embed_json(data)),
         "color": method_color,
         "marker": method_symbol,
@@ -66,15 +56,6 @@ def render_study(study_dir: Path) -> str:
 
     rest = len(page(None).encode("utf-8", errors="replace"))
     return page(collect_samples(study, max(PAGE_BYTES - rest, LEAST_SAMPLES)))
-
-
-def _template(name: str) -> Any:
-    return files("tdpo.report").joinpath("templates", name)
-
-
-def _text(name: str) -> str:
-    text: str = _template(name).read_text(encoding="utf-8")
-    return text
 
 
 def study_content(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:

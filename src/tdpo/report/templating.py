@@ -1,0 +1,27 @@
+"""The templates of the pages, and how they are filled in."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def template_environment() -> Environment:
+    """For all pages alike: values are escaped, and one that is missing is an error. ImportError without jinja2."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("tdpo.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def template_text(name: str) -> str:
+    """The text of a file among the templates: a style sheet, a script."""
+    return files("tdpo.report").joinpath("templates", name).read_text(encoding="utf-8")
