@@ -280,9 +280,8 @@ def test_sections_that_no_run_reads_are_refused_and_not_written(tmp_path: Path) 
     with pytest.raises(RecipeError, match=r"rollouts: has no effect: no arm is one of PPO(.|\n)*ppo: has no effect"):
         load_study(pairs_only)
     study = load_study({key: value for key, value in pairs_only.items() if key not in ("rollouts", "ppo")})
-    assert (
-        "rollouts" not in yaml.safe_load(dump_study(study)) and load_study(yaml.safe_load(dump_study(study))) == study
-    )
+    dumped = yaml.safe_load(dump_study(study))
+    assert "rollouts" not in dumped and load_study(dumped) == study
     with pytest.raises(RecipeError, match="training: has no effect: all arms are PPO"):
         load_study({**values, "arms": values["arms"][2:]})
     with pytest.raises(RecipeError, match=r"arms\[2\].name: can learn no task"):
@@ -324,7 +323,8 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path, override: str, messag
     ],
 )
 def test_an_arm_whose_keys_make_no_recipe_is_refused(tmp_path: Path, arm: dict[str, Any], message: str) -> None:
-    study = read(write_study(tmp_path), f"arms={json.dumps([arm])}")
+    other = {"name": "ppo_forward", "strengths": [0.1]}
+    study = read(write_study(tmp_path), f"arms={json.dumps([arm, other])}")
     with pytest.raises(RecipeError) as raised:
         check(study, StudyFiles(Path(study.study_dir)), cells_of(study))
     assert message in str(raised.value)

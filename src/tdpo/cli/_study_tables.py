@@ -25,7 +25,8 @@ def results_table(folder: Path) -> Table:
     """Means over seeds; KLs in nats a response, diversity is 1 − mean cosine of sentence embeddings."""
     from rich.table import Table
 
-    from ..comparison.tables import ALL_SEEDS, LABELS, read_results
+    from ..comparison.arms import LABELS
+    from ..comparison.tables import ALL_SEEDS, read_results
 
     rows = [row for row in read_results(folder / "results.csv") if row.seed == ALL_SEEDS and row.metric in SHOWN]
     shown = {metric: name for metric, name in SHOWN.items() if any(row.metric == metric for row in rows)}

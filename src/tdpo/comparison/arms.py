@@ -1,10 +1,20 @@
-"""What each arm of a study is: a loss on preferences, or PPO with one constraint, and which key its strength sets."""
+"""The arms of a study, in their order: label, loss or constraint, and which key of the recipe its strength sets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+LABELS = {
+    "reference": "Reference",
+    "sft": "SFT on chosen",
+    "dpo": "DPO",
+    "tdpo1": "TDPO1",
+    "tdpo2": "TDPO2",
+    "ppo_reverse": "PPO (reverse KL)",
+    "ppo_reverse_exact": "PPO (exact reverse KL)",
+    "ppo_forward": "PPO (forward KL)",
+}
 Kind = Literal["reference", "preferences", "ppo"]
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from .arms import LABELS
 from .bootstrap import CONFIDENCE, RESAMPLES, SEED, VARIANCE, Draws, TaskResamples, interval, same_but_for_the_seed
 from .frontiers import KLS, arm_frontier, gap
-from .tables import LABELS, CellKey, PromptTable
+from .tables import CellKey, PromptTable
 
 PRIMARY_DIVERSITY = "embedding_diversity"
 # What is shown beside it: its unit, and whether less of it is more diverse.

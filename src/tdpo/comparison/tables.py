@@ -18,17 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runs import write_text
+from .arms import LABELS
 
-LABELS = {
-    "reference": "Reference",
-    "sft": "SFT on chosen",
-    "dpo": "DPO",
-    "tdpo1": "TDPO1",
-    "tdpo2": "TDPO2",
-    "ppo_reverse": "PPO (reverse KL)",
-    "ppo_reverse_exact": "PPO (exact reverse KL)",
-    "ppo_forward": "PPO (forward KL)",
-}
 ARMS = tuple(LABELS)
 ALL_SEEDS: Literal["all"] = "all"
 Row = TypeVar("Row")

@@ -11,13 +11,12 @@ from typing import Any
 from ..config import Study
 from ..runs import RunDirectory, describe_environment, read_json, read_jsonl, write_json
 from ..runs.files import now
-from .arms import ARM_KINDS
+from .arms import ARM_KINDS, LABELS
 from .bootstrap import cell_results, means_over_seeds
 from .cells import MEASURED_FILE, StudyFiles, applies, cells_of, strength_text, task_environment, task_of
 from .claims import judge_claims
 from .running import CELL_FILE, Failure, is_done
 from .tables import (
-    LABELS,
     CellKey,
     CurveRow,
     PromptRow,

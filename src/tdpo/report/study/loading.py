@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...comparison.tables import LABELS
 from ..loading import dict_at, text_at
 from ..numbers import join_words, number
 from .methods import REFERENCE, in_order
@@ -117,7 +116,7 @@ class Study:
         return [(arm, strength) for arm in self.arms for _, strength in arm.cells]
 
     def label(self, arm: str) -> str:
-        return next((known.label for known in self.arms if known.name == arm), LABELS.get(arm, arm))
+        return next((known.label for known in self.arms if known.name == arm), arm)
 
 
 def load_study(path: Path) -> Study:
@@ -256,7 +255,7 @@ def _arms(about: dict[str, Any], seen: set[tuple[str, str]]) -> list[Arm]:
         strengths = [str(s) for s in given] if isinstance(given, list) else []
         strengths += sorted({s for arm, s in seen if arm == name and s} - set(strengths))
         kind = text_at(about_arm, "strength")
-        label = text_at(about_arm, "label") or LABELS.get(name, name)
+        label = text_at(about_arm, "label") or name
         ordered = [] if name == REFERENCE else _tightest_first(strengths, rising="rate" in kind or name == "sft")
         arms.append(Arm(name, label, kind, ordered, text_at(about_arm, "what")))
     return arms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ...comparison.tables import LABELS
 from ..drawing import BASE_GREY
 
 REFERENCE = "reference"
@@ -39,5 +38,5 @@ def method_symbol(name: str) -> str:
 
 def in_order(names: set[str]) -> list[str]:
     """Known methods in their order, then others by name."""
-    known = [name for name in LABELS if name in names]
+    known = [name for name in COLORS if name in names]
     return known + sorted(names - set(known))
