@@ -19,7 +19,7 @@ from study_cases import read, start, tables, write_study
 from tdpo.cli.app import app
 from tdpo.comparison.cells import StudyFiles, cells_of, evaluation_recipe, training_recipe
 from tdpo.comparison.running import CELL_FILE, DONE, Failure, Outcome, Report, run_cells
-from tdpo.comparison.study import check
+from tdpo.comparison.study import _changed, check
 from tdpo.comparison.tables import CellKey, read_curves, read_prompts, read_responses, read_results
 from tdpo.config import PPORecipe, Recipe, RecipeError, Study, dump_study, load_study
 from tdpo.runs import read_json, write_json
@@ -342,6 +342,27 @@ def test_a_missing_package_and_too_few_prompts_are_named_before_anything_runs(
     monkeypatch.setattr("tdpo.embeddings.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         check(study, files, cells_of(study))
+
+
+def test_a_study_may_grow_and_nothing_else(tmp_path: Path) -> None:
+    """Asked of one whose folder holds what `before` names; runs that are there must be runs of the new study."""
+    values = yaml.safe_load(write_study(tmp_path).read_text())
+    tasks, arms = values["tasks"], values["arms"]
+    pairs_only = {key: value for key, value in values.items() if key not in ("rollouts", "ppo")}
+    before = load_study({**pairs_only, "tasks": tasks[:1], "arms": arms[:2], "seeds": [3]})
+
+    def changed(**keys: Any) -> list[str]:
+        return _changed(before, load_study({**values, "seeds": [3], **keys}))
+
+    more = [{**arms[0], "strengths": [*arms[0]["strengths"], 9.0]}, *arms[1:]]
+    assert changed() == []  # another task, and PPO with the sections it brings
+    assert changed(tasks=tasks[::-1], arms=more[::-1], seeds=[3, 1]) == []
+    renamed = [{**tasks[0], "name": "others"}, tasks[1]]
+    assert [line.split(":")[0] for line in changed(tasks=renamed)] == ["  tasks"]
+    for lost in (arms[1:], [{**arms[0], "strengths": [9.0]}, *arms[1:]], [{**arms[0], "set": {"seed": 1}}, *arms[1:]]):
+        assert [line.split(":")[0] for line in changed(arms=lost)] == ["  arms"]
+    assert [line.split(":")[0] for line in changed(seeds=[1, 3])] == ["  seeds"]
+    assert [line.split(":")[0] for line in changed(budget=32)] == ["  budget"]
 
 
 def test_another_study_in_the_folder_is_refused(whole: tuple[Path, str], tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from .writing import write_study
 LOCK_FILE = ".lock"
 # How a study is run, not what it is.
 FREE = ("workers", "study_dir")
+# What a study may gain without touching the runs it has.
+GROWS = ("tasks", "arms", "seeds")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Finished:
 def compare(study: Study, observer: Observer, *, command: str) -> Finished:
     """Run the cells of a study that are not finished yet, then write its tables, claims and about.json.
 
-    The same study in the same folder goes on where it stopped; failed cells are tried again.
+    The same study in the same folder goes on where it stopped; failed cells are tried again. A study that has gained
+    tasks, arms, strengths or seeds goes on too, with the runs that are there.
 
     Raises:
         RecipeError, ValueError, ModuleNotFoundError, RewardError: the study cannot be run as it is; nothing was begun.
@@ -119,14 +122,36 @@ def _refuse_foreign_folder(study: Study, files: StudyFiles) -> None:
         if names:
             raise RunError(f"study_dir {folder} holds files that are no study ({', '.join(names[:3])}); choose another")
         return
-    before, after = flatten(load_study(folder)), flatten(study)
-    changed = [
-        f"  {key}: the study has {before.get(key)!r}, now {after.get(key)!r}"
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key) and key not in FREE
-    ]
+    changed = _changed(load_study(folder), study)
     if changed:
         lines = "\n".join(changed)
         raise RunError(
-            f"{folder} holds another study:\n{lines}\nset these back to go on with it, or choose another study_dir=…"
+            f"{folder} holds another study:\n{lines}\nset these back to go on with it, or choose another study_dir=…\n"
+            "(tasks, arms, strengths and seeds may be added, none taken away)"
         )
+
+
+def _changed(before: Study, after: Study) -> list[str]:
+    """Lines on what keeps the runs of `before` from being runs of `after`."""
+    old, new = flatten(before), flatten(after)
+    return [
+        f"  {key}: the study has {old.get(key)!r}, now {new.get(key)!r}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+        and key not in FREE
+        and key.split(".")[0] not in before.idle_sections
+        and not (key in GROWS and _grown(before, after, key))
+    ]
+
+
+def _grown(before: Study, after: Study, key: str) -> bool:
+    """Whether a list has all it had. The seeds' first stays: it splits the rows of tasks without a reward."""
+    if key == "tasks":
+        return all(task in after.tasks for task in before.tasks)
+    if key == "seeds":
+        return after.seeds[: len(before.seeds)] == before.seeds
+    arms = {arm.name: arm for arm in after.arms}
+    return all(
+        arm.name in arms and arm.set == arms[arm.name].set and set(arm.strengths) <= set(arms[arm.name].strengths)
+        for arm in before.arms
+    )

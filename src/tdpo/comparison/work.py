@@ -16,9 +16,9 @@ from ..config import AnyRecipe, PPORecipe, Recipe, Study, load_recipe
 from ..environments import Environment
 from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
-from ..pair_sampling import ScoredSample, make_pairs, pair_settings, sample_pairs
+from ..pair_sampling import pair_settings, sample_pairs
 from ..preferences import PreferenceRow, write_preferences
-from ..runs import RunDirectory, read_jsonl, write_json
+from ..runs import RunDirectory, write_json
 from ..training.data import read_data
 from ..training.ppo_run import train_ppo
 from ..training.run import train
@@ -95,8 +95,6 @@ class _Work:
                 self._sample_pairs(environment, train_file)
         with self.timed("samples"):
             evaluate_base(self.run, self._reference_recipe(held_out_file), progress=self._evaluation_progress)
-        if environment is not None:
-            self._pair_held_out(environment, held_out_file)
 
     def _reference_recipe(self, held_out: Path) -> AnyRecipe:
         study, task = self.study, task_of(self.study, self.cell.task)
@@ -137,25 +135,6 @@ class _Work:
             settings,
             progress=lambda _tokens, done: self.moved(done, self.study.budget),
         )
-
-    def _pair_held_out(self, environment: Environment, out: Path) -> None:
-        """Preferences among the reference's answers to the held-out prompts: what accuracy is measured on."""
-        prompts = environment.held_out[: self.study.evaluation.max_prompts]
-        index = {prompt.id: at for at, prompt in enumerate(prompts)}
-        samples = [
-            ScoredSample(
-                index[line["prompt_id"]],
-                line["sample_index"],
-                line["text"],
-                line["tokens"],
-                line["finished"],
-                line["reward"],
-            )
-            for line in read_jsonl(self.run.path / "samples.jsonl")
-        ]
-        rows, _ = make_pairs(prompts, samples, self.study.sampling.pairs_per_prompt)
-        if rows:
-            write_preferences(out, rows)
 
     # Trained cells
 

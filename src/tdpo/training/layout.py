@@ -86,23 +86,20 @@ def share_prefixes(model: Any, pairs: Sequence[TokenizedPair], pad_token_id: int
 def grouped_collator(model: Any, pairs: Sequence[TokenizedPair], pad_token_id: int) -> PairCollator:
     """The collator of pairs of which many have the same prompt, as samples have: prompts are shared as far as this
     model gives the same hidden states, which the largest group is compared for."""
-    if not share_prefixes(model, pairs, pad_token_id, "auto"):
-        return PairCollator(pad_token_id)
     groups: dict[tuple[int, ...], list[TokenizedPair]] = {}
     for pair in pairs:
         groups.setdefault(tuple(pair.prompt_ids), []).append(pair)
     largest = max(groups.values(), key=lambda group: row_length(group, range(len(group)), True))
-    if len(largest) == 1:
-        return PairCollator(pad_token_id, share_prefixes=True)
-    distance = _distance(model, largest, pad_token_id, packed=True, grouped=True)
-    grouped = distance <= _tolerance(model)
-    if not grouped:
+    if len(largest) > 1 and largest[0].prompt_ids:
+        distance = _distance(model, largest, pad_token_id, packed=True, grouped=True)
+        if distance <= _tolerance(model):
+            return PairCollator(pad_token_id, share_prefixes=True, group_prompts=True)
         logger.info(
             "hidden states differ by %.2g (relative) where %d pairs share a prompt: each has a row",
             distance,
             len(largest),
         )
-    return PairCollator(pad_token_id, share_prefixes=True, group_prompts=grouped)
+    return PairCollator(pad_token_id, share_prefixes(model, pairs, pad_token_id, "auto"))
 
 
 def pack_pairs(
