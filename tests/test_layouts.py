@@ -345,6 +345,8 @@ def test_one_pair_that_differs_is_not_averaged_away(monkeypatch: pytest.MonkeyPa
     pairs = [TokenizedPair([7, 8], [9, 10], [11, 12])] * 30
     assert pack_pairs(model, pairs, 0, "auto", 180)
     forgets_beyond(model, 6 * 30 - 2, monkeypatch)
+    assert pack_pairs(model, pairs, 0, "auto", 180)  # not asked again: it is the same model and as long a row
+    monkeypatch.setattr("tdpo.training.layout._agreed", {})
     assert not pack_pairs(model, pairs, 0, "auto", 180)
 
 

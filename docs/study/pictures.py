@@ -1,0 +1,38 @@
+"""The pictures of this folder, taken from a study's report: python docs/study/pictures.py runs/study/report.html
+
+Needs the package playwright (`make install` has it) and a Chromium browser.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+HERE = Path(__file__).parent
+SECTIONS = ("frontiers", "claims", "distributions")
+
+
+def take(report: Path) -> None:
+    """One picture a section, as wide as a desktop window."""
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(report.resolve().as_uri())
+        page.wait_for_selector("html[data-drawn]", state="attached")
+        for section in SECTIONS:
+            # Figures are drawn when they come into view.
+            for figure in page.locator(f"#{section} figure").all():
+                figure.scroll_into_view_if_needed()
+                page.wait_for_timeout(200)
+            page.locator(f"#{section}").screenshot(path=HERE / f"{section}.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    take(Path(sys.argv[1]))
