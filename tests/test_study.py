@@ -227,6 +227,22 @@ def test_nothing_is_begun_on_a_full_disk(tmp_path: Path) -> None:
     assert [cell.arm for cell in found.waiting] == ["tdpo2", "tdpo2"]
 
 
+@pytest.mark.parametrize("writes", ["tdpo.comparison.study.write_study", "tdpo.report.write_study_report"])
+def test_a_disk_too_full_for_tables_or_report_is_told_with_the_command(
+    whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, writes: str
+) -> None:
+    from typer.testing import CliRunner
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writes, full)
+    found = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["compare", str(whole[0])])
+    assert found.exit_code == 1
+    assert "tables and report could not be written: [Errno 28] No space left on device" in found.stderr
+    assert f"To go on: tdpo compare {whole[0]}" in found.stderr
+
+
 # Recipes of cells, and what is refused before anything runs
 
 

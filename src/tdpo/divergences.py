@@ -39,6 +39,23 @@ def weighted_log_gap(weight_logp: Tensor, logp: Tensor, other_logp: Tensor) -> T
     return (weight * gap).sum(dim=-1)
 
 
+def kl_of_logp(logp: Tensor, other_logp: Tensor) -> Tensor:
+    """KL of two distributions over the last dimension from their log-probabilities; +inf where the other lacks support.
+
+    As Σ_v p·gap − p + other, which is the same where both sum to one: every term is of second order in the gap and none
+    is negative, so that rounding in the logits and in log Z, which the plain sum has at first order, cancels.
+    """
+    supported = logp > -torch.inf
+    gap = torch.where(supported, logp, 0.0) - torch.where(supported, other_logp, 0.0)
+    # A probability that underflows is small, not zero: against a gap of +inf, 0·inf would be NaN.
+    p = torch.where(supported, logp, 0.0).exp().clamp_min(torch.finfo(logp.dtype).tiny)
+    near = gap.abs() < 1.0
+    small = torch.where(near, gap, 0.0)
+    other = other_logp.exp()
+    terms = torch.where(near, p * (small + torch.expm1(-small)), p * gap - p + other)
+    return torch.where(supported, terms, other).sum(dim=-1)
+
+
 def _same_shape(policy_logits: Tensor, reference_logits: Tensor) -> None:
     if policy_logits.shape != reference_logits.shape:
         raise ValueError(
@@ -64,7 +81,7 @@ def forward_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
     """
     _same_shape(policy_logits, reference_logits)
     reference = log_softmax(reference_logits)
-    return weighted_log_gap(reference, reference, log_softmax(policy_logits))
+    return kl_of_logp(reference, log_softmax(policy_logits))
 
 
 def reverse_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
@@ -74,7 +91,7 @@ def reverse_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
     """
     _same_shape(policy_logits, reference_logits)
     policy = log_softmax(policy_logits)
-    return weighted_log_gap(policy, policy, log_softmax(reference_logits))
+    return kl_of_logp(policy, log_softmax(reference_logits))
 
 
 def jensen_shannon(policy_logits: Tensor, reference_logits: Tensor, weight: float = 0.5) -> Tensor:

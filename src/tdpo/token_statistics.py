@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import _frozen_head, _tiled_head
-from .divergences import log_softmax, weighted_log_gap
+from .divergences import kl_of_logp, log_softmax, weighted_log_gap
 
 Extra = Literal["reverse_kl", "policy_entropy"]
 Impl = Literal["auto", "tiled", "dense"]
@@ -114,8 +114,8 @@ def token_stats(
     return TokenStats(
         policy_logp=policy.gather(1, index)[:, 0],
         reference_logp=reference.gather(1, index)[:, 0],
-        forward_kl=weighted_log_gap(reference, reference, policy),
-        reverse_kl=weighted_log_gap(policy, policy, reference) if "reverse_kl" in extras else None,
+        forward_kl=kl_of_logp(reference, policy),
+        reverse_kl=kl_of_logp(policy, reference) if "reverse_kl" in extras else None,
         policy_entropy=-weighted_log_gap(policy, policy, torch.zeros_like(policy))
         if "policy_entropy" in extras
         else None,

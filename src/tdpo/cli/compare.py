@@ -100,18 +100,30 @@ def list_cells(study: Study) -> None:
     )
 
 
-def _say_how_it_ended(finished: Finished, command: str) -> None:
+def _show_results(folder: Path) -> OSError | None:
+    """Print the table and the claims and write the report; returns why it could not be written."""
     from ..report import write_study_report
     from ._study_tables import claims_text, results_table
 
-    folder = finished.files.folder
-    if finished.done:
-        out().print(results_table(folder))
-        for line in claims_text(folder):
-            write(line)
-        write(f"\nReport: {write_study_report(folder)}\nTables: {folder / 'results.csv'} and beside it")
+    out().print(results_table(folder))
+    for line in claims_text(folder):
+        write(line)
+    try:
+        report = write_study_report(folder)
+    except OSError as error:
+        return error
+    write(f"\nReport: {report}\nTables: {folder / 'results.csv'} and beside it")
+    return None
+
+
+def _say_how_it_ended(finished: Finished, command: str) -> None:
+    unwritten = finished.unwritten
+    if finished.done and unwritten is None:
+        unwritten = _show_results(finished.files.folder)
     say(f"{finished.done} runs finished, in {duration(finished.seconds)} of this call")
-    if finished.failures or finished.waiting:
+    if unwritten is not None:
+        say(f"tables and report could not be written: {unwritten}", style="bold red")
+    if finished.failures or finished.waiting or unwritten is not None:
         for failure in finished.failures:
             say(f"failed: {finished.files.name(failure.cell)} ({failure.stage}): {failure.error}", style="bold red")
             say(f"  {failure.next}; log: {failure.log}")

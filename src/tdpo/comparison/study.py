@@ -25,13 +25,14 @@ GROWS = ("tasks", "arms", "seeds")
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a study: its folder's files are written for the cells that are done."""
+    """What became of a study: its folder's files are written for the cells that are done, or why they could not be."""
 
     files: StudyFiles
     done: int
     failures: list[Failure]
     waiting: int
     seconds: float
+    unwritten: OSError | None = None
 
 
 def compare(study: Study, observer: Observer, *, command: str) -> Finished:
@@ -62,9 +63,13 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
         def write(outcome: Outcome) -> Finished:
             seconds = round(time.monotonic() - started, 1)
             about = {"command": command, "started": begun, "seconds": before + seconds}
-            if outcome.done:
-                write_study(study, files, outcome.failures, about)
-            return Finished(files, len(outcome.done), outcome.failures, len(outcome.waiting), seconds)
+            unwritten = None
+            try:
+                if outcome.done:
+                    write_study(study, files, outcome.failures, about)
+            except OSError as error:  # a full disk: which cells it stopped is still to be told
+                unwritten = error
+            return Finished(files, len(outcome.done), outcome.failures, len(outcome.waiting), seconds, unwritten)
 
         try:
             outcome = run_cells(study, files, cells, _do_cell, workers_of(study), observer)
