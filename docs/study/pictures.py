@@ -12,7 +12,10 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 HERE = Path(__file__).parent
-SECTIONS = ("frontiers", "claims", "distributions")
+SECTIONS = ("frontiers", "claims")
+# What moves with the window, or can only be used in the report itself.
+STILL = """document.getElementById("legend").style.position = "static";
+  document.getElementById("frontier-controls").style.display = "none";"""
 
 
 def take(report: Path) -> None:
@@ -23,6 +26,7 @@ def take(report: Path) -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(report.resolve().as_uri())
         page.wait_for_selector("html[data-drawn]", state="attached")
+        page.evaluate(f"() => {{ {STILL} }}")
         for section in SECTIONS:
             # Figures are drawn when they come into view.
             for figure in page.locator(f"#{section} figure").all():
