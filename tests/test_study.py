@@ -264,11 +264,10 @@ def test_the_recipe_of_a_cell_is_the_study_with_its_arm_and_strength(tmp_path: P
     assert isinstance(ppo, PPORecipe) and ppo.ppo.iterations == 2 and ppo.rollouts.completions == 8
     assert (ppo.kl.direction, ppo.kl.form, ppo.kl.place, ppo.kl.controller) == ("forward", "exact", "loss", "fixed")
     assert ppo.evaluation.seed == study.evaluation.seed + 3
-    held_out = files.pairs("letters", 3, "held-out")
-    held_out.parent.mkdir(parents=True)
-    held_out.touch()
     judged = evaluation_recipe(study, files, CellKey("letters", "tdpo2", "0.5", 3))
-    assert isinstance(judged, Recipe) and judged.data.eval == str(held_out)
+    assert isinstance(judged, Recipe) and judged.data.eval is None
+    judged = evaluation_recipe(study, files, CellKey("rows", "tdpo2", "0.5", 3))
+    assert isinstance(judged, Recipe) and judged.data.eval == str(files.pairs("rows", 3, "held-out"))
 
 
 def test_the_resolved_study_loads_to_itself(tmp_path: Path) -> None:

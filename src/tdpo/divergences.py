@@ -32,23 +32,27 @@ def weighted_log_gap(weight_logp: Tensor, logp: Tensor, other_logp: Tensor) -> T
     Masked vocabularies carry −inf in both arguments, where the difference is NaN: those entries are
     replaced *before* the subtraction, so that neither the value nor the gradient sees them.
     """
+    weight, gap, _ = _weight_and_gap(weight_logp, logp, other_logp)
+    return (weight * gap).sum(dim=-1)
+
+
+def _weight_and_gap(weight_logp: Tensor, logp: Tensor, other_logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(weight_logp) and logp − other_logp, finite stand-ins where the third, what is supported, is false."""
     supported = weight_logp > -torch.inf
     gap = torch.where(supported, logp, 0.0) - torch.where(supported, other_logp, 0.0)
     # A weight that underflows is small, not zero: against a gap of +inf, 0·inf would be NaN.
     weight = torch.where(supported, weight_logp, 0.0).exp().clamp_min(torch.finfo(logp.dtype).tiny)
-    return (weight * gap).sum(dim=-1)
+    return weight, gap, supported
 
 
 def kl_of_logp(logp: Tensor, other_logp: Tensor) -> Tensor:
-    """KL of two distributions over the last dimension from their log-probabilities; +inf where the other lacks support.
+    """KL(p‖other) of normalised log-probabilities `[..., V]`: `[...]` nats, +inf where the other lacks support.
 
-    As Σ_v p·gap − p + other, which is the same where both sum to one: every term is of second order in the gap and none
-    is negative, so that rounding in the logits and in log Z, which the plain sum has at first order, cancels.
+    As Σ_v p·gap − p + other, gap = log p − log other, which is the same where both sum to one: every term is of second
+    order in the gap and none is negative, so that rounding in the logits and in log Z, which the plain sum has at first
+    order, cancels.
     """
-    supported = logp > -torch.inf
-    gap = torch.where(supported, logp, 0.0) - torch.where(supported, other_logp, 0.0)
-    # A probability that underflows is small, not zero: against a gap of +inf, 0·inf would be NaN.
-    p = torch.where(supported, logp, 0.0).exp().clamp_min(torch.finfo(logp.dtype).tiny)
+    p, gap, supported = _weight_and_gap(logp, logp, other_logp)
     near = gap.abs() < 1.0
     small = torch.where(near, gap, 0.0)
     other = other_logp.exp()

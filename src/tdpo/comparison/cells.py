@@ -112,9 +112,8 @@ def training_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe
 def evaluation_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe:
     """What it is judged with: the held-out pairs of a task without a reward besides, which training has no use for."""
     values = _values(study, files, cell)
-    held_out = files.pairs(cell.task, cell.seed, "held-out")
-    if "data" in values and held_out.exists():
-        values["data"]["eval"] = str(held_out)
+    if task_of(study, cell.task).environment is None:
+        values["data"]["eval"] = str(files.pairs(cell.task, cell.seed, "held-out"))
     return _loaded(values, _arm(study, cell), cell, files)
 
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # (a sliding window, relative positions, a state-space layer) far above.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
-# Longest row that has passed in this process, by model and layout: a run that is trained and then judged asks once.
+# Longest row that has passed in this process, by model and layout: PPO asks when it trains and again when it is judged.
 _agreed: dict[tuple[Any, ...], int] = {}
 
 
