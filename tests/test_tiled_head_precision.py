@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import oracle
-from head_cases import FLOAT, gradients, make_case
+from head_cases import EXTRAS, FLOAT, gradients, make_case
 from tdpo import Head, _tiled_head, linear_token_stats
 
 
@@ -34,17 +34,32 @@ def test_mixed_operands(hidden_dtype: torch.dtype, weight_dtype: torch.dtype) ->
         assert (gradient.double() - right).abs().max() <= 2 * eps * right.abs().max()
 
 
+@pytest.mark.parametrize("impl", ["tiled", "dense"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-3), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)])
-def test_small_kls_are_accurate(dtype: torch.dtype, bound: float) -> None:
+def test_small_kls_are_accurate(dtype: torch.dtype, bound: float, impl: Any) -> None:
     """Near 1e-3 nats, against float64 of the same operands, and no worse than the naive code in that dtype."""
     given = oracle.realistic_operands(dtype)
     exact, head = given.kl(), Head(given.weight)
     assert 5e-4 < exact.mean() < 2e-3
-    stats = linear_token_stats(given.hidden, head, given.reference_hidden, head, given.targets)
+    stats = linear_token_stats(given.hidden, head, given.reference_hidden, head, given.targets, impl=impl)
     error = oracle.relative_error(stats.forward_kl, exact)
     naive = oracle.naive_forward_kl(given.hidden @ given.weight.T, given.reference_hidden @ given.weight.T)
     assert error <= bound
     assert not oracle.relative_error(naive, exact) < error
+
+
+def test_the_dense_oracle_is_exact_to_the_last_bit_of_float32() -> None:
+    """Float32 products bound a KL of some nats: what others are judged by computes in float64."""
+    given = oracle.realistic_operands(torch.float32)
+    far = given.hidden.roll(1, 0)  # another token's state, several nats away
+    head = Head(given.weight)
+    stats = linear_token_stats(far, head, given.reference_hidden, head, given.targets, extras=EXTRAS, impl="dense")
+    policy = (far.double() @ given.weight.double().T).log_softmax(-1)
+    reference = (given.reference_hidden.double() @ given.weight.double().T).log_softmax(-1)
+    assert (exact := (reference.exp() * (reference - policy)).sum(-1)).median() > 1
+    assert torch.equal(stats.forward_kl, exact.float())
+    assert stats.reverse_kl is not None and stats.reverse_kl.dtype == torch.float32
+    assert torch.allclose(stats.reverse_kl.double(), (policy.exp() * (policy - reference)).sum(-1), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])

@@ -143,7 +143,7 @@ def linear_token_stats(
         targets: `[N]` int64.
         extras: any of "reverse_kl", "policy_entropy"; both with exact gradients.
         impl: "tiled" walks the vocabulary in tiles and recomputes them in the backward pass; "dense"
-            builds the logits and serves as oracle; "auto" is "tiled".
+            builds the logits in float64 and serves as oracle; "auto" is "tiled".
 
     Returns:
         TokenStats `[N]`; logits are float32 also when the operands are half precision, because logits
@@ -166,9 +166,7 @@ def linear_token_stats(
         )
     _check(targets, policy_hidden.shape[0], policy_head.weight.shape[0], extras)
     if impl == "dense":
-        with torch.no_grad():
-            reference_logits = reference_head.logits(reference_hidden)
-        return token_stats(policy_head.logits(policy_hidden), reference_logits, targets, extras=extras)
+        return _dense_token_stats(policy_hidden, policy_head, reference_hidden, reference_head, targets, extras)
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, got {impl!r}")
     return TokenStats(
@@ -176,6 +174,23 @@ def linear_token_stats(
             policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras)
         )
     )
+
+
+def _dense_token_stats(
+    policy_hidden: Tensor,
+    policy_head: Head,
+    reference_hidden: Tensor,
+    reference_head: Head,
+    targets: Tensor,
+    extras: Collection[Extra],
+) -> TokenStats:
+    """`linear_token_stats` on full logits, in float64 throughout where the device has it: an oracle must not round."""
+    result = torch.float64 if policy_hidden.dtype == torch.float64 else torch.float32
+    wide = torch.float32 if policy_hidden.device.type == "mps" else torch.float64
+    with torch.no_grad():
+        reference_logits = reference_head.logits(reference_hidden.to(wide))
+    stats = token_stats(policy_head.logits(policy_hidden.to(wide)), reference_logits, targets, extras=extras)
+    return TokenStats(**{name: value.to(result) for name, value in vars(stats).items() if value is not None})
 
 
 @dataclass(frozen=True)

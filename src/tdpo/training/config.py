@@ -54,7 +54,7 @@ class TDPOConfig(Arguments):
         default="auto",
         metadata={
             "help": "How statistics are computed from hidden states: frozen (policy and reference share a head that is "
-            "not trained), tiled, dense (full logits), or auto."
+            "not trained), tiled, dense (full logits in float64, an oracle), or auto."
         },
     )
     prefix_sharing: PrefixSharing = field(

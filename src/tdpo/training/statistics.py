@@ -28,7 +28,7 @@ HeadPath = Literal["frozen", "tiled", "dense", "logits"]
 SENTENCES = {
     "frozen": "Head: frozen and shared, one walk over the vocabulary and none in the backward pass.",
     "tiled": "Head: in tiles of the vocabulary, without full logits ({why}).",
-    "dense": "Head: full logits from hidden states ({why}).",
+    "dense": "Head: full float64 logits from hidden states ({why}).",
     "logits": "Head: full logits from the model's own forward, at more memory ({why}).",
 }
 
