@@ -608,14 +608,14 @@ def test_demo_does_every_stage_once_and_skips_what_is_done(
     assert [recipe.loss.name for recipe in trained] == ["tdpo2", "dpo"]
     assert {recipe.data.train for recipe in trained} == {"demo/pairs.jsonl"}
     ppo = fakes[2][1][0]
-    assert (ppo.run_dir, ppo.ppo.iterations, ppo.rollouts.completions) == ("demo/ppo", 2, 8)
+    assert (ppo.run_dir, ppo.ppo.iterations, ppo.rollouts.completions) == ("demo/ppo", 2, 16)
     bases = [base for name, (*_, base) in fakes if name == "evaluate"]
     assert bases == [None, Path("demo/tdpo2"), Path("demo/tdpo2")], "the base model answers once"
     assert fakes[-1][1][0] == [Path(f"demo/{name}") for name in ("tdpo2", "dpo", "ppo")]
     for text in (
         "three times",
         "KL(reference‖policy)",
-        "PPO scores 16 answers",
+        "PPO scores 32 answers",
         "the ranks of 12 answers of the untrained model",
         "training, seconds",
         "Report: demo/report.html",
@@ -623,7 +623,7 @@ def test_demo_does_every_stage_once_and_skips_what_is_done(
     ):
         assert text in done.output
     [scored] = re.findall(r"responses scored +(\d+) +(\d+) +(\d+)", done.output)
-    assert scored == ("12", "12", "16")
+    assert scored == ("12", "12", "32")
     before = Path("demo/pairs.jsonl").read_bytes()
     again = call("demo", "--quick", "--out", "demo")
     assert again.exit_code == 0 and again.output.count("done before") == 8

@@ -419,6 +419,18 @@ def test_a_built_in_environment_resolves_to_its_name_alone() -> None:
     assert {key for key, value in chosen if value is not None} == {"name"}
 
 
+def test_an_environment_may_be_cut_to_its_first_prompts() -> None:
+    whole, cut = (
+        recipe("environment.name=sentiment", *more).environment for more in ((), ("environment.max_prompts=5",))
+    )
+    assert whole is not None and cut is not None
+    all_of_it, first = whole.load(), cut.load()
+    assert (first.train, first.held_out) == (all_of_it.train[:5], all_of_it.held_out[:5])
+    assert len(all_of_it.train) == 128 and first.reward is all_of_it.reward
+    assert problems("environment.max_prompts=5") == ["environment: names none; set environment.name (sentiment, for "
+                                                     "instance), or prompts, reward and max_new_tokens"]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

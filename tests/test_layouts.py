@@ -22,6 +22,7 @@ from tdpo.batches import (
     group_rows,
     pack_rows,
     padded_batch,
+    row_length,
     shared_length,
     shared_prefix_batch,
 )
@@ -220,6 +221,21 @@ def test_pairs_of_one_prompt_share_it_where_that_pays() -> None:
     lone = [TokenizedPair([n] * 100, [1] * 20, [2] * 20) for n in (3, 4, 5)]
     assert [len(row) for row in group_rows([wide] * 4 + lone)] == [2, 2, 1, 1, 1], "5 × 180, not 7 × 140 or 4 × 260"
     assert group_rows([pairs[0], TokenizedPair(other, [1], [2]), pairs[1]]) == [[0, 2], [1]]
+
+
+@examples(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_grouped_rows_compute_the_fewest_tokens(drawn: list[tuple[int, int, int]]) -> None:
+    """Against trying every number of pairs a row."""
+    prompts = ([7], [8] * 4, [9] * 30)
+    pairs = [TokenizedPair(prompts[which], [1] * chosen, [2] * rejected) for which, chosen, rejected in drawn]
+    groups = [[p for p, (which, *_) in enumerate(drawn) if which == w] for w in range(3)]
+
+    def computed(rows: list[list[int]]) -> int:
+        return len(rows) * max(row_length(pairs, row, group_prompts=True) for row in rows)
+
+    tried = [[group[at : at + most] for group in groups for at in range(0, len(group), most)] for most in range(1, 13)]
+    assert computed(group_rows(pairs)) == min(map(computed, tried))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

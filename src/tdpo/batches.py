@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -338,11 +339,12 @@ def shared_prefix_batch(
             raise ValueError(f"{pair.source}:{pair.row} has no prompt to share; lay such pairs out with padded_batch")
     rows = [[p] for p in range(len(pairs))] if rows is None else rows
     width = max(row_length(pairs, row, group_prompts) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_token_id)
-    position_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    # Ids and positions as lists: with short responses, a tensor operation for each would be most of the work.
+    input_ids: list[list[int]] = [[] for _ in rows]
+    position_ids: list[list[int]] = [[] for _ in rows]
     mask = torch.zeros(len(rows), 1, width, width, dtype=torch.bool)
     mask[..., 0] = True
-    ascending, causal = torch.arange(width), torch.ones(width, width, dtype=torch.bool).tril_()
+    causal = torch.ones(width, width, dtype=torch.bool).tril_()
     places = _Places([0] * len(pairs), [0] * len(pairs))
     for r, row in enumerate(rows):
         end, shown = 0, slice(0, 0)
@@ -351,29 +353,36 @@ def shared_prefix_batch(
             pair = pairs[p]
             if not (group_prompts and pair.prompt_ids == prompt):
                 prompt, shown = pair.prompt_ids, slice(end, end + len(pair.prompt_ids))
-                input_ids[r, shown], position_ids[r, shown] = torch.tensor(prompt), ascending[: len(prompt)]
+                input_ids[r] += prompt
+                position_ids[r] += range(len(prompt))
                 mask[r, 0, shown, 0] = False  # of another prompt, unless this is the row's first
                 mask[r, 0, shown, shown] = causal[: len(prompt), : len(prompt)]
                 end = shown.stop
             places.prompt_end[p], places.response[p] = r * width + shown.stop, r * width + end
             for ids in (pair.chosen_ids, pair.rejected_ids):
                 own, length = slice(end, end + len(ids)), len(ids)
-                input_ids[r, own] = torch.tensor(ids, dtype=torch.long)
-                position_ids[r, own] = ascending[len(prompt) : len(prompt) + length]
+                input_ids[r] += ids
+                position_ids[r] += range(len(prompt), len(prompt) + length)
                 mask[r, 0, own, 0] = False
                 mask[r, 0, own, shown] = True
                 mask[r, 0, own, own] = causal[:length, :length]
                 end = own.stop
     response_index, targets, sequence = _response_tokens(pairs, places)
+    tokens = _filled(input_ids, width, pad_token_id)
     return PairBatch(
-        input_ids=input_ids,
+        input_ids=tokens,
         attention_mask=mask,
         response_index=response_index,
-        target_ids=input_ids.flatten()[targets],
+        target_ids=tokens.flatten()[targets],
         sequence_index=sequence,
         num_pairs=len(pairs),
-        position_ids=position_ids,
+        position_ids=_filled(position_ids, width, 0),
     )
+
+
+def _filled(rows: list[list[int]], width: int, value: int) -> Tensor:
+    """`[R, width]` of the rows, filled on the right."""
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
 def shared_length(pair: TokenizedPair) -> int:
@@ -397,13 +406,22 @@ def group_rows(pairs: Sequence[TokenizedPair]) -> list[list[int]]:
     for p, pair in enumerate(pairs):
         groups.setdefault(tuple(pair.prompt_ids), []).append(p)
 
-    def rows_of(most: int) -> list[list[int]]:
-        return [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
+    # Response tokens before each pair of a group and after its last: a row's length is a difference of two of them.
+    before = [
+        list(accumulate((shared_length(pairs[p]) - len(prompt) for p in group), initial=0))
+        for prompt, group in groups.items()
+    ]
 
-    def computed(rows: list[list[int]]) -> int:
-        return len(rows) * max(row_length(pairs, row, True) for row in rows)
+    def computed(most: int) -> int:
+        widths = [
+            len(prompt) + ends[min(at + most, len(ends) - 1)] - ends[at]
+            for prompt, ends in zip(groups, before, strict=True)
+            for at in range(0, len(ends) - 1, most)
+        ]
+        return len(widths) * max(widths)
 
-    return min((rows_of(most) for most in range(1, 1 + max(map(len, groups.values())))), key=computed)
+    most = min(range(1, 1 + max(map(len, groups.values()))), key=computed)
+    return [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
 
 
 def pack_rows(lengths: Sequence[int], max_tokens_per_row: int) -> list[list[int]]:

@@ -23,7 +23,12 @@ RECORD = "demo.json"
 ON_PAIRS = {"TDPO2": "sentiment_tdpo2", "DPO": "sentiment_dpo"}
 ON_REWARDS = {"PPO": "ppo_sentiment"}
 # A look at every stage in about a minute; the numbers mean nothing.
-QUICK = ("evaluation.samples_per_prompt=1", "evaluation.max_new_tokens=8", "evaluation.max_prompts=8")
+QUICK = (
+    "environment.max_prompts=16",
+    "evaluation.samples_per_prompt=1",
+    "evaluation.max_new_tokens=8",
+    "evaluation.max_prompts=8",
+)
 QUICK_ON_PAIRS = (
     "sampling.samples_per_prompt=2",
     "sampling.pairs_per_prompt=1",
@@ -34,8 +39,9 @@ QUICK_ON_PAIRS = (
 )
 QUICK_ON_REWARDS = (
     "ppo.iterations=2",
-    "rollouts.completions=8",
-    "ppo.minibatch_size=8",
+    "ppo.epochs=1",
+    "rollouts.completions=16",
+    "ppo.minibatch_size=16",
     "rollouts.max_new_tokens=8",
 )
 TRAINED = {"loss", "training", "kl", "rollouts", "ppo", "model", "seed"}  # the sections that training reads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ class EnvironmentChoice(Section):
     mode_of: Text | None = None
     """`file.py:name` of a function that takes a prompt, a completion and the prompt's columns by name, and returns
     which kind of answer it is, as text, or None; a column `modes` lists the kinds that there are."""
+    max_prompts: PositiveInt | None = None
+    """Take only the first so many prompts to train on, and of those held out; null takes all."""
 
     @field_validator("reward_name")
     @classmethod
@@ -63,6 +66,11 @@ class EnvironmentChoice(Section):
 
     def load(self) -> Environment:
         """The environment itself. Raises as `load_environment` does for a name, and as `own_environment` for files."""
+        environment = self._load_whole()
+        first = slice(self.max_prompts)
+        return replace(environment, train=environment.train[first], held_out=environment.held_out[first])
+
+    def _load_whole(self) -> Environment:
         from ..environments import load_environment, own_environment
 
         if self.name is not None:
@@ -81,7 +89,7 @@ class EnvironmentChoice(Section):
 
 def _environment_problems(choice: EnvironmentChoice) -> list[tuple[str, str]]:
     """What is wrong with how an environment is named: one that is built in, or prompts with a reward and a length."""
-    given = [key for key, value in choice if value is not None]
+    given = [key for key, value in choice if value is not None and key != "max_prompts"]
     if choice.name is not None:
         # A name for the reward is resolved from the function, and then not what somebody wrote.
         extra = [key for key in given if key != "name" and not (key == "reward_name" and choice.reward is not None)]

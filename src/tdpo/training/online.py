@@ -35,7 +35,7 @@ from .ppo_config import PPOConfig
 from .ppo_metrics import LearningMeter
 from .ppo_schedule import EndOfIteration, Schedule
 from .reference import copied_head
-from .rewards import Rewards, check_varies, digest_of, prompts_of, rewards_of
+from .rewards import ConstancyWatch, Rewards, digest_of, prompts_of, rewards_of
 from .rollouts import (
     Judge,
     Rollout,
@@ -148,6 +148,7 @@ class PPOTrainer(CheckpointedTrainer):
         self._rollout_logs: dict[str, float] = {}
         self._update_tokens: list[int] = []
         self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
+        self._constancy = ConstancyWatch()
         self._layout_is_chosen = False
         self._stopped = False
         self._skipped = 0
@@ -256,7 +257,9 @@ class PPOTrainer(CheckpointedTrainer):
         # A seed of its own for every iteration of every run: its completions are drawn anew.
         seed = (self.args.seed << 32) + iteration
         sampled = self._sampled(prompts, seed, first=first)
-        check_varies(sampled.rewards.tolist(), sampled.prompts, [c.text for c in sampled.completions])
+        texts = [completion.text for completion in sampled.completions]
+        if sentence := self._constancy.see(sampled.rewards.tolist(), sampled.prompts, texts):
+            logger.warning("Iteration %d: %s", iteration, sentence)
         return sampled
 
     def _sampled(self, prompts: list[Prompt], seed: int, first: int = 0, samples: int | None = None) -> Sampled:

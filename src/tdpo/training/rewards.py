@@ -15,6 +15,7 @@ from ..environments import Environment, Prompt, RewardError, RewardFunction, sco
 from ..models import check_folder
 
 REWARD_BATCH = 16
+FLAT_ITERATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,36 @@ class Rewards:
         return totals, {f"rewards/{part.name}": sum(column) / max(len(column), 1) for part, column in several}
 
 
-def check_varies(rewards: Sequence[float], prompts: Sequence[Prompt], completions: Sequence[str]) -> None:
-    """Raise RewardError where different completions all got the same reward: there is nothing to learn from."""
-    if len(set(completions)) > 1 and len(set(rewards)) == 1:
+@dataclass
+class ConstancyWatch:
+    """Tells a reward function that says the same of everything from an iteration without a difference.
+
+    A hard task gives no reward at first, a learned one the same to all: that costs an iteration and is said. A reward
+    that has never differed in the first `FLAT_ITERATIONS` teaches nothing and is an error.
+    """
+
+    flat: int = 0
+    varied: bool = False
+
+    def see(self, rewards: Sequence[float], prompts: Sequence[Prompt], completions: Sequence[str]) -> str | None:
+        """What to say of this iteration's rewards, if anything.
+
+        Raises:
+            RewardError: different completions got one and the same reward, for as long as this watch has seen any.
+        """
+        if len(set(rewards)) > 1 or len(set(completions)) == 1:
+            self.varied = True
+            return None
+        self.flat += 1
+        what = (
+            f"the reward gave {rewards[0]!r} to all {len(rewards)} completions of an iteration, different ones among "
+            f"them (the first answers prompt {prompts[0].id!r})"
+        )
+        if self.varied or self.flat < FLAT_ITERATIONS:
+            return f"{what}: it teaches nothing but the KL. More completions an iteration make that rarer."
         raise RewardError(
-            f"the reward gave {rewards[0]!r} to all {len(rewards)} completions, different ones among them (the first "
-            f"answers prompt {prompts[0].id!r}): a constant reward teaches nothing. Is it the right function for these "
-            "prompts, or is every completion at its limit already?"
+            f"{what}, and so in each of the first {self.flat}: a constant reward teaches nothing. Is it the right "
+            "function for these prompts, or is every completion at its limit already?"
         )
 
 
