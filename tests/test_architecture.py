@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
     {"comparison"},
     {"report"},
     {"cli"},
+    {"__main__"},
 ]
 DEPTH = {room: depth for depth, layer in enumerate(LAYERS) for room in layer}
 

@@ -149,7 +149,7 @@ def test_version(call: Call) -> None:
 
 
 def test_the_installed_command_starts() -> None:
-    done = subprocess.run([sys.executable, "-m", "tdpo.cli.main", "--version"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tdpo", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("tdpo ")
 
 
@@ -208,7 +208,7 @@ def test_bad_input_ends_with_a_message_and_code_2(
 
 def test_debug_shows_the_traceback(call: Call) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tdpo.cli.main", "evaluate", "nowhere", "--debug"], capture_output=True, text=True
+        [sys.executable, "-m", "tdpo", "evaluate", "nowhere", "--debug"], capture_output=True, text=True
     )
     assert done.returncode == 2
     assert "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("error: nowhere is no run")
@@ -349,7 +349,7 @@ def test_train_resume_generate_merge_on_a_tiny_model(call: Call, recipe_file: Pa
 @pytest.mark.slow
 def test_ctrl_c_says_where_the_run_is_and_resume_ends_it(recipe_file: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tdpo.cli.main", "train", str(recipe_file), "training.max_steps=2000"]
+    command = [sys.executable, "-m", "tdpo", "train", str(recipe_file), "training.max_steps=2000"]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
     try:
         assert started.stderr is not None

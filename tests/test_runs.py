@@ -85,6 +85,7 @@ def test_the_recipe_is_written_before_anything_else(tmp_path: Path, monkeypatch:
     [
         (["/home/me/.venv/bin/tdpo", "train", "my recipe.yaml"], "tdpo train 'my recipe.yaml'"),
         (["/x/site-packages/tdpo/cli/main.py", "train"], "tdpo train"),
+        (["/x/site-packages/tdpo/__main__.py", "train"], "tdpo train"),
     ],
 )
 def test_the_command_can_be_given_again(argv: list[str], command: str) -> None:

@@ -145,10 +145,16 @@ def test_a_reward_that_raises_costs_only_its_cells(tmp_path: Path) -> None:
     assert about["cells"] == {"done": 2, "failed": 1, "waiting": 0}
     assert [failure["cell"] for failure in about["failures"]] == ["letters/ppo_reverse-0.1-s0"]
     assert "letters/ppo_reverse-0.1-s0" in (tmp_path / "study/report.html").read_text()
-    (tmp_path / "trap").unlink()
+    functions = tmp_path / "mine.py"
+    functions.write_text(functions.read_text().replace("if trap.exists()", "if False"))  # mended, as one does
     process = start(path, *overrides)
     last, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "3 runs finished" in last
+    told = f"{functions} has changed since 2 runs finished with it (letters/reference-s0 and others)"
+    assert told in last and "note: " not in again, "which a mended function did to the runs before"
+    [changed] = read_json(tmp_path / "study/about.json")["changed_inputs"]
+    assert changed["cells"] == ["letters/reference-s0", "letters/tdpo2-0.1-s0"]
+    assert told in (tmp_path / "study/report.html").read_text()
 
 
 def _only_letters(path: Path) -> list[dict[str, Any]]:

@@ -121,6 +121,8 @@ def _say_how_it_ended(finished: Finished, command: str) -> None:
     if finished.done and unwritten is None:
         unwritten = _show_results(finished.files.folder)
     say(f"{finished.done} runs finished, in {duration(finished.seconds)} of this call")
+    for changed in finished.changed:
+        say(f"note: {changed.sentence}", style="yellow")
     if unwritten is not None:
         say(f"tables and report could not be written: {unwritten}", style="bold red")
     if finished.failures or finished.waiting or unwritten is not None:

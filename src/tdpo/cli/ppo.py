@@ -37,7 +37,7 @@ def ppo(
         tdpo ppo recipe.yaml
         tdpo ppo recipe.yaml kl.direction=forward kl.form=exact kl.place=loss run_dir=runs/forward
         tdpo ppo recipe.yaml --resume
-        accelerate launch --num_processes 2 -m tdpo.cli.main ppo recipe.yaml
+        accelerate launch --num_processes 2 -m tdpo ppo recipe.yaml
     """
     refuse_both(resume, overwrite)
     ppo_recipe(read_ppo_recipe(recipe, overrides), resume=resume, overwrite=overwrite)

@@ -35,7 +35,7 @@ def train(
         tdpo train recipe.yaml loss.name=dpo loss.alpha=null run_dir=runs/dpo
         tdpo train recipe.yaml model.name=Qwen/Qwen3-0.6B model.lora.rank=32
         tdpo train recipe.yaml --resume
-        accelerate launch --num_processes 2 -m tdpo.cli.main train recipe.yaml
+        accelerate launch --num_processes 2 -m tdpo train recipe.yaml
     """
     refuse_both(resume, overwrite)
     chosen = read_preferences_recipe(recipe, overrides, command="train")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from ..config import STUDY_FILE, Study, dump_study, flatten, load_study
 from ..runs import RunError, accelerators, read_json, usable_cores, write_text
 from ..runs.files import lock, now
 from .cells import StudyFiles, cells_of, check_recipes, task_environment, training_prompts
+from .inputs import ChangedInput, changed_inputs
 from .running import Failure, Observer, Outcome, Report, Stopped, run_cells
 from .tables import CellKey
 from .writing import write_study
@@ -32,6 +33,7 @@ class Finished:
     failures: list[Failure]
     waiting: int
     seconds: float
+    changed: list[ChangedInput] = field(default_factory=list)
     unwritten: OSError | None = None
 
 
@@ -69,7 +71,10 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
                     write_study(study, files, outcome.failures, about)
             except OSError as error:  # a full disk: which cells it stopped is still to be told
                 unwritten = error
-            return Finished(files, len(outcome.done), outcome.failures, len(outcome.waiting), seconds, unwritten)
+            changed = changed_inputs(study, files, outcome.done)
+            return Finished(
+                files, len(outcome.done), outcome.failures, len(outcome.waiting), seconds, changed, unwritten
+            )
 
         try:
             outcome = run_cells(study, files, cells, _do_cell, workers_of(study), observer)

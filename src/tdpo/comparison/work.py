@@ -31,6 +31,7 @@ from .cells import (
     training_prompts,
     training_recipe,
 )
+from .inputs import inputs_of
 from .judging import judge
 from .running import CELL_FILE, DONE, Report
 from .tables import CellKey
@@ -71,6 +72,7 @@ class _Work:
     def do(self) -> None:
         """All that the cell asks for; what an interrupted call has finished is not done again."""
         torch.set_num_threads(self.study.threads)
+        inputs = inputs_of(task_of(self.study, self.cell.task))
         self.run.path.mkdir(parents=True, exist_ok=True)
         if self.cell.arm == "reference":
             self._reference()
@@ -78,7 +80,7 @@ class _Work:
             self._trained()
         with self.timed("diversity"):
             judge(self.study, self.files, self.cell)
-        write_json(self.files.cell(self.cell) / CELL_FILE, {"state": DONE, "seconds": self.seconds})
+        write_json(self.files.cell(self.cell) / CELL_FILE, {"state": DONE, "seconds": self.seconds, "inputs": inputs})
 
     # The reference: preferences of the task, and its own answers
 

@@ -15,6 +15,7 @@ from .arms import ARM_KINDS, LABELS
 from .bootstrap import cell_results, means_over_seeds
 from .cells import MEASURED_FILE, StudyFiles, applies, cells_of, strength_text, task_environment, task_of
 from .claims import judge_claims
+from .inputs import changed_inputs
 from .running import CELL_FILE, Failure, is_done
 from .tables import (
     CellKey,
@@ -167,6 +168,7 @@ def _about(
             "waiting": len(planned) - len(done) - len(failures),
         },
         "failures": [failure.as_dict(files) for failure in failures],
+        "changed_inputs": [changed.as_dict() for changed in changed_inputs(study, files, done)],
     }
 
 

@@ -22,7 +22,7 @@ def describe_environment(seed: int, argv: Sequence[str] | None = None) -> dict[s
     """The content of environment.json: JSON-ready, without names of the machine or of its user."""
     name, *rest = sys.argv if argv is None else argv
     # Under `python -m` and `accelerate launch` the name is a file of this package.
-    argv = ["tdpo" if name.endswith("tdpo/cli/main.py") else Path(name).name, *rest]
+    argv = ["tdpo" if name.endswith(("tdpo/cli/main.py", "tdpo/__main__.py")) else Path(name).name, *rest]
     return {
         "command": shlex.join(argv),
         "argv": argv,

@@ -88,8 +88,17 @@ def _whole(value: float) -> str:
 
 
 def failures(study: Study) -> list[dict[str, str]]:
-    listed = study.about.get("failures")
-    keys = ("cell", "stage", "error", "next", "log", "task", "arm")
+    return _entries(study, "failures", ("cell", "stage", "error", "next", "log", "task", "arm"))
+
+
+def changed_inputs(study: Study) -> list[str]:
+    """A sentence for each file that finished runs were made with and that is another now."""
+    return [f"{entry['sentence']}." for entry in _entries(study, "changed_inputs", ("sentence",)) if entry["sentence"]]
+
+
+def _entries(study: Study, name: str, keys: tuple[str, ...]) -> list[dict[str, str]]:
+    """What about.json lists under a name; nothing of another shape."""
+    listed = study.about.get(name)
     return [
         {key: str(entry.get(key) or "") for key in keys}
         for entry in (listed if isinstance(listed, list) else [])

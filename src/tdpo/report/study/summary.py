@@ -9,7 +9,7 @@ from .curves import TaskCurves
 from .frontiers import TaskFrontiers
 from .loading import Study, counted, seeds_of
 from .methods import REFERENCE
-from .provenance import failures
+from .provenance import changed_inputs, failures
 from .samples import Samples
 
 
@@ -75,6 +75,7 @@ def notices(
         state.append(f"{counted(failed, 'cell')} failed; every mean is over the seeds that are there.")
     if waiting:
         state.append(f"{counted(waiting, 'cell has', 'cells have')} not run yet: the numbers here are not final.")
+    state += changed_inputs(study)
     if len(seeds_of(study)) == 1:
         state.append("With one seed, intervals tell how the prompts vary, and nothing about how training varies.")
     found = [("The study", state)] if state else []

@@ -1,0 +1,71 @@
+"""The files that a study's tasks name: a run keeps what they were, so that a later change of one is told.
+
+It is told and not refused: a function that failed in some cells is there to be mended, and the others stay as good as
+they were where the change does not touch them. Only whoever made it can know that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import Study, Task
+from ..runs import read_json
+from .cells import StudyFiles, task_of
+from .running import CELL_FILE
+from .tables import CellKey
+
+
+@dataclass(frozen=True)
+class ChangedInput:
+    """A file that is another than it was when some finished cells were made with it."""
+
+    file: str
+    cells: list[str]
+
+    @property
+    def sentence(self) -> str:
+        """What to tell, and what to do about it."""
+        first, count = self.cells[0], len(self.cells)
+        runs, them = ("a run", "it") if count == 1 else (f"{count} runs", "them")
+        more = "" if count == 1 else " and others"
+        return (
+            f"{self.file} has changed since {runs} finished with it ({first}{more}). What {them} found is kept; where "
+            f"the change matters to {them}, delete the folders under cells/ and give the same command again"
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """As about.json has it."""
+        return {"file": self.file, "cells": self.cells, "sentence": self.sentence}
+
+
+def inputs_of(task: Task) -> dict[str, str]:
+    """SHA-256 of each file that a task names, by that name: prompts, rows, and files of functions."""
+    named: list[str | None] = []
+    if task.environment is not None:
+        chosen = task.environment
+        named = [chosen.prompts, chosen.held_out, _file_of(chosen.reward), _file_of(chosen.mode_of)]
+    if task.data is not None:
+        named = [task.data.train, task.data.eval]
+    files = {name: Path(name).expanduser() for name in named if name is not None}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
+
+
+def _file_of(function: str | None) -> str | None:
+    """The file of a function named file.py:name."""
+    return None if function is None else function.rpartition(":")[0]
+
+
+def changed_inputs(study: Study, files: StudyFiles, done: Sequence[CellKey]) -> list[ChangedInput]:
+    """Files that have changed since finished cells were made with them, in the order of the tasks."""
+    now = {task.label: inputs_of(task) for task in study.tasks}
+    found: dict[str, list[str]] = {}
+    for cell in done:
+        before = read_json(files.cell(cell) / CELL_FILE).get("inputs", {})
+        current = now[task_of(study, cell.task).label]
+        for name, digest in before.items():
+            if current.get(name) != digest:
+                found.setdefault(name, []).append(files.name(cell))
+    return [ChangedInput(name, cells) for name, cells in found.items()]
