@@ -26,6 +26,7 @@ from tdpo.runs import read_json, write_json
 from training_cases import clean_processes
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,26 @@ def test_a_study_leaves_tables_claims_and_a_report(whole: tuple[Path, str]) -> N
     assert about["tasks"][1]["left_out"] == ["PPO (reverse KL)", "PPO (forward KL)"]
     assert (folder / "report.html").stat().st_size > 100_000
     assert "Report: " in said and "10 runs finished" in said
+
+
+def test_the_tables_of_a_study_fit_80_columns() -> None:
+    """Of the one that was run, with every arm but one, whose label is the longest."""
+    from rich.console import Console
+
+    from tdpo.cli._study_tables import SHOWN, _table_of, results_tables
+    from tdpo.comparison.tables import ResultRow
+
+    longest = [ResultRow("t", "ppo_reverse_exact", "0.0001", 0, metric, -0.01234) for metric in SHOWN]
+    console = Console(width=80)
+    with console.capture() as captured:
+        for table in [
+            *results_tables(ROOT / "docs/study"),
+            _table_of("t", [r for r in longest if r.metric != "accuracy"]),
+        ]:
+            console.print(table)
+    shown = captured.get()
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
+    assert shown.count("PPO (reverse KL)") == 9 and "-0.0123" in shown
 
 
 def test_the_same_command_has_nothing_left_to_do(whole: tuple[Path, str]) -> None:

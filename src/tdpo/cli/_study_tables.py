@@ -1,47 +1,62 @@
-"""A study's results for the terminal: one line an arm and strength, and the claims."""
+"""A study's results for the terminal: a table for each task, one line an arm and strength, and the claims."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..comparison.tables import ResultRow
+
 SHOWN = {
     "reward_mean": "reward",
-    "reward_variance": "its variance",
-    "forward_kl": "forward KL",
-    "reverse_kl": "reverse KL",
-    "embedding_diversity": "diversity",
+    "reward_variance": "vari-\nance",
+    "forward_kl": "forward\nKL",
+    "reverse_kl": "reverse\nKL",
+    "embedding_diversity": "diver-\nsity",
     "mode_coverage": "modes",
-    "accuracy": "accuracy",
+    "accuracy": "accu-\nracy",
 }
 
 
-def results_table(folder: Path) -> Table:
-    """Means over seeds; KLs in nats a response, diversity is 1 − mean cosine of sentence embeddings."""
-    from rich.table import Table
+def results_tables(folder: Path) -> Iterator[Table]:
+    """One for each task, of the measures that it has: means over seeds and held-out prompts.
 
-    from ..comparison.arms import LABELS
+    KLs are in nats a response, diversity is 1 − mean cosine of sentence embeddings. Fits 80 columns.
+    """
     from ..comparison.tables import ALL_SEEDS, read_results
 
     rows = [row for row in read_results(folder / "results.csv") if row.seed == ALL_SEEDS and row.metric in SHOWN]
+    for task in dict.fromkeys(row.task for row in rows):
+        yield _table_of(task, [row for row in rows if row.task == task])
+
+
+def _table_of(task: str, rows: Sequence[ResultRow]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from ..comparison.arms import LABELS
+
     shown = {metric: name for metric, name in SHOWN.items() if any(row.metric == metric for row in rows)}
-    table = Table(title="means over seeds and held-out prompts", title_justify="left")
-    for heading in ("task", "arm", "strength", *shown.values()):
-        table.add_column(heading, justify="left" if heading in ("task", "arm") else "right")
-    values = {(row.task, row.arm, row.strength, row.metric): row.value for row in rows}
-    last = None
-    for task, arm, strength in dict.fromkeys((row.task, row.arm, row.strength) for row in rows):
-        if last is not None and task != last:
-            table.add_section()
-        numbers = [values.get((task, arm, strength, metric)) for metric in shown]
-        cells = ["–" if number is None else f"{number:.3g}" for number in numbers]
-        table.add_row(task if task != last else "", LABELS[arm], strength, *cells)
-        last = task
+    table = Table(
+        title=f"{task}: means over seeds and held-out prompts",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,  # the box has a space between columns
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("arm", no_wrap=True)
+    for heading in ("strength", *shown.values()):
+        table.add_column(heading, justify="right")
+    values = {(row.arm, row.strength, row.metric): row.value for row in rows}
+    for arm, strength in dict.fromkeys((row.arm, row.strength) for row in rows):
+        numbers = [values.get((arm, strength, metric)) for metric in shown]
+        table.add_row(LABELS[arm], strength, *("–" if number is None else f"{number:.3g}" for number in numbers))
     return table
 
 
@@ -49,7 +64,6 @@ def claims_text(folder: Path) -> Iterator[str]:
     """Each claim with its verdict and why."""
     from ..runs import read_json
 
-    yield ""
     for claim in read_json(folder / "claims.json")["claims"]:
         yield f"({claim['id']}) {claim['text']} {claim['verdict'].upper()}."
-        yield textwrap.indent(textwrap.fill(claim["why"], 100), "    ")
+        yield textwrap.indent(textwrap.fill(claim["why"], 76), "    ")

@@ -103,9 +103,11 @@ def list_cells(study: Study) -> None:
 def _show_results(folder: Path) -> OSError | None:
     """Print the table and the claims and write the report; returns why it could not be written."""
     from ..report import write_study_report
-    from ._study_tables import claims_text, results_table
+    from ._study_tables import claims_text, results_tables
 
-    out().print(results_table(folder))
+    for table in results_tables(folder):
+        out().print(table)
+        write("")
     for line in claims_text(folder):
         write(line)
     try:
