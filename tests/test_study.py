@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from study_cases import read, start, tables, write_study
 from tdpo.cli.app import app
 from tdpo.comparison.cells import StudyFiles, cells_of, evaluation_recipe, training_recipe
 from tdpo.comparison.running import CELL_FILE, DONE, Failure, Outcome, Report, run_cells
-from tdpo.comparison.study import _changed, check
+from tdpo.comparison.study import LOCK_FILE, _changed, check
 from tdpo.comparison.tables import CellKey, read_curves, read_prompts, read_responses, read_results
 from tdpo.config import PPORecipe, Recipe, RecipeError, Study, dump_study, load_study
 from tdpo.runs import read_json, write_json
@@ -135,14 +136,19 @@ def test_killed_four_times_the_tables_are_those_of_an_undisturbed_study(
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(whole: tuple[Path, str], tmp_path: Path) -> None:
     path, _ = whole
     folder = tmp_path / "stopped"
-    process = start(path, f"study_dir={folder}", f"tasks={json.dumps(_only_letters(path))}")
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(f"cells/*/*/{CELL_FILE}")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=100)
-    assert process.returncode == 130, said
-    assert "The same command goes on: tdpo compare" in said and "Traceback" not in said
+    overrides = (f"study_dir={folder}", f"tasks={json.dumps(_only_letters(path))}")
+    for until, kept in ((f"{LOCK_FILE}", 0), (f"cells/*/*/{CELL_FILE}", 1)):  # as libraries load, and later
+        process = start(path, *overrides)
+        deadline = time.monotonic() + 120
+        while not list(folder.glob(until)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said, _ = process.communicate(timeout=100)
+        assert process.returncode == 130, said
+        assert "The same command goes on: tdpo compare" in said and "Traceback" not in said
+        told = re.search(r"stopped: (\d+) runs are finished and kept, (\d+) are left", said)
+        assert told is not None and int(told[1]) >= kept and int(told[1]) + int(told[2]) == 6, said
     assert (folder / "results.csv").exists()
 
 

@@ -112,6 +112,7 @@ class _Supervisor:
         self.context = multiprocessing.get_context(method)
         if method == "forkserver":
             self.context.set_forkserver_preload(_PRELOADED)
+            _start_forkserver()
 
     def run(self, cells: Sequence[CellKey]) -> Outcome:
         self.outcome.done = [cell for cell in cells if is_done(self.files, cell)]
@@ -126,7 +127,8 @@ class _Supervisor:
                 self._listen()
         except KeyboardInterrupt:
             self._stop()
-            self.outcome.waiting = [*waiting, *self.outcome.waiting]
+            settled = {*self.outcome.done, *(failure.cell for failure in self.outcome.failures)}
+            self.outcome.waiting = [cell for cell in cells if cell not in settled]
             raise Stopped(self.outcome) from None
         self.outcome.waiting += waiting
         return self.outcome
@@ -225,9 +227,20 @@ class _Supervisor:
         except KeyboardInterrupt:
             for run in self.running.values():
                 run.process.kill()
-        for run in self.running.values():
-            finished = is_done(self.files, run.cell)
-            (self.outcome.done if finished else self.outcome.waiting).append(run.cell)
+        self.outcome.done += [run.cell for run in self.running.values() if is_done(self.files, run.cell)]
+
+
+def _start_forkserver() -> None:
+    """Started deaf to Ctrl-C, which a terminal sends to it too: it would die of it with a traceback."""
+    from multiprocessing import forkserver  # not everywhere
+
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may set handlers, and it is the one that Ctrl-C interrupts
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 class Stopped(KeyboardInterrupt):
