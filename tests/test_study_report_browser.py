@@ -241,6 +241,9 @@ def test_printing_opens_details_and_fits_figures_and_tables(visit: Visit) -> Non
         visit.get("dispatchEvent(new Event('beforeprint'))")
         width = visit.get("document.documentElement.clientWidth")
         assert visit.get("document.querySelectorAll('details:not([open])').length") == 0
+        # A grid with rows longer than the page is printed over itself; the PDF does not tell, its pictures did.
+        shown = "[...new Set([...document.querySelectorAll('.figures.large')].map((n) => getComputedStyle(n).display))]"
+        assert visit.get(shown) == ["block"]
         right = "(css) => [...document.querySelectorAll(css)].map((node) => node.getBoundingClientRect().right)"
         edges = [*visit.get(right, ".plot svg.main-svg"), *visit.get(right, "table"), *visit.get(right, ".card")]
         visit.get("dispatchEvent(new Event('afterprint'))")
@@ -251,6 +254,17 @@ def test_printing_opens_details_and_fits_figures_and_tables(visit: Visit) -> Non
     assert len(edges) > 60
     assert max(edges) <= width
     assert pdf.startswith(b"%PDF")
+
+
+def test_no_axis_title_is_cut_off_on_a_phone(browser: Any, report: Path) -> None:
+    with Visit(browser, report, viewport={"width": 390, "height": 844}) as visit:
+        until(visit, READY)
+        visit.get("document.querySelectorAll('.plot').forEach((plot) => plot.scrollIntoView())")
+        titles = "[...document.querySelectorAll('.xtitle')].map((node) => node.getBoundingClientRect())"
+        edges = visit.get(f"{titles}.map(({{ left, right }}) => [left, right])")
+        texts = visit.get("[...document.querySelectorAll('.xtitle')].map((node) => node.textContent)")
+    assert any(len(text) > 40 for text in texts), texts
+    assert all(left >= 0 and right <= 390 for left, right in edges), edges
 
 
 def test_a_phone_never_scrolls_sideways(visit: Visit) -> None:

@@ -19,6 +19,12 @@ const study = (() => {
 
   const between = ([, low, high]) => (low === undefined ? "" : ` [${show(low)}, ${show(high)}]`);
 
+  // A long title takes two lines where one would be cut off.
+  function axisTitle(text) {
+    const narrow = matchMedia("(max-width: 480px)").matches && text.length > 40;
+    return narrow ? plotText(text).replace(" (", "<br>(") : plotText(text);
+  }
+
   function blank(height) {
     const layout = structuredClone(numbers.layout);
     return { ...layout, height, ...(matchMedia("(pointer: coarse)").matches ? { dragmode: false } : {}) };
@@ -98,7 +104,7 @@ const study = (() => {
     const root = state.root && figure.group === "kl";
     const traces = frontierTraces(figure, metric, root ? (value) => Math.sqrt(Math.max(value, 0)) : (value) => value);
     const layout = blank(figure.height);
-    layout.xaxis.title.text = plotText(frontiers.metrics[metric].axis);
+    layout.xaxis.title.text = axisTitle(frontiers.metrics[metric].axis);
     layout.yaxis.title.text = plotText(task.yTitle);
     if (figure.group === "kl") layout.xaxis.rangemode = "tozero";
     if (root) {
