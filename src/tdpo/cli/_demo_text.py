@@ -18,8 +18,9 @@ moves away from the one it started as, and whether it still says many different 
 Both are measured in nats a response: 0 is the same model, and each nat more is a factor of e in probability."""
 
 NO_BF16 = """
-This CPU multiplies bfloat16 many times more slowly than float32, so the demo runs in float32 here. The numbers in
-the README are those of bfloat16; these will differ a little."""
+This CPU multiplies bfloat16 many times more slowly than float32, so the demo runs in float32 here and samples other
+answers than the README's: other pairs, other numbers. It takes some 40 minutes on two cores; tdpo demo --quick takes
+two or three."""
 
 PAIRS = """\
 The model answers each training prompt several times. A sentiment score (VADER, from -1 to +1) ranks

@@ -43,6 +43,10 @@ class Board:
 
     def __enter__(self) -> Board:
         self._take_in_finished()
+        say(
+            f"{len(self.cells)} runs in {self.files.folder}, {self.workers} at a time. "
+            "Ctrl-C stops and keeps what is done; the same command goes on."
+        )
         if err().is_terminal:
             from rich.live import Live
 

@@ -64,6 +64,8 @@ def claims_text(folder: Path) -> Iterator[str]:
     """Each claim with its verdict and why."""
     from ..runs import read_json
 
-    for claim in read_json(folder / "claims.json")["claims"]:
-        yield f"({claim['id']}) {claim['text']} {claim['verdict'].upper()}."
+    judged = read_json(folder / "claims.json")
+    provisional = " so far" if judged.get("missing_cells") else ""
+    for claim in judged["claims"]:
+        yield f"({claim['id']}) {claim['text']} {claim['verdict'].upper()}{provisional}."
         yield textwrap.indent(textwrap.fill(claim["why"], 76), "    ")

@@ -91,12 +91,13 @@ def list_cells(study: Study) -> None:
 
     files, cells = StudyFiles(Path(study.study_dir)), cells_of(study)
     check(study, files, cells)
+    done = {cell for cell in cells if is_done(files, cell)}
     for cell in cells:
-        write(f"{'done   ' if is_done(files, cell) else 'to do  '} {files.name(cell)}")
+        write(f"{'done   ' if cell in done else 'to do  '} {files.name(cell)}")
     trained = sum(cell.arm != "reference" for cell in cells)
     write(
         f"{len(cells)} runs: {trained} trained, each on {study.budget} scored responses, and the reference for every "
-        "task and seed"
+        f"task and seed. In {files.folder}: {len(done)} done, {len(cells) - len(done)} to do"
     )
 
 

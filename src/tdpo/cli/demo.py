@@ -24,10 +24,10 @@ ON_PAIRS = {"TDPO2": "sentiment_tdpo2", "DPO": "sentiment_dpo"}
 ON_REWARDS = {"PPO": "ppo_sentiment"}
 # A look at every stage in about a minute; the numbers mean nothing.
 QUICK = (
-    "environment.max_prompts=16",
+    "environment.max_prompts=8",
     "evaluation.samples_per_prompt=1",
     "evaluation.max_new_tokens=8",
-    "evaluation.max_prompts=8",
+    "evaluation.max_prompts=4",
 )
 QUICK_ON_PAIRS = (
     "sampling.samples_per_prompt=2",

@@ -97,10 +97,12 @@ def judge_claims(
         answers = [answer(draws, question) for question in questions]
         used = {arm for question in questions if question.primary for arm in (question.first, question.second)}
         verdict, why = judge(answers, [cell for cell in missing if cell.arm in used | {"reference"}])
+        if missing:
+            why = f"Provisional: {len(table.cells)} of {len(table.cells) + len(missing)} runs are there. {why}"
         parts = [found.as_json() for found in answers]
         claims.append({"id": str(number), "text": text, "verdict": verdict, "why": why, "parts": parts})
     settings = {"schema": 1, "confidence": CONFIDENCE, "resamples": resamples, "primary_diversity": PRIMARY_DIVERSITY}
-    return {**settings, "claims": claims}
+    return {**settings, "missing_cells": len(missing), "claims": claims}
 
 
 def the_claims(arms: set[str]) -> list[tuple[str, list[Question]]]:

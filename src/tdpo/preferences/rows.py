@@ -117,7 +117,9 @@ def _describe(problems: Sequence[RowProblem], source: str, total: int, hint: str
     for reason, count in count_reasons(problems).items():
         lines.append(f"  {count} × {reason} (first in row {first[reason]})")
     if left:
-        lines.append(f"Repair these rows, or leave them out with on_bad_rows=skip: {left} rows remain.")
+        remain = "1 row remains" if left == 1 else f"{left} rows remain"
+        lines.append(f"Repair these rows, or leave them out with on_bad_rows=skip: {remain}.")
+        lines.append("(In a recipe the key is data.on_bad_rows, and for the prompts of PPO prompts.on_bad_rows.)")
     else:
         lines.append("No usable row is left.")
     return "\n".join([*lines, hint] if hint else lines)

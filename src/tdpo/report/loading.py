@@ -110,7 +110,9 @@ def load_runs(run_dirs: Sequence[Path]) -> list[Run]:
 
 def _load_run(path: Path, index: int) -> Run:
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such run directory; expected a folder that `tdpo train` wrote")
+        raise FileNotFoundError(
+            f"{path}: no such run directory; expected a folder that `tdpo train`, `tdpo ppo` or `tdpo compare` wrote"
+        )
     if not any((path / name).exists() for name in RUN_FILES):
         raise FileNotFoundError(f"{path}: not a run directory; expected at least one of {', '.join(RUN_FILES)}")
     notes: list[str] = []

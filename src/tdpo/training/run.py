@@ -150,7 +150,9 @@ def _describe_data(data: RecipeData, pairs: tuple[TokenizedPairs, TokenizedPairs
 
 def _length(recipe: Recipe) -> str:
     training = recipe.training
-    return f"{training.max_steps} updates" if training.max_steps else f"{training.epochs:g} epochs"
+    if training.max_steps:
+        return f"{training.max_steps} updates"
+    return "1 epoch" if training.epochs == 1 else f"{training.epochs:g} epochs"
 
 
 def _note(logs: dict[str, Any]) -> str | None:
