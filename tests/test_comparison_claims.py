@@ -344,7 +344,7 @@ def test_a_range_that_hardly_exists_gives_no_interval_and_no_verdict() -> None:
 
 def test_the_json_is_what_the_contract_says() -> None:
     result = judge_claims(study(("t",), ("reference", "dpo", "tdpo2"), prompts=6), resamples=50)
-    assert list(result) == ["schema", "confidence", "resamples", "primary_diversity", "claims"]
+    assert list(result) == ["schema", "confidence", "resamples", "primary_diversity", "missing_cells", "claims"]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     for claim in result["claims"]:
         assert set(claim) == {"id", "text", "verdict", "why", "parts"}
