@@ -346,9 +346,13 @@ def test_an_iteration_without_a_difference_is_said_and_survived(
         calls.append(1)
         return letters(prompts, completions) if len(calls) == 1 else [1.0] * len(completions)
 
-    trainer = trainer_of(tmp_path, reward=learned, iterations=5)
+    trainer = trainer_of(tmp_path, reward=learned, iterations=5, save_strategy="steps", save_steps=4)
     trainer.train()
     assert caplog.text.count("gave 1.0 to all 8 completions of an iteration") == 4
+    # Nor does a resumed run take what was learned before for a function that never differs.
+    resumed = trainer_of(tmp_path, reward=lambda completions, **_: [1.0] * len(completions), iterations=5)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == trainer.state.global_step
     assert all(math.isfinite(value) for line in logs(trainer) for value in line.values() if isinstance(value, float))
 
 

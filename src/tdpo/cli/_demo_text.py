@@ -20,7 +20,7 @@ Both are measured in nats a response: 0 is the same model, and each nat more is 
 NO_BF16 = """
 This CPU multiplies bfloat16 many times more slowly than float32, so the demo runs in float32 here and samples other
 answers than the README's: other pairs, other numbers. It takes some 40 minutes on two cores; tdpo demo --quick takes
-two or three."""
+a few."""
 
 PAIRS = """\
 The model answers each training prompt several times. A sentiment score (VADER, from -1 to +1) ranks

@@ -60,7 +60,7 @@ def demo(
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="All stages in a minute or two altogether, too short for meaningful numbers."),
+        typer.Option("--quick", help="All stages in a few minutes altogether, too short for meaningful numbers."),
     ] = False,
     debug: Debug = False,
 ) -> None:

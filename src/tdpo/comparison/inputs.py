@@ -33,7 +33,8 @@ class ChangedInput:
         more = "" if count == 1 else " and others"
         return (
             f"{self.file} has changed since {runs} finished with it ({first}{more}). What {them} found is kept; where "
-            f"the change matters to {them}, delete the folders under cells/ and give the same command again"
+            f"the change matters to {them}, delete the folders under cells/ (and its "
+            "file in pairs/, for preferences made anew) and give the command again"
         )
 
     def as_dict(self) -> dict[str, object]:

@@ -64,14 +64,19 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
 
         def write(outcome: Outcome) -> Finished:
             seconds = round(time.monotonic() - started, 1)
-            about = {"command": command, "started": begun, "seconds": before + seconds}
+            changed = changed_inputs(study, files, outcome.done)
+            about = {
+                "command": command,
+                "started": begun,
+                "seconds": before + seconds,
+                "changed_inputs": [entry.as_dict() for entry in changed],
+            }
             unwritten = None
             try:
                 if outcome.done:
                     write_study(study, files, outcome.failures, about)
             except OSError as error:  # a full disk: which cells it stopped is still to be told
                 unwritten = error
-            changed = changed_inputs(study, files, outcome.done)
             return Finished(
                 files, len(outcome.done), outcome.failures, len(outcome.waiting), seconds, changed, unwritten
             )

@@ -15,7 +15,6 @@ from .arms import ARM_KINDS, LABELS
 from .bootstrap import cell_results, means_over_seeds
 from .cells import MEASURED_FILE, StudyFiles, applies, cells_of, strength_text, task_environment, task_of
 from .claims import judge_claims
-from .inputs import changed_inputs
 from .running import CELL_FILE, Failure, is_done
 from .tables import (
     CellKey,
@@ -43,7 +42,8 @@ CURVES = {
 
 
 def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], about: Mapping[str, Any]) -> None:
-    """Write all files of the study but its report. `about` is what about.json says of the call: command and seconds."""
+    """Write all files of the study but its report. `about` is what about.json says of the call: command, seconds
+    and inputs that have changed."""
     planned = cells_of(study)
     done = [cell for cell in planned if is_done(files, cell)]
     measured = {cell: read_json(files.cell(cell) / MEASURED_FILE) for cell in done}
@@ -168,7 +168,6 @@ def _about(
             "waiting": len(planned) - len(done) - len(failures),
         },
         "failures": [failure.as_dict(files) for failure in failures],
-        "changed_inputs": [changed.as_dict() for changed in changed_inputs(study, files, done)],
     }
 
 

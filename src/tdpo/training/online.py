@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -414,6 +415,7 @@ class PPOTrainer(CheckpointedTrainer):
             "learning": self._learning.state_dict(),
             "kl_coefficient": self.kl_coefficient.state_dict(),
             "reward_scale": self.reward_scale.state_dict(),
+            "constancy": asdict(self._constancy),
             "layout": [self._judge.collator.share_prefixes, self._judge.collator.group_prompts],
             "prompts": digest_of(self.train_prompts),
         }
@@ -438,6 +440,7 @@ class PPOTrainer(CheckpointedTrainer):
         self.critic.load_state_dict(critic)
         self.kl_coefficient.load_state_dict(state["kl_coefficient"])
         self.reward_scale.load_state_dict(state["reward_scale"])
+        self._constancy = ConstancyWatch(**state["constancy"])
         collator, self._layout_is_chosen = self._judge.collator, True
         collator.share_prefixes, collator.group_prompts = state["layout"]
         self._rollout = Rollout.from_state_dict(state["rollout"]) if state["rollout"] else None

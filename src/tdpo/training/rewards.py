@@ -65,10 +65,10 @@ class ConstancyWatch:
         """What to say of this iteration's rewards, if anything.
 
         Raises:
-            RewardError: different completions got one and the same reward, for as long as this watch has seen any.
+            RewardError: different completions got one and the same reward, in the first `FLAT_ITERATIONS` of a run.
         """
+        self.varied = self.varied or len(set(rewards)) > 1
         if len(set(rewards)) > 1 or len(set(completions)) == 1:
-            self.varied = True
             return None
         self.flat += 1
         what = (
