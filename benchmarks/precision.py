@@ -30,7 +30,7 @@ from torch import Tensor
 
 from _harness import Case, Job, Measurements, Run, Unavailable, answer, make_parser, parse, print_table
 from _published import statistics_from_hidden
-from _text import token_stream
+from _text import frozen_pages, token_stream
 from tdpo import Head, TokenStats, frozen_head_token_stats, linear_token_stats, summarize_reference
 
 DECADES = range(-5, 1)  # KLs of 1e-5 to 10 nats
@@ -256,7 +256,8 @@ def main() -> int:
         answer(lambda: measure(child["contestant"], child["case"], child["round"], arguments))
         return 0
     measurements = Measurements(__file__, jobs(arguments), arguments, keys=())
-    measurements.run(arguments.rounds)
+    with frozen_pages():
+        measurements.run(arguments.rounds)
     report(measurements)
     return measurements.finish()
 

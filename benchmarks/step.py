@@ -42,7 +42,7 @@ from _harness import (
     print_table,
     ratio,
 )
-from _text import token_stream
+from _text import frozen_pages, token_stream
 
 BETA, ALPHA, SEED, CLIP = 0.1, 0.5, 42, 1.0
 LEARNING_RATE = {"LoRA": 1e-3, "full": 1e-5}
@@ -435,7 +435,8 @@ def main() -> int:
         answer(lambda: measure(child["contestant"], child["case"], arguments))
         return 0
     measurements = Measurements(__file__, jobs(arguments), arguments, KEYS)
-    measurements.run(arguments.rounds)
+    with frozen_pages():
+        measurements.run(arguments.rounds)
     problems = report(measurements)
     status = measurements.finish()
     for problem in problems:

@@ -184,6 +184,21 @@ def test_a_contestant_that_trains_to_another_loss_is_reported(step: ModuleType) 
         assert len(step.check_losses(measured, case)) == problems
 
 
+def test_pages_edited_meanwhile_change_nothing(
+    step: ModuleType, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contestants are processes of their own, minutes apart, and must train on the same text."""
+    text = importlib.import_module("_text")
+    monkeypatch.setattr(text, "ROOT", tmp_path)
+    page = tmp_path / "README.md"
+    page.write_text("the cat sat on the mat and the dog ran away")
+    with text.frozen_pages():
+        before = text.token_stream(tokenizer, 5)
+        page.write_text("what a wonderful day it was")
+        assert text.token_stream(tokenizer, 5) == before
+    assert text.token_stream(tokenizer, 5) != before
+
+
 def test_pairs_have_exact_lengths_and_differ(step: ModuleType, tokenizer: Any) -> None:
     pairs = step.make_pairs(tokenizer, 3000, 8, 6)
     assert {tuple(map(len, pair)) for pair in pairs} == {(8, 6, 6)}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..token_statistics import Head
 from .sharding import gather, is_fsdp_unit, modules_around
+from .span_attention import note_spans
 
 
 def causal_lm_of(model: Any) -> Any:
@@ -89,7 +90,8 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A boolean 4-D mask as the additive one that every attention of transformers takes; others unchanged."""
     if mask is None or mask.dim() != 4:
         return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    return note_spans(additive, mask)
 
 
 def find_head(model: Any) -> Callable[[], Head] | None:
