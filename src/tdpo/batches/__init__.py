@@ -1,0 +1,28 @@
+"""From preference rows to tensors: tokenise, truncate, lay out, and align targets, once.
+
+Whatever the layout, a batch carries for its N counted response tokens the flat position of the hidden
+state that predicts each one, the token itself and the sequence it belongs to. Nothing downstream knows
+about padding, prompts or shifted labels.
+"""
+
+from .collating import PairCollator
+from .layouts import PairBatch, padded_batch, shared_prefix_batch
+from .rows import group_rows, pack_rows, row_length, shared_length
+from .tokenizing import TokenizationReport, TokenizedPair, TokenizedPairs, counted_tokens, tokenize_pair, tokenize_pairs
+
+__all__ = [
+    "PairBatch",
+    "PairCollator",
+    "TokenizationReport",
+    "TokenizedPair",
+    "TokenizedPairs",
+    "counted_tokens",
+    "group_rows",
+    "pack_rows",
+    "padded_batch",
+    "row_length",
+    "shared_length",
+    "shared_prefix_batch",
+    "tokenize_pair",
+    "tokenize_pairs",
+]
