@@ -12,12 +12,15 @@ Read the table: `s/step` is the median from the batch in hand to the weights upd
 the first step, once: trainer, adapter, and the reference's share where it is computed in advance. MiB is the highest
 resident memory of preparation and steps over the state after the policy was loaded, so a reference model, a cache and
 the optimizer's state count. `tokens/s` counts both whole sequences of every pair, however often a prompt is computed.
+`GFLOP` is what the matrix products of one step come to (attention's left out), `products s` how long they would
+take alone, at the rate of one product of a layer's size measured in the same process: no step can be faster.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -46,7 +49,10 @@ from _text import frozen_pages, token_stream
 
 BETA, ALPHA, SEED, CLIP = 0.1, 0.5, 42, 1.0
 LEARNING_RATE = {"LoRA": 1e-3, "full": 1e-5}
-KEYS = ("seconds", "tokens_per_second", "prepare_seconds", "mebibytes", "step_mebibytes", "prepare_mebibytes")
+KEYS = (
+    "seconds", "tokens_per_second", "prepare_seconds", "mebibytes", "step_mebibytes", "prepare_mebibytes",
+    "gigaflop", "product_seconds",
+)  # fmt: skip
 QUICK = {
     "rounds": 1, "steps": 1, "pairs": 2, "prompt_tokens": [8], "response_tokens": 6, "dtype": ["float32"],
 }  # fmt: skip
@@ -73,9 +79,33 @@ def make_pairs(tokenizer: Any, count: int, prompt_tokens: int, response_tokens: 
 # ---- one contestant's run ----
 
 
+def count_products() -> Any:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def added_product(_: Any, left: Sequence[int], right: Sequence[int], **__: Any) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    # In place, as chunked heads use it, it is not among those that the counter knows.
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added_product})
+
+
+def product_rate(dtype: str, *, tokens: int = 2048, wide: int = 1536, narrow: int = 576, repeats: int = 9) -> float:
+    """GFLOP/s of one product, of the size of an MLP layer of SmolLM2-135M."""
+    import torch
+
+    x, weight = (torch.randn(rows, narrow).to(getattr(torch, dtype)) for rows in (tokens, wide))
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        seconds.append(time.perf_counter() - started)
+    return 2e-9 * tokens * wide * narrow / statistics.median(seconds)
+
+
 @dataclass
 class Clock:
-    """Seconds, peak memory and loss of every step; memory of what came before the first."""
+    """Seconds and peak memory of every step, memory of what came before the first, and the first's matrix products."""
 
     memory: PeakMemory
     started: float = field(default_factory=time.perf_counter)
@@ -83,15 +113,19 @@ class Clock:
     prepare_mebibytes: float = 0.0
     seconds: list[float] = field(default_factory=list)
     mebibytes: list[float] = field(default_factory=list)
+    products: Any = field(default_factory=count_products)
 
     def begin(self) -> None:
         if not self.seconds:
+            self.products.__enter__()  # the first step warms up and is not timed
             self.prepare_seconds = time.perf_counter() - self.started
             self.prepare_mebibytes = self.memory.read()
         self.memory.reset()
         self.started = time.perf_counter()
 
     def end(self) -> None:
+        if not self.seconds:
+            self.products.__exit__(None, None, None)
         self.seconds.append(time.perf_counter() - self.started)
         self.mebibytes.append(self.memory.read())
 
@@ -295,12 +329,14 @@ def measure(name: str, case: Case, arguments: Any) -> Run:
     steps = 1 + arguments.steps
     shape = case["prompt tokens"], case["response tokens"]
     pairs = make_pairs(tokenizer, steps * case["pairs"], *shape)
+    rate = product_rate(case["dtype"])
     model = load_model(check_folder(arguments.model), case["dtype"])
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock(PeakMemory())
         outcome = contestant.train(Task(model, tokenizer, pairs, case["pairs"], contestant.tuning, folder, clock))
     assert len(clock.seconds) == steps == len(outcome.losses), (len(clock.seconds), len(outcome.losses))
     tokens = case["pairs"] * 2 * sum(shape)
+    gigaflop = 1e-9 * clock.products.get_total_flops()
     return {
         "seconds": clock.seconds[1:],
         "first_seconds": clock.seconds[0],
@@ -309,6 +345,8 @@ def measure(name: str, case: Case, arguments: Any) -> Run:
         "mebibytes": max(clock.prepare_mebibytes, *clock.mebibytes),
         "step_mebibytes": max(clock.mebibytes),
         "prepare_mebibytes": clock.prepare_mebibytes,
+        "gigaflop": gigaflop,
+        "product_seconds": gigaflop / rate,
         "losses": outcome.losses,
         "response_tokens": outcome.response_tokens,
         "body_tokens": outcome.body_tokens,
@@ -360,7 +398,20 @@ def report(measurements: Measurements) -> list[str]:
     for case in measurements.cases():
         title = ", ".join(f"{key} {value}" for key, value in case.items())
         rows = [row(entry, baseline_of(measurements, entry)) for entry in measurements.of_case(case) if entry.runs]
-        header = ["", "s/step", "/ TRL", "from", "to", "tokens/s", "MiB", "/ TRL", "MiB steps", "prepare s"]
+        header = [
+            "",
+            "s/step",
+            "/ TRL",
+            "from",
+            "to",
+            "tokens/s",
+            "MiB",
+            "/ TRL",
+            "MiB steps",
+            "prepare s",
+            "GFLOP",
+            "products s",
+        ]
         if rows:
             print_table(title, header, rows)
         problems += check_tokens(measurements.of_case(case), case)
@@ -388,6 +439,8 @@ def row(entry: Entry, baseline: Entry | None) -> list[str]:
         ratio(entry, baseline, "mebibytes"),
         number(entry.median("step_mebibytes")),
         number(entry.median("prepare_seconds"), 1),
+        number(entry.median("gigaflop")),
+        number(entry.median("product_seconds"), 2),
     ]
 
 

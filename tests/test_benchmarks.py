@@ -172,6 +172,15 @@ def test_contestants_of_the_step_agree(step: ModuleType, tiny_folder: Callable[[
     assert second["tdpo DPO, LoRA"] == pytest.approx(second["TRL DPO, LoRA"], abs=1e-4)
     assert second["TRL DPO, full"] == pytest.approx(second["TRL DPO, full, reference model"], abs=1e-5)
     assert second["tdpo DPO, LoRA"] != pytest.approx(second["naive TDPO2, LoRA"], abs=1e-4)
+    # By hand: 4 rows of 14 tokens through two layers and the head, forward twice (the reference too) and backward.
+    weights = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32) + 384 * 32
+    products = {name: measured["gigaflop"] for name, measured in runs.items()}
+    assert products["naive TDPO2, full"] == pytest.approx(1e-9 * 2 * 56 * weights * (2 + 2), rel=0.01)
+    # TRL computes the logits of 13 positions a row twice, and keeps none.
+    twice = 52 / 56 * 384 * 32
+    assert products["TRL DPO, full"] == pytest.approx(1e-9 * 2 * 56 * (3 * (weights - 384 * 32) + 4 * twice), rel=0.01)
+    assert products["tdpo TDPO2, full"] < 40 / 56 * products["naive TDPO2, full"], "shared prompts"
+    assert all(measured["product_seconds"] > 0 for measured in runs.values())
 
 
 def test_a_contestant_that_trains_to_another_loss_is_reported(step: ModuleType) -> None:
