@@ -13,7 +13,7 @@ the first step, once: trainer, adapter, and the reference's share where it is co
 resident memory of preparation and steps over the state after the policy was loaded, so a reference model, a cache and
 the optimizer's state count. `tokens/s` counts both whole sequences of every pair, however often a prompt is computed.
 `GFLOP` is what the matrix products of one step come to (attention's left out), `products s` how long they would
-take alone, at the rate of one product of a layer's size measured in the same process: no step can be faster.
+take alone, at the rate of a product of a layer's size measured between the steps: no step can be much faster.
 """
 
 from __future__ import annotations
@@ -90,17 +90,25 @@ def count_products() -> Any:
     return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added_product})
 
 
-def product_rate(dtype: str, *, tokens: int = 2048, wide: int = 1536, narrow: int = 576, repeats: int = 9) -> float:
-    """GFLOP/s of one product, of the size of an MLP layer of SmolLM2-135M."""
-    import torch
+class BareProduct:
+    """One product of the size of an MLP layer of SmolLM2-135M, timed for how fast the machine multiplies just now."""
 
-    x, weight = (torch.randn(rows, narrow).to(getattr(torch, dtype)) for rows in (tokens, wide))
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        seconds.append(time.perf_counter() - started)
-    return 2e-9 * tokens * wide * narrow / statistics.median(seconds)
+    def __init__(self, dtype: str, *, tokens: int = 2048, wide: int = 1536, narrow: int = 576) -> None:
+        import torch
+
+        self.x, self.weight = (torch.randn(rows, narrow).to(getattr(torch, dtype)) for rows in (tokens, wide))
+        self.gigaflop = 2e-9 * tokens * wide * narrow
+
+    def rates(self, repeats: int = 6) -> list[float]:
+        """GFLOP/s of each repetition but the first."""
+        import torch
+
+        found = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            torch.nn.functional.linear(self.x, self.weight)
+            found.append(self.gigaflop / (time.perf_counter() - started))
+        return found[1:]
 
 
 @dataclass
@@ -108,24 +116,28 @@ class Clock:
     """Seconds and peak memory of every step, memory of what came before the first, and the first's matrix products."""
 
     memory: PeakMemory
+    product: BareProduct
     started: float = field(default_factory=time.perf_counter)
     prepare_seconds: float = 0.0
     prepare_mebibytes: float = 0.0
     seconds: list[float] = field(default_factory=list)
     mebibytes: list[float] = field(default_factory=list)
-    products: Any = field(default_factory=count_products)
+    counter: Any = field(default_factory=count_products)
+    rates: list[float] = field(default_factory=list)
 
     def begin(self) -> None:
         if not self.seconds:
-            self.products.__enter__()  # the first step warms up and is not timed
+            self.counter.__enter__()  # the first step warms up and is not timed
             self.prepare_seconds = time.perf_counter() - self.started
             self.prepare_mebibytes = self.memory.read()
+        else:
+            self.rates += self.product.rates()
         self.memory.reset()
         self.started = time.perf_counter()
 
     def end(self) -> None:
         if not self.seconds:
-            self.products.__exit__(None, None, None)
+            self.counter.__exit__(None, None, None)
         self.seconds.append(time.perf_counter() - self.started)
         self.mebibytes.append(self.memory.read())
 
@@ -329,14 +341,14 @@ def measure(name: str, case: Case, arguments: Any) -> Run:
     steps = 1 + arguments.steps
     shape = case["prompt tokens"], case["response tokens"]
     pairs = make_pairs(tokenizer, steps * case["pairs"], *shape)
-    rate = product_rate(case["dtype"])
+    product = BareProduct(case["dtype"])
     model = load_model(check_folder(arguments.model), case["dtype"])
     with tempfile.TemporaryDirectory() as folder:
-        clock = Clock(PeakMemory())
+        clock = Clock(PeakMemory(), product)
         outcome = contestant.train(Task(model, tokenizer, pairs, case["pairs"], contestant.tuning, folder, clock))
     assert len(clock.seconds) == steps == len(outcome.losses), (len(clock.seconds), len(outcome.losses))
     tokens = case["pairs"] * 2 * sum(shape)
-    gigaflop = 1e-9 * clock.products.get_total_flops()
+    gigaflop = 1e-9 * clock.counter.get_total_flops()
     return {
         "seconds": clock.seconds[1:],
         "first_seconds": clock.seconds[0],
@@ -346,7 +358,7 @@ def measure(name: str, case: Case, arguments: Any) -> Run:
         "step_mebibytes": max(clock.mebibytes),
         "prepare_mebibytes": clock.prepare_mebibytes,
         "gigaflop": gigaflop,
-        "product_seconds": gigaflop / rate,
+        "product_seconds": gigaflop / statistics.median(clock.rates),
         "losses": outcome.losses,
         "response_tokens": outcome.response_tokens,
         "body_tokens": outcome.body_tokens,
