@@ -165,6 +165,7 @@ WRONG = [
     ("model.name=", "has no value"),
     ("model.lora.dropout=1", "model.lora.dropout: expected a number ≥ 0 and < 1, got 1"),
     ("model.lora.targets=[1]", "model.lora.targets: expected text, or a list [..] of text, got [1]"),
+    ("training.report_to=[wandb, wand]", "got ['wandb', 'wand'] (entry 2: the text 'wand')"),
     ("model.lora=false", "model.lora: expected a section with the keys rank, alpha, dropout, targets, or null"),
     ("data.train=7", "data.train: expected text, got 7"),
     ("data.on_bad_rows=ignore", "data.on_bad_rows: expected one of error, skip, got the text 'ignore'"),
@@ -313,7 +314,7 @@ def test_a_file_that_is_not_text_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"run_dir: \xff\xfe")
     with pytest.raises(RecipeError, match="is not UTF-8 text"):
         load_recipe(tmp_path / "a.yaml")
-    with pytest.raises(RecipeError, match="does not exist; recipes in that folder: a"):
+    with pytest.raises(RecipeError, match="does not exist; YAML files in that folder: a"):
         load_recipe(tmp_path / "b.yaml")
     with pytest.raises(RecipeError, match="tdpo recipe --example"):
         load_recipe(tmp_path / "none" / "b.yaml")

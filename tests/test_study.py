@@ -346,6 +346,8 @@ def test_sections_that_no_run_reads_are_refused_and_not_written(tmp_path: Path) 
         ("evaluation.max_prompts=null", "evaluation.max_prompts: is null, but task rows has rows"),
         ("evaluation.samples_per_prompt=1", "must be at least 2: diversity compares responses"),
         ("arms=[{name: dpo, strengths: [0.1, 0.10]}]", "arms[0].strengths: names 0.1 twice"),
+        ("arms=[{name: dpo, strengths: [0.1, -2]}]", "a number > 0, got [0.1, -2] (entry 2: -2)"),
+        ("seeds=[1, x]", "got [1, 'x'] (entry 2: the text 'x')"),
         ("arms=[{name: grpo, strengths: [0.1]}]", "arms[0].name: expected one of sft, dpo"),
         ("seeds=[1, 1]", "seeds: names a seed twice"),
         ("tasks=[{name: x}]", "tasks[0].data: is one of two"),

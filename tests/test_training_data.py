@@ -60,6 +60,21 @@ def test_what_is_saved_loads_without_this_library(
 # ---- the data that users bring ----
 
 
+@pytest.mark.parametrize("key", ["train", "eval"])
+def test_a_file_that_is_not_there_is_named_with_its_key(key: str, tmp_path: Path) -> None:
+    from tdpo.config import Recipe, load_recipe
+    from tdpo.training.data import read_data
+
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain_rows(2)))
+    files = {"train": str(tmp_path / "rows.jsonl"), key: str(tmp_path / "row.jsonl")}
+    recipe = load_recipe({"run_dir": str(tmp_path / "run"), "data": files})
+    assert isinstance(recipe, Recipe)
+    with pytest.raises(
+        FileNotFoundError, match=rf"^data\.{key}: .*row\.jsonl: no such file.*did you mean .*rows\.jsonl"
+    ):
+        read_data(recipe)
+
+
 def test_every_form_of_dataset_gives_the_same_pairs(tokenizer: Any, tmp_path: Path) -> None:
     from datasets import Dataset
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -188,7 +188,7 @@ def _read(
 def _missing_file(path: Path) -> str:
     beside = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
     if beside:
-        return f"does not exist; recipes in that folder: {', '.join(beside[:8])}"
+        return f"does not exist; YAML files in that folder: {', '.join(beside[:8])}"
     return "does not exist; `tdpo recipe --example preferences` prints a recipe to start from"
 
 
@@ -255,8 +255,17 @@ def _explain(details: ErrorDetails, context: _Context) -> list[RecipeProblem]:
     if details["type"] == "value_error":
         return [RecipeProblem(key, str(details["ctx"]["error"]), context.place(path))]
     value = _get(context.values, path)
-    reason = f"expected {expected(field)}, got {got(value)}{advice(key, value, field)}"
+    entry = _which_entry(details["loc"][len(path) :], value) if get_origin(field.annotation) is list else ""
+    reason = f"expected {expected(field)}, got {got(value)}{entry}{advice(key, value, field)}"
     return [RecipeProblem(key, reason, context.place(path))]
+
+
+def _which_entry(inside: Sequence[int | str], value: Any) -> str:
+    """Which entry of a list is wrong, where the list is long enough to ask: its place, counted from 1, and itself."""
+    place = next((part for part in inside if isinstance(part, int)), None)
+    if not isinstance(value, list) or place is None or len(value) < 2:
+        return ""
+    return f" (entry {place + 1}: {got(value[place])})"
 
 
 def _meant_for_ppo(path: Path_, context: _Context) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from typing import Literal
 
 from ..batches import TokenizedPairs, tokenize_pairs
 from ..config import Recipe
@@ -21,17 +22,24 @@ def read_data(recipe: Recipe) -> RecipeData:
     """Read and validate the recipe's rows; `data.eval_fraction` of their prompts are held out, drawn with the seed.
 
     Raises:
-        BadPreferences, UnreadablePreferences, FileNotFoundError: see `tdpo.preferences`.
+        BadPreferences, UnreadablePreferences: see `tdpo.preferences`.
+        FileNotFoundError: the same, with the key that names the file.
         ValueError: `data.eval_fraction` leaves one of the two sides empty.
     """
     data = recipe.data
-    train = load_preferences(data.train, split=data.split or "train", on_bad_rows=data.on_bad_rows)
+    train = _load("data.train", data.train, data.split or "train", data.on_bad_rows)
     if data.eval is not None:
-        held_out = load_preferences(data.eval, split=data.eval_split or "test", on_bad_rows=data.on_bad_rows)
-        return RecipeData(train, held_out)
+        return RecipeData(train, _load("data.eval", data.eval, data.eval_split or "test", data.on_bad_rows))
     if data.eval_fraction is None:
         return RecipeData(train, None)
     return _hold_out(train, data.eval_fraction, recipe.seed)
+
+
+def _load(key: str, source: str, split: str, on_bad_rows: Literal["error", "skip"]) -> Preferences:
+    try:
+        return load_preferences(source, split=split, on_bad_rows=on_bad_rows)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{key}: {error}") from error
 
 
 def _hold_out(rows: Preferences, fraction: float, seed: int) -> RecipeData:
