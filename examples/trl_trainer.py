@@ -3,7 +3,7 @@
 TRL documents overriding `compute_loss`. Its batches hold `input_ids`, `attention_mask` and `completion_mask`,
 chosen rows first, then the rejected ones. The model is a tiny random one, so nothing is downloaded.
 
-    pip install tdpo trl
+    pip install . trl   # in a clone of tdpo
     python examples/trl_trainer.py
 """
 

@@ -459,15 +459,18 @@ def test_smoothing_and_thinning() -> None:
 
 
 def test_likelihood_displacement_is_named_only_when_both_sides_fall() -> None:
-    def run(chosen: list[float], rejected: list[float]) -> Run:
+    def run(chosen: list[float], rejected: list[float], split: str = "eval") -> Run:
         pairs = zip(chosen, rejected, strict=True)
-        lines = [{"step": s, "split": "eval", "chosen_logp": c, "rejected_logp": r} for s, (c, r) in enumerate(pairs)]
+        lines = [{"step": s, "split": split, "chosen_logp": c, "rejected_logp": r} for s, (c, r) in enumerate(pairs)]
         return Run(Path("r"), "DPO", 0, metrics=lines)
 
     assert "fell from −50.0 to −55.0" in displacement([run([-50, -55], [-50, -70])])[0]
     assert "which is likelihood displacement" in displacement([run([-50, -55], [-50, -70])])[0]
     assert "displacement" not in displacement([run([-50, -45], [-50, -70])])[0]
     assert displacement([run([-50], [-50])]) == []
+    # Batches of other pairs differ by themselves: a few of them say nothing about training.
+    assert displacement([run([-50, -55, -60], [-50, -70, -60], "train")]) == []
+    assert "training batches of other pairs" in displacement([run([-50] * 10 + [-55] * 10, [-50] * 20, "train")])[0]
 
 
 def test_distribution_counts_every_reward_once() -> None:

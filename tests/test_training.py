@@ -367,3 +367,19 @@ def test_label_smoothing_changes_the_loss_and_not_the_margin(tokenizer: Any, tmp
     right, wrong = math.log1p(math.exp(-margin)), math.log1p(math.exp(margin))
     assert plain["eval_loss"] == pytest.approx(right, rel=1e-5)
     assert smooth["eval_loss"] == pytest.approx(0.75 * right + 0.25 * wrong, rel=1e-5)
+
+
+def test_each_update_is_shown_with_its_own_numbers(tmp_path: Path, tokenizer: Any, tiny_folder: Folders) -> None:
+    """transformers ends a step before it logs it: shown then, an update would have the numbers of the one before."""
+    from tdpo.training.callbacks import RunStatus
+
+    class Run:
+        def set_status(self, *_: Any, **__: Any) -> None: ...
+
+    shown: list[tuple[int, str]] = []
+    trainer = make_trainer(str(tiny_folder("llama")), tmp_path / "run", tokenizer, logging_steps=1)
+    note = lambda logs: f"{logs['loss']}" if "loss" in logs else None  # noqa: E731
+    trainer.add_callback(RunStatus(Run(), lambda step, _, note: shown.append((step, note)), note))  # type: ignore[arg-type]
+    trainer.train()
+    logged = [(line["step"], f"{line['loss']}") for line in trainer.state.log_history if "loss" in line]
+    assert len(logged) > 1 and shown == [(0, ""), *logged]

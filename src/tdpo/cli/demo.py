@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RECORD = "demo.json"
 ON_PAIRS = {"TDPO2": "sentiment_tdpo2", "DPO": "sentiment_dpo"}
 ON_REWARDS = {"PPO": "ppo_sentiment"}
-# A look at every stage in about a minute; the numbers mean nothing.
+# A look at every stage in a few minutes; the numbers mean nothing.
 QUICK = (
     "environment.max_prompts=8",
     "evaluation.samples_per_prompt=1",
@@ -66,7 +66,8 @@ def demo(
 ) -> None:
     """Show everything on the bundled model: pairs, training with TDPO2, DPO and PPO, evaluation, report.
 
-    Needs no download and no GPU; the whole takes about a quarter of an hour on two cores.
+    Needs no download and no GPU; the whole takes about a quarter of an hour on two cores that have
+    bfloat16, and some 40 minutes on two that have not.
     Interrupted, the same command continues.
 
     [bold]Examples[/bold]

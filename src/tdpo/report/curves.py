@@ -174,8 +174,8 @@ def displacement(runs: list[Run]) -> list[str]:
     """One sentence a run: what happened to the log-probability of the chosen responses."""
     sentences = []
     for run in runs:
-        for split, source in (("eval", "held-out pairs"), ("train", "training batches")):
-            chosen, rejected = (_ends(run.series(split, f"{side}_logp")) for side in ("chosen", "rejected"))
+        for split, source, least in (("eval", "held-out pairs", 2), ("train", "training batches of other pairs", 20)):
+            chosen, rejected = (_ends(run.series(split, f"{side}_logp"), least) for side in ("chosen", "rejected"))
             if chosen and rejected:
                 sentences.append(
                     f"{run.label}: {_moved(chosen, rejected)} ({source}, means of the first and last fifth)."
@@ -197,10 +197,10 @@ def _moved(chosen: tuple[float, float], rejected: tuple[float, float]) -> str:
     )
 
 
-def _ends(points: Points) -> tuple[float, float] | None:
-    """Mean of the first and of the last fifth of the finite values; None with fewer than two."""
+def _ends(points: Points, least: int) -> tuple[float, float] | None:
+    """Mean of the first and of the last fifth of the finite values; None with fewer than `least`."""
     values = [value for _, value in points if value is not None]
-    if len(values) < 2:
+    if len(values) < least:
         return None
     size = max(1, len(values) // 5)
     return sum(values[:size]) / size, sum(values[-size:]) / size

@@ -28,7 +28,8 @@ class RunStatus(TrainerCallback):
         self._show(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._show(state)
+        if not control.should_log:  # otherwise this update's own log follows at once, and is shown with it
+            self._show(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         note = self.make_note(logs or {})
