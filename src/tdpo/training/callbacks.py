@@ -22,20 +22,23 @@ class RunStatus(TrainerCallback):
         self, run: RunDirectory, progress: Progress | None, note: Callable[[dict[str, Any]], str | None]
     ) -> None:
         self.run, self.progress, self.make_note = run, progress, note
-        self.note = ""
+        self.note, self.awaits_log = "", False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._show(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not control.should_log:  # otherwise this update's own log follows at once, and is shown with it
+        self.awaits_log = control.should_log  # this update's own log follows at once, and is shown with it
+        if not self.awaits_log:
             self._show(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         note = self.make_note(logs or {})
         if note is not None:
             self.note = note
+        if note is not None or self.awaits_log:
             self._show(state)
+        self.awaits_log = False
 
     def _show(self, state: Any) -> None:
         self.run.set_status("running", step=state.global_step, max_steps=state.max_steps)
