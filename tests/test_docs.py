@@ -51,6 +51,15 @@ def test_a_block_that_fails_is_noticed(tmp_path: Path) -> None:
         shown_to_work("bash", "false\ntrue", tmp_path)
 
 
+def test_the_review_of_the_study_prints_the_intervals_that_its_page_quotes(tmp_path: Path) -> None:
+    page = (ROOT / "docs/study/README.md").read_text(encoding="utf-8")
+    claim = page[page.index("**Claim 1") : page.index("**Claim 2")].replace("−", "-")
+    quoted = re.findall(r"-0\.\d+ \[[^\]]+\]", claim)
+    printed = shown_to_work("bash", f"{sys.executable} {ROOT}/docs/study/review.py", tmp_path).replace("+", "")
+    assert len(quoted) == 7
+    assert [interval for interval in quoted if interval not in printed] == []
+
+
 def test_the_snippet_about_the_two_kls_prints_what_the_page_says(tmp_path: Path) -> None:
     page = ROOT / "docs/the_two_kls.md"
     [(language, text)] = blocks(page, "python")
