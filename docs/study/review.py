@@ -1,7 +1,7 @@
 """What the study's own numbers say about its verdict on claim 1: python docs/study/review.py
 
-Reads prompts.csv of this folder. For each primary comparison of claim 1 it prints which share of the matched grid lies on
-a line from the reference to an arm's first trained point; the gap with lines straight in √KL, as it was judged, and
+Reads prompts.csv of this folder. For each primary comparison of claim 1 it prints which share of the matched grid lies
+on a line from the reference to an arm's first trained point; the gap with lines straight in √KL, as it was judged, and
 straight in the KL; and the same gap for diversity among responses above the threshold of the reward. Then it prints how
 far the strengths moved the KL, and which prompts were trained and judged on.
 """
