@@ -29,7 +29,7 @@ def samples_identity(
     model = causal_lm_of(policy if reference.model is None else reference.model)
     # An adapter that is switched off changes nothing, so the digest is the base model's own.
     prefix = getattr(policy.base_model, "prefix", "lora_") if reference.model is None else None
-    encoded = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
+    encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts])
     return {
         "model": model_digest(model, adapter_prefix=prefix),
         "prompts": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),

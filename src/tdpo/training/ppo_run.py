@@ -60,7 +60,8 @@ def train_ppo(
         if part["skipped"]:
             say(f"{part['skipped']} broken rows of the {name} prompts were left out; data.json names them")
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
-    encode_prompts(tokenizer, [prompt.prompt for prompt in (*train_prompts, *held_out)])
+    prompts = [*train_prompts, *held_out]
+    encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts], [prompt.id for prompt in prompts])
     rewards = recipe_rewards(recipe, tokenizer)
     warn_of_slow_dtype(recipe.model.dtype, say)
     set_seed(recipe.seed)

@@ -1,0 +1,56 @@
+"""Messages together with what their chat template is given besides: tools and named arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tdpo.preferences import Message, Text
+from tdpo.preferences.fields import check_options
+
+TOOLS, ARGUMENTS = "tools", "chat_template_kwargs"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, the tools that the model may call, and further arguments of the chat template."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def followed_by(self, turns: Sequence[Message]) -> Conversation:
+        """The same conversation with more turns."""
+        return replace(self, messages=[*self.messages, *turns])
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of a row that hold what is not a message; none where there is nothing."""
+        held = {TOOLS: self.tools, ARGUMENTS: dict(self.arguments)}
+        return {name: value for name, value in held.items() if value}
+
+
+# What can be sampled from: plain text, messages alone, or messages with tools and arguments.
+PromptInput = Text | Conversation
+
+
+def prompt_input(text: Text, columns: Mapping[str, Any], name: str) -> PromptInput:
+    """A prompt with the columns `tools` and `chat_template_kwargs` of its row, as what is to be rendered.
+
+    Raises ValueError, naming the prompt, where the two columns are not what a chat template takes, or stand beside
+    plain text, which goes through no template.
+    """
+    given = {key: columns[key] for key in (TOOLS, ARGUMENTS) if columns.get(key)}
+    if not given:
+        return text
+    checked, findings = check_options(given)
+    if findings:
+        raise ValueError(f"{name}: {findings[0].field}: {findings[0].reason} ({findings[0].text})")
+    if not checked:
+        return text
+    if isinstance(text, str):
+        raise ValueError(
+            f"{name}: {next(iter(checked))} needs a chat template, but the prompt is plain text; give the prompt as "
+            "messages, or give the column another name"
+        )
+    return Conversation(list(text), checked.get(TOOLS), checked.get(ARGUMENTS) or {})
