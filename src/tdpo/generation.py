@@ -89,7 +89,7 @@ def encode_prompts(
 
 
 def _encode(encoder: Encoder, prompt: PromptInput, name: Any) -> list[int]:
-    messages = getattr(prompt, "messages", prompt)
+    messages: Any = getattr(prompt, "messages", prompt)
     if not isinstance(messages, str):
         if not getattr(encoder.tokenizer, "chat_template", None):
             raise ValueError(

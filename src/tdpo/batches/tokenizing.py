@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
-from ..chat_templates import Encoder, EndOfTurn, end_ids, end_of_turn
+from ..chat_templates import Encoder, EndOfTurn, end_ids, end_of_turn, prefix_length
 from ..preferences import BadPreferences, PreferenceRow, RowProblem
 from ..preferences.validation import OnBadRows
 from .reporting import TokenizationReport
@@ -113,7 +112,7 @@ def tokenize_pair(row: PreferenceRow, encoder: Encoder, endings: Endings) -> tup
     Raises as `encode_row`.
     """
     wholes = encode_row(row, encoder, endings.turn)
-    boundary = len(commonprefix([wholes.prompt, wholes.chosen, wholes.rejected]))  # noqa: RUF071  # of lists
+    boundary = prefix_length(wholes.prompt, wholes.chosen, wholes.rejected)
     chosen = _finish(wholes.chosen[boundary:], row.chosen_finished, row, encoder.tokenizer, endings.token_ids)
     rejected = _finish(wholes.rejected[boundary:], row.rejected_finished, row, encoder.tokenizer, endings.token_ids)
     return TokenizedPair(wholes.prompt[:boundary], chosen, rejected, row.source, row.row), wholes

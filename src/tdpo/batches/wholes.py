@@ -1,14 +1,13 @@
-"""One row as three wholes (the prompt, and the prompt with either response), and what a chat template changes in them."""
+"""One row as three wholes (the prompt, and the prompt with either response), and what a template changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from os.path import commonprefix
 from typing import Any
 
-from ..chat_templates import Conversation, Encoder, EndOfTurn, TemplateRefusal
+from ..chat_templates import Conversation, Encoder, EndOfTurn, TemplateRefusal, prefix_length
 from ..preferences import Message, PreferenceRow
 from ..preferences.rows import shown
 
@@ -17,7 +16,7 @@ class TemplateReason(StrEnum):
     """Why a row cannot be used with the tokenizer's chat template."""
 
     REFUSED = "is not rendered by the chat template"
-    REWRITTEN = "is written otherwise by the chat template when the response follows, so a part of it would be trained on"
+    REWRITTEN = "is written otherwise by the chat template when a response follows: some of it would be trained on"
 
 
 class UnusableRow(ValueError):
@@ -60,7 +59,7 @@ def encode_row(row: PreferenceRow, encoder: Encoder, end: EndOfTurn) -> Wholes:
     wholes, dropped, reduced = {}, "", False
     for name, turns in responses.items():
         whole = rendered(row, encoder, conversation.followed_by(turns), name)
-        shared = len(prompt) if whole.startswith(prompt) else len(commonprefix([prompt, whole]))
+        shared = len(prompt) if whole.startswith(prompt) else prefix_length(prompt, whole)
         if shared < len(prompt) and (spoken is None or shared < spoken):
             raise UnusableRow("prompt", TemplateReason.REWRITTEN, f"with {name}, from {shown(prompt[shared:])} on")
         dropped = max(dropped, prompt[shared:], key=len)

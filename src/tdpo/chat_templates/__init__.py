@@ -1,12 +1,14 @@
 """Conversations and prompts as token ids: the one room that calls a tokenizer's chat template.
 
-Preference rows, PPO's prompts, pair sampling, evaluation, a study and `tdpo generate` all come through here, so that what
-is trained on is what is sampled from. What a template does is asked of it with small conversations, never looked up by name.
+Preference rows, PPO's prompts, pair sampling, evaluation, a study and `tdpo generate` all come through here, so that
+what is trained on is what is sampled from. What a template does is asked of it with small conversations, never looked
+up by name.
 """
 
-from .conversations import Conversation, PromptInput, prompt_input
+from .conversations import Conversation, PromptInput, checked_columns, prompt_input, template_columns
 from .encoding import Encoder
 from .ends import EndOfTurn, end_ids, end_of_turn
+from .prefixes import prefix_length
 from .rendering import TemplateRefusal, render
 
 __all__ = [
@@ -15,8 +17,11 @@ __all__ = [
     "EndOfTurn",
     "PromptInput",
     "TemplateRefusal",
+    "checked_columns",
     "end_ids",
     "end_of_turn",
+    "prefix_length",
     "prompt_input",
     "render",
+    "template_columns",
 ]

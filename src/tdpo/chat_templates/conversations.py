@@ -8,6 +8,7 @@ from typing import Any
 
 from tdpo.preferences import Message, Text
 from tdpo.preferences.fields import check_options
+from tdpo.preferences.reasons import Finding
 
 TOOLS, ARGUMENTS = "tools", "chat_template_kwargs"
 
@@ -25,9 +26,13 @@ class Conversation:
         return replace(self, messages=[*self.messages, *turns])
 
     def columns(self) -> dict[str, Any]:
-        """The columns of a row that hold what is not a message; none where there is nothing."""
-        held = {TOOLS: self.tools, ARGUMENTS: dict(self.arguments)}
-        return {name: value for name, value in held.items() if value}
+        """As `template_columns`."""
+        return template_columns({TOOLS: self.tools, ARGUMENTS: dict(self.arguments)})
+
+
+def template_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Those columns of a row that its chat template is given beside the messages; none where there is nothing."""
+    return {name: columns[name] for name in (TOOLS, ARGUMENTS) if columns.get(name)}
 
 
 # What can be sampled from: plain text, messages alone, or messages with tools and arguments.
@@ -40,17 +45,20 @@ def prompt_input(text: Text, columns: Mapping[str, Any], name: str) -> PromptInp
     Raises ValueError, naming the prompt, where the two columns are not what a chat template takes, or stand beside
     plain text, which goes through no template.
     """
-    given = {key: columns[key] for key in (TOOLS, ARGUMENTS) if columns.get(key)}
+    given = template_columns(columns)
     if not given:
         return text
-    checked, findings = check_options(given)
+    checked, findings = checked_columns(text, given)
     if findings:
-        raise ValueError(f"{name}: {findings[0].field}: {findings[0].reason} ({findings[0].text})")
-    if not checked:
+        hint = "; give the prompt as messages, or the column another name" if isinstance(text, str) else ""
+        raise ValueError(f"prompt {name}: {findings[0].field}: {findings[0].reason} ({findings[0].text}){hint}")
+    if isinstance(text, str) or not checked:
         return text
-    if isinstance(text, str):
-        raise ValueError(
-            f"{name}: {next(iter(checked))} needs a chat template, but the prompt is plain text; give the prompt as "
-            "messages, or give the column another name"
-        )
     return Conversation(list(text), checked.get(TOOLS), checked.get(ARGUMENTS) or {})
+
+
+def checked_columns(text: Text, columns: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """The `template_columns` of a prompt in one form, and what is wrong with them."""
+    # A prompt's text stands for a response's: either both are plain or neither is.
+    checked, findings = check_options({**template_columns(columns), "chosen": text})
+    return template_columns(checked), findings

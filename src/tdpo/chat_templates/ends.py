@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 from .conversations import Conversation
+from .prefixes import prefix_length
 from .rendering import TemplateRefusal, render
 
 # Words that no template writes of itself, one a turn.
@@ -51,7 +51,7 @@ def end_of_turn(tokenizer: Any, known: Collection[int] = ()) -> EndOfTurn:
 
 def _end_token(tokenizer: Any, last: str, inner: str | None, openings: str, known: Collection[int]) -> int | None:
     tail = _ids(tokenizer, last)
-    shared = commonprefix([tail, _ids(tokenizer, inner)]) if inner is not None else tail  # noqa: RUF071  # of lists
+    shared = tail if inner is None else tail[: prefix_length(tail, _ids(tokenizer, inner))]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     opening = set(_ids(tokenizer, openings))
     candidates = [token for token in shared if token in special]
@@ -61,7 +61,7 @@ def _end_token(tokenizer: Any, last: str, inner: str | None, openings: str, know
 
 def _end_text(last: str, inner: str | None) -> str:
     """The first word behind every answer, if it is long enough not to stand within an answer."""
-    words = commonprefix([last, last if inner is None else inner]).split()
+    words = (last if inner is None else last[: prefix_length(last, inner)]).split()
     return words[0] if words and len(words[0]) >= SHORTEST_TEXT else ""
 
 
@@ -70,7 +70,8 @@ def end_ids(tokenizer: Any, configured: Any) -> frozenset[int]:
     the tokenizer's own, and the one with which the chat template ends a turn."""
     named = configured if isinstance(configured, list | tuple | set | frozenset) else [configured]
     known = {int(token) for token in [*named, tokenizer.eos_token_id] if token is not None}
-    return frozenset(known | ({end_of_turn(tokenizer, known).token_id} - {None}))
+    token = end_of_turn(tokenizer, known).token_id
+    return frozenset(known if token is None else {*known, token})
 
 
 def _behind_answers(tokenizer: Any) -> tuple[str | None, str | None, str]:

@@ -21,6 +21,7 @@ def render(
 
     Raises TemplateRefusal with the template's own words.
     """
+
     def text() -> str:
         return str(
             tokenizer.apply_chat_template(

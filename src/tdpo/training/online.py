@@ -394,6 +394,10 @@ class PPOTrainer(CheckpointedTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def predict(self, test_dataset: Any, *_: Any, **__: Any) -> Any:
+        """Not here: what a policy answers is sampled and scored by `evaluate(prompts)`."""
+        raise ValueError("PPO has prompts and no labels to predict: call evaluate(prompts) instead of predict(prompts)")
+
     # ---- checkpoints ----
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **more: Any) -> Any:  # type: ignore[override]
