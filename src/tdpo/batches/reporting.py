@@ -27,6 +27,8 @@ class TokenizationReport:
     without_end: int = 0
     end_text: str = ""
     begun_twice: int = 0
+    other_turns: int = 0
+    uncounted_tokens: int = 0
     longest: int = 0
     mean_prompt_tokens: float = 0.0
     mean_response_tokens: float = 0.0
@@ -88,6 +90,16 @@ class TokenizationReport:
                 f"In {len(self.prompt_reduced)} of {self.rows} rows the chat template leaves out or changes a part of "
                 f"the prompt: an earlier turn, its reasoning, or the tools ({_first(self.prompt_reduced)})."
             )
+        if self.other_turns:
+            how = (
+                f"{self.uncounted_tokens} tokens are seen but not counted"
+                if self.uncounted_tokens
+                else "all is counted"
+            )
+            said.append(
+                f"In {self.other_turns} of {self.rows} rows a user or a tool speaks within a response: {how} "
+                "(counted_turns)."
+            )
         if self.begun_twice:
             said.append(
                 f"{self.begun_twice} texts begin with the beginning-of-sequence token that the tokenizer adds as well; "
@@ -100,8 +112,8 @@ class TokenizationReport:
         if self.without_end:
             said.append(
                 f"{self.without_end} responses of {self.rows} rows end without a token that a model could stop at, "
-                "although they are not marked as cut off: the chat template writes none after an answer. Nothing "
-                "teaches the model to stop."
+                "although they are not marked as cut off: the chat template writes none after an answer, or the "
+                "tokenizer has none. Nothing teaches the model to stop."
             )
         if self.end_text:
             said.append(

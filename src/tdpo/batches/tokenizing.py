@@ -10,24 +10,32 @@ from ..chat_templates import Encoder, EndOfTurn, end_ids, end_of_turn, prefix_le
 from ..preferences import BadPreferences, PreferenceRow, RowProblem
 from ..preferences.validation import OnBadRows
 from .reporting import TokenizationReport
+from .turns import CountedTurns, Gaps, has_other_turns, within
 from .wholes import UnusableRow, Wholes, encode_row
 
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """Token ids of one pair. The responses start where the tokenised wholes leave the prompt."""
+    """Token ids of one pair. The responses start where the tokenised wholes leave the prompt.
+
+    Gaps are spans (start, end) of a response that others wrote, users or tools: seen, but not counted.
+    """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
     source: str = "memory"
     row: int = 0
+    chosen_gaps: Gaps = ()
+    rejected_gaps: Gaps = ()
 
 
 def counted_tokens(pair: TokenizedPair) -> tuple[int, int]:
-    """How many tokens of the chosen and of the rejected response are predicted; without a prompt not the first."""
+    """How many tokens of the chosen and of the rejected response are predicted and no gap; without a prompt not the
+    first."""
     first = 0 if pair.prompt_ids else 1
-    return len(pair.chosen_ids) - first, len(pair.rejected_ids) - first
+    skipped = [sum(stop - max(start, first) for start, stop in gaps) for gaps in (pair.chosen_gaps, pair.rejected_gaps)]
+    return len(pair.chosen_ids) - first - skipped[0], len(pair.rejected_ids) - first - skipped[1]
 
 
 @dataclass
@@ -43,6 +51,7 @@ def tokenize_pairs(
     *,
     end_ids: Collection[int] = (),
     on_bad_rows: OnBadRows = "error",
+    counted_turns: CountedTurns = "assistant",
     progress: Callable[[int], None] | None = None,
 ) -> TokenizedPairs:
     """Tokenise rows and truncate them to `max_length` tokens (prompt and response together).
@@ -55,6 +64,8 @@ def tokenize_pairs(
         end_ids: end-of-turn tokens besides the tokenizer's own end-of-sequence token and the chat template's.
         on_bad_rows: whether rows that the chat template does not render as they are stop everything, or are left out,
             counted and reported.
+        counted_turns: "assistant" leaves out what users and tools say within a response; "all" counts it as the
+            model's own.
         progress: called with the number of rows done.
 
     Raises:
@@ -69,7 +80,7 @@ def tokenize_pairs(
     for row in rows:
         report.rows += 1
         try:
-            pair, wholes = tokenize_pair(row, encoder, endings)
+            pair, wholes = tokenize_pair(row, encoder, endings, counted_turns)
         except UnusableRow as problem:
             problems.append(RowProblem(row.source, row.row, problem.field, problem.reason, problem.text))
         else:
@@ -103,7 +114,9 @@ class Endings:
         return cls(known, end_of_turn(tokenizer, known))
 
 
-def tokenize_pair(row: PreferenceRow, encoder: Encoder, endings: Endings) -> tuple[TokenizedPair, Wholes]:
+def tokenize_pair(
+    row: PreferenceRow, encoder: Encoder, endings: Endings, counted_turns: CountedTurns = "assistant"
+) -> tuple[TokenizedPair, Wholes]:
     """Tokenise one row without a length limit.
 
     The prompt is never tokenised apart and glued on: prompt, prompt + chosen and prompt + rejected are
@@ -111,11 +124,12 @@ def tokenize_pair(row: PreferenceRow, encoder: Encoder, endings: Endings) -> tup
 
     Raises as `encode_row`.
     """
-    wholes = encode_row(row, encoder, endings.turn)
-    boundary = prefix_length(wholes.prompt, wholes.chosen, wholes.rejected)
-    chosen = _finish(wholes.chosen[boundary:], row.chosen_finished, row, encoder.tokenizer, endings.token_ids)
-    rejected = _finish(wholes.rejected[boundary:], row.rejected_finished, row, encoder.tokenizer, endings.token_ids)
-    return TokenizedPair(wholes.prompt[:boundary], chosen, rejected, row.source, row.row), wholes
+    wholes = encode_row(row, encoder, endings.turn, counted_turns)
+    boundary = prefix_length(wholes.prompt, wholes.chosen.ids, wholes.rejected.ids)
+    chosen = _finish(wholes.chosen.ids[boundary:], row.chosen_finished, row, encoder.tokenizer, endings.token_ids)
+    rejected = _finish(wholes.rejected.ids[boundary:], row.rejected_finished, row, encoder.tokenizer, endings.token_ids)
+    gaps = within(wholes.chosen.gaps, boundary, len(chosen)), within(wholes.rejected.gaps, boundary, len(rejected))
+    return TokenizedPair(wholes.prompt[:boundary], chosen, rejected, row.source, row.row, *gaps), wholes
 
 
 def _note(
@@ -123,15 +137,19 @@ def _note(
 ) -> None:
     """Count what the wholes of a row say about it."""
     name = f"{row.source}:{row.row}"
-    if wholes.dropped:
+    dropped = max(wholes.chosen.dropped, wholes.rejected.dropped, key=len)
+    if dropped:
         report.generation_prompt_dropped.append(name)
-        report.dropped_text = max(report.dropped_text, wholes.dropped, key=len)
+        report.dropped_text = max(report.dropped_text, dropped, key=len)
     else:
         report.boundary_moved += len(pair.prompt_ids) < len(wholes.prompt)
-    if wholes.response_reduced:
+    if wholes.chosen.reduced or wholes.rejected.reduced:
         report.response_reduced.append(name)
-    if wholes.prompt_reduced:
+    if wholes.reduced:
         report.prompt_reduced.append(name)
+    if row.conversational and any(has_other_turns(turns) for turns in (row.chosen, row.rejected)):  # type: ignore[arg-type]
+        report.other_turns += 1
+        report.uncounted_tokens += sum(stop - start for start, stop in (*pair.chosen_gaps, *pair.rejected_gaps))
     finished = ((pair.chosen_ids, row.chosen_finished), (pair.rejected_ids, row.rejected_finished))
     open_ends = sum(done and not (ids and ids[-1] in endings.token_ids) for ids, done in finished)
     if open_ends and row.conversational and endings.turn.text:
@@ -174,7 +192,8 @@ def _truncate(pair: TokenizedPair, max_length: int | None, report: TokenizationR
     if chosen == rejected:
         report.dropped_identical.append(name)
         return None
-    return TokenizedPair(pair.prompt_ids, chosen, rejected, pair.source, pair.row)
+    gaps = within(pair.chosen_gaps, 0, len(chosen)), within(pair.rejected_gaps, 0, len(rejected))
+    return TokenizedPair(pair.prompt_ids, chosen, rejected, pair.source, pair.row, *gaps)
 
 
 def _summarise(pairs: Sequence[TokenizedPair], report: TokenizationReport) -> None:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ..chat_templates import Conversation, Encoder, EndOfTurn, TemplateRefusal, prefix_length
+from ..chat_templates import Conversation, Encoder, EndOfTurn, TemplateRefusal, prefix_length, without_tail
 from ..preferences import Message, PreferenceRow
 from ..preferences.rows import shown
+from .turns import CountedTurns, Gaps, UnknownTurns, gaps_of, has_other_turns
 
 
 class TemplateReason(StrEnum):
     """Why a row cannot be used with the tokenizer's chat template."""
 
     REFUSED = "is not rendered by the chat template"
+    TURNS = "has turns of others than the assistant, which cannot be told apart under this chat template"
     REWRITTEN = "is written otherwise by the chat template when a response follows: some of it would be trained on"
 
 
@@ -28,45 +30,77 @@ class UnusableRow(ValueError):
 
 
 @dataclass(frozen=True)
-class Wholes:
-    """Token ids of the prompt and of the prompt with each response, which ends where its turn does.
+class Whole:
+    """Token ids of a prompt with a response, which ends where its turn does.
 
-    `dropped` is what stands before an answer that is to be generated, and not before one that is there. Of a response
-    or of the prompt `reduced` says that the template does not write all of it.
+    In `gaps` others than the assistant speak. `dropped` is what stands before an answer that is to be generated, and
+    not before this one; `reduced` says that the template does not write all of the response.
     """
 
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
+    ids: list[int]
+    gaps: Gaps = ()
     dropped: str = ""
-    prompt_reduced: bool = False
-    response_reduced: bool = False
+    reduced: bool = False
 
 
-def encode_row(row: PreferenceRow, encoder: Encoder, end: EndOfTurn) -> Wholes:
+@dataclass(frozen=True)
+class Wholes:
+    """The prompt alone and with each response; `reduced` says that the template does not write all of the prompt."""
+
+    prompt: list[int]
+    chosen: Whole
+    rejected: Whole
+    reduced: bool = False
+
+
+def encode_row(row: PreferenceRow, encoder: Encoder, end: EndOfTurn, counted_turns: CountedTurns) -> Wholes:
     """Encode a row, never a response on its own.
 
     Raises UnusableRow; ValueError for a conversation where the tokenizer has no chat template.
     """
     if isinstance(row.prompt, str):
-        chosen, rejected = (encoder.plain(row.prompt + str(text)) for text in (row.chosen, row.rejected))
+        chosen, rejected = (Whole(encoder.plain(row.prompt + str(text))) for text in (row.chosen, row.rejected))
         return Wholes(encoder.plain(row.prompt, is_prompt=True), chosen, rejected)
-    conversation = conversation_of(row)
-    prompt = rendered(row, encoder, conversation, "prompt", generation_prompt=True)
-    responses: dict[str, Any] = {"chosen": row.chosen, "rejected": row.rejected}
-    finished = {"chosen": row.chosen_finished, "rejected": row.rejected_finished}
-    spoken = _end_of_content(row.prompt, prompt)
-    wholes, dropped, reduced = {}, "", False
-    for name, turns in responses.items():
-        whole = rendered(row, encoder, conversation.followed_by(turns), name)
-        shared = len(prompt) if whole.startswith(prompt) else prefix_length(prompt, whole)
-        if shared < len(prompt) and (spoken is None or shared < spoken):
-            raise UnusableRow("prompt", TemplateReason.REWRITTEN, f"with {name}, from {shown(prompt[shared:])} on")
-        dropped = max(dropped, prompt[shared:], key=len)
-        reduced |= _is_reduced(turns, whole[spoken or 0 :])
-        wholes[name] = encoder.rendered(without_tail(whole, end, finished[name]))
-    prompt_reduced = _is_reduced(row.prompt, prompt) or not _names_tools(conversation, prompt)
-    return Wholes(encoder.rendered(prompt), wholes["chosen"], wholes["rejected"], dropped, prompt_reduced, reduced)
+    prompt = conversation_of(row)
+    text = _rendered(row, encoder, prompt, "prompt", generation_prompt=True)
+
+    def whole(field: str, turns: Any, finished: bool) -> Whole:
+        return _whole(
+            row, encoder, prompt, text, field, turns, without_gaps=counted_turns == "all", end=end, finished=finished
+        )
+
+    chosen = whole("chosen", row.chosen, row.chosen_finished)
+    rejected = whole("rejected", row.rejected, row.rejected_finished)
+    reduced = _is_reduced(prompt.messages, text) or not all(_name(tool) in text for tool in prompt.tools or ())
+    return Wholes(encoder.rendered(text), chosen, rejected, reduced)
+
+
+def _whole(
+    row: PreferenceRow,
+    encoder: Encoder,
+    prompt: Conversation,
+    text: str,
+    field: str,
+    turns: Sequence[Message],
+    *,
+    without_gaps: bool,
+    end: EndOfTurn,
+    finished: bool,
+) -> Whole:
+    """A conversation with one response; `text` is the rendered prompt."""
+    written = _rendered(row, encoder, prompt.followed_by(turns), field)
+    spoken = _end_of_content(prompt.messages, text)
+    shared = len(text) if written.startswith(text) else prefix_length(text, written)
+    if shared < len(text) and (spoken is None or shared < spoken):
+        raise UnusableRow("prompt", TemplateReason.REWRITTEN, f"with {field}, from {shown(text[shared:])} on")
+    ids = encoder.rendered(without_tail(written, end, finished))
+    gaps: Gaps = ()
+    if has_other_turns(turns) and not without_gaps:
+        try:
+            gaps = gaps_of(encoder, prompt, turns, written, ids, end)
+        except UnknownTurns as error:
+            raise UnusableRow(field, TemplateReason.TURNS, f"{error}; counted_turns=all counts them") from error
+    return Whole(ids, gaps, text[shared:], _is_reduced(turns, written[spoken or 0 :]))
 
 
 def conversation_of(row: PreferenceRow) -> Conversation:
@@ -75,7 +109,7 @@ def conversation_of(row: PreferenceRow) -> Conversation:
     return Conversation(row.prompt, row.extra.get("tools"), row.extra.get("chat_template_kwargs") or {})
 
 
-def rendered(
+def _rendered(
     row: PreferenceRow, encoder: Encoder, conversation: Conversation, field: str, *, generation_prompt: bool = False
 ) -> str:
     """The text of a conversation, or UnusableRow for what the template refuses; the missing template is named."""
@@ -87,12 +121,6 @@ def rendered(
         raise UnusableRow(field, TemplateReason.REFUSED, str(refusal)) from refusal
     except ValueError as error:
         raise ValueError(f"{row.source}:{row.row} {error}") from error
-
-
-def without_tail(whole: str, end: EndOfTurn, finished: bool) -> str:
-    """A rendered conversation up to the end of its last turn, or up to the end of its content where that is open."""
-    unsaid = end.behind if finished else end.tail
-    return whole.removesuffix(unsaid) if whole.endswith(end.tail) else whole
 
 
 def _end_of_content(messages: Sequence[Message], text: str) -> int | None:
@@ -116,10 +144,6 @@ def _words(message: Any) -> Iterable[str]:
             yield value
     for call in message.get("tool_calls") or ():
         yield _name(call)
-
-
-def _names_tools(conversation: Conversation, text: str) -> bool:
-    return all(_name(tool) in text for tool in conversation.tools or ())
 
 
 def _name(tool: Any) -> str:

@@ -7,7 +7,7 @@ up by name.
 
 from .conversations import Conversation, PromptInput, checked_columns, prompt_input, template_columns
 from .encoding import Encoder
-from .ends import EndOfTurn, end_ids, end_of_turn
+from .ends import EndOfTurn, end_ids, end_of_turn, without_tail
 from .prefixes import prefix_length
 from .rendering import TemplateRefusal, render
 
@@ -24,4 +24,5 @@ __all__ = [
     "prompt_input",
     "render",
     "template_columns",
+    "without_tail",
 ]

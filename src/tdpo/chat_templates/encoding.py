@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Any
 
 from tdpo.preferences import Text
 
 from .conversations import Conversation, PromptInput
-from .rendering import render
+from .rendering import apply, render
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Encoder:
@@ -57,6 +60,17 @@ class Encoder:
         assert not isinstance(prompt, str)
         conversation = prompt if isinstance(prompt, Conversation) else Conversation(prompt)
         return render(self.tokenizer, conversation, generation_prompt=generation_prompt)
+
+    def generation_mask(self, conversation: Conversation) -> tuple[list[int], list[int]] | None:
+        """The ids of a conversation, and 1 for each that the template marks as generated; None where it marks none."""
+        template = self.tokenizer.get_chat_template(tools=conversation.tools)
+        if not GENERATION.search(template):
+            return None
+        asked = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        masked = apply(self.tokenizer, conversation, asked)
+        ids, mask = list(masked["input_ids"]), list(masked["assistant_masks"])
+        begun = self._begun_once(ids)
+        return begun, mask[len(ids) - len(begun) :]
 
     def _begun_once(self, ids: list[int]) -> list[int]:
         """A text may hold the beginning-of-sequence token already, as a rendered conversation does."""

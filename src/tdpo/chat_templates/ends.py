@@ -74,6 +74,12 @@ def end_ids(tokenizer: Any, configured: Any) -> frozenset[int]:
     return frozenset(known if token is None else {*known, token})
 
 
+def without_tail(whole: str, end: EndOfTurn, finished: bool) -> str:
+    """A rendered conversation up to the end of its last turn, or up to the end of its content where that is open."""
+    unsaid = end.behind if finished else end.tail
+    return whole.removesuffix(unsaid) if whole.endswith(end.tail) else whole
+
+
 def _behind_answers(tokenizer: Any) -> tuple[str | None, str | None, str]:
     """What stands behind the last answer of a conversation, behind an answer before another question, and before the
     first answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .conversations import Conversation
@@ -14,27 +15,28 @@ class TemplateRefusal(ValueError):
     """The chat template does not render a conversation: it refuses a role or an order, fails, or comes to no end."""
 
 
-def render(
-    tokenizer: Any, conversation: Conversation, *, generation_prompt: bool = False, seconds: float | None = None
-) -> str:
+def render(tokenizer: Any, conversation: Conversation, *, generation_prompt: bool = False) -> str:
     """The text of a conversation; `generation_prompt` adds what comes before the assistant's next answer.
 
     Raises TemplateRefusal with the template's own words.
     """
+    asked = {"tokenize": False, "add_generation_prompt": generation_prompt}
+    return str(apply(tokenizer, conversation, asked))
 
-    def text() -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                conversation.messages,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                tools=conversation.tools,
-                **conversation.arguments,
-            )
+
+def apply(tokenizer: Any, conversation: Conversation, asked: Mapping[str, Any]) -> Any:
+    """The tokenizer's `apply_chat_template` within a time limit, with arguments `asked` beside the conversation's.
+
+    Raises TemplateRefusal.
+    """
+
+    def applied() -> Any:
+        return tokenizer.apply_chat_template(
+            conversation.messages, tools=conversation.tools, **conversation.arguments, **asked
         )
 
     try:
-        return within(SECONDS if seconds is None else seconds, text)
+        return within(SECONDS, applied)
     except TimeoutError as error:
         raise TemplateRefusal(f"the chat template does not come to an end: {error}") from error
     except Exception as error:  # whatever a template raises, it is about this conversation

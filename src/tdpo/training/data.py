@@ -77,4 +77,11 @@ def tokenize_data(
 def tokenize_rows(rows: Preferences, recipe: Recipe, tokenizer: object, facts: ModelFacts) -> TokenizedPairs:
     """Rows as the recipe trains on them; `tdpo doctor` and evaluation ask here too. Raises as `tokenize_pairs`."""
     limit = facts.max_length(recipe.data.max_length)
-    return tokenize_pairs(rows.rows, tokenizer, limit, end_ids=facts.end_token_ids, on_bad_rows=recipe.data.on_bad_rows)
+    return tokenize_pairs(
+        rows.rows,
+        tokenizer,
+        limit,
+        end_ids=facts.end_token_ids,
+        on_bad_rows=recipe.data.on_bad_rows,
+        counted_turns=recipe.data.counted_turns,
+    )

@@ -182,7 +182,13 @@ class TDPOTrainer(CheckpointedTrainer):
             if isinstance(dataset, TokenizedPairs):
                 tokenized = dataset
             else:
-                tokenized = tokenize_pairs(_rows(dataset, name), tokenizer, max_length, end_ids=facts.end_token_ids)
+                tokenized = tokenize_pairs(
+                    _rows(dataset, name),
+                    tokenizer,
+                    max_length,
+                    end_ids=facts.end_token_ids,
+                    counted_turns=args.counted_turns,
+                )
             self.tokenization[name] = tokenized.report.as_dict()
             for sentence in tokenized.report.warnings():
                 logger.warning("%s data: %s", name, sentence)

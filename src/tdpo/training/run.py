@@ -110,6 +110,7 @@ def trainer_arguments(recipe: Recipe) -> TDPOConfig:
         label_smoothing=loss.label_smoothing,
         **strength,
         max_length=recipe.data.max_length,
+        counted_turns=recipe.data.counted_turns,
         reference=training.reference,
         reference_cache_dir=training.reference_cache_dir,
         prefix_sharing=training.prefix_sharing,
