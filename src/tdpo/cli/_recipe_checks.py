@@ -14,6 +14,7 @@ from ._environment_checks import environment_checks
 from ._errors import explain, is_ours
 from ._machine_checks import Check
 from ._model_checks import model_checks
+from ._template_checks import template_checks
 
 if TYPE_CHECKING:
     from ..batches import TokenizedPairs
@@ -142,10 +143,16 @@ def _updates(recipe: Recipe, pairs: int) -> Iterator[Check]:
 
 
 BOTH: dict[str, Callable[[Any], Iterator[Check]]] = {"run_dir": _run_dir, "packages": _packages}
-PREFERENCES: dict[str, Callable[[Any], Iterator[Check]]] = {"environment": _environment, "model": _model, "data": _data}
+PREFERENCES: dict[str, Callable[[Any], Iterator[Check]]] = {
+    "environment": _environment,
+    "model": _model,
+    "data": _data,
+    "prompts rendered": template_checks,
+}
 PPO: dict[str, Callable[[Any], Iterator[Check]]] = {
     "environment": _ppo_checks.environment,
     "prompts": _ppo_checks.prompts,
     "rewards": _ppo_checks.rewards,
     "model": _ppo_checks.models,
+    "prompts rendered": template_checks,
 }
