@@ -23,9 +23,9 @@ def template_checks(recipe: AnyRecipe) -> Iterator[Check]:
         return
     try:
         tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
-    except (OSError, ValueError):  # the check of the model says so
+        asked = _prompts(recipe)
+    except (OSError, ValueError):  # the checks of the model, and of prompts or environment, say so
         return
-    asked: list[Prompt] = []
     if isinstance(recipe, PPORecipe):
         train, held_out, described = read_usable_prompts(recipe, tokenizer)
         asked = [*train, *held_out]
@@ -33,8 +33,17 @@ def template_checks(recipe: AnyRecipe) -> Iterator[Check]:
             if part.get("refused_by_template"):
                 text = f"{part['refused_by_template']} are refused by the chat template and skipped"
                 yield Check(f"prompts.{name}", "note", text)
-    elif recipe.environment is not None:
-        environment = recipe.environment.load()
-        asked = [*environment.train, *environment.held_out]
     encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in asked], [prompt.id for prompt in asked])
     yield Check("prompts rendered", "ok", f"{len(encoded)} prompts, the longest of {max(map(len, encoded))} tokens")
+
+
+def _prompts(recipe: AnyRecipe) -> list[Prompt]:
+    from ..config import PPORecipe
+    from ..training.ppo_data import read_recipe_prompts
+
+    if isinstance(recipe, PPORecipe):
+        train, held_out, _ = read_recipe_prompts(recipe)
+        return [*train, *held_out]
+    assert recipe.environment is not None
+    environment = recipe.environment.load()
+    return [*environment.train, *environment.held_out]
