@@ -11,9 +11,9 @@ import pytest
 
 from conftest import build_tokenizer
 from tdpo.batches import TokenizedPairs, tokenize_pairs
-from tdpo.chat_templates import Conversation, Encoder, TemplateRefusal, end_of_turn, prompt_input, render
+from tdpo.chat_templates import Conversation, Encoder, Stopping, TemplateRefusal, end_of_turn, prompt_input, render
 from tdpo.environments import Prompt, load_prompts
-from tdpo.generation import SamplingSettings, _Stop, encode_prompts, sample, stop_token_ids
+from tdpo.generation import SamplingSettings, encode_prompts, sample, stop_token_ids
 from tdpo.preferences import BadPreferences, PreferenceRow, preferences_from_dataset
 
 ROLES = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
@@ -93,7 +93,7 @@ def test_rows_and_samples_end_where_the_templates_turn_ends(
     assert texts(tokenizer, tokenized)[1:] == ("the cat", "a dog<|stop|>")
     said = " ".join(tokenized.report.warnings())
     assert ("'<|stop|>', which is no token of its own" in said) is (added == ())
-    stop = _Stop.of(tiny_model("llama"), tokenizer)
+    stop = Stopping.of(tiny_model("llama"), tokenizer)
     response = tokenized.pairs[0].rejected_ids
     assert [stop.ends(response[: i + 1]) for i in range(len(response))] == [False] * (len(response) - 1) + [True]
     assert stop.text_before(response, finished=True) == "a dog"

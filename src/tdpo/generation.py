@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tdpo._decoding import DecodingBatch
-from tdpo.chat_templates import Encoder, TemplateRefusal, end_ids, end_of_turn
+from tdpo.chat_templates import Encoder, Stopping, TemplateRefusal
 
 if TYPE_CHECKING:
     from tdpo.chat_templates import PromptInput
@@ -110,7 +110,7 @@ def _encode(encoder: Encoder, prompt: PromptInput, name: Any) -> list[int]:
 def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """The tokens that end a response: those of the model's generation config, the tokenizer's own, and the one with
     which the chat template ends a turn."""
-    return end_ids(tokenizer, getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+    return Stopping.of(model, tokenizer).ids
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def sample(
         for index in sorted(indices, key=lambda index: -len(encoded[index]))  # longest first: memory fails at once
         for k in range(first_sample, first_sample + settings.num_samples)
     ]
-    stop = _Stop.of(model, tokenizer)
+    stop = Stopping.of(model, tokenizer)
     loop = _Loop(model, settings, stop, progress)
     was_training = model.training
     model.eval()
@@ -205,38 +205,6 @@ class _Row:
         self.finished = False
 
 
-@dataclass(frozen=True)
-class _Stop:
-    """When a response is finished: at a token of `ids`, or where its text ends with the constant `text` that the chat
-    template writes behind a turn and the tokenizer splits ("": it writes none)."""
-
-    tokenizer: Any
-    ids: frozenset[int]
-    text: str
-    markers: frozenset[int]  # of `ids` those that are no part of what is said
-
-    @classmethod
-    def of(cls, model: Any, tokenizer: Any) -> _Stop:
-        ids = stop_token_ids(model, tokenizer)
-        return cls(tokenizer, ids, end_of_turn(tokenizer, ids).text, ids & set(tokenizer.added_tokens_decoder))
-
-    def ends(self, token_ids: list[int]) -> bool:
-        """Whether these tokens are a finished response. Each token of the text holds a character of it at least."""
-        if token_ids[-1] in self.ids:
-            return True
-        if not self.text:
-            return False
-        return self.tokenizer.decode(token_ids[-len(self.text.encode()) - 1 :]).rstrip().endswith(self.text)
-
-    def text_before(self, token_ids: list[int], finished: bool) -> str:
-        """The text of a response without what ends it, which need not be a special token."""
-        said = token_ids[:-1] if finished and token_ids[-1] in self.markers else token_ids
-        text = str(self.tokenizer.decode(said, skip_special_tokens=True))
-        if not finished or not self.text or token_ids[-1] in self.ids:
-            return text
-        return text.rstrip().removesuffix(self.text)
-
-
 def _batches(rows: list[_Row], settings: SamplingSettings) -> Iterator[list[_Row]]:
     # Whole prompts where they fit, so that each is encoded once.
     size = settings.batch_size // settings.num_samples * settings.num_samples or settings.batch_size
@@ -247,7 +215,7 @@ def _batches(rows: list[_Row], settings: SamplingSettings) -> Iterator[list[_Row
 class _Loop:
     """Takes batches of rows to their end, one token a step."""
 
-    def __init__(self, model: Any, settings: SamplingSettings, stop: _Stop, progress: Progress | None) -> None:
+    def __init__(self, model: Any, settings: SamplingSettings, stop: Stopping, progress: Progress | None) -> None:
         self.model, self.settings, self.stop, self.progress = model, settings, stop, progress
         self.tokens = self.complete = 0
 

@@ -10,12 +10,14 @@ from .encoding import Encoder
 from .ends import EndOfTurn, end_ids, end_of_turn, without_tail
 from .prefixes import prefix_length
 from .rendering import TemplateRefusal, render
+from .stopping import Stopping
 
 __all__ = [
     "Conversation",
     "Encoder",
     "EndOfTurn",
     "PromptInput",
+    "Stopping",
     "TemplateRefusal",
     "checked_columns",
     "end_ids",
