@@ -23,6 +23,7 @@ MATHEMATICS = {
 LAYERS: list[set[str]] = [
     MATHEMATICS,
     {"preferences"},
+    {"chat_templates"},
     {"batches"},
     {"models", "embeddings"},
     {"environments"},

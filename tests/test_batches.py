@@ -19,6 +19,8 @@ from tdpo.batches import (
     tokenize_pair,
     tokenize_pairs,
 )
+from tdpo.batches.tokenizing import Endings
+from tdpo.chat_templates import Encoder
 from tdpo.models import causal_lm_of, policy_hidden
 from tdpo.preferences import PreferenceRow
 
@@ -44,7 +46,13 @@ def chat(prompt: str, chosen: str, rejected: str, **more: Any) -> PreferenceRow:
 
 
 def pair_of(row: PreferenceRow, tokenizer: Any, ends: tuple[int, ...] = (END,)) -> TokenizedPair:
-    return tokenize_pair(row, tokenizer, ends)[0]
+    return tokenize_pair(row, Encoder(tokenizer), Endings.of(tokenizer, ends))[0]
+
+
+def pair_and_moved(row: PreferenceRow, tokenizer: Any) -> tuple[TokenizedPair, bool]:
+    """Also whether the boundary lies within what the prompt alone is tokenised to."""
+    pair, wholes = tokenize_pair(row, Encoder(tokenizer), Endings.of(tokenizer))
+    return pair, len(pair.prompt_ids) < len(wholes.prompt)
 
 
 # ---- the boundary ----
@@ -52,7 +60,7 @@ def pair_of(row: PreferenceRow, tokenizer: Any, ends: tuple[int, ...] = (END,)) 
 
 def test_a_prompt_that_ends_in_a_space_loses_nothing_of_the_response(tokenizer: Any) -> None:
     """TRL's bug until 1.14: the prompt tokenised apart ends in a lone space that the whole does not have."""
-    pair, moved = tokenize_pair(plain("the cat ", "sat on", "ran away"), tokenizer, {END})
+    pair, moved = pair_and_moved(plain("the cat ", "sat on", "ran away"), tokenizer)
     assert tokenizer("the cat ")["input_ids"] == [265, 291, 225], "apart: the, cat, space"
     assert pair.prompt_ids == [265, 291]
     assert tokenizer.convert_ids_to_tokens(pair.chosen_ids)[0] == "Ġsat"
@@ -62,14 +70,14 @@ def test_a_prompt_that_ends_in_a_space_loses_nothing_of_the_response(tokenizer: 
 
 
 def test_a_boundary_that_holds_is_not_reported_as_moved(tokenizer: Any) -> None:
-    pair, moved = tokenize_pair(plain("the cat", " sat", " ran"), tokenizer, {END})
+    pair, moved = pair_and_moved(plain("the cat", " sat", " ran"), tokenizer)
     assert pair.prompt_ids == tokenizer("the cat")["input_ids"]
     assert not moved
 
 
 def test_a_word_that_grows_over_the_boundary_moves_it_for_both_responses(tokenizer: Any) -> None:
     # "the" is one token, "th" + "at" are two: only chosen merges with the prompt's last characters.
-    pair, moved = tokenize_pair(plain("a th", "e cat", "at cat"), tokenizer, {END})
+    pair, moved = pair_and_moved(plain("a th", "e cat", "at cat"), tokenizer)
     assert moved
     assert tokenizer.decode(pair.prompt_ids + pair.chosen_ids) == "a the cat<|end|>"
     assert tokenizer.decode(pair.prompt_ids + pair.rejected_ids) == "a that cat<|end|>"
@@ -96,13 +104,14 @@ def test_special_tokens_around_a_text_are_prompt_and_end(tokenizer: Any) -> None
     class Wrapping:
         eos_token_id, chat_template = END, None
 
-        def __call__(self, text: str) -> dict[str, list[int]]:
-            return {"input_ids": [2, *tokenizer(text)["input_ids"], END]}
+        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            ids = tokenizer(text)["input_ids"]
+            return {"input_ids": [2, *ids, END] if add_special_tokens else ids}
 
         def decode(self, ids: list[int]) -> str:
             return tokenizer.decode(ids)
 
-    pair, moved = tokenize_pair(plain("the cat", " sat", " ran"), Wrapping(), {END})
+    pair, moved = pair_and_moved(plain("the cat", " sat", " ran"), Wrapping())
     assert pair.prompt_ids == [2, 265, 291]
     assert pair.chosen_ids == [296, END]
     assert not moved, "the end token after the prompt alone is no merge"
@@ -175,13 +184,13 @@ def test_tools_and_template_arguments_reach_the_template(tokenizer: Any, monkeyp
 LONG = " the cat sat on the mat"  # six tokens, and an end token
 
 
-def test_truncation_keeps_the_end_token_and_is_counted(tokenizer: Any) -> None:
+def test_truncation_takes_the_end_token_too_and_is_counted(tokenizer: Any) -> None:
     rows = [plain("the dog", LONG, " ran"), plain("the dog", " sat", " ran", row=2)]
     tokenized = tokenize_pairs(rows, tokenizer, max_length=6)
     uncut = tokenize_pairs(rows, tokenizer, None).pairs
     assert len(uncut[0].prompt_ids) == 2
     assert len(uncut[0].chosen_ids) == 7
-    assert tokenized.pairs[0].chosen_ids == [*uncut[0].chosen_ids[:3], END]
+    assert tokenized.pairs[0].chosen_ids == uncut[0].chosen_ids[:4], "nobody stops in the middle of a sentence"
     assert tokenized.pairs[0].rejected_ids == uncut[0].rejected_ids
     assert tokenized.pairs[1] == uncut[1]
     report = tokenized.report
@@ -189,7 +198,7 @@ def test_truncation_keeps_the_end_token_and_is_counted(tokenizer: Any) -> None:
     assert report.longest == 6
     assert report.warnings() == [
         "1 of 2 rows are longer than max_length=6: 3 response tokens were cut from their ends, "
-        "the end-of-sequence token kept."
+        "and with them the end-of-sequence token, so that nothing teaches to stop in the middle."
     ]
 
 
@@ -240,7 +249,7 @@ def test_the_report_counts_and_averages(tokenizer: Any) -> None:
 def test_end_tokens_of_the_model_count_besides_the_tokenizers(tokenizer: Any) -> None:
     """A base tokenizer's end-of-sequence token need not be the token with which the template ends a turn."""
     row = plain("the dog", LONG + "<|pad|>", " ran")
-    [pair] = tokenize_pairs([row], tokenizer, max_length=6, end_ids=[0]).pairs
+    [pair] = tokenize_pairs([row], tokenizer, max_length=None, end_ids=[0]).pairs
     assert pair.chosen_ids[-1] == 0
 
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from tdpo._decoding import DecodingBatch
+from tdpo.chat_templates import Encoder, Stopping, TemplateRefusal
 
 if TYPE_CHECKING:
-    from tdpo.preferences import Text
+    from tdpo.chat_templates import PromptInput
 
 Progress = Callable[[int, int], None]  # (new tokens so far, completions that are complete)
 ROWS_AT_ONCE = 8  # that a CPU draws tokens for
@@ -71,45 +72,52 @@ class SamplingSettings:
             )
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[Text]) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[PromptInput], names: Sequence[Any] | None = None
+) -> list[list[int]]:
     """Token ids of every prompt: messages through the chat template up to where the assistant's answer begins, plain
-    text as the tokenizer encodes it.
+    text as the tokenizer encodes it, but for an end-of-sequence token that it puts behind every text.
 
-    Raises ValueError, naming the prompt, for messages without a chat template or with the assistant's turn at the end,
-    and for a prompt without tokens.
+    Raises ValueError, naming the prompt (by `names`, default 0, 1, …), for messages without a chat template or with the
+    assistant's turn at the end, for a conversation that the template refuses, and for a prompt without tokens.
     """
-    return [_encode(tokenizer, prompt, index) for index, prompt in enumerate(prompts)]
+    encoder = Encoder(tokenizer)
+    return [
+        _encode(encoder, prompt, name)
+        for prompt, name in zip(prompts, range(len(prompts)) if names is None else names, strict=True)
+    ]
 
 
-def _encode(tokenizer: Any, prompt: Text, index: int) -> list[int]:
-    if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
-    elif not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"prompt {index} is a list of messages, but the tokenizer has no chat template: "
-            "use plain text, or the tokenizer of an instruction-tuned model"
-        )
-    elif not prompt or prompt[-1]["role"] == "assistant":
-        raise ValueError(f"prompt {index} ({prompt!r}) must end with a turn that the assistant can answer")
-    else:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+def _encode(encoder: Encoder, prompt: PromptInput, name: Any) -> list[int]:
+    messages: Any = getattr(prompt, "messages", prompt)
+    if not isinstance(messages, str):
+        if not getattr(encoder.tokenizer, "chat_template", None):
+            raise ValueError(
+                f"prompt {name} is a list of messages, but the tokenizer has no chat template: "
+                "use plain text, or the tokenizer of an instruction-tuned model"
+            )
+        if not messages or messages[-1]["role"] == "assistant":
+            raise ValueError(f"prompt {name} ({messages!r}) must end with a turn that the assistant can answer")
+    try:
+        ids = encoder.prompt(prompt)
+    except TemplateRefusal as refusal:
+        raise TemplateRefusal(f"prompt {name}: {refusal}") from refusal.__cause__
     if not ids:
-        raise ValueError(f"prompt {index} ({prompt!r}) has no tokens; the model needs at least one to start from")
-    return list(ids)
+        raise ValueError(f"prompt {name} ({messages!r}) has no tokens; the model needs at least one to start from")
+    return ids
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a response: those of the model's generation config and the tokenizer's own."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    configured = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(int(token) for token in [*configured, tokenizer.eos_token_id] if token is not None)
+    """The tokens that end a response: those of the model's generation config, the tokenizer's own, and the one with
+    which the chat template ends a turn."""
+    return Stopping.of(model, tokenizer).ids
 
 
 @torch.no_grad()
 def sample(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[Text],
+    prompts: Sequence[PromptInput],
     settings: SamplingSettings,
     *,
     progress: Progress | None = None,
@@ -138,7 +146,8 @@ def sample(
         for index in sorted(indices, key=lambda index: -len(encoded[index]))  # longest first: memory fails at once
         for k in range(first_sample, first_sample + settings.num_samples)
     ]
-    loop = _Loop(model, settings, stop_token_ids(model, tokenizer), progress)
+    stop = Stopping.of(model, tokenizer)
+    loop = _Loop(model, settings, stop, progress)
     was_training = model.training
     model.eval()
     try:
@@ -153,7 +162,7 @@ def sample(
             row.prompt_index,
             row.sample_index,
             row.token_ids,
-            text=tokenizer.decode(row.token_ids, skip_special_tokens=True),
+            text=stop.text_before(row.token_ids, row.finished),
             finished=row.finished,
         )
         for row in rows
@@ -206,10 +215,8 @@ def _batches(rows: list[_Row], settings: SamplingSettings) -> Iterator[list[_Row
 class _Loop:
     """Takes batches of rows to their end, one token a step."""
 
-    def __init__(
-        self, model: Any, settings: SamplingSettings, stop_ids: frozenset[int], progress: Progress | None
-    ) -> None:
-        self.model, self.settings, self.stop_ids, self.progress = model, settings, stop_ids, progress
+    def __init__(self, model: Any, settings: SamplingSettings, stop: Stopping, progress: Progress | None) -> None:
+        self.model, self.settings, self.stop, self.progress = model, settings, stop, progress
         self.tokens = self.complete = 0
 
     def run(self, rows: list[_Row]) -> None:
@@ -238,7 +245,7 @@ class _Loop:
             if row.finished:
                 continue
             row.token_ids.append(token)
-            row.finished = token in self.stop_ids
+            row.finished = self.stop.ends(row.token_ids)
             self.tokens += 1
             self.complete += row.finished or last
         if self.progress is not None:

@@ -119,7 +119,8 @@ def sample_pairs(
         raise FileExistsError(f"{out} is already there: give another name, or allow it to be overwritten")
     if not environment.train:
         raise ValueError(f"environment {environment.name!r} has no prompts to train on")
-    encoded = dict(enumerate(encode_prompts(tokenizer, [prompt.prompt for prompt in environment.train])))
+    asked, names = [p.rendered_from for p in environment.train], [p.id for p in environment.train]
+    encoded = dict(enumerate(encode_prompts(tokenizer, asked, names)))
     check_fit(model, encoded, settings.sampling.max_new_tokens)
     origin = _origin(model, environment, encoded, settings.sampling)
     done = _resume(partial, origin)
@@ -202,6 +203,7 @@ def _row(prompt: Prompt, chosen: ScoredSample, rejected: ScoredSample) -> dict[s
         "chosen_finished": chosen.finished,
         "rejected_finished": rejected.finished,
         "prompt_id": prompt.id,
+        **getattr(prompt.rendered_from, "columns", dict)(),  # training renders the prompt that was answered
     }
 
 
@@ -222,7 +224,7 @@ def _score_chunk(
     settings: PairSettings,
     progress: Progress | None,
 ) -> list[ScoredSample]:
-    texts = [environment.train[index].prompt for index in chunk]
+    texts = [environment.train[index].rendered_from for index in chunk]
     completions = sample(model, tokenizer, texts, settings.sampling, progress=progress, prompt_indices=chunk)
     prompts = [environment.train[item.prompt_index] for item in completions]
     rewards = score(environment, prompts, [item.text for item in completions])

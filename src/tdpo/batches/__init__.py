@@ -7,10 +7,13 @@ about padding, prompts or shifted labels.
 
 from .collating import PairCollator
 from .layouts import PairBatch, padded_batch, shared_prefix_batch
+from .reporting import TokenizationReport
 from .rows import group_rows, pack_rows, row_length, shared_length
-from .tokenizing import TokenizationReport, TokenizedPair, TokenizedPairs, counted_tokens, tokenize_pair, tokenize_pairs
+from .tokenizing import TokenizedPair, TokenizedPairs, counted_tokens, tokenize_pair, tokenize_pairs
+from .turns import CountedTurns
 
 __all__ = [
+    "CountedTurns",
     "PairBatch",
     "PairCollator",
     "TokenizationReport",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .rows import row_length
 from .tokenizing import TokenizedPair
+from .turns import Gaps
 
 
 @dataclass(frozen=True)
@@ -57,23 +58,24 @@ class PairBatch:
 
 def padded_batch(pairs: Sequence[TokenizedPair], pad_token_id: int) -> PairBatch:
     """One row a response, chosen rows first, padded on the right to the longest: `[2P, T]`, less those without one."""
-    responses = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
+    responses = [(p.prompt_ids, p.chosen_ids, p.chosen_gaps) for p in pairs]
+    responses += [(p.prompt_ids, p.rejected_ids, p.rejected_gaps) for p in pairs]
     rows = [(s, *responses[s]) for s in range(len(responses)) if responses[s][1]] or [(0, *responses[0])]
-    width = max(len(prompt) + len(response) for _, prompt, response in rows)
+    width = max(len(prompt) + len(response) for _, prompt, response, _ in rows)
     input_ids = torch.full((len(rows), width), pad_token_id)
     attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
     index: list[int] = []
     targets: list[int] = []
     sequence: list[int] = []
-    for r, (number, prompt, response) in enumerate(rows):
+    for r, (number, prompt, response, gaps) in enumerate(rows):
         ids = prompt + response
         input_ids[r, : len(ids)] = torch.tensor(ids)
         attention_mask[r, : len(ids)] = 1
         # Without a prompt nothing predicts the first token, so it cannot be counted.
-        first = max(len(prompt), 1)
-        index.extend(r * width + t - 1 for t in range(first, len(ids)))
-        targets.extend(ids[first:])
-        sequence.extend([number] * (len(ids) - first))
+        counted = [t for t in range(max(len(prompt), 1), len(ids)) if not _lies_in(t - len(prompt), gaps)]
+        index.extend(r * width + t - 1 for t in counted)
+        targets.extend(ids[t] for t in counted)
+        sequence.extend([number] * len(counted))
     return PairBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -82,6 +84,10 @@ def padded_batch(pairs: Sequence[TokenizedPair], pad_token_id: int) -> PairBatch
         sequence_index=torch.tensor(sequence, dtype=torch.long),
         num_pairs=len(pairs),
     )
+
+
+def _lies_in(position: int, gaps: Gaps) -> bool:
+    return any(start <= position < stop for start, stop in gaps)
 
 
 def shared_prefix_batch(
@@ -177,4 +183,12 @@ def _response_tokens(pairs: Sequence[TokenizedPair], places: _Places) -> tuple[T
     sequence = torch.arange(len(lengths)).repeat_interleave(lengths)
     within = torch.arange(len(sequence)) - (lengths.cumsum(0) - lengths)[sequence]
     token = first[sequence] + within
-    return torch.where(within == 0, last_of_prompt[sequence], token - 1), token, sequence
+    predicting = torch.where(within == 0, last_of_prompt[sequence], token - 1)
+    all_gaps = [*(p.chosen_gaps for p in pairs), *(p.rejected_gaps for p in pairs)]
+    if not any(all_gaps):
+        return predicting, token, sequence
+    counted = torch.ones(len(sequence), dtype=torch.bool)
+    for begin, gaps in zip((lengths.cumsum(0) - lengths).tolist(), all_gaps, strict=True):
+        for start, stop in gaps:
+            counted[begin + start : begin + stop] = False
+    return predicting[counted], token[counted], sequence[counted]

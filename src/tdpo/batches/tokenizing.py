@@ -3,72 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..preferences import PreferenceRow
+from ..chat_templates import Encoder, EndOfTurn, end_ids, end_of_turn, prefix_length
+from ..preferences import BadPreferences, PreferenceRow, RowProblem
+from ..preferences.validation import OnBadRows
+from .reporting import TokenizationReport
+from .turns import CountedTurns, Gaps, has_other_turns, within
+from .wholes import UnusableRow, Wholes, encode_row
 
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """Token ids of one pair. The responses start where the tokenised wholes leave the prompt."""
+    """Token ids of one pair. The responses start where the tokenised wholes leave the prompt.
+
+    Gaps are spans (start, end) of a response that others wrote, users or tools: seen, but not counted.
+    """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
     source: str = "memory"
     row: int = 0
+    chosen_gaps: Gaps = ()
+    rejected_gaps: Gaps = ()
 
 
 def counted_tokens(pair: TokenizedPair) -> tuple[int, int]:
-    """How many tokens of the chosen and of the rejected response are predicted; without a prompt not the first."""
+    """How many tokens of the chosen and of the rejected response are predicted and no gap; without a prompt not the
+    first."""
     first = 0 if pair.prompt_ids else 1
-    return len(pair.chosen_ids) - first, len(pair.rejected_ids) - first
-
-
-@dataclass
-class TokenizationReport:
-    """What became of the rows: nothing is cut or dropped without being counted here."""
-
-    rows: int = 0
-    pairs: int = 0
-    max_length: int | None = None
-    truncated_rows: int = 0
-    truncated_tokens: int = 0
-    dropped_long_prompts: list[str] = field(default_factory=list)
-    dropped_identical: list[str] = field(default_factory=list)
-    boundary_moved: int = 0
-    longest: int = 0
-    mean_prompt_tokens: float = 0.0
-    mean_response_tokens: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def warnings(self) -> list[str]:
-        """One sentence for each thing that happened to the data, empty when nothing did."""
-        said = []
-        if self.truncated_rows:
-            said.append(
-                f"{self.truncated_rows} of {self.rows} rows are longer than max_length={self.max_length}: "
-                f"{self.truncated_tokens} response tokens were cut from their ends, the end-of-sequence token kept."
-            )
-        if self.dropped_long_prompts:
-            said.append(
-                f"{len(self.dropped_long_prompts)} of {self.rows} rows were dropped: the prompt alone fills "
-                f"max_length={self.max_length} ({_first(self.dropped_long_prompts)})."
-            )
-        if self.dropped_identical:
-            said.append(
-                f"{len(self.dropped_identical)} of {self.rows} rows were dropped: chosen and rejected are the "
-                f"same tokens, maybe only after truncation ({_first(self.dropped_identical)})."
-            )
-        if self.boundary_moved:
-            said.append(
-                f"In {self.boundary_moved} of {self.rows} rows the prompt's last characters merge into the response's "
-                "first token; the response starts at that token, so nothing of it is lost."
-            )
-        return said
+    skipped = [sum(stop - max(start, first) for start, stop in gaps) for gaps in (pair.chosen_gaps, pair.rejected_gaps)]
+    return len(pair.chosen_ids) - first - skipped[0], len(pair.rejected_ids) - first - skipped[1]
 
 
 @dataclass
@@ -83,6 +50,8 @@ def tokenize_pairs(
     max_length: int | None,
     *,
     end_ids: Collection[int] = (),
+    on_bad_rows: OnBadRows = "error",
+    counted_turns: CountedTurns = "assistant",
     progress: Callable[[int], None] | None = None,
 ) -> TokenizedPairs:
     """Tokenise rows and truncate them to `max_length` tokens (prompt and response together).
@@ -90,87 +59,103 @@ def tokenize_pairs(
     Args:
         rows: validated preference rows.
         tokenizer: a Hugging Face tokenizer; conversational rows need its chat template.
-        max_length: None for no limit. A longer response loses its end but keeps its end-of-sequence
-            token; a row whose prompt leaves no room for a response is dropped and counted.
-        end_ids: end-of-turn tokens besides the tokenizer's own end-of-sequence token.
+        max_length: None for no limit. A longer response loses its end, its end-of-sequence token too; a row whose
+            prompt leaves no room for a response is dropped and counted.
+        end_ids: end-of-turn tokens besides the tokenizer's own end-of-sequence token and the chat template's.
+        on_bad_rows: whether rows that the chat template does not render as they are stop everything, or are left out,
+            counted and reported.
+        counted_turns: "assistant" leaves out what users and tools say within a response; "all" counts it as the
+            model's own.
         progress: called with the number of rows done.
 
     Raises:
+        BadPreferences: rows that the chat template refuses or rewrites, with their number and its words.
+        TemplateRefusal: a chat template that comes to no end.
         ValueError: a conversational row and no chat template, or no row left.
     """
-    ends = {int(i) for i in end_ids} | ({tokenizer.eos_token_id} - {None})
+    encoder, endings = Encoder(tokenizer), Endings.of(tokenizer, end_ids)
     pairs: list[TokenizedPair] = []
+    problems: list[RowProblem] = []
     report = TokenizationReport(max_length=max_length)
     for row in rows:
         report.rows += 1
-        pair, moved = tokenize_pair(row, tokenizer, ends)
-        report.boundary_moved += moved
-        kept = _truncate(pair, max_length, ends, report)
-        if kept is not None:
-            pairs.append(kept)
+        try:
+            pair, wholes = tokenize_pair(row, encoder, endings, counted_turns)
+        except UnusableRow as problem:
+            problems.append(RowProblem(row.source, row.row, problem.field, problem.reason, problem.text))
+        else:
+            _note(row, pair, wholes, endings, report)
+            kept = _truncate(pair, max_length, report)
+            if kept is not None:
+                pairs.append(kept)
         if progress is not None:
             progress(report.rows)
+    report.refused = [str(problem) for problem in problems]
+    report.begun_twice = encoder.begun_twice
     _summarise(pairs, report)
+    if problems and (on_bad_rows == "error" or not pairs):
+        raise BadPreferences(problems, problems[0].source, report.rows)
     if not pairs:
         longer = " Raise max_length." if report.dropped_long_prompts or report.truncated_rows else ""
         raise ValueError(f"no usable pair among {report.rows} rows. " + " ".join(report.warnings()) + longer)
     return TokenizedPairs(pairs, report)
 
 
-def tokenize_pair(row: PreferenceRow, tokenizer: Any, ends: Collection[int]) -> tuple[TokenizedPair, bool]:
-    """Tokenise one row without a length limit; also says whether the boundary moved into the prompt.
+@dataclass(frozen=True)
+class Endings:
+    """What ends a response: tokens, and for conversations what the chat template writes behind a turn."""
+
+    token_ids: frozenset[int]
+    turn: EndOfTurn
+
+    @classmethod
+    def of(cls, tokenizer: Any, configured: Collection[int] = ()) -> Endings:
+        known = end_ids(tokenizer, configured)
+        return cls(known, end_of_turn(tokenizer, known))
+
+
+def tokenize_pair(
+    row: PreferenceRow, encoder: Encoder, endings: Endings, counted_turns: CountedTurns = "assistant"
+) -> tuple[TokenizedPair, Wholes]:
+    """Tokenise one row without a length limit.
 
     The prompt is never tokenised apart and glued on: prompt, prompt + chosen and prompt + rejected are
     tokenised whole, and the responses start at the end of their common prefix.
+
+    Raises as `encode_row`.
     """
-    prompt = _encode(tokenizer, row, row.prompt, prompt_only=True)
-    chosen = _encode(tokenizer, row, _join(row.prompt, row.chosen))
-    rejected = _encode(tokenizer, row, _join(row.prompt, row.rejected))
-    boundary = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
-    # A tokenizer that ends every text with a special token says so after the prompt too: that is no merge.
-    moved = boundary < len(prompt) and prompt[boundary] not in ends
-    return (
-        TokenizedPair(
-            prompt_ids=prompt[:boundary],
-            chosen_ids=_finish(chosen[boundary:], row.chosen_finished, row, tokenizer, ends),
-            rejected_ids=_finish(rejected[boundary:], row.rejected_finished, row, tokenizer, ends),
-            source=row.source,
-            row=row.row,
-        ),
-        moved,
-    )
+    wholes = encode_row(row, encoder, endings.turn, counted_turns)
+    boundary = prefix_length(wholes.prompt, wholes.chosen.ids, wholes.rejected.ids)
+    chosen = _finish(wholes.chosen.ids[boundary:], row.chosen_finished, row, encoder.tokenizer, endings.token_ids)
+    rejected = _finish(wholes.rejected.ids[boundary:], row.rejected_finished, row, encoder.tokenizer, endings.token_ids)
+    gaps = within(wholes.chosen.gaps, boundary, len(chosen)), within(wholes.rejected.gaps, boundary, len(rejected))
+    return TokenizedPair(wholes.prompt[:boundary], chosen, rejected, row.source, row.row, *gaps), wholes
 
 
-def _encode(tokenizer: Any, row: PreferenceRow, text: Any, *, prompt_only: bool = False) -> list[int]:
-    if isinstance(text, str):
-        return list(tokenizer(text)["input_ids"])
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"{row.source}:{row.row} is a conversation, but the tokenizer has no chat template. Use an instruct "
-            "model's tokenizer, set tokenizer.chat_template, or bring plain text."
-        )
-    encoded = tokenizer.apply_chat_template(
-        text,
-        tokenize=True,
-        return_dict=True,
-        add_generation_prompt=prompt_only,
-        tools=row.extra.get("tools"),
-        **(row.extra.get("chat_template_kwargs") or {}),
-    )
-    return list(encoded["input_ids"])
-
-
-def _join(prompt: Any, response: Any) -> Any:
-    return prompt + response if isinstance(prompt, str) else [*prompt, *response]
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    length = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        length += 1
-    return length
+def _note(
+    row: PreferenceRow, pair: TokenizedPair, wholes: Wholes, endings: Endings, report: TokenizationReport
+) -> None:
+    """Count what the wholes of a row say about it."""
+    name = f"{row.source}:{row.row}"
+    dropped = max(wholes.chosen.dropped, wholes.rejected.dropped, key=len)
+    if dropped:
+        report.generation_prompt_dropped.append(name)
+        report.dropped_text = max(report.dropped_text, dropped, key=len)
+    else:
+        report.boundary_moved += len(pair.prompt_ids) < len(wholes.prompt)
+    if wholes.chosen.reduced or wholes.rejected.reduced:
+        report.response_reduced.append(name)
+    if wholes.reduced:
+        report.prompt_reduced.append(name)
+    if row.conversational and any(has_other_turns(turns) for turns in (row.chosen, row.rejected)):  # type: ignore[arg-type]
+        report.other_turns += 1
+        report.uncounted_tokens += sum(stop - start for start, stop in (*pair.chosen_gaps, *pair.rejected_gaps))
+    finished = ((pair.chosen_ids, row.chosen_finished), (pair.rejected_ids, row.rejected_finished))
+    open_ends = sum(done and not (ids and ids[-1] in endings.token_ids) for ids, done in finished)
+    if open_ends and row.conversational and endings.turn.text:
+        report.end_text = endings.turn.text
+    else:
+        report.without_end += open_ends
 
 
 def _finish(ids: list[int], finished: bool, row: PreferenceRow, tokenizer: Any, ends: Collection[int]) -> list[int]:
@@ -191,9 +176,8 @@ def _finish(ids: list[int], finished: bool, row: PreferenceRow, tokenizer: Any, 
     return ids
 
 
-def _truncate(
-    pair: TokenizedPair, max_length: int | None, ends: Collection[int], report: TokenizationReport
-) -> TokenizedPair | None:
+def _truncate(pair: TokenizedPair, max_length: int | None, report: TokenizationReport) -> TokenizedPair | None:
+    """The pair within the length limit. What is cut loses its end token: nobody stops in the middle of a sentence."""
     name = f"{pair.source}:{pair.row}"
     chosen, rejected = pair.chosen_ids, pair.rejected_ids
     if max_length is not None:
@@ -202,19 +186,14 @@ def _truncate(
             report.dropped_long_prompts.append(name)
             return None
         cut = sum(max(0, len(ids) - room) for ids in (chosen, rejected))
-        chosen, rejected = (_cut(ids, room, ends) for ids in (chosen, rejected))
+        chosen, rejected = chosen[:room], rejected[:room]
         report.truncated_tokens += cut
         report.truncated_rows += bool(cut)
     if chosen == rejected:
         report.dropped_identical.append(name)
         return None
-    return TokenizedPair(pair.prompt_ids, chosen, rejected, pair.source, pair.row)
-
-
-def _cut(ids: list[int], room: int, ends: Collection[int]) -> list[int]:
-    if len(ids) <= room:
-        return ids
-    return [*ids[: room - 1], ids[-1]] if ids[-1] in ends else ids[:room]
+    gaps = within(pair.chosen_gaps, 0, len(chosen)), within(pair.rejected_gaps, 0, len(rejected))
+    return TokenizedPair(pair.prompt_ids, chosen, rejected, pair.source, pair.row, *gaps)
 
 
 def _summarise(pairs: Sequence[TokenizedPair], report: TokenizationReport) -> None:
@@ -224,7 +203,3 @@ def _summarise(pairs: Sequence[TokenizedPair], report: TokenizationReport) -> No
         report.longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
         report.mean_prompt_tokens = sum(len(p.prompt_ids) for p in pairs) / len(pairs)
         report.mean_response_tokens = sum(responses) / len(responses)
-
-
-def _first(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

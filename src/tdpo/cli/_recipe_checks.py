@@ -14,6 +14,7 @@ from ._environment_checks import environment_checks
 from ._errors import explain, is_ours
 from ._machine_checks import Check
 from ._model_checks import model_checks
+from ._template_checks import template_checks
 
 if TYPE_CHECKING:
     from ..batches import TokenizedPairs
@@ -105,9 +106,8 @@ def _model(recipe: Recipe) -> Iterator[Check]:
 
 def _data(recipe: Recipe) -> Iterator[Check]:
     """What training itself would read and tokenise."""
-    from ..batches import tokenize_pairs
     from ..models import load_tokenizer, model_facts
-    from ..training.data import read_data
+    from ..training.data import read_data, tokenize_rows
 
     data = read_data(recipe)
     trust = recipe.model.trust_remote_code
@@ -117,10 +117,9 @@ def _data(recipe: Recipe) -> Iterator[Check]:
             yield Check(key, "note" if skipped else "ok", f"{rows.source}: {len(rows)} rows{skipped}")
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
     facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=trust)
-    limit = facts.max_length(recipe.data.max_length)
     for key, rows in (("data.train", data.train), ("data.eval", data.eval)):
         if rows is not None:
-            tokenized = tokenize_pairs(rows.rows, tokenizer, limit, end_ids=facts.end_token_ids)
+            tokenized = tokenize_rows(rows, recipe, tokenizer, facts)
             yield from _lengths(key, tokenized)
             if key == "data.train":
                 yield from _updates(recipe, len(tokenized.pairs))
@@ -144,10 +143,16 @@ def _updates(recipe: Recipe, pairs: int) -> Iterator[Check]:
 
 
 BOTH: dict[str, Callable[[Any], Iterator[Check]]] = {"run_dir": _run_dir, "packages": _packages}
-PREFERENCES: dict[str, Callable[[Any], Iterator[Check]]] = {"environment": _environment, "model": _model, "data": _data}
+PREFERENCES: dict[str, Callable[[Any], Iterator[Check]]] = {
+    "environment": _environment,
+    "model": _model,
+    "data": _data,
+    "prompts rendered": template_checks,
+}
 PPO: dict[str, Callable[[Any], Iterator[Check]]] = {
     "environment": _ppo_checks.environment,
     "prompts": _ppo_checks.prompts,
     "rewards": _ppo_checks.rewards,
     "model": _ppo_checks.models,
+    "prompts rendered": template_checks,
 }

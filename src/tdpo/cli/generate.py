@@ -15,7 +15,7 @@ from ._options import Debug
 from .merge import model_folder
 
 if TYPE_CHECKING:
-    from ..preferences import Text
+    from ..chat_templates import PromptInput
 
 
 def generate(
@@ -80,14 +80,14 @@ def generate(
             _show(entry, as_json=as_json)
 
 
-def _complete(label: str, name: str, texts: list[Text], settings: Any, raw: bool) -> list[dict[str, Any]]:
+def _complete(label: str, name: str, texts: list[PromptInput], settings: Any, raw: bool) -> list[dict[str, Any]]:
     from ..generation import sample
     from ..models import load_causal_lm, load_tokenizer
 
     tokenizer = load_tokenizer(name)
     model = load_causal_lm(name)
     chat = bool(tokenizer.chat_template) and not raw
-    prompts: list[Text] = [
+    prompts: list[PromptInput] = [
         [{"role": "user", "content": text}] if chat and isinstance(text, str) else text for text in texts
     ]
     total = len(prompts) * settings.num_samples
@@ -102,7 +102,7 @@ def _complete(label: str, name: str, texts: list[Text], settings: Any, raw: bool
     return [
         {
             "model": label,
-            "prompt": texts[c.prompt_index],
+            "prompt": getattr(texts[c.prompt_index], "messages", texts[c.prompt_index]),
             "sample_index": c.sample_index,
             "text": c.text,
             "tokens": len(c.token_ids),
@@ -130,7 +130,7 @@ def _base_of(path: Path) -> str:
     return run.recipe().model.name
 
 
-def _prompts(given: list[str], file: Path | None) -> list[Text]:
+def _prompts(given: list[str], file: Path | None) -> list[PromptInput]:
     """The prompts, from exactly one place."""
     if given and file is not None:
         raise CommandError("prompts come from --prompt or from --file; give one of them")
@@ -147,7 +147,7 @@ def _prompts(given: list[str], file: Path | None) -> list[Text]:
     return texts
 
 
-def _from_file(file: Path) -> list[Text]:
+def _from_file(file: Path) -> list[PromptInput]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -158,12 +158,15 @@ def _from_file(file: Path) -> list[Text]:
     return [_prompt_of(line, f"{file}:{number}") for number, line in numbered]
 
 
-def _prompt_of(line: str, where: str) -> Text:
+def _prompt_of(line: str, where: str) -> PromptInput:
+    from ..chat_templates import prompt_input
+
     try:
-        prompt = json.loads(line)["prompt"]
+        row = json.loads(line)
+        prompt = row["prompt"]
     except (ValueError, TypeError, KeyError):
         raise CommandError(f'{where}: expected an object {{"prompt": …}}, got {line[:60]}') from None
     is_messages = isinstance(prompt, list) and all(isinstance(m, dict) and "content" in m for m in prompt) and prompt
     if not isinstance(prompt, str) and not is_messages:
         raise CommandError(f"{where}: prompt: expected text or messages, got {str(prompt)[:60]}")
-    return prompt
+    return prompt_input(prompt, row, where)

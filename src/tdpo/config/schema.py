@@ -76,7 +76,10 @@ class Data(Section):
     max_length: Annotated[int, Field(ge=2)] = 1024
     """Longest prompt plus response, in tokens; longer rows are cut, counted and reported."""
     on_bad_rows: Literal["error", "skip"] = "error"
-    """What a row that fails validation does: stop before any work, or be left out and counted."""
+    """What a row that fails validation, or that the chat template refuses, does: stop before any work, or be left out
+    and counted."""
+    counted_turns: Literal["assistant", "all"] = "assistant"
+    """Of a response of several turns: count what the assistant says, or also what users and tools say."""
 
     @field_validator("split")
     @classmethod

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from tdpo.chat_templates import prompt_input
+
 if TYPE_CHECKING:
+    from tdpo.chat_templates import PromptInput
     from tdpo.preferences import Text
 
 # (prompts=..., completions=..., **columns) -> one number a completion, as the reward functions of TRL's GRPO;
@@ -24,6 +27,14 @@ class Prompt:
     id: str
     prompt: Text
     columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rendered_from(self) -> PromptInput:
+        """What a model is given: the prompt with its columns `tools` and `chat_template_kwargs`, where it has them.
+
+        Raises ValueError, naming the prompt, where a chat template cannot take these.
+        """
+        return prompt_input(self.prompt, self.columns, self.id)
 
 
 def no_modes(prompt: Prompt) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 from zlib import crc32
 
+from tdpo.chat_templates import checked_columns
 from tdpo.environments.base import Prompt
 from tdpo.preferences import BadPreferences, Reason, RowProblem, Text, UnreadablePreferences
 from tdpo.preferences.fields import check_text
@@ -99,6 +100,9 @@ def _check_rows(records: list[Record], source: str) -> tuple[list[Prompt], list[
         text, findings = _check_prompt(record.values)
         if text is not None and not findings:
             columns = {str(key): value for key, value in record.values.items() if key != "prompt"}
+            checked, findings = checked_columns(text, columns)
+            columns |= checked
+        if text is not None and not findings:
             prompts.append((record.row, Prompt(f"{_short(source)}:{record.row}", text, columns)))
         problems += [RowProblem(source, record.row, *finding) for finding in findings]
     odd = _of_another_form(prompts)

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from ..chat_templates import Stopping
 from ..environments import Prompt
-from ..generation import Completion, SamplingSettings, encode_prompts, stop_token_ids
+from ..generation import Completion, SamplingSettings, encode_prompts
 from ..models import Reference, causal_lm_of
 from ..reference_cache import model_digest
 from ..runs import RunDirectory
@@ -29,11 +30,12 @@ def samples_identity(
     model = causal_lm_of(policy if reference.model is None else reference.model)
     # An adapter that is switched off changes nothing, so the digest is the base model's own.
     prefix = getattr(policy.base_model, "prefix", "lora_") if reference.model is None else None
-    encoded = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
+    asked, names = [prompt.rendered_from for prompt in prompts], [prompt.id for prompt in prompts]
+    encoded, stopping = encode_prompts(tokenizer, asked, names), Stopping.of(model, tokenizer)
     return {
         "model": model_digest(model, adapter_prefix=prefix),
         "prompts": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),
-        "stop_tokens": sorted(stop_token_ids(model, tokenizer)),
+        "stop_tokens": [*sorted(stopping.ids), *([stopping.text] if stopping.text else [])],
         "settings": asdict(settings),
         # The same arithmetic: other kernels round otherwise, and a token may tip over.
         "torch": f"{torch.__version__}, {next(model.parameters()).device.type}, {torch.get_num_threads()} threads",

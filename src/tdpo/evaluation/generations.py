@@ -59,7 +59,7 @@ def sample_and_score(
         completions = sample(
             model,
             tokenizer,
-            [p.prompt for p in prompts],
+            [p.rendered_from for p in prompts],
             settings,
             progress=None if progress is None else lambda _tokens, complete: progress(complete, total),
         )
@@ -106,7 +106,7 @@ def distances(
     One forward gives both: the policy's sample stands where a pair has its chosen response, the
     reference's where it has the rejected one.
     """
-    encoded = encode_prompts(tokenizer, [p.prompt for p in prompts])
+    encoded = encode_prompts(tokenizer, [p.rendered_from for p in prompts])
     pairs = [
         TokenizedPair(encoded[one.prompt_index], one.token_ids, other.token_ids)
         for one, other in zip(own, base, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..batches import tokenize_pairs
+from ..chat_templates import template_columns
 from ..config import AnyRecipe, PPORecipe, Recipe
 from ..environments import Environment, Prompt
 from ..generation import Completion, SamplingSettings
@@ -26,7 +26,7 @@ from ..models import (
 from ..preferences import Preferences
 from ..runs import RunDirectory
 from ..runs.files import write_text
-from ..training.data import read_data
+from ..training.data import prompt_key, read_data, tokenize_rows
 from ..training.losses import configured_loss
 from ..training.ppo_data import environment_of
 from ..training.statistics import PolicyStatistics
@@ -161,8 +161,7 @@ class _Judged:
         if held_out is None or isinstance(recipe, PPORecipe):
             return None
         facts = model_facts(recipe.model.name, self.tokenizer)
-        limit = facts.max_length(recipe.data.max_length)
-        tokenized = tokenize_pairs(held_out.rows, self.tokenizer, limit, end_ids=facts.end_token_ids)
+        tokenized = tokenize_rows(held_out, recipe, self.tokenizer, facts)
         numbers = evaluate_pairs(
             self.policy,
             self.statistics,
@@ -315,8 +314,10 @@ def _entry(table: NDArray[np.float64], completion: Completion) -> float | None:
 
 def prompts_of(rows: Preferences) -> Environment:
     """The prompts of held-out rows, each once, as an environment without a reward."""
-    unique = {json.dumps(row.prompt, sort_keys=True): row for row in rows.rows}
-    held_out = [Prompt(f"row {at + 1}", row.prompt) for at, row in enumerate(unique.values())]
+    unique = {prompt_key(row): row for row in rows.rows}
+    held_out = [
+        Prompt(f"row {at + 1}", row.prompt, template_columns(row.extra)) for at, row in enumerate(unique.values())
+    ]
     return Environment(
         name=rows.source,
         train=[],

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..chat_templates import end_ids
 from .adapters import is_adapter_folder, load_adapter
 from .bundled import BUNDLED, bundled_folder
 
@@ -179,9 +180,7 @@ def facts_of(model: Any, tokenizer: Any) -> ModelFacts:
 
 
 def _facts(config: Any, generation: Any, tokenizer: Any) -> ModelFacts:
-    named = getattr(generation, "eos_token_id", None)
-    ids = named if isinstance(named, list | tuple) else [named]
-    ends = {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
+    ends = set(end_ids(tokenizer, getattr(generation, "eos_token_id", None)))
     return ModelFacts(ends, getattr(config.get_text_config(), "max_position_embeddings", None))
 
 

@@ -40,11 +40,13 @@ class Fingerprint:
 
 
 def pair_digest(pair: TokenizedPair) -> bytes:
-    """16 bytes that stand for the tokens of a pair."""
+    """16 bytes that stand for the tokens of a pair, and for which of them are counted."""
     parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + b"".join(i.to_bytes(4, "little") for i in part))
+    if pair.chosen_gaps or pair.rejected_gaps:  # other tokens are counted
+        digest.update(repr((pair.chosen_gaps, pair.rejected_gaps)).encode())
     return digest.digest()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from ..batches import CountedTurns
 from .arguments import Arguments, is_number
 
 LossName = Literal["tdpo2", "tdpo1", "dpo", "sft"]
@@ -35,6 +36,12 @@ class TDPOConfig(Arguments):
     )
     max_length: int | None = field(
         default=1024, metadata={"help": "Tokens of prompt and response together; None for no limit."}
+    )
+    counted_turns: CountedTurns = field(
+        default="assistant",
+        metadata={
+            "help": "Of a response of several turns, what is counted: the assistant's, or users' and tools' too (all)."
+        },
     )
     reference: ReferenceSource = field(
         default="auto",
@@ -83,6 +90,10 @@ class TDPOConfig(Arguments):
             found.append(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing!r}")
         if self.max_length is not None and not (type(self.max_length) is int and self.max_length >= 2):
             found.append(f"max_length must be a whole number of at least 2 tokens or None, got {self.max_length!r}")
+        if self.counted_turns not in get_args(CountedTurns):
+            found.append(
+                f"counted_turns must be one of {', '.join(get_args(CountedTurns))}, got {self.counted_turns!r}"
+            )
         if self.head_impl not in get_args(HeadImpl):
             found.append(f"head_impl must be one of {', '.join(get_args(HeadImpl))}, got {self.head_impl!r}")
         if self.reference not in get_args(ReferenceSource):

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..batches import TokenizedPairs, tokenize_pairs
+from ..chat_templates import template_columns
 from ..config import Recipe
+from ..models import ModelFacts
 from ..preferences import PreferenceRow, Preferences, load_preferences
 
 
@@ -44,7 +46,7 @@ def _load(key: str, source: str, split: str, on_bad_rows: Literal["error", "skip
 
 def _hold_out(rows: Preferences, fraction: float, seed: int) -> RecipeData:
     """Hold out by prompt: pairs of one prompt stay on one side, or the held-out rows would not be new."""
-    prompts = list(dict.fromkeys(_key(row) for row in rows.rows))
+    prompts = list(dict.fromkeys(prompt_key(row) for row in rows.rows))
     count = round(len(prompts) * fraction)
     if not 0 < count < len(prompts):
         raise ValueError(
@@ -52,22 +54,34 @@ def _hold_out(rows: Preferences, fraction: float, seed: int) -> RecipeData:
             "that leaves prompts on both sides"
         )
     chosen = set(random.Random(f"{seed}/held-out").sample(prompts, count))
-    train = [row for row in rows.rows if _key(row) not in chosen]
-    held_out = [row for row in rows.rows if _key(row) in chosen]
+    train = [row for row in rows.rows if prompt_key(row) not in chosen]
+    held_out = [row for row in rows.rows if prompt_key(row) in chosen]
     name = f"{rows.source} (held out {fraction:g} of the prompts)"
     return RecipeData(Preferences(train, rows.problems, rows.source), Preferences(held_out, [], name))
 
 
-def _key(row: PreferenceRow) -> str:
-    return json.dumps(row.prompt, sort_keys=True, default=str)
+def prompt_key(row: PreferenceRow) -> str:
+    """What makes two prompts the same: their text, and what the chat template is given besides."""
+    besides = template_columns(row.extra)
+    return json.dumps([row.prompt, besides] if besides else row.prompt, sort_keys=True, default=str)
 
 
 def tokenize_data(
-    data: RecipeData, tokenizer: object, max_length: int | None, end_ids: set[int]
+    data: RecipeData, recipe: Recipe, tokenizer: object, facts: ModelFacts
 ) -> tuple[TokenizedPairs, TokenizedPairs | None]:
     """Both sides tokenised; what was cut or dropped is in their reports."""
-    train = tokenize_pairs(data.train.rows, tokenizer, max_length, end_ids=end_ids)
-    held_out = None
-    if data.eval is not None:
-        held_out = tokenize_pairs(data.eval.rows, tokenizer, max_length, end_ids=end_ids)
-    return train, held_out
+    held_out = None if data.eval is None else tokenize_rows(data.eval, recipe, tokenizer, facts)
+    return tokenize_rows(data.train, recipe, tokenizer, facts), held_out
+
+
+def tokenize_rows(rows: Preferences, recipe: Recipe, tokenizer: object, facts: ModelFacts) -> TokenizedPairs:
+    """Rows as the recipe trains on them; `tdpo doctor` and evaluation ask here too. Raises as `tokenize_pairs`."""
+    limit = facts.max_length(recipe.data.max_length)
+    return tokenize_pairs(
+        rows.rows,
+        tokenizer,
+        limit,
+        end_ids=facts.end_token_ids,
+        on_bad_rows=recipe.data.on_bad_rows,
+        counted_turns=recipe.data.counted_turns,
+    )

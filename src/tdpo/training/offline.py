@@ -182,7 +182,13 @@ class TDPOTrainer(CheckpointedTrainer):
             if isinstance(dataset, TokenizedPairs):
                 tokenized = dataset
             else:
-                tokenized = tokenize_pairs(_rows(dataset, name), tokenizer, max_length, end_ids=facts.end_token_ids)
+                tokenized = tokenize_pairs(
+                    _rows(dataset, name),
+                    tokenizer,
+                    max_length,
+                    end_ids=facts.end_token_ids,
+                    counted_turns=args.counted_turns,
+                )
             self.tokenization[name] = tokenized.report.as_dict()
             for sentence in tokenized.report.warnings():
                 logger.warning("%s data: %s", name, sentence)
@@ -271,6 +277,19 @@ class TDPOTrainer(CheckpointedTrainer):
         pairs = eval_dataset if named else self._tokenize(metric_key_prefix, eval_dataset)
         with self._meter.paused():
             return super().evaluate(pairs, ignore_keys, metric_key_prefix)
+
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """The numbers of `evaluate` on `test_dataset` (anything that the constructor takes) as the `metrics` of
+        transformers' PredictionOutput; of pairs there are no other predictions."""
+        pairs: Any = self._tokenize(metric_key_prefix, test_dataset)
+        if pairs is None or isinstance(pairs, dict):
+            raise ValueError("predict() needs one dataset of rows with prompt, chosen and rejected")
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            with self._meter.paused():
+                return super().predict(pairs, ignore_keys, metric_key_prefix)
+        finally:
+            self.args.dataloader_drop_last = drop
 
     def get_eval_dataloader(self, eval_dataset: Any | None = None) -> Any:
         """As transformers', but `dataloader_drop_last` drops nothing here: an evaluation counts every pair."""

@@ -110,9 +110,9 @@ class PPOTrainer(CheckpointedTrainer):
         self.train_prompts = prompts_of(train_dataset, "train_dataset")
         self.eval_prompts = None if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
         for prompts in (self.train_prompts, self.eval_prompts or []):
-            encoded = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
-            named = zip((f"{i} ({prompt.id})" for i, prompt in enumerate(prompts)), encoded, strict=True)
-            check_fit(model, dict(named), args.max_new_tokens)
+            names = [f"{i} ({prompt.id})" for i, prompt in enumerate(prompts)]
+            encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts], names)
+            check_fit(model, dict(zip(names, encoded, strict=True)), args.max_new_tokens)
         self.rewards: Rewards = rewards_of(reward_funcs, args.reward_weights, tokenizer, device=args.device)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
@@ -393,6 +393,10 @@ class PPOTrainer(CheckpointedTrainer):
         self.log(dict(metrics))  # which adds what is no metric
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, test_dataset: Any, *_: Any, **__: Any) -> Any:
+        """Not here: what a policy answers is sampled and scored by `evaluate(prompts)`."""
+        raise ValueError("PPO has prompts and no labels to predict: call evaluate(prompts) instead of predict(prompts)")
 
     # ---- checkpoints ----
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..chat_templates import TemplateRefusal
 from ..config import PPORecipe
 from ..environments import Environment, Prompt
 from ..environments.files import load_function, load_prompts
+from ..generation import encode_prompts
 from .rewards import Reward, Rewards, rewards_of
 
 
@@ -20,7 +22,7 @@ def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
     """
     if recipe.environment is not None:
         return recipe.environment.load()
-    train, held_out, _ = read_recipe_prompts(recipe)
+    train, held_out, _ = read_usable_prompts(recipe, tokenizer)
     rewards = recipe_rewards(recipe, tokenizer)
     assert recipe.prompts is not None
     return Environment(
@@ -54,6 +56,50 @@ def read_recipe_prompts(recipe: PPORecipe) -> tuple[list[Prompt], list[Prompt], 
     held_out = load_prompts(source.eval, split="test", on_bad_rows=source.on_bad_rows)
     described["eval"] = _described(held_out.source, held_out.prompts, held_out.problems)
     return train.prompts, held_out.prompts, described
+
+
+def read_usable_prompts(
+    recipe: PPORecipe, tokenizer: Any
+) -> tuple[list[Prompt], list[Prompt], dict[str, dict[str, Any]]]:
+    """`read_recipe_prompts`, without the prompts that the chat template refuses where the recipe skips bad rows.
+
+    Raises:
+        TemplateRefusal, ValueError: a prompt that cannot be rendered, named; also where none would be left.
+    """
+    train, held_out, described = read_recipe_prompts(recipe)
+    skips = recipe.prompts is not None and recipe.prompts.on_bad_rows == "skip"
+    kept = []
+    for name, prompts in (("train", train), ("eval", held_out)):
+        usable, refused = _rendered(prompts, tokenizer, skips)
+        if refused:
+            part = described[name]
+            described[name] = {
+                **part,
+                "prompts": len(usable),
+                "skipped": part["skipped"] + len(refused),
+                "problems": [*part["problems"], *refused],
+                "refused_by_template": len(refused),
+            }
+        kept.append(usable)
+    return kept[0], kept[1], described
+
+
+def _rendered(prompts: list[Prompt], tokenizer: Any, skips: bool) -> tuple[list[Prompt], list[str]]:
+    """Prompts that the chat template renders, and its words on those that it refuses."""
+    usable, refused, first = [], [], None
+    for prompt in prompts:
+        try:
+            encode_prompts(tokenizer, [prompt.rendered_from], [prompt.id])
+        except TemplateRefusal as refusal:
+            if not skips or isinstance(refusal.__cause__, TimeoutError):
+                raise
+            refused.append(str(refusal))
+            first = first or refusal
+        else:
+            usable.append(prompt)
+    if first is not None and not usable:
+        raise first
+    return usable, refused
 
 
 def _described(source: str, prompts: list[Prompt], problems: Sequence[Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from ..config import PPORecipe
-from ..generation import encode_prompts
 from ..models import load_tokenizer
 from ..policy_gradient import KLConstraint
 from ..runs import RunDirectory
@@ -19,7 +18,7 @@ from .launch import last_log, load_policy, save_trained, split_batch, versions_o
 from .model_card import ppo_model_card
 from .online import PPOTrainer
 from .ppo_config import PPOConfig
-from .ppo_data import read_recipe_prompts, recipe_rewards
+from .ppo_data import read_usable_prompts, recipe_rewards
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +53,12 @@ def train_ppo(
     if recipe.ppo.num_threads:
         torch.set_num_threads(recipe.ppo.num_threads)
     checkpoint = run.checkpoints().newest if resume else None
-    train_prompts, held_out, described = read_recipe_prompts(recipe)
+    tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
+    train_prompts, held_out, described = read_usable_prompts(recipe, tokenizer)
     run.write_json("data.json", described)
     for name, part in described.items():
         if part["skipped"]:
             say(f"{part['skipped']} broken rows of the {name} prompts were left out; data.json names them")
-    tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
-    encode_prompts(tokenizer, [prompt.prompt for prompt in (*train_prompts, *held_out)])
     rewards = recipe_rewards(recipe, tokenizer)
     warn_of_slow_dtype(recipe.model.dtype, say)
     set_seed(recipe.seed)

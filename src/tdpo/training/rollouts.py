@@ -110,7 +110,7 @@ def sample_completions(
         seed=seed,
         batch_size=args.rollout_batch_size,
     )
-    texts = [prompt.prompt for prompt in prompts]
+    texts = [prompt.rendered_from for prompt in prompts]
     indices = list(range(first, first + len(prompts)))
     started = time.perf_counter()
     if args.merge_adapter:

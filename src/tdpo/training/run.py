@@ -58,7 +58,7 @@ def train(
     data = read_data(recipe)
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=recipe.model.trust_remote_code)
-    pairs = tokenize_data(data, tokenizer, facts.max_length(recipe.data.max_length), facts.end_token_ids)
+    pairs = tokenize_data(data, recipe, tokenizer, facts)
     described = _describe_data(data, pairs)
     run.write_json("data.json", described)
     for sentence in (s for part in pairs if part for s in part.report.warnings()):
@@ -110,6 +110,7 @@ def trainer_arguments(recipe: Recipe) -> TDPOConfig:
         label_smoothing=loss.label_smoothing,
         **strength,
         max_length=recipe.data.max_length,
+        counted_turns=recipe.data.counted_turns,
         reference=training.reference,
         reference_cache_dir=training.reference_cache_dir,
         prefix_sharing=training.prefix_sharing,

@@ -1,0 +1,87 @@
+"""Texts and conversations as token ids, with one beginning-of-sequence token at most."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+
+from tdpo.preferences import Text
+
+from .conversations import Conversation, PromptInput
+from .rendering import apply, render
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Encoder:
+    """A tokenizer with what was asked of it once. `begun_twice` counts texts that lost a second beginning token."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.begun_twice = 0
+
+    @cached_property
+    def _wrapping(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts before and behind every text."""
+        bare = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+        whole = list(self.tokenizer("a")["input_ids"])
+        for start in range(len(whole) - len(bare) + 1):
+            if bare and whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
+        return [], []
+
+    def plain(self, text: str, *, is_prompt: bool = False) -> list[int]:
+        """The ids of a text; without the tokens with which a tokenizer ends every text where it `is_prompt`."""
+        ids = self._begun_once(list(self.tokenizer(text)["input_ids"]))
+        behind = self._wrapping[1] if is_prompt else []
+        return ids[: -len(behind)] if behind and ids[-len(behind) :] == behind else ids
+
+    def rendered(self, text: str) -> list[int]:
+        """The ids of what a chat template wrote, to which the tokenizer adds nothing."""
+        return self._begun_once(list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+    def prompt(self, prompt: PromptInput) -> list[int]:
+        """The ids of a prompt up to where the answer begins.
+
+        Raises TemplateRefusal; ValueError for messages where the tokenizer has no chat template.
+        """
+        if isinstance(prompt, str):
+            return self.plain(prompt, is_prompt=True)
+        return self.rendered(self.render(prompt, generation_prompt=True))
+
+    def render(self, prompt: Conversation | Text, *, generation_prompt: bool = False) -> str:
+        """The text of a conversation. Raises as `prompt`."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError(
+                "is a conversation, but the tokenizer has no chat template. Use an instruct model's tokenizer, set "
+                "tokenizer.chat_template, or bring plain text."
+            )
+        assert not isinstance(prompt, str)
+        conversation = prompt if isinstance(prompt, Conversation) else Conversation(prompt)
+        return render(self.tokenizer, conversation, generation_prompt=generation_prompt)
+
+    def generation_mask(self, conversation: Conversation) -> tuple[list[int], list[int]] | None:
+        """The ids of a conversation, and 1 for each that the template marks as generated; None where it marks none."""
+        template = self.tokenizer.get_chat_template(tools=conversation.tools)
+        if not GENERATION.search(template):
+            return None
+        asked = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        masked = apply(self.tokenizer, conversation, asked)
+        ids, mask = list(masked["input_ids"]), list(masked["assistant_masks"])
+        begun = self._begun_once(ids)
+        return begun, mask[len(ids) - len(begun) :]
+
+    def _begun_once(self, ids: list[int]) -> list[int]:
+        """A text may hold the beginning-of-sequence token already, as a rendered conversation does."""
+        start = self._wrapping[0]
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        if not start and bos is not None:
+            start = [bos]
+        count = len(start)
+        if not count or ids[: 2 * count] != [*start, *start]:
+            return ids
+        self.begun_twice += 1
+        while ids[: 2 * count] == [*start, *start]:
+            ids = ids[count:]
+        return ids

@@ -1,0 +1,49 @@
+"""What `tdpo doctor` says about prompts and the chat template: that every prompt can be rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ._machine_checks import Check
+
+if TYPE_CHECKING:
+    from ..config import AnyRecipe
+    from ..environments import Prompt
+
+
+def template_checks(recipe: AnyRecipe) -> Iterator[Check]:
+    """Prompts that are sampled from, rendered as sampling itself would. Raises what sampling raises."""
+    from ..config import PPORecipe
+    from ..generation import encode_prompts
+    from ..models import load_tokenizer
+    from ..training.ppo_data import read_usable_prompts
+
+    if recipe.environment is None and not isinstance(recipe, PPORecipe):
+        return
+    try:
+        tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
+        asked = _prompts(recipe)
+    except (OSError, ValueError):  # the checks of the model, and of prompts or environment, say so
+        return
+    if isinstance(recipe, PPORecipe):
+        train, held_out, described = read_usable_prompts(recipe, tokenizer)
+        asked = [*train, *held_out]
+        for name, part in described.items():
+            if part.get("refused_by_template"):
+                text = f"{part['refused_by_template']} are refused by the chat template and skipped"
+                yield Check(f"prompts.{name}", "note", text)
+    encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in asked], [prompt.id for prompt in asked])
+    yield Check("prompts rendered", "ok", f"{len(encoded)} prompts, the longest of {max(map(len, encoded))} tokens")
+
+
+def _prompts(recipe: AnyRecipe) -> list[Prompt]:
+    from ..config import PPORecipe
+    from ..training.ppo_data import read_recipe_prompts
+
+    if isinstance(recipe, PPORecipe):
+        train, held_out, _ = read_recipe_prompts(recipe)
+        return [*train, *held_out]
+    assert recipe.environment is not None
+    environment = recipe.environment.load()
+    return [*environment.train, *environment.held_out]
