@@ -83,7 +83,7 @@ BROKEN: list[tuple[bytes, str, Reason, str]] = [
     (line(rejected=[B, A]), "rejected[1]", Reason.ASSISTANT_TWICE, "roles: assistant, assistant"),
     (line(tools="[{"), "tools", Reason.BAD_TOOLS, "'[{'"),
     (line(tools='{"name": "f"}'), "tools", Reason.BAD_TOOLS, "dict"),
-    (line(tools=["f"]), "tools", Reason.BAD_TOOLS, "['f']"),
+    (line(tools=["f"]), "tools[0]", Reason.BAD_TOOLS, "str: 'f'"),
     (line(prompt="p", chosen="c", rejected="r", tools=[{}]), "tools", Reason.NEEDS_TEMPLATE, "[{}]"),
     (line(chat_template_kwargs="no"), "chat_template_kwargs", Reason.BAD_TEMPLATE_KWARGS, "str: 'no'"),
     (line(chat_template_kwargs={"tokenize": True}), "chat_template_kwargs.tokenize", Reason.RESERVED_KWARG, "True"),

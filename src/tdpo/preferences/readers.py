@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,12 +24,28 @@ def read_parquet(path: Path) -> Read:
     row = 0
     try:
         with pq.ParquetFile(path) as file:
+            types = {field.name: field.type for field in file.schema_arrow if "arrow.json" in str(field.type)}
             for batch in file.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     row += 1
-                    yield Record(row, values)
+                    yield Record(row, values | {name: _from_json(values[name], types[name]) for name in types})
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UnreadablePreferences(f"{path}: not readable as Parquet after record {row} ({error}).") from error
+
+
+def _from_json(value: Any, kind: Any) -> Any:
+    """`value` with the parts that Arrow keeps as JSON decoded, as `datasets` does on reading (its feature `Json`)."""
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return json.loads(value)
+    if pa.types.is_struct(kind):
+        return {field.name: _from_json(value[field.name], field.type) for field in kind}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return [_from_json(part, kind.value_type) for part in value]
+    return value
 
 
 def _whatever_is_wanted(read: Callable[[Path], Read]) -> Callable[[Path, Wanted], Read]:

@@ -130,7 +130,10 @@ def shown(value: object, near: int = 0) -> str:
 
     A long string is shown around position `near`.
     """
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except RecursionError:  # an object within an object within …
+        text = f"{type(value).__name__} …"
     start = max(0, near - SHOWN_CHARACTERS // 2) if len(text) > SHOWN_CHARACTERS else 0
     kept = text[start : start + SHOWN_CHARACTERS]
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept)

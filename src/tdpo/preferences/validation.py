@@ -67,7 +67,10 @@ def _check_rows(records: list[Record], source: str) -> tuple[list[PreferenceRow]
     problems: list[RowProblem] = []
     seen: dict[bytes, int] = {}
     for record in records:
-        row, findings = _check_row(record, source, prompt_required)
+        try:
+            row, findings = _check_row(record, source, prompt_required)
+        except RecursionError:
+            row, findings = None, [Finding("row", Reason.TOO_DEEP, shown(record.values))]
         if row is not None:
             first = seen.setdefault(_digest(row), row.row)
             if first == row.row:
