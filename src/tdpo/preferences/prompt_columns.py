@@ -48,13 +48,19 @@ def unused_columns(
     candidates = [name for name in columns if name not in but and (name == also or looks_like_prompt(name))]
     missed: dict[str, list[int]] = {name: [] for name in candidates}
     for number, row in rows if candidates else ():
-        given = {name: [_plain(part) for part in _parts(row.get(name))] for name in candidates}
-        if any(given.values()):
-            asked = _plain("\n".join(_asked(row)))
-            for name, parts in given.items():
-                if any(part not in asked for part in parts):
-                    missed[name].append(number)
+        for name in _missed(row, candidates):
+            missed[name].append(number)
     return [Unused(name, len(numbers), numbers[0]) for name, numbers in missed.items() if numbers]
+
+
+def _missed(row: Mapping[str, Any], candidates: Sequence[str]) -> list[str]:
+    """The columns of one row with text that the model would not be asked."""
+    try:
+        given = {name: [_plain(part) for part in _parts(row.get(name))] for name in candidates}
+        asked = _plain("\n".join(_asked(row))) if any(given.values()) else ""
+    except RecursionError:  # nested without end; the fields themselves are checked by row
+        return []
+    return [name for name, parts in given.items() if any(part not in asked for part in parts)]
 
 
 def _asked(row: Mapping[str, Any]) -> Iterator[str]:

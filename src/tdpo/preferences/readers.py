@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tdpo.preferences.formats import PAIRS, Wanted
+from tdpo.preferences.compressed import check_expanded
+from tdpo.preferences.formats import PAIRS, PROMPTS, Wanted
 from tdpo.preferences.rows import UnreadablePreferences
-from tdpo.preferences.text_files import Read, Record, read_csv, read_json, read_json_lines
+from tdpo.preferences.text_files import Read, Record, read_csv, read_json, read_json_lines, read_text
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
@@ -25,7 +26,12 @@ def read_parquet(path: Path) -> Read:
     try:
         with pq.ParquetFile(path) as file:
             types = {field.name: field.type for field in file.schema_arrow if "arrow.json" in str(field.type)}
+            size, groups = path.stat().st_size, range(file.num_row_groups)
+            expanded = sum(file.metadata.row_group(i).total_byte_size for i in groups)
+            check_expanded(path, expanded, size)  # what is declared; a dictionary can stand for much more
+            expanded = 0
             for batch in file.iter_batches(batch_size=1024):
+                check_expanded(path, expanded := expanded + batch.nbytes, size)
                 for values in batch.to_pylist():
                     row += 1
                     yield Record(row, values | {name: _from_json(values[name], types[name]) for name in types})
@@ -56,14 +62,14 @@ def _whatever_is_wanted(read: Callable[[Path], Read]) -> Callable[[Path, Wanted]
 READERS: dict[str, Callable[[Path, Wanted], Read]] = {
     ".jsonl": _whatever_is_wanted(read_json_lines),
     ".ndjson": _whatever_is_wanted(read_json_lines),
-    ".jsonl.gz": _whatever_is_wanted(read_json_lines),
     ".json": read_json,
-    ".json.gz": read_json,
     ".csv": read_csv,
-    ".csv.gz": read_csv,
     ".tsv": read_csv,
+    ".txt": _whatever_is_wanted(read_text),
     ".parquet": _whatever_is_wanted(read_parquet),
 }
+READERS |= {f"{suffix}.gz": read for suffix, read in READERS.items() if suffix != ".parquet"}
+PLAIN_TEXT = (".txt", ".txt.gz")  # lines without columns: prompts can be read from them, pairs cannot
 
 
 def read_source(source: str | Path, split: str, wanted: Wanted = PAIRS) -> Read:
@@ -74,7 +80,7 @@ def read_source(source: str | Path, split: str, wanted: Wanted = PAIRS) -> Read:
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return _reader_for(path)(path, wanted)
+        return _reader_for(path, wanted)(path, wanted)
     if path.is_dir():
         return read_dataset(_load_folder(path, split), str(source))
     name = str(source)
@@ -102,12 +108,14 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in sorted(READERS, key=len, reverse=True) if name.endswith(suffix)), "")
 
 
-def _reader_for(path: Path) -> Callable[[Path, Wanted], Read]:
+def _reader_for(path: Path, wanted: Wanted) -> Callable[[Path, Wanted], Read]:
     suffix = _suffix(path)
-    if not suffix:
+    readable = [name for name in READERS if wanted == PROMPTS or name not in PLAIN_TEXT]
+    if suffix not in readable:
+        plain = [name for name in readable if not name.endswith(".gz")]
         raise UnreadablePreferences(
-            f"{path}: files of this kind ({path.suffix or 'no suffix'}) are not read. "
-            f"Known are {', '.join(READERS)}, a folder saved by `datasets`,"
+            f"{path}: files of this kind ({suffix or path.suffix or 'no suffix'}) are not read. "
+            f"Known are {', '.join(plain)} (but for Parquet also with .gz), a folder saved by `datasets`,"
             " or the name of a dataset on the Hugging Face hub."
         )
     return READERS[suffix]
