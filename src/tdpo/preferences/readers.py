@@ -30,7 +30,7 @@ def read_parquet(path: Path) -> Read:
             expanded = sum(file.metadata.row_group(i).total_byte_size for i in groups)
             check_expanded(path, expanded, size)  # what is declared; a dictionary can stand for much more
             expanded = 0
-            for batch in file.iter_batches(batch_size=1024):
+            for batch in file.iter_batches(batch_size=128):  # few, as each may be far larger than the file
                 check_expanded(path, expanded := expanded + batch.nbytes, size)
                 for values in batch.to_pylist():
                     row += 1
