@@ -185,8 +185,9 @@ def test_a_plain_installation_says_what_the_command_line_needs() -> None:
         (["merge", "nowhere", "."], ". exists and is not empty"),
         (["generate", "smollm2-135m", "-p", "a", "-f", "b"], "give one of them"),
         (["generate", "smollm2-135m", "-p", ""], "is empty"),
-        (["generate", "smollm2-135m", "-f", "none.txt"], "none.txt: No such file"),
-        (["generate", "smollm2-135m", "-f", "broken.jsonl"], 'broken.jsonl:3: expected an object {"prompt": …}'),
+        (["generate", "smollm2-135m", "-f", "none.txt"], "none.txt: no such file or folder"),
+        (["generate", "smollm2-135m", "-f", "notes.md"], "files of this kind (.md) are not read. Known are .jsonl"),
+        (["generate", "smollm2-135m", "-f", "broken.jsonl"], "broken.jsonl:3: prompt: is missing (the row has promt; rename 'promt' to 'prompt')"),
         (["generate", ".", "-p", "a", "--base"], "--base needs a run directory"),
         (["generate", "x", "-p", "a", "--samples", "0"], "Invalid value for '--samples'"),
         (["evaluate", "."], "is no run directory"),
@@ -199,6 +200,7 @@ def test_a_plain_installation_says_what_the_command_line_needs() -> None:
 def test_bad_input_ends_with_a_message_and_code_2(
     call: Call, recipe_file: Path, arguments: list[str], message: str
 ) -> None:
+    Path("notes.md").write_text("a prompt?\n", encoding="utf-8")
     Path("broken.jsonl").write_text('{"prompt": "a"}\n\n{"promt": "b"}\n', encoding="utf-8")
     done = call(*arguments)
     assert done.exit_code == 2, done.output
@@ -382,6 +384,12 @@ def test_generate_reads_prompts_from_standard_input_and_files(
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": turns}) + '\n{"prompt": "plain"}\n', encoding="utf-8")
     lines = call("generate", model, *options, "-f", "a.jsonl").stdout.splitlines()
     assert [json.loads(line)["prompt"] for line in lines] == [turns, "plain"]
+    text = "one\u2028the same\x0cstill"
+    rows = json.dumps({"prompt": text, "completions": 3}, ensure_ascii=False) + "\n"
+    for name, content in (("a.txt", f"{text}\n"), ("A.JSONL", rows), ("a.ndjson", rows), ("a.csv", f'prompt\n"{text}"\n')):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        lines = call("generate", model, *options, "-f", name).stdout.split("\n")
+        assert [json.loads(line)["prompt"] for line in lines if line] == [text], name
     longer = [model, "-p", "one", "--max-new-tokens", "8", "--json", "--temperature", "0"]
     chat, raw = (json.loads(call("generate", *longer, *flag).stdout) for flag in ([], ["--raw"]))
     assert chat["text"] != raw["text"] and chat["prompt"] == raw["prompt"] == "one"

@@ -83,7 +83,7 @@ BROKEN: list[tuple[bytes, str, Reason, str]] = [
     (line(rejected=[B, A]), "rejected[1]", Reason.ASSISTANT_TWICE, "roles: assistant, assistant"),
     (line(tools="[{"), "tools", Reason.BAD_TOOLS, "'[{'"),
     (line(tools='{"name": "f"}'), "tools", Reason.BAD_TOOLS, "dict"),
-    (line(tools=["f"]), "tools", Reason.BAD_TOOLS, "['f']"),
+    (line(tools=["f"]), "tools[0]", Reason.BAD_TOOLS, "str: 'f'"),
     (line(prompt="p", chosen="c", rejected="r", tools=[{}]), "tools", Reason.NEEDS_TEMPLATE, "[{}]"),
     (line(chat_template_kwargs="no"), "chat_template_kwargs", Reason.BAD_TEMPLATE_KWARGS, "str: 'no'"),
     (line(chat_template_kwargs={"tokenize": True}), "chat_template_kwargs.tokenize", Reason.RESERVED_KWARG, "True"),
@@ -92,12 +92,18 @@ BROKEN: list[tuple[bytes, str, Reason, str]] = [
     (line(chosen_reward=float("inf")), "chosen_reward", Reason.NOT_FINITE, "inf"),
     (line(rejected_reward="high"), "rejected_reward", Reason.NOT_FINITE, "'high'"),
     (line(images=["cat.png"]), "images", Reason.IMAGES, "['cat.png']"),
+    (line(chosen=[A | {"tool_calls": "f(1)"}]), "chosen[0].tool_calls", Reason.BAD_TOOL_CALLS, "str: 'f(1)'"),
+    (line(chosen=[A | {"tool_calls": [{"name": "f", "arguments": "x=1"}]}]), "chosen[0].tool_calls[0].arguments",
+     Reason.BAD_ARGUMENTS, "str: 'x=1'; Expecting value"),
+    (line(tools=[{"name": "f", "most": float("inf")}]), "tools[0].most", Reason.NOT_JSON_VALUE, "float: inf"),
+    (line(tools=[{"name": json.loads("[" * 600 + "]" * 600)}]), "row", Reason.TOO_DEEP, "{'prompt'"),
     (line(prompt=[U | {"content": "sound 0"}]), "row", Reason.DUPLICATE, "row 1: "),
     (line(prompt="p", chosen="c", rejected="r"), "row", Reason.MIXED_FILE, "prompt: 'p'"),
 ]  # fmt: skip
 
-# Reasons that need another kind of file than conversational JSON Lines with explicit prompts.
-ELSEWHERE = {Reason.NOT_CSV, Reason.CELL_COUNT, Reason.PREFIX}
+# Reasons that need another kind of file than conversational JSON Lines with explicit prompts (a line of JSON in a text
+# file: see test_prompts_files).
+ELSEWHERE = {Reason.NOT_CSV, Reason.CELL_COUNT, Reason.PREFIX, Reason.ROW_AS_TEXT}
 
 
 def write_mixed(folder: Path, good: int) -> tuple[Path, list[int], list[tuple[int, str, Reason, str]]]:
@@ -277,6 +283,56 @@ def test_csv_cells_are_messages_only_if_they_look_like_messages(tmp_path: Path) 
         ("chosen[0]", Reason.NO_CONTENT),
         ("rejected[0]", Reason.NO_ROLE),
     ]
+
+
+TURNS = [{"weight": 1, "content": "It's {here}", "role": "user"}, {"content": "a", "name": None, "role": "assistant"}]
+SAYS_MESSAGES = [
+    json.dumps(TURNS),
+    json.dumps(TURNS, indent=2),
+    json.dumps(json.dumps(TURNS)),
+    str(TURNS),
+    str(tuple(TURNS)),
+    json.dumps(TURNS[1]),
+    str(TURNS[1]),
+    str([{"value": "q", "from": "human"}]),
+    str([{"role": "narrator", "content": "a"}]),
+    "[" + "\n ".join(map(str, TURNS)) + "]",  # numpy leaves out the commas
+    f"array([{TURNS[1]}], dtype=object)",
+    json.dumps(TURNS)[:-9],  # a cell that was cut
+    "{'role': 'user', 'content': 'it's'}",
+    "ChatCompletionMessage(content='Hello', refusal=None, role='assistant')",
+]
+SAYS_SOMETHING_ELSE = [
+    '{"role": "engineer", "content": "pay"}',
+    '{"messages": [{"role": "user", "content": "a request as an answer"}]}',
+    'Write [{"role": "user", "content": "x"}] there.',
+    '[{"title": "a", "content": "b"}]',
+    '[{"id": 1, "found": {"role": "user", "content": "x"}}]',
+    "{% for m in messages %}{{ m['role'] }}{% endfor %}",
+    "[1, 2]",
+    "{",
+]
+
+
+@pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])
+@pytest.mark.parametrize("text", SAYS_MESSAGES)
+def test_messages_stored_as_text_are_refused_in_any_form(text: str, field: str) -> None:
+    rows = [{"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": "q", "chosen": "c", "rejected": "r", field: text}]
+    read = preferences_from_dataset(rows, on_bad_rows="skip")
+    assert [(p.row, p.field, p.reason) for p in read.problems] == [(2, field, Reason.MESSAGES_AS_TEXT)]
+
+
+@pytest.mark.parametrize("text", SAYS_SOMETHING_ELSE)
+def test_texts_about_messages_are_texts(text: str) -> None:
+    (row,) = preferences_from_dataset([{"prompt": "p", "chosen": text, "rejected": "r"}]).rows
+    assert row.chosen == text
+
+
+def test_one_message_as_text_in_csv_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text('prompt,chosen,rejected\np,"{""content"": ""a"", ""role"": ""assistant""}",r\nq,c,r\n')
+    read = load_preferences(path, on_bad_rows="skip")
+    assert [(p.row, p.field, p.reason) for p in read.problems] == [(1, "chosen", Reason.MESSAGES_AS_TEXT)]
 
 
 def test_long_conversations_are_told_by_their_first_roles() -> None:

@@ -76,6 +76,144 @@ def test_a_prompt_under_another_name_is_not_guessed() -> None:
     assert kept.rows[0].prompt == "Q?" and kept.rows[0].extra == {"question": "Q?", "prompt_id": 1}
 
 
+ASKED = [
+    {"system": "", "question": f"How many legs has animal {i}?", "chosen": f"The animal {i} has four legs.",
+     "rejected": f"The answer is unknown for {i}."} for i in range(6)
+]  # fmt: skip
+ODD = {"system": "", "question": "hello", "chosen": "hello there, how are you", "rejected": "hello you, go away"}
+TASK = {"instruction": "Translate to French", "input": "house", "system": "You translate.", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize("odd", [[], [ODD], [ODD, ODD | {"question": "hello "}]])
+@pytest.mark.parametrize("mode", ["error", "skip"])
+def test_a_row_that_quotes_its_question_does_not_hide_the_question(odd: list[Any], mode: Any) -> None:
+    with pytest.raises(UnreadablePreferences) as caught:
+        preferences_from_dataset([*odd, *ASKED], on_bad_rows=mode)
+    message = str(caught.value)
+    assert "'question' looks like it. Rename it to 'prompt'" in message and "'system'" not in message
+    assert f"in 6 rows, first in row {1 + len(odd)}" in message and "skip" not in message
+
+
+def test_renaming_one_column_does_not_drop_the_others() -> None:
+    assert "'instruction', 'input' and 'system' look like parts of it. Write one column 'prompt'" in refused([TASK])
+    renamed = [{"prompt" if name == "instruction" else name: value for name, value in TASK.items()}]
+    message = refused(renamed)
+    assert "the columns 'input' and 'system' look like part of the prompt, but their text is not in" in message
+    assert "(in row 1)" in message and "a system text is a turn of its own" in message
+    whole = [{**renamed[0], "prompt": "You translate.\n\nTranslate to French:\n house"}]
+    assert preferences_from_dataset(whole).rows[0].extra == {"input": "house", "system": "You translate."}
+    turns = [{"role": "system", "content": "You translate."}, {"role": "user", "content": "Translate to French: house"}]
+    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    assert len(preferences_from_dataset([{**TASK, "prompt": turns, **answers}])) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Question", "SYSTEM", "system_prompt", "userInput", "Context", "history", "input-text", "Prompts", "queries?",
+     "conversation", "problem", "passage", "article", "text"],
+)  # fmt: skip
+def test_names_of_parts_of_a_prompt(name: str) -> None:
+    name = name.replace("queries?", "query")
+    for value in ("an unread text", [["earlier", "answer"]], [{"from": "human", "value": "earlier"}]):
+        assert f"'{name}' looks like part of the prompt" in refused([{**ROW, name: value}])
+        # What is empty, or no text, is no part of a prompt.
+    for value in ("", " ", [], "[]", None, 7, [{"role": "assistant", "content": "x"}]):
+        assert len(preferences_from_dataset([{**ROW, name: value}])) == 1
+
+
+@pytest.mark.parametrize("name", ["prompt_id", "question_type", "input_tokens", "context_length", "source", "model",
+                                  "system_model", "rationale", "score_chosen", "messageId"])  # fmt: skip
+def test_names_of_other_things_are_only_kept(name: str) -> None:
+    assert preferences_from_dataset([{**ROW, name: "anything"}]).rows[0].extra == {name: "anything"}
+
+
+def test_whole_conversations_beside_the_prompt_are_no_part_that_is_missing() -> None:
+    """As ultrafeedback_binarized: the prompt as text, conversations that repeat it, and the chosen one once more."""
+    asked, *answers = ({"role": role, "content": c} for role, c in (("user", "q"), ("assistant", "a"), ("assistant", "b")))
+    row = {"prompt": "q", "chosen": [asked, answers[0]], "rejected": [asked, answers[1]], "messages": [asked, answers[0]]}
+    assert len(preferences_from_dataset([row])) == 1
+
+
+def test_parts_of_prompts_are_named_in_every_source(tmp_path: Path) -> None:
+    import datasets
+
+    write_preferences(tmp_path / "a.jsonl", [TASK])
+    dataset = datasets.Dataset.from_list([TASK])
+    dataset.to_parquet(tmp_path / "a.parquet")
+    dataset.to_csv(tmp_path / "a.csv")
+    dataset.save_to_disk(tmp_path / "saved")
+    for source in ("a.jsonl", "a.parquet", "a.csv", "saved"):
+        with pytest.raises(UnreadablePreferences, match="'instruction', 'input' and 'system' look like parts"):
+            load_preferences(tmp_path / source)
+    assert "'instruction', 'input' and 'system' look like parts" in refused(dataset)
+
+
+@pytest.mark.parametrize("mode", ["error", "skip"])
+def test_answers_alone_are_not_split_into_prompts(mode: Any) -> None:
+    bare = [{side: row[side] for side in ("chosen", "rejected")} for row in ASKED]
+    other = [{"chosen": f"Yes {i}", "rejected": f"No {i}"} for i in range(3)]
+    for rows, why in (
+        (bare, "in 6 of 6 rows what they share ends inside a word (row 1: 'The an' before 'imal 0 has four legs.')"),
+        (bare + other, "in 3 of 9 rows (first in row 7) chosen and rejected share no beginning"),
+    ):
+        with pytest.raises(UnreadablePreferences) as caught:
+            preferences_from_dataset(rows, on_bad_rows=mode)
+        assert why in str(caught.value) and "Add a column 'prompt'" in str(caught.value)
+
+
+def test_prompts_within_the_responses_are_still_found() -> None:
+    rows = [{"chosen": f"Q: {i}?\nA: yes", "rejected": f"Q: {i}?\nA: no"} for i in range(9)]
+    rows += [{"chosen": f"Q: {i}?\nA: good day", "rejected": f"Q: {i}?\nA: goodbye"} for i in range(9, 13)]
+    assert [row.prompt[-3:] for row in preferences_from_dataset(rows).rows] == ["\nA:"] * 9 + ["ood"] * 4
+    chinese = [{"chosen": f"问题{i}答案是", "rejected": f"问题{i}答复否"} for i in range(6)]
+    assert len(preferences_from_dataset(chinese)) == 6
+
+
+@pytest.mark.parametrize(
+    "columns", [("prompts", "completions"), ("prompt", "responses", "scores"), ("Prompts", "Completions"), ("answers",)]
+)
+def test_lists_of_responses_are_no_misspelt_pairs(columns: tuple[str, ...]) -> None:
+    message = refused([dict.fromkeys(columns, ["x"])])
+    assert " a prompt. Write one row a pair: 'prompt' with its text" in message and "Rename" not in message
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz"])
+def test_a_file_that_expands_without_end_is_refused_soon(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(b" " * (90 << 20)))
+    with pytest.raises(UnreadablePreferences, match=r"the file of \d+ KiB expands more than 200-fold") as caught:
+        load_preferences(tmp_path / name)
+    assert "set TDPO_MAX_EXPANDED_MIB to the MiB that it may expand to" in str(caught.value)
+    at = float(str(caught.value).partition(" MiB)")[0].rpartition(" to ")[2])
+    assert 64 <= at < 66, "where it stops does not depend on where the file ends"
+
+
+def test_the_limit_of_expansion_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**ROW, "prompt": f"{i} " + "p" * 10_000} for i in range(300)]  # 3 MB that shrink to a few kB
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    assert len(load_preferences(path)) == 300
+    monkeypatch.setenv("TDPO_MAX_EXPANDED_MIB", "2")
+    with pytest.raises(UnreadablePreferences, match=r"expands to more than 2 MiB.*set TDPO_MAX_EXPANDED_MIB"):
+        load_preferences(path)
+    monkeypatch.setenv("TDPO_MAX_EXPANDED_MIB", "4")
+    assert len(load_preferences(path)) == 300
+    monkeypatch.setenv("TDPO_MAX_EXPANDED_MIB", "lots")
+    with pytest.raises(UnreadablePreferences, match="TDPO_MAX_EXPANDED_MIB is 'lots'; it must be a number of MiB"):
+        load_preferences(path)
+
+
+def test_a_parquet_file_that_expands_without_end_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.array(["p" * 200_000]).dictionary_encode()
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 400, pa.int32()), text.dictionary)
+    pq.write_table(pa.table({name: repeated for name in ROW}), tmp_path / "a.parquet", store_schema=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 1_000_000
+    with pytest.raises(UnreadablePreferences, match=r"a\.parquet: the file of .* expands more than 200-fold"):
+        load_preferences(tmp_path / "a.parquet")
+
+
 def test_values_that_are_no_dataset() -> None:
     assert "holds several datasets ('train', 'test')" in refused({"train": [ROW], "test": [ROW]})
     assert "not str" in refused("pairs")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tdpo.environments import FunctionError, Prompt, load_function, load_prompts, read_prompts
-from tdpo.preferences import BadPreferences, UnreadablePreferences
+from tdpo.preferences import BadPreferences, Reason, UnreadablePreferences, load_preferences
+from tdpo.training.rewards import prompts_of
 
 USER = {"role": "user", "content": "Say hello."}
 ANSWER = {"role": "assistant", "content": "Hello."}
@@ -63,6 +64,43 @@ def test_every_format_gives_the_same_prompts(tmp_path: Path, kind: str) -> None:
     path = save(tmp_path, kind)
     found = read_prompts(path, split="held")
     assert found == [Prompt(f"p.{kind}:{n}", row["prompt"], {"mood": row["mood"]}) for n, row in enumerate(ROWS, 1)]
+
+
+@pytest.mark.parametrize("name", ["P.JSONL", "p.ndjson", "p.NDJSON.gz", "p.Csv", "p.tsv.gz", "P.TSV", "p.json.gz"])
+def test_the_case_of_a_suffix_and_compression_do_not_matter(tmp_path: Path, name: str) -> None:
+    form = name.lower().removesuffix(".gz").rpartition(".")[2]
+    text = {"json": json.dumps(ROWS), "csv": "mood,prompt\n", "tsv": "mood\tprompt\n"}.get(form, "")
+    for row in ROWS if form != "json" else []:
+        text += {"csv": "{mood},{prompt}", "tsv": "{mood}\t{prompt}"}.get(form, "").format(**row) or json.dumps(row)
+        text += "\n"
+    content = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert [(p.prompt, p.columns) for p in read_prompts(tmp_path / name)] == [
+        (row["prompt"], {"mood": row["mood"]}) for row in ROWS
+    ]
+
+
+MARKS = "one\u2028and\u2029the\x85same\x0band\x0cstill \x1c it"
+
+
+def test_lines_end_at_newlines_and_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbf" + f"{MARKS}\r\n\n  \nsecond \n[1] third".encode())
+    found = read_prompts(tmp_path / "p.txt")
+    assert [(p.id, p.prompt) for p in found] == [("p.txt:1", MARKS), ("p.txt:4", "second "), ("p.txt:5", "[1] third")]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": MARKS}, ensure_ascii=False) + "\n", encoding="utf-8")
+    (tmp_path / "p.csv").write_text(f'prompt\n"{MARKS}"\n', encoding="utf-8")
+    assert [read_prompts(tmp_path / name)[0].prompt for name in ("p.jsonl", "p.csv")] == [MARKS, MARKS]
+
+
+def test_text_files_hold_prompts_and_nothing_else(tmp_path: Path, write: Write) -> None:
+    (tmp_path / "p.txt").write_bytes(b'fine\n{"prompt": "a row"}\ncaf\xe9\n[{"content": "x", "role": "user"}]\n{"a": 1}\n')
+    read = load_prompts(tmp_path / "p.txt", on_bad_rows="skip")
+    assert [p.prompt for p in read.prompts] == ["fine", '{"a": 1}']
+    assert [(p.row, p.reason) for p in read.problems] == [
+        (2, Reason.ROW_AS_TEXT), (3, Reason.NOT_UTF8), (4, Reason.MESSAGES_AS_TEXT),
+    ]  # fmt: skip
+    with pytest.raises(UnreadablePreferences, match=r"files of this kind \(.txt\) are not read"):
+        load_preferences(tmp_path / "p.txt")
 
 
 def test_messages_stay_messages_also_in_one_row_and_in_csv(write: Write, tmp_path: Path) -> None:
@@ -128,6 +166,54 @@ def test_bad_rows_can_be_skipped_and_are_counted(write: Write) -> None:
         read_prompts(path, on_bad_rows="ignore")  # type: ignore[arg-type]
 
 
+def test_tools_beside_plain_text_and_reserved_arguments_are_refused(write: Write) -> None:
+    path = write(
+        {"prompt": "plain", "tools": [{"name": "f"}]},
+        {"prompt": "plain", "chat_template_kwargs": {"tokenize": True}},
+        {"prompt": "plain", "tools": [], "chat_template_kwargs": {}},
+    )
+    assert [line.partition(" (")[0] for line in faults(path)] == [
+        "1: tools: needs a chat template, but the row is plain text",
+        "2: chat_template_kwargs.tokenize: sets an argument that the tokenisation sets itself",
+    ]
+
+
+# Rows in memory
+
+
+def test_rows_in_memory_are_checked_as_those_of_files() -> None:
+    import datasets
+
+    calls = [{"name": "f", "arguments": '{"x": 1}'}, {"name": "g", "arguments": '{}'}]
+    turns = [USER, {"role": "assistant", "content": "", "tool_calls": calls}, {"role": "tool", "content": "1"}]
+    rows: list[Any] = [{"prompt": [USER], "answer": 1}, {"prompt": turns, "answer": 2}]
+    for given in (rows, datasets.Dataset.from_list(rows)):
+        found = prompts_of(given, "rows")
+        assert [p.id for p in found] == ["rows:0", "rows:1"] and [p.columns["answer"] for p in found] == [1, 2]
+        assert found[0].prompt == [USER]
+        assert found[1].prompt[1]["tool_calls"] == [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]
+    made = Prompt("mine", "text", {"a": 1})
+    assert prompts_of(["plain", made, [USER]], "rows") == [Prompt("rows:0", "plain"), made, Prompt("rows:2", [USER])]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "a", "completions": "b"}], "the column 'completions' has the name of an argument"),
+        ([{"prompt": "a"}, {"prompt": "b", "prompts": "b"}], "the column 'prompts'"),
+        ([Prompt("mine", "a", {"completions": 1})], "the column 'completions' has the name of an argument"),
+        ([{"prompt": "a", "context": "b"}], "the column 'context' looks like part of the prompt"),
+        ([{"prompt": "a"}, {"prompt": str([ANSWER])}], "rows:1: prompt: is text that looks like a list of messages"),
+        (["a", {"prompt": [{"role": "user", "content": ""}]}], r"rows:1: prompt\[0\].content: is empty"),
+        ([{"prompt": [USER, ANSWER]}], "rows:0: prompt: ends with an assistant turn"),
+    ],
+)
+def test_rows_in_memory_with_faults_are_refused_at_once(rows: list[Any], message: str) -> None:
+    with pytest.raises((UnreadablePreferences, BadPreferences), match=message) as caught:
+        prompts_of(rows, "rows")
+    assert "on_bad_rows" not in str(caught.value), "rows in memory cannot be skipped"
+
+
 # Sources with faults
 
 
@@ -138,12 +224,23 @@ def test_bad_rows_can_be_skipped_and_are_counted(write: Write) -> None:
         ([{"question": "a"}], "no row has 'prompt'; its columns are 'question'.\n'question' looks like it: rename"),
         ([{"Prompt": "a"}], "'Prompt' looks like it"),
         ([{"messages": []}], "looks like conversations"),
+        ([{"messages": [USER, ANSWER]}], "leave out their last answer and rename 'messages'"),
+        (
+            [{"instruction": "Translate.", "input": "house", "system": ""}],
+            "'instruction' and 'input' look like parts of it. Write one column 'prompt'",
+        ),
+        (
+            [{"prompt": "Translate: house", "input": "house"}, {"prompt": "Translate.", "input": "tree"}],
+            "the column 'input' looks like part of the prompt, but its text is not in the column 'prompt' (in row 2)",
+        ),
+        ([{"prompt": [USER], "System": "Be brief."}], "the column 'System' looks like part of the prompt"),
         ([{"a": 1}], "its columns are 'a'.\nExpected is a column 'prompt'"),
         (
             [{"prompt": "a", "completions": ["b"]}],
             "'completions' has the name of an argument that every reward function",
         ),
         ([{"prompt": "a", "prompts": 1}], "'prompts' has the name of an argument"),
+        ([{"prompt": "a", "prompts": "b"}], "'prompts' looks like part of the prompt"),
     ],
 )
 def test_a_source_that_is_none_says_why(write: Write, rows: list[Any], message: str) -> None:
@@ -157,7 +254,7 @@ def test_a_source_of_another_kind_or_none_at_all(write: Write, tmp_path: Path) -
     with pytest.raises(FileNotFoundError, match=r"no such file or folder; did you mean .*p\.jsonl"):
         read_prompts(write(*ROWS).with_name("q.jsonl"))
     with pytest.raises(UnreadablePreferences, match="files of this kind"):
-        read_prompts(write(*ROWS, name="p.txt"))
+        read_prompts(write(*ROWS, name="p.md"))
     (tmp_path / "p.json").write_text('{"a": [1]}', encoding="utf-8")
     with pytest.raises(UnreadablePreferences, match=r"Expected is a list of rows.*Expected is a column 'prompt'"):
         read_prompts(tmp_path / "p.json")

@@ -5,7 +5,7 @@ what is trained on is what is sampled from. What a template does is asked of it 
 up by name.
 """
 
-from .conversations import Conversation, PromptInput, checked_columns, prompt_input, template_columns
+from .conversations import Conversation, PromptInput, prompt_input, template_columns
 from .encoding import Encoder
 from .ends import EndOfTurn, end_ids, end_of_turn, without_tail
 from .prefixes import prefix_length
@@ -19,7 +19,6 @@ __all__ = [
     "PromptInput",
     "Stopping",
     "TemplateRefusal",
-    "checked_columns",
     "end_ids",
     "end_of_turn",
     "prefix_length",

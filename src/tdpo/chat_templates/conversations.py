@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tdpo.preferences import Message, Text
-from tdpo.preferences.fields import check_options
-from tdpo.preferences.reasons import Finding
+from tdpo.preferences.fields import check_template_options
 
 TOOLS, ARGUMENTS = "tools", "chat_template_kwargs"
 
@@ -48,17 +47,10 @@ def prompt_input(text: Text, columns: Mapping[str, Any], name: str) -> PromptInp
     given = template_columns(columns)
     if not given:
         return text
-    checked, findings = checked_columns(text, given)
+    checked, findings = check_template_options(given, plain=isinstance(text, str))
     if findings:
         hint = "; give the prompt as messages, or the column another name" if isinstance(text, str) else ""
         raise ValueError(f"prompt {name}: {findings[0].field}: {findings[0].reason} ({findings[0].text}){hint}")
     if isinstance(text, str) or not checked:
         return text
     return Conversation(list(text), checked.get(TOOLS), checked.get(ARGUMENTS) or {})
-
-
-def checked_columns(text: Text, columns: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """The `template_columns` of a prompt in one form, and what is wrong with them."""
-    # A prompt's text stands for a response's: either both are plain or neither is.
-    checked, findings = check_options({**template_columns(columns), "chosen": text})
-    return template_columns(checked), findings

@@ -32,7 +32,7 @@ def generate(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Prompts: a .jsonl with `prompt`, or text, one a line."),
+        typer.Option("--file", "-f", metavar="FILE", help="Prompts: a .txt, one a line, or rows with `prompt` (.jsonl, .json, .csv, .parquet, …)."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Responses to each prompt.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response, in tokens.")] = 128,
@@ -148,25 +148,7 @@ def _prompts(given: list[str], file: Path | None) -> list[PromptInput]:
 
 
 def _from_file(file: Path) -> list[PromptInput]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{file} is not UTF-8 text (byte {error.start})") from None
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if file.suffix != ".jsonl":
-        return [line for _, line in numbered]
-    return [_prompt_of(line, f"{file}:{number}") for number, line in numbered]
+    """The prompts of a file, read and checked as those of every other command."""
+    from ..environments import load_prompts
 
-
-def _prompt_of(line: str, where: str) -> PromptInput:
-    from ..chat_templates import prompt_input
-
-    try:
-        row = json.loads(line)
-        prompt = row["prompt"]
-    except (ValueError, TypeError, KeyError):
-        raise CommandError(f'{where}: expected an object {{"prompt": …}}, got {line[:60]}') from None
-    is_messages = isinstance(prompt, list) and all(isinstance(m, dict) and "content" in m for m in prompt) and prompt
-    if not isinstance(prompt, str) and not is_messages:
-        raise CommandError(f"{where}: prompt: expected text or messages, got {str(prompt)[:60]}")
-    return prompt_input(prompt, row, where)
+    return [prompt.rendered_from for prompt in load_prompts(file, for_rewards=False).prompts]

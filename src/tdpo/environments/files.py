@@ -8,17 +8,16 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from zlib import crc32
 
-from tdpo.chat_templates import checked_columns
 from tdpo.environments.base import Prompt
 from tdpo.preferences import BadPreferences, Reason, RowProblem, Text, UnreadablePreferences
-from tdpo.preferences.fields import check_text
+from tdpo.preferences.fields import check_template_options, check_text
 from tdpo.preferences.formats import EXPECTED_PROMPTS, PROMPTS, nearest_column, require_prompt_column
 from tdpo.preferences.prompts import prompt_findings
 from tdpo.preferences.readers import read_source
@@ -45,12 +44,16 @@ def read_prompts(source: str | Path, *, split: str = "train", on_bad_rows: OnBad
     return load_prompts(source, split=split, on_bad_rows=on_bad_rows).prompts
 
 
-def load_prompts(source: str | Path, *, split: str = "train", on_bad_rows: OnBadRows = "error") -> PromptFile:
+def load_prompts(
+    source: str | Path, *, split: str = "train", on_bad_rows: OnBadRows = "error", for_rewards: bool = True
+) -> PromptFile:
     """Read and check the column `prompt` of every row of `source`; the other columns go to the reward functions.
 
-    `source` and `split` are those of `tdpo.preferences.load_preferences`. A prompt is named "file:row". Raises
-    FileNotFoundError, UnreadablePreferences (the source as a whole: empty, no column `prompt`, a column that reward
-    functions cannot get), and BadPreferences (its rows, all at once; with `on_bad_rows="skip"` only if none is left).
+    `source` and `split` are those of `tdpo.preferences.load_preferences`, and `source` may be a text file with a prompt
+    a line. A prompt is named "file:row". Where no reward function gets the rows (`for_rewards=False`), columns may
+    have any name, and texts and messages may stand side by side. Raises FileNotFoundError, UnreadablePreferences (the
+    source as a whole: empty, no column `prompt`, a part of the prompt in another column, a column that reward functions
+    cannot get), and BadPreferences (its rows, all at once; with `on_bad_rows="skip"` only if none is left).
     """
     if on_bad_rows not in ("error", "skip"):
         raise ValueError(f"on_bad_rows is {on_bad_rows!r}; it can be 'error' or 'skip'.")
@@ -60,14 +63,26 @@ def load_prompts(source: str | Path, *, split: str = "train", on_bad_rows: OnBad
     if not total:
         raise UnreadablePreferences(f"{name}: there are no rows in it. {EXPECTED_PROMPTS}")
     if records:
-        require_prompt_column([record.values for record in records], name)
-        _refuse_reserved_columns(records, name)
-    prompts, found = _check_rows(records, name)
+        require_prompt_column([(record.row, record.values) for record in records], name)
+        if for_rewards:
+            refuse_reserved_columns([record.values for record in records], name)
+    prompts, found = _check_rows(records, name, one_form=for_rewards)
     problems = sorted(problems + found, key=lambda problem: problem.row)
     if problems and (on_bad_rows == "error" or not prompts):
         hint = "" if records else "Not one record is an object with fields. Does the content fit the file's name?"
-        raise BadPreferences(problems, name, total, hint)
+        raise BadPreferences(problems, name, total, hint, skippable=for_rewards)
     return PromptFile(prompts, problems, name)
+
+
+def check_prompt_rows(rows: Sequence[tuple[int, Mapping[str, Any]]], source: str) -> list[Prompt]:
+    """Prompts of numbered rows in memory, which get the checks of `load_prompts`, and its errors."""
+    if rows:
+        require_prompt_column(rows, source)
+        refuse_reserved_columns([row for _, row in rows], source)
+    prompts, problems = _check_rows([Record(*row) for row in rows], source, one_form=False)
+    if problems:
+        raise BadPreferences(problems, source, len(rows), skippable=False)
+    return prompts
 
 
 def _sorted_out(found: Iterable[Record | RowProblem], source: str) -> tuple[list[Record], list[RowProblem]]:
@@ -84,8 +99,10 @@ def _sorted_out(found: Iterable[Record | RowProblem], source: str) -> tuple[list
     return records, problems
 
 
-def _refuse_reserved_columns(records: list[Record], source: str) -> None:
-    taken = [name for name in ARGUMENTS if any(name in record.values for record in records)]
+def refuse_reserved_columns(rows: Iterable[Mapping[str, Any]], source: str) -> None:
+    """Raise `UnreadablePreferences` for a column whose name reward functions get for something else."""
+    given = {str(column) for row in rows for column in row}
+    taken = [name for name in ARGUMENTS if name in given]
     if taken:
         raise UnreadablePreferences(
             f"{source}: the column {taken[0]!r} has the name of an argument that every reward function gets "
@@ -93,19 +110,18 @@ def _refuse_reserved_columns(records: list[Record], source: str) -> None:
         )
 
 
-def _check_rows(records: list[Record], source: str) -> tuple[list[Prompt], list[RowProblem]]:
+def _check_rows(records: list[Record], source: str, *, one_form: bool) -> tuple[list[Prompt], list[RowProblem]]:
     prompts: list[tuple[int, Prompt]] = []
     problems: list[RowProblem] = []
     for record in records:
-        text, findings = _check_prompt(record.values)
-        if text is not None and not findings:
-            columns = {str(key): value for key, value in record.values.items() if key != "prompt"}
-            checked, findings = checked_columns(text, columns)
-            columns |= checked
+        try:
+            text, columns, findings = _check_prompt(record.values)
+        except RecursionError:
+            text, columns, findings = None, {}, [Finding("row", Reason.TOO_DEEP, shown(record.values))]
         if text is not None and not findings:
             prompts.append((record.row, Prompt(f"{_short(source)}:{record.row}", text, columns)))
         problems += [RowProblem(source, record.row, *finding) for finding in findings]
-    odd = _of_another_form(prompts)
+    odd = _of_another_form(prompts) if one_form else set()
     problems += [
         RowProblem(source, row, "prompt", Reason.MIXED_FILE, shown(prompt.prompt))
         for row, prompt in prompts
@@ -114,14 +130,16 @@ def _check_rows(records: list[Record], source: str) -> tuple[list[Prompt], list[
     return [prompt for row, prompt in prompts if row not in odd], problems
 
 
-def _check_prompt(values: Mapping[str, Any]) -> tuple[Text | None, list[Finding]]:
+def _check_prompt(values: Mapping[str, Any]) -> tuple[Text | None, dict[str, Any], list[Finding]]:
     if "prompt" not in values:
         near = nearest_column("prompt", [str(key) for key in values])
         hint = f"; rename {near!r} to 'prompt'" if near else ""
         has = ", ".join(str(key) for key in values) or "no fields"
-        return None, [Finding("prompt", Reason.MISSING, f"the row has {has}{hint}")]
+        return None, {}, [Finding("prompt", Reason.MISSING, f"the row has {has}{hint}")]
     text, findings = check_text("prompt", values["prompt"])
-    return text, findings or prompt_findings(text or "")
+    columns = {str(key): value for key, value in values.items() if key != "prompt"}
+    columns, found = check_template_options(columns, plain=isinstance(text, str))
+    return text, columns, (findings or prompt_findings(text or "")) + found
 
 
 def _of_another_form(prompts: list[tuple[int, Prompt]]) -> set[int]:

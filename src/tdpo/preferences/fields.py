@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from tdpo.preferences.message_text import ROLE_NAMES_ELSEWHERE, ROLES, holds_messages
 from tdpo.preferences.reasons import Finding, Reason
 from tdpo.preferences.rows import Message, Text, shown
+from tdpo.preferences.tool_calls import check_calls, check_tools, decoded, not_json, without_nulls
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 MAY_BE_EMPTY = ("system", "developer", "tool")  # no instruction, a command without output
-ROLE_NAMES_ELSEWHERE = {
-    "human": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-}
 RESERVED_KWARGS = (
     "tokenize",
     "add_generation_prompt",
@@ -31,7 +24,6 @@ REWARDS = ("chosen_reward", "rejected_reward")
 FINISHED = ("chosen_finished", "rejected_finished")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from)["']\s*:""")
 
 
 def find_surrogate(text: str) -> int | None:
@@ -44,7 +36,7 @@ def check_text(name: str, value: object) -> tuple[Text | None, list[Finding]]:
     """The value as `Text`, or why it is none."""
     if isinstance(value, str):
         findings = _string_findings(name, value)
-        if not findings and _MESSAGES_AS_TEXT.match(value):
+        if not findings and holds_messages(value):
             findings = [Finding(name, Reason.MESSAGES_AS_TEXT, shown(value))]
         return (None, findings) if findings else (value, [])
     if isinstance(value, list | tuple) and not value:
@@ -83,8 +75,8 @@ def _check_messages(name: str, parts: list[Any] | tuple[Any, ...]) -> tuple[list
 def _check_message(path: str, part: object) -> tuple[Message, list[Finding]]:
     if not isinstance(part, Mapping):
         return {}, [Finding(path, Reason.NOT_MESSAGE, shown(part))]
-    # Arrow gives every message the keys of all others, as nulls; a chat template must not see those.
-    message = {key: value for key, value in part.items() if value is not None}
+    # Arrow gives every message, call and argument the keys of all others, as nulls; a template must not see those.
+    message = without_nulls(part)
     role, content = message.get("role"), message.get("content")
     if role is None:
         hint = "; ShareGPT's 'from' and 'value' are called 'role' and 'content' here" if "from" in part else ""
@@ -93,35 +85,46 @@ def _check_message(path: str, part: object) -> tuple[Message, list[Finding]]:
         known = ROLE_NAMES_ELSEWHERE.get(str(role).lower(), str(role).strip().lower())
         hint = f"; did you mean '{known}'?" if known in ROLES else ""
         return message, [Finding(f"{path}.role", Reason.UNKNOWN_ROLE, f"{shown(role)}{hint}")]
+    message, findings = check_calls(message, path)
     calls_tools = role == "assistant" and bool(message.get("tool_calls"))
     if calls_tools and content is None:
-        return {**message, "content": ""}, []
+        return {**message, "content": ""}, findings
     if content is None:
         return message, [Finding(path, Reason.NO_CONTENT, shown(dict(part)))]
     if not isinstance(content, str):
         text = f"{type(content).__name__}: {shown(content)}"
         return message, [Finding(f"{path}.content", Reason.CONTENT_NOT_TEXT, text)]
-    findings = _string_findings(f"{path}.content", content)
+    in_content = _string_findings(f"{path}.content", content)
     if calls_tools or role in MAY_BE_EMPTY:
-        findings = [f for f in findings if f.reason not in (Reason.EMPTY, Reason.BLANK)]
-    return message, findings
+        in_content = [f for f in in_content if f.reason not in (Reason.EMPTY, Reason.BLANK)]
+    return message, findings + in_content
+
+
+def check_template_options(columns: Mapping[str, Any], *, plain: bool) -> tuple[dict[str, Any], list[Finding]]:
+    """`columns` with what the chat template gets (`tools`, `chat_template_kwargs`) checked and in one form.
+
+    They are left out where they hold nothing; beside `plain` text they would be ignored, and are a finding.
+    """
+    checked = dict(columns)
+    findings: list[Finding] = []
+    for name, check in (("tools", check_tools), ("chat_template_kwargs", _check_template_kwargs)):
+        value = checked.pop(name, None)
+        if value is None or (isinstance(value, str | list | tuple | Mapping) and not value):
+            continue
+        option, finding = check(value)
+        if finding is None and option and plain:
+            finding = Finding(name, Reason.NEEDS_TEMPLATE, shown(value))
+        if finding is not None:
+            findings.append(finding)
+        elif option:
+            checked[name] = option
+    return checked, findings
 
 
 def check_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
     """The columns beside the texts, with those that have a meaning here checked and brought into one form."""
     extra = {key: value for key, value in values.items() if key not in ("prompt", "chosen", "rejected")}
-    findings: list[Finding] = []
-    for name, check in (("tools", _check_tools), ("chat_template_kwargs", _check_template_kwargs)):
-        value = extra.pop(name, None)
-        if value is None or (isinstance(value, str | list | dict) and not value):
-            continue
-        option, finding = check(value)
-        if finding is None and option and isinstance(values.get("chosen"), str):
-            finding = Finding(name, Reason.NEEDS_TEMPLATE, shown(value))
-        if finding is not None:
-            findings.append(finding)
-        elif option:
-            extra[name] = option
+    extra, findings = check_template_options(extra, plain=isinstance(values.get("chosen"), str))
     for name in FINISHED:
         if extra.get(name) is not None and not isinstance(extra[name], bool):
             findings.append(Finding(name, Reason.NOT_BOOL, shown(extra[name])))
@@ -134,26 +137,16 @@ def check_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Findi
     return extra, findings
 
 
-def _check_tools(value: object) -> tuple[list[Any] | None, Finding | None]:
-    tools = value
-    if isinstance(value, str):
-        try:
-            tools = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            return None, Finding("tools", Reason.BAD_TOOLS, f"{error}: {shown(value)}")
-    if isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools):
-        return list(tools), None
-    return None, Finding("tools", Reason.BAD_TOOLS, f"{type(tools).__name__}: {shown(value)}")
-
-
-def _check_template_kwargs(value: object) -> tuple[dict[str, Any] | None, Finding | None]:
+def _check_template_kwargs(given: object) -> tuple[dict[str, Any] | None, Finding | None]:
     name = "chat_template_kwargs"
+    value = decoded(given)
     if not isinstance(value, Mapping):
         return None, Finding(name, Reason.BAD_TEMPLATE_KWARGS, f"{type(value).__name__}: {shown(value)}")
     reserved = [key for key in value if key in RESERVED_KWARGS and value[key] is not None]
     if reserved:
         return None, Finding(f"{name}.{reserved[0]}", Reason.RESERVED_KWARG, shown(value[reserved[0]]))
-    return {key: item for key, item in value.items() if item is not None}, None
+    odd = not_json(value, name)
+    return (None, odd) if odd is not None else (without_nulls(value), None)
 
 
 def _is_finite(value: object) -> bool:

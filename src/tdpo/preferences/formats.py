@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from tdpo.preferences.prompt_columns import Unused, unused_columns
 from tdpo.preferences.rows import UnreadablePreferences, shown
 
 EXPECTED = (
@@ -13,7 +14,10 @@ EXPECTED = (
     "each a text, or each a list of messages with role and content."
 )
 EXPECTED_PROMPTS = "Expected is a column 'prompt': a text, or a list of messages with role and content."
-PROMPT_NAMES_ELSEWHERE = ("question", "instruction", "query", "input", "context")
+ONE_PROMPT = (
+    "Write one column 'prompt' that holds all that the model is to be asked: a text, or messages, in which a system "
+    "text is a turn of its own."
+)
 
 
 class Wanted(NamedTuple):
@@ -36,15 +40,13 @@ SIBLINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "Make one row of a completion labelled true and one labelled false for the same prompt.",
     ),
     (("completions", "labels"), "stepwise supervision (completions with a label each)", "It holds no pairs."),
-    (
-        ("prompt", "completions"),
-        "several completions a prompt",
-        "Pair a better one ('chosen') with a worse one ('rejected').",
-    ),
-    (
-        ("prompt", "responses"),
-        "several responses a prompt",
-        "Pair a better one ('chosen') with a worse one ('rejected').",
+    *(
+        (
+            (name,),
+            f"several {name} a prompt",
+            "Write one row a pair: 'prompt' with its text, the better one in 'chosen', a worse one in 'rejected'.",
+        )
+        for name in ("completions", "responses", "answers", "generations", "candidates")
     ),
     (("prompt", "completion"), "prompts with one completion (supervised fine-tuning)", "It prefers nothing."),
     (
@@ -70,68 +72,98 @@ def nearest_column(wanted: str, columns: Collection[str]) -> str | None:
     return by_form[matches[0]] if matches else None
 
 
-def require_preference_columns(rows: list[Mapping[str, Any]], source: str) -> None:
-    """Raise `UnreadablePreferences` where no row has `chosen` or `rejected`, or where the prompt has another name."""
-    columns = list(dict.fromkeys(str(column) for row in rows for column in row))
+def require_preference_columns(rows: list[tuple[int, Mapping[str, Any]]], source: str) -> None:
+    """Raise `UnreadablePreferences` where no row has `chosen` or `rejected`, or where the prompt, or a part of it,
+    stands in a column that is not read."""
+    columns = list(dict.fromkeys(str(column) for _, row in rows for column in row))
     missing = [name for name in ("chosen", "rejected") if name not in columns]
     if missing:
         raise UnreadablePreferences(_no_pairs(columns, missing, source))
-    if "prompt" not in columns:
-        renamed = nearest_column("prompt", columns) or _prompt_by_another_name(rows, columns)
-        if renamed is not None:
-            raise UnreadablePreferences(
-                f"{source}: there is no column 'prompt', but {renamed!r} looks like it. Rename it to 'prompt', or "
-                "remove it if chosen and rejected contain the prompt themselves."
-            )
+    if "prompt" in columns:
+        _refuse_unused(unused_columns(rows), source)
+        return
+    unused = unused_columns(rows, also=nearest_column("prompt", columns))
+    if len(unused) == 1:
+        raise UnreadablePreferences(
+            f"{source}: there is no column 'prompt', but {unused[0].column!r} looks like it. Rename it to 'prompt': "
+            f"chosen and rejected do not both begin with its text ({_where(unused[0])}). Only if they begin with "
+            "another prompt, give the column a name that does not look like one."
+        )
+    if unused:
+        raise UnreadablePreferences(
+            f"{source}: there is no column 'prompt', but {_named(unused)} look like parts of it. {ONE_PROMPT}"
+        )
+
+
+def require_prompt_column(rows: list[tuple[int, Mapping[str, Any]]], source: str) -> None:
+    """Raise `UnreadablePreferences` where no row has `prompt`, with the column that it probably is, or where a part of
+    the prompt stands in a column that is not read."""
+    columns = list(dict.fromkeys(str(column) for _, row in rows for column in row))
+    if "prompt" in columns:
+        _refuse_unused(unused_columns(rows), source)
+        return
+    lines = [f"{source}: no row has 'prompt'; its columns are {_listed(columns)}."]
+    unused = unused_columns(rows, also=nearest_column("prompt", columns))
+    names = [found.column for found in unused]
+    if names in (["messages"], ["conversations"]) or (not names and "messages" in columns):
+        name = names[0] if names else "messages"
+        lines.append(f"This looks like conversations: leave out their last answer and rename {name!r} to 'prompt'.")
+    elif len(names) == 1:
+        lines.append(f"{names[0]!r} looks like it: rename it to 'prompt'.")
+    elif names:
+        lines.append(f"{_named(unused)} look like parts of it. {ONE_PROMPT}")
+    raise UnreadablePreferences("\n".join([*lines, EXPECTED_PROMPTS]))
+
+
+def _refuse_unused(unused: list[Unused], source: str) -> None:
+    """Beside a column `prompt`: parts of a prompt that are not in it."""
+    if not unused:
+        return
+    one = len(unused) == 1
+    raise UnreadablePreferences(
+        f"{source}: the column{'' if one else 's'} {_named(unused)} look{'s' if one else ''} like part of the prompt, "
+        f"but {'its' if one else 'their'} text is not in the column 'prompt' ({_where(unused[0])}), and the model "
+        f"would not see it. {ONE_PROMPT} If the model is not to see it, remove the column, or give it a name that does "
+        "not look like a part of the prompt."
+    )
+
+
+def _named(unused: list[Unused]) -> str:
+    names = [repr(found.column) for found in unused]
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _where(unused: Unused) -> str:
+    return f"in row {unused.first}" if unused.rows == 1 else f"in {unused.rows} rows, first in row {unused.first}"
+
+
+def _listed(columns: list[str]) -> str:
+    return ", ".join(repr(column) for column in columns[:20]) + (", …" if len(columns) > 20 else "")
 
 
 def _no_pairs(columns: list[str], missing: list[str], source: str) -> str:
-    names = ", ".join(repr(column) for column in columns[:20]) + (", …" if len(columns) > 20 else "")
-    lines = [f"{source}: no row has {' or '.join(repr(name) for name in missing)}; its columns are {names}."]
+    lines = [f"{source}: no row has {' or '.join(repr(name) for name in missing)}; its columns are {_listed(columns)}."]
     near = {name: nearest_column(name, columns) for name in ("prompt", *missing) if name not in columns}
     suggestions = [f"{column!r} to {name!r}" for name, column in near.items() if column is not None]
-    if suggestions:
+    sibling = _sibling(columns)
+    if sibling and not any(near.get(name) for name in missing):
+        lines += sibling  # a name alone would not make pairs of it
+    elif suggestions:
         lines.append(f"Misspelt? Rename {' and '.join(suggestions)}.")
-    else:
-        lines += _sibling(columns)
     return "\n".join([*lines, EXPECTED])
 
 
 def _sibling(columns: list[str]) -> list[str]:
+    names = {column.strip().lower() for column in columns}
+    names |= {"prompt"} & {name.removesuffix("s") for name in names}
     for needed, what, advice in SIBLINGS:
-        if set(needed) <= set(columns):
+        if set(needed) <= names:
             return [f"This looks like {what}. {advice}"]
     if any(word in column for column in columns for word in ("score", "reward", "rating")):
         return ["This looks like scores without the texts that they belong to."]
     if columns == ["prompt"]:
         return ["This looks like prompts alone; `tdpo pairs` makes preferences from prompts and a reward."]
     return []
-
-
-def _prompt_by_another_name(rows: list[Mapping[str, Any]], columns: list[str]) -> str | None:
-    """A column such as `question` whose text the plain responses do not contain, so that it must be the prompt."""
-    for name in PROMPT_NAMES_ELSEWHERE:
-        texts = [(row.get(name), row.get("chosen")) for row in rows[:100]] if name in columns else []
-        pairs = [(p.strip(), c) for p, c in texts if isinstance(p, str) and p.strip() and isinstance(c, str)]
-        if pairs and not any(prompt in chosen for prompt, chosen in pairs):
-            return name
-    return None
-
-
-def require_prompt_column(rows: list[Mapping[str, Any]], source: str) -> None:
-    """Raise `UnreadablePreferences` where no row has `prompt`, with the column that it probably is."""
-    columns = list(dict.fromkeys(str(column) for row in rows for column in row))
-    if "prompt" in columns:
-        return
-    names = ", ".join(repr(column) for column in columns[:20]) + (", …" if len(columns) > 20 else "")
-    lines = [f"{source}: no row has 'prompt'; its columns are {names}."]
-    elsewhere = next((name for name in PROMPT_NAMES_ELSEWHERE if name in columns), None)
-    renamed = nearest_column("prompt", columns) or elsewhere
-    if renamed is not None:
-        lines.append(f"{renamed!r} looks like it: rename it to 'prompt'.")
-    elif "messages" in columns:
-        lines.append("This looks like conversations: leave out their last answer and rename 'messages' to 'prompt'.")
-    raise UnreadablePreferences("\n".join([*lines, EXPECTED_PROMPTS]))
 
 
 def describe_document(value: object) -> str:

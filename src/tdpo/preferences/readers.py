@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tdpo.preferences.formats import PAIRS, Wanted
+from tdpo.preferences.compressed import check_expanded
+from tdpo.preferences.formats import PAIRS, PROMPTS, Wanted
 from tdpo.preferences.rows import UnreadablePreferences
-from tdpo.preferences.text_files import Read, Record, read_csv, read_json, read_json_lines
+from tdpo.preferences.text_files import Read, Record, read_csv, read_json, read_json_lines, read_text
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
@@ -23,12 +25,33 @@ def read_parquet(path: Path) -> Read:
     row = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            types = {field.name: field.type for field in file.schema_arrow if "arrow.json" in str(field.type)}
+            size, groups = path.stat().st_size, range(file.num_row_groups)
+            expanded = sum(file.metadata.row_group(i).total_byte_size for i in groups)
+            check_expanded(path, expanded, size)  # what is declared; a dictionary can stand for much more
+            expanded = 0
+            for batch in file.iter_batches(batch_size=128):  # few, as each may be far larger than the file
+                check_expanded(path, expanded := expanded + batch.nbytes, size)
                 for values in batch.to_pylist():
                     row += 1
-                    yield Record(row, values)
+                    yield Record(row, values | {name: _from_json(values[name], types[name]) for name in types})
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UnreadablePreferences(f"{path}: not readable as Parquet after record {row} ({error}).") from error
+
+
+def _from_json(value: Any, kind: Any) -> Any:
+    """`value` with the parts that Arrow keeps as JSON decoded, as `datasets` does on reading (its feature `Json`)."""
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return json.loads(value)
+    if pa.types.is_struct(kind):
+        return {field.name: _from_json(value[field.name], field.type) for field in kind}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return [_from_json(part, kind.value_type) for part in value]
+    return value
 
 
 def _whatever_is_wanted(read: Callable[[Path], Read]) -> Callable[[Path, Wanted], Read]:
@@ -39,14 +62,14 @@ def _whatever_is_wanted(read: Callable[[Path], Read]) -> Callable[[Path, Wanted]
 READERS: dict[str, Callable[[Path, Wanted], Read]] = {
     ".jsonl": _whatever_is_wanted(read_json_lines),
     ".ndjson": _whatever_is_wanted(read_json_lines),
-    ".jsonl.gz": _whatever_is_wanted(read_json_lines),
     ".json": read_json,
-    ".json.gz": read_json,
     ".csv": read_csv,
-    ".csv.gz": read_csv,
     ".tsv": read_csv,
+    ".txt": _whatever_is_wanted(read_text),
     ".parquet": _whatever_is_wanted(read_parquet),
 }
+READERS |= {f"{suffix}.gz": read for suffix, read in READERS.items() if suffix != ".parquet"}
+PLAIN_TEXT = (".txt", ".txt.gz")  # lines without columns: prompts can be read from them, pairs cannot
 
 
 def read_source(source: str | Path, split: str, wanted: Wanted = PAIRS) -> Read:
@@ -57,7 +80,7 @@ def read_source(source: str | Path, split: str, wanted: Wanted = PAIRS) -> Read:
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return _reader_for(path)(path, wanted)
+        return _reader_for(path, wanted)(path, wanted)
     if path.is_dir():
         return read_dataset(_load_folder(path, split), str(source))
     name = str(source)
@@ -85,12 +108,14 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in sorted(READERS, key=len, reverse=True) if name.endswith(suffix)), "")
 
 
-def _reader_for(path: Path) -> Callable[[Path, Wanted], Read]:
+def _reader_for(path: Path, wanted: Wanted) -> Callable[[Path, Wanted], Read]:
     suffix = _suffix(path)
-    if not suffix:
+    readable = [name for name in READERS if wanted == PROMPTS or name not in PLAIN_TEXT]
+    if suffix not in readable:
+        plain = [name for name in readable if not name.endswith(".gz")]
         raise UnreadablePreferences(
-            f"{path}: files of this kind ({path.suffix or 'no suffix'}) are not read. "
-            f"Known are {', '.join(READERS)}, a folder saved by `datasets`,"
+            f"{path}: files of this kind ({suffix or path.suffix or 'no suffix'}) are not read. "
+            f"Known are {', '.join(plain)} (but for Parquet also with .gz), a folder saved by `datasets`,"
             " or the name of a dataset on the Hugging Face hub."
         )
     return READERS[suffix]

@@ -23,6 +23,7 @@ class Reason(StrEnum):
     NUL = "contains a NUL character"
     SURROGATE = "contains half of a surrogate pair"
     MESSAGES_AS_TEXT = "is text that looks like a list of messages"
+    ROW_AS_TEXT = "is a line of JSON Lines, not a text"
     # messages
     NO_MESSAGES = "is an empty list of messages"
     NOT_MESSAGE = "is not a message (an object with role and content)"
@@ -30,6 +31,8 @@ class Reason(StrEnum):
     UNKNOWN_ROLE = "is not a role (system, developer, user, assistant, tool)"
     NO_CONTENT = "has no content"
     CONTENT_NOT_TEXT = "is not text"
+    BAD_TOOL_CALLS = "is not a list of tool calls"
+    BAD_ARGUMENTS = "is not a JSON object of arguments"
     # prompt and responses together
     MIXED_ROW = "mixes plain text with lists of messages"
     IDENTICAL = "is identical to chosen"
@@ -45,6 +48,8 @@ class Reason(StrEnum):
     STRAY_TOOL = "is a tool turn that follows no assistant turn"
     ASSISTANT_TWICE = "is an assistant turn right after an assistant turn"
     # the other columns
+    NOT_JSON_VALUE = "is a value that JSON does not know"
+    TOO_DEEP = "nests too deeply"
     BAD_TOOLS = "is not a list of tool descriptions"
     BAD_TEMPLATE_KWARGS = "is not an object with named arguments of the chat template"
     RESERVED_KWARG = "sets an argument that the tokenisation sets itself"

@@ -79,13 +79,16 @@ class UnreadablePreferences(ValueError):
 
 
 class BadPreferences(ValueError):
-    """Rows of the source are broken. `problems` has all of them, ordered by row; the message shows the first 20."""
+    """Rows of the source are broken. `problems` has all of them, ordered by row; the message shows the first 20, and
+    how to leave them out where the caller can (`skippable`)."""
 
-    def __init__(self, problems: Sequence[RowProblem], source: str, total: int, hint: str = "") -> None:
+    def __init__(
+        self, problems: Sequence[RowProblem], source: str, total: int, hint: str = "", *, skippable: bool = True
+    ) -> None:
         self.problems = list(problems)
         self.source = source
         self.total = total
-        super().__init__(_describe(self.problems, source, total, hint))
+        super().__init__(_describe(self.problems, source, total, hint, skippable))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (str(self), self.problems, self.source, self.total)
@@ -103,7 +106,7 @@ def count_reasons(problems: Sequence[RowProblem]) -> dict[str, int]:
     return dict(Counter(str(problem.reason) for problem in problems).most_common())
 
 
-def _describe(problems: Sequence[RowProblem], source: str, total: int, hint: str) -> str:
+def _describe(problems: Sequence[RowProblem], source: str, total: int, hint: str, skippable: bool) -> str:
     bad = len({problem.row for problem in problems})
     left = total - bad
     lines = [f"{source}: {bad} of {total} rows cannot be used:"]
@@ -116,7 +119,9 @@ def _describe(problems: Sequence[RowProblem], source: str, total: int, hint: str
         first.setdefault(str(problem.reason), problem.row)
     for reason, count in count_reasons(problems).items():
         lines.append(f"  {count} × {reason} (first in row {first[reason]})")
-    if left:
+    if left and not skippable:
+        lines.append("Repair these rows, or take them out.")
+    elif left:
         remain = "1 row remains" if left == 1 else f"{left} rows remain"
         lines.append(f"Repair these rows, or leave them out with on_bad_rows=skip: {remain}.")
         lines.append("(In a recipe the key is data.on_bad_rows, and for the prompts of PPO prompts.on_bad_rows.)")
@@ -130,7 +135,10 @@ def shown(value: object, near: int = 0) -> str:
 
     A long string is shown around position `near`.
     """
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except RecursionError:  # an object within an object within …
+        text = f"{type(value).__name__} …"
     start = max(0, near - SHOWN_CHARACTERS // 2) if len(text) > SHOWN_CHARACTERS else 0
     kept = text[start : start + SHOWN_CHARACTERS]
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import sys
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from tdpo.preferences.compressed import open_bytes
 from tdpo.preferences.fields import FINISHED, REWARDS, find_surrogate
 from tdpo.preferences.formats import PAIRS, Wanted, describe_document
 from tdpo.preferences.reasons import Reason
@@ -25,20 +24,6 @@ class Record(NamedTuple):
 
 
 Read = Iterator[Record | RowProblem]
-
-
-@contextmanager
-def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
-    """The file's bytes, decompressed where it ends in .gz; UTF-16 is refused here."""
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rb") as file:
-        stream = cast(io.BufferedReader, file)
-        try:
-            if stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                raise UnreadablePreferences(f"{path}: the file is UTF-16. Save it as UTF-8.")
-            yield stream
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UnreadablePreferences(f"{path}: the compressed file is damaged or cut short ({error}).") from error
 
 
 class _RepeatedKey(dict[str, Any]):
@@ -105,6 +90,30 @@ def _read_lines(stream: io.BufferedIOBase, source: str) -> Read:
             yield RowProblem(source, row, "line", Reason.NOT_JSON, f"{error}: {shown(text)}")
 
 
+def read_text(path: Path) -> Read:
+    """Plain text: every line that is not blank is a prompt as it stands. Only \\n, or \\r\\n, ends a line; other marks
+    that Unicode calls line ends (U+2028, U+0085, form feeds) are text. Rows are numbered by line."""
+    source = str(path)
+    with open_bytes(path) as stream:
+        for row, raw in enumerate(stream, start=1):
+            line = raw.removeprefix(b"\xef\xbb\xbf") if row == 1 else raw
+            line = line.removesuffix(b"\n").removesuffix(b"\r")
+            if not line.strip():
+                continue
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                shown_line = line.decode("utf-8", "backslashreplace")
+                yield RowProblem(source, row, "line", Reason.NOT_UTF8, shown(shown_line, near=error.start))
+                continue
+            values = _from_json(text) if text.startswith("{") else None
+            if isinstance(values, dict) and "prompt" in values:
+                hint = f"{shown(text)}; call the file .jsonl"
+                yield RowProblem(source, row, "line", Reason.ROW_AS_TEXT, hint)
+            else:
+                yield Record(row, {"prompt": text})
+
+
 def read_json(path: Path, wanted: Wanted = PAIRS) -> Read:
     """A list of rows, `{"data": [...]}`, one list a column, or JSON Lines under this name. Numbered by record."""
     with open_bytes(path) as stream:
@@ -163,7 +172,7 @@ def read_csv(path: Path, wanted: Wanted = PAIRS) -> Read:
     with open_bytes(path) as stream, _unlimited_cells():
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         first = text.readline()
-        delimiter = _delimiter(first, "\t" if ".tsv" in path.suffixes else ",", wanted)
+        delimiter = _delimiter(first, "\t" if ".tsv" in path.name.lower() else ",", wanted)
         text.seek(0)
         records = csv.reader(text, delimiter=delimiter, strict=True)
         header = next(records, [])

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tdpo.preferences.fields import FINISHED, check_options, check_text
 from tdpo.preferences.formats import nearest_column, require_preference_columns
+from tdpo.preferences.implicit import require_shared_prompts
 from tdpo.preferences.prompts import order_findings, resolve
 from tdpo.preferences.reasons import Finding, Reason
 from tdpo.preferences.rows import (
@@ -51,6 +52,8 @@ def validate(records: Iterable[Record | RowProblem], source: str, on_bad_rows: O
         )
     hint = "" if kept else "Not one record is an object with fields. Does the content fit the file's name?"
     rows, found = _check_rows(kept, source)
+    if kept and not any("prompt" in record.values for record in kept):
+        require_shared_prompts(rows, found, source)
     problems = sorted(problems + found, key=lambda problem: problem.row)
     if problems and (on_bad_rows == "error" or not rows):
         raise BadPreferences(problems, source, total, hint)
@@ -60,14 +63,17 @@ def validate(records: Iterable[Record | RowProblem], source: str, on_bad_rows: O
 def _check_rows(records: list[Record], source: str) -> tuple[list[PreferenceRow], list[RowProblem]]:
     if not records:
         return [], []
-    require_preference_columns([record.values for record in records], source)
+    require_preference_columns([(record.row, record.values) for record in records], source)
     # As in TRL, the prompt is implicit only where no row names one: otherwise a forgotten prompt would be guessed.
     prompt_required = any("prompt" in record.values for record in records)
     rows: list[PreferenceRow] = []
     problems: list[RowProblem] = []
     seen: dict[bytes, int] = {}
     for record in records:
-        row, findings = _check_row(record, source, prompt_required)
+        try:
+            row, findings = _check_row(record, source, prompt_required)
+        except RecursionError:
+            row, findings = None, [Finding("row", Reason.TOO_DEEP, shown(record.values))]
         if row is not None:
             first = seen.setdefault(_digest(row), row.row)
             if first == row.row:

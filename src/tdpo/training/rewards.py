@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from ..environments import Environment, Prompt, RewardError, RewardFunction, score
+from ..environments import Environment, Prompt, RewardError, RewardFunction, check_prompt_rows, score
+from ..environments.files import refuse_reserved_columns
 from ..models import check_folder
+from ..preferences.readers import read_dataset
 
 REWARD_BATCH = 16
 FLAT_ITERATIONS = 3
@@ -171,13 +173,19 @@ class RewardModel:
 def prompts_of(dataset: Any, name: str) -> list[Prompt]:
     """Prompts from what a user passes: `Prompt`s, texts, lists of messages, or rows with `prompt` and other columns.
 
+    Rows are numbered from 0, and checked as those of files are.
+
     Raises:
-        ValueError: no rows, or a row without a prompt, named by its number.
+        ValueError: no rows, or a row without a prompt, named by its number; UnreadablePreferences and BadPreferences
+            as `load_prompts`.
     """
-    found = [_prompt(row, f"{name}:{number}") for number, row in enumerate(dataset)]
-    if not found:
+    rows = [record.values for record in read_dataset(dataset, name)]
+    if not rows:
         raise ValueError(f"{name} has no prompts")
-    return found
+    refuse_reserved_columns([row.columns for row in rows if isinstance(row, Prompt)], name)
+    numbered = [(i, _row(row, f"{name}:{i}")) for i, row in enumerate(rows) if not isinstance(row, Prompt)]
+    checked = iter(check_prompt_rows(numbered, name))
+    return [row if isinstance(row, Prompt) else next(checked) for row in rows]
 
 
 def digest_of(prompts: Sequence[Prompt]) -> str:
@@ -186,13 +194,9 @@ def digest_of(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _prompt(row: Any, place: str) -> Prompt:
-    if isinstance(row, Prompt):
-        return row
-    columns: dict[str, Any] = {}
-    if isinstance(row, Mapping):
-        columns = {key: value for key, value in row.items() if key != "prompt"}
-        row = row.get("prompt")
-    if not row or not isinstance(row, str | list):
-        raise ValueError(f"{place} must hold a `prompt`, a text or a list of messages that is not empty, got {row!r}")
-    return Prompt(place, row, columns)
+def _row(row: Any, place: str) -> Mapping[str, Any]:
+    values = row if isinstance(row, Mapping) else {"prompt": row}
+    text = values.get("prompt")
+    if not text or not isinstance(text, str | list):
+        raise ValueError(f"{place} must hold a `prompt`, a text or a list of messages that is not empty, got {text!r}")
+    return values
