@@ -3,6 +3,7 @@
 from .adapters import LoraSettings, add_lora, has_adapter, is_adapter_folder, merge_adapter, merged_adapter
 from .bundled import BUNDLED, bundled_folder, cache_folder
 from .hidden_states import causal_lm_of, find_head, policy_hidden, select_logits
+from .lengths import independent_length, length_thresholds, why_dependent
 from .loading import ModelFacts, check_folder, facts_of, has_no_units_for, load_causal_lm, load_tokenizer, model_facts
 from .references import Reference, kept_reference, reference_at_start, reference_for
 
@@ -20,6 +21,8 @@ __all__ = [
     "find_head",
     "has_adapter",
     "has_no_units_for",
+    "independent_length",
+    "length_thresholds",
     "is_adapter_folder",
     "kept_reference",
     "load_causal_lm",
@@ -31,4 +34,5 @@ __all__ = [
     "reference_at_start",
     "reference_for",
     "select_logits",
+    "why_dependent",
 ]
