@@ -30,7 +30,10 @@ MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_st
 CONFIGS: dict[str, tuple[Callable[[], Any], Way]] = {
     "mamba": (lambda: hf.MambaConfig(**SMALL, state_size=8), PADDED),
     "falcon_mamba": (lambda: hf.FalconMambaConfig(**SMALL, state_size=8), PADDED),
-    "mamba2": (lambda: hf.Mamba2Config(**SMALL, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8), PADDED),
+    "mamba2": (
+        lambda: hf.Mamba2Config(**SMALL, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8),
+        PADDED,
+    ),
     "rwkv": (lambda: hf.RwkvConfig(**SMALL, attention_hidden_size=32, intermediate_size=64, context_length=256), WHOLE),
     "bamba": (lambda: hf.BambaConfig(**SMALL, **HEADS, attn_layer_indices=[1], **MAMBA), PADDED),
     "falcon_h1": (lambda: hf.FalconH1Config(**SMALL, **HEADS, mamba_d_ssm=64, head_dim=8, **MAMBA), PADDED),

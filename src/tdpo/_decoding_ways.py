@@ -83,8 +83,8 @@ def _first_right(model: Any, ways: Sequence[Way], lengths: Sequence[int]) -> tup
         if distances[-1] <= TOLERANCE.get(model.dtype, 5e-2):
             return way, distances[0]
     raise ValueError(
-        f"cannot sample from {type(causal_lm_of(model)).__name__}: what it says of a sequence depends on the other rows of "
-        f"its batch (its logits differ by {distances[-1]:.2g}, relative, from those of the sequence alone)"
+        f"cannot sample from {type(causal_lm_of(model)).__name__}: what it says of a sequence depends on the other "
+        f"rows of its batch (its logits differ by {distances[-1]:.2g}, relative, from those of the sequence alone)"
     )
 
 

@@ -180,9 +180,9 @@ def check_fit(model: Any, encoded: Mapping[Any, Sequence[int]], max_new_tokens: 
                 f"model's context of {context} tokens: shorten the prompt or lower max_new_tokens"
             )
         if independent and len(ids) + max_new_tokens > independent:
+            why = why_dependent(independent, len(ids) + max_new_tokens)
             raise ValueError(
-                f"prompt {index} with max_new_tokens={max_new_tokens} {why_dependent(independent, len(ids) + max_new_tokens)}. "
-                "Shorten the prompt or lower max_new_tokens"
+                f"prompt {index} with max_new_tokens={max_new_tokens} {why}: shorten the prompt or lower max_new_tokens"
             )
         if max(ids) >= config.vocab_size:
             raise ValueError(

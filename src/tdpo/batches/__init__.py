@@ -5,12 +5,13 @@ state that predicts each one, the token itself and the sequence it belongs to. N
 about padding, prompts or shifted labels.
 """
 
-from .collating import PairCollator
+from .collating import Extent, PairCollator
 from .layouts import PairBatch, padded_batch, shared_prefix_batch
-from .rows import group_rows, pack_rows, row_length, shared_length
+from .rows import group_rows, pack_rows, prompt_groups, row_length, sequence_length, shared_length
 from .tokenizing import TokenizationReport, TokenizedPair, TokenizedPairs, counted_tokens, tokenize_pair, tokenize_pairs
 
 __all__ = [
+    "Extent",
     "PairBatch",
     "PairCollator",
     "TokenizationReport",
@@ -20,7 +21,9 @@ __all__ = [
     "group_rows",
     "pack_rows",
     "padded_batch",
+    "prompt_groups",
     "row_length",
+    "sequence_length",
     "shared_length",
     "shared_prefix_batch",
     "tokenize_pair",

@@ -70,6 +70,9 @@ def _numbers(value: Any, name: str = "") -> Iterator[int]:
     elif isinstance(value, list | tuple):
         for part in value:
             yield from _numbers(part, name)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        if value > 1 and name not in SIZES and not name.startswith("num_") and not name.endswith("token_id"):
-            yield value
+    elif isinstance(value, int) and value > 1 and not isinstance(value, bool) and not _is_size(name):
+        yield value
+
+
+def _is_size(name: str) -> bool:
+    return name in SIZES or name.startswith("num_") or name.endswith("token_id")
