@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+
+def configuration_of(name: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model that is not loaded; for an adapter, that of its base."""
+    from transformers import AutoConfig
+
+    from . import check_folder, is_adapter_folder
+    from .loading import adapter_base
+
+    folder = check_folder(name)
+    if is_adapter_folder(folder):
+        return configuration_of(adapter_base(folder), trust_remote_code=trust_remote_code)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
 # Rotary embeddings whose frequencies transformers recomputes in every forward, for all rows of the batch at once, from
-# the longest of them (`modeling_rope_utils.dynamic_rope_update`).
-DEPEND_ON_THE_LONGEST = ("longrope", "su", "dynamic")
+# the longest of them (`modeling_rope_utils.dynamic_rope_update`); "su" is what LongRoPE was called at first.
+LONGROPE = ("longrope", "su")
+DYNAMIC = "dynamic"
 
 # Numbers in configurations that no length is ever compared with.
 SIZES = {"hidden_size", "intermediate_size", "vocab_size", "head_dim", "n_embd", "n_head", "n_layer", "n_inner"}
@@ -24,16 +40,11 @@ def independent_length(config: Any) -> int | None:
     limits = []
     for rope in _rope_parameters(text):
         kind = str(rope.get("rope_type", rope.get("type", "")))
-        if not any(name in kind for name in DEPEND_ON_THE_LONGEST):
-            continue
-        original = rope.get("original_max_position_embeddings") or getattr(
-            text, "original_max_position_embeddings", None
-        )
-        if "dynamic" in kind:
-            original = positions  # which is what transformers compares with
-        elif rope.get("short_factor") == rope.get("long_factor"):
-            continue
-        limits.append(original or positions)
+        if DYNAMIC in kind:
+            limits.append(positions)
+        elif kind in LONGROPE and rope.get("short_factor") != rope.get("long_factor"):
+            named = rope.get("original_max_position_embeddings")
+            limits.append(named or getattr(text, "original_max_position_embeddings", None) or positions)
     return min((int(limit) for limit in limits if limit), default=None)
 
 

@@ -192,8 +192,8 @@ def _say_padded(what: str, distance: float, asked: PrefixSharing) -> None:
     if asked == "on":
         raise ValueError(f"{what}: {_refusal(distance)}")
     logger.warning(
-        "%s are not laid out like the others: hidden states would differ by %.2g (relative) from the model's own. Padded or "
-        "narrower rows take their place.",
+        "%s are not laid out like the others: hidden states would differ by %.2g (relative) from the model's own. "
+        "Padded or narrower rows take their place.",
         what,
         distance,
     )

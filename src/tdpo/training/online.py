@@ -105,20 +105,20 @@ class PPOTrainer(CheckpointedTrainer):
         one_process_a_device(args, logger.warning)
         tokenizer = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
-        ref_model, value_model = _loaded(ref_model, model, args), _loaded(value_model, model, args)
         if not args.merge_adapter and not has_adapter(model):
             raise ValueError("merge_adapter=False has no effect: the model has no adapter; leave it out")
         self.train_prompts = prompts_of(train_dataset, "train_dataset")
         self.eval_prompts = None if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
+        to_fit: list[dict[str, list[int]]] = []
         for prompts in (self.train_prompts, self.eval_prompts or []):
             encoded = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
             named = dict(zip((f"{i} ({prompt.id})" for i, prompt in enumerate(prompts)), encoded, strict=True))
-            for read_by in {id(m): m for m in (model, ref_model, value_model) if m is not None}.values():
-                check_fit(read_by, named, args.max_new_tokens)
+            check_fit(model, named, args.max_new_tokens)
+            to_fit.append(named)
         self.rewards: Rewards = rewards_of(reward_funcs, args.reward_weights, tokenizer, device=args.device)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
-        start = reference_at_start(model, ref_model)
+        start = reference_at_start(model, _loaded(ref_model, model, args))
         self.statistics = PolicyStatistics.of(model, start, self._head_impl(args))
         if self.statistics.path == "logits":
             raise ValueError(f"PPO reads values and statistics off hidden states, but {self.statistics.why}")
@@ -136,7 +136,10 @@ class PPOTrainer(CheckpointedTrainer):
             optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole update itself
-        self.critic = Critic.of(model, value_model).to(args.device)
+        self.critic = Critic.of(model, _loaded(value_model, model, args)).to(args.device)
+        for other in (start.model, self.critic.body):
+            for named in to_fit if other is not None else []:
+                check_fit(other, named, args.max_new_tokens)
         self._critic_called: Any = self.accelerator.prepare_model(self.critic) if args.world_size > 1 else self.critic
         reference_head = None if self.statistics.path == "frozen" else copied_head(start, args.device)
         reference = kept_reference(self.model, start)
