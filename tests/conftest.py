@@ -37,7 +37,6 @@ def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 def _offline_and_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.manual_seed(0)
-    monkeypatch.setattr("tdpo.training.layout._agreed", {})
 
 
 def build_tokenizer() -> Any:

@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"runs"},
     {"reference_cache"},
-    {"_decoding", "generation"},
+    {"_decoding", "_decoding_ways", "generation"},
     {"pair_sampling"},
     {"training"},
     {"evaluation"},

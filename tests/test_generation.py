@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import FAMILIES
-from tdpo._decoding import DecodingBatch
+from tdpo._decoding import keeps_all_keys
+from tdpo._decoding_ways import way_of
 from tdpo.generation import (
     Completion,
     SamplingSettings,
@@ -255,6 +256,7 @@ class Calls:
     """The shapes of everything that a model is fed."""
 
     def __init__(self, model: Any) -> None:
+        way_of(model, 200)  # asked before, with tokens of its own
         self.shapes: list[tuple[int, int]] = []
         model.register_forward_pre_hook(self._note, with_kwargs=True)
 
@@ -276,6 +278,7 @@ def test_prompts_and_what_they_share_are_encoded_once(tiny_model: Build, tokeniz
 def test_the_head_sees_one_state_a_row_without_gaps(family: str, tiny_model: Build, tokenizer: Any) -> None:
     """A frozen head takes a slice of states one by one, and in bfloat16 is copied for each."""
     model = tiny_model(family)
+    way_of(model, 200)
     seen: list[Tensor] = []
     model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     sample(model, tokenizer, PROMPTS, SamplingSettings(max_new_tokens=3))
@@ -285,8 +288,8 @@ def test_the_head_sees_one_state_a_row_without_gaps(family: str, tiny_model: Bui
 
 def test_a_sliding_window_does_not_see_padding_between_tokens(tiny_model: Build, tokenizer: Any) -> None:
     model = tiny_model("gemma2")
-    assert not DecodingBatch(model, 64).attends_to_all
-    assert DecodingBatch(tiny_model("llama"), 64).attends_to_all
+    assert not keeps_all_keys(model.config)
+    assert keeps_all_keys(tiny_model("llama").config)
     calls = Calls(model)
     sample(model, tokenizer, CHATS, SamplingSettings(max_new_tokens=1))
     assert calls.shapes == [(4, max(len(prompt) for prompt in encode_prompts(tokenizer, CHATS)))]

@@ -31,6 +31,8 @@ from tdpo.training import layout as layout_module
 from tdpo.training.layout import (
     TOLERANCE,
     choose_layout,
+    cover,
+    full_row,
     fullest_row,
     grouped_collator,
     pack_pairs,
@@ -361,9 +363,116 @@ def test_one_pair_that_differs_is_not_averaged_away(monkeypatch: pytest.MonkeyPa
     pairs = [TokenizedPair([7, 8], [9, 10], [11, 12])] * 30
     assert pack_pairs(model, pairs, 0, "auto", 180)
     forgets_beyond(model, 6 * 30 - 2, monkeypatch)
-    assert pack_pairs(model, pairs, 0, "auto", 180)  # not asked again: it is the same model and as long a row
-    monkeypatch.setattr("tdpo.training.layout._agreed", {})
     assert not pack_pairs(model, pairs, 0, "auto", 180)
+
+
+def windowed(window: int) -> Any:
+    """Attention that sees the last so many tokens, with weights under which a token more or less is plain to see."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=384, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=256, sliding_window=window, pad_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6.0)
+    return model.eval()
+
+
+def of_lengths(prompt: int, chosen: int, rejected: int, seed: int = 0) -> TokenizedPair:
+    draw = torch.Generator().manual_seed(seed)
+    return TokenizedPair(*(torch.randint(3, 380, (n,), generator=draw).tolist() for n in (prompt, chosen, rejected)))
+
+
+def assert_own_states(model: Any, pairs: Sequence[TokenizedPair], collator: PairCollator) -> None:
+    """What the collator's batch gives is what padded rows give."""
+    batches = [PairBatch.from_inputs(collator(pairs)), padded_batch(pairs, 0)]
+    with torch.no_grad():
+        found, expected = (policy_hidden(model, b.model_inputs(), b.response_index) for b in batches)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_pair_with_the_longest_sequence_decides_and_not_the_widest_row() -> None:
+    """A row of 90 tokens in sequences of 50, and one of 75 with a sequence of 70: there the window shows."""
+    model, widest, longest = windowed(60), of_lengths(10, 40, 40), of_lengths(10, 60, 5, seed=1)
+    assert share_prefixes(model, [widest], 0, "auto")
+    assert not share_prefixes(model, [widest, longest], 0, "auto")
+    with pytest.raises(ValueError, match="prefix_sharing='on', but hidden states differ"):
+        choose_layout(model, [widest, longest], 0, "on")
+    assert grouped_collator(model, [widest, widest, longest], 0).describe() == "padded rows"
+
+
+@pytest.mark.parametrize("window", [30, 200])
+def test_longer_pairs_that_come_later_are_asked_about_and_padded_where_they_fail(
+    window: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, short, longer = windowed(window), of_lengths(8, 6, 7), of_lengths(20, 25, 12, seed=1)
+    collator = choose_layout(model, [short], 0, "auto")
+    assert collator([short])["attention_mask"].dim() == 4
+    assert collator([short, longer])["attention_mask"].dim() == 2, "nothing is trusted beyond what was compared"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            cover(model, collator, [short, longer])
+    assert_own_states(model, [short, longer], collator)
+    shares = window == 200
+    assert collator([short, longer])["attention_mask"].dim() == (4 if shares else 2)
+    assert collator([short])["attention_mask"].dim() == 4
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (not shares)
+    if said:
+        assert said[0].startswith(
+            "Sequences of more than 15 tokens (now 45) are not laid out like the others: hidden states"
+        )
+        with pytest.raises(ValueError, match=r"Sequences of more than 15 tokens \(now 50\): prefix_sharing='on'"):
+            cover(model, choose_layout(model, [short], 0, "on"), [of_lengths(25, 25, 2)], "on")
+
+
+def test_what_failed_is_not_asked_again_and_what_lies_between_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = windowed(30)
+    asked: list[int] = []
+    collator = choose_layout(model, [of_lengths(8, 6, 7)], 0, "auto")
+    distance = layout_module._distance
+    monkeypatch.setattr(layout_module, "_distance", lambda *a, **k: asked.append(1) or distance(*a, **k))
+    for length, times in ((40, 1), (40, 1), (50, 1), (20, 2), (18, 2), (28, 3)):
+        cover(model, collator, [of_lengths(length - 6, 6, 1)])
+        assert len(asked) == times, length
+    assert collator.trusted is not None and (collator.trusted.sequence, collator.refused.sequence) == (28, 40)
+
+
+def test_wider_rows_that_come_later_are_asked_about(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Chunks count places of a row: the sequences are as long as before, and only rows of several are cut."""
+    model, one, other = build_model("llama"), of_lengths(4, 5, 5), of_lengths(4, 5, 5, seed=1)
+    same = [TokenizedPair(one.prompt_ids, other.chosen_ids, other.rejected_ids)] * 3
+    forgets_beyond(model, 30, monkeypatch)
+    collator = grouped_collator(model, [one, same[0]], 0)
+    assert collator.group_prompts
+    assert_own_states(model, [one, same[0]], collator)
+    cover(model, collator, [one, *same])
+    assert_own_states(model, [one, *same], collator)
+    assert collator([one, *same])["attention_mask"].shape == (4, 1, 14, 14), "a row a pair"
+    assert "Rows of more than 24 tokens (now 44) are not laid out like the others" in caplog.text
+
+
+def test_a_reference_of_another_architecture_is_asked_too() -> None:
+    pair = of_lengths(20, 25, 12)
+    model = windowed(200)
+    assert choose_layout(model, [pair], 0, "auto", others=[windowed(200), None]).share_prefixes
+    assert not choose_layout(model, [pair], 0, "auto", others=[windowed(30)]).share_prefixes
+
+
+def test_a_packed_row_is_compared_up_to_its_budget() -> None:
+    """The pairs at hand leave room that others may fill."""
+    pairs = [of_lengths(4, 5, 5), of_lengths(4, 6, 7), of_lengths(4, 6, 9)]
+    assert [shared_length(pair) for pair in full_row(pairs, 40)] == [19, 17, 4]
+    assert [shared_length(pair) for pair in full_row(pairs, 37)] == [19, 17, 1]
+    assert [shared_length(pair) for pair in full_row(pairs, 100)] == [19, 17, 14], "no row is wider than all of them"
+    collator = choose_layout(build_model("llama"), pairs, 0, "auto", 40)
+    assert collator.trusted is not None and (collator.trusted.sequence, collator.trusted.width) == (13, 40)
 
 
 def test_the_row_compared_is_full() -> None:

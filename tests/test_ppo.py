@@ -174,7 +174,7 @@ def _without_sharing(trainer: PPOTrainer) -> Any:
 
     def begin(iteration: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(online, "grouped_collator", lambda model, units, pad: PairCollator(pad))
+            patch.setattr(online, "grouped_collator", lambda model, units, pad, **_: PairCollator(pad))
             original(iteration)
 
     return begin

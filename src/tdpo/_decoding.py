@@ -1,44 +1,59 @@
-"""A batch of sequences inside a causal language model, fed a few tokens at a time: the model's side of `generation`."""
+"""A batch of sequences inside a causal language model, fed a few tokens at a time: the model's side of `generation`.
+
+There are several ways of doing that, from the fastest to the surest; `_decoding_ways` asks a model which it can take.
+"""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
-class DecodingBatch:
-    """The key-value cache of up to `capacity` tokens a row, and the mask `[B, T]` of which cached tokens count."""
+@dataclass(frozen=True)
+class Way:
+    """How sequences go through a model.
 
-    def __init__(self, model: Any, capacity: int) -> None:
-        self.model = model
+    Args:
+        state: what stands for the tokens before: transformers' cache, whatever the model makes for itself where it is
+            given nothing, or nothing at all, so that every step computes whole sequences.
+        pads: rows of different lengths may share a batch, padded on the left.
+        shares_prefix: what all prompts of a batch begin with is encoded once; the padding then lies behind it.
+    """
+
+    state: Literal["cache", "own", "none"] = "cache"
+    pads: bool = True
+    shares_prefix: bool = False
+
+
+class DecodingBatch:
+    """The state of up to `capacity` tokens a row, and the mask `[B, T]` of which of them count."""
+
+    def __init__(self, model: Any, capacity: int, way: Way) -> None:
+        self.model, self.way = model, way
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.accepted = set(inspect.signature(base.forward).parameters)
-        self.cache: Any = DynamicCache(config=model.config)
-        plain = [type(layer) is DynamicLayer for layer in self.cache.layers]
-        self.attends_to_all = all(plain)
-        self.cache.layers = [
-            _RoomyLayer(capacity) if is_plain else layer
-            for is_plain, layer in zip(plain, self.cache.layers, strict=True)
-        ]
+        self.name = next((name for name in STATE_NAMES if name in self.accepted), None)
+        if way.state != "none" and self.name is None:
+            raise NotImplementedError(f"{type(base).__name__} takes no state of earlier tokens")
+        self.state: Any = roomy_cache(model.config, capacity) if way.state == "cache" else None
         self.mask = torch.ones((1, 0), dtype=torch.long, device=model.device)
+        self.ids = self.mask  # of whole sequences, where no state stands for them
 
     def prefill(self, prompts: list[list[int]]) -> Tensor:
-        """Encode the prompts, left-padded; `[B, V]` logits of each one's first new token.
-
-        What all of them begin with (a system prompt, usually) is encoded once, and the padding then lies between that
-        and the rest. Only where every layer attends to the whole past: a sliding window would count the padding.
-        """
-        shared = _common_prefix(prompts) if self.attends_to_all and len(prompts) > 1 else 0
+        """Encode the prompts, left-padded; `[B, V]` logits of each one's first new token."""
+        shared = _common_prefix(prompts) if self.way.shares_prefix and len(prompts) > 1 else 0
         if shared:
             prefix = torch.tensor([prompts[0][:shared]], device=self.model.device)
             self.feed(prefix, torch.ones_like(prefix))
             self.select([0] * len(prompts))
         rests = [ids[shared:] for ids in prompts]
         width = max(map(len, rests))
+        assert self.way.pads or width == min(map(len, rests))
         padded = [[rest[0]] * (width - len(rest)) + rest for rest in rests]
         mask = [[0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
         return self.feed(torch.tensor(padded, device=self.model.device), torch.tensor(mask, device=self.model.device))
@@ -47,21 +62,56 @@ class DecodingBatch:
         """Append `[B, T]` tokens, those that count marked by `mask`; `[B, V]` logits after the last of each row."""
         before = self.mask.expand(len(mask), -1)
         self.mask = torch.cat([before, mask], dim=1)
-        arguments: dict[str, Any] = {"attention_mask": self.mask, "past_key_values": self.cache, "use_cache": True}
-        if "position_ids" in self.accepted:  # models with relative biases take none
-            arguments["position_ids"] = (before.sum(-1, keepdim=True) + mask.cumsum(-1) - 1).clamp(min=0)
+        arguments: dict[str, Any] = {"attention_mask": self.mask, "use_cache": self.way.state != "none"}
+        if self.way.state == "none":
+            self.ids = input_ids = torch.cat([self.ids.expand(len(mask), -1), input_ids], dim=1)
+        else:
+            arguments[str(self.name)] = self.state
+            if self.name != STATE_NAMES[0]:
+                arguments["attention_mask"] = mask  # a recurrent state needs no mask of what lies behind it
+            if "position_ids" in self.accepted:  # models with relative biases take none
+                arguments["position_ids"] = (before.sum(-1, keepdim=True) + mask.cumsum(-1) - 1).clamp(min=0)
         if "logits_to_keep" in self.accepted:
             # As an index and not as the number 1, which gives the head a slice of states with gaps in between: PyTorch
             # multiplies those with frozen weights row by row, and in bfloat16 copies the whole head for every row.
             arguments["logits_to_keep"] = torch.tensor([input_ids.shape[1] - 1], device=input_ids.device)
-        return self.model(input_ids=input_ids, **arguments).logits[:, -1]
+        output = self.model(input_ids=input_ids, **arguments)
+        if self.way.state == "own":
+            self.state = getattr(output, str(self.name))
+            if self.state is None:
+                raise NotImplementedError("the model gives no state back")
+        logits: Tensor = output.logits
+        return logits[:, -1]
 
     def select(self, slots: list[int]) -> None:
         """Make the batch consist of these of its rows, in this order, repeated or left out."""
-        if slots != list(range(len(self.mask))):
-            index = torch.tensor(slots, device=self.mask.device)
-            self.cache.reorder_cache(index)
-            self.mask = self.mask[index]
+        rows = len(self.mask)
+        if slots == list(range(rows)):
+            return
+        index = torch.tensor(slots, device=self.mask.device)
+        if self.way.state == "cache":
+            self.state.reorder_cache(index)
+        elif self.way.state == "own":
+            self.state = _selected(self.state, index, rows)
+        else:
+            self.ids = self.ids[index]
+        self.mask = self.mask[index]
+
+
+STATE_NAMES = ("past_key_values", "cache_params", "state")  # of attention and hybrids, Mamba's, RWKV's
+
+
+def roomy_cache(config: Any, capacity: int) -> DynamicCache:
+    """A key-value cache that holds `capacity` tokens a row without growing, where it is one of plain attention."""
+    cache = DynamicCache(config=config)
+    cache.layers = [_RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def keeps_all_keys(config: Any) -> bool:
+    """Whether every layer's cache keeps the whole past. A sliding window would count padding between tokens, and a
+    recurrent state would fade over it."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
 class _RoomyLayer(DynamicLayer):
@@ -92,6 +142,20 @@ class _RoomyLayer(DynamicLayer):
     def _show(self, length: int) -> tuple[Tensor, Tensor]:
         self.keys, self.values = (room[:, :, :length] for room in self.rooms)
         return self.keys, self.values
+
+
+def _selected(state: Any, index: Tensor, rows: int) -> Any:
+    """A model's own state with these rows: every tensor in it whose first dimension counts the rows."""
+    if isinstance(state, Tensor):
+        return state.index_select(0, index.to(state.device)) if state.dim() > 1 and len(state) == rows else state
+    if isinstance(state, dict):
+        return {key: _selected(value, index, rows) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)([_selected(value, index, rows) for value in state])
+    if hasattr(state, "__dict__") and not hasattr(state, "to_dict"):  # a cache, and not the configuration in it
+        for name, value in vars(state).items():
+            setattr(state, name, _selected(value, index, rows))
+    return state
 
 
 def _common_prefix(prompts: list[list[int]]) -> int:

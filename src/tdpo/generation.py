@@ -14,13 +14,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tdpo._decoding import DecodingBatch
+from tdpo._decoding import DecodingBatch, Way
+from tdpo._decoding_ways import way_of
 from tdpo.chat_templates import Encoder, Stopping, TemplateRefusal
+from tdpo.models import independent_length, why_dependent
 
 if TYPE_CHECKING:
     from tdpo.chat_templates import PromptInput
@@ -147,11 +150,12 @@ def sample(
         for k in range(first_sample, first_sample + settings.num_samples)
     ]
     stop = Stopping.of(model, tokenizer)
-    loop = _Loop(model, settings, stop, progress)
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches(rows, settings):
+        way = way_of(model, max(map(len, encoded.values()), default=0) + settings.max_new_tokens)
+        loop = _Loop(model, settings, stop, progress, way)
+        for batch in _batches(rows, settings, way):
             loop.run(batch)
     finally:
         model.train(was_training)
@@ -172,7 +176,7 @@ def sample(
 def check_fit(model: Any, encoded: Mapping[Any, Sequence[int]], max_new_tokens: int) -> None:
     """Raise ValueError for the first prompt, by its number or name, that the model cannot take or has no room for."""
     config = model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
+    context, independent = getattr(config, "max_position_embeddings", None), independent_length(config)
     for index, ids in encoded.items():
         if context and len(ids) >= context:
             raise ValueError(
@@ -183,6 +187,11 @@ def check_fit(model: Any, encoded: Mapping[Any, Sequence[int]], max_new_tokens: 
             raise ValueError(
                 f"prompt {index} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} it does not fit into the "
                 f"model's context of {context} tokens: shorten the prompt or lower max_new_tokens"
+            )
+        if independent and len(ids) + max_new_tokens > independent:
+            why = why_dependent(independent, len(ids) + max_new_tokens)
+            raise ValueError(
+                f"prompt {index} with max_new_tokens={max_new_tokens} {why}: shorten the prompt or lower max_new_tokens"
             )
         if max(ids) >= config.vocab_size:
             raise ValueError(
@@ -205,24 +214,30 @@ class _Row:
         self.finished = False
 
 
-def _batches(rows: list[_Row], settings: SamplingSettings) -> Iterator[list[_Row]]:
+def _batches(rows: list[_Row], settings: SamplingSettings, way: Way) -> Iterator[list[_Row]]:
     # Whole prompts where they fit, so that each is encoded once.
     size = settings.batch_size // settings.num_samples * settings.num_samples or settings.batch_size
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    # Rows are sorted by the lengths of their prompts.
+    parts = [rows] if way.pads else [list(part) for _, part in groupby(rows, lambda row: len(row.prompt_ids))]
+    for part in parts:
+        for start in range(0, len(part), size):
+            yield part[start : start + size]
 
 
 class _Loop:
     """Takes batches of rows to their end, one token a step."""
 
-    def __init__(self, model: Any, settings: SamplingSettings, stop: Stopping, progress: Progress | None) -> None:
-        self.model, self.settings, self.stop, self.progress = model, settings, stop, progress
+    def __init__(
+        self, model: Any, settings: SamplingSettings, stop: Stopping, progress: Progress | None, way: Way
+    ) -> None:
+        self.model, self.settings, self.stop, self.progress, self.way = model, settings, stop, progress, way
         self.tokens = self.complete = 0
 
     def run(self, rows: list[_Row]) -> None:
         prompts = {row.prompt_index: row.prompt_ids for row in rows}
         slots = {index: slot for slot, index in enumerate(prompts)}
-        batch = DecodingBatch(self.model, max(map(len, prompts.values())) + self.settings.max_new_tokens)
+        capacity = max(map(len, prompts.values())) + self.settings.max_new_tokens
+        batch = DecodingBatch(self.model, capacity, self.way)
         logits = batch.prefill(list(prompts.values()))
         repeats = [slots[row.prompt_index] for row in rows]
         batch.select(repeats)

@@ -5,15 +5,16 @@ state that predicts each one, the token itself and the sequence it belongs to. N
 about padding, prompts or shifted labels.
 """
 
-from .collating import PairCollator
+from .collating import Extent, PairCollator
 from .layouts import PairBatch, padded_batch, shared_prefix_batch
 from .reporting import TokenizationReport
-from .rows import group_rows, pack_rows, row_length, shared_length
+from .rows import group_rows, pack_rows, prompt_groups, row_length, sequence_length, shared_length
 from .tokenizing import TokenizedPair, TokenizedPairs, counted_tokens, tokenize_pair, tokenize_pairs
 from .turns import CountedTurns
 
 __all__ = [
     "CountedTurns",
+    "Extent",
     "PairBatch",
     "PairCollator",
     "TokenizationReport",
@@ -23,7 +24,9 @@ __all__ = [
     "group_rows",
     "pack_rows",
     "padded_batch",
+    "prompt_groups",
     "row_length",
+    "sequence_length",
     "shared_length",
     "shared_prefix_batch",
     "tokenize_pair",

@@ -14,6 +14,11 @@ def shared_length(pair: TokenizedPair) -> int:
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
+def sequence_length(pair: TokenizedPair) -> int:
+    """Tokens of the prompt with the longer response: the longest sequence that the model reads."""
+    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+
+
 def row_length(pairs: Sequence[TokenizedPair], row: Sequence[int], group_prompts: bool) -> int:
     """Tokens of a row of pairs; `group_prompts` as in `shared_prefix_batch`."""
     before = [[], *(pairs[p].prompt_ids for p in row)]
@@ -21,6 +26,14 @@ def row_length(pairs: Sequence[TokenizedPair], row: Sequence[int], group_prompts
         len(pairs[p].prompt_ids) for p, prompt in zip(row, before, strict=False) if pairs[p].prompt_ids == prompt
     )
     return sum(shared_length(pairs[p]) for p in row) - again * group_prompts
+
+
+def prompt_groups(pairs: Sequence[TokenizedPair]) -> list[list[TokenizedPair]]:
+    """The pairs of each prompt, in the order in which prompts and pairs come."""
+    groups: dict[tuple[int, ...], list[TokenizedPair]] = {}
+    for pair in pairs:
+        groups.setdefault(tuple(pair.prompt_ids), []).append(pair)
+    return list(groups.values())
 
 
 def group_rows(pairs: Sequence[TokenizedPair]) -> list[list[int]]:

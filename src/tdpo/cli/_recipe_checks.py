@@ -12,6 +12,7 @@ from . import _ppo_checks
 from ._console import quiet_libraries
 from ._environment_checks import environment_checks
 from ._errors import explain, is_ours
+from ._length_checks import prompt_lengths
 from ._machine_checks import Check
 from ._model_checks import model_checks
 from ._template_checks import template_checks
@@ -106,8 +107,9 @@ def _model(recipe: Recipe) -> Iterator[Check]:
 
 def _data(recipe: Recipe) -> Iterator[Check]:
     """What training itself would read and tokenise."""
-    from ..models import load_tokenizer, model_facts
+    from ..models import configuration_of, load_tokenizer, model_facts
     from ..training.data import read_data, tokenize_rows
+    from ..training.policy import check_lengths
 
     data = read_data(recipe)
     trust = recipe.model.trust_remote_code
@@ -117,9 +119,12 @@ def _data(recipe: Recipe) -> Iterator[Check]:
             yield Check(key, "note" if skipped else "ok", f"{rows.source}: {len(rows)} rows{skipped}")
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
     facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=trust)
+    readers = [name for name in (recipe.model.name, recipe.model.reference) if name is not None]
+    configs = [configuration_of(name, trust_remote_code=trust) for name in readers]
     for key, rows in (("data.train", data.train), ("data.eval", data.eval)):
         if rows is not None:
             tokenized = tokenize_rows(rows, recipe, tokenizer, facts)
+            check_lengths(tokenized.pairs, configs)
             yield from _lengths(key, tokenized)
             if key == "data.train":
                 yield from _updates(recipe, len(tokenized.pairs))
@@ -155,4 +160,5 @@ PPO: dict[str, Callable[[Any], Iterator[Check]]] = {
     "rewards": _ppo_checks.rewards,
     "model": _ppo_checks.models,
     "prompts rendered": template_checks,
+    "prompt lengths": prompt_lengths,
 }

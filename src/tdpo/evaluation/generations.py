@@ -113,7 +113,8 @@ def distances(
     ]
     device = next(model.parameters()).device
     pad_token_id = tokenizer.pad_token_id
-    collator = grouped_collator(model, pairs, pad_token_id)
+    reference = None if statistics.reference is None else statistics.reference.model
+    collator = grouped_collator(model, pairs, pad_token_id, others=[reference])
     samples = 1 + max(completion.sample_index for completion in own)
     if samples < batch_size:
         batch_size -= batch_size % samples  # samples of one prompt stay together

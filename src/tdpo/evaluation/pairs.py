@@ -11,8 +11,9 @@ import torch
 from ..batches import PairBatch, PairCollator, TokenizedPair
 from ..losses import PreferenceLoss
 from ..scores import PairScores, score_pairs
-from ..training.layout import share_prefixes
+from ..training.layout import choose_layout
 from ..training.metrics import PAIR_METRICS, pair_metrics
+from ..training.policy import check_lengths
 from ..training.statistics import PolicyStatistics
 from .intervals import interval
 
@@ -38,7 +39,9 @@ def evaluate_pairs(
     """Means over pairs, and 95 % intervals in "intervals"; logp and KLs in nats per sequence."""
     tables = []
     device = next(model.parameters()).device
-    collator = PairCollator(pad_token_id, share_prefixes(model, pairs, pad_token_id, "auto"))
+    reference = None if statistics.reference is None else statistics.reference.model
+    check_lengths(pairs, [m.config for m in (model, reference) if m is not None])
+    collator = choose_layout(model, pairs, pad_token_id, "auto", others=[reference])
     for start in range(0, len(pairs), batch_size):
         batch = collated(collator, pairs[start : start + batch_size], device)
         stats = statistics(model, batch, extras=("reverse_kl", "policy_entropy"))

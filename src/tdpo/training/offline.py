@@ -25,11 +25,11 @@ from ..token_statistics import Extra
 from .arguments import one_process_a_device
 from .base import CheckpointedTrainer
 from .config import TDPOConfig, groups_by_length
-from .layout import choose_layout
+from .layout import choose_layout, cover
 from .losses import configured_loss
 from .metrics import MetricsFile, TrainingMeter, averages, pair_metrics
 from .order import LengthGroupedOrder
-from .policy import check_ids, prepare_policy, prepare_tokenizer
+from .policy import check_ids, check_lengths, prepare_policy, prepare_tokenizer
 from .reference import CacheRequest, cache_of
 from .sharding import check_sharding, shard_reference, whole_model_saved
 from .statistics import PolicyStatistics
@@ -96,7 +96,10 @@ class TDPOTrainer(CheckpointedTrainer):
         train_pairs, eval_pairs = self._tokenize("train", train_dataset), self._tokenize("eval", eval_dataset)
         pad_token_id = processing_class.pad_token_id
         pairs = [*_all(train_pairs), *_all(eval_pairs)]
-        collator = choose_layout(model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row)
+        check_lengths(pairs, [m.config for m in (model, start.model) if m is not None])
+        collator = choose_layout(
+            model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row, others=[start.model]
+        )
         self.collator, self.layout = collator, collator.describe()
         super().__init__(
             model=model,
@@ -275,6 +278,8 @@ class TDPOTrainer(CheckpointedTrainer):
         """Evaluate on `eval_dataset` (anything that the constructor takes), or on the constructor's."""
         named = isinstance(eval_dataset, str)  # one of those that the constructor was given
         pairs = eval_dataset if named else self._tokenize(metric_key_prefix, eval_dataset)
+        if not named:
+            self._cover(_all(pairs))
         with self._meter.paused():
             return super().evaluate(pairs, ignore_keys, metric_key_prefix)
 
@@ -284,12 +289,22 @@ class TDPOTrainer(CheckpointedTrainer):
         pairs: Any = self._tokenize(metric_key_prefix, test_dataset)
         if pairs is None or isinstance(pairs, dict):
             raise ValueError("predict() needs one dataset of rows with prompt, chosen and rejected")
+        self._cover(_all(pairs))
         drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             with self._meter.paused():
                 return super().predict(pairs, ignore_keys, metric_key_prefix)
         finally:
             self.args.dataloader_drop_last = drop
+
+    def _cover(self, pairs: list[TokenizedPair]) -> None:
+        """Rows that come later may be longer than those that the layout was chosen for."""
+        reference = self.reference
+        models = [self.model, *([reference.model] if reference is not None and reference.model is not None else [])]
+        check_lengths(pairs, [model.config for model in models])
+        # The forward of a sharded model is every process's concern; longer rows are padded there.
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            cover(self.model, self.collator, pairs, self.args.prefix_sharing, others=models[1:])
 
     def get_eval_dataloader(self, eval_dataset: Any | None = None) -> Any:
         """As transformers', but `dataloader_drop_last` drops nothing here: an evaluation counts every pair."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ..batches import PairCollator
+from ..batches import Extent, PairCollator, TokenizedPair
 from ..environments import Prompt
 from ..generation import check_fit, encode_prompts
 from ..models import has_adapter, kept_reference, load_causal_lm, policy_hidden, reference_at_start
@@ -29,7 +29,7 @@ from .arguments import one_process_a_device
 from .base import CheckpointedTrainer
 from .completions import CompletionsFile
 from .critic import Critic
-from .layout import grouped_collator
+from .layout import cover, grouped_collator
 from .metrics import MetricsFile, peak_memory_mib
 from .policy import prepare_policy, prepare_tokenizer
 from .ppo_config import PPOConfig
@@ -109,10 +109,12 @@ class PPOTrainer(CheckpointedTrainer):
             raise ValueError("merge_adapter=False has no effect: the model has no adapter; leave it out")
         self.train_prompts = prompts_of(train_dataset, "train_dataset")
         self.eval_prompts = None if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
+        to_fit: list[dict[str, list[int]]] = []
         for prompts in (self.train_prompts, self.eval_prompts or []):
             names = [f"{i} ({prompt.id})" for i, prompt in enumerate(prompts)]
             encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts], names)
-            check_fit(model, dict(zip(names, encoded, strict=True)), args.max_new_tokens)
+            to_fit.append(dict(zip(names, encoded, strict=True)))
+            check_fit(model, to_fit[-1], args.max_new_tokens)
         self.rewards: Rewards = rewards_of(reward_funcs, args.reward_weights, tokenizer, device=args.device)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
@@ -135,6 +137,9 @@ class PPOTrainer(CheckpointedTrainer):
         )
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole update itself
         self.critic = Critic.of(model, _loaded(value_model, model, args)).to(args.device)
+        for other in (start.model, self.critic.body):
+            for named in to_fit if other is not None else []:
+                check_fit(other, named, args.max_new_tokens)
         self._critic_called: Any = self.accelerator.prepare_model(self.critic) if args.world_size > 1 else self.critic
         reference_head = None if self.statistics.path == "frozen" else copied_head(start, args.device)
         reference = kept_reference(self.model, start)
@@ -227,9 +232,7 @@ class PPOTrainer(CheckpointedTrainer):
         sampled = self._sample(iteration)
         started = time.perf_counter()
         units, owner = units_of(sampled, args.samples_per_prompt, self._pairs_completions)
-        if not self._layout_is_chosen:  # asked of the model once, as it takes two forwards
-            self._judge.collator = grouped_collator(self.model, units, self._judge.collator.pad_token_id)
-            self._layout_is_chosen = True
+        self._settle_layout(units)
         scored = self._judge.score(self.model, units)
         rewards, logged = task_rewards(sampled, args, self.reward_scale, self._total)
         by_sequence = torch.stack([rewards[i] if i >= 0 else rewards.new_zeros(()) for i in owner])
@@ -247,6 +250,15 @@ class PPOTrainer(CheckpointedTrainer):
         self.kl_coefficient.update(of_rollout[f"{args.constraint.direction}_kl"], args.rollout_size)
         self._learning = LearningMeter()
         self._completions.add(sampled, iteration, self.state.global_step)
+
+    def _settle_layout(self, units: list[TokenizedPair]) -> None:
+        """Ask the models once how completions may share rows, and again where these are longer than any before."""
+        others = [self._judge.reference.model, self.critic.body]
+        if not self._layout_is_chosen:
+            pad_token_id = self._judge.collator.pad_token_id
+            self._judge.collator = grouped_collator(self.model, units, pad_token_id, others=others)
+            self._layout_is_chosen = True
+        cover(self.model, self._judge.collator, units, others=others)
 
     @property
     def _pairs_completions(self) -> bool:
@@ -381,6 +393,7 @@ class PPOTrainer(CheckpointedTrainer):
             raise ValueError("evaluate() needs prompts: pass eval_dataset here or when the trainer is made")
         sampled = self._sampled(prompts, self.args.seed, samples=1)
         units, _ = units_of(sampled, 1, paired=False)
+        cover(self.model, self._judge.collator, units, others=[self._judge.reference.model, self.critic.body])
         stats = {name: value.double().cpu() for name, value in self._judge.score(self.model, units).stats.items()}
         mean, std = moments(sampled.rewards)
         numbers = {
@@ -410,6 +423,7 @@ class PPOTrainer(CheckpointedTrainer):
     def _save_own_state(self, checkpoint: Path) -> None:
         """The critic, the controller, and the rollout that is being learned from."""
         args, rollout = self.args, self._rollout
+        trusted = self._judge.collator.trusted
         is_used_up = self.state.global_step % args.updates_per_iteration == 0
         state = {
             "rollout": None if rollout is None or is_used_up else rollout.state_dict(),
@@ -421,6 +435,7 @@ class PPOTrainer(CheckpointedTrainer):
             "reward_scale": self.reward_scale.state_dict(),
             "constancy": asdict(self._constancy),
             "layout": [self._judge.collator.share_prefixes, self._judge.collator.group_prompts],
+            "trusted": trusted and [trusted.sequence, trusted.width],
             "prompts": digest_of(self.train_prompts),
         }
         torch.save(state, checkpoint / f"ppo_state_{args.process_index}.pt")
@@ -447,6 +462,7 @@ class PPOTrainer(CheckpointedTrainer):
         self._constancy = ConstancyWatch(**state["constancy"])
         collator, self._layout_is_chosen = self._judge.collator, True
         collator.share_prefixes, collator.group_prompts = state["layout"]
+        collator.trusted = Extent(*state["trusted"]) if state.get("trusted") else None
         self._rollout = Rollout.from_state_dict(state["rollout"]) if state["rollout"] else None
         self._rollout_logs, self._stopped, self._skipped = state["logs"], state["stopped"], state["skipped"]
         self._learning.load_state_dict(state["learning"])

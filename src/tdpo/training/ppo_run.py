@@ -101,7 +101,7 @@ def ppo_arguments(recipe: PPORecipe) -> PPOConfig:
         iterations=ppo.iterations,
         rollout_size=rollouts.completions,
         samples_per_prompt=rollouts.samples_per_prompt,
-        max_new_tokens=_max_new_tokens(recipe),
+        max_new_tokens=new_tokens_of(recipe),
         rollout_batch_size=rollouts.batch_size,
         merge_adapter=rollouts.merge_adapter,
         missing_end_penalty=rollouts.missing_end_penalty,
@@ -140,7 +140,8 @@ def ppo_arguments(recipe: PPORecipe) -> PPOConfig:
     )
 
 
-def _max_new_tokens(recipe: PPORecipe) -> int:
+def new_tokens_of(recipe: PPORecipe) -> int:
+    """The most tokens of an answer: those of the recipe, or of its environment."""
     if recipe.rollouts.max_new_tokens is not None:
         return recipe.rollouts.max_new_tokens
     assert recipe.environment is not None  # the schema asks for one of the two
