@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .adapters import is_adapter_folder, load_adapter
+import torch
+
+from .adapters import load_adapter
 from .bundled import BUNDLED, bundled_folder
+from .configurations import check_config, first_sentence, is_quantized, read_config
+from .files import adapter_base, check_json_files, is_adapter_folder
+from .probing import check_causal
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def has_no_units_for(dtype: str) -> bool:
     """Whether models would run on a CPU that cannot multiply `dtype`, which then takes far longer than float32."""
-    import torch
-
     if dtype not in ("bfloat16", "float16") or torch.accelerator.is_available():
         return False
     supported = torch.ops.mkldnn
@@ -29,6 +33,7 @@ def check_folder(name: str | Path) -> str:
 
     Raises:
         FileNotFoundError: `name` looks like a path but no model lies there.
+        ValueError: one of its JSON files is broken.
     """
     text = str(name)
     if text == BUNDLED:
@@ -41,6 +46,7 @@ def check_folder(name: str | Path) -> str:
                 f"{path} holds no model: expected config.json or adapter_config.json, found {held}. "
                 "Give the folder that save_pretrained wrote (a run keeps its model in <run>/model)."
             )
+        check_json_files(path)
         return str(path)
     looks_like_path = text.startswith((".", "/", "~")) or text.count("/") > 1
     if looks_like_path:
@@ -56,17 +62,23 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
 
     folder = check_folder(name)
     if is_adapter_folder(folder) and not (Path(folder) / "tokenizer_config.json").exists():
-        folder = check_folder(adapter_base(folder))
+        with _of_adapter(folder):
+            folder = check_folder(adapter_base(folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise _unreachable(name, error) from error
-    except ValueError as error:
-        if not Path(folder).is_dir() or any(Path(folder).glob("*token*")):
-            raise
-        raise FileNotFoundError(
-            f"{folder} holds a model but no tokenizer; save the model's tokenizer there with save_pretrained, "
-            "or pass a tokenizer yourself (processing_class)"
+    except Exception as error:  # a broken tokenizer.json raises whatever its reader meets
+        if "trust_remote_code" in str(error):
+            raise ValueError(str(error)) from error
+        if Path(folder).is_dir() and not any(Path(folder).glob("*token*")):
+            raise FileNotFoundError(
+                f"{folder} holds a model but no tokenizer; save the model's tokenizer there with save_pretrained, "
+                "or pass a tokenizer yourself (processing_class)"
+            ) from error
+        raise ValueError(
+            f"the tokenizer of {name} cannot be read ({first_sentence(error)}): copy its files from where the model "
+            "came from, or save it again with save_pretrained"
         ) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -88,37 +100,107 @@ def load_causal_lm(
 
     Raises:
         FileNotFoundError: nothing is there; the message says what was looked for.
-        ValueError: an unknown dtype, code that may not run, or weights that are broken or missing.
+        ValueError: an unknown dtype, code that may not run, weights that are broken, missing or of other sizes than the
+            configuration says, a model that is no causal language model, or one that looks ahead.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return _load(name, dtype, trust_remote_code, trainable, outline=False)
+
+
+def outline_causal_lm(name: str | Path, *, trust_remote_code: bool = False) -> Any | None:
+    """What `load_causal_lm` would load, with names and shapes of all weights and none of their values (on the device
+    "meta"): takes no memory and little time. None for quantised weights, which have shapes of their own.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_causal_lm`, but for a model that looks ahead.
+    """
+    return _load(name, "auto", trust_remote_code, False, outline=True)
+
+
+def _load(name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool, *, outline: bool) -> Any:
+    folder = check_folder(name)
+    if is_adapter_folder(folder):
+        with _of_adapter(folder):
+            base = _load(adapter_base(folder), dtype, trust_remote_code, False, outline=outline)
+        return base if base is None else load_adapter(base, folder, trainable=trainable)
+    config = _config(name, folder, trust_remote_code)
+    check_config(config, str(name), trust_remote_code=trust_remote_code)
+    _refuse_pickles(Path(folder))
+    if outline and is_quantized(config):
+        return None
+    if not outline and _is_implausible(config, Path(folder)):
+        _read_weights(name, folder, dtype, trust_remote_code, outline=True)
+    model = _read_weights(name, folder, dtype, trust_remote_code, outline=outline)
+    if not outline:
+        check_causal(model, str(name))
+    return model
+
+
+def _read_weights(name: str | Path, folder: str, dtype: str, trust_remote_code: bool, *, outline: bool) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    folder = check_folder(name)
-    if is_adapter_folder(folder):
-        base = load_causal_lm(adapter_base(folder), dtype=dtype, trust_remote_code=trust_remote_code)
-        return load_adapter(base, folder, trainable=trainable)
-    _refuse_pickles(Path(folder))
+    auto: Any = AutoModelForCausalLM
+    places = {"device_map": "meta", "ignore_mismatched_sizes": True} if outline else {}
     try:
-        auto: Any = AutoModelForCausalLM
         model, found = auto.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **places,
         )
     except OSError as error:
         raise _unreachable(name, error) from error
     except SafetensorError as error:
         raise ValueError(f"the weights of {name} are cut short or broken ({error}); save them again") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # sizes that make no sense, weights of other sizes, code of the model's own
+        if not outline and not is_quantized(_config(name, folder, trust_remote_code)):
+            _read_weights(name, folder, dtype, trust_remote_code, outline=True)  # which says more
+        raise ValueError(f"{name} cannot be loaded as its config.json describes it: {first_sentence(error)}") from error
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} weights that {type(model).__name__} needs, such as {missing[0]}: they "
             "would start at random. Is it a causal language model, saved whole?"
         )
+    if others := sorted(found["mismatched_keys"]):
+        key, saved, wanted = others[0]
+        raise ValueError(
+            f"{name} holds {len(others)} weights of other sizes than its config.json says, such as {key}: "
+            f"{list(saved)} instead of {list(wanted)}. Correct config.json, or save the model again."
+        )
     return model.eval()
+
+
+def _is_implausible(config: Any, folder: Path) -> bool:
+    """Whether the embedding alone would have more entries than the weight files have bytes."""
+    text = config.get_text_config()
+    sizes = [getattr(text, name, None) for name in ("vocab_size", "hidden_size")]
+    files = [file.stat().st_size for file in folder.glob("*.safetensors")]
+    known = [size for size in sizes if isinstance(size, int)]
+    return bool(files) and len(known) == 2 and known[0] * known[1] > 2 * sum(files)
+
+
+def _config(name: str | Path, folder: str, trust_remote_code: bool) -> Any:
+    try:
+        return read_config(folder, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise _unreachable(name, error) from error
+
+
+@contextmanager
+def _of_adapter(folder: str | Path) -> Iterator[None]:
+    """Errors about the base model of the adapter in `folder` say who names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error} (It is the base model that {Path(folder) / 'adapter_config.json'} names.)"
+        ) from error
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -130,11 +212,6 @@ def _refuse_pickles(folder: Path) -> None:
         'you trust them, convert them once: python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
     )
-
-
-def adapter_base(folder: str | Path) -> str:
-    """The base model that an adapter folder names."""
-    return str(json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
 @dataclass(frozen=True)
@@ -157,19 +234,20 @@ def model_facts(name: str | Path, tokenizer: Any, *, trust_remote_code: bool = F
     Raises:
         FileNotFoundError: as `load_causal_lm`.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     folder = check_folder(name)
     if is_adapter_folder(folder):
-        return model_facts(adapter_base(folder), tokenizer, trust_remote_code=trust_remote_code)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise _unreachable(name, error) from error
+        with _of_adapter(folder):
+            return model_facts(adapter_base(folder), tokenizer, trust_remote_code=trust_remote_code)
+    config = _config(name, folder, trust_remote_code)
     try:
         generation = GenerationConfig.from_pretrained(folder)
     except OSError:  # not every model ships one
         generation = None
+    except Exception as error:
+        file = Path(folder) / "generation_config.json"
+        raise ValueError(f"{file} holds settings that cannot be: {first_sentence(error)}") from error
     return _facts(config, generation, tokenizer)
 
 
@@ -181,6 +259,8 @@ def facts_of(model: Any, tokenizer: Any) -> ModelFacts:
 def _facts(config: Any, generation: Any, tokenizer: Any) -> ModelFacts:
     named = getattr(generation, "eos_token_id", None)
     ids = named if isinstance(named, list | tuple) else [named]
+    if odd := [i for i in ids if i is not None and (not isinstance(i, int) or i < 0)]:
+        raise ValueError(f"generation_config.json: eos_token_id must be a token's number or a list of them, got {odd[0]!r}")
     ends = {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
     return ModelFacts(ends, getattr(config.get_text_config(), "max_position_embeddings", None))
 
