@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tdpo._decoding import DecodingBatch
+from tdpo.models import check_causal
 
 if TYPE_CHECKING:
     from tdpo.preferences import Text
@@ -124,8 +125,10 @@ def sample(
     no time.
 
     Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context, for token ids that
-    the model does not know, and for logits that are NaN or infinite; each names the prompt.
+    the model does not know, and for logits that are NaN or infinite; each names the prompt. And for a model that looks
+    ahead, which has no next token to sample.
     """
+    check_causal(model)
     indices = list(range(len(prompts))) if prompt_indices is None else list(prompt_indices)
     if len(indices) != len(prompts) or len(set(indices)) != len(indices):
         raise ValueError(f"prompt_indices must be {len(prompts)} different numbers, one a prompt, not {indices}")

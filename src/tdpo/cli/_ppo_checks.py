@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ._environment_checks import environment_checks
 from ._machine_checks import Check
-from ._model_checks import model_checks
+from ._model_checks import model_checks, policy_checks
 
 if TYPE_CHECKING:
     from ..config import PPORecipe
@@ -56,6 +56,7 @@ def models(recipe: PPORecipe) -> Iterator[Check]:
     names |= {f"rewards[{number}].model": reward.model for number, reward in enumerate(recipe.rewards or ())}
     names["ppo.value_model"] = recipe.ppo.value_model
     yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
+    yield from policy_checks(recipe.model)
 
 
 def _length(recipe: PPORecipe, available: int) -> Iterator[Check]:

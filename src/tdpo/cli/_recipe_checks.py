@@ -13,7 +13,7 @@ from ._console import quiet_libraries
 from ._environment_checks import environment_checks
 from ._errors import explain, is_ours
 from ._machine_checks import Check
-from ._model_checks import model_checks
+from ._model_checks import model_checks, policy_checks, vocabulary_size
 
 if TYPE_CHECKING:
     from ..batches import TokenizedPairs
@@ -101,6 +101,7 @@ def _environment(recipe: Recipe) -> Iterator[Check]:
 def _model(recipe: Recipe) -> Iterator[Check]:
     names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
     yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
+    yield from policy_checks(recipe.model)
 
 
 def _data(recipe: Recipe) -> Iterator[Check]:
@@ -108,6 +109,7 @@ def _data(recipe: Recipe) -> Iterator[Check]:
     from ..batches import tokenize_pairs
     from ..models import load_tokenizer, model_facts
     from ..training.data import read_data
+    from ..training.policy import check_ids
 
     data = read_data(recipe)
     trust = recipe.model.trust_remote_code
@@ -118,9 +120,12 @@ def _data(recipe: Recipe) -> Iterator[Check]:
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
     facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=trust)
     limit = facts.max_length(recipe.data.max_length)
+    vocabulary = vocabulary_size(recipe.model.name, trust)
     for key, rows in (("data.train", data.train), ("data.eval", data.eval)):
         if rows is not None:
             tokenized = tokenize_pairs(rows.rows, tokenizer, limit, end_ids=facts.end_token_ids)
+            if vocabulary is not None:
+                check_ids(tokenized.pairs, vocabulary)
             yield from _lengths(key, tokenized)
             if key == "data.train":
                 yield from _updates(recipe, len(tokenized.pairs))

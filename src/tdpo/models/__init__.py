@@ -17,7 +17,7 @@ from .loading import (
 )
 from .merging import merge_adapter, save_merged
 from .probing import check_causal, check_whole_loss
-from .references import Reference, kept_reference, reference_at_start, reference_for
+from .references import Reference, check_vocabulary, kept_reference, reference_at_start, reference_for
 
 __all__ = [
     "BUNDLED",
@@ -31,6 +31,7 @@ __all__ = [
     "check_causal",
     "check_folder",
     "check_quantized_training",
+    "check_vocabulary",
     "check_whole_loss",
     "facts_of",
     "find_head",

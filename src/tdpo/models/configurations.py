@@ -48,11 +48,25 @@ def check_config(config: Any, name: str, *, trust_remote_code: bool = False) -> 
             f"{name} is no causal language model ({config.model_type}, {architectures}): transformers' "
             f"AutoModelForCausalLM has no class for it.{reads} Give a model of text alone that predicts the next token."
         )
-    _check_quantization(config, name)
+    _check_sizes(config, name)
+    if is_quantized(config):
+        _quantizer(config, name)
 
 
 def is_quantized(config: Any) -> bool:
+    """Whether weights of this configuration are stored quantised."""
     return _quantization(config) is not None
+
+
+def stays_quantized(config: Any, name: str) -> bool:
+    """Whether they still are once they are loaded: some kinds become plain weights on a machine without units for them.
+
+    Raises:
+        ValueError: they cannot be loaded here.
+    """
+    if not is_quantized(config):
+        return False
+    return not getattr(_quantizer(config, name).quantization_config, "dequantize", False)
 
 
 def check_quantized_training(quantized: bool, has_adapter: bool) -> None:
@@ -67,6 +81,8 @@ def check_quantized_training(quantized: bool, has_adapter: bool) -> None:
 def first_sentence(error: Exception, limit: int = 300) -> str:
     """The first line of a library's message, cut where it would fill the screen."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, KeyError):
+        return f"{lines[0]} is not a value that can be used"
     # Validation errors say where on the first line and what on the second.
     text = " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]
     return text if len(text) <= limit else f"{text[:limit]}…"
@@ -89,12 +105,19 @@ def _quantization(config: Any) -> Any | None:
     return None
 
 
-def _check_quantization(config: Any, name: str) -> None:
-    settings = _quantization(config)
-    if settings is None:
-        return
+def _check_sizes(config: Any, name: str) -> None:
+    text = config.get_text_config()
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        value = getattr(text, key, None)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}: config.json says {key} {value}, expected a positive number")
+
+
+def _quantizer(config: Any, name: str) -> Any:
+    """What loads quantised weights, asked whether it can do so on this machine."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
+    settings = _quantization(config)
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
     method = getattr(method, "value", method)
     try:
@@ -105,3 +128,4 @@ def _check_quantization(config: Any, name: str) -> None:
             f"{name} holds weights quantised with {method or 'an unknown method'}, which cannot be loaded here: "
             f"{first_sentence(error)} Install what is missing, or give the model before it was quantised."
         ) from error
+    return quantizer

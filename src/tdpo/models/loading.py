@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ import torch
 
 from .adapters import load_adapter
 from .bundled import BUNDLED, bundled_folder
-from .configurations import check_config, first_sentence, is_quantized, read_config
+from .configurations import check_config, first_sentence, is_quantized, read_config, stays_quantized
 from .files import adapter_base, check_json_files, is_adapter_folder
 from .probing import check_causal
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -76,6 +81,8 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
                 f"{folder} holds a model but no tokenizer; save the model's tokenizer there with save_pretrained, "
                 "or pass a tokenizer yourself (processing_class)"
             ) from error
+        if (Path(folder) / "config.json").is_file():
+            read_config(folder, trust_remote_code=trust_remote_code)  # which the tokenizer's class is found by
         raise ValueError(
             f"the tokenizer of {name} cannot be read ({first_sentence(error)}): copy its files from where the model "
             "came from, or save it again with save_pretrained"
@@ -118,6 +125,14 @@ def outline_causal_lm(name: str | Path, *, trust_remote_code: bool = False) -> A
     return _load(name, "auto", trust_remote_code, False, outline=True)
 
 
+def will_be_quantized(name: str | Path, *, trust_remote_code: bool = False) -> bool:
+    """Whether the loaded model's weights are quantised, an adapter's base's for an adapter."""
+    folder = check_folder(name)
+    if is_adapter_folder(folder):
+        return will_be_quantized(adapter_base(folder), trust_remote_code=trust_remote_code)
+    return stays_quantized(_config(name, folder, trust_remote_code), str(name))
+
+
 def _load(name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool, *, outline: bool) -> Any:
     folder = check_folder(name)
     if is_adapter_folder(folder):
@@ -129,8 +144,7 @@ def _load(name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool
     _refuse_pickles(Path(folder))
     if outline and is_quantized(config):
         return None
-    if not outline and _is_implausible(config, Path(folder)):
-        _read_weights(name, folder, dtype, trust_remote_code, outline=True)
+    _check_plausible(config, str(name), Path(folder))
     model = _read_weights(name, folder, dtype, trust_remote_code, outline=outline)
     if not outline:
         check_causal(model, str(name))
@@ -173,16 +187,41 @@ def _read_weights(name: str | Path, folder: str, dtype: str, trust_remote_code: 
             f"{name} holds {len(others)} weights of other sizes than its config.json says, such as {key}: "
             f"{list(saved)} instead of {list(wanted)}. Correct config.json, or save the model again."
         )
+    if unused := sorted(found["unexpected_keys"]):
+        _say_unused(str(name), len(unused), type(model).__name__, unused[0])
     return model.eval()
 
 
-def _is_implausible(config: Any, folder: Path) -> bool:
-    """Whether the embedding alone would have more entries than the weight files have bytes."""
+@lru_cache  # said once, however often the model is loaded
+def _say_unused(name: str, count: int, kind: str, example: str) -> None:
+    logger.warning(
+        "%s holds %d weights that %s has no place for, such as %s: they are left out.", name, count, kind, example
+    )
+
+
+def _check_plausible(config: Any, name: str, folder: Path) -> None:
+    """Raise ValueError where the configuration asks for far more than the folder's weights are, before anything of that
+    size is made."""
+    from safetensors import SafetensorError, safe_open
+
+    held: dict[str, int] = {}
+    try:
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                held |= {key: math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return  # said where they are read
     text = config.get_text_config()
-    sizes = [getattr(text, name, None) for name in ("vocab_size", "hidden_size")]
-    files = [file.stat().st_size for file in folder.glob("*.safetensors")]
-    known = [size for size in sizes if isinstance(size, int)]
-    return bool(files) and len(known) == 2 and known[0] * known[1] > 2 * sum(files)
+    layers, *sizes = (getattr(text, key, None) for key in ("num_hidden_layers", "vocab_size", "hidden_size"))
+    if held and isinstance(layers, int) and layers > len(held):
+        raise ValueError(f"{name}: config.json says {layers} layers, and the weights are {len(held)} tensors in all")
+    # A quantised number may be a quarter of a stored one.
+    vocabulary = math.prod(size for size in sizes if isinstance(size, int))
+    if held and vocabulary > 16 * sum(held.values()):
+        raise ValueError(
+            f"{name}: config.json says vocab_size {sizes[0]} and hidden_size {sizes[1]}, and all weights together are "
+            f"{sum(held.values())} numbers. Correct config.json, or save the model again."
+        )
 
 
 def _config(name: str | Path, folder: str, trust_remote_code: bool) -> Any:
@@ -248,19 +287,19 @@ def model_facts(name: str | Path, tokenizer: Any, *, trust_remote_code: bool = F
     except Exception as error:
         file = Path(folder) / "generation_config.json"
         raise ValueError(f"{file} holds settings that cannot be: {first_sentence(error)}") from error
-    return _facts(config, generation, tokenizer)
+    return _facts(config, generation, tokenizer, f"{folder}/generation_config.json")
 
 
 def facts_of(model: Any, tokenizer: Any) -> ModelFacts:
     """The facts of a loaded model."""
-    return _facts(model.config, getattr(model, "generation_config", None), tokenizer)
+    return _facts(model.config, getattr(model, "generation_config", None), tokenizer, "the model's generation_config")
 
 
-def _facts(config: Any, generation: Any, tokenizer: Any) -> ModelFacts:
+def _facts(config: Any, generation: Any, tokenizer: Any, source: str) -> ModelFacts:
     named = getattr(generation, "eos_token_id", None)
     ids = named if isinstance(named, list | tuple) else [named]
     if odd := [i for i in ids if i is not None and (not isinstance(i, int) or i < 0)]:
-        raise ValueError(f"generation_config.json: eos_token_id must be a token's number or a list of them, got {odd[0]!r}")
+        raise ValueError(f"{source}: eos_token_id must be a token's number or a list of them, got {odd[0]!r}")
     ends = {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
     return ModelFacts(ends, getattr(config.get_text_config(), "max_position_embeddings", None))
 

@@ -25,7 +25,7 @@ def check_causal(model: Any, what: str = "the model") -> None:
     A model is asked once in its life. Two rows that differ in their second half are compared in their first.
     """
     lm = causal_lm_of(model)
-    if lm in _causal:
+    if not isinstance(lm, nn.Module) or lm in _causal:
         return
     config = getattr(lm, "config", None)
     if getattr(config, "is_encoder_decoder", False):
@@ -33,7 +33,7 @@ def check_causal(model: Any, what: str = "the model") -> None:
             f"{what} is an encoder-decoder ({type(lm).__name__}): its prompt goes through an encoder, and here prompt "
             "and response are one sequence. Give a decoder-only language model."
         )
-    logits = _logits(model, _two_rows(lm))
+    logits = _logits(model, lm)
     if logits is None:
         return  # what cannot be asked in this way fails, or not, where it is used
     first, second = logits[:, : TOKENS // 2].double()
@@ -87,13 +87,17 @@ def _two_rows(lm: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(model: Any, ids: Tensor) -> Tensor | None:
+def _logits(model: Any, lm: Any) -> Tensor | None:
+    """The model's own logits of `_two_rows`; None where it does not take them, or has no weights."""
+    if any(weight.is_meta for weight in lm.parameters()):
+        return None
     was_training = model.training
     model.eval()
     try:
+        ids = _two_rows(lm)
         logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return logits.float() if logits.shape[:2] == ids.shape else None
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, NotImplementedError):
         return None
     finally:
         model.train(was_training)
@@ -108,12 +112,12 @@ def _auxiliary_loss(model: Any, lm: Any) -> float | None:
     """
     if not any("router" in name or "aux_loss" in name for name in vars(_text_config(lm))):
         return None
-    ids = _two_rows(lm)
     was_training = model.training
     model.eval()
     try:
+        ids = _two_rows(lm)
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False)
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, NotImplementedError):
         return None
     finally:
         model.train(was_training)
