@@ -69,7 +69,7 @@ def _check_loads(name: str, trust_remote_code: bool, *, trained: bool) -> None:
 def _described(name: str, trust_remote_code: bool) -> str:
     """Architecture and size from the configuration alone; no weights are read."""
     from ..models import check_folder, is_adapter_folder
-    from ..models.configurations import read_config
+    from ..models.configurations import read_config, text_config
     from ..models.files import adapter_base
 
     folder = check_folder(name)
@@ -80,7 +80,7 @@ def _described(name: str, trust_remote_code: bool) -> str:
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"{name} cannot be reached: {reason}") from None
-    text = config.get_text_config()
+    text = text_config(config)
     layers, width, vocabulary = (
         getattr(text, name, "?") for name in ("num_hidden_layers", "hidden_size", "vocab_size")
     )

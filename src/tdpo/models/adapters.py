@@ -60,7 +60,7 @@ def has_adapter(model: Any) -> bool:
 
 
 def load_adapter(base: Any, folder: str | Path, *, trainable: bool = False) -> Any:
-    """`base` with the adapter that lies in `folder`, frozen unless `trainable`; tokens that it adds are added to `base`.
+    """`base` with the adapter that lies in `folder`, frozen unless `trainable`; `base` gets the tokens that it adds.
 
     Raises:
         FileNotFoundError: the folder holds no safetensors weights.

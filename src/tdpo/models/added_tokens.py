@@ -67,9 +67,14 @@ def _vocabularies(name: str, shapes: Mapping[str, Sequence[int]]) -> list[int]:
             continue
         if part == "lora_embedding_A":
             rows.append(shape[1])
-        elif part in ("weight", "bias", "modules_to_save.weight", "modules_to_save.bias", "lora_B.weight"):
-            rows.append(shape[0])
-        elif part == "base_layer.weight":
+        elif part in (
+            "weight",
+            "bias",
+            "modules_to_save.weight",
+            "modules_to_save.bias",
+            "base_layer.weight",
+            "lora_B.weight",
+        ):
             rows.append(shape[0])
     return rows
 

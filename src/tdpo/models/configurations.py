@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,39 @@ def check_quantized_training(quantized: bool, has_adapter: bool) -> None:
         )
 
 
+def check_plausible(config: Any, name: str, folder: Path) -> None:
+    """Raise ValueError where the configuration asks for far more than the folder's weights are, before anything of that
+    size is made."""
+    from safetensors import SafetensorError, safe_open
+
+    held: dict[str, int] = {}
+    try:
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                held |= {key: math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return  # said where they are read
+    text = text_config(config)
+    layers, *sizes = (getattr(text, key, None) for key in ("num_hidden_layers", "vocab_size", "hidden_size"))
+    if held and isinstance(layers, int) and layers > len(held):
+        raise ValueError(f"{name}: config.json says {layers} layers, and the weights are {len(held)} tensors in all")
+    # A quantised number may be a quarter of a stored one.
+    vocabulary = math.prod(size for size in sizes if isinstance(size, int))
+    if held and vocabulary > 16 * sum(held.values()):
+        raise ValueError(
+            f"{name}: config.json says vocab_size {sizes[0]} and hidden_size {sizes[1]}, and all weights together are "
+            f"{sum(held.values())} numbers. Correct config.json, or save the model again."
+        )
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that describes the language model."""
+    try:
+        return config.get_text_config()
+    except (AttributeError, ValueError):  # none of its own, or several
+        return config
+
+
 def first_sentence(error: Exception, limit: int = 300) -> str:
     """The first line of a library's message, cut where it would fill the screen."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -99,14 +133,14 @@ def _is_multimodal(config: Any) -> bool:
 
 
 def _quantization(config: Any) -> Any | None:
-    for part in (config, config.get_text_config()):
+    for part in (config, text_config(config)):
         if settings := getattr(part, "quantization_config", None):
             return settings
     return None
 
 
 def _check_sizes(config: Any, name: str) -> None:
-    text = config.get_text_config()
+    text = text_config(config)
     for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
         value = getattr(text, key, None)
         if isinstance(value, int) and value < 1:
@@ -121,7 +155,7 @@ def _quantizer(config: Any, name: str) -> Any:
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
     method = getattr(method, "value", method)
     try:
-        quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=True)
+        quantizer = AutoHfQuantizer.from_config(settings or {}, pre_quantized=True)
         quantizer.validate_environment(device_map=None, weights_only=True)
     except Exception as error:  # libraries that are missing, versions, machines, settings: each raises as it likes
         raise ValueError(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,14 @@ import torch
 
 from .adapters import load_adapter
 from .bundled import BUNDLED, bundled_folder
-from .configurations import check_config, first_sentence, is_quantized, read_config, stays_quantized
+from .configurations import (
+    check_config,
+    check_plausible,
+    first_sentence,
+    is_quantized,
+    read_config,
+    stays_quantized,
+)
 from .files import adapter_base, check_json_files, is_adapter_folder
 from .probing import check_causal
 
@@ -144,7 +150,7 @@ def _load(name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool
     _refuse_pickles(Path(folder))
     if outline and is_quantized(config):
         return None
-    _check_plausible(config, str(name), Path(folder))
+    check_plausible(config, str(name), Path(folder))
     model = _read_weights(name, folder, dtype, trust_remote_code, outline=outline)
     if not outline:
         check_causal(model, str(name))
@@ -197,31 +203,6 @@ def _say_unused(name: str, count: int, kind: str, example: str) -> None:
     logger.warning(
         "%s holds %d weights that %s has no place for, such as %s: they are left out.", name, count, kind, example
     )
-
-
-def _check_plausible(config: Any, name: str, folder: Path) -> None:
-    """Raise ValueError where the configuration asks for far more than the folder's weights are, before anything of that
-    size is made."""
-    from safetensors import SafetensorError, safe_open
-
-    held: dict[str, int] = {}
-    try:
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
-                held |= {key: math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return  # said where they are read
-    text = config.get_text_config()
-    layers, *sizes = (getattr(text, key, None) for key in ("num_hidden_layers", "vocab_size", "hidden_size"))
-    if held and isinstance(layers, int) and layers > len(held):
-        raise ValueError(f"{name}: config.json says {layers} layers, and the weights are {len(held)} tensors in all")
-    # A quantised number may be a quarter of a stored one.
-    vocabulary = math.prod(size for size in sizes if isinstance(size, int))
-    if held and vocabulary > 16 * sum(held.values()):
-        raise ValueError(
-            f"{name}: config.json says vocab_size {sizes[0]} and hidden_size {sizes[1]}, and all weights together are "
-            f"{sum(held.values())} numbers. Correct config.json, or save the model again."
-        )
 
 
 def _config(name: str | Path, folder: str, trust_remote_code: bool) -> Any:

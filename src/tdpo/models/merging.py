@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import has_adapter
-from .configurations import first_sentence
+from .configurations import first_sentence, text_config
 from .hidden_states import causal_lm_of
 from .loading import load_causal_lm, load_tokenizer
 
@@ -55,7 +55,7 @@ def merge_adapter(model: Any) -> Any:
 
 
 def save_merged(folder: str | Path, out: str | Path) -> None:
-    """Merge the adapter in `folder` and write the model with its tokenizer to the new folder `out`, whole or not at all.
+    """Merge the adapter in `folder`; write model and tokenizer to the new folder `out`, whole or not at all.
 
     What was written is loaded again and must say what the adapter's model says.
 
@@ -155,7 +155,7 @@ def _tie_where_equal(lm: Any) -> None:
 
 
 def _say_tied(lm: Any, tied: bool) -> None:
-    for config in (lm.config, lm.config.get_text_config()):
+    for config in (lm.config, text_config(lm.config)):
         if hasattr(config, "tie_word_embeddings"):
             config.tie_word_embeddings = tied
     # What transformers noted when the model was made, and saves by.

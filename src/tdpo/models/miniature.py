@@ -1,4 +1,4 @@
-"""A small fresh model of a configuration's architecture: what `tdpo doctor` asks where training asks the model itself."""
+"""A small fresh model of an architecture: what `tdpo doctor` asks where training asks the model itself."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from .configurations import read_config
+from .configurations import read_config, text_config
 from .files import adapter_base, is_adapter_folder
 from .loading import check_folder
-from .probing import check_causal, check_whole_loss
+from .probing import CannotRunError, check_causal, check_whole_loss
 
 VOCABULARY = 64
 LARGEST = 60_000_000  # weights that are worth making for a question
@@ -24,7 +24,10 @@ def check_architecture(name: str | Path, *, trust_remote_code: bool = False, tra
     small = miniature(read_config(folder, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code)
     if small is None:
         return
-    check_causal(small, str(name))
+    try:
+        check_causal(small, str(name))
+    except CannotRunError:  # sizes that no longer fit one another; the model itself is asked when it is loaded
+        return
     if trained:
         check_whole_loss(small)
 
@@ -35,8 +38,8 @@ def miniature(config: Any, *, trust_remote_code: bool = False) -> Any | None:
     from transformers import AutoModelForCausalLM
 
     for layers in (2, 1):
-        small = _shrunk(config, layers)
         try:
+            small = _shrunk(config, layers)
             with torch.random.fork_rng(devices=[]):
                 with torch.device("meta"):
                     outline = AutoModelForCausalLM.from_config(small, trust_remote_code=trust_remote_code)
@@ -53,7 +56,7 @@ def miniature(config: Any, *, trust_remote_code: bool = False) -> Any | None:
 
 def _shrunk(config: Any, layers: int) -> Any:
     config = copy.deepcopy(config)
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+    for part in {id(part): part for part in (config, text_config(config))}.values():
         before = getattr(part, "num_hidden_layers", None)
         if isinstance(before, int) and before > layers:
             for name, value in list(vars(part).items()):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .configurations import first_sentence, text_config
 from .hidden_states import causal_lm_of
 
 # Relative to the largest logit. Rounding stays far below; looking ahead changes even fresh weights' logits by 1e-3.
@@ -17,6 +18,10 @@ HALF_TOLERANCE = 2e-2
 TOKENS = 8
 
 _causal: WeakSet[nn.Module] = WeakSet()
+
+
+class CannotRunError(ValueError):
+    """A model's forward fails on a few plain tokens."""
 
 
 def check_causal(model: Any, what: str = "the model") -> None:
@@ -33,19 +38,19 @@ def check_causal(model: Any, what: str = "the model") -> None:
             f"{what} is an encoder-decoder ({type(lm).__name__}): its prompt goes through an encoder, and here prompt "
             "and response are one sequence. Give a decoder-only language model."
         )
-    logits = _logits(model, lm)
+    logits = _logits(model, lm, what)
     if logits is None:
         return  # what cannot be asked in this way fails, or not, where it is used
     first, second = logits[:, : TOKENS // 2].double()
     both = first.isfinite() & second.isfinite()
     size = float(logits[logits.isfinite()].abs().max()) if bool(logits.isfinite().any()) else 1.0
     change = float((first - second)[both].abs().max()) if bool(both.any()) else 0.0
-    if change > TOLERANCE.get(lm.dtype, HALF_TOLERANCE) * max(size, 1e-6):
+    if change > TOLERANCE.get(next(lm.parameters()).dtype, HALF_TOLERANCE) * max(size, 1e-6):
         raise ValueError(
-            f"{what} ({type(lm).__name__}) looks ahead: later tokens change the logits of earlier ones by {change:.2g}, "
-            "so they are no probabilities of a next token, and neither log-probabilities nor KLs would mean anything. "
-            "Give a causal language model (a decoder; for BERT and its kin one with is_decoder: true that was trained "
-            "as such)."
+            f"{what} ({type(lm).__name__}) looks ahead: later tokens change the logits of earlier ones by "
+            f"{change:.2g}. They are no probabilities of a next token, so neither log-probabilities nor KLs would mean "
+            "anything. Give a causal language model (a decoder; for BERT and its kin one that was trained with "
+            "is_decoder: true)."
         )
     _causal.add(lm)
 
@@ -61,8 +66,8 @@ def check_whole_loss(model: Any) -> None:
     asked = _auxiliary_loss(model, lm)
     if asked is None:
         return
-    flag = "output_router_logits" if _text_config(lm).__dict__.get("output_router_logits") else None
-    what = f"a router's auxiliary loss ({flag}: true)" if flag else "a loss beside that of its predictions"
+    flag = getattr(text_config(lm.config), "output_router_logits", None)
+    what = "a router's auxiliary loss (output_router_logits: true)" if flag else "a loss beside that of its predictions"
     advice = (
         "Set output_router_logits to false in the model's config.json (model.config.output_router_logits = False in "
         "Python) to train without it; routers that should keep their balance are best left frozen, with an adapter on "
@@ -71,8 +76,8 @@ def check_whole_loss(model: Any) -> None:
         else "Switch it off in the model's config.json to train without it"
     )
     raise ValueError(
-        f"the model's configuration asks for {what}, which adds {asked:.3g} to the model's own loss. It cannot be part "
-        f"of this training: it depends on how an update is split into micro-batches. {advice}."
+        f"the model's configuration asks for {what}{asked}. It cannot be part of this training: it depends on how an "
+        f"update is split into micro-batches. {advice}."
     )
 
 
@@ -87,7 +92,7 @@ def _two_rows(lm: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(model: Any, lm: Any) -> Tensor | None:
+def _logits(model: Any, lm: Any, what: str) -> Tensor | None:
     """The model's own logits of `_two_rows`; None where it does not take them, or has no weights."""
     if any(weight.is_meta for weight in lm.parameters()):
         return None
@@ -99,34 +104,40 @@ def _logits(model: Any, lm: Any) -> Tensor | None:
         return logits.float() if logits.shape[:2] == ids.shape else None
     except (TypeError, AttributeError, NotImplementedError):
         return None
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise CannotRunError(
+            f"{what} ({type(lm).__name__}) cannot be run on {TOKENS} tokens: {first_sentence(error)} Do the sizes in "
+            "its config.json fit its weights?"
+        ) from error
     finally:
         model.train(was_training)
 
 
 @torch.no_grad()
-def _auxiliary_loss(model: Any, lm: Any) -> float | None:
-    """What the model adds to the cross-entropy of its logits, None where it adds nothing.
+def _auxiliary_loss(model: Any, lm: Any) -> str | None:
+    """In words, what the model adds to the cross-entropy of its logits; None where it adds nothing.
 
-    Only a model whose output speaks of such a loss is asked with labels: other losses of its own (a scale, smoothing)
-    are the model's way to say the same.
+    Only a model whose configuration speaks of a router is asked with labels: other losses of its own (a scale,
+    smoothing) are the model's way to say the same.
     """
-    if not any("router" in name or "aux_loss" in name for name in vars(_text_config(lm))):
+    config = text_config(lm.config)
+    if not any("router" in name or "aux_loss" in name for name in vars(config)):
         return None
     was_training = model.training
     model.eval()
     try:
         ids = _two_rows(lm)
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False)
-    except (TypeError, AttributeError, NotImplementedError):
-        return None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # what cannot be asked is taken by its word
+        return "" if getattr(config, "output_router_logits", False) else None
     finally:
         model.train(was_training)
     if getattr(output, "aux_loss", None) is None or output.loss is None:
         return None
     plain = functional.cross_entropy(output.logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
     added = float(output.loss) - float(plain)
-    return added if abs(added) > 1e-5 * max(1.0, abs(float(plain))) else None
-
-
-def _text_config(lm: Any) -> Any:
-    return lm.config.get_text_config() if hasattr(lm.config, "get_text_config") else lm.config
+    return f", which adds {added:.3g} to the model's own loss" if abs(added) > 1e-5 * max(1.0, float(plain)) else None
