@@ -371,6 +371,37 @@ def test_an_adapter_brings_the_tokens_that_it_adds(family: str, tiny_folder: Fol
     trainer.train()
 
 
+def test_single_tokens_that_an_adapter_adds_and_trains(tiny_folder: Folder, tmp_path: Path) -> None:
+    new = {"embed_tokens": [384, 385]}
+    folder = adapter_of(
+        tiny_folder("qwen2"), tmp_path / "model", tokens=2, target_modules=["q_proj"], trainable_token_indices=new
+    )
+    assert problems(folder) == {}
+    assert load_causal_lm(folder)(torch.tensor([[5, 384, 385]])).logits.shape[-1] == 386
+    folder = adapter_of(
+        tiny_folder("llama"), tmp_path / "other", tokens=2, target_modules=["q_proj"], trainable_token_indices=new
+    )
+    assert "trained on a base with 386 vocabulary entries" in refusal(folder), "whose head has rows of its own"
+
+
+def test_doctor_makes_the_critic_of_ppo(tiny_folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder("llama"), tmp_path / "model")
+    other = saved(build_model("llama", vocab_size=400), tmp_path / "other")
+    (tmp_path / "reward.py").write_text(
+        "def reward(prompts, completions, **_):\n    return [0.0 for _ in completions]\n"
+    )
+    recipe = tmp_path / "ppo.yaml"
+    recipe.write_text(
+        f"run_dir: {tmp_path / 'run'}\nmodel: {{name: '{tmp_path / 'model'}', lora: null}}\n"
+        f"prompts: {{train: '{tmp_path / 'prompts.jsonl'}'}}\nrollouts: {{max_new_tokens: 8}}\n"
+        f"rewards: [{{function: '{tmp_path / 'reward.py'}:reward'}}]\n"
+        f"ppo: {{value_model: '{other}'}}\n"
+    )
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    found = {check.name: check.text for check in recipe_checks(recipe, []) if check.state == "problem"}
+    assert "384 vocabulary entries and the critic 400" in found.get("model", ""), found
+
+
 def test_an_adapter_without_the_rows_of_its_tokens_says_what_to_do(tiny_folder: Folder, tmp_path: Path) -> None:
     folder = adapter_of(tiny_folder("llama"), tmp_path / "model", tokens=3, target_modules=["q_proj", "lm_head"])
     expected = "trained on a base with 387 vocabulary entries, and its base has 384"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .files import read_json_object
+
 PREFIX = "base_model.model."  # peft's, before the name of a module of the base model
 
 
@@ -24,9 +26,14 @@ def fit_vocabulary(base: Any, folder: str | Path) -> None:
     ends = _ends(base)
     sizes = {size for name in ends for size in _vocabularies(name, shapes)}
     now = base.get_input_embeddings().weight.shape[0]
+    alone = _tokens_alone(folder)
+    if alone and max(alone) >= now:
+        sizes.add(max(alone) + 1)
     if not sizes or sizes == {now}:
         return
-    if len(sizes) > 1 or not all(_is_whole(name, shapes) for name in _untied(base, ends)):
+    needed = _untied(base, ends)
+    brings_new_rows = len(needed) == 1 and alone >= set(range(now, max(sizes)))
+    if len(sizes) > 1 or not (brings_new_rows or all(_is_whole(name, shapes) for name in needed)):
         raise ValueError(
             f"the adapter in {folder} was trained on a base with {' and '.join(map(str, sorted(sizes)))} vocabulary "
             f"entries, and its base has {now}; the adapter does not hold the rows that were added. Add the tokens to "
@@ -77,6 +84,13 @@ def _vocabularies(name: str, shapes: Mapping[str, Sequence[int]]) -> list[int]:
         ):
             rows.append(shape[0])
     return rows
+
+
+def _tokens_alone(folder: str | Path) -> set[int]:
+    """The tokens whose rows the adapter trains one by one (`trainable_token_indices`)."""
+    given = read_json_object(Path(folder) / "adapter_config.json").get("trainable_token_indices") or []
+    lists = given.values() if isinstance(given, dict) else [given]
+    return {index for indices in lists for index in indices}
 
 
 def _is_whole(name: str, shapes: Mapping[str, Sequence[int]]) -> bool:

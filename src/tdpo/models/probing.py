@@ -94,8 +94,8 @@ def _two_rows(lm: Any) -> Tensor:
 @torch.no_grad()
 def _logits(model: Any, lm: Any, what: str) -> Tensor | None:
     """The model's own logits of `_two_rows`; None where it does not take them, or has no weights."""
-    if any(weight.is_meta for weight in lm.parameters()):
-        return None
+    if any(weight.is_meta or not weight.numel() for weight in lm.parameters()):
+        return None  # sharded or not loaded
     was_training = model.training
     model.eval()
     try:
