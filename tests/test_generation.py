@@ -26,6 +26,7 @@ from tdpo.generation import (
     sample,
     stop_token_ids,
 )
+from tdpo.models import check_causal
 
 # One begins as another, one is a single token, one is longer than gemma2's sliding window of 16.
 PROMPTS = ["the cat", "the cat sat on the mat", "a", "what a wonderful day it was and the dog ran away from the mat"]
@@ -258,6 +259,7 @@ class Calls:
     def __init__(self, model: Any) -> None:
         way_of(model, 200)  # asked before, with tokens of its own
         self.shapes: list[tuple[int, int]] = []
+        check_causal(model)  # which is asked once, before
         model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, module: Any, args: Any, kwargs: Any) -> None:
@@ -280,6 +282,7 @@ def test_the_head_sees_one_state_a_row_without_gaps(family: str, tiny_model: Bui
     model = tiny_model(family)
     way_of(model, 200)
     seen: list[Tensor] = []
+    check_causal(model)  # which is asked once, before
     model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     sample(model, tokenizer, PROMPTS, SamplingSettings(max_new_tokens=3))
     assert len(seen) >= 3

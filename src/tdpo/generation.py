@@ -23,7 +23,7 @@ from torch import Tensor
 from tdpo._decoding import DecodingBatch, Way
 from tdpo._decoding_ways import way_of
 from tdpo.chat_templates import Encoder, Stopping, TemplateRefusal
-from tdpo.models import independent_length, why_dependent
+from tdpo.models import check_causal, independent_length, why_dependent
 
 if TYPE_CHECKING:
     from tdpo.chat_templates import PromptInput
@@ -135,8 +135,10 @@ def sample(
     no time.
 
     Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context, for token ids that
-    the model does not know, and for logits that are NaN or infinite; each names the prompt.
+    the model does not know, and for logits that are NaN or infinite; each names the prompt. And for a model that looks
+    ahead, which has no next token to sample.
     """
+    check_causal(model)
     indices = list(range(len(prompts))) if prompt_indices is None else list(prompt_indices)
     if len(indices) != len(prompts) or len(set(indices)) != len(indices):
         raise ValueError(f"prompt_indices must be {len(prompts)} different numbers, one a prompt, not {indices}")

@@ -26,7 +26,7 @@ def prompt_lengths(recipe: PPORecipe) -> Iterator[Check]:
     except (OSError, ValueError):  # the checks of prompts and model say it
         return
     prompts = [*train, *held_out]
-    encoded = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
+    encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts], [prompt.id for prompt in prompts])
     named = dict(zip((prompt.id for prompt in prompts), encoded, strict=True))
     for name in (recipe.model.name, recipe.model.reference, recipe.ppo.value_model):
         if name is not None:

@@ -1,17 +1,22 @@
-"""What `tdpo doctor` says about the models that a recipe names, from their configurations alone."""
+"""What `tdpo doctor` says about the models that a recipe names: all that training asks and that needs no weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._machine_checks import Check
+
+if TYPE_CHECKING:
+    from ..config import Model
 
 
 def model_checks(names: Mapping[str, str | None], dtype: str, trust_remote_code: bool) -> Iterator[Check]:
     """Each model by the key that names it, None for a key without one; then the precision of this machine."""
     for key, name in names.items():
         if name is not None:
+            if not key.startswith("rewards["):  # whose models are no language models
+                _check_loads(name, trust_remote_code, trained=key == "model.name")
             yield Check(key, "ok", _described(name, trust_remote_code))
     from ..models import has_no_units_for
 
@@ -20,23 +25,63 @@ def model_checks(names: Mapping[str, str | None], dtype: str, trust_remote_code:
         yield Check("model.dtype", "note", slow)
 
 
+def policy_checks(model: Model) -> Iterator[Check]:
+    """Whether the policy can be trained as `model` says, and has the vocabulary of its reference."""
+    from ..models import LoraSettings, add_lora, check_quantized_training, check_vocabulary, has_adapter
+    from ..models.loading import outline_causal_lm, will_be_quantized
+
+    trust = model.trust_remote_code
+    policy = outline_causal_lm(model.name, trust_remote_code=trust)
+    adapter = model.lora is not None or has_adapter(policy)
+    check_quantized_training(will_be_quantized(model.name, trust_remote_code=trust), adapter)
+    if policy is None:
+        return
+    if model.reference is not None:
+        reference = outline_causal_lm(model.reference, trust_remote_code=trust)
+        if reference is not None:
+            check_vocabulary(policy, reference)
+    if model.lora is not None:
+        lora = model.lora
+        add_lora(policy, LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets))
+        yield Check("model.lora", "ok", f"adapters of rank {lora.rank} fit the model's layers")
+
+
+def vocabulary_size(name: str, trust_remote_code: bool) -> int | None:
+    """How many tokens the model embeds; None where it cannot be loaded, which is a finding of its own."""
+    from ..models import outline_causal_lm
+
+    try:
+        outline = outline_causal_lm(name, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError):
+        return None
+    return None if outline is None else int(outline.get_input_embeddings().weight.shape[0])
+
+
+def _check_loads(name: str, trust_remote_code: bool, *, trained: bool) -> None:
+    """Raise what loading `name` would raise, as far as it can be known without the values of its weights."""
+    from ..models import outline_causal_lm
+    from ..models.miniature import check_architecture
+
+    outline_causal_lm(name, trust_remote_code=trust_remote_code)
+    check_architecture(name, trust_remote_code=trust_remote_code, trained=trained)
+
+
 def _described(name: str, trust_remote_code: bool) -> str:
     """Architecture and size from the configuration alone; no weights are read."""
-    from transformers import AutoConfig
-
     from ..models import check_folder, is_adapter_folder
-    from ..models.loading import adapter_base
+    from ..models.configurations import read_config, text_config
+    from ..models.files import adapter_base
 
     folder = check_folder(name)
     if is_adapter_folder(folder):
         return f"{name}: an adapter of {_described(adapter_base(folder), trust_remote_code)}"
     try:
-        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config: Any = read_config(folder, trust_remote_code=trust_remote_code)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"{name} cannot be reached: {reason}") from None
-    text = config.get_text_config()
-    return (
-        f"{name}: {config.model_type}, {text.num_hidden_layers} layers, hidden size {text.hidden_size}, "
-        f"vocabulary {text.vocab_size}"
+    text = text_config(config)
+    layers, width, vocabulary = (
+        getattr(text, name, "?") for name in ("num_hidden_layers", "hidden_size", "vocab_size")
     )
+    return f"{name}: {config.model_type}, {layers} layers, hidden size {width}, vocabulary {vocabulary}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ._environment_checks import environment_checks
 from ._machine_checks import Check
-from ._model_checks import model_checks
+from ._model_checks import model_checks, policy_checks
 
 if TYPE_CHECKING:
     from ..config import PPORecipe
@@ -56,6 +56,20 @@ def models(recipe: PPORecipe) -> Iterator[Check]:
     names |= {f"rewards[{number}].model": reward.model for number, reward in enumerate(recipe.rewards or ())}
     names["ppo.value_model"] = recipe.ppo.value_model
     yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
+    yield from policy_checks(recipe.model)
+    if recipe.ppo.value_model is not None:
+        _check_critic(recipe, recipe.ppo.value_model)
+
+
+def _check_critic(recipe: PPORecipe, value_model: str) -> None:
+    """Raise what making the critic would raise."""
+    from ..models import outline_causal_lm
+    from ..training.critic import Critic
+
+    trust = recipe.model.trust_remote_code
+    policy, body = (outline_causal_lm(name, trust_remote_code=trust) for name in (recipe.model.name, value_model))
+    if policy is not None and body is not None:
+        Critic.of(policy, body)
 
 
 def _length(recipe: PPORecipe, available: int) -> Iterator[Check]:

@@ -14,7 +14,7 @@ from ._environment_checks import environment_checks
 from ._errors import explain, is_ours
 from ._length_checks import prompt_lengths
 from ._machine_checks import Check
-from ._model_checks import model_checks
+from ._model_checks import model_checks, policy_checks, vocabulary_size
 from ._template_checks import template_checks
 
 if TYPE_CHECKING:
@@ -103,13 +103,14 @@ def _environment(recipe: Recipe) -> Iterator[Check]:
 def _model(recipe: Recipe) -> Iterator[Check]:
     names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
     yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
+    yield from policy_checks(recipe.model)
 
 
 def _data(recipe: Recipe) -> Iterator[Check]:
     """What training itself would read and tokenise."""
     from ..models import configuration_of, load_tokenizer, model_facts
     from ..training.data import read_data, tokenize_rows
-    from ..training.policy import check_lengths
+    from ..training.policy import check_ids, check_lengths
 
     data = read_data(recipe)
     trust = recipe.model.trust_remote_code
@@ -119,12 +120,15 @@ def _data(recipe: Recipe) -> Iterator[Check]:
             yield Check(key, "note" if skipped else "ok", f"{rows.source}: {len(rows)} rows{skipped}")
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
     facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=trust)
+    vocabulary = vocabulary_size(recipe.model.name, trust)
     readers = [name for name in (recipe.model.name, recipe.model.reference) if name is not None]
     configs = [configuration_of(name, trust_remote_code=trust) for name in readers]
     for key, rows in (("data.train", data.train), ("data.eval", data.eval)):
         if rows is not None:
             tokenized = tokenize_rows(rows, recipe, tokenizer, facts)
             check_lengths(tokenized.pairs, configs)
+            if vocabulary is not None:
+                check_ids(tokenized.pairs, vocabulary)
             yield from _lengths(key, tokenized)
             if key == "data.train":
                 yield from _updates(recipe, len(tokenized.pairs))

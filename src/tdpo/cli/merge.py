@@ -23,7 +23,8 @@ def merge(
     """Fold a trained adapter into its base model: one plain model, usable without peft.
 
     A run that trained all weights needs no merging: its model folder is one
-    plain model already.
+    plain model already. What is written is loaded again and compared with the
+    adapter's model; where they differ, nothing is written.
 
     [bold]Examples[/bold]
 
@@ -36,11 +37,9 @@ def merge(
         raise CommandError(f"{source}: no such folder; expected a run directory or the folder of an adapter")
     folder = model_folder(source)
     quiet_libraries()
-    from ..models import load_causal_lm, load_tokenizer, merge_adapter
+    from ..models import save_merged
 
-    model = merge_adapter(load_causal_lm(folder))
-    model.save_pretrained(out)
-    load_tokenizer(folder).save_pretrained(out)
+    save_merged(folder, out)
     say(f"merged {folder} into {out}")
 
 

@@ -1,11 +1,25 @@
 """Models: loading policy and reference, adapters, the head, the bundled model."""
 
-from .adapters import LoraSettings, add_lora, has_adapter, is_adapter_folder, merge_adapter, merged_adapter
+from .adapters import LoraSettings, add_lora, has_adapter, merged_adapter
 from .bundled import BUNDLED, bundled_folder, cache_folder
+from .configurations import check_quantized_training
+from .files import is_adapter_folder
 from .hidden_states import causal_lm_of, find_head, policy_hidden, select_logits
-from .lengths import configuration_of, independent_length, length_thresholds, why_dependent
-from .loading import ModelFacts, check_folder, facts_of, has_no_units_for, load_causal_lm, load_tokenizer, model_facts
-from .references import Reference, kept_reference, reference_at_start, reference_for
+from .lengths import independent_length, length_thresholds, why_dependent
+from .loading import (
+    ModelFacts,
+    check_folder,
+    configuration_of,
+    facts_of,
+    has_no_units_for,
+    load_causal_lm,
+    load_tokenizer,
+    model_facts,
+    outline_causal_lm,
+)
+from .merging import merge_adapter, save_merged
+from .probing import check_causal, check_whole_loss
+from .references import Reference, check_vocabulary, kept_reference, reference_at_start, reference_for
 
 __all__ = [
     "BUNDLED",
@@ -16,7 +30,11 @@ __all__ = [
     "bundled_folder",
     "cache_folder",
     "causal_lm_of",
+    "check_causal",
     "check_folder",
+    "check_quantized_training",
+    "check_vocabulary",
+    "check_whole_loss",
     "configuration_of",
     "facts_of",
     "find_head",
@@ -31,9 +49,11 @@ __all__ = [
     "merge_adapter",
     "merged_adapter",
     "model_facts",
+    "outline_causal_lm",
     "policy_hidden",
     "reference_at_start",
     "reference_for",
+    "save_merged",
     "select_logits",
     "why_dependent",
 ]

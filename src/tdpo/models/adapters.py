@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .added_tokens import adapter_shapes, fit_vocabulary
+from .configurations import first_sentence
+
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -26,7 +29,7 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
     """Wrap `model` with a fresh LoRA adapter; its weights start at zero, so policy equals reference.
 
     Raises:
-        ValueError: `model` has an adapter already.
+        ValueError: `model` has an adapter already, or none of its layers is among the targets.
     """
     if has_adapter(model):
         raise ValueError(
@@ -43,7 +46,10 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # peft knows nothing of recipes
+        raise ValueError(f"no adapter can be put on {type(model).__name__}: {first_sentence(error)}") from error
 
 
 def has_adapter(model: Any) -> bool:
@@ -53,35 +59,50 @@ def has_adapter(model: Any) -> bool:
     return isinstance(model, PeftModel)
 
 
-def is_adapter_folder(folder: str | Path) -> bool:
-    return (Path(folder) / "adapter_config.json").is_file()
-
-
 def load_adapter(base: Any, folder: str | Path, *, trainable: bool = False) -> Any:
-    """`base` with the adapter that lies in `folder`, frozen unless `trainable`.
+    """`base` with the adapter that lies in `folder`, frozen unless `trainable`; `base` gets the tokens that it adds.
 
     Raises:
         FileNotFoundError: the folder holds no safetensors weights.
+        ValueError: the weights are broken, some are missing, or they do not fit `base`.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise FileNotFoundError(
             f"{folder} holds no adapter_model.safetensors, and pickled weights (.bin) are not read because they can "
             "run code. Load the adapter with peft where you trust it and save it again with save_pretrained."
         )
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
+    try:
+        fit_vocabulary(base, folder)
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights of the adapter in {folder} are cut short or broken ({error}); save them again"
+        ) from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if type(error) is ValueError and str(error).startswith("the adapter in"):
+            raise
+        raise ValueError(
+            f"the adapter in {folder} does not fit its base {getattr(base, 'name_or_path', '')} "
+            f"({type(base).__name__}): {first_sentence(error)}"
+        ) from error
+    if missing := _missing_weights(model, folder):
+        raise ValueError(
+            f"the adapter in {folder} lacks {len(missing)} weights that its adapter_config.json asks for, such as "
+            f"{missing[0]}: they would start anew. Save the adapter again, whole."
+        )
+    return model
 
 
-def merge_adapter(model: Any) -> Any:
-    """Fold the adapter into the base weights: one plain model that needs no peft.
+def _missing_weights(model: Any, folder: str | Path) -> list[str]:
+    """The adapter's weights that its file does not hold."""
+    from peft import get_peft_model_state_dict
 
-    Raises:
-        ValueError: `model` has no adapter.
-    """
-    if not has_adapter(model):
-        raise ValueError("this model has no adapter to merge: it is a full model already")
-    return model.merge_and_unload()
+    return sorted(get_peft_model_state_dict(model, save_embedding_layers=False).keys() - adapter_shapes(folder).keys())
 
 
 @contextmanager

@@ -3,21 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-
-def configuration_of(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model that is not loaded; for an adapter, that of its base."""
-    from transformers import AutoConfig
-
-    from . import check_folder, is_adapter_folder
-    from .loading import adapter_base
-
-    folder = check_folder(name)
-    if is_adapter_folder(folder):
-        return configuration_of(adapter_base(folder), trust_remote_code=trust_remote_code)
-    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 # Rotary embeddings whose frequencies transformers recomputes in every forward, for all rows of the batch at once, from

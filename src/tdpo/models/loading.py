@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..chat_templates import end_ids
-from .adapters import is_adapter_folder, load_adapter
+from .adapters import load_adapter
 from .bundled import BUNDLED, bundled_folder
+from .configurations import (
+    check_config,
+    check_plausible,
+    first_sentence,
+    is_quantized,
+    read_config,
+    stays_quantized,
+)
+from .files import adapter_base, check_json_files, is_adapter_folder
+from .probing import check_causal
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def has_no_units_for(dtype: str) -> bool:
     """Whether models would run on a CPU that cannot multiply `dtype`, which then takes far longer than float32."""
-    import torch
-
     if dtype not in ("bfloat16", "float16") or torch.accelerator.is_available():
         return False
     supported = torch.ops.mkldnn
@@ -30,6 +45,7 @@ def check_folder(name: str | Path) -> str:
 
     Raises:
         FileNotFoundError: `name` looks like a path but no model lies there.
+        ValueError: one of its JSON files is broken.
     """
     text = str(name)
     if text == BUNDLED:
@@ -42,6 +58,7 @@ def check_folder(name: str | Path) -> str:
                 f"{path} holds no model: expected config.json or adapter_config.json, found {held}. "
                 "Give the folder that save_pretrained wrote (a run keeps its model in <run>/model)."
             )
+        check_json_files(path)
         return str(path)
     looks_like_path = text.startswith((".", "/", "~")) or text.count("/") > 1
     if looks_like_path:
@@ -57,17 +74,25 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
 
     folder = check_folder(name)
     if is_adapter_folder(folder) and not (Path(folder) / "tokenizer_config.json").exists():
-        folder = check_folder(adapter_base(folder))
+        with _of_adapter(folder):
+            folder = check_folder(adapter_base(folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise _unreachable(name, error) from error
-    except ValueError as error:
-        if not Path(folder).is_dir() or any(Path(folder).glob("*token*")):
-            raise
-        raise FileNotFoundError(
-            f"{folder} holds a model but no tokenizer; save the model's tokenizer there with save_pretrained, "
-            "or pass a tokenizer yourself (processing_class)"
+    except Exception as error:  # a broken tokenizer.json raises whatever its reader meets
+        if "trust_remote_code" in str(error):
+            raise ValueError(str(error)) from error
+        if Path(folder).is_dir() and not any(Path(folder).glob("*token*")):
+            raise FileNotFoundError(
+                f"{folder} holds a model but no tokenizer; save the model's tokenizer there with save_pretrained, "
+                "or pass a tokenizer yourself (processing_class)"
+            ) from error
+        if (Path(folder) / "config.json").is_file():
+            read_config(folder, trust_remote_code=trust_remote_code)  # which the tokenizer's class is found by
+        raise ValueError(
+            f"the tokenizer of {name} cannot be read ({first_sentence(error)}): copy its files from where the model "
+            "came from, or save it again with save_pretrained"
         ) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -89,37 +114,123 @@ def load_causal_lm(
 
     Raises:
         FileNotFoundError: nothing is there; the message says what was looked for.
-        ValueError: an unknown dtype, code that may not run, or weights that are broken or missing.
+        ValueError: an unknown dtype, code that may not run, weights that are broken, missing or of other sizes than the
+            configuration says, a model that is no causal language model, or one that looks ahead.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return _load(name, dtype, trust_remote_code, trainable, outline=False)
+
+
+def outline_causal_lm(name: str | Path, *, trust_remote_code: bool = False) -> Any | None:
+    """What `load_causal_lm` would load, with names and shapes of all weights and none of their values (on the device
+    "meta"): takes no memory and little time. None for quantised weights, which have shapes of their own.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_causal_lm`, but for a model that looks ahead.
+    """
+    return _load(name, "auto", trust_remote_code, False, outline=True)
+
+
+def will_be_quantized(name: str | Path, *, trust_remote_code: bool = False) -> bool:
+    """Whether the loaded model's weights are quantised, an adapter's base's for an adapter."""
+    folder = check_folder(name)
+    if is_adapter_folder(folder):
+        return will_be_quantized(adapter_base(folder), trust_remote_code=trust_remote_code)
+    return stays_quantized(_config(name, folder, trust_remote_code), str(name))
+
+
+def _load(name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool, *, outline: bool) -> Any:
+    folder = check_folder(name)
+    if is_adapter_folder(folder):
+        with _of_adapter(folder):
+            base = _load(adapter_base(folder), dtype, trust_remote_code, False, outline=outline)
+        return base if base is None else load_adapter(base, folder, trainable=trainable)
+    config = _config(name, folder, trust_remote_code)
+    check_config(config, str(name), trust_remote_code=trust_remote_code)
+    _refuse_pickles(Path(folder))
+    if outline and is_quantized(config):
+        return None
+    check_plausible(config, str(name), Path(folder))
+    model = _read_weights(name, folder, dtype, trust_remote_code, outline=outline)
+    if not outline:
+        check_causal(model, str(name))
+    return model
+
+
+def _read_weights(name: str | Path, folder: str, dtype: str, trust_remote_code: bool, *, outline: bool) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    folder = check_folder(name)
-    if is_adapter_folder(folder):
-        base = load_causal_lm(adapter_base(folder), dtype=dtype, trust_remote_code=trust_remote_code)
-        return load_adapter(base, folder, trainable=trainable)
-    _refuse_pickles(Path(folder))
+    auto: Any = AutoModelForCausalLM
+    places = {"device_map": "meta", "ignore_mismatched_sizes": True} if outline else {}
     try:
-        auto: Any = AutoModelForCausalLM
         model, found = auto.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **places,
         )
     except OSError as error:
         raise _unreachable(name, error) from error
     except SafetensorError as error:
         raise ValueError(f"the weights of {name} are cut short or broken ({error}); save them again") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # sizes that make no sense, weights of other sizes, code of the model's own
+        if not outline and not is_quantized(_config(name, folder, trust_remote_code)):
+            _read_weights(name, folder, dtype, trust_remote_code, outline=True)  # which says more
+        raise ValueError(f"{name} cannot be loaded as its config.json describes it: {first_sentence(error)}") from error
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} weights that {type(model).__name__} needs, such as {missing[0]}: they "
             "would start at random. Is it a causal language model, saved whole?"
         )
+    if others := sorted(found["mismatched_keys"]):
+        key, saved, wanted = others[0]
+        raise ValueError(
+            f"{name} holds {len(others)} weights of other sizes than its config.json says, such as {key}: "
+            f"{list(saved)} instead of {list(wanted)}. Correct config.json, or save the model again."
+        )
+    if unused := sorted(found["unexpected_keys"]):
+        _say_unused(str(name), len(unused), type(model).__name__, unused[0])
     return model.eval()
+
+
+@lru_cache  # said once, however often the model is loaded
+def _say_unused(name: str, count: int, kind: str, example: str) -> None:
+    logger.warning(
+        "%s holds %d weights that %s has no place for, such as %s: they are left out.", name, count, kind, example
+    )
+
+
+def configuration_of(name: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model that is not loaded; for an adapter, that of its base. Raises as `model_facts`."""
+    folder = check_folder(name)
+    if is_adapter_folder(folder):
+        with _of_adapter(folder):
+            return configuration_of(adapter_base(folder), trust_remote_code=trust_remote_code)
+    return _config(name, folder, trust_remote_code)
+
+
+def _config(name: str | Path, folder: str, trust_remote_code: bool) -> Any:
+    try:
+        return read_config(folder, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise _unreachable(name, error) from error
+
+
+@contextmanager
+def _of_adapter(folder: str | Path) -> Iterator[None]:
+    """Errors about the base model of the adapter in `folder` say who names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error} (It is the base model that {Path(folder) / 'adapter_config.json'} names.)"
+        ) from error
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -131,11 +242,6 @@ def _refuse_pickles(folder: Path) -> None:
         'you trust them, convert them once: python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
     )
-
-
-def adapter_base(folder: str | Path) -> str:
-    """The base model that an adapter folder names."""
-    return str(json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
 @dataclass(frozen=True)
@@ -158,29 +264,34 @@ def model_facts(name: str | Path, tokenizer: Any, *, trust_remote_code: bool = F
     Raises:
         FileNotFoundError: as `load_causal_lm`.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     folder = check_folder(name)
     if is_adapter_folder(folder):
-        return model_facts(adapter_base(folder), tokenizer, trust_remote_code=trust_remote_code)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise _unreachable(name, error) from error
+        with _of_adapter(folder):
+            return model_facts(adapter_base(folder), tokenizer, trust_remote_code=trust_remote_code)
+    config = configuration_of(name, trust_remote_code=trust_remote_code)
     try:
         generation = GenerationConfig.from_pretrained(folder)
     except OSError:  # not every model ships one
         generation = None
-    return _facts(config, generation, tokenizer)
+    except Exception as error:
+        file = Path(folder) / "generation_config.json"
+        raise ValueError(f"{file} holds settings that cannot be: {first_sentence(error)}") from error
+    return _facts(config, generation, tokenizer, f"{folder}/generation_config.json")
 
 
 def facts_of(model: Any, tokenizer: Any) -> ModelFacts:
     """The facts of a loaded model."""
-    return _facts(model.config, getattr(model, "generation_config", None), tokenizer)
+    return _facts(model.config, getattr(model, "generation_config", None), tokenizer, "the model's generation_config")
 
 
-def _facts(config: Any, generation: Any, tokenizer: Any) -> ModelFacts:
-    ends = set(end_ids(tokenizer, getattr(generation, "eos_token_id", None)))
+def _facts(config: Any, generation: Any, tokenizer: Any, source: str) -> ModelFacts:
+    named = getattr(generation, "eos_token_id", None)
+    ids = named if isinstance(named, list | tuple) else [named]
+    if odd := [i for i in ids if i is not None and (not isinstance(i, int) or i < 0)]:
+        raise ValueError(f"{source}: eos_token_id must be a token's number or a list of them, got {odd[0]!r}")
+    ends = set(end_ids(tokenizer, named))
     return ModelFacts(ends, getattr(config.get_text_config(), "max_position_embeddings", None))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..token_statistics import Head
 from .adapters import has_adapter
 from .hidden_states import causal_lm_of, find_head, policy_hidden, probe, select_logits
+from .probing import check_causal
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +93,13 @@ def reference_for(policy: Any, given: Any | None = None) -> Reference:
         given: the reference; it is frozen and put into evaluation mode.
 
     Raises:
-        ValueError: the given model shares trained weights with the policy, or its vocabulary has another size.
+        ValueError: the given model looks ahead, shares trained weights with the policy, or its vocabulary has another
+            size.
     """
     if given is not None:
+        check_causal(given, "the reference")
         _check_apart(policy, given)
-        _check_vocabulary(policy, given)
+        check_vocabulary(policy, given)
         return Reference("second model", _frozen(given), find_head(given))
     if has_adapter(policy):
         return Reference("adapter-off", None, find_head(policy))
@@ -141,7 +144,8 @@ def _check_apart(policy: Any, reference: Any) -> None:
         )
 
 
-def _check_vocabulary(policy: Any, reference: Any) -> None:
+def check_vocabulary(policy: Any, reference: Any) -> None:
+    """Raise ValueError where the two have vocabularies of different sizes."""
     heads = [causal_lm_of(model).get_output_embeddings() for model in (policy, reference)]
     if None in heads:
         return

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..batches import PairBatch
-from ..models import causal_lm_of, policy_hidden
+from ..models import causal_lm_of, check_causal, policy_hidden
 
 
 class Critic(nn.Module):
@@ -31,10 +31,11 @@ class Critic(nn.Module):
         """The critic of a policy; `value_model` is a loaded causal language model with its tokenizer, or None.
 
         Raises:
-            ValueError: the critic model has another vocabulary than the policy.
+            ValueError: the critic model has another vocabulary than the policy, or looks ahead.
         """
         if value_model is None:
             return cls(_width(policy))
+        check_causal(value_model, "the critic's model")
         ours, theirs = (causal_lm_of(m).get_input_embeddings().weight.shape[0] for m in (policy, value_model))
         if ours != theirs:
             raise ValueError(

@@ -14,7 +14,16 @@ from torch import nn
 from transformers import set_seed
 
 from ..batches import TokenizedPair, sequence_length
-from ..models import has_adapter, independent_length, load_causal_lm, load_tokenizer, why_dependent
+from ..models import (
+    check_causal,
+    check_quantized_training,
+    check_whole_loss,
+    has_adapter,
+    independent_length,
+    load_causal_lm,
+    load_tokenizer,
+    why_dependent,
+)
 from .arguments import Arguments
 
 logger = logging.getLogger(__name__)
@@ -25,7 +34,12 @@ RANDOM_RATE = re.compile(r"drop|jitter")
 
 
 def prepare_tokenizer(given: Any | None, model: Any, args: Arguments) -> Any:
-    """The tokenizer given or the model's own, with a pad token."""
+    """The tokenizer given, that of a processor, that of a model named by it, or the model's own; with a pad token.
+
+    Raises:
+        ValueError: there is none, or it has neither a pad nor an end-of-sequence token.
+        TypeError: `given` is no tokenizer and has none.
+    """
     if given is None:
         name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", "")
         if not name:
@@ -33,12 +47,33 @@ def prepare_tokenizer(given: Any | None, model: Any, args: Arguments) -> Any:
                 "processing_class is missing and the model does not say where it came from: pass a tokenizer"
             )
         return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+    if isinstance(given, str | Path):
+        return load_tokenizer(given, trust_remote_code=args.trust_remote_code)
+    given = _tokenizer_of(given)
     if given.pad_token_id is None:
         if given.eos_token is None:
             raise ValueError("the tokenizer has neither a pad nor an end-of-sequence token; set one")
         given = copy.deepcopy(given)
         given.pad_token = given.eos_token
     return given
+
+
+def _tokenizer_of(given: Any) -> Any:
+    """`given`, or the tokenizer inside it where it is a processor of several kinds of input."""
+    from transformers import PreTrainedTokenizerBase
+
+    if isinstance(given, PreTrainedTokenizerBase):
+        return given
+    inner = getattr(given, "tokenizer", None)
+    if isinstance(inner, PreTrainedTokenizerBase):
+        logger.info("processing_class is a %s: its tokenizer is used, as rows are text.", type(given).__name__)
+        return inner
+    if hasattr(given, "pad_token_id") and callable(given):
+        return given  # a tokenizer of the user's own
+    raise TypeError(
+        f"processing_class is a {type(given).__name__}, which is no tokenizer and has none: pass a tokenizer, a "
+        "processor with a tokenizer, or the name of a model that has one"
+    )
 
 
 def check_ids(pairs: Sequence[TokenizedPair], vocabulary: int) -> None:
@@ -71,10 +106,16 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
     """The policy: loaded, wrapped with an adapter where one is asked for, and definite in training mode.
 
     Raises:
-        ValueError: an adapter on top of an adapter, one that adds tokens, or nothing to train.
+        ValueError: an adapter on top of an adapter, one that adds tokens, nothing to train, quantised weights that
+            would be trained, a model that looks ahead or that asks for a loss beside that of its predictions.
+        TypeError: `model` is no model.
     """
     if isinstance(model, str | Path):
         model = load_causal_lm(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: pass a name, a folder, or a loaded causal language model")
+    check_causal(model)
+    check_whole_loss(model)
     if peft_config is not None:
         if has_adapter(model):
             raise ValueError(
@@ -87,6 +128,7 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
         model = get_peft_model(model, peft_config)
     elif has_adapter(model):
         _refuse_prompt_learning(model.active_peft_config)
+    check_quantized_training(bool(getattr(model, "is_quantized", False)), has_adapter(model))
     trained = {p.dtype for p in model.parameters() if p.requires_grad}
     if not trained:
         raise ValueError(

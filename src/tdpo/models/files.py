@@ -1,0 +1,73 @@
+"""The JSON files of a model's folder: each is read as what it must be, or named in the error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+# What transformers and peft read from a folder, an object each. A tokenizer.json is left to the tokenizer: it is large.
+JSON_FILES = (
+    "config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "model.safetensors.index.json",
+)  # fmt: skip
+
+
+def check_json_files(folder: Path) -> None:
+    """Raise ValueError, with the file's path, where one of `folder`'s JSON files is cut short, broken or no object."""
+    for name in JSON_FILES:
+        if (folder / name).is_file():
+            read_json_object(folder / name)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: it is no UTF-8, no JSON, or holds something else than an object.
+    """
+    advice = "copy the file from where the model came from, or save the model again"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text (byte {error.start}): {advice}") from None
+    except json.JSONDecodeError as error:
+        where = "it is empty" if not error.doc.strip() else f"line {error.lineno}: {error.msg}"
+        raise ValueError(f"{file} is not JSON, or was cut short ({where}): {advice}") from None
+    except RecursionError:
+        raise ValueError(f"{file} is nested too deeply to be read: {advice}") from None
+    if not isinstance(content, dict):
+        kind = {list: "a list", str: "a string", type(None): "null"}.get(type(content), f"{content!r:.40}")
+        raise ValueError(f"{file}: expected a JSON object {{…}}, got {kind}: {advice}")
+    return content
+
+
+def is_adapter_folder(folder: str | Path) -> bool:
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def adapter_base(folder: str | Path) -> str:
+    """The base model that an adapter folder names.
+
+    Raises:
+        ValueError: it names none, itself, or another adapter.
+    """
+    file = Path(folder) / "adapter_config.json"
+    base = read_json_object(file).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base.strip():
+        raise ValueError(
+            f"{file} names no base model: set base_model_name_or_path to the folder or the hub name of the model that "
+            "the adapter was trained on"
+        )
+    place = Path(base).expanduser()
+    if not is_adapter_folder(place):
+        return base
+    if place.resolve() == Path(folder).resolve():
+        raise ValueError(
+            f"{file} names the adapter itself as its base model ({base}): set base_model_name_or_path to the model "
+            "that the adapter was trained on"
+        )
+    raise ValueError(
+        f"{file} names {base} as its base model, which is an adapter too. Merge that one first (tdpo merge {base} "
+        "MERGED) and set base_model_name_or_path to the merged folder."
+    )
