@@ -10,6 +10,7 @@ from typing import Any
 
 from .adapters import is_adapter_folder, load_adapter
 from .bundled import BUNDLED, bundled_folder
+from .trust import names_untrusted_code
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -50,6 +51,7 @@ def check_folder(name: str | Path) -> str:
     return text
 
 
+@names_untrusted_code
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of `name`, with a pad token (the end-of-sequence token when it has none of its own)."""
     from transformers import AutoTokenizer
@@ -75,6 +77,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+@names_untrusted_code
 def load_causal_lm(
     name: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False, trainable: bool = False
 ) -> Any:
@@ -99,7 +102,7 @@ def load_causal_lm(
     if is_adapter_folder(folder):
         base = load_causal_lm(adapter_base(folder), dtype=dtype, trust_remote_code=trust_remote_code)
         return load_adapter(base, folder, trainable=trainable)
-    _refuse_pickles(Path(folder))
+    refuse_pickles(Path(folder))
     try:
         auto: Any = AutoModelForCausalLM
         model, found = auto.from_pretrained(
@@ -121,13 +124,13 @@ def load_causal_lm(
     return model.eval()
 
 
-def _refuse_pickles(folder: Path) -> None:
+def refuse_pickles(folder: Path, auto: str = "AutoModelForCausalLM") -> None:
     """Say what to do where a folder's weights are pickles only; loading those can run code."""
     if any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")):
         return
     raise FileNotFoundError(
         f"{folder} holds pickled weights (.bin) and no safetensors. Pickles can run code, so they are not read. Where "
-        'you trust them, convert them once: python -c "from transformers import AutoModelForCausalLM as M; '
+        f'you trust them, convert them once: python -c "from transformers import {auto} as M; '
         f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
     )
 
@@ -151,6 +154,7 @@ class ModelFacts:
         return self.positions if asked is None else min(asked, self.positions)
 
 
+@names_untrusted_code
 def model_facts(name: str | Path, tokenizer: Any, *, trust_remote_code: bool = False) -> ModelFacts:
     """The facts of a model that is not loaded, from its configuration files.
 

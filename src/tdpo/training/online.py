@@ -113,7 +113,10 @@ class PPOTrainer(CheckpointedTrainer):
             encoded = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
             named = zip((f"{i} ({prompt.id})" for i, prompt in enumerate(prompts)), encoded, strict=True)
             check_fit(model, dict(named), args.max_new_tokens)
-        self.rewards: Rewards = rewards_of(reward_funcs, args.reward_weights, tokenizer, device=args.device)
+        self.rewards: Rewards = rewards_of(
+            reward_funcs, args.reward_weights, tokenizer, device=args.device, trust_remote_code=args.trust_remote_code
+        )
+        self.rewards.check([*self.train_prompts, *(self.eval_prompts or [])], args.max_new_tokens)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
         start = reference_at_start(model, _loaded(ref_model, model, args))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
         name=Path(recipe.prompts.train).stem,
         train=train,
         held_out=held_out,
-        reward=_combined(rewards),
+        reward=rewards,
         reward_name=" + ".join(part.name for part in rewards.parts),
         max_new_tokens=recipe.rollouts.max_new_tokens or 1,
         description="prompts and rewards of a recipe",
@@ -70,16 +70,6 @@ def recipe_rewards(recipe: PPORecipe, tokenizer: Any) -> Rewards:
         return Rewards([Reward(environment.reward_name, environment.reward)])
     assert recipe.rewards is not None
     sources = [load_function(r.function) if r.function else str(r.model) for r in recipe.rewards]
-    return rewards_of(sources, [r.weight for r in recipe.rewards], tokenizer)
+    weights = [r.weight for r in recipe.rewards]
+    return rewards_of(sources, weights, tokenizer, trust_remote_code=recipe.model.trust_remote_code)
 
-
-def _combined(rewards: Rewards) -> Callable[..., Iterable[float]]:
-    """One reward function of several; a single one of weight 1 is passed on as it is."""
-    if len(rewards.parts) == 1 and rewards.parts[0].weight == 1.0:
-        return rewards.parts[0].function
-
-    def weighted_sum(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
-        values = [list(p.function(prompts=prompts, completions=completions, **columns)) for p in rewards.parts]
-        return [sum(p.weight * v for p, v in zip(rewards.parts, row, strict=True)) for row in zip(*values, strict=True)]
-
-    return weighted_sum
