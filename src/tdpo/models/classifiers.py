@@ -10,8 +10,8 @@ from .loading import adapter_base, check_folder, refuse_pickles
 from .trust import names_untrusted_code
 
 NO_REWARD_MODEL = (
-    "A reward model is a sequence classifier with one output (num_labels=1), saved whole with save_pretrained; a causal "
-    "language model is none"
+    "A reward model is a sequence classifier with one output (num_labels=1), saved whole with save_pretrained; a "
+    "causal language model is none"
 )
 
 
@@ -75,7 +75,7 @@ def _from_pretrained(name: str | Path, folder: str, trust_remote_code: bool, **c
     refuse_pickles(Path(folder), "AutoModelForSequenceClassification")
     auto: Any = AutoModelForSequenceClassification
     try:
-        return auto.from_pretrained(  # type: ignore[no-any-return]
+        model, info = auto.from_pretrained(
             folder,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
@@ -83,6 +83,7 @@ def _from_pretrained(name: str | Path, folder: str, trust_remote_code: bool, **c
             ignore_mismatched_sizes=True,  # they are refused in words of ours
             **changes,
         )
+        return model, info
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"cannot load the reward model {str(name)!r}: {reason}") from error
@@ -107,9 +108,7 @@ def _refuse_unloaded(name: str | Path, adapted: Any, brought: set[str]) -> None:
     from peft import get_peft_model_state_dict
 
     if missing := sorted(set(get_peft_model_state_dict(adapted)) - brought):
-        raise ValueError(
-            f"the adapter {name} lacks {len(missing)} of its weights, such as {missing[0]}: save it again"
-        )
+        raise ValueError(f"the adapter {name} lacks {len(missing)} of its weights, such as {missing[0]}: save it again")
 
 
 def _names_in(folder: str) -> set[str]:

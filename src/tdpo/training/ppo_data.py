@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import PPORecipe
-from ..environments import Environment, Prompt
+from ..config.ppo_schema import Reward as RewardEntry
+from ..environments import Environment, Prompt, PromptReward
 from ..environments.files import load_function, load_prompts
-from .rewards import Reward, Rewards, rewards_of
+from .rewards import Reward, Rewards, rewards_of, told_apart
 
 
 def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
@@ -66,10 +67,15 @@ def recipe_rewards(recipe: PPORecipe, tokenizer: Any) -> Rewards:
     """The rewards of a PPO recipe; reward models are loaded. Errors as `rewards_of` and `load_function`."""
     if recipe.environment is not None:
         environment = recipe.environment.load()
-        assert environment.reward is not None  # only environments made of rows lack one, and no recipe names those
+        # Only environments made of rows lack a reward, and only those of a recipe's own prompts have one in parts.
+        assert environment.reward is not None and not isinstance(environment.reward, PromptReward)
         return Rewards([Reward(environment.reward_name, environment.reward)])
     assert recipe.rewards is not None
-    sources = [load_function(r.function) if r.function else str(r.model) for r in recipe.rewards]
-    weights = [r.weight for r in recipe.rewards]
-    return rewards_of(sources, weights, tokenizer, trust_remote_code=recipe.model.trust_remote_code)
+    trust = recipe.model.trust_remote_code
+    return Rewards(told_apart([part_of_recipe(entry, tokenizer, trust) for entry in recipe.rewards]))
 
+
+def part_of_recipe(entry: RewardEntry, tokenizer: Any, trust_remote_code: bool) -> Reward:
+    """One entry of a recipe's `rewards`. Errors as `rewards_of` and `load_function`."""
+    source = load_function(entry.function) if entry.function else str(entry.model)
+    return rewards_of(source, [entry.weight], tokenizer, trust_remote_code=trust_remote_code).parts[0]

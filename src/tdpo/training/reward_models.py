@@ -97,8 +97,8 @@ class RewardModel:
             )
         if not is_own and rows - largest > SPARE_ROWS:
             raise ValueError(
-                f"the reward model {self.name} knows {rows} tokens, and {whose} tokenizer has only {largest + 1}: their "
-                "vocabularies do not match. Save the reward model together with its own tokenizer."
+                f"the reward model {self.name} knows {rows} tokens, and {whose} tokenizer has only {largest + 1}: "
+                "their vocabularies do not match. Save the reward model together with its own tokenizer."
             )
 
     def _encode(self, prompt: Any, completion: str) -> list[int]:
@@ -121,7 +121,9 @@ class RewardModel:
             if configured is None and len(batch) > 1:
                 self._pad_id = pad  # by which the model tells where a text ends
             try:
-                output = self.model(input_ids=input_ids.to(self.model.device), attention_mask=mask.to(self.model.device))
+                output = self.model(
+                    input_ids=input_ids.to(self.model.device), attention_mask=mask.to(self.model.device)
+                )
             finally:
                 self._pad_id = configured
             rewards += output.logits[:, 0].float().tolist()
@@ -170,7 +172,6 @@ class RewardModel:
             self.name,
         )
         return None
-
 
     def _probes(self) -> list[list[int]]:
         """Two token sequences of unequal length that the model has room for."""

@@ -129,10 +129,14 @@ def rewards_of(
             parts.append(Reward(getattr(source, "__name__", type(source).__name__), source, weight))
         else:
             raise ValueError(f"a reward is a function or the name of a model, got {type(source).__name__}")
-    names = [part.name for part in parts]
-    if len(set(names)) < len(names):
-        parts = [Reward(f"{part.name} ({i})", part.function, part.weight) for i, part in enumerate(parts, start=1)]
-    return Rewards(parts)
+    return Rewards(told_apart(parts))
+
+
+def told_apart(parts: list[Reward]) -> list[Reward]:
+    """The parts, numbered where two have one name."""
+    if len({part.name for part in parts}) == len(parts):
+        return parts
+    return [Reward(f"{part.name} ({i})", part.function, part.weight) for i, part in enumerate(parts, start=1)]
 
 
 def prompts_of(dataset: Any, name: str) -> list[Prompt]:
