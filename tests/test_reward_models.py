@@ -78,7 +78,10 @@ def reward_model(folder: Path) -> RewardModel:
     [
         (lambda w: w.pop("score.weight"), r"lacks weights that Llama.* needs, such as score\.weight"),
         (lambda w: w.pop("model.norm.weight"), r"such as model\.norm\.weight"),
-        (lambda w: w.update({"score.weight": torch.zeros(2, 16)}), r"score\.weight of .* is \(2, 16\).* needs \(1, 16\)"),
+        (
+            lambda w: w.update({"score.weight": torch.zeros(2, 16)}),
+            r"score\.weight of .* is \(2, 16\).* needs \(1, 16\)",
+        ),
         (lambda w: w.update({"model.norm.weight": torch.ones(8)}), r"model\.norm\.weight of .* is \(8,\)"),
     ],
     ids=["head missing", "another missing", "head of another shape", "another of another shape"],
@@ -220,7 +223,9 @@ def test_where_no_padding_is_right_texts_are_scored_one_by_one(
 
 def test_ppo_trains_on_a_reward_model_without_a_padding_token(tmp_path: Path) -> None:
     folder = saved(tmp_path / "rm", classifier("gpt2", pad_token_id=None), no_pad(build_tokenizer()))
-    trainer = make_ppo(build_model("llama"), tmp_path / "run", build_tokenizer(), str(folder), ["a", "the"], iterations=1)
+    trainer = make_ppo(
+        build_model("llama"), tmp_path / "run", build_tokenizer(), str(folder), ["a", "the"], iterations=1
+    )
     trainer.train()
     assert trainer.state.log_history[0]["reward_std"] > 0
 
@@ -236,7 +241,9 @@ def test_a_reward_model_too_short_for_prompt_and_response_is_refused(tmp_path: P
     model = classifier("gpt2", n_positions=12)
     folder = saved(tmp_path, model, build_tokenizer())
     make_trainer(folder, ["the cat"], max_new_tokens=4)
-    with pytest.raises(ValueError, match=r"prompt 'train_dataset:1' has \d+ tokens for the reward model .* of 12 tokens"):
+    with pytest.raises(
+        ValueError, match=r"prompt 'train_dataset:1' has \d+ tokens for the reward model .* of 12 tokens"
+    ):
         make_trainer(folder, ["the", "the cat sat on the mat and the dog ran away"], max_new_tokens=4)
     with pytest.raises(ValueError, match=r"prompt 'eval_dataset:0' .*max_new_tokens=11"):
         make_trainer(folder, ["a"], eval_dataset=["the cat"], max_new_tokens=11)

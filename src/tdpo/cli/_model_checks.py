@@ -26,12 +26,14 @@ def _described(name: str, trust_remote_code: bool) -> str:
 
     from ..models import check_folder, is_adapter_folder
     from ..models.loading import adapter_base
+    from ..models.trust import own_code_refused
 
     folder = check_folder(name)
     if is_adapter_folder(folder):
         return f"{name}: an adapter of {_described(adapter_base(folder), trust_remote_code)}"
     try:
-        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with own_code_refused(name):
+            config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"{name} cannot be reached: {reason}") from None

@@ -199,7 +199,7 @@ def _number(environment: Environment, value: Any, prompt: Prompt, completion: st
     if isinstance(plain, Real) and _is_finite(plain):
         return float(plain)
     raise RewardError(
-        f"reward {environment.reward_name!r} gave {value!r} for prompt {prompt.id!r}, response "
+        f"reward {environment.reward_name!r} gave {_shortened(value)} for prompt {prompt.id!r}, response "
         f"{_shortened(completion)}; it must be a finite number"
     )
 
