@@ -44,12 +44,12 @@ class SentenceEmbedder:
         require_embedder(name)
         carried = name == MINILM
         source = str(carried_folder()) if carried else str(Path(name).expanduser()) if name.startswith("~") else name
+        if not trust_remote_code:
+            _refuse_own_modules(name, Path(source))
         from sentence_transformers import SentenceTransformer
 
         from .models.trust import own_code_refused
 
-        if not trust_remote_code:
-            _refuse_own_modules(name, Path(source))
         try:
             with own_code_refused(name):
                 model = SentenceTransformer(

@@ -120,7 +120,7 @@ def check_reward(environment: Environment, prompts: Sequence[Prompt], max_new_to
     if isinstance(reward, PromptReward):
         reward.check(prompts, max_new_tokens)
         return
-    if inspect.iscoroutinefunction(reward):
+    if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
         raise RewardError(f"reward {environment.reward_name!r} is async; {PLAIN_FUNCTION}")
     if (reason := _wrong_arguments(environment, prompts)) != "":
         raise RewardError(f"reward {environment.reward_name!r} cannot be called{reason}")

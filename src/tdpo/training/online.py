@@ -382,6 +382,8 @@ class PPOTrainer(CheckpointedTrainer):
         prompts = self.eval_prompts if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
         if not prompts:
             raise ValueError("evaluate() needs prompts: pass eval_dataset here or when the trainer is made")
+        if eval_dataset is not None:
+            self.rewards.check(prompts, self.args.max_new_tokens)
         sampled = self._sampled(prompts, self.args.seed, samples=1)
         units, _ = units_of(sampled, 1, paired=False)
         stats = {name: value.double().cpu() for name, value in self._judge.score(self.model, units).stats.items()}
