@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -186,7 +187,11 @@ def test_rewards_of_a_batch_are_those_of_each_alone(
 ) -> None:
     model = classifier(family, **changes)
     folder = saved(tmp_path, model, change_tokenizer(build_tokenizer()))
+    if change_tokenizer is left:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": "left"}))
     loaded = reward_model(folder)
+    assert loaded.tokenizer.padding_side == ("left" if change_tokenizer is left else "right")
     texts = [*TEXTS, " the end<|end|>", "<|end|>"]
     alone = []
     for text in texts:
