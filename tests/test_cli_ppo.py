@@ -224,13 +224,50 @@ def own_prompts(*rows: dict[str, Any]) -> list[str]:
 
 def test_doctor_checks_prompts_and_rewards_of_ones_own(call: Call, recipe_file: Path) -> None:
     prompts = own_prompts(*({"prompt": f"question {i}", "answer": i} for i in range(9)))
-    model = load_recipe(recipe_file).model.name
-    rewards = f"rewards=[{{function: 'mine.py:brevity', weight: 0.5}}, {{model: '{model}'}}]"
+    model, judge = load_recipe(recipe_file).model.name, reward_model(256)
+    rewards = f"rewards=[{{function: 'mine.py:brevity', weight: 0.5}}, {{model: '{judge}'}}]"
     done = call("doctor", str(recipe_file), *prompts, rewards, f"ppo.value_model={model}")
     assert done.exit_code == 0, done.output
     for text in ("prompts of p.jsonl", "p.jsonl: 9 prompts; columns for the reward: answer", "rewards[0]",
-                 "mine.py:brevity, weight 0.5", "rewards[1].model", "ppo.value_model"):  # fmt: skip
+                 "mine.py:brevity, weight 0.5: p.jsonl:1 gives '' 0, 'A short answer.' -15; columns for it: answer",
+                 "rewards[1].model", "judge, weight 1: p.jsonl:1 gives '' ", "ppo.value_model"):  # fmt: skip
         assert text in done.output
+
+
+def reward_model(positions: int) -> Path:
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from conftest import build_tokenizer
+
+    config = LlamaConfig(
+        vocab_size=384, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_labels=1, max_position_embeddings=positions, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained("judge")
+    build_tokenizer().save_pretrained("judge")
+    return Path("judge").resolve()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "reason"),
+    [
+        ("{{model: '{model}'}}", "lacks weights"),
+        ("{{model: '{judge}'}}", "prompt 'p.jsonl:1' has"),
+        ("{{function: 'mine.py:leaves'}}", "reward 'leaves' raised SystemExit"),
+        ("{{function: 'mine.py:no_columns'}}", "reward 'no_columns' cannot be called; add **columns"),
+    ],
+)
+def test_doctor_finds_what_ppo_refuses(rewards: str, reason: str, call: Call, recipe_file: Path) -> None:
+    prompts = own_prompts(*({"prompt": f"question {i}", "answer": i} for i in range(9)))
+    with Path("mine.py").open("a") as file:
+        file.write(
+            "def leaves(**_):\n    raise SystemExit(0)\n\ndef no_columns(prompts, completions):\n    return []\n"
+        )
+    given = f"rewards=[{rewards.format(model=load_recipe(recipe_file).model.name, judge=reward_model(12))}]"
+    done = call("doctor", str(recipe_file), *prompts, given)
+    assert done.exit_code == 1 and reason in done.output, done.output
+    done = call("ppo", str(recipe_file), *prompts, given)
+    assert done.exit_code == 2 and reason in done.output, done.output
 
 
 def test_doctor_lists_all_problems(call: Call, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +276,7 @@ def test_doctor_lists_all_problems(call: Call, recipe_file: Path, monkeypatch: p
     rewards = "rewards=[{function: 'mine.py:brevty'}, {model: ./none}]"
     done = call("doctor", str(recipe_file), *prompts, rewards, "ppo.report_to=[wandb]")
     assert done.exit_code == 1
-    assert done.output.strip().splitlines()[-1] == "4 problems: packages, prompts, rewards, model"
+    assert done.output.strip().splitlines()[-1] == "4 problems: packages, prompts, rewards[0], rewards[1].model"
     assert "p.jsonl:2: prompt: is empty" in done.output and "did you mean 'brevity'?" in done.output
 
 

@@ -75,3 +75,27 @@ def test_minilm_without_a_network_knows_what_is_alike(monkeypatch: pytest.Monkey
     # A folder is read as well as the name, and order does not change a bit.
     again = SentenceEmbedder.load(str(embeddings.carried_folder()), device="cpu")
     assert (again.embed(texts[::-1])[::-1] == found).all()
+
+
+def cut(folder: Path, key: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights[key]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_an_embedding_depends_on_may_not_be_missing(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    from conftest import build_tokenizer
+
+    size = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "hidden_size": 16}
+    BertModel(BertConfig(vocab_size=384, pad_token_id=0, **size)).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    whole = SentenceEmbedder.load(str(tmp_path), device="cpu").embed(["the cat"])
+    cut(tmp_path, "pooler.dense.weight")  # which the mean over tokens never reads
+    assert (SentenceEmbedder.load(str(tmp_path), device="cpu").embed(["the cat"]) == whole).all()
+    cut(tmp_path, "encoder.layer.0.output.LayerNorm.weight")
+    with pytest.raises(ValueError, match=r"lacks weights that its embeddings depend on, such as encoder\.layer\.0"):
+        embeddings.check_embedder(str(tmp_path))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tdpo.environments
-from tdpo.environments import Environment, Prompt, RewardError, load_environment, score
+from tdpo.environments import Environment, Prompt, RewardError, check_reward, load_environment, score
 
 # Words of the request itself ("in one sentence, …") say nothing about whether two prompts ask for the same thing.
 REQUEST = set(
@@ -182,3 +182,107 @@ def test_as_many_prompts_as_completions_and_none_is_fine() -> None:
     assert score(environment(lambda **_: pytest.fail("called")), [], []) == []
     with pytest.raises(ValueError, match="not 2 for 1"):
         score(environment(lambda **_: [1.0]), PROMPTS, ["a"])
+
+
+class Leaving(BaseException):
+    """What some libraries raise to get out of everything."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), Leaving("out"), GeneratorExit()])
+def test_whatever_a_reward_raises_is_its_error(error: BaseException) -> None:
+    def reward(**_: Any) -> list[float]:
+        raise error
+
+    with pytest.raises(RewardError, match=rf"reward 'toy reward' raised {type(error).__name__}: .*prompt 'p0'"):
+        score(environment(reward), PROMPTS, ["a", "b"])
+
+
+def test_an_exit_on_one_completion_only_names_it() -> None:
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        if "b" in completions:
+            sys.exit(0)
+        return [1.0] * len(completions)
+
+    with pytest.raises(RewardError, match=r"raised SystemExit: 0 \(prompt 'p1', response 'b'\)"):
+        score(environment(reward), PROMPTS, ["a", "b"])
+
+
+def test_an_exit_while_values_are_read_is_the_rewards_error() -> None:
+    def reward(completions: list[str], **_: Any) -> Any:
+        yield 1.0
+        sys.exit(0)
+
+    with pytest.raises(RewardError, match="raised SystemExit"):
+        score(environment(reward), PROMPTS, ["a", "b"])
+    assert score(environment(lambda **_: iter([1.0, 2.0])), PROMPTS, ["a", "b"]) == [1.0, 2.0]
+
+
+def test_what_a_reward_does_to_its_arguments_changes_no_prompt() -> None:
+    messages = [{"role": "user", "content": "question"}]
+    given = Prompt("m", messages, {"answer": {"parts": [1, 2]}, "tags": ["x"]})
+    seen: list[Any] = []
+
+    def reward(prompts: list[Any], completions: list[str], answer: list[Any], tags: list[Any]) -> list[float]:
+        seen.append((str(prompts), str(answer), str(tags)))
+        prompts[0][0]["content"] = "something else"
+        prompts[0].append({"role": "assistant", "content": completions[0]})
+        assert prompts[1] == messages, "nor may one completion see what was done to another's"
+        answer[0]["parts"].clear()
+        tags[0].append("y")
+        prompts.clear()
+        completions.clear()
+        return [1.0, 2.0]
+
+    for _ in range(2):
+        assert score(environment(reward), [given, given], ["a", "b"]) == [1.0, 2.0]
+    assert seen[0] == seen[1]
+    assert messages == [{"role": "user", "content": "question"}]
+    assert given.columns == {"answer": {"parts": [1, 2]}, "tags": ["x"]}
+
+
+def test_what_cannot_be_copied_is_handed_on() -> None:
+    with Path(__file__).open(encoding="utf-8") as handle:
+        got: list[Any] = []
+        score(
+            environment(lambda service, **_: [got.append(service) or 1.0]),
+            [Prompt("p", "x", {"service": handle})],
+            [""],
+        )
+        assert got == [[handle]]
+
+
+async def async_reward(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("reward", "reason"),
+    [
+        (async_reward, "it is async; make it a plain function"),
+        (lambda **_: {1.0: "a", 2.0: "b"}, r"it returned \{1.0: 'a', 2.0: 'b'\} where one number"),
+        (lambda **_: {1.0, 2.0}, "it returned {1.0, 2.0} where one number"),
+        (lambda **_: "12", "it returned '12' where one number"),
+        (lambda **_: None, "it returned None where one number"),
+        (lambda **_: 0.5, "it returned 0.5 where one number"),
+        (lambda **_: torch.tensor(0.5), "raised TypeError"),
+        (lambda **_: [10**400, 1], r"gave 1000.* it must be a finite number"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_one_number_a_completion_is_refused(reward: Any, reason: str) -> None:
+    with pytest.raises(RewardError, match=reason):
+        score(environment(reward), PROMPTS, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("reward", "reason"),
+    [
+        (async_reward, "reward 'toy reward' is async"),
+        (lambda prompts, completions: [], r"cannot be called; add \*\*columns to its arguments"),
+        (lambda prompts, texts, **columns: [], "cannot be called; it gets prompts=, completions="),
+    ],
+)
+def test_a_reward_that_cannot_be_called_is_found_without_a_call(reward: Any, reason: str) -> None:
+    with pytest.raises(RewardError, match=reason):
+        check_reward(environment(reward), PROMPTS, 8)
+    check_reward(environment(lambda **_: pytest.fail("called")), PROMPTS, 8)

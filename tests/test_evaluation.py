@@ -11,7 +11,7 @@ import pytest
 
 from conftest import build_model, build_tokenizer
 from tdpo.config import PPORecipe, Recipe
-from tdpo.environments import Environment, Prompt
+from tdpo.environments import Environment, Prompt, RewardError
 from tdpo.evaluation import evaluate_run
 from tdpo.evaluation.base_samples import FILE
 from tdpo.models import LoraSettings, add_lora
@@ -106,6 +106,15 @@ def test_a_ppo_run_on_prompts_of_its_own(
     found = evaluate_run(run, PPORecipe.model_validate(ppo_recipe))
     assert found["settings"]["prompts"] == 1 and found["settings"]["reward"] == "size"
     assert found["generations"]["base"]["count"] == 2
+    ppo_recipe["rewards"] = [{**ppo_recipe["rewards"][0], "weight": weight} for weight in (2.0, -0.5)]
+    several = evaluate_run(run, PPORecipe.model_validate(ppo_recipe))
+    assert several["settings"]["reward"] == "size (1) + size (2)"
+    means = [result["generations"]["base"]["reward_mean"] for result in (found, several)]
+    assert means[1] == pytest.approx(1.5 * means[0])
+    (tmp_path / "leaving.py").write_text("def leaves(**_):\n    raise SystemExit(0)\n")
+    ppo_recipe["rewards"][1] = {"function": f"{tmp_path / 'leaving.py'}:leaves"}
+    with pytest.raises(RewardError, match=r"reward 'leaves' raised SystemExit: 0 \(prompt 'eval\.jsonl:1'"):
+        evaluate_run(run, PPORecipe.model_validate(ppo_recipe))
     del ppo_recipe["prompts"]["eval"]
     with pytest.raises(ValueError, match=r"holds no prompts out; set prompts\.eval"):
         evaluate_run(run, PPORecipe.model_validate(ppo_recipe))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tdpo.cli.app import app
 from tdpo.config import EnvironmentChoice, PPORecipe, load_recipe
-from tdpo.environments import Environment, RewardError, load_environment, score
+from tdpo.environments import Environment, FunctionError, RewardError, load_environment, load_function, score
 from tdpo.preferences import UnreadablePreferences
 from tdpo.runs import read_json
 
@@ -30,6 +30,24 @@ def no_completions(prompts, responses, **columns):
 
 def broken_inside(prompts, completions, **columns):
     return [len(None) for _ in completions]
+
+def leaves(prompts, completions, **columns):
+    import sys
+    sys.exit(0)
+
+def meddles(prompts, completions, answer, **columns):
+    rewards = [len(c) for c in completions]
+    for text in prompts:
+        text.clear() if isinstance(text, list) else None
+    prompts[:], answer[:], completions[:] = ["other"], [0], []
+    return rewards
+
+def mode_that_leaves(prompt, completion, **columns):
+    raise SystemExit(0)
+
+def mode_that_meddles(prompt, completion, tags, **columns):
+    prompt.clear(), tags.append("new")
+    return "one"
 
 def first_word(prompt, completion, **columns):
     return completion.split()[0].lower() if completion.split() else None
@@ -220,3 +238,51 @@ def test_ppo_learns_from_an_environment_of_ones_own(tiny_folder: Callable[[str],
     data = read_json(Path("run/data.json"))
     assert data is not None and data["eval"]["prompts"] == 1
     assert call("evaluate", "run").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["ppo", "pairs", "doctor"])
+def test_a_reward_that_exits_does_not_end_a_command_as_if_all_was_well(
+    kind: str, tiny_folder: Callable[[str], Path]
+) -> None:
+    recipe_of("ppo" if kind == "ppo" else "preferences", tiny_folder("llama"))
+    more = ["--out", "o.jsonl"] if kind == "pairs" else []
+    done = call(kind, "recipe.yaml", *more, "environment.reward=mine.py:leaves")
+    assert done.exit_code == (1 if kind == "doctor" else 2), done.output
+    assert "reward 'leaves' raised SystemExit: 0 (prompt 'p.jsonl:" in done.output
+    assert not Path("o.jsonl").exists()
+
+
+def test_a_reward_that_meddles_changes_nothing_of_the_pairs(tiny_folder: Callable[[str], Path]) -> None:
+    chats = [{"prompt": [{"role": "user", "content": f"question {i}"}], "answer": i} for i in range(3)]
+    write("p.jsonl", *chats)
+    recipe_of("preferences", tiny_folder("llama"))
+    done = call(
+        "pairs", "recipe.yaml", "--out", "o.jsonl", "environment.reward=mine.py:meddles", "environment.held_out=null"
+    )
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
+    assert {row["prompt"][0]["content"] for row in rows} <= {f"question {i}" for i in range(3)} and rows
+
+
+def test_a_function_of_modes_neither_exits_nor_meddles() -> None:
+    write("p.jsonl", {"prompt": [{"role": "user", "content": "q"}], "answer": 1, "tags": ["x"]})
+    found = loaded(mode_of="mine.py:mode_that_leaves", held_out=None)
+    assert found.mode_of is not None
+    with pytest.raises(ValueError, match="mode_that_leaves raised SystemExit: 0"):
+        found.mode_of(found.train[0], "text")
+    found = loaded(mode_of="mine.py:mode_that_meddles", held_out=None)
+    assert found.mode_of is not None
+    assert [found.mode_of(found.train[0], "text") for _ in range(2)] == ["one", "one"]
+    assert found.train[0].prompt == [{"role": "user", "content": "q"}] and found.train[0].columns["tags"] == ["x"]
+
+
+@pytest.mark.parametrize("how", ["raise SystemExit(0)", "raise GeneratorExit('out')"])
+def test_a_file_that_exits_while_it_is_imported_is_named(how: str) -> None:
+    Path("leaving.py").write_text(f"def reward(**columns):\n    return []\n\n{how}\n")
+    for spec in ("leaving.py:reward", "leaving:reward"):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(FunctionError, match=rf"{spec}: importing it raised .*"),
+        ):
+            patch.syspath_prepend(".")
+            load_function(spec)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tdpo.config import Sampling
-from tdpo.environments import Environment, Prompt, score
+from tdpo.environments import Environment, Prompt, check_reward, score
 from tdpo.generation import Progress, SamplingSettings, check_fit, encode_prompts, sample
 from tdpo.preferences import write_preferences
 from tdpo.runs import append_jsonl, read_jsonl, versions, write_json
@@ -111,7 +111,7 @@ def sample_pairs(
     with the number of tokens sampled by this call and of complete samples, earlier ones included.
 
     Raises FileExistsError if `out` is there (unless `overwrite`), ValueError for unfinished samples of another model,
-    environment or setting and where no pair can be made, RewardError for a reward that fails.
+    environment or setting and where no pair can be made, RewardError for a reward that cannot be called or fails.
     """
     out = Path(out)
     partial = _beside(out, "partial.jsonl")
@@ -119,6 +119,7 @@ def sample_pairs(
         raise FileExistsError(f"{out} is already there: give another name, or allow it to be overwritten")
     if not environment.train:
         raise ValueError(f"environment {environment.name!r} has no prompts to train on")
+    check_reward(environment, environment.train, settings.sampling.max_new_tokens)
     asked, names = [p.rendered_from for p in environment.train], [p.id for p in environment.train]
     encoded = dict(enumerate(encode_prompts(tokenizer, asked, names)))
     check_fit(model, encoded, settings.sampling.max_new_tokens)

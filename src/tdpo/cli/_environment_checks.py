@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ._machine_checks import Check
 
 if TYPE_CHECKING:
     from ..config import EnvironmentChoice
-    from ..environments import Environment
+    from ..environments import Environment, Prompt
 
 TRIAL = ("", "A short answer.")  # what models do say: nothing, and something
 
@@ -26,16 +26,20 @@ def environment_checks(choice: EnvironmentChoice) -> Iterator[Check]:
     if not found.held_out:
         yield Check("environment", "note", "no prompts are held out (environment.held_out): generations are not judged")
     if choice.name is None:
-        yield Check("environment reward", "ok", f"{choice.reward}: {_tried(found)}")
+        yield Check("environment reward", "ok", f"{choice.reward}: {tried(found, found.train, found.held_out)}")
 
 
-def _tried(environment: Environment) -> str:
-    """The reward of the trial responses to the first prompt of each split, in words."""
-    from ..environments import score
+def tried(environment: Environment, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> str:
+    """The reward of the trial responses to the first prompt of each split, in words.
 
-    columns = ", ".join(dict.fromkeys(name for prompt in environment.train for name in prompt.columns)) or "none"
+    Raises what training, sampling pairs and evaluating raise of this reward, and ValueError for a mode that is none.
+    """
+    from ..environments import check_reward, score
+
+    check_reward(environment, [*train, *held_out], environment.max_new_tokens)
+    columns = ", ".join(dict.fromkeys(name for prompt in train for name in prompt.columns)) or "none"
     said = []
-    for prompt in [*environment.train[:1], *environment.held_out[:1]]:
+    for prompt in [*train[:1], *held_out[:1]]:
         rewards = score(environment, [prompt] * len(TRIAL), TRIAL)
         modes = [environment.mode_of(prompt, text) for text in TRIAL] if environment.mode_of else None
         values = ", ".join(f"{text!r} {reward:g}" for text, reward in zip(TRIAL, rewards, strict=True))

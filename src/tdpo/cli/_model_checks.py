@@ -71,12 +71,14 @@ def _described(name: str, trust_remote_code: bool) -> str:
     from ..models import check_folder, is_adapter_folder
     from ..models.configurations import read_config, text_config
     from ..models.files import adapter_base
+    from ..models.trust import own_code_refused
 
     folder = check_folder(name)
     if is_adapter_folder(folder):
         return f"{name}: an adapter of {_described(adapter_base(folder), trust_remote_code)}"
     try:
-        config: Any = read_config(folder, trust_remote_code=trust_remote_code)
+        with own_code_refused(name):
+            config: Any = read_config(folder, trust_remote_code=trust_remote_code)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"{name} cannot be reached: {reason}") from None

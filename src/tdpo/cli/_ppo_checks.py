@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ._environment_checks import environment_checks
+from ._environment_checks import environment_checks, tried
+from ._errors import explain, is_ours
 from ._machine_checks import Check
 from ._model_checks import model_checks, policy_checks
 
@@ -41,19 +42,37 @@ def prompts(recipe: PPORecipe) -> Iterator[Check]:
 
 
 def rewards(recipe: PPORecipe) -> Iterator[Check]:
-    """Reward functions, which are imported but not called; reward models are among the models."""
-    from ..environments import load_function
+    """Reward functions and reward models, made as training makes them and tried on the first prompts."""
+    from dataclasses import replace
 
-    for number, reward in enumerate(recipe.rewards or ()):
-        if reward.function is not None:
-            load_function(reward.function)
-            yield Check(f"rewards[{number}]", "ok", f"{reward.function}, weight {reward.weight:g}")
+    from ..models import load_tokenizer
+    from ..training.ppo_data import part_of_recipe, read_recipe_prompts
+
+    if not recipe.rewards:
+        return
+    try:
+        train, held_out, _ = read_recipe_prompts(recipe)
+    except (OSError, ValueError):  # the check of the prompts says it
+        train, held_out = [], []
+    try:
+        tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
+    except (OSError, ValueError):  # the check of the models says it
+        tokenizer = None
+    for number, entry in enumerate(recipe.rewards):
+        key = f"rewards[{number}]" + ("" if entry.function else ".model")
+        try:
+            part = part_of_recipe(entry, tokenizer, recipe.model.trust_remote_code)
+            environment = replace(part.environment, max_new_tokens=recipe.rollouts.max_new_tokens or 1)
+            said = tried(environment, train, held_out) if train else "not tried, as there are no prompts"
+        except Exception as error:
+            yield Check(key, "problem", explain(error)[0] + ("" if is_ours(error) else " (unexpected)"))
+        else:
+            yield Check(key, "ok", f"{entry.function or entry.model}, weight {entry.weight:g}: {said}")
 
 
 def models(recipe: PPORecipe) -> Iterator[Check]:
-    """Policy, reference, critic and reward models."""
+    """Policy, reference and critic; reward models are among the rewards."""
     names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
-    names |= {f"rewards[{number}].model": reward.model for number, reward in enumerate(recipe.rewards or ())}
     names["ppo.value_model"] = recipe.ppo.value_model
     yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
     yield from policy_checks(recipe.model)

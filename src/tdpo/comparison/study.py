@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..config import STUDY_FILE, Study, dump_study, flatten, load_study
+from ..environments import check_reward
 from ..runs import RunError, accelerators, read_json, usable_cores, write_text
 from ..runs.files import lock, now
 from .cells import StudyFiles, cells_of, check_recipes, task_environment, training_prompts
@@ -103,10 +104,11 @@ def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
         environment = task_environment(task)
         if environment is not None:
             training_prompts(study, environment)
+            check_reward(environment, [*environment.train, *environment.held_out], environment.max_new_tokens)
     if study.embeddings is not None:
-        from ..embeddings import require_embedder
+        from ..embeddings import check_embedder
 
-        require_embedder(study.embeddings)
+        check_embedder(study.embeddings)
     if find_spec("sacrebleu") is None:
         raise ModuleNotFoundError(
             "self-BLEU needs the package sacrebleu, which is not installed: pip install 'tdpo[eval]'"

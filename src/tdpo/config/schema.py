@@ -53,7 +53,7 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; auto takes what the model was saved in."""
     trust_remote_code: bool = False
-    """Allow the model repository to run its own Python code."""
+    """Allow the models that the recipe names, a reward model and a critic included, to run Python code of their own."""
     reference: Text | None = None
     """Name or folder of another reference model; null is the policy as it was before training."""
     lora: Lora | None = Lora()

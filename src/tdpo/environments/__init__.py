@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import difflib
 
-from tdpo.environments.base import Environment, Prompt, RewardError, RewardFunction, score
+from tdpo.environments.base import (
+    Environment,
+    Prompt,
+    PromptReward,
+    RewardError,
+    RewardFunction,
+    check_reward,
+    score,
+)
 from tdpo.environments.brevity import brevity_environment
 from tdpo.environments.categories import categories_environment
-from tdpo.environments.files import FunctionError, PromptFile, check_prompt_rows, load_function, load_prompts, read_prompts
+from tdpo.environments.files import (
+    FunctionError,
+    PromptFile,
+    check_prompt_rows,
+    load_function,
+    load_prompts,
+    read_prompts,
+)
 from tdpo.environments.keywords import keywords_environment
 from tdpo.environments.own import own_environment
 from tdpo.environments.plain_language import plain_language_environment
@@ -28,9 +43,11 @@ __all__ = [
     "FunctionError",
     "Prompt",
     "PromptFile",
+    "PromptReward",
     "RewardError",
     "RewardFunction",
     "check_prompt_rows",
+    "check_reward",
     "load_environment",
     "load_function",
     "load_prompts",

@@ -194,8 +194,11 @@ def _import_file(path: Path, spec: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look a class's module up here
     try:
         found.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
+    except KeyboardInterrupt:
+        sys.modules.pop(name, None)
+        raise
+    except BaseException as error:  # sys.exit too
+        sys.modules.pop(name, None)
         raise FunctionError(_import_failed(spec, error, path)) from error
     return module
 
@@ -211,7 +214,9 @@ def _import_module(name: str, spec: str) -> ModuleType:
         file = Path(*name.split(".")).with_suffix(".py")
         hint = f"; the file {file} is named {file}:{spec.rpartition(':')[2]}" if file.is_file() else ""
         raise FunctionError(f"{spec}: there is no module {error.name!r} to import{hint}") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit too
         raise FunctionError(_import_failed(spec, error, None)) from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tdpo.environments.base import Environment, Prompt, no_modes
+from tdpo.environments.base import Environment, Prompt, copied, no_modes
 from tdpo.environments.files import load_function, read_prompts
 from tdpo.preferences import UnreadablePreferences
 
@@ -76,8 +76,11 @@ def _checked(function: Callable[..., Any], spec: str) -> Callable[[Prompt, str],
 
     def mode_of(prompt: Prompt, completion: str) -> str | None:
         try:
-            mode = function(prompt.prompt, completion, **prompt.columns)
-        except Exception as error:
+            columns = {name: copied(value) for name, value in prompt.columns.items()}
+            mode = function(copied(prompt.prompt), completion, **columns)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit too
             raise ValueError(
                 f"{spec} raised {type(error).__name__}: {error} (prompt {prompt.id!r}, response {completion!r}); it "
                 "gets a prompt, a completion and every column of the prompt by its name"

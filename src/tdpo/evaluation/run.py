@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..chat_templates import template_columns
 from ..config import AnyRecipe, PPORecipe, Recipe
-from ..environments import Environment, Prompt
+from ..environments import Environment, Prompt, check_reward
 from ..generation import Completion, SamplingSettings
 from ..models import (
     Reference,
@@ -160,7 +160,7 @@ class _Judged:
         recipe, held_out = self.recipe, self._held_out_rows()
         if held_out is None or isinstance(recipe, PPORecipe):
             return None
-        facts = model_facts(recipe.model.name, self.tokenizer)
+        facts = model_facts(recipe.model.name, self.tokenizer, trust_remote_code=recipe.model.trust_remote_code)
         tokenized = tokenize_rows(held_out, recipe, self.tokenizer, facts)
         numbers = evaluate_pairs(
             self.policy,
@@ -189,6 +189,7 @@ class _Judged:
     def generations(self, environment: Environment) -> dict[str, Any]:
         """Samples of both models with the same seeds, their rewards and KLs; writes samples.jsonl."""
         settings, prompts = self._settings(environment), self._prompts(environment)
+        check_reward(environment, prompts, settings.max_new_tokens)
         base = self._base_samples(environment, settings)
         trained = self._sample(environment, settings, reference=False)
         measured = self._distances(prompts, trained, base)
@@ -218,8 +219,9 @@ class _Judged:
         environment = self.environment()
         if environment is None:
             raise ValueError("nothing to answer: the recipe has no environment, and evaluation.max_prompts is null")
-        prompts = self._prompts(environment)
-        base = self._base_samples(environment, self._settings(environment))
+        settings, prompts = self._settings(environment), self._prompts(environment)
+        check_reward(environment, prompts, settings.max_new_tokens)
+        base = self._base_samples(environment, settings)
         self._write_samples(_lines("base", prompts, base, vars(self._distances(prompts, base, base))))
 
     def _distances(self, prompts: list[Prompt], own: Sampled, base: Sampled) -> Distances:

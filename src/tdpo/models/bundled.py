@@ -76,10 +76,12 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
         import gguf as _  # noqa: F401
     except ImportError as error:
         raise ImportError('reading the bundled model needs gguf: pip install "tdpo[demo]"') from error
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     # The weights are dequantised; what still says "quantised" would make save_pretrained refuse.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     vars(model).update(hf_quantizer=None, is_quantized=False)
     model.config.name_or_path = model.name_or_path = BUNDLED
-    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)

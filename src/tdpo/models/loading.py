@@ -26,6 +26,7 @@ from .configurations import (
 )
 from .files import adapter_base, check_json_files, is_adapter_folder
 from .probing import check_causal
+from .trust import names_untrusted_code
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def check_folder(name: str | Path) -> str:
     return text
 
 
+@names_untrusted_code
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of `name`, with a pad token (the end-of-sequence token when it has none of its own)."""
     from transformers import AutoTokenizer
@@ -101,6 +103,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+@names_untrusted_code
 def load_causal_lm(
     name: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False, trainable: bool = False
 ) -> Any:
@@ -122,6 +125,7 @@ def load_causal_lm(
     return _load(name, dtype, trust_remote_code, trainable, outline=False)
 
 
+@names_untrusted_code
 def outline_causal_lm(name: str | Path, *, trust_remote_code: bool = False) -> Any | None:
     """What `load_causal_lm` would load, with names and shapes of all weights and none of their values (on the device
     "meta"): takes no memory and little time. None for quantised weights, which have shapes of their own.
@@ -132,6 +136,7 @@ def outline_causal_lm(name: str | Path, *, trust_remote_code: bool = False) -> A
     return _load(name, "auto", trust_remote_code, False, outline=True)
 
 
+@names_untrusted_code
 def will_be_quantized(name: str | Path, *, trust_remote_code: bool = False) -> bool:
     """Whether the loaded model's weights are quantised, an adapter's base's for an adapter."""
     folder = check_folder(name)
@@ -148,7 +153,7 @@ def _load(name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool
         return base if base is None else load_adapter(base, folder, trainable=trainable)
     config = _config(name, folder, trust_remote_code)
     check_config(config, str(name), trust_remote_code=trust_remote_code)
-    _refuse_pickles(Path(folder))
+    refuse_pickles(Path(folder))
     if outline and is_quantized(config):
         return None
     check_plausible(config, str(name), Path(folder))
@@ -206,6 +211,7 @@ def _say_unused(name: str, count: int, kind: str, example: str) -> None:
     )
 
 
+@names_untrusted_code
 def configuration_of(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model that is not loaded; for an adapter, that of its base. Raises as `model_facts`."""
     folder = check_folder(name)
@@ -233,13 +239,13 @@ def _of_adapter(folder: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_pickles(folder: Path) -> None:
+def refuse_pickles(folder: Path, auto: str = "AutoModelForCausalLM") -> None:
     """Say what to do where a folder's weights are pickles only; loading those can run code."""
     if any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")):
         return
     raise FileNotFoundError(
         f"{folder} holds pickled weights (.bin) and no safetensors. Pickles can run code, so they are not read. Where "
-        'you trust them, convert them once: python -c "from transformers import AutoModelForCausalLM as M; '
+        f'you trust them, convert them once: python -c "from transformers import {auto} as M; '
         f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
     )
 
@@ -258,6 +264,7 @@ class ModelFacts:
         return self.positions if asked is None else min(asked, self.positions)
 
 
+@names_untrusted_code
 def model_facts(name: str | Path, tokenizer: Any, *, trust_remote_code: bool = False) -> ModelFacts:
     """The facts of a model that is not loaded, from its configuration files.
 

@@ -149,7 +149,7 @@ def _load_from_hub(name: str, split: str) -> Any:
 
     repository, _, configuration = name.partition(":")
     try:
-        return datasets.load_dataset(repository, configuration or None, split=split)
+        return datasets.load_dataset(repository, configuration or None, split=split, trust_remote_code=False)
     except Exception as error:  # no network, no such dataset, no access, no such split: each its own class
         near = _near_names(Path(name))
         raise UnreadablePreferences(

@@ -115,7 +115,10 @@ class PPOTrainer(CheckpointedTrainer):
             encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts], names)
             to_fit.append(dict(zip(names, encoded, strict=True)))
             check_fit(model, to_fit[-1], args.max_new_tokens)
-        self.rewards: Rewards = rewards_of(reward_funcs, args.reward_weights, tokenizer, device=args.device)
+        self.rewards: Rewards = rewards_of(
+            reward_funcs, args.reward_weights, tokenizer, device=args.device, trust_remote_code=args.trust_remote_code
+        )
+        self.rewards.check([*self.train_prompts, *(self.eval_prompts or [])], args.max_new_tokens)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
         start = reference_at_start(model, _loaded(ref_model, model, args))
@@ -391,6 +394,8 @@ class PPOTrainer(CheckpointedTrainer):
         prompts = self.eval_prompts if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
         if not prompts:
             raise ValueError("evaluate() needs prompts: pass eval_dataset here or when the trainer is made")
+        if eval_dataset is not None:
+            self.rewards.check(prompts, self.args.max_new_tokens)
         sampled = self._sampled(prompts, self.args.seed, samples=1)
         units, _ = units_of(sampled, 1, paired=False)
         cover(self.model, self._judge.collator, units, others=[self._judge.reference.model, self.critic.body])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..chat_templates import TemplateRefusal
 from ..config import PPORecipe
-from ..environments import Environment, Prompt
+from ..config.ppo_schema import Reward as RewardEntry
+from ..environments import Environment, Prompt, PromptReward
 from ..environments.files import load_function, load_prompts
 from ..generation import encode_prompts
-from .rewards import Reward, Rewards, rewards_of
+from .rewards import Reward, Rewards, rewards_of, told_apart
 
 
 def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
@@ -29,7 +30,7 @@ def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
         name=Path(recipe.prompts.train).stem,
         train=train,
         held_out=held_out,
-        reward=_combined(rewards),
+        reward=rewards,
         reward_name=" + ".join(part.name for part in rewards.parts),
         max_new_tokens=recipe.rollouts.max_new_tokens or 1,
         description="prompts and rewards of a recipe",
@@ -112,20 +113,15 @@ def recipe_rewards(recipe: PPORecipe, tokenizer: Any) -> Rewards:
     """The rewards of a PPO recipe; reward models are loaded. Errors as `rewards_of` and `load_function`."""
     if recipe.environment is not None:
         environment = recipe.environment.load()
-        assert environment.reward is not None  # only environments made of rows lack one, and no recipe names those
+        # Only environments made of rows lack a reward, and only those of a recipe's own prompts have one in parts.
+        assert environment.reward is not None and not isinstance(environment.reward, PromptReward)
         return Rewards([Reward(environment.reward_name, environment.reward)])
     assert recipe.rewards is not None
-    sources = [load_function(r.function) if r.function else str(r.model) for r in recipe.rewards]
-    return rewards_of(sources, [r.weight for r in recipe.rewards], tokenizer)
+    trust = recipe.model.trust_remote_code
+    return Rewards(told_apart([part_of_recipe(entry, tokenizer, trust) for entry in recipe.rewards]))
 
 
-def _combined(rewards: Rewards) -> Callable[..., Iterable[float]]:
-    """One reward function of several; a single one of weight 1 is passed on as it is."""
-    if len(rewards.parts) == 1 and rewards.parts[0].weight == 1.0:
-        return rewards.parts[0].function
-
-    def weighted_sum(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
-        values = [list(p.function(prompts=prompts, completions=completions, **columns)) for p in rewards.parts]
-        return [sum(p.weight * v for p, v in zip(rewards.parts, row, strict=True)) for row in zip(*values, strict=True)]
-
-    return weighted_sum
+def part_of_recipe(entry: RewardEntry, tokenizer: Any, trust_remote_code: bool) -> Reward:
+    """One entry of a recipe's `rewards`. Errors as `rewards_of` and `load_function`."""
+    source = load_function(entry.function) if entry.function else str(entry.model)
+    return rewards_of(source, [entry.weight], tokenizer, trust_remote_code=trust_remote_code).parts[0]

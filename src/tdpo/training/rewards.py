@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..environments import Environment, Prompt, RewardError, RewardFunction, check_prompt_rows, score
+from ..environments import (
+    Environment,
+    Prompt,
+    PromptReward,
+    RewardError,
+    RewardFunction,
+    check_prompt_rows,
+    check_reward,
+    score,
+)
 from ..environments.files import refuse_reserved_columns
-from ..models import check_folder
 from ..preferences.readers import read_dataset
+from .reward_models import RewardModel
 
-REWARD_BATCH = 16
 FLAT_ITERATIONS = 3
 
 
@@ -30,12 +36,16 @@ class Reward:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         """Unweighted, one number a completion. Raises RewardError naming prompt and value."""
-        environment = Environment(self.name, [], [], self.function, self.name, 1, "")
-        return score(environment, prompts, completions)
+        return score(self.environment, prompts, completions)
+
+    @property
+    def environment(self) -> Environment:
+        """The reward as an environment without prompts, which is what rewards are called and checked through."""
+        return Environment(self.name, [], [], self.function, self.name, 1, "")
 
 
 @dataclass(frozen=True)
-class Rewards:
+class Rewards(PromptReward):
     """The weighted sum of several rewards."""
 
     parts: list[Reward]
@@ -50,6 +60,13 @@ class Rewards:
         totals = [sum(p.weight * v for p, v in zip(self.parts, row, strict=True)) for row in zip(*columns, strict=True)]
         several = zip(self.parts, columns, strict=True) if len(self.parts) > 1 else ()
         return totals, {f"rewards/{part.name}": sum(column) / max(len(column), 1) for part, column in several}
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        return self(prompts, completions)[0]
+
+    def check(self, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+        for part in self.parts:
+            check_reward(part.environment, prompts, max_new_tokens)
 
 
 @dataclass
@@ -85,7 +102,14 @@ class ConstancyWatch:
         )
 
 
-def rewards_of(given: Any, weights: Sequence[float] | None, tokenizer: Any, *, device: Any = "cpu") -> Rewards:
+def rewards_of(
+    given: Any,
+    weights: Sequence[float] | None,
+    tokenizer: Any,
+    *,
+    device: Any = "cpu",
+    trust_remote_code: bool = False,
+) -> Rewards:
     """Rewards from what a user passes: a function, the name of a sequence-classification model, or a list of these.
 
     Raises:
@@ -101,73 +125,20 @@ def rewards_of(given: Any, weights: Sequence[float] | None, tokenizer: Any, *, d
     parts = []
     for source, weight in zip(sources, weights or [1.0] * len(sources), strict=True):
         if isinstance(source, str | Path):
-            model = RewardModel(source, tokenizer, device=device)
+            model = RewardModel(source, tokenizer, device=device, trust_remote_code=trust_remote_code)
             parts.append(Reward(Path(source).name, model, weight))
         elif callable(source):
             parts.append(Reward(getattr(source, "__name__", type(source).__name__), source, weight))
         else:
             raise ValueError(f"a reward is a function or the name of a model, got {type(source).__name__}")
-    names = [part.name for part in parts]
-    if len(set(names)) < len(names):
-        parts = [Reward(f"{part.name} ({i})", part.function, part.weight) for i, part in enumerate(parts, start=1)]
-    return Rewards(parts)
+    return Rewards(told_apart(parts))
 
 
-class RewardModel:
-    """A sequence-classification model with one output, as a reward function.
-
-    Texts go through the model's own tokenizer, messages through its chat template. A model saved without a tokenizer
-    reads the policy's tokens, and then both must have one vocabulary.
-
-    Raises:
-        ValueError: several outputs, or a tokenizer with tokens that the model does not know.
-    """
-
-    def __init__(self, name: str | Path, policy_tokenizer: Any, *, device: Any = "cpu") -> None:
-        from transformers import AutoModelForSequenceClassification
-
-        folder = check_folder(name)
-        self.name = str(name)
-        self.tokenizer = self._own_tokenizer(folder) or policy_tokenizer
-        loader: Any = AutoModelForSequenceClassification
-        self.model = loader.from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False).to(device)
-        outputs = self.model.config.num_labels
-        if outputs != 1:
-            raise ValueError(f"the reward model {name} has {outputs} outputs; a reward is one number (num_labels=1)")
-        known, largest = self.model.get_input_embeddings().weight.shape[0], max(self.tokenizer.get_vocab().values())
-        if largest >= known:
-            whose = "its own" if self.tokenizer is not policy_tokenizer else "the policy's (it has none of its own)"
-            raise ValueError(
-                f"the reward model {name} knows {known} tokens, but {whose} tokenizer has token {largest}: their "
-                "vocabularies do not match. Save the reward model together with its own tokenizer."
-            )
-        if self.model.config.pad_token_id is None:
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
-
-    @staticmethod
-    def _own_tokenizer(folder: Any) -> Any | None:
-        from transformers import AutoTokenizer
-
-        if Path(folder).is_dir() and not any(Path(folder).glob("*token*")):
-            return None
-        return AutoTokenizer.from_pretrained(folder)
-
-    @torch.no_grad()
-    def __call__(self, prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
-        """The model's output for each prompt with its completion."""
-        found: list[float] = []
-        encoded = [self._encode(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
-        for start in range(0, len(encoded), REWARD_BATCH):
-            batch = self.tokenizer.pad({"input_ids": encoded[start : start + REWARD_BATCH]}, return_tensors="pt")
-            inputs = {name: value.to(self.model.device) for name, value in batch.items()}
-            found += self.model(**inputs).logits[:, 0].float().tolist()
-        return found
-
-    def _encode(self, prompt: Any, completion: str) -> list[int]:
-        if isinstance(prompt, str):
-            return list(self.tokenizer(prompt + completion)["input_ids"])
-        messages = [*prompt, {"role": "assistant", "content": completion}]
-        return list(self.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+def told_apart(parts: list[Reward]) -> list[Reward]:
+    """The parts, numbered where two have one name."""
+    if len({part.name for part in parts}) == len(parts):
+        return parts
+    return [Reward(f"{part.name} ({i})", part.function, part.weight) for i, part in enumerate(parts, start=1)]
 
 
 def prompts_of(dataset: Any, name: str) -> list[Prompt]:
