@@ -277,7 +277,7 @@ def test_metrics_beyond_the_checkpoint_are_forgotten(run: RunDirectory) -> None:
 
 
 def test_a_finished_model_is_found_and_a_missing_one_explained(run: RunDirectory) -> None:
-    with pytest.raises(RunError, match=r"has no trained model yet \(running\); `tdpo train .*run --resume`"):
+    with run.locked(), pytest.raises(RunError, match=r"no trained model yet \(running\); `tdpo train .*run --resume`"):
         _ = run.model_path
     (run.path / "model").mkdir()
     assert run.model_path == run.path / "model"

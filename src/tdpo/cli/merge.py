@@ -37,10 +37,13 @@ def merge(
     folder = model_folder(source)
     quiet_libraries()
     from ..models import load_causal_lm, load_tokenizer, merge_adapter
+    from ..runs.folders import staged_folder
 
     model = merge_adapter(load_causal_lm(folder))
-    model.save_pretrained(out)
-    load_tokenizer(folder).save_pretrained(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with staged_folder(out, out.with_name(f".{out.name}.being-merged")) as staging:
+        model.save_pretrained(staging)
+        load_tokenizer(folder).save_pretrained(staging)
     say(f"merged {folder} into {out}")
 
 

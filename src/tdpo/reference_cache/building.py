@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ..batches import TokenizedPair
-from ..runs.files import write_json, write_text
+from ..runs.files import free_bytes, write_json, write_text
 from .fingerprint import Fingerprint
 from .storage import MANIFEST, BrokenCache, CacheLayout, ReferenceCache, as_array, checksum, manifest_of, open_field
 
@@ -65,13 +65,6 @@ class CachePlan:
         """For people: "336 pairs, 21,504 response tokens, 75 MB"."""
         layout = self.layout
         return f"{len(layout.pairs):,} pairs, {layout.tokens:,} response tokens, {readable_bytes(layout.bytes)}"
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space where `folder` is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def readable_bytes(count: float) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..runs.contents import LOCK_FILE, STATUS_FILE
+from ..runs.files import is_locked
 from .numbers import number
 
 LOSS_NAMES = {"tdpo2": "TDPO2", "tdpo1": "TDPO1", "dpo": "DPO", "sft": "SFT", "ppo": "PPO"}
@@ -126,7 +128,7 @@ def _load_run(path: Path, index: int) -> Run:
         environment=_read_json(path / "environment.json", notes, "versions, hardware and command are unknown"),
         data=_read_json(path / "data.json", notes, "what the training data held is unknown"),
         metrics=_read_lines(path / "metrics.jsonl", notes, "there are no training curves"),
-        status=_read_json(path / "status.json", notes, "whether training finished is unknown"),
+        status=_read_status(path, notes),
         evaluation=_read_json(
             path / "evaluation.json", notes, f"run `tdpo evaluate {path}` to compare it with the base model"
         ),
@@ -162,6 +164,14 @@ def _read_json(path: Path, notes: list[str], consequence: str) -> dict[str, Any]
         notes.append(f"{path.name} holds a {type(value).__name__} where an object is expected: {consequence}.")
         return {}
     return value
+
+
+def _read_status(path: Path, notes: list[str]) -> dict[str, Any]:
+    """status.json; a run that says it is running, though no process holds its lock, is dead and was interrupted."""
+    status = _read_json(path / STATUS_FILE, notes, "whether training finished is unknown")
+    if status.get("state") == "running" and is_locked(path / LOCK_FILE) is False:
+        return {**status, "state": "interrupted"}
+    return status
 
 
 def _read_lines(path: Path, notes: list[str], consequence: str) -> list[dict[str, Any]]:
