@@ -467,7 +467,9 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
             setattr(module, key, value)
         monkeypatch.setitem(sys.modules, f"tdpo.{name}", module)
 
-    def train(recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any, cache_progress: Any) -> dict[str, Any]:
+    def train(
+        recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any, cache_progress: Any, **_: Any
+    ) -> dict[str, Any]:
         calls.append(("train", (recipe, resume)))
         cache_progress(1, 1, "reference cache")
         progress(1, 1, "loss 0.7")
@@ -475,7 +477,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         (run.path / "model").mkdir(exist_ok=True)
         return {"steps": 1}
 
-    def train_ppo(recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any) -> dict[str, Any]:
+    def train_ppo(recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any, **_: Any) -> dict[str, Any]:
         calls.append(("ppo", (recipe, resume)))
         progress(1, 1)
         run.set_status("running", step=4, max_steps=4)

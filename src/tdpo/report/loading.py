@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..runs.contents import LOCK_FILE, STATUS_FILE
-from ..runs.files import is_locked
 from .numbers import number
 
 LOSS_NAMES = {"tdpo2": "TDPO2", "tdpo1": "TDPO1", "dpo": "DPO", "sft": "SFT", "ppo": "PPO"}
@@ -168,10 +166,20 @@ def _read_json(path: Path, notes: list[str], consequence: str) -> dict[str, Any]
 
 def _read_status(path: Path, notes: list[str]) -> dict[str, Any]:
     """status.json; a run that says it is running, though no process holds its lock, is dead and was interrupted."""
-    status = _read_json(path / STATUS_FILE, notes, "whether training finished is unknown")
-    if status.get("state") == "running" and is_locked(path / LOCK_FILE) is False:
-        return {**status, "state": "interrupted"}
-    return status
+    status = _read_json(path / "status.json", notes, "whether training finished is unknown")
+    return {**status, "state": "interrupted"} if status.get("state") == "running" and _is_let_go(path) else status
+
+
+def _is_let_go(path: Path) -> bool:
+    """Whether no process holds the run any more, as `RunDirectory.state` asks too; False where that is unknown."""
+    try:
+        import fcntl
+
+        with (path / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def _read_lines(path: Path, notes: list[str], consequence: str) -> list[dict[str, Any]]:

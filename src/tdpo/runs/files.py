@@ -199,7 +199,8 @@ def lock(path: Path, *, remove: bool = False) -> Iterator[bool]:
             yield True
         finally:
             if remove:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
