@@ -200,7 +200,7 @@ def lock(path: Path, *, remove: bool = False) -> Iterator[bool]:
         finally:
             if remove:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+                    path.unlink()
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
