@@ -112,8 +112,7 @@ def test_all_files_are_synced_before_the_mark(tmp_path: Path, monkeypatch: pytes
     fsync = os.fsync
 
     def spy(handle: int) -> None:
-        assert "mark" not in synced or not (checkpoint / COMPLETE).exists() or Path(f"/proc/self/fd/{handle}").is_dir()
-        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", spy)
@@ -275,9 +274,9 @@ def test_a_full_disk_is_told_with_its_folder_whoever_fails(tmp_path: Path, monke
         OSError(28, "No space left on device"),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ):
-        with pytest.raises(OSError, match=r"No space left on device \([\d,]+ bytes free\)") as caught:
-            with telling_of_a_full_disk(place):
-                raise error
+        told = pytest.raises(OSError, match=r"No space left on device \([\d,]+ bytes free\)")
+        with told as caught, telling_of_a_full_disk(place):
+            raise error
         assert caught.value.filename == str(place) and caught.value.errno == 28
     torch_error = RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 320 vs 214")
     with pytest.raises(RuntimeError), telling_of_a_full_disk(place):
