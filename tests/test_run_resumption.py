@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tdpo.config import AnyRecipe, PPORecipe, Recipe, load_recipe
 from tdpo.runs import ChangedInputs, DamagedCheckpoint, RunDirectory, RunError, read_json
 from tdpo.training.ppo_run import train_ppo
 from tdpo.training.run import train
-from training_cases import clean_processes, move_away, one_thread, plain_rows  # noqa: F401
+from training_cases import move_away, one_thread, plain_rows  # noqa: F401
 
 REWARD = """
 def letters(prompts, completions, **columns):
@@ -115,14 +116,9 @@ def victim(folder: str, where: str, *overrides: str) -> None:
     go(recipe_in(Path(folder), *overrides), overwrite=True)
 
 
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Any]:
-    with clean_processes(__name__) as context:
-        yield context
-
-
-def killed(context: Any, folder: Path, where: str, *overrides: str) -> None:
-    process = context.Process(target=victim, args=(str(folder), where, *overrides))
+def killed(folder: Path, where: str, *overrides: str) -> None:
+    """Forked, as that takes no time; the child trains on the CPU, on one thread, and never returns."""
+    process = multiprocessing.get_context("fork").Process(target=victim, args=(str(folder), where, *overrides))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
@@ -131,8 +127,8 @@ def killed(context: Any, folder: Path, where: str, *overrides: str) -> None:
 # Killed
 
 
-def test_a_model_whose_saving_was_cut_off_leaves_nothing_to_the_next(processes: Any, inputs: Path) -> None:
-    killed(processes, inputs, "while the model is saved")
+def test_a_model_whose_saving_was_cut_off_leaves_nothing_to_the_next(inputs: Path) -> None:
+    killed(inputs, "while the model is saved")
     run = RunDirectory(inputs / "run")
     assert (run.path / ".model-being-saved" / "adapter_model.safetensors").exists() and run.state() == "interrupted"
     assert RunDirectory(inputs / "run").status()["state"] == "running", "nobody was there to write another"
@@ -143,10 +139,10 @@ def test_a_model_whose_saving_was_cut_off_leaves_nothing_to_the_next(processes: 
 
 
 @pytest.mark.parametrize("where", ["while it begins", "before its status"])
-def test_a_run_killed_while_it_began_can_be_begun_in_every_way(processes: Any, inputs: Path, where: str) -> None:
+def test_a_run_killed_while_it_began_can_be_begun_in_every_way(inputs: Path, where: str) -> None:
     recipe = recipe_in(inputs)
     for how in ({}, {"overwrite": True}):
-        killed(processes, inputs, where)
+        killed(inputs, where)
         run = RunDirectory(inputs / "run")
         assert (run.path / "recipe.yaml").exists() and not run.is_run(), "what `--resume` and studies ask"
         assert run.why_not_new() is None, "what `tdpo doctor` asks"
@@ -155,11 +151,11 @@ def test_a_run_killed_while_it_began_can_be_begun_in_every_way(processes: Any, i
         shutil.rmtree(run.path)
 
 
-def test_a_run_overwritten_by_one_that_was_killed_is_neither(processes: Any, inputs: Path) -> None:
+def test_a_run_overwritten_by_one_that_was_killed_is_neither(inputs: Path) -> None:
     with RunDirectory.training(recipe_in(inputs)) as run:
         run.append_metrics({"step": 1})
         (run.path / "mine.txt").write_text("mine")
-    killed(processes, inputs, "before its status")
+    killed(inputs, "before its status")
     run = RunDirectory(inputs / "run")
     assert not run.is_run() and not (run.path / "metrics.jsonl").exists()
     with pytest.raises(RunError):

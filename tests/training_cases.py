@@ -153,8 +153,7 @@ def clean_processes(module: str) -> Iterator[Any]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     with pytest.MonkeyPatch.context() as patch:
-        # Python 3.11's server does not inherit sys.path.
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Python 3.11's server does not inherit sys.path
         forkserver.ensure_running()
     yield context
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
