@@ -347,7 +347,10 @@ def test_train_resume_generate_merge_on_a_tiny_model(call: Call, recipe_file: Pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_where_the_run_is_and_resume_ends_it(recipe_file: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_says_where_the_run_is_and_resume_ends_it(
+    recipe_file: Path, number: signal.Signals, status: int
+) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tdpo", "train", str(recipe_file), "training.max_steps=2000"]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
@@ -356,11 +359,11 @@ def test_ctrl_c_says_where_the_run_is_and_resume_ends_it(recipe_file: Path) -> N
         while not list(Path("run").glob("checkpoint-*/COMPLETE")):
             assert started.poll() is None, started.stderr.read()
             time.sleep(0.1)
-        started.send_signal(signal.SIGINT)
+        started.send_signal(number)
         _, shown = started.communicate(timeout=60)
     finally:
         started.kill()
-    assert started.returncode == 130, shown
+    assert started.returncode == status, shown
     assert "Continue: tdpo train run --resume" in shown and "Traceback" not in shown
     run = RunDirectory("run")
     assert run.status()["state"] == "interrupted" and run.resume_step() >= 2

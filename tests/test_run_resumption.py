@@ -311,6 +311,41 @@ def test_a_signal_stays_what_it_was(number: signal.Signals) -> None:
     GracefulStop(lambda _: None).raise_if_asked()
 
 
+def test_a_study_that_gets_sigterm_ends_like_the_other_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from study_cases import write_study
+    from tdpo.cli._errors import Terminated
+    from tdpo.cli.app import app
+    from tdpo.comparison.running import Outcome, Stopped
+
+    for interrupt, code in ((Terminated(), 143), (KeyboardInterrupt(), 130)):
+
+        def stop(*_: Any, interrupt: KeyboardInterrupt = interrupt, **__: Any) -> None:
+            raise Stopped(Outcome(), interrupt)
+
+        monkeypatch.setattr("tdpo.comparison.study.compare", stop)
+        ended = CliRunner().invoke(app, ["compare", str(write_study(tmp_path))])
+        assert ended.exit_code == code and "The same command goes on" in ended.output
+
+
+def test_a_cell_of_a_study_whose_inputs_changed_is_begun_anew(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tdpo.comparison.cells import StudyFiles, reference_cell
+    from tdpo.comparison.work import _Work
+
+    go(recipe_in(inputs))
+    write_rows(inputs / "pairs.jsonl", plain_rows(5))
+    study: Any = None
+    work = _Work(study, StudyFiles(inputs), reference_cell("task", 0), lambda *_: None)
+    work._train(recipe_in(inputs, "training.max_steps=5"), RunDirectory(inputs / "run"))
+    assert "training pairs: was 6 pairs" in (said := capsys.readouterr().out) and "begun anew" in said
+    run = RunDirectory(inputs / "run")
+    assert run.state() == "finished" and "resumed" not in run.read_json("environment.json")
+    assert [line["step"] for line in run.metrics() if line["split"] == "train"] == [1, 2, 3, 4, 5]
+
+
 def test_a_disk_that_takes_no_status_does_not_hide_the_error(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: RunDirectory, state: str, **_: Any) -> None:
         raise OSError(28, "No space left on device", "status.json")

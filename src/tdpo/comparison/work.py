@@ -17,7 +17,7 @@ from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
 from ..pair_sampling import pair_settings, sample_pairs
 from ..preferences import PreferenceRow, write_preferences
-from ..runs import ChangedInputs, RunDirectory, write_json
+from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory, write_json
 from ..runs.folders import remove
 from ..training.data import read_data
 from ..training.ppo_run import train_ppo
@@ -163,8 +163,8 @@ class _Work:
                 with RunDirectory.training(recipe, resume=True) as begun:
                     self._learn(recipe, begun, resume=True)
                 return
-            except ChangedInputs as changed:
-                print(f"{changed}\nThe run is begun anew: half of it with other inputs would be no run of this study.")
+            except (ChangedInputs, DamagedCheckpoint) as error:
+                print(f"{error}\nThe run is begun anew: half of it with other inputs would be no run of this study.")
         with RunDirectory.training(recipe, overwrite=True) as begun:
             self._learn(recipe, begun, resume=False)
 

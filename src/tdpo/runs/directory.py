@@ -182,6 +182,8 @@ class RunDirectory:
 
     def _occupied(self) -> str:
         status, state = self.status(), self.state()
+        if state == "running" and self._held:  # by this process, which has not begun: whoever ran is gone
+            state = "interrupted"
         resume = "" if state == "finished" else "--resume continues it, "
         return (
             f"run_dir {self.path} holds a run ({state}, step {status.get('step', 0)}): {resume}"
