@@ -38,10 +38,11 @@ def merge(
     quiet_libraries()
     from ..models import load_causal_lm, load_tokenizer, merge_adapter
     from ..runs.folders import staged_folder
+    from ..training.saving import telling_of_a_full_disk
 
     model = merge_adapter(load_causal_lm(folder))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with staged_folder(out, out.with_name(f".{out.name}.being-merged")) as staging:
+    with telling_of_a_full_disk(out), staged_folder(out, out.with_name(f".{out.name}.being-merged")) as staging:
         model.save_pretrained(staging)
         load_tokenizer(folder).save_pretrained(staging)
     say(f"merged {folder} into {out}")

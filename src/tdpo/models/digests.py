@@ -61,7 +61,7 @@ def _folder_of(name: str | Path) -> Path | None:
 
 def _small_digest(path: Path) -> bytes:
     content = path.read_bytes()
-    if path.suffix == ".json":
+    if path.name.endswith("config.json"):
         try:
             values = json.loads(content)
         except ValueError:
@@ -75,7 +75,7 @@ def _small_digest(path: Path) -> bytes:
 def _weights_digest(path: Path) -> bytes:
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         if size <= WHOLE_BELOW:
             digest.update(file.read())
             return digest.digest()

@@ -7,7 +7,6 @@ operation can time out while a large cache is made.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..batches import TokenizedPair
 from ..runs.files import free_bytes, write_json, write_text
+from ..runs.folders import remove
 from .fingerprint import Fingerprint
 from .storage import MANIFEST, BrokenCache, CacheLayout, ReferenceCache, as_array, checksum, manifest_of, open_field
 
@@ -123,7 +123,7 @@ def _open_finished(plan: CachePlan, rank: int, say: Say) -> ReferenceCache | Non
     except BrokenCache as error:
         if rank == 0:
             say(f"The reference cache is damaged: {error}. It is made again.")
-            shutil.rmtree(plan.folder)
+            remove(plan.folder)
         else:
             spoiled = _identity(plan.folder / MANIFEST)
             _wait(lambda: _identity(plan.folder / MANIFEST) != spoiled)

@@ -13,7 +13,7 @@ from ..environments import Prompt
 from ..models.digests import model_digests
 from ..reference_cache.fingerprint import pair_digest
 from ..runs import RunDirectory
-from ..runs.inputs import ChangedInputs, changed_inputs, file_digest, file_of_function, in_words, short
+from ..runs.inputs import INPUTS_FILE, ChangedInputs, changed_inputs, file_digest, file_of_function, in_words, short
 from .callbacks import Say
 from .rewards import digest_of
 
@@ -81,6 +81,11 @@ def settle_inputs(
     Raises:
         ChangedInputs: something differs, and `accept` is off.
     """
+    if not (checkpoint / INPUTS_FILE).exists():
+        say(
+            f"{checkpoint.name} was written by an earlier version, which kept no digests: whether rows, weights and "
+            "functions are still those that it was trained with cannot be checked."
+        )
     changed = changed_inputs(checkpoint, inputs)
     if changed and not accept:
         raise ChangedInputs(checkpoint, changed)

@@ -61,13 +61,13 @@ def train_ppo(
         torch.set_num_threads(recipe.ppo.num_threads)
     checkpoint = checkpoint_to_resume(run, last_good=last_good, say=say) if resume else None
     train_prompts, held_out, described = read_recipe_prompts(recipe)
+    if checkpoint is not None:
+        inputs = {**recipe_inputs(recipe), **prompts_inputs(train_prompts, held_out)}
+        settle_inputs(run, checkpoint, inputs, accept=accept_changes, say=say)
     run.write_json("data.json", described)
     for name, part in described.items():
         if part["skipped"]:
             say(f"{part['skipped']} broken rows of the {name} prompts were left out; data.json names them")
-    if checkpoint is not None:
-        inputs = {**recipe_inputs(recipe), **prompts_inputs(train_prompts, held_out)}
-        settle_inputs(run, checkpoint, inputs, accept=accept_changes, say=say)
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     encode_prompts(tokenizer, [prompt.prompt for prompt in (*train_prompts, *held_out)])
     rewards = recipe_rewards(recipe, tokenizer)

@@ -65,13 +65,13 @@ def train(
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=recipe.model.trust_remote_code)
     pairs = tokenize_data(data, tokenizer, facts.max_length(recipe.data.max_length), facts.end_token_ids)
+    if checkpoint is not None:
+        inputs = {**recipe_inputs(recipe), **pairs_inputs(pairs[0].pairs, pairs[1] and pairs[1].pairs)}
+        settle_inputs(run, checkpoint, inputs, accept=accept_changes, say=say)
     described = _describe_data(data, pairs)
     run.write_json("data.json", described)
     for sentence in (s for part in pairs if part for s in part.report.warnings()):
         say(sentence)
-    if checkpoint is not None:
-        inputs = {**recipe_inputs(recipe), **pairs_inputs(pairs[0].pairs, pairs[1] and pairs[1].pairs)}
-        settle_inputs(run, checkpoint, inputs, accept=accept_changes, say=say)
     warn_of_slow_dtype(recipe.model.dtype, say)
     set_seed(recipe.seed)
     stop = GracefulStop(say)
