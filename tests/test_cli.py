@@ -349,7 +349,10 @@ def test_train_resume_generate_merge_on_a_tiny_model(call: Call, recipe_file: Pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_where_the_run_is_and_resume_ends_it(recipe_file: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_says_where_the_run_is_and_resume_ends_it(
+    recipe_file: Path, number: signal.Signals, status: int
+) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tdpo", "train", str(recipe_file), "training.max_steps=2000"]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
@@ -358,11 +361,11 @@ def test_ctrl_c_says_where_the_run_is_and_resume_ends_it(recipe_file: Path) -> N
         while not list(Path("run").glob("checkpoint-*/COMPLETE")):
             assert started.poll() is None, started.stderr.read()
             time.sleep(0.1)
-        started.send_signal(signal.SIGINT)
+        started.send_signal(number)
         _, shown = started.communicate(timeout=60)
     finally:
         started.kill()
-    assert started.returncode == 130, shown
+    assert started.returncode == status, shown
     assert "Continue: tdpo train run --resume" in shown and "Traceback" not in shown
     run = RunDirectory("run")
     assert run.status()["state"] == "interrupted" and run.resume_step() >= 2
@@ -475,7 +478,9 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
             setattr(module, key, value)
         monkeypatch.setitem(sys.modules, f"tdpo.{name}", module)
 
-    def train(recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any, cache_progress: Any) -> dict[str, Any]:
+    def train(
+        recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any, cache_progress: Any, **_: Any
+    ) -> dict[str, Any]:
         calls.append(("train", (recipe, resume)))
         cache_progress(1, 1, "reference cache")
         progress(1, 1, "loss 0.7")
@@ -483,7 +488,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         (run.path / "model").mkdir(exist_ok=True)
         return {"steps": 1}
 
-    def train_ppo(recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any) -> dict[str, Any]:
+    def train_ppo(recipe: Any, run: Any, *, resume: bool, say: Any, progress: Any, **_: Any) -> dict[str, Any]:
         calls.append(("ppo", (recipe, resume)))
         progress(1, 1)
         run.set_status("running", step=4, max_steps=4)

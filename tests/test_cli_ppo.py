@@ -73,7 +73,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PPORecipe, bool]]:
     calls: list[tuple[PPORecipe, bool]] = []
 
     def train_ppo(
-        recipe: Any, run: Any, *, resume: bool = False, progress: Any = None, say: Any = None, callbacks: Any = ()
+        recipe: Any, run: Any, *, resume: bool = False, progress: Any = None, say: Any = None, **_: Any
     ) -> dict[str, Any]:
         calls.append((recipe, resume))
         progress(1, recipe.updates, "reward 0.3")

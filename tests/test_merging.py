@@ -11,7 +11,8 @@ import torch
 import transformers as hf
 
 from conftest import build_model, build_tokenizer
-from tdpo.models import load_causal_lm, merge_adapter, merging, save_merged, select_logits
+from tdpo.models import load_causal_lm, merge_adapter, merging, select_logits
+from tdpo.training.saving import save_merged
 from training_cases import lora, one_thread  # noqa: F401
 
 IDS = torch.tensor([[5, 9, 31, 40, 77, 6, 101, 2]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tdpo.environments import Environment, Prompt, RewardError, score
 from tdpo.generation import SamplingSettings, sample
 from tdpo.pair_sampling import PairCounts, PairSettings, ScoredSample, make_pairs, sample_pairs
 from tdpo.preferences import load_preferences
+from tdpo.runs import RunError
 
 Build = Callable[..., Any]
 
@@ -191,6 +193,40 @@ def test_interrupted_while_writing_the_result(
     summary = sample_pairs(model, tokenizer, environment(CHATS, failing_after(0)), out, SETTINGS)
     assert summary.tokens_per_second is None and summary.resumed_samples == 28
     assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_second_call_into_the_same_file_is_refused_while_the_first_runs(
+    tiny_model: Build, tokenizer: Any, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "pairs.jsonl", tiny_model("llama")
+    refused: list[str] = []
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        if not refused:
+            with pytest.raises(RunError, match=r"another process samples into .*pairs\.jsonl; wait for it") as caught:
+                sample_pairs(model, tokenizer, environment(CHATS), out, SETTINGS, overwrite=True)
+            refused.append(str(caught.value))
+        return vowels(completions)
+
+    summary = sample_pairs(model, tokenizer, environment(CHATS, reward), out, SETTINGS)
+    assert refused and (summary.samples, summary.resumed_samples) == (28, 0)
+    assert files(tmp_path) == ["pairs.jsonl", "pairs.jsonl.meta.json"], "the lock goes with the call"
+    with pytest.raises(FileExistsError):
+        sample_pairs(model, tokenizer, environment(CHATS), out, SETTINGS)
+
+
+def test_nothing_is_written_through_a_planted_link(tiny_model: Build, tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine\n")
+    out = tmp_path / "pairs.jsonl"
+    for name in (".pairs.jsonl.lock", "pairs.jsonl.partial.jsonl"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+        with pytest.raises((OSError, ValueError)):
+            sample_pairs(tiny_model("llama"), tokenizer, environment(CHATS), out, SETTINGS)
+        (tmp_path / name).unlink()
+    (tmp_path / f".pairs.jsonl.{os.getpid()}.tmp").symlink_to(tmp_path / "mine")
+    (tmp_path / "pairs.jsonl.meta.json").symlink_to(tmp_path / "mine")
+    sample_pairs(tiny_model("llama"), tokenizer, environment(CHATS), out, SETTINGS)
+    assert (tmp_path / "mine").read_text() == "mine\n" and len(rows(out)) > 5
 
 
 def test_samples_of_another_call_are_refused(tiny_model: Build, tokenizer: Any, tmp_path: Path) -> None:

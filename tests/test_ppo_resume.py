@@ -15,7 +15,8 @@ import torch
 
 from conftest import build_model, build_tokenizer
 from ppo_cases import make_ppo
-from tdpo.runs.checkpoints import find_checkpoints
+from tdpo.runs.checkpoints import find_checkpoints, mark_complete
+from tdpo.runs.inputs import INPUTS_FILE
 from tdpo.training import PPOTrainer
 from test_ppo import PROMPTS, letters, logs
 from training_cases import clean_processes, lora, one_thread, trained_weights  # noqa: F401
@@ -132,6 +133,7 @@ def test_the_trajectory_depends_on_what_is_restored(
         first.train()
     path = tmp_path / "checkpoint-3" / "ppo_state_0.pt"
     torch.save({**torch.load(path, weights_only=True), "rollout": None}, path)
+    mark_complete(path.parent)
     again = new_trainer(tmp_path, "full")
     again.train(resume_from_checkpoint=True)
     expected = trained_weights(uninterrupted["full"])
@@ -144,6 +146,7 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path) -> None:
     newest = find_checkpoints(tmp_path).newest
     assert newest is not None
     (newest / "ppo_state_0.pt").unlink()
+    mark_complete(newest)
     with pytest.raises(ValueError, match=r"holds no ppo_state_0\.pt: it was not written by PPO"):
         new_trainer(tmp_path, "full").train(resume_from_checkpoint=True)
 
@@ -154,5 +157,9 @@ def test_other_prompts_are_refused(tmp_path: Path) -> None:
         build_model("llama"), tmp_path, build_tokenizer(), letters, [*PROMPTS[:-1], "the dog"], iterations=4,
         per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps", save_steps=SAVE_STEPS,
     )  # fmt: skip
+    with pytest.raises(ValueError, match=r"training prompts: was \d+ prompts \(\w+\), is \d+ prompts"):
+        again.train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-15" / INPUTS_FILE).unlink()  # as of earlier versions, whose state knows the prompts
+    mark_complete(tmp_path / "checkpoint-15")
     with pytest.raises(ValueError, match="written by a run on other prompts than these"):
         again.train(resume_from_checkpoint=True)

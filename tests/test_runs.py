@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from tdpo.runs import (
     write_json,
     write_text,
 )
+from tdpo.runs.contents import FILES
 
 
 def recipe_for(path: Path, *overrides: str) -> Recipe:
@@ -145,6 +149,72 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(run: RunDirectory) 
     assert names == {".lock", "environment.json", "recipe.yaml", "status.json", "pairs.jsonl", "checkpoint-notes"}
 
 
+def test_overwrite_removes_everything_that_tdpo_writes(run: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("mine", encoding="utf-8")
+    for name in (*FILES, "metrics.tmp", ".metrics.jsonl.ab12_xyz", ".status.json.ab12cdef"):
+        (run.path / name).write_text("", encoding="utf-8")
+    (run.path / ".model-being-saved").symlink_to(tmp_path / "elsewhere")
+    (run.path / "checkpoint-7").symlink_to(tmp_path / "elsewhere")
+    (run.path / "data.json").unlink()
+    (run.path / "data.json").symlink_to(tmp_path / "elsewhere" / "mine")
+    for name in ("model/deep", "runs/host"):
+        (run.path / name).mkdir(parents=True)
+    (run.path / "runs" / "host" / "events.out.tfevents.1").write_text("", encoding="utf-8")
+    mine = {".thesis.tex.ab12cdef", "checkpoint-last"}
+    for name in mine:
+        (run.path / name).write_text("mine", encoding="utf-8")
+    run.create(recipe_for(run.path), overwrite=True)
+    assert {p.name for p in run.path.iterdir()} == {".lock", "environment.json", "recipe.yaml", "status.json", *mine}
+    assert (tmp_path / "elsewhere" / "mine").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_folder_of_runs_within_a_run_is_no_tensorboard(run: RunDirectory) -> None:
+    (run.path / "runs" / "host").mkdir(parents=True)
+    (run.path / "runs" / "host" / "events.out.tfevents.1").write_text("", encoding="utf-8")
+    (run.path / "runs" / "notes.txt").write_text("mine", encoding="utf-8")
+    run.create(recipe_for(run.path), overwrite=True)
+    assert (run.path / "runs" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("full", ["recipe.yaml", "environment.json", "status.json"])
+def test_a_disk_that_fills_up_while_a_run_begins_leaves_a_folder_to_begin_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    write = os.fdopen
+
+    def fails_for_one(handle: int, *args: Any, **kwargs: Any) -> Any:
+        if f"/.{full}." in str(Path(f"/proc/self/fd/{handle}").readlink()):
+            os.close(handle)
+            raise OSError(28, "No space left on device")
+        return write(handle, *args, **kwargs)
+
+    recipe, path = recipe_for(tmp_path / "run"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdopen", fails_for_one)
+        told = rf"No space left on device \([\d,]+ bytes to write, [\d,]+ bytes free\).*{full}"
+        with pytest.raises(OSError, match=told):
+            RunDirectory(path).create(recipe)
+    assert not RunDirectory(path).is_run() and RunDirectory(path).why_not_new() is None
+    with RunDirectory.training(recipe) as run:
+        assert run.is_run()
+    assert sorted(p.name for p in path.iterdir()) == [".lock", "environment.json", "recipe.yaml", "status.json"]
+
+
+@pytest.mark.parametrize("name", [".lock", ".run-being-begun"])
+def test_a_planted_link_is_not_written_through(tmp_path: Path, name: str) -> None:
+    mine, path = tmp_path / "mine", tmp_path / "run"
+    mine.write_text("mine", encoding="utf-8")
+    path.mkdir()
+    (path / name).symlink_to(mine)
+    with contextlib.suppress(RunError, OSError):
+        RunDirectory(path).create(recipe_for(path))
+    assert mine.read_text(encoding="utf-8") == "mine"
+    (tmp_path / "lines.jsonl").symlink_to(mine)
+    with pytest.raises(OSError, match=r"is a symbolic link, and nothing is written through one"):
+        append_jsonl(tmp_path / "lines.jsonl", {})
+
+
 def test_overwrite_removes_a_link_and_not_what_it_leads_to(run: RunDirectory, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (run.path / "model").symlink_to(tmp_path / "elsewhere")
@@ -176,6 +246,27 @@ def test_the_status_follows_the_end(tmp_path: Path) -> None:
     with RunDirectory.training(recipe, resume=True) as run:
         assert run.status()["error"] is None
     assert (run.status()["state"], run.status()["step"], run.status()["max_steps"]) == ("finished", 4, 9)
+
+
+def test_a_run_that_says_it_is_running_is_dead_once_nobody_holds_it(run: RunDirectory) -> None:
+    run.set_status("running", step=3)
+    with run.locked():
+        assert run.state() == RunDirectory(run.path).state() == "running"
+    assert run.status()["state"] == "running" and run.state() == "interrupted"
+    with pytest.raises(RunError, match=r"holds a run \(interrupted, step 3\): --resume continues it"):
+        run.create(recipe_for(run.path))
+    (run.path / ".lock").unlink()
+    assert run.state() == "running", "a copy without a lock says nothing"
+
+
+def test_asking_whether_a_run_is_held_does_not_keep_others_out(run: RunDirectory) -> None:
+    with (run.path / ".lock").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        asker = threading.Timer(0.03, lambda: fcntl.flock(file, fcntl.LOCK_UN))
+        asker.start()
+        with run.locked():
+            pass
+        asker.join()
 
 
 def test_an_unknown_state_is_refused(run: RunDirectory) -> None:
@@ -261,6 +352,14 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
         read_jsonl(tmp_path / "a.jsonl")
 
 
+def test_a_broken_line_of_metrics_is_warned_of_and_the_later_ones_stay(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n[3]\n{"step": 4}\n', encoding="utf-8")
+    assert run.metrics() == [{"step": 1}, {"step": 4}]
+    assert "metrics.jsonl:2: not a line of JSON" in caplog.text and "metrics.jsonl:3" in caplog.text
+
+
 def test_lines_of_text_may_hold_any_character(tmp_path: Path) -> None:
     entry = {"text": "two\u2028lines\x85 and \r more"}
     append_jsonl(tmp_path / "a.jsonl", entry)
@@ -277,7 +376,7 @@ def test_metrics_beyond_the_checkpoint_are_forgotten(run: RunDirectory) -> None:
 
 
 def test_a_finished_model_is_found_and_a_missing_one_explained(run: RunDirectory) -> None:
-    with pytest.raises(RunError, match=r"has no trained model yet \(running\); `tdpo train .*run --resume`"):
+    with run.locked(), pytest.raises(RunError, match=r"no trained model yet \(running\); `tdpo train .*run --resume`"):
         _ = run.model_path
     (run.path / "model").mkdir()
     assert run.model_path == run.path / "model"

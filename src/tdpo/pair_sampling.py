@@ -21,7 +21,8 @@ from tdpo.config import Sampling
 from tdpo.environments import Environment, Prompt, check_reward, score
 from tdpo.generation import Progress, SamplingSettings, check_fit, encode_prompts, sample
 from tdpo.preferences import write_preferences
-from tdpo.runs import append_jsonl, read_jsonl, versions, write_json
+from tdpo.runs import RunError, append_jsonl, read_jsonl, versions, write_json
+from tdpo.runs.files import lock, open_no_link
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,26 @@ def sample_pairs(
     A call that was interrupted is continued by the same call, to the same bytes. `progress` is called after every step
     with the number of tokens sampled by this call and of complete samples, earlier ones included.
 
-    Raises FileExistsError if `out` is there (unless `overwrite`), ValueError for unfinished samples of another model,
-    environment or setting and where no pair can be made, RewardError for a reward that cannot be called or fails.
+    Raises FileExistsError if `out` is there (unless `overwrite`), RunError while another process samples into it,
+    ValueError for unfinished samples of another model, environment or setting and where no pair can be made,
+    RewardError for a reward that cannot be called or fails.
     """
     out = Path(out)
+    with lock(out.with_name(f".{out.name}.lock"), remove=True) as held:
+        if not held:
+            raise RunError(f"another process samples into {out}; wait for it, or give another name")
+        return _sample_pairs(model, tokenizer, environment, out, settings, progress, overwrite)
+
+
+def _sample_pairs(
+    model: Any,
+    tokenizer: Any,
+    environment: Environment,
+    out: Path,
+    settings: PairSettings,
+    progress: Progress | None,
+    overwrite: bool,
+) -> PairSummary:
     partial = _beside(out, "partial.jsonl")
     if out.exists() and not overwrite and not partial.exists():
         raise FileExistsError(f"{out} is already there: give another name, or allow it to be overwritten")
@@ -290,7 +307,7 @@ def _resume(partial: Path, origin: dict[str, Any]) -> list[ScoredSample]:
 
 def _append(path: Path, entry: dict[str, Any]) -> None:
     append_jsonl(path, entry)
-    with path.open("ab") as file:
+    with open_no_link(path, "ab") as file:
         os.fsync(file.fileno())
 
 

@@ -16,15 +16,30 @@ if TYPE_CHECKING:
     from ..runs import RunDirectory
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest complete checkpoint.")]
+LastGood = Annotated[
+    bool,
+    typer.Option("--last-good", help="With --resume: where the newest checkpoint is damaged, the newest that is not."),
+]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changes",
+        help="With --resume: go on though rows, weights or functions have changed. It is recorded in the run.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in run_dir already.")]
 # More of these is more to do for a run that was finished.
 LENGTH = ("training.epochs", "training.max_steps", "ppo.iterations")
 
 
-def refuse_both(resume: bool, overwrite: bool) -> None:
-    """Raise `CommandError` for two options of which one keeps the run and the other deletes it."""
+def check_options(resume: bool, last_good: bool, accept_changes: bool, overwrite: bool) -> None:
+    """Raise `CommandError` for options that contradict each other: one keeps the run and another deletes it, or one
+    says how to continue where nothing is to be continued."""
     if resume and overwrite:
         raise CommandError("--resume continues the run and --overwrite deletes it; give one of them")
+    for option, given in (("--last-good", last_good), ("--accept-changes", accept_changes)):
+        if given and not resume:
+            raise CommandError(f"{option} says how --resume continues a run; give it together with --resume")
 
 
 def train_in_run_dir(

@@ -69,7 +69,7 @@ def compare(
     except Stopped as stopped:
         kept, left = len(stopped.outcome.done), len(stopped.outcome.waiting)
         say(f"stopped: {kept} runs are finished and kept, {left} are left. The same command goes on: {command}")
-        raise
+        raise stopped.interrupt from None  # a SIGTERM stays one
     _say_how_it_ended(finished, command)
 
 

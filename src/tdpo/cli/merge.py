@@ -37,7 +37,7 @@ def merge(
         raise CommandError(f"{source}: no such folder; expected a run directory or the folder of an adapter")
     folder = model_folder(source)
     quiet_libraries()
-    from ..models import save_merged
+    from ..training.saving import save_merged
 
     save_merged(folder, out)
     say(f"merged {folder} into {out}")

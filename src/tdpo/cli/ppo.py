@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._console import progress, say
 from ._options import Debug, Overrides, RecipeArgument, read_ppo_recipe
-from ._training import Overwrite, Resume, refuse_both, train_in_run_dir
+from ._training import AcceptChanges, LastGood, Overwrite, Resume, check_options, train_in_run_dir
 
 if TYPE_CHECKING:
     from ..config import PPORecipe
@@ -17,6 +17,8 @@ def ppo(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     resume: Resume = False,
+    last_good: LastGood = False,
+    accept_changes: AcceptChanges = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
@@ -39,17 +41,33 @@ def ppo(
         tdpo ppo recipe.yaml --resume
         accelerate launch --num_processes 2 -m tdpo ppo recipe.yaml
     """
-    refuse_both(resume, overwrite)
-    ppo_recipe(read_ppo_recipe(recipe, overrides), resume=resume, overwrite=overwrite)
+    check_options(resume, last_good, accept_changes, overwrite)
+    chosen = read_ppo_recipe(recipe, overrides)
+    ppo_recipe(chosen, resume=resume, last_good=last_good, accept_changes=accept_changes, overwrite=overwrite)
 
 
-def ppo_recipe(recipe: PPORecipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def ppo_recipe(
+    recipe: PPORecipe,
+    *,
+    resume: bool = False,
+    last_good: bool = False,
+    accept_changes: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Train in `recipe.run_dir` with a progress bar; the summary that training returns, {} for a finished run."""
 
     def work(run: RunDirectory, resume: bool) -> dict[str, Any]:
         from ..training.ppo_run import train_ppo
 
         with progress("ppo: updates") as update:
-            return train_ppo(recipe, run, resume=resume, progress=update, say=say)
+            return train_ppo(
+                recipe,
+                run,
+                resume=resume,
+                last_good=last_good,
+                accept_changes=accept_changes,
+                progress=update,
+                say=say,
+            )
 
     return train_in_run_dir(recipe, work, resume=resume, overwrite=overwrite)

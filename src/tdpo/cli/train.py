@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._console import progress_in_stages, say
 from ._options import Debug, Overrides, RecipeArgument, read_preferences_recipe
-from ._training import Overwrite, Resume, refuse_both, train_in_run_dir
+from ._training import AcceptChanges, LastGood, Overwrite, Resume, check_options, train_in_run_dir
 
 if TYPE_CHECKING:
     from ..config import Recipe
@@ -18,6 +18,8 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     resume: Resume = False,
+    last_good: LastGood = False,
+    accept_changes: AcceptChanges = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
@@ -37,12 +39,19 @@ def train(
         tdpo train recipe.yaml --resume
         accelerate launch --num_processes 2 -m tdpo train recipe.yaml
     """
-    refuse_both(resume, overwrite)
+    check_options(resume, last_good, accept_changes, overwrite)
     chosen = read_preferences_recipe(recipe, overrides, command="train")
-    train_recipe(chosen, resume=resume, overwrite=overwrite)
+    train_recipe(chosen, resume=resume, last_good=last_good, accept_changes=accept_changes, overwrite=overwrite)
 
 
-def train_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def train_recipe(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    last_good: bool = False,
+    accept_changes: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Train in `recipe.run_dir` with a progress bar; the summary that training returns, {} for a finished run."""
 
     def work(run: RunDirectory, resume: bool) -> dict[str, Any]:
@@ -53,6 +62,8 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, overwrite: bool = Fals
                 recipe,
                 run,
                 resume=resume,
+                last_good=last_good,
+                accept_changes=accept_changes,
                 say=say,
                 progress=partial(update, "updates"),
                 cache_progress=partial(update, "pairs for the reference cache"),

@@ -6,13 +6,13 @@ they were where the change does not touch them. Only whoever made it can know th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Study, Task
 from ..runs import read_json
+from ..runs.inputs import file_digest, file_of_function
 from .cells import StudyFiles, task_of
 from .running import CELL_FILE
 from .tables import CellKey
@@ -47,16 +47,11 @@ def inputs_of(task: Task) -> dict[str, str]:
     named: list[str | None] = []
     if task.environment is not None:
         chosen = task.environment
-        named = [chosen.prompts, chosen.held_out, _file_of(chosen.reward), _file_of(chosen.mode_of)]
+        named = [chosen.prompts, chosen.held_out, file_of_function(chosen.reward), file_of_function(chosen.mode_of)]
     if task.data is not None:
         named = [task.data.train, task.data.eval]
     files = {name: Path(name).expanduser() for name in named if name is not None}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
-
-
-def _file_of(function: str | None) -> str | None:
-    """The file of a function named file.py:name."""
-    return None if function is None else function.rpartition(":")[0]
+    return {name: file_digest(path) for name, path in files.items() if path.is_file()}
 
 
 def changed_inputs(study: Study, files: StudyFiles, done: Sequence[CellKey]) -> list[ChangedInput]:

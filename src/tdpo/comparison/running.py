@@ -125,11 +125,11 @@ class _Supervisor:
                 if not self.running:
                     break
                 self._listen()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             self._stop()
             settled = {*self.outcome.done, *(failure.cell for failure in self.outcome.failures)}
             self.outcome.waiting = [cell for cell in cells if cell not in settled]
-            raise Stopped(self.outcome) from None
+            raise Stopped(self.outcome, interrupt) from None
         self.outcome.waiting += waiting
         return self.outcome
 
@@ -244,11 +244,11 @@ def _start_forkserver() -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, after running cells have stopped."""
+    """Ctrl-C, after running cells have stopped; `interrupt` is what it was, for whoever tells its kinds apart."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: Outcome, interrupt: KeyboardInterrupt) -> None:
         super().__init__()
-        self.outcome = outcome
+        self.outcome, self.interrupt = outcome, interrupt
 
 
 # In the process of a cell

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
 from ..pair_sampling import pair_settings, sample_pairs
 from ..preferences import PreferenceRow, write_preferences
-from ..runs import RunDirectory, write_json
+from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory, write_json
+from ..runs.folders import remove
 from ..training.data import read_data
 from ..training.ppo_run import train_ppo
 from ..training.run import train
@@ -154,15 +154,27 @@ class _Work:
                 progress=self._evaluation_progress,
             )
         for checkpoint in run.checkpoints().complete:  # as large as the model each, and of no use any more
-            shutil.rmtree(checkpoint)
+            remove(checkpoint)
 
     def _train(self, recipe: AnyRecipe, run: RunDirectory) -> None:
-        resume = run.is_run()
-        with RunDirectory.training(recipe, resume=resume) as begun:
-            if isinstance(recipe, PPORecipe):
-                train_ppo(recipe, begun, resume=resume, progress=self.moved, say=print, judge_held_out=False)
-            else:
-                train(recipe, begun, resume=resume, progress=self.moved, say=print)
+        """Begin the run or take it up; one that cannot be taken up as it was begun is begun anew, which is logged."""
+        if run.is_run():
+            try:
+                with RunDirectory.training(recipe, resume=True) as begun:
+                    self._learn(recipe, begun, resume=True)
+                return
+            except (ChangedInputs, DamagedCheckpoint) as error:
+                print(f"{error}\nThe run is begun anew: half of it with other inputs would be no run of this study.")
+        with RunDirectory.training(recipe, overwrite=True) as begun:
+            self._learn(recipe, begun, resume=False)
+
+    def _learn(self, recipe: AnyRecipe, run: RunDirectory, *, resume: bool) -> None:
+        if isinstance(recipe, PPORecipe):
+            train_ppo(
+                recipe, run, resume=resume, last_good=resume, progress=self.moved, say=print, judge_held_out=False
+            )
+        else:
+            train(recipe, run, resume=resume, last_good=resume, progress=self.moved, say=print)
 
     def _evaluation_progress(self, stage: str, done: int, total: int) -> None:
         self.report(stage, done, total, "")

@@ -17,7 +17,7 @@ from .loading import (
     model_facts,
     outline_causal_lm,
 )
-from .merging import merge_adapter, save_merged
+from .merging import logits_distance, merge_adapter, probe_logits
 from .probing import check_causal, check_whole_loss
 from .references import Reference, check_vocabulary, kept_reference, reference_at_start, reference_for
 
@@ -53,7 +53,6 @@ __all__ = [
     "policy_hidden",
     "reference_at_start",
     "reference_for",
-    "save_merged",
     "select_logits",
     "why_dependent",
 ]

@@ -1,4 +1,4 @@
-"""An adapter folded into its base for good: in memory, and as a folder that is compared with the adapter's model.
+"""An adapter folded into its base for good, in memory; `training.saving` writes such a model.
 
 Where the head is tied to the embedding, an adapter on one of them alone cannot be folded into the weight of both. The
 two are untied then, and the configuration says so, because whoever loads the model would tie them again.
@@ -6,10 +6,7 @@ two are untied then, and the configuration says so, because whoever loads the mo
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +15,11 @@ from torch import Tensor, nn
 from .adapters import has_adapter
 from .configurations import first_sentence, text_config
 from .hidden_states import causal_lm_of
-from .loading import load_causal_lm, load_tokenizer
 
 # Largest difference of logits, relative to the largest of them. A sum of weights is rounded once more than the sum of
 # two products; half precision rounds to 8 or 11 bits, in every layer.
 MERGING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 HALF_TOLERANCE = 0.1
-RELOADING_TOLERANCE = 1e-5
 
 
 def merge_adapter(model: Any) -> Any:
@@ -46,47 +41,12 @@ def merge_adapter(model: Any) -> Any:
     if untied:
         _tie_where_equal(merged)
     tolerance = MERGING_TOLERANCE.get(merged.dtype, HALF_TOLERANCE)
-    if (off := _distance(expected, probe_logits(merged))) > tolerance:
+    if (off := logits_distance(expected, probe_logits(merged))) > tolerance:
         raise ValueError(
             f"merging would write another model: its logits differ from the adapter's by {off:.2g} (relative; rounding "
             f"explains {tolerance:g}). Use the adapter as it is, or load its base in float32."
         )
     return merged
-
-
-def save_merged(folder: str | Path, out: str | Path) -> None:
-    """Merge the adapter in `folder`; write model and tokenizer to the new folder `out`, whole or not at all.
-
-    What was written is loaded again and must say what the adapter's model says.
-
-    Raises:
-        ValueError: as `merge_adapter`, or the written model says something else.
-        FileExistsError: `out` is there and not empty.
-    """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty; name a new folder")
-    tokenizer = load_tokenizer(folder)
-    merged = merge_adapter(load_causal_lm(folder))
-    expected = probe_logits(merged)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        merged.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        del merged  # two models at once are more memory than training took
-        off = _distance(expected, probe_logits(load_causal_lm(staging)))
-        if off > RELOADING_TOLERANCE:
-            raise ValueError(
-                f"the merged model of {folder} says something else once it is loaded again: its logits differ by "
-                f"{off:.2g} (relative), so nothing was written to {out}. Use the adapter as it is."
-            )
-        staging.chmod(0o777 & ~_umask())
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @torch.no_grad()
@@ -116,7 +76,7 @@ def _single_tokens(model: nn.Module) -> Iterator[int]:
             return
 
 
-def _distance(expected: Tensor, found: Tensor) -> float:
+def logits_distance(expected: Tensor, found: Tensor) -> float:
     """The largest difference relative to the largest logit; inf where one is finite and the other is not."""
     length = min(expected.shape[1], found.shape[1])
     expected, found = expected[:, :length], found[:, :length]
@@ -175,11 +135,3 @@ def _base(end: Any) -> Any:
             end = end.original_module
         else:
             return end
-
-
-def _umask() -> int:
-    import os
-
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -19,7 +19,8 @@ def write_preferences(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> in
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        temporary.unlink(missing_ok=True)  # of a killed process with this number, or a link that leads elsewhere
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
             for row in rows:
                 file.write(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n")
                 count += 1

@@ -7,7 +7,6 @@ operation can time out while a large cache is made.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from ..batches import TokenizedPair
-from ..runs.files import write_json, write_text
+from ..runs.files import free_bytes, write_json, write_text
+from ..runs.folders import remove
 from .fingerprint import Fingerprint
 from .storage import MANIFEST, BrokenCache, CacheLayout, ReferenceCache, as_array, checksum, manifest_of, open_field
 
@@ -65,13 +65,6 @@ class CachePlan:
         """For people: "336 pairs, 21,504 response tokens, 75 MB"."""
         layout = self.layout
         return f"{len(layout.pairs):,} pairs, {layout.tokens:,} response tokens, {readable_bytes(layout.bytes)}"
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space where `folder` is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def readable_bytes(count: float) -> str:
@@ -130,7 +123,7 @@ def _open_finished(plan: CachePlan, rank: int, say: Say) -> ReferenceCache | Non
     except BrokenCache as error:
         if rank == 0:
             say(f"The reference cache is damaged: {error}. It is made again.")
-            shutil.rmtree(plan.folder)
+            remove(plan.folder)
         else:
             spoiled = _identity(plan.folder / MANIFEST)
             _wait(lambda: _identity(plan.folder / MANIFEST) != spoiled)

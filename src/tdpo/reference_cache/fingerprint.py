@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..batches import TokenizedPair
@@ -44,7 +45,7 @@ def pair_digest(pair: TokenizedPair) -> bytes:
     parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + b"".join(i.to_bytes(4, "little") for i in part))
+        digest.update(len(part).to_bytes(8, "little") + np.asarray(part, dtype="<u4").tobytes())
     if pair.chosen_gaps or pair.rejected_gaps:  # other tokens are counted
         digest.update(repr((pair.chosen_gaps, pair.rejected_gaps)).encode())
     return digest.digest()

@@ -126,7 +126,7 @@ def _load_run(path: Path, index: int) -> Run:
         environment=_read_json(path / "environment.json", notes, "versions, hardware and command are unknown"),
         data=_read_json(path / "data.json", notes, "what the training data held is unknown"),
         metrics=_read_lines(path / "metrics.jsonl", notes, "there are no training curves"),
-        status=_read_json(path / "status.json", notes, "whether training finished is unknown"),
+        status=_read_status(path, notes),
         evaluation=_read_json(
             path / "evaluation.json", notes, f"run `tdpo evaluate {path}` to compare it with the base model"
         ),
@@ -162,6 +162,24 @@ def _read_json(path: Path, notes: list[str], consequence: str) -> dict[str, Any]
         notes.append(f"{path.name} holds a {type(value).__name__} where an object is expected: {consequence}.")
         return {}
     return value
+
+
+def _read_status(path: Path, notes: list[str]) -> dict[str, Any]:
+    """status.json; a run that says it is running, though no process holds its lock, is dead and was interrupted."""
+    status = _read_json(path / "status.json", notes, "whether training finished is unknown")
+    return {**status, "state": "interrupted"} if status.get("state") == "running" and _is_let_go(path) else status
+
+
+def _is_let_go(path: Path) -> bool:
+    """Whether no process holds the run any more, as `RunDirectory.state` asks too; False where that is unknown."""
+    try:
+        import fcntl
+
+        with (path / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def _read_lines(path: Path, notes: list[str], consequence: str) -> list[dict[str, Any]]:

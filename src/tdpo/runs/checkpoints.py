@@ -1,15 +1,23 @@
-"""Checkpoint folders: `checkpoint-<step>`, whole once they hold the file COMPLETE."""
+"""Checkpoint folders: `checkpoint-<step>`, whole once they hold the file COMPLETE, which lists their files."""
 
 from __future__ import annotations
 
+import json
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import now, write_text
+from .files import now, read_json, sync_folder, write_text
+from .folders import remove, sync_tree
 
 COMPLETE = "COMPLETE"
+TRAINER_STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that was whole once, and of which a file is now missing, cut short or unreadable."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,18 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Declare a checkpoint whole. Call it after its last file was written."""
-    write_text(checkpoint / COMPLETE, f"{now()}\n")
+    """Declare a checkpoint whole, once all its files are on disk. Call it after the last one was written."""
+    sync_tree(checkpoint)
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in _files(checkpoint)}
+    write_text(checkpoint / COMPLETE, json.dumps({"written": now(), "bytes": sizes}, indent=1) + "\n")
+    sync_folder(checkpoint)
+    sync_folder(checkpoint.parent)
+
+
+def unmark(checkpoint: Path) -> None:
+    """Declare a checkpoint not whole: nothing resumes from it any more."""
+    (checkpoint / COMPLETE).unlink(missing_ok=True)
+    sync_folder(checkpoint)
 
 
 def find_checkpoints(folder: Path) -> Checkpoints:
@@ -50,3 +68,108 @@ def find_checkpoints(folder: Path) -> Checkpoints:
         complete=[p for p in found if (p / COMPLETE).exists()],
         incomplete=[p for p in found if not (p / COMPLETE).exists()],
     )
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint that was whole once, naming the file; None if nothing can be seen.
+
+    Sizes are those that the mark recorded; and each file must have the outer form of its kind, whose end is where a
+    cut shows. (Marks of earlier versions recorded no sizes.)
+    """
+    for name, size in _recorded_sizes(checkpoint).items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes, and {size:,} were written"
+    if not (checkpoint / TRAINER_STATE).is_file() and _is_of_transformers(checkpoint):
+        return f"{TRAINER_STATE} is missing"
+    for path in _files(checkpoint):
+        if reason := _misformed(path):
+            return f"{path.relative_to(checkpoint).as_posix()} {reason}"
+    return None
+
+
+def require_whole(checkpoint: Path) -> None:
+    """Raise `DamagedCheckpoint` where `damage_of` finds something; it names the newest older one that is whole."""
+    if damage := damage_of(checkpoint):
+        raise DamagedCheckpoint(f"{checkpoint} is damaged: {damage}. {what_else(checkpoint)}")
+
+
+def what_else(damaged: Path) -> str:
+    """A sentence on the checkpoint to use instead of a damaged one."""
+    older = newest_whole(damaged.parent, before=checkpoint_step(damaged)) if is_checkpoint(damaged.name) else None
+    if older is None:
+        return "No older checkpoint beside it is whole: restore the file from a copy, or start the run anew"
+    return f"{older.name} beside it is whole: `--resume --last-good` goes on from there"
+
+
+def newest_whole(folder: Path, before: int | None = None) -> Path | None:
+    """The newest complete checkpoint without damage, of a step below `before` where that is given."""
+    for checkpoint in reversed(find_checkpoints(folder).complete):
+        if (before is None or checkpoint_step(checkpoint) < before) and damage_of(checkpoint) is None:
+            return checkpoint
+    return None
+
+
+def rotate_checkpoints(folder: Path, limit: int | None, newest: int, keep: Path | None = None) -> None:
+    """Delete all but `limit` whole checkpoints, by step and not by the clock, and what was cut off while written.
+
+    The one of step `newest`, just written, always stays, and so does `keep`. Those of later steps, left from a course
+    that was given up, go first.
+    """
+    if limit is None or limit <= 0:
+        return
+    found = find_checkpoints(folder)
+    for checkpoint in found.incomplete:
+        remove(checkpoint)
+    oldest_first = sorted(found.complete, key=lambda path: (checkpoint_step(path) <= newest, checkpoint_step(path)))
+    kept = {newest} | ({checkpoint_step(keep)} if keep is not None and is_checkpoint(keep.name) else set())
+    spare = [path for path in oldest_first if checkpoint_step(path) not in kept]
+    for checkpoint in spare[: max(0, len(oldest_first) - max(limit, len(kept)))]:
+        remove(checkpoint)
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
+
+
+def _recorded_sizes(checkpoint: Path) -> dict[str, int]:
+    try:
+        sizes = read_json(checkpoint / COMPLETE)["bytes"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    return sizes if isinstance(sizes, dict) else {}
+
+
+def _is_of_transformers(checkpoint: Path) -> bool:
+    return any(checkpoint.glob("*.safetensors")) or any(checkpoint.glob("*.pt"))
+
+
+def _misformed(path: Path) -> str | None:
+    """How a file is not of the form that its name promises; None where it is, or promises none."""
+    size = path.stat().st_size
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            return "is empty" if not size else "is not JSON"
+    elif path.suffix == ".safetensors":
+        return _misformed_safetensors(path, size)
+    elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
+        return "is empty" if not size else "is cut short, or was not written by torch.save"
+    return None
+
+
+def _misformed_safetensors(path: Path, size: int) -> str | None:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if size > 8 and length <= size - 8 else {}
+        except ValueError:
+            header = {}
+    if not isinstance(header, dict) or not header:
+        return "is empty" if not size else "is cut short, or is no safetensors file"
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = 8 + length + max(ends, default=0)
+    return None if size == expected else f"has {size:,} bytes, and its header says {expected:,}"

@@ -6,7 +6,7 @@
     data.json          what was read, skipped, cut
     metrics.jsonl      one line a log
     completions.jsonl  responses that a PPO run learned from, some of each iteration
-    checkpoint-N/      complete once it holds the file COMPLETE
+    checkpoint-N/      complete once it holds the file COMPLETE; inputs.json names what it was trained with
     model/             what was trained
     evaluation.json, samples.jsonl, base_samples.json, report.html
 
@@ -16,35 +16,36 @@ JSON files appear whole or not at all; numbers that are not finite are NaN and I
 from __future__ import annotations
 
 import contextlib
-import shutil
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ..config import RECIPE_FILE, AnyRecipe, PPORecipe, RecipeError, dump_recipe, load_recipe
-from .checkpoints import Checkpoints, checkpoint_step, find_checkpoints, is_checkpoint
+from .checkpoints import Checkpoints, checkpoint_step, find_checkpoints
+from .contents import BEGINNING, LOCK_FILE, MODEL, STATUS_FILE, is_ours
 from .environment import describe_environment
 from .files import (
     append_jsonl,
+    is_locked,
     is_main_process,
     json_line,
     lock,
     now,
+    open_no_link,
     read_json,
-    read_jsonl,
+    read_sound_lines,
+    sync_folder,
     write_json,
     write_text,
 )
+from .folders import remove
 from .resume import check_resumable
+
+logger = logging.getLogger(__name__)
 
 State = Literal["running", "finished", "interrupted", "failed"]
 STATES = ("running", "finished", "interrupted", "failed")
-STATUS_FILE = "status.json"
-LOCK_FILE = ".lock"
-OWN_FILES = (
-    RECIPE_FILE, "environment.json", STATUS_FILE, "data.json", "metrics.jsonl", "completions.jsonl", "evaluation.json",
-    "samples.jsonl", "base_samples.json", "report.html", "model",
-)  # fmt: skip
 
 
 class RunError(ValueError):
@@ -99,10 +100,11 @@ class RunDirectory:
                 yield run
 
     def create(self, recipe: AnyRecipe, *, overwrite: bool = False) -> None:
-        """Begin a run: recipe.yaml, then status.json and environment.json.
+        """Begin a run: recipe.yaml, then environment.json and status.json; it is one when all three are there.
 
         Refuses a folder that holds something else, or a run that got somewhere; `overwrite` replaces such a run (its
-        own files only). A run that failed before its first update is replaced without asking.
+        own files only). A run that failed before its first update, and one that was stopped while it was begun, are
+        replaced without asking.
         """
         if not self.writes:
             return
@@ -110,12 +112,18 @@ class RunDirectory:
         with self.locked():
             if not overwrite and self.got_somewhere():
                 raise RunError(self._occupied())
+            mark = self.path / BEGINNING
+            remove(mark)
+            with open_no_link(mark, "w"):
+                sync_folder(self.path)
             for entry in self.path.iterdir():
-                if entry.name in OWN_FILES or is_checkpoint(entry.name):
-                    _remove(entry)
+                if is_ours(entry):
+                    remove(entry)
             write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
-            self.set_status("running", step=0, max_steps=_updates(recipe))
             self.write_json("environment.json", describe_environment(recipe.seed))
+            self.set_status("running", step=0, max_steps=_updates(recipe))
+            mark.unlink()  # from here on it is a run
+            sync_folder(self.path)
 
     def take_up(self, recipe: AnyRecipe) -> None:
         """Continue the run with `recipe`, which may differ from the stored one in keys that do not change the
@@ -130,9 +138,20 @@ class RunDirectory:
             write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
             self.set_status("running")
 
+    def note_resumption(self, **facts: Any) -> None:
+        """Add to what environment.json says of the resumption under way."""
+        environment = self.read_json("environment.json") or {}
+        *earlier, last = environment.get("resumed") or [{}]
+        self.write_json("environment.json", {**environment, "resumed": [*earlier, {**last, **facts}]})
+
     def is_run(self) -> bool:
         """Whether a run was begun here. A recipe alone is none: it may be a user's own file."""
-        return (self.path / RECIPE_FILE).is_file() and (self.path / STATUS_FILE).is_file()
+        files = (self.path / RECIPE_FILE, self.path / STATUS_FILE)
+        return all(file.is_file() for file in files) and not self._is_half_begun()
+
+    def _is_half_begun(self) -> bool:
+        """Whether a disk or a kill stopped a run while it was begun: what it wrote is worth nothing."""
+        return (self.path / BEGINNING).exists()
 
     def check_resumable(self, recipe: AnyRecipe) -> dict[str, list[Any]]:
         """The keys in which `recipe` differs from the stored one, each [stored, given]; `RunError` if it may not."""
@@ -147,7 +166,7 @@ class RunDirectory:
         if not self.path.is_dir():
             raise RunError(f"run_dir {self.path} is a file; choose another run_dir=…")
         names = sorted(p.name for p in self.path.iterdir() if p.name != LOCK_FILE)
-        if names and not self.is_run():
+        if names and not self.is_run() and not self._is_half_begun():
             shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise RunError(
                 f"run_dir {self.path} holds files that are no run of tdpo ({shown}); choose another run_dir=…"
@@ -162,8 +181,9 @@ class RunDirectory:
         return self._occupied() if self.got_somewhere() else None
 
     def _occupied(self) -> str:
-        status = self.status()
-        state = status.get("state", "unknown")
+        status, state = self.status(), self.state()
+        if state == "running" and self._held:  # by this process, which has not begun: whoever ran is gone
+            state = "interrupted"
         resume = "" if state == "finished" else "--resume continues it, "
         return (
             f"run_dir {self.path} holds a run ({state}, step {status.get('step', 0)}): {resume}"
@@ -172,8 +192,10 @@ class RunDirectory:
 
     def got_somewhere(self) -> bool:
         """Whether there is anything to lose: updates, metrics, checkpoints, a model."""
+        if self._is_half_begun():
+            return False
         found = self.checkpoints()
-        traces = [*found.complete, *found.incomplete, self.path / "metrics.jsonl", self.path / "model"]
+        traces = [*found.complete, *found.incomplete, self.path / "metrics.jsonl", self.path / MODEL]
         return bool(self.status().get("step")) or any(trace.exists() for trace in traces)
 
     # Files
@@ -205,9 +227,14 @@ class RunDirectory:
             append_jsonl(self.path / "metrics.jsonl", entry)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every logged line, oldest first; a last line cut off by a kill is left out."""
+        """Every logged line, oldest first; a last line cut off by a kill is left out, a broken one is warned of."""
         path = self.path / "metrics.jsonl"
-        return read_jsonl(path) if path.exists() else []
+        if not path.exists():
+            return []
+        lines, broken = read_sound_lines(path)
+        for sentence in broken:
+            logger.warning("%s; it is left out", sentence)
+        return lines
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop what was logged beyond `step`, which a resumed run logs again."""
@@ -218,10 +245,9 @@ class RunDirectory:
     @property
     def model_path(self) -> Path:
         """The trained model. Raises `RunError` where training has not finished."""
-        path = self.path / "model"
+        path = self.path / MODEL
         if not path.is_dir():
-            status = self.status()
-            state = status.get("state", "not started")
+            status, state = self.status(), self.state()
             if state == "failed":
                 raise RunError(
                     f"{self.path} has no trained model: training failed ({status.get('error')}). "
@@ -234,6 +260,12 @@ class RunDirectory:
 
     def status(self) -> dict[str, Any]:
         return self.read_json(STATUS_FILE) or {}
+
+    def state(self) -> str:
+        """How the run is doing: one of STATES, or "unknown". One that says it is running and holds no lock is dead."""
+        state = str(self.status().get("state", "unknown"))
+        dead = state == "running" and not self._held and is_locked(self.path / LOCK_FILE) is False
+        return "interrupted" if dead else state
 
     def set_status(
         self, state: State, *, step: int | None = None, max_steps: int | None = None, error: str | None = None
@@ -258,12 +290,19 @@ class RunDirectory:
         try:
             yield
         except KeyboardInterrupt:
-            self.set_status("interrupted")
+            self._record_the_end("interrupted")
             raise
         except BaseException as error:
-            self.set_status("failed", error=f"{type(error).__name__}: {error}")
+            self._record_the_end("failed", error=f"{type(error).__name__}: {error}")
             raise
         self.set_status("finished")
+
+    def _record_the_end(self, state: State, error: str | None = None) -> None:
+        """As `set_status`; a disk that takes no status must not hide the error that ended the run."""
+        try:
+            self.set_status(state, error=error)
+        except OSError as unwritten:
+            logger.warning("the state %r could not be recorded: %s", state, unwritten)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -295,10 +334,3 @@ class RunDirectory:
 def _updates(recipe: AnyRecipe) -> int | None:
     """How many updates the recipe asks for; None where that depends on the data."""
     return recipe.updates if isinstance(recipe, PPORecipe) else recipe.training.max_steps
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
-from ..runs.checkpoints import mark_complete
-from .resume import whole_checkpoint
+from ..runs.checkpoints import mark_complete, rotate_checkpoints
+from ..runs.files import read_json, write_json
+from ..runs.folders import remove
+from ..runs.inputs import require_same_inputs, write_inputs
+from .resume import reading, whole_checkpoint
+from .saving import telling_of_a_full_disk
+
+LOSS_FILE = "training_loss.json"
 
 
 class CheckpointedTrainer(Trainer):
-    """Resumes only from checkpoints that were written whole, and stops at a gradient that is not finite."""
+    """Resumes only from checkpoints that were written whole, with the inputs that they were trained with, and stops at
+    a gradient that is not finite."""
+
+    # Digests of what is trained with, by name; recorded in every checkpoint, beside those of the trainer's own data.
+    inputs: Mapping[str, str] = {}
+    # Whether a checkpoint may be resumed from though its inputs were others.
+    accept_changes = False
+    _loss_before = 0.0  # the sum over the updates before this call of `train`
+    _known_inputs: Mapping[str, str] | None = None  # of this call; digests of many rows take a moment
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | Path | bool | None = None, **more: Any
@@ -25,25 +38,72 @@ class CheckpointedTrainer(Trainer):
 
         Raises:
             ValueError: no such checkpoint, or the one given was cut short while it was written.
+            DamagedCheckpoint: one of its files is missing, cut short or cannot be read.
+            ChangedInputs: it was trained with other data, and `accept_changes` is off.
         """
         checkpoint = whole_checkpoint(resume_from_checkpoint, Path(str(self.args.output_dir)))
-        return super().train(resume_from_checkpoint=checkpoint, **more)
+        self._loss_before, self._known_inputs = 0.0, None
+        if checkpoint is not None:
+            if not self.accept_changes:
+                require_same_inputs(Path(checkpoint), self._all_inputs())
+            self._loss_before = _loss_until(Path(checkpoint))
+        result = super().train(resume_from_checkpoint=checkpoint, **more)
+        return result._replace(training_loss=result.metrics.get("train_loss", result.training_loss))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs:  # transformers knows the updates of this call only; the run has had others
+            logs["train_loss"] = (self._loss_before + self._total_loss_scalar) / max(self.state.global_step, 1)
+        super().log(logs, start_time)
+
+    def _loss_sum(self) -> float:
+        """Over all updates of the run until now: those before a resumption, the logged ones, and those since."""
+        return self._loss_before + self._total_loss_scalar + float(getattr(self, "_tr_loss", 0.0))
+
+    def _all_inputs(self) -> dict[str, str]:
+        if self._known_inputs is None:
+            self._known_inputs = {**self.inputs, **self._own_inputs()}
+        return dict(self._known_inputs)
+
+    def _own_inputs(self) -> dict[str, str]:
+        """Digests of the data that this trainer was given."""
+        return {}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # The mark comes last, so that a checkpoint cut short by a kill is never resumed from, but before older ones
         # are deleted, so that there always is one to resume from.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with self._outside_training():
-                super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
         folder = Path(self._get_output_dir(trial=trial))
-        self._save_own_state(folder / f"checkpoint-{self.state.global_step}")
-        self.accelerator.wait_for_everyone()
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            mark_complete(folder / f"checkpoint-{self.state.global_step}")
-            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
+            remove(checkpoint)  # one that was cut off, or a link: what is written starts empty
+        self.accelerator.wait_for_everyone()
+        with telling_of_a_full_disk(checkpoint):
+            try:
+                with self._outside_training():
+                    super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            self._save_own_state(checkpoint)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_inputs(checkpoint, self._all_inputs())
+                write_json(checkpoint / LOSS_FILE, {"sum": self._loss_sum(), "updates": self.state.global_step})
+                mark_complete(checkpoint)
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(folder, limit, self.state.global_step, None if best is None else Path(best))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with reading(resume_from_checkpoint, "the weights"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint, "the state of optimizer and scheduler (optimizer.pt, scheduler.pt)"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint, "the random state (rng_state*.pth)"):
+            super()._load_rng_state(checkpoint)
 
     @contextmanager
     def _outside_training(self) -> Iterator[None]:
@@ -60,3 +120,15 @@ class CheckpointedTrainer(Trainer):
                 f"the gradient's norm became {norm} at step {self.state.global_step}, though the loss was finite; the "
                 "weights are spoiled. Go back to the last checkpoint and lower the learning rate."
             )
+
+
+def _loss_until(checkpoint: Path) -> float:
+    """The sum of the losses of all updates until a checkpoint; of an earlier version's, as far as they were logged."""
+    path = checkpoint / LOSS_FILE
+    if path.exists():
+        return float(read_json(path)["sum"])
+    total, last = 0.0, 0
+    for line in read_json(checkpoint / "trainer_state.json").get("log_history", ()):
+        if "loss" in line and "step" in line:
+            total, last = total + line["loss"] * (line["step"] - last), line["step"]
+    return total

@@ -52,14 +52,26 @@ class GracefulStop(TrainerCallback):
     def __init__(self, say: Say) -> None:
         self.say = say
         self.asked = False
+        self._signal: int | None = None
+        self._handlers = _Handlers(self._ask)
 
     def listening(self) -> _Handlers:
         """A context in which the signals come here."""
-        return _Handlers(self._ask)
+        return self._handlers
+
+    def raise_if_asked(self) -> None:
+        """What whoever listened before would have made of the signal, or KeyboardInterrupt."""
+        if not self.asked:
+            return
+        before = self._handlers.before.get(self._signal) if self._signal is not None else None
+        if callable(before):
+            before(self._signal, None)
+        raise KeyboardInterrupt
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
+        self._signal = signum
         if self.asked:
-            raise KeyboardInterrupt
+            self.raise_if_asked()
         self.asked = True
         self.say("Stopping after this update, with a checkpoint. Ctrl-C again stops at once.")
 

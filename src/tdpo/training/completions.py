@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from ..runs.files import append_jsonl, json_line, read_jsonl, write_text
+from ..runs.files import append_jsonl, json_line, read_sound_lines, write_text
 from .rollouts import Sampled
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 4  # completions of an iteration
 
@@ -33,5 +36,8 @@ class CompletionsFile:
     def forget_from(self, iteration: int) -> None:
         """Drop what was written of this iteration and later ones, which a resumed run writes again."""
         if self.writes and self.path.exists():
-            kept = [line for line in read_jsonl(self.path) if line.get("iteration", 0) < iteration]
+            lines, broken = read_sound_lines(self.path)
+            for sentence in broken:
+                logger.warning("%s; the line is left out, those after it are kept", sentence)
+            kept = [line for line in lines if line.get("iteration", 0) < iteration]
             write_text(self.path, "".join(json_line(line) for line in kept))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ..config import Model
 from ..models import LoraSettings, add_lora, has_no_units_for, load_causal_lm
 from ..runs import RunDirectory
+from ..runs.contents import MODEL, STAGED_MODEL
+from ..runs.folders import staged_folder
 from .callbacks import Say
+from .saving import telling_of_a_full_disk
 
 
 def load_policy(model: Model) -> Any:
@@ -50,14 +52,17 @@ def split_batch(batch_size: int, micro_batch_size: int | None, key: str, micro_k
 
 def save_trained(trainer: Any, run: RunDirectory, card: str) -> Path:
     """Save the model whole beside its place in the run directory and move it there, with its card."""
-    staging, place = run.path / ".model-being-saved", run.path / "model"
-    trainer.save_model(str(staging))
-    if trainer.args.should_save:
+    place, staging = run.path / MODEL, run.path / STAGED_MODEL
+    if not trainer.args.should_save:  # takes part where the model is gathered from all processes
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(staging))
+        trainer.accelerator.wait_for_everyone()
+        return place
+    with telling_of_a_full_disk(place), staged_folder(place, staging):
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(staging))
         (staging / "training_args.bin").unlink(missing_ok=True)
         (staging / "README.md").write_text(card, encoding="utf-8")
-        if place.exists():
-            shutil.rmtree(place)
-        staging.rename(place)
     trainer.accelerator.wait_for_everyone()
     return place
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import resource
 import sys
@@ -17,8 +17,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..losses import PreferenceLoss
+from ..runs.files import append_jsonl, json_line, read_sound_lines, write_text
 from ..scores import PairScores, sum_by_sequence
 from ..token_statistics import TokenStats
+
+logger = logging.getLogger(__name__)
 
 # Columns of the table that `pair_metrics` returns. All are averaged over pairs, except the last two,
 # whose ratio is the entropy per token.
@@ -139,19 +142,23 @@ class MetricsFile(TrainerCallback):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # What was logged after the checkpoint that is resumed from will be logged again.
-        kept = [line for line in _lines(self.path) if line["step"] <= state.global_step] if state.global_step else []
+        kept = [line for line in self._lines() if line.get("step", 0) <= state.global_step] if state.global_step else []
         self.time_before = max((line.get("time_s", 0.0) for line in kept), default=0.0)
-        staging = self.path.with_suffix(".tmp")
-        staging.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        staging.replace(self.path)
+        write_text(self.path, "".join(json_line(line) for line in kept))
         self.started = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(self._line(state, logs)) + "\n")
+        append_jsonl(self.path, self._line(state, logs))
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The whole lines of the file; a last line that a kill cut short is left out, a broken one warned of."""
+        lines, broken = read_sound_lines(self.path) if self.path.exists() else ([], [])
+        for sentence in broken:
+            logger.warning("%s; the line is left out, those after it are kept", sentence)
+        return lines
 
     def _line(self, state: Any, logs: dict[str, Any]) -> dict[str, Any]:
         # An evaluation's keys carry its name: "eval_", or "eval_<dataset>_" where there are several.
@@ -161,14 +168,3 @@ class MetricsFile(TrainerCallback):
         seconds = self.time_before + time.perf_counter() - self.started
         head = {"step": state.global_step, "epoch": state.epoch, "split": split, "time_s": round(seconds, 3)}
         return head | numbers
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; a last line that a kill cut short is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

@@ -25,6 +25,7 @@ from ..token_statistics import Extra
 from .arguments import one_process_a_device
 from .base import CheckpointedTrainer
 from .config import TDPOConfig, groups_by_length
+from .inputs import pairs_inputs
 from .layout import choose_layout, cover
 from .losses import configured_loss
 from .metrics import MetricsFile, TrainingMeter, averages, pair_metrics
@@ -356,6 +357,9 @@ class TDPOTrainer(CheckpointedTrainer):
         """As `CheckpointedTrainer.train`."""
         self._meter = TrainingMeter()
         return super().train(resume_from_checkpoint, **more)
+
+    def _own_inputs(self) -> dict[str, str]:
+        return pairs_inputs(self.train_dataset, self.eval_dataset)
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """As transformers', but a sharded model is always written whole; its checkpoints are as they are asked for."""

@@ -29,6 +29,7 @@ from .arguments import one_process_a_device
 from .base import CheckpointedTrainer
 from .completions import CompletionsFile
 from .critic import Critic
+from .inputs import prompts_inputs
 from .layout import cover, grouped_collator
 from .metrics import MetricsFile, peak_memory_mib
 from .policy import prepare_policy, prepare_tokenizer
@@ -36,6 +37,7 @@ from .ppo_config import PPOConfig
 from .ppo_metrics import LearningMeter
 from .ppo_schedule import EndOfIteration, Schedule
 from .reference import copied_head
+from .resume import reading
 from .rewards import ConstancyWatch, Rewards, digest_of, prompts_of, rewards_of
 from .rollouts import (
     Judge,
@@ -425,6 +427,9 @@ class PPOTrainer(CheckpointedTrainer):
             self._completions.forget_from(0)
         return super().train(resume_from_checkpoint, **more)
 
+    def _own_inputs(self) -> dict[str, str]:
+        return prompts_inputs(self.train_prompts, self.eval_prompts)
+
     def _save_own_state(self, checkpoint: Path) -> None:
         """The critic, the controller, and the rollout that is being learned from."""
         args, rollout = self.args, self._rollout
@@ -454,14 +459,18 @@ class PPOTrainer(CheckpointedTrainer):
         path = Path(checkpoint) / f"ppo_state_{self.args.process_index}.pt"
         if not path.exists():
             raise ValueError(f"{checkpoint} holds no {path.name}: it was not written by PPO on as many processes")
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        if state["prompts"] != digest_of(self.train_prompts):
+        with reading(checkpoint, path.name):
+            self._load_own_state(checkpoint, torch.load(path, weights_only=True, map_location="cpu"))
+
+    def _load_own_state(self, checkpoint: str, state: dict[str, Any]) -> None:
+        if state["prompts"] != digest_of(self.train_prompts) and not self.accept_changes:
             raise ValueError(
                 f"{checkpoint} was written by a run on other prompts than these, or on these in another order: it "
                 "would go on as another run. Put the prompts back, or start anew."
             )
-        critic = torch.load(Path(checkpoint) / "critic.pt", weights_only=True, map_location="cpu")
-        self.critic.load_state_dict(critic)
+        with reading(checkpoint, "critic.pt"):
+            critic = torch.load(Path(checkpoint) / "critic.pt", weights_only=True, map_location="cpu")
+            self.critic.load_state_dict(critic)
         self.kl_coefficient.load_state_dict(state["kl_coefficient"])
         self.reward_scale.load_state_dict(state["reward_scale"])
         self._constancy = ConstancyWatch(**state["constancy"])

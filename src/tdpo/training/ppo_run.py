@@ -14,11 +14,13 @@ from ..models import load_tokenizer
 from ..policy_gradient import KLConstraint
 from ..runs import RunDirectory
 from .callbacks import GracefulStop, Progress, RunStatus, Say
+from .inputs import prompts_inputs, recipe_inputs, settle_inputs
 from .launch import last_log, load_policy, save_trained, split_batch, versions_of, warn_of_slow_dtype, without_prefix
 from .model_card import ppo_model_card
 from .online import PPOTrainer
 from .ppo_config import PPOConfig
 from .ppo_data import read_usable_prompts, recipe_rewards
+from .resume import checkpoint_to_resume
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ def train_ppo(
     run: RunDirectory,
     *,
     resume: bool = False,
+    last_good: bool = False,
+    accept_changes: bool = False,
     progress: Progress | None = None,
     say: Say = logger.info,
     callbacks: Sequence[TrainerCallback] = (),
@@ -42,6 +46,8 @@ def train_ppo(
         recipe: the resolved recipe.
         run: its directory, as `RunDirectory.training` gives it.
         resume: continue from the newest complete checkpoint, or from the start where there is none.
+        last_good: where that is damaged, continue from the newest one that is not.
+        accept_changes: continue also with other data, weights or functions than the checkpoint was trained with.
         progress: called after every update.
         say: told what is being done, in sentences.
         callbacks: further transformers callbacks.
@@ -52,9 +58,12 @@ def train_ppo(
     """
     if recipe.ppo.num_threads:
         torch.set_num_threads(recipe.ppo.num_threads)
-    checkpoint = run.checkpoints().newest if resume else None
+    checkpoint = checkpoint_to_resume(run, last_good=last_good, say=say) if resume else None
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     train_prompts, held_out, described = read_usable_prompts(recipe, tokenizer)
+    if checkpoint is not None:
+        inputs = {**recipe_inputs(recipe), **prompts_inputs(train_prompts, held_out)}
+        settle_inputs(run, checkpoint, inputs, accept=accept_changes, say=say)
     run.write_json("data.json", described)
     for name, part in described.items():
         if part["skipped"]:
@@ -74,13 +83,13 @@ def train_ppo(
         ref_model=recipe.model.reference,
         value_model=recipe.ppo.value_model,
     )
+    trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
     say(trainer.describe())
     say(f"Continuing from {checkpoint}." if checkpoint else f"{len(train_prompts)} prompts.")
     with stop.listening():
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.asked:
-        raise KeyboardInterrupt
+    stop.raise_if_asked()
     judged = bool(held_out) and judge_held_out
     numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate() if judged else None)}
     card = ppo_model_card(recipe, len(train_prompts), numbers["train"] or {}, numbers["eval"], versions_of(run))

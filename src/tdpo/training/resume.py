@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..runs.checkpoints import COMPLETE, find_checkpoints
+from ..runs import RunDirectory
+from ..runs.checkpoints import (
+    COMPLETE,
+    DamagedCheckpoint,
+    damage_of,
+    find_checkpoints,
+    newest_whole,
+    require_whole,
+    unmark,
+    what_else,
+)
 
 
 def whole_checkpoint(asked: str | Path | bool | None, folder: Path) -> str | None:
@@ -12,15 +26,63 @@ def whole_checkpoint(asked: str | Path | bool | None, folder: Path) -> str | Non
 
     Raises:
         ValueError: there is none, or the one asked for was cut short while it was written.
+        DamagedCheckpoint: a file of it is missing, cut short or of another form than it was written in.
     """
     if asked is None or asked is False:
         return None
     if asked is not True:
         if not (Path(asked) / COMPLETE).exists():
             raise ValueError(f"{asked} was cut short while it was written, or is no checkpoint; resume from another")
+        require_whole(Path(asked))
         return str(asked)
     found = find_checkpoints(folder)
     if found.newest is None:
         cut = f"; {len(found.incomplete)} were cut short while they were written" if found.incomplete else ""
         raise ValueError(f"{folder} holds no checkpoint to resume from{cut}. Start without resume_from_checkpoint.")
+    require_whole(found.newest)
     return str(found.newest)
+
+
+def checkpoint_to_resume(run: RunDirectory, *, last_good: bool, say: Callable[[str], None]) -> Path | None:
+    """The newest complete checkpoint of a run, or None where it has none.
+
+    `last_good` passes over damaged ones, says what is wrong with each, and takes their mark away, so that nothing
+    resumes from them any more.
+
+    Raises:
+        DamagedCheckpoint: the newest is damaged, and `last_good` is off or none is left.
+    """
+    complete = run.checkpoints().complete
+    for checkpoint in reversed(complete):
+        damage = damage_of(checkpoint)
+        if damage is None:
+            return checkpoint
+        if not last_good or newest_whole(run.path) is None:
+            require_whole(checkpoint)
+        say(f"{checkpoint} is damaged and passed over: {damage}.")
+        if run.writes:
+            unmark(checkpoint)
+    return None
+
+
+@contextmanager
+def reading(checkpoint: str | Path | None, part: str) -> Iterator[None]:
+    """Inside, an error of a library about a file of the checkpoint becomes one that names the checkpoint and the part.
+
+    Pickled files are read with weights_only, which refuses what could run code.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, EOFError, RuntimeError, LookupError, TypeError,
+        AttributeError,
+    ) as error:  # fmt: skip
+        if checkpoint is None or isinstance(error, NotImplementedError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DamagedCheckpoint(
+            f"{checkpoint}: {part} cannot be read ({reason}): it is damaged, or was not written by this training. "
+            f"{what_else(Path(checkpoint))}"
+        ) from error

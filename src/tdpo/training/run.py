@@ -16,9 +16,11 @@ from ..runs import RunDirectory
 from .callbacks import GracefulStop, Progress, RunStatus, Say
 from .config import TDPOConfig, grouping_by_length
 from .data import RecipeData, read_data, tokenize_data
+from .inputs import pairs_inputs, recipe_inputs, settle_inputs
 from .launch import last_log, load_policy, save_trained, split_batch, versions_of, warn_of_slow_dtype, without_prefix
 from .model_card import model_card
 from .offline import TDPOTrainer
+from .resume import checkpoint_to_resume
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ def train(
     run: RunDirectory,
     *,
     resume: bool = False,
+    last_good: bool = False,
+    accept_changes: bool = False,
     progress: Progress | None = None,
     cache_progress: Progress | None = None,
     say: Say = logger.info,
@@ -42,6 +46,8 @@ def train(
         recipe: the resolved recipe.
         run: its directory, as `RunDirectory.training` gives it.
         resume: continue from the newest complete checkpoint, or from the start where there is none.
+        last_good: where that is damaged, continue from the newest one that is not.
+        accept_changes: continue also with other data, weights or functions than the checkpoint was trained with.
         progress: called after every update.
         cache_progress: called while a reference cache is made, with pairs done and in all.
         say: told what is being done, in sentences.
@@ -52,13 +58,16 @@ def train(
     """
     if recipe.training.num_threads:
         torch.set_num_threads(recipe.training.num_threads)
-    checkpoint = run.checkpoints().newest if resume else None
+    checkpoint = checkpoint_to_resume(run, last_good=last_good, say=say) if resume else None
     if recipe.environment is not None:
         recipe.environment.load()  # training does not use it, but evaluating the run will
     data = read_data(recipe)
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=recipe.model.trust_remote_code)
     pairs = tokenize_data(data, recipe, tokenizer, facts)
+    if checkpoint is not None:
+        inputs = {**recipe_inputs(recipe), **pairs_inputs(pairs[0].pairs, pairs[1] and pairs[1].pairs)}
+        settle_inputs(run, checkpoint, inputs, accept=accept_changes, say=say)
     described = _describe_data(data, pairs)
     run.write_json("data.json", described)
     for sentence in (s for part in pairs if part for s in part.report.warnings()):
@@ -77,13 +86,13 @@ def train(
         say=say,
         cache_progress=cache_progress,
     )
+    trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
     say(trainer.describe())
     say(f"Continuing from {checkpoint}." if checkpoint else f"{len(pairs[0].pairs)} pairs, {_length(recipe)}.")
     with stop.listening():
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.asked:
-        raise KeyboardInterrupt
+    stop.raise_if_asked()
     held_out = trainer.evaluate() if pairs[1] is not None else None
     numbers = {"train": last_log(trainer), "eval": without_prefix(held_out)}
     card = model_card(recipe, described, numbers["train"] or {}, numbers["eval"], versions_of(run))
