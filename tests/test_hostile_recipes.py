@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ LETTERS = "abcdefghijkl"
 def bomb(first: str, layer: Callable[[str], str]) -> str:
     """A document of a few hundred bytes in which each line stands for nine times the one before it."""
     lines = [f"a: &a {first}"]
-    for before, letter in zip(LETTERS, LETTERS[1:], strict=False):
+    for before, letter in pairwise(LETTERS):
         lines.append(f"{letter}: &{letter} {layer(', '.join([f'*{before}'] * 9))}")
     return "\n".join(lines) + "\n"
 
@@ -189,9 +190,10 @@ def test_deep_json_is_a_sentence() -> None:
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 scraps = st.sampled_from(
-    ["a", "&a ", "*a", "[", "]", "{", "}", ": ", "- ", "\n", "  ", "<<: ", "!!set ", "!!binary ", "!!omap ", "!x ", "? ",
-     "| ", "> ", '"', "'", "\\", "\\e", "\\ud800", "#", "%", "1e999", "0", "-1", ".nan", "~", "true", "---\n", "\0",
-     "\x1b", "\udc80", "\u2028", "run_dir: x\n", "data: {train: p}\n", "training: {", "batch_size: ", "loss", "ppo: {}\n"]
+    ["a", "&a ", "*a", "[", "]", "{", "}", ": ", "- ", "\n", "  ", "<<: ", "!!set ", "!!binary ", "!!omap ", "!x ",
+     "? ", "| ", "> ", '"', "'", "\\", "\\e", "\\ud800", "#", "%", "1e999", "0", "-1", ".nan", "~", "true", "---\n",
+     "\0", "\x1b", "\udc80", "\u2028", "run_dir: x\n", "data: {train: p}\n", "training: {", "batch_size: ", "loss",
+     "ppo: {}\n"]
 )  # fmt: skip
 
 

@@ -6,8 +6,10 @@ would obey. Each function here returns text that only shows.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+from typing import Any
 
 # Joiners shape the scripts and emoji that use them; the spaces of other scripts are as harmless as ours.
 _JOINERS = "\u200c\u200d"
@@ -33,6 +35,12 @@ def printable(text: str) -> str:
 def _shows(character: str) -> bool:
     shaping = character in "\n\t" or character in _JOINERS
     return shaping or character.isprintable() or unicodedata.category(character) == "Zs"
+
+
+def printable_json(value: Any) -> str:
+    """`value` as JSON of one line whose characters all show; JSON's own escapes stand for the others."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else "".join(c if _shows(c) else json.dumps(c)[1:-1] for c in text)
 
 
 def why_no_plain_text(text: str) -> str | None:

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..guards.documents import parse_json
+
 
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
@@ -52,7 +54,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value in a JSON file; the error of a broken one names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
 
@@ -87,7 +89,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     entries = []
     for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            entries.append(json.loads(line))
+            entries.append(parse_json(line))
         except ValueError as error:
             raise ValueError(f"{path}:{number}: not a line of JSON: {error}") from None
     return entries
