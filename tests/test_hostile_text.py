@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tdpo.cli import _console, _errors
+from tdpo.cli._tables import comparison_table
 from tdpo.cli.app import app
 from tdpo.comparison.tables import CellKey, ResponseRow, read_responses, write_responses
 from tdpo.config import load_recipe
@@ -67,6 +68,13 @@ def test_everything_printed_passes_the_same_place(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr()
     for stream, least in ((shown.out, 5), (shown.err, 3)):
         assert "\x1b" not in stream and "\x07" not in stream and stream.count(r"\x1b[31mred") >= least
+
+
+def test_brackets_in_names_are_no_markup_of_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = {"settings": {"environment": "[/e]"}, "generations": {"trained": {"reward_mean": 1.0}}}
+    _console.out().print(comparison_table({"[/run]": evaluation, "[red]run": evaluation}))
+    shown = capsys.readouterr().out
+    assert "[/e]" in shown and "[/run]" in shown and "[red]run" in shown
 
 
 def test_our_own_colours_and_bars_stay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What pyproject.toml promises is what is tested; a transformers without the hooks that the trainers need is refused."""
+"""What pyproject.toml promises is what is tested; a transformers without a hook that the trainers need is refused."""
 
 from __future__ import annotations
 
