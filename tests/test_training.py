@@ -334,6 +334,7 @@ def test_a_log_averages_the_steps_since_the_last_one(tokenizer: Any, tmp_path: P
 
 
 def test_tensorboard_receives_our_metrics(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="an extra package, which `make test` has")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))

@@ -25,11 +25,11 @@ from tdpo.models import (
     load_tokenizer,
     model_facts,
     reference_for,
-    save_merged,
 )
 from tdpo.models.miniature import miniature
 from tdpo.training import PPOConfig, PPOTrainer
 from tdpo.training.critic import Critic
+from tdpo.training.saving import save_merged
 from training_cases import make_trainer, one_thread, plain_rows, settings  # noqa: F401
 
 Folder = Callable[[str], Path]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from ..guards.texts import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,22 +23,33 @@ _SECONDS_BETWEEN_LINES = 30.0
 @cache
 def out() -> Console:
     """Results. Emoji codes stay as they are: `:x:` is part of somebody's file name or text."""
-    from rich.console import Console
-
-    return Console(highlight=False, emoji=False)
+    return _console()
 
 
 @cache
 def err() -> Console:
     """Messages and progress. Processes of a distributed run other than the first say nothing."""
-    from rich.console import Console
+    return _console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
-    return Console(stderr=True, highlight=False, emoji=False, quiet=os.environ.get("RANK", "0") != "0")
+
+def _console(**options: Any) -> Console:
+    """A console that obeys nobody but us: what is in the text that it shows (names, keys, what a model wrote, what an
+    error quotes) moves no cursor and changes no colour. Tables, bars and boards pass through here too."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Printable(Console):
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                is_plain = segment.control is None and not segment.text.isprintable()
+                yield Segment(printable(segment.text), segment.style) if is_plain else segment
+
+    return Printable(highlight=False, emoji=False, **options)
 
 
 def say(text: str, style: str = "") -> None:
     """A message on stderr, printed as it is: brackets in it are no markup, and nothing is broken into lines."""
-    err().print(text, style=style, markup=False, soft_wrap=True)
+    err().print(printable(text), style=style, markup=False, soft_wrap=True)
 
 
 def write(text: str, style: str = "") -> None:
@@ -43,9 +57,36 @@ def write(text: str, style: str = "") -> None:
     out().print(printable(text), style=style, markup=False, soft_wrap=True)
 
 
-def printable(text: str) -> str:
-    """`text` without the characters that move a terminal's cursor or change its colours."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+class _Said(logging.Handler):
+    """Log records as messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            say(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+class _Printable(logging.Formatter):
+    """What another formatter makes of a record, as text that only shows."""
+
+    def __init__(self, inner: logging.Formatter | None) -> None:
+        super().__init__()
+        self.inner = inner or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(self.inner.format(record))
+
+
+def say_logs() -> None:
+    """Let log records and warnings, ours and those of libraries, reach the terminal as text that only shows."""
+    logging.lastResort = _Said(logging.WARNING)  # where no handler was set up, which tdpo leaves to its caller
+    warnings.formatwarning = lambda message, category, *_: printable(f"{category.__name__}: {message}") + "\n"
+    loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        to_terminal = isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+        if to_terminal and not isinstance(handler.formatter, _Printable):
+            handler.setFormatter(_Printable(handler.formatter))
 
 
 def duration(seconds: float) -> str:
@@ -139,10 +180,11 @@ def quiet_libraries() -> None:
     # Deprecations between libraries, and advice on accelerators that are not there, concern nobody who runs a command.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     warnings.filterwarnings("ignore", message=".*pin_memory.*", category=UserWarning)
-    from transformers.utils import logging
+    from transformers.utils import logging as library_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    say_logs()  # once more: transformers has set up a handler of its own
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
+import os
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from types import FrameType
 from typing import Any
@@ -34,6 +37,15 @@ LESS_MEMORY = (
 )
 
 
+# What the machine refuses without naming a file, and what helps.
+OF_THE_MACHINE = {
+    errno.ENOSPC: "free space on the disk that is written to, then give the same command again",
+    errno.EDQUOT: "free space within the quota of the disk that is written to, then give the same command again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "free memory",
+}
+
+
 class CommandError(ValueError):
     """A command was asked for something it cannot do."""
 
@@ -57,22 +69,55 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             say("terminated." if terminated else "interrupted.", style="bold yellow")
             raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from None
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and error.filename is None:
+                raise  # whoever read our output has gone: `ends_with_the_reader`
             raise typer.Exit(report(error, debug=bool(kwargs.get("debug")))) from None
 
     return run
+
+
+@contextlib.contextmanager
+def ends_with_the_reader() -> Iterator[None]:
+    """End quietly where the reader of our output went away, and with a sentence where the output's disk is full."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        if error.errno != errno.EPIPE:
+            say(f"error: the output cannot be written: {error.strerror}", style="bold red")
+        sys.exit(FAILURE)
+
+
+def _drop_output() -> None:
+    """Send what is still to be printed nowhere, or the interpreter complains of it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: Exception, *, debug: bool) -> int:
     """Print `error` for a person and return the exit code."""
     message, code = explain(error)
     if debug:
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip())
     say(f"error: {message}", style="bold red")
     if not debug and not is_ours(error):
-        with tempfile.NamedTemporaryFile("w", suffix=".txt", prefix="tdpo-traceback-", delete=False) as file:
-            traceback.print_exception(error, file=file)
-        say(f"This was not expected; the traceback is in {file.name} (--debug prints it).")
+        say(f"This was not expected; {_where_the_traceback_is(error)}")
     return code
+
+
+def _where_the_traceback_is(error: Exception) -> str:
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", suffix=".txt", prefix="tdpo-traceback-", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(text)
+    except OSError as full:
+        return f"--debug prints the traceback, which could not be kept ({full.strerror})."
+    return f"the traceback is in {file.name} (--debug prints it)."
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -80,13 +125,22 @@ def explain(error: Exception) -> tuple[str, int]:
     text = str(error).strip() or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tdpo"):
         return f"{error.name} is not installed; {install_command(error.name)}", FAILURE
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return f"out of memory: {text.splitlines()[0]}\n{LESS_MEMORY}", FAILURE
     if is_ours(error):
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
             text = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            text = f"{error.strerror}; {OF_THE_MACHINE[error.errno]}"
         return text, BAD_INPUT if isinstance(error, INPUT_ERRORS) else FAILURE
     return f"{type(error).__name__}: {text}", FAILURE
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ended, of a device or of the machine; torch says the latter in a plain RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def is_ours(error: BaseException) -> bool:
@@ -95,6 +149,8 @@ def is_ours(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.filename is not None:
         return True  # the system's own words on a file that the user named
+    if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE):
+        return True
     if not isinstance(error, (ValueError, ImportError, OSError)):
         return False
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

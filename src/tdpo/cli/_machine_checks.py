@@ -35,6 +35,7 @@ def machine_checks() -> Iterator[Check]:
     yield Check("versions", "ok", ", ".join(f"{name} {v}" for name, v in found.items()))
     for extra, purpose in EXTRAS.items():
         yield _extra(extra, purpose)
+    yield from _trainer_hooks()
     yield from _hardware()
     yield _bundled_model()
 
@@ -76,6 +77,18 @@ def _lacking(requirement: str) -> str | None:
     if not SpecifierSet(specifiers).contains(installed, prereleases=True):
         return f"{name} {specifiers} (installed: {installed})"
     return None
+
+
+def _trainer_hooks() -> Iterator[Check]:
+    """A problem where the trainers could not be imported with the installed transformers."""
+    try:
+        from ..training.hooks import check_hooks
+
+        check_hooks()
+    except ModuleNotFoundError:
+        return  # which is said of the extra
+    except ImportError as error:
+        yield Check("transformers", "problem", str(error))
 
 
 def _hardware() -> Iterator[Check]:

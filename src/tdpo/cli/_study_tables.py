@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from ..comparison.tables import ResultRow
 
@@ -43,7 +44,7 @@ def _table_of(task: str, rows: Sequence[ResultRow]) -> Table:
 
     shown = {metric: name for metric, name in SHOWN.items() if any(row.metric == metric for row in rows)}
     table = Table(
-        title=f"{task}: means over seeds and held-out prompts",
+        title=Text(f"{task}: means over seeds and held-out prompts", style="table.title"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,  # the box has a space between columns
@@ -56,7 +57,7 @@ def _table_of(task: str, rows: Sequence[ResultRow]) -> Table:
     values = {(row.arm, row.strength, row.metric): row.value for row in rows}
     for arm, strength in dict.fromkeys((row.arm, row.strength) for row in rows):
         numbers = [values.get((arm, strength, metric)) for metric in shown]
-        table.add_row(LABELS[arm], strength, *("–" if number is None else f"{number:.3g}" for number in numbers))
+        table.add_row(LABELS[arm], Text(strength), *("–" if number is None else f"{number:.3g}" for number in numbers))
     return table
 
 

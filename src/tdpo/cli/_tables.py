@@ -42,9 +42,10 @@ def comparison_table(
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
-        title=_title(evaluations),
+        title=Text(_title(evaluations), style="table.title"),  # names of others: brackets in them are no markup
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -54,7 +55,7 @@ def comparison_table(
     table.add_column("", no_wrap=True)
     base = _base(evaluations)
     for label in [*(["base"] if base else []), *evaluations]:
-        table.add_column(label, justify="right", overflow="fold")
+        table.add_column(Text(label), justify="right", overflow="fold")
     blank = [""] if base else []
     generations = [*([base] if base else []), *(_generations(e, "trained") for e in evaluations.values())]
     for label, key, digits in GENERATION_ROWS:
@@ -112,4 +113,6 @@ def _interval(interval: Sequence[float] | None, digits: int) -> str:
 
 def _add(table: Table, label: str, cells: list[str]) -> None:
     if any(cell not in ("", "–") for cell in cells):
-        table.add_row(label, *cells)
+        from rich.text import Text
+
+        table.add_row(label, *map(Text, cells))

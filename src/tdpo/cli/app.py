@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
+from ..guards.texts import printable
 from ._errors import guarded
 from .compare import compare
 from .demo import demo
@@ -22,8 +24,33 @@ from .recipe import recipe
 from .report import report
 from .train import train
 
+
+class Commands(TyperGroup):
+    """All commands. What Typer says of arguments quotes them, and prints that itself."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _printable_refusals():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable_refusals():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _printable_refusals() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        for name in ("message", "option_name", "param_hint"):
+            if isinstance(value := getattr(error, name, None), str):
+                setattr(error, name, printable(value))
+        raise
+
+
 app = typer.Typer(
     name="tdpo",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

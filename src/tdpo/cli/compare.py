@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,7 +80,7 @@ def read_study(path: Path, overrides: list[str] | None) -> Study:
 
     given = list(overrides or ())
     if path.is_dir() and not any(text.startswith("study_dir=") for text in given):
-        given.append(f"study_dir={path}")  # a study is where it is, also after it was moved
+        given.append(f"study_dir={json.dumps(str(path))}")  # a study is where it is, also after it was moved
     return load_study(path, given)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..guards.texts import printable_json
 from ._console import progress, quiet_libraries, write
 from ._errors import CommandError
 from ._options import Debug
@@ -114,7 +115,7 @@ def _complete(label: str, name: str, texts: list[PromptInput], settings: Any, ra
 
 def _show(entry: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(entry, ensure_ascii=False))
+        typer.echo(printable_json(entry))
         return
     prompt = entry["prompt"] if isinstance(entry["prompt"], str) else entry["prompt"][-1]["content"]
     write(f"{entry['model']} · {prompt}", style="bold")

@@ -13,7 +13,12 @@ def main() -> None:
         if error.name is None or error.name.partition(".")[0] == "tdpo":
             raise
         sys.exit(f"tdpo: the command line needs {error.name}; install it with: pip install 'tdpo[train]'")
-    app(prog_name="tdpo")
+    from ._console import say_logs
+    from ._errors import ends_with_the_reader
+
+    say_logs()
+    with ends_with_the_reader():
+        app(prog_name="tdpo")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A *cell* is (task, arm, strength, seed). Rows are written in one order (task by name, arms in the order of `ARMS`,
 strengths as numbers, seeds, then what the table adds) and numbers in one format (`repr` of the float, nothing for
-None and NaN), so that the order in which cells were run leaves no trace.
+None and NaN), so that the order in which cells were run leaves no trace. Text that a spreadsheet would take for a
+formula has an apostrophe before it, which the readers here and in the report take away.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..guards.texts import cell_text, spreadsheet_cell
 from ..runs import write_text
 from .arms import LABELS
 
@@ -283,7 +285,7 @@ def _text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float | np.floating):
         return "" if math.isnan(value) else repr(float(value))
-    return str(value)
+    return spreadsheet_cell(value) if isinstance(value, str) else str(value)
 
 
 def _read(path: Path, columns: Sequence[str], build: Callable[[Mapping[str, str]], Row]) -> list[Row]:
@@ -295,7 +297,7 @@ def _read(path: Path, columns: Sequence[str], build: Callable[[Mapping[str, str]
         rows = []
         for line in reader:
             try:
-                rows.append(build(dict(zip(columns, line, strict=True))))
+                rows.append(build(dict(zip(columns, map(cell_text, line), strict=True))))
             except ValueError as error:
                 raise TableError(f"{path}:{reader.line_num}: {error}") from None
     return rows

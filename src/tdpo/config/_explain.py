@@ -236,7 +236,10 @@ def _in_words(annotation: Any, metadata: list[Any]) -> str:
 
 def got(value: Any) -> str:
     """A value as it came, shortened, with its kind where that is the point."""
-    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    try:
+        shown = shorten(repr(value), 60)
+    except ValueError:  # Python writes out no integer of thousands of digits
+        return f"a {type(value).__name__} of thousands of digits"
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -244,6 +247,11 @@ def got(value: Any) -> str:
     if isinstance(value, str):
         return f"the text {shown}"
     return shown
+
+
+def shorten(text: str, most: int = 200) -> str:
+    """`text`, or its beginning where it has more than `most` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _as_entry(value: str | Mapping[str, Any], entry: type[Section]) -> str:
@@ -284,5 +292,5 @@ def advice(key: str, value: Any, field: FieldInfo) -> str:
         return f"; a list of one is written [{value}]"
     arms = (field.annotation, *get_args(field.annotation))
     choices = [str(c) for arm in arms if get_origin(arm) is Literal for c in get_args(arm)]
-    matches = get_close_matches(str(value).lower(), choices, 1, 0.6)
+    matches = get_close_matches(value.lower(), choices, 1, 0.6) if isinstance(value, str) else []
     return f"; did you mean {matches[0]}?" if matches else ""

@@ -11,6 +11,8 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ..guards.documents import DocumentError, read_limited
+from ..guards.texts import printable, why_no_plain_text
 from ._explain import (
     COUNTERPARTS,
     advice,
@@ -20,6 +22,7 @@ from ._explain import (
     meaning,
     nearest_key,
     schema_of,
+    shorten,
     why_not_here,
 )
 from ._sections import Section
@@ -31,6 +34,7 @@ from .study_schema import Study
 AnyRecipe = Recipe | PPORecipe
 RECIPE_FILE, STUDY_FILE = "recipe.yaml", "study.yaml"
 Path_ = tuple[str, ...]
+MOST_PROBLEMS = 100  # that are explained: a person reads no more, and each takes a search for the key that was meant
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class RecipeProblem:
     where: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.where, self.key, self.reason) if part)
+        return printable(": ".join(part for part in (self.where, self.key, self.reason) if part))
 
 
 class RecipeError(ValueError):
@@ -96,7 +100,10 @@ def _validated(schema: type[Section], context: _Context, problems: list[RecipePr
     try:
         section = schema.model_validate(context.values)
     except ValidationError as error:
-        problems += [p for details in error.errors() for p in _explain(details, context)]
+        errors = error.errors()
+        problems += [p for details in errors[:MOST_PROBLEMS] for p in _explain(details, context)]
+        if len(errors) > MOST_PROBLEMS:
+            problems.append(RecipeProblem("", f"has {len(errors) - MOST_PROBLEMS} more problems", context.name))
     if problems:
         raise RecipeError(sorted(dict.fromkeys(problems), key=_by_line), "study" if schema is Study else "recipe")
     return section
@@ -161,28 +168,50 @@ def _read(
 ) -> tuple[dict[str, Any], dict[Path_, int], str]:
     if isinstance(source, Mapping):
         return deepcopy(dict(source)), {}, ""
-    path = Path(source)
-    if path.is_dir():
-        path = path / file
+    path = _file_at(source, file)
     name = str(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise RecipeError([RecipeProblem("", _missing_file(path), name)]) from None
-    except UnicodeDecodeError as error:
-        reason = f"is not UTF-8 text (byte {error.start}); a recipe is a YAML file"
-        raise RecipeError([RecipeProblem("", reason, name)]) from None
-    try:
-        values, lines = read_yaml(text)
+        values, lines = read_yaml(_text_of(path))
     except YamlProblem as problem:
         place = name if problem.line is None else f"{name}:{problem.line}"
-        raise RecipeError([RecipeProblem("", f"is not valid YAML: {problem.reason}", place)]) from problem
+        raise RecipeError([RecipeProblem("", problem.reason, place)]) from problem
     if values is None:
         values = {}
     if not isinstance(values, dict):
         reason = f"expected sections such as `loss:` with keys, got {got(values)}"
         raise RecipeError([RecipeProblem("", reason, name)])
     return values, lines, name
+
+
+def _file_at(source: str | Path, file: str) -> Path:
+    """The file itself, or the one called `file` where `source` is a folder. Raises RecipeError for what is no path."""
+    path = Path(source)
+    try:
+        return path / file if path.is_dir() else path
+    except (OSError, ValueError) as error:  # a name that is too long, or in a folder that must not be read
+        raise _unreadable(path, error) from None
+
+
+def _text_of(path: Path) -> str:
+    """The text of a recipe's file. Raises RecipeError where it cannot be had."""
+    try:
+        content = read_limited(path)
+    except FileNotFoundError:
+        raise RecipeError([RecipeProblem("", _missing_file(path), str(path))]) from None
+    except DocumentError as error:
+        raise RecipeError([RecipeProblem("", error.reason, str(path))]) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = f"is not UTF-8 text (byte {error.start}); a recipe is a YAML file"
+        raise RecipeError([RecipeProblem("", reason, str(path))]) from None
+
+
+def _unreadable(path: Path, error: Exception) -> RecipeError:
+    why = error.strerror if isinstance(error, OSError) else str(error)  # ValueError: a NUL in the name
+    return RecipeError([RecipeProblem("", f"cannot be read: {why}", str(path))])
 
 
 def _missing_file(path: Path) -> str:
@@ -198,7 +227,7 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str], where: di
     seen: set[str] = set()
     for text in overrides:
         key, equals, raw = text.partition("=")
-        place = f"override {text!r}"
+        place = f"override {shorten(text)!r}"
         reason = None
         if not equals or not key.strip("."):
             reason = "expected section.key=value, for instance loss.beta=0.2"
@@ -211,7 +240,7 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str], where: di
             try:
                 _put(values, tuple(key.split(".")), read_yaml(raw)[0])
             except YamlProblem as problem:
-                reason = f"is not valid YAML: {problem.reason}; quote the value for the shell"
+                reason = f"{problem.reason}; quote the value for the shell"
             except _NotASection as clash:
                 reason = f"{clash} is a value, not a section, so it has no key {key.rpartition('.')[2]!r}"
             where[tuple(key.split("."))] = place
@@ -252,6 +281,8 @@ def _explain(details: ErrorDetails, context: _Context) -> list[RecipeProblem]:
             return []
         reason = f"is missing; expected {expected(field)}: {meaning(field)}"
         return [RecipeProblem(key, reason, context.place(path[:-1]))]
+    if details["type"] == "string_unicode":
+        return [RecipeProblem(key, why_no_plain_text(str(details["input"])) or "is no text", context.place(path))]
     if details["type"] == "value_error":
         return [RecipeProblem(key, str(details["ctx"]["error"]), context.place(path))]
     value = _get(context.values, path)

@@ -20,7 +20,8 @@ One YAML file describes a run on preferences, or, with a section `ppo`, a [PPO r
 `data.train` have no default. Any key can be overridden on the command line by its dotted name,
 `tdpo train recipe.yaml loss.beta=0.2 model.lora=null`, where the value is YAML. A key that is unknown, of the wrong
 type, out of range, or without effect beside the others is refused before anything loads. The resolved recipe, with
-every default filled in, is the first file of the run directory.
+every default filled in, is the first file of the run directory. A recipe has at most 128 KiB, 5,000 keys and values
+(aliases filled in) and 32 levels, and text in it is one line without control characters.
 
 Made from the schema: `tdpo recipe --markdown > docs/recipe.md`.
 """

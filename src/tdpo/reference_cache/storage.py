@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..batches import TokenizedPair, counted_tokens, shared_length
+from ..guards.documents import parse_json
 from .fingerprint import Fingerprint, data_digest, pair_digest
 
 MANIFEST = "cache.json"
@@ -165,7 +165,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         BrokenCache: it is missing or no JSON.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise BrokenCache(f"{folder / MANIFEST} cannot be read ({error})") from error
     if not isinstance(manifest, dict):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..guards.documents import DocumentError, load_yaml, parse_json
 from .numbers import number
 
 LOSS_NAMES = {"tdpo2": "TDPO2", "tdpo1": "TDPO1", "dpo": "DPO", "sft": "SFT", "ppo": "PPO"}
@@ -154,8 +154,8 @@ def _read_json(path: Path, notes: list[str], consequence: str) -> dict[str, Any]
     if text is None:
         return {}
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         notes.append(f"{path.name} is not valid JSON ({error}): {consequence}.")
         return {}
     if not isinstance(value, dict):
@@ -191,8 +191,8 @@ def _read_lines(path: Path, notes: list[str], consequence: str) -> list[dict[str
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             row = None
         if isinstance(row, dict):
             rows.append(row)
@@ -218,8 +218,11 @@ def _read_recipe(path: Path, notes: list[str]) -> tuple[dict[str, Any], str]:
     import yaml
 
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        value = load_yaml(text)
+    except DocumentError as error:
+        notes.append(f"recipe.yaml {error}: it is shown as it is.")
+        return {}, text
+    except yaml.YAMLError as error:
         notes.append(f"recipe.yaml is not valid YAML ({error}): it is shown as it is.")
         return {}, text
     return (value if isinstance(value, dict) else {}), text

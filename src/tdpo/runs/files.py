@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from ..guards.documents import parse_json
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -120,7 +122,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value in a JSON file; the error of a broken one names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
 
@@ -167,8 +169,8 @@ def read_sound_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     entries, broken = [], []
     for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            entry = parse_json(line)
+        except ValueError as error:
             broken.append(f"{path}:{number}: not a line of JSON: {error}")
             continue
         if isinstance(entry, dict):

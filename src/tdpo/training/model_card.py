@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from ..config import AnyRecipe, PPORecipe, Recipe
+from ..guards.texts import markdown_text, quoted_yaml
 
 PAPERS = {
     "tdpo2": ("TDPO2", "Token-level Direct Preference Optimization", "2404.11999"),
@@ -62,10 +62,10 @@ def _card(
     head = [
         "---",
         f"library_name: {library}",
-        f"base_model: {json.dumps(recipe.model.name)}",
+        f"base_model: {quoted_yaml(recipe.model.name)}",
         f"tags: [tdpo, {tag}, preference-optimization]",
         "---",
-        f"# {recipe.model.name}, trained with {name}",
+        f"# {markdown_text(recipe.model.name)}, trained with {name}",
         "",
         f"Trained by tdpo with {name} ({title}{f', arXiv {arxiv}' if arxiv else ''}).",
         "",
@@ -85,8 +85,15 @@ def _weights(recipe: AnyRecipe) -> str:
     return f"- {weights}, dtype {recipe.model.dtype}"
 
 
+def _reference(recipe: AnyRecipe) -> str:
+    name = recipe.model.reference
+    return "the policy before training" if name is None else markdown_text(name)
+
+
 def _source(recipe: PPORecipe) -> str:
-    return recipe.environment.label if recipe.environment else str(recipe.prompts and recipe.prompts.train)
+    return markdown_text(
+        recipe.environment.label if recipe.environment else str(recipe.prompts and recipe.prompts.train)
+    )
 
 
 def _ppo_method(recipe: PPORecipe) -> list[str]:
@@ -94,7 +101,7 @@ def _ppo_method(recipe: PPORecipe) -> list[str]:
     held = f", held at {kl.target:g} nats per sequence" if kl.controller == "adaptive" else ""
     return [
         f"- KL constraint: {kl.direction}, {kl.form}, in the {kl.place}, coefficient {kl.coefficient:g} at first{held}",
-        f"- reference: {recipe.model.reference or 'the policy before training'}",
+        f"- reference: {_reference(recipe)}",
         _weights(recipe),
         f"- {ppo.iterations} iterations of {rollouts.completions} completions, {ppo.epochs} epochs each, "
         f"{ppo.optimizer}, {ppo.scheduler} schedule, seed {recipe.seed}",
@@ -106,10 +113,9 @@ def _method(recipe: Recipe) -> list[str]:
     beta = f", beta {loss.beta:g}" if loss.beta is not None else ""
     alpha = f", alpha {loss.alpha:g}" if loss.alpha is not None else ""
     length = f"{training.max_steps} updates" if training.max_steps else f"{training.epochs:g} epochs"
-    reference = recipe.model.reference or "the policy before training"
     return [
         f"- loss {loss.name}{beta}{alpha}, label smoothing {loss.label_smoothing:g}",
-        f"- reference: {reference}",
+        f"- reference: {_reference(recipe)}",
         _weights(recipe),
         f"- {length} of {training.batch_size} pairs, {training.optimizer}, peak learning rate "
         f"{training.learning_rate:g}, {training.scheduler} schedule, seed {recipe.seed}",
@@ -120,8 +126,9 @@ def _data(data: Mapping[str, Any]) -> list[str]:
     lines = []
     for split in ("train", "eval"):
         if part := data.get(split):
+            source = markdown_text(str(part["source"]))
             lines.append(
-                f"- {split}: {part['pairs']} pairs from {part['source']} ({part['rows']} rows, {part['skipped']} "
+                f"- {split}: {part['pairs']} pairs from {source} ({part['rows']} rows, {part['skipped']} "
                 f"skipped as broken, {part['truncated_rows']} truncated to {part['max_length']} tokens)"
             )
     return lines

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...guards.documents import parse_json
+from ...guards.texts import cell_text
 from ..loading import dict_at, text_at
 from ..numbers import join_words, number
 from .methods import REFERENCE, in_order
@@ -154,7 +155,7 @@ def load_study(path: Path) -> Study:
 
 def _json(path: Path, notes: list[str], consequence: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        content = parse_json(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         notes.append(f"{path.name} is missing: {consequence}.")
         return {}
@@ -177,7 +178,7 @@ def _lines(path: Path, notes: list[str], consequence: str) -> Iterator[dict[str,
                 if None in line or None in line.values():
                     broken += 1
                 else:
-                    yield line
+                    yield {name: cell_text(cell) for name, cell in line.items()}
     except csv.Error as error:
         notes.append(f"{path.name} cannot be read to its end: {error}.")
     finally:
