@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .adapters import is_adapter_folder, load_adapter
+from .files import is_adapter_folder, load_adapter
 from .loading import adapter_base, check_folder, refuse_pickles
 from .trust import names_untrusted_code
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .adapters import is_adapter_folder
+from .files import is_adapter_folder
 from .loading import adapter_base, check_folder
 
 SLICES, SLICE_BYTES = 16, 64

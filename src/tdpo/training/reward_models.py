@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..environments import Prompt
-from ..models.adapters import is_adapter_folder
+from ..models.files import is_adapter_folder
 from ..models.classifiers import load_reward_classifier
 from ..models.loading import adapter_base, check_folder
 from ..models.trust import own_code_refused
