@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .files import is_adapter_folder, load_adapter
-from .loading import adapter_base, check_folder, refuse_pickles
+from .adapters import load_adapter
+from .files import adapter_base, is_adapter_folder
+from .loading import check_folder, refuse_pickles
 from .trust import names_untrusted_code
 
 NO_REWARD_MODEL = (

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .files import is_adapter_folder
-from .loading import adapter_base, check_folder
+from .files import adapter_base, is_adapter_folder
+from .loading import check_folder
 
 SLICES, SLICE_BYTES = 16, 64
 WHOLE_BELOW = 1 << 22
