@@ -7,7 +7,14 @@ import difflib
 from tdpo.environments.base import Environment, Prompt, RewardError, RewardFunction, score
 from tdpo.environments.brevity import brevity_environment
 from tdpo.environments.categories import categories_environment
-from tdpo.environments.files import FunctionError, PromptFile, check_prompt_rows, load_function, load_prompts, read_prompts
+from tdpo.environments.files import (
+    FunctionError,
+    PromptFile,
+    check_prompt_rows,
+    load_function,
+    load_prompts,
+    read_prompts,
+)
 from tdpo.environments.keywords import keywords_environment
 from tdpo.environments.own import own_environment
 from tdpo.environments.plain_language import plain_language_environment
