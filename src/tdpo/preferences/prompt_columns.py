@@ -10,8 +10,8 @@ from tdpo.preferences.prompts import split_prompt
 
 PROMPT_WORDS = frozenset({
     "prompt", "question", "instruction", "input", "query", "context", "system", "history", "dialogue", "dialog",
-    "conversation", "message", "turn", "problem", "passage", "document", "article", "premise", "background", "utterance",
-    "request", "user", "human",
+    "conversation", "message", "turn", "problem", "passage", "document", "article", "premise", "background",
+    "utterance", "request", "user", "human",
 })  # fmt: skip
 # What is said *about* a prompt: prompt_id, question_type, context_length, input_model …
 ABOUT_WORDS = frozenset({
