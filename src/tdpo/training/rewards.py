@@ -15,6 +15,7 @@ from ..environments import Environment, Prompt, RewardError, RewardFunction, che
 from ..environments.files import refuse_reserved_columns
 from ..models import check_folder
 from ..preferences.readers import read_dataset
+from ..preferences.text_files import Record
 
 REWARD_BATCH = 16
 FLAT_ITERATIONS = 3
@@ -179,7 +180,7 @@ def prompts_of(dataset: Any, name: str) -> list[Prompt]:
         ValueError: no rows, or a row without a prompt, named by its number; UnreadablePreferences and BadPreferences
             as `load_prompts`.
     """
-    rows = [record.values for record in read_dataset(dataset, name)]
+    rows = [record.values for record in read_dataset(dataset, name) if isinstance(record, Record)]
     if not rows:
         raise ValueError(f"{name} has no prompts")
     refuse_reserved_columns([row.columns for row in rows if isinstance(row, Prompt)], name)
