@@ -317,7 +317,10 @@ SAYS_SOMETHING_ELSE = [
 @pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])
 @pytest.mark.parametrize("text", SAYS_MESSAGES)
 def test_messages_stored_as_text_are_refused_in_any_form(text: str, field: str) -> None:
-    rows = [{"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": "q", "chosen": "c", "rejected": "r", field: text}]
+    rows = [
+        {"prompt": "p", "chosen": "c", "rejected": "r"},
+        {"prompt": "q", "chosen": "c", "rejected": "r", field: text},
+    ]
     read = preferences_from_dataset(rows, on_bad_rows="skip")
     assert [(p.row, p.field, p.reason) for p in read.problems] == [(2, field, Reason.MESSAGES_AS_TEXT)]
 

@@ -81,7 +81,13 @@ ASKED = [
      "rejected": f"The answer is unknown for {i}."} for i in range(6)
 ]  # fmt: skip
 ODD = {"system": "", "question": "hello", "chosen": "hello there, how are you", "rejected": "hello you, go away"}
-TASK = {"instruction": "Translate to French", "input": "house", "system": "You translate.", "chosen": "a", "rejected": "b"}
+TASK = {
+    "instruction": "Translate to French",
+    "input": "house",
+    "system": "You translate.",
+    "chosen": "a",
+    "rejected": "b",
+}
 
 
 @pytest.mark.parametrize("odd", [[], [ODD], [ODD, ODD | {"question": "hello "}]])
@@ -129,8 +135,15 @@ def test_names_of_other_things_are_only_kept(name: str) -> None:
 
 def test_whole_conversations_beside_the_prompt_are_no_part_that_is_missing() -> None:
     """As ultrafeedback_binarized: the prompt as text, conversations that repeat it, and the chosen one once more."""
-    asked, *answers = ({"role": role, "content": c} for role, c in (("user", "q"), ("assistant", "a"), ("assistant", "b")))
-    row = {"prompt": "q", "chosen": [asked, answers[0]], "rejected": [asked, answers[1]], "messages": [asked, answers[0]]}
+    asked, *answers = (
+        {"role": role, "content": c} for role, c in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
+    )
+    row = {
+        "prompt": "q",
+        "chosen": [asked, answers[0]],
+        "rejected": [asked, answers[1]],
+        "messages": [asked, answers[0]],
+    }
     assert len(preferences_from_dataset([row])) == 1
 
 
@@ -173,7 +186,7 @@ def test_prompts_within_the_responses_are_still_found() -> None:
     "columns", [("prompts", "completions"), ("prompt", "responses", "scores"), ("Prompts", "Completions"), ("answers",)]
 )
 def test_lists_of_responses_are_no_misspelt_pairs(columns: tuple[str, ...]) -> None:
-    message = refused([dict.fromkeys(columns, ["x"])])
+    message = refused([{name: ["x"] for name in columns}])
     assert " a prompt. Write one row a pair: 'prompt' with its text" in message and "Rename" not in message
 
 
@@ -208,7 +221,7 @@ def test_a_parquet_file_that_expands_without_end_is_refused(tmp_path: Path) -> N
 
     text = pa.array(["p" * 200_000]).dictionary_encode()
     repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 400, pa.int32()), text.dictionary)
-    pq.write_table(pa.table({name: repeated for name in ROW}), tmp_path / "a.parquet", store_schema=False)
+    pq.write_table(pa.table(dict.fromkeys(ROW, repeated)), tmp_path / "a.parquet", store_schema=False)
     assert (tmp_path / "a.parquet").stat().st_size < 1_000_000
     with pytest.raises(UnreadablePreferences, match=r"a\.parquet: the file of .* expands more than 200-fold"):
         load_preferences(tmp_path / "a.parquet")

@@ -93,7 +93,9 @@ def test_lines_end_at_newlines_and_nowhere_else(tmp_path: Path) -> None:
 
 
 def test_text_files_hold_prompts_and_nothing_else(tmp_path: Path, write: Write) -> None:
-    (tmp_path / "p.txt").write_bytes(b'fine\n{"prompt": "a row"}\ncaf\xe9\n[{"content": "x", "role": "user"}]\n{"a": 1}\n')
+    (tmp_path / "p.txt").write_bytes(
+        b'fine\n{"prompt": "a row"}\ncaf\xe9\n[{"content": "x", "role": "user"}]\n{"a": 1}\n'
+    )
     read = load_prompts(tmp_path / "p.txt", on_bad_rows="skip")
     assert [p.prompt for p in read.prompts] == ["fine", '{"a": 1}']
     assert [(p.row, p.reason) for p in read.problems] == [
@@ -184,14 +186,17 @@ def test_tools_beside_plain_text_and_reserved_arguments_are_refused(write: Write
 def test_rows_in_memory_are_checked_as_those_of_files() -> None:
     import datasets
 
-    calls = [{"name": "f", "arguments": '{"x": 1}'}, {"name": "g", "arguments": '{}'}]
+    calls = [{"name": "f", "arguments": '{"x": 1}'}, {"name": "g", "arguments": "{}"}]
     turns = [USER, {"role": "assistant", "content": "", "tool_calls": calls}, {"role": "tool", "content": "1"}]
     rows: list[Any] = [{"prompt": [USER], "answer": 1}, {"prompt": turns, "answer": 2}]
     for given in (rows, datasets.Dataset.from_list(rows)):
         found = prompts_of(given, "rows")
         assert [p.id for p in found] == ["rows:0", "rows:1"] and [p.columns["answer"] for p in found] == [1, 2]
         assert found[0].prompt == [USER]
-        assert found[1].prompt[1]["tool_calls"] == [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]
+        assert found[1].prompt[1]["tool_calls"] == [
+            {"name": "f", "arguments": {"x": 1}},
+            {"name": "g", "arguments": {}},
+        ]
     made = Prompt("mine", "text", {"a": 1})
     assert prompts_of(["plain", made, [USER]], "rows") == [Prompt("rows:0", "plain"), made, Prompt("rows:2", [USER])]
 

@@ -33,7 +33,12 @@ def generate(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Prompts: a .txt, one a line, or rows with `prompt` (.jsonl, .json, .csv, .parquet, …)."),
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="Prompts: a .txt, one a line, or rows with `prompt` (.jsonl, .json, .csv, .parquet, …).",
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Responses to each prompt.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response, in tokens.")] = 128,

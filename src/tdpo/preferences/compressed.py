@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tdpo.preferences.rows import UnreadablePreferences
 
@@ -29,7 +29,7 @@ PIECE = 256 * 1024
 def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
     """The file's bytes, expanded where its name ends in .gz; UTF-16 is refused here."""
     with path.open("rb") as file:
-        stream = io.BufferedReader(_Expanded(file, path), PIECE) if path.suffix.lower() == ".gz" else file
+        stream: Any = io.BufferedReader(_Expanded(file, path), PIECE) if path.suffix.lower() == ".gz" else file
         try:
             if stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise UnreadablePreferences(f"{path}: the file is UTF-16. Save it as UTF-8.")

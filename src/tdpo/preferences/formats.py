@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tdpo.preferences.prompt_columns import Unused, unused_columns
@@ -72,7 +72,7 @@ def nearest_column(wanted: str, columns: Collection[str]) -> str | None:
     return by_form[matches[0]] if matches else None
 
 
-def require_preference_columns(rows: list[tuple[int, Mapping[str, Any]]], source: str) -> None:
+def require_preference_columns(rows: Sequence[tuple[int, Mapping[str, Any]]], source: str) -> None:
     """Raise `UnreadablePreferences` where no row has `chosen` or `rejected`, or where the prompt, or a part of it,
     stands in a column that is not read."""
     columns = list(dict.fromkeys(str(column) for _, row in rows for column in row))
@@ -95,7 +95,7 @@ def require_preference_columns(rows: list[tuple[int, Mapping[str, Any]]], source
         )
 
 
-def require_prompt_column(rows: list[tuple[int, Mapping[str, Any]]], source: str) -> None:
+def require_prompt_column(rows: Sequence[tuple[int, Mapping[str, Any]]], source: str) -> None:
     """Raise `UnreadablePreferences` where no row has `prompt`, with the column that it probably is, or where a part of
     the prompt stands in a column that is not read."""
     columns = list(dict.fromkeys(str(column) for _, row in rows for column in row))

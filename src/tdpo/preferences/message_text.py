@@ -24,7 +24,9 @@ _KNOWN_SPEAKER = rf"""{_SPEAKER}\s*\\?["'](?:{"|".join(_KNOWN)})\b"""
 _OBJECTS = re.compile(r"""\s*["']?\s*(?:array\s*\(\s*)?[\[(]*\s*\{""")
 _SAYS_WHO = re.compile(_SPEAKER, re.IGNORECASE)
 # What neither JSON nor Python reads: numpy leaves out commas, tables cut long cells, texts hold quotes of their own.
-_BROKEN = re.compile(rf"""\s*(?:array\s*\(\s*)?(?:[\[(]+\s*\{{.*?|\{{[^{{]*?){_KNOWN_SPEAKER}""", re.IGNORECASE | re.DOTALL)
+_BROKEN = re.compile(
+    rf"""\s*(?:array\s*\(\s*)?(?:[\[(]+\s*\{{.*?|\{{[^{{]*?){_KNOWN_SPEAKER}""", re.IGNORECASE | re.DOTALL
+)
 # Objects of a client library, as `str` writes them: ChatCompletionMessage(content='Hello', role='assistant').
 _REPRESENTED = re.compile(r"""\s*[\[(]*\s*\w*Message\w*\([^()]*?\b(?:role|content)=""")
 

@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 
 from tdpo.preferences.prompts import split_prompt
 
-PROMPT_WORDS = frozenset(
-    "prompt question instruction input query context system history dialogue dialog conversation message turn problem "
-    "passage document article premise background utterance request user human".split()
-)
+PROMPT_WORDS = frozenset({
+    "prompt", "question", "instruction", "input", "query", "context", "system", "history", "dialogue", "dialog",
+    "conversation", "message", "turn", "problem", "passage", "document", "article", "premise", "background",
+    "utterance", "request", "user", "human",
+})  # fmt: skip
 # What is said *about* a prompt: prompt_id, question_type, context_length, input_model …
-ABOUT_WORDS = frozenset(
-    "id ids uid uuid idx index hash fingerprint source origin type kind category categories class label topic tag tags "
-    "domain dataset split url date time timestamp version len length token tokens size count num number score scores "
-    "rating reward model name lang language level difficulty quality finished".split()
-)
+ABOUT_WORDS = frozenset({
+    "id", "ids", "uid", "uuid", "idx", "index", "hash", "fingerprint", "source", "origin", "type", "kind", "category",
+    "categories", "class", "label", "topic", "tag", "tags", "domain", "dataset", "split", "url", "date", "time",
+    "timestamp", "version", "len", "length", "token", "tokens", "size", "count", "num", "number", "score", "scores",
+    "rating", "reward", "model", "name", "lang", "language", "level", "difficulty", "quality", "finished",
+})  # fmt: skip
 NOTHING = ("", "[]", "{}", "null", "none", "nan")
 ANSWERING = ("assistant", "gpt", "bot", "model", "ai")
 NOT_SAID = ("role", "from", "name", "id", "type", "tool_call_id")

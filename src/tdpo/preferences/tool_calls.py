@@ -30,7 +30,8 @@ def check_calls(message: dict[str, Any], path: str) -> tuple[dict[str, Any], lis
 
     An empty list of calls is left out: it says nothing, and templates that ask whether there is one would be misled.
     """
-    checked, findings = dict(message), []
+    checked = dict(message)
+    findings: list[Finding] = []
     if isinstance(checked.get("function_call"), Mapping):
         checked["function_call"], findings = _check_function(checked["function_call"], f"{path}.function_call")
     if "tool_calls" not in checked:

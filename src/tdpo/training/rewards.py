@@ -21,6 +21,7 @@ from ..environments import (
 )
 from ..environments.files import refuse_reserved_columns
 from ..preferences.readers import read_dataset
+from ..preferences.text_files import Record
 from .reward_models import RewardModel
 
 FLAT_ITERATIONS = 3
@@ -150,7 +151,7 @@ def prompts_of(dataset: Any, name: str) -> list[Prompt]:
         ValueError: no rows, or a row without a prompt, named by its number; UnreadablePreferences and BadPreferences
             as `load_prompts`.
     """
-    rows = [record.values for record in read_dataset(dataset, name)]
+    rows = [record.values for record in read_dataset(dataset, name) if isinstance(record, Record)]
     if not rows:
         raise ValueError(f"{name} has no prompts")
     refuse_reserved_columns([row.columns for row in rows if isinstance(row, Prompt)], name)
