@@ -130,7 +130,12 @@ def test_the_model_is_asked_once_and_again_beyond_a_number_of_its_configuration(
     )  # fmt: skip
     asked: list[int] = []
     whole = _decoding_ways._whole
-    monkeypatch.setattr(_decoding_ways, "_whole", lambda m, ids, last: asked.append(len(ids)) or whole(m, ids, last))
+
+    def counted(model: Any, ids: list[int], last: int) -> torch.Tensor:
+        asked.append(len(ids))
+        return whole(model, ids, last)
+
+    monkeypatch.setattr(_decoding_ways, "_whole", counted)
     monkeypatch.setattr(_decoding_ways, "_passed", {})
     assert 24 in length_thresholds(model.config)
     assert way_of(model, 20) == SHARED and max(asked) == 16

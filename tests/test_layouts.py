@@ -19,6 +19,8 @@ from tdpo.batches import (
     PairBatch,
     PairCollator,
     TokenizedPair,
+    full_row,
+    fullest_row,
     group_rows,
     pack_rows,
     padded_batch,
@@ -32,8 +34,6 @@ from tdpo.training.layout import (
     TOLERANCE,
     choose_layout,
     cover,
-    full_row,
-    fullest_row,
     grouped_collator,
     pack_pairs,
     share_prefixes,
@@ -437,7 +437,12 @@ def test_what_failed_is_not_asked_again_and_what_lies_between_is(monkeypatch: py
     asked: list[int] = []
     collator = choose_layout(model, [of_lengths(8, 6, 7)], 0, "auto")
     distance = layout_module._distance
-    monkeypatch.setattr(layout_module, "_distance", lambda *a, **k: asked.append(1) or distance(*a, **k))
+
+    def counted(*arguments: Any, **options: Any) -> float:
+        asked.append(1)
+        return distance(*arguments, **options)
+
+    monkeypatch.setattr(layout_module, "_distance", counted)
     for length, times in ((40, 1), (40, 1), (50, 1), (20, 2), (18, 2), (28, 3)):
         cover(model, collator, [of_lengths(length - 6, 6, 1)])
         assert len(asked) == times, length

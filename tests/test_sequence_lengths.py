@@ -157,7 +157,7 @@ def test_doctor_asks_what_training_asks(kind: str, tokenizer: Any, tmp_path: Pat
         text = (
             f"prompts: {{train: '{rows}'}}\nrewards: [{{function: '{tmp_path}/rewards.py:none'}}]\n"
             "ppo: {iterations: 1, minibatch_size: 4}\n"
-            "rollouts: {completions: 4, samples_per_prompt: 2, max_new_tokens: 20}\n"
+            "rollouts: {completions: 4, samples_per_prompt: 2, max_new_tokens: 23}\n"
         )
         shorter = f"prompts.train={tmp_path}/short.jsonl"
         (tmp_path / "short.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')

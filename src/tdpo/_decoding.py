@@ -101,9 +101,9 @@ class DecodingBatch:
 STATE_NAMES = ("past_key_values", "cache_params", "state")  # of attention and hybrids, Mamba's, RWKV's
 
 
-def roomy_cache(config: Any, capacity: int) -> DynamicCache:
+def roomy_cache(config: Any, capacity: int) -> Any:
     """A key-value cache that holds `capacity` tokens a row without growing, where it is one of plain attention."""
-    cache = DynamicCache(config=config)
+    cache: Any = DynamicCache(config=config)
     cache.layers = [_RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 

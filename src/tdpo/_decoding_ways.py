@@ -135,7 +135,7 @@ class _Tokens:
         ids: list[int] = []
         while len(ids) < number:
             self.count += 1
-            token = self.count * 7919 % self.size
+            token = (self.count * 7919 + self.count // self.size) % self.size
             if token != self.pad or self.size == 1:
                 ids.append(token)
         return ids

@@ -8,7 +8,16 @@ about padding, prompts or shifted labels.
 from .collating import Extent, PairCollator
 from .layouts import PairBatch, padded_batch, shared_prefix_batch
 from .reporting import TokenizationReport
-from .rows import group_rows, pack_rows, prompt_groups, row_length, sequence_length, shared_length
+from .rows import (
+    full_row,
+    fullest_row,
+    group_rows,
+    pack_rows,
+    prompt_groups,
+    row_length,
+    sequence_length,
+    shared_length,
+)
 from .tokenizing import TokenizedPair, TokenizedPairs, counted_tokens, tokenize_pair, tokenize_pairs
 from .turns import CountedTurns
 
@@ -21,6 +30,8 @@ __all__ = [
     "TokenizedPair",
     "TokenizedPairs",
     "counted_tokens",
+    "full_row",
+    "fullest_row",
     "group_rows",
     "pack_rows",
     "padded_batch",

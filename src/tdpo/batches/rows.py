@@ -61,6 +61,35 @@ def group_rows(pairs: Sequence[TokenizedPair]) -> list[list[int]]:
     return [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
 
 
+def fullest_row(pairs: Sequence[TokenizedPair], max_tokens_per_row: int) -> list[TokenizedPair]:
+    """As many of the longest pairs as fit into one row beside at least one other; empty where no two fit."""
+    by_length = sorted((pair for pair in pairs if pair.prompt_ids), key=shared_length)
+    if len(by_length) < 2:
+        return []
+    room_beside_the_shortest = max_tokens_per_row - shared_length(by_length[0])
+    row: list[TokenizedPair] = []
+    room = max_tokens_per_row
+    for pair in reversed(by_length):
+        length = shared_length(pair)
+        if length <= (room if row else room_beside_the_shortest):
+            row.append(pair)
+            room -= length
+    return row if len(row) > 1 else []
+
+
+def full_row(pairs: Sequence[TokenizedPair], max_tokens_per_row: int) -> list[TokenizedPair]:
+    """`fullest_row`, with a made-up pair in the room that is left where other pairs may fill a row to its end."""
+    row = fullest_row(pairs, max_tokens_per_row)
+    total = sum(shared_length(pair) for pair in pairs if pair.prompt_ids)
+    room = min(max_tokens_per_row, total) - sum(map(shared_length, row))
+    if not row or room < 1:
+        return row
+    ids = row[0].prompt_ids + row[0].chosen_ids + row[0].rejected_ids
+    ids = (ids * (1 + room // len(ids)))[:room]
+    half = (room + 1) // 2
+    return [*row, TokenizedPair(ids[:1], ids[1:half], ids[half:])]
+
+
 def pack_rows(lengths: Sequence[int], max_tokens_per_row: int) -> list[list[int]]:
     """Indices of the pairs in each row: rows of at most `max_tokens_per_row` tokens, a longer pair in one of its own.
 

@@ -17,6 +17,8 @@ from ..batches import (
     PairBatch,
     PairCollator,
     TokenizedPair,
+    full_row,
+    fullest_row,
     padded_batch,
     prompt_groups,
     row_length,
@@ -237,35 +239,6 @@ def pack_pairs(
         found,
     )
     return False
-
-
-def fullest_row(pairs: Sequence[TokenizedPair], max_tokens_per_row: int) -> list[TokenizedPair]:
-    """As many of the longest pairs as fit into one row beside at least one other; empty where no two fit."""
-    by_length = sorted((pair for pair in pairs if pair.prompt_ids), key=shared_length)
-    if len(by_length) < 2:
-        return []
-    room_beside_the_shortest = max_tokens_per_row - shared_length(by_length[0])
-    row: list[TokenizedPair] = []
-    room = max_tokens_per_row
-    for pair in reversed(by_length):
-        length = shared_length(pair)
-        if length <= (room if row else room_beside_the_shortest):
-            row.append(pair)
-            room -= length
-    return row if len(row) > 1 else []
-
-
-def full_row(pairs: Sequence[TokenizedPair], max_tokens_per_row: int) -> list[TokenizedPair]:
-    """`fullest_row`, with a made-up pair in the room that is left where other pairs may fill a row to its end."""
-    row = fullest_row(pairs, max_tokens_per_row)
-    total = sum(shared_length(pair) for pair in pairs if pair.prompt_ids)
-    room = min(max_tokens_per_row, total) - sum(map(shared_length, row))
-    if not row or room < 1:
-        return row
-    ids = row[0].prompt_ids + row[0].chosen_ids + row[0].rejected_ids
-    ids = (ids * (1 + room // len(ids)))[:room]
-    half = (room + 1) // 2
-    return [*row, TokenizedPair(ids[:1], ids[1:half], ids[half:])]
 
 
 def _report_exceptions(pairs: Sequence[TokenizedPair], max_tokens_per_row: int) -> None:

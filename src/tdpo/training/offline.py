@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
-from ..models import Reference, facts_of, kept_reference, load_causal_lm, reference_at_start
+from ..models import Reference, causal_lm_of, facts_of, kept_reference, load_causal_lm, reference_at_start
 from ..preferences import PreferenceRow, preferences_from_dataset
 from ..scores import PairScores, score_pairs
 from ..token_statistics import Extra
@@ -300,12 +300,13 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def _cover(self, pairs: list[TokenizedPair]) -> None:
         """Rows that come later may be longer than those that the layout was chosen for."""
-        reference = self.reference
-        models = [self.model, *([reference.model] if reference is not None and reference.model is not None else [])]
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # The forward of a sharded model is every process's concern; longer rows are padded there.
+            check_lengths(pairs, [causal_lm_of(self.model).config])
+            return
+        models = [self.model, *([self.reference.model] if self.reference and self.reference.model else [])]
         check_lengths(pairs, [model.config for model in models])
-        # The forward of a sharded model is every process's concern; longer rows are padded there.
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            cover(self.model, self.collator, pairs, self.args.prefix_sharing, others=models[1:])
+        cover(self.model, self.collator, pairs, self.args.prefix_sharing, others=models[1:])
 
     def get_eval_dataloader(self, eval_dataset: Any | None = None) -> Any:
         """As transformers', but `dataloader_drop_last` drops nothing here: an evaluation counts every pair."""
