@@ -159,7 +159,9 @@ def test_other_prompts_are_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"training prompts: was \d+ prompts \(\w+\), is \d+ prompts"):
         again.train(resume_from_checkpoint=True)
-    (tmp_path / "checkpoint-15" / INPUTS_FILE).unlink()  # as of earlier versions, whose state knows the prompts
-    mark_complete(tmp_path / "checkpoint-15")
+    newest = find_checkpoints(tmp_path).newest
+    assert newest is not None
+    (newest / INPUTS_FILE).unlink()  # as of earlier versions, whose state knows the prompts
+    mark_complete(newest)
     with pytest.raises(ValueError, match="written by a run on other prompts than these"):
         again.train(resume_from_checkpoint=True)

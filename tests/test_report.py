@@ -594,3 +594,16 @@ print(sorted(light), sorted(heavy))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"
+
+
+def test_a_run_that_was_killed_is_not_shown_as_running(tmp_path: Path) -> None:
+    import fcntl
+
+    from tdpo.report.loading import load_runs
+
+    (tmp_path / "status.json").write_text('{"state": "running", "step": 3}', encoding="utf-8")
+    assert load_runs([tmp_path])[0].status["state"] == "running", "without a lock nothing is known"
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert load_runs([tmp_path])[0].status["state"] == "running"
+    assert load_runs([tmp_path])[0].status == {"state": "interrupted", "step": 3}

@@ -32,6 +32,7 @@ from tdpo.runs import (
     write_text,
 )
 from tdpo.runs.contents import FILES
+from tdpo.runs.folders import remove
 
 
 def recipe_for(path: Path, *overrides: str) -> Recipe:
@@ -199,6 +200,24 @@ def test_a_disk_that_fills_up_while_a_run_begins_leaves_a_folder_to_begin_in(
     with RunDirectory.training(recipe) as run:
         assert run.is_run()
     assert sorted(p.name for p in path.iterdir()) == [".lock", "environment.json", "recipe.yaml", "status.json"]
+
+
+def test_a_run_of_which_half_was_cleared_is_none(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.set_status("finished", step=7)
+
+    def stopped(path: Path) -> None:
+        if path.name == "environment.json":
+            raise KeyboardInterrupt
+        if path.name not in ("recipe.yaml", "status.json"):
+            remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tdpo.runs.directory.remove", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run.create(recipe_for(run.path), overwrite=True)
+    assert (run.path / "recipe.yaml").exists() and (run.path / "status.json").exists() and not run.is_run()
+    run.create(recipe_for(run.path, "seed=3"))
+    assert run.is_run() and run.recipe().seed == 3
 
 
 @pytest.mark.parametrize("name", [".lock", ".run-being-begun"])
