@@ -65,7 +65,6 @@ def _adapted(name: str | Path, folder: str, trust_remote_code: bool) -> Any:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the reward model {name} does not fit its base {base_name}: {reason}") from error
-    _refuse_unloaded(name, adapted, brought)
     return adapted
 
 
@@ -102,14 +101,6 @@ def _refuse_other_shapes(name: str | Path, model: Any, info: Any) -> None:
             f"the weight {key} of {name} is {tuple(saved)}, and {type(model).__name__} needs {tuple(wanted)}: it would "
             f"start at random. {NO_REWARD_MODEL}"
         )
-
-
-def _refuse_unloaded(name: str | Path, adapted: Any, brought: set[str]) -> None:
-    """An adapter's file that lacks some of its weights: peft only warns, and they start at random or at nothing."""
-    from peft import get_peft_model_state_dict
-
-    if missing := sorted(set(get_peft_model_state_dict(adapted)) - brought):
-        raise ValueError(f"the adapter {name} lacks {len(missing)} of its weights, such as {missing[0]}: save it again")
 
 
 def _names_in(folder: str) -> set[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-
 # Rotary embeddings whose frequencies transformers recomputes in every forward, for all rows of the batch at once, from
 # the longest of them (`modeling_rope_utils.dynamic_rope_update`); "su" is what LongRoPE was called at first.
 LONGROPE = ("longrope", "su")
