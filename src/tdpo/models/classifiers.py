@@ -60,12 +60,7 @@ def _adapted(name: str | Path, folder: str, trust_remote_code: bool) -> Any:
     replaced = {key for key, *_ in info["mismatched_keys"] if f"base_model.model.{key}" in brought}
     info["mismatched_keys"] = [entry for entry in info["mismatched_keys"] if entry[0] not in replaced]
     _refuse_other_shapes(base_name, model, info)
-    try:
-        adapted = load_adapter(model, folder)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the reward model {name} does not fit its base {base_name}: {reason}") from error
-    return adapted
+    return load_adapter(model, folder)
 
 
 def _from_pretrained(name: str | Path, folder: str, trust_remote_code: bool, **changes: Any) -> tuple[Any, Any]:
