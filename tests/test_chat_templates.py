@@ -308,3 +308,36 @@ def test_validated_rows_with_tools_keep_them() -> None:
     rows = preferences_from_dataset([{**given, "rejected": turns("no", first="assistant")}]).rows
     tokenizer = tokenizer_with(TALKATIVE + ending("<|end|>\\n"))
     assert tokenize_pairs(rows, tokenizer, None).report.warnings() == []
+
+
+# ---- arguments of tool calls ----
+
+CALLS = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}{{ c['function']['name'] }}CALL{% endfor %}{{ '<|end|>' }}{% endfor %}"
+    + ANSWERS
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        # Joined to other text, as DeepSeek's templates do it: an object fails there.
+        ("{{ ' ' + GIVEN }}", ' {"town": "Bonn ♥"}'),
+        # Written as they are: of an object that would be Python's notation.
+        ("{{ GIVEN }}", '{"town": "Bonn ♥"}'),
+        # Turned into JSON by the template: text would be quoted a second time.
+        ("{{ GIVEN | tojson }}", '{"town": "Bonn ♥"}'),
+        # Taken apart.
+        ("{% for k, v in GIVEN.items() %}{{ k }}={{ v }}{% endfor %}", "town=Bonn ♥"),
+        ("{{ GIVEN if GIVEN is string else GIVEN | tojson }}",
+         '{"town": "Bonn ♥"}'),
+    ],
+)  # fmt: skip
+def test_arguments_are_given_as_the_template_takes_them(written: str, text: str) -> None:
+    tokenizer = tokenizer_with(CALLS.replace("CALL", written.replace("GIVEN", "c['function']['arguments']")))
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Bonn ♥"}}}
+    chosen = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    tokenized = tokenize_pairs([row(turns("Is it warm?"), chosen, "No.")], tokenizer, None)
+    assert texts(tokenizer, tokenized)[1] == f"weather{text}<|end|>"
+    assert call["function"]["arguments"] == {"town": "Bonn ♥"}  # what was given is not changed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,11 +58,6 @@ def test_a_transformers_without_a_hook_is_refused(monkeypatch: pytest.MonkeyPatc
     assert transformers.__version__ in str(caught.value) and "pip install" in str(caught.value)
     problems = [check for check in machine_checks() if check.state == "problem"]
     assert any(lacking in check.text for check in problems)
-
-
-def test_functions_are_asked_for_too() -> None:
-    with pytest.raises(ImportError, match=r"no trainer_utils\.rotate_checkpoints"):
-        hooks.check_hooks(functions=SimpleNamespace())
 
 
 @pytest.mark.parametrize("trainer", [TDPOTrainer, PPOTrainer])

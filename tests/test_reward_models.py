@@ -135,9 +135,7 @@ def test_an_adapter_comes_with_its_base_and_its_head(tmp_path: Path) -> None:
 
     file = "adapter_model.safetensors"
     change_weights(tmp_path / "adapter", lambda w: w.pop(next(key for key in w if "lora_A" in key)), file)
-    with pytest.raises(
-        ValueError, match=r"adapter .* lacks 1 weights that .*, such as .*lora_A"
-    ):
+    with pytest.raises(ValueError, match=r"adapter .* lacks 1 weights that .*, such as .*lora_A"):
         reward_model(tmp_path / "adapter")
     change_weights(tmp_path / "adapter", lambda w: w.pop("base_model.model.score.weight"), file)
     with pytest.raises(ValueError, match=r"neither of them holds score\.weight.*modules_to_save"):

@@ -10,6 +10,7 @@ from tdpo.preferences import Text
 
 from .conversations import Conversation, PromptInput
 from .rendering import apply, render
+from .tool_arguments import has_objects, wants_text, with_text
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -59,7 +60,15 @@ class Encoder:
             )
         assert not isinstance(prompt, str)
         conversation = prompt if isinstance(prompt, Conversation) else Conversation(prompt)
-        return render(self.tokenizer, conversation, generation_prompt=generation_prompt)
+        return render(self.tokenizer, self._as_taken(conversation), generation_prompt=generation_prompt)
+
+    @cached_property
+    def _takes_text(self) -> bool:
+        return wants_text(self.tokenizer)
+
+    def _as_taken(self, conversation: Conversation) -> Conversation:
+        """The conversation with arguments of tool calls in the form that the template takes."""
+        return with_text(conversation) if has_objects(conversation) and self._takes_text else conversation
 
     def generation_mask(self, conversation: Conversation) -> tuple[list[int], list[int]] | None:
         """The ids of a conversation, and 1 for each that the template marks as generated; None where it marks none."""
@@ -67,7 +76,7 @@ class Encoder:
         if not GENERATION.search(template):
             return None
         asked = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-        masked = apply(self.tokenizer, conversation, asked)
+        masked = apply(self.tokenizer, self._as_taken(conversation), asked)
         ids, mask = list(masked["input_ids"]), list(masked["assistant_masks"])
         begun = self._begun_once(ids)
         return begun, mask[len(ids) - len(begun) :]

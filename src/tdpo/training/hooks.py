@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from transformers import Trainer, trainer_utils
+from transformers import Trainer
 
 OLDEST_TRANSFORMERS = "5.19"
 TRAINER_HOOKS = (
@@ -23,13 +23,11 @@ TRAINER_HOOKS = (
     "_save_checkpoint",
     "loss_is_scaled_for_ga",
 )
-FUNCTIONS = ("rotate_checkpoints",)
 
 
-def check_hooks(trainer: Any = Trainer, functions: Any = trainer_utils) -> None:
+def check_hooks(trainer: Any = Trainer) -> None:
     """Raise ImportError where the installed transformers lacks something that the trainers rely on."""
     lacking = [f"Trainer.{name}" for name in TRAINER_HOOKS if not hasattr(trainer, name)]
-    lacking += [f"trainer_utils.{name}" for name in FUNCTIONS if not hasattr(functions, name)]
     if lacking:
         raise ImportError(
             f"tdpo trains with transformers from {OLDEST_TRANSFORMERS} on; the installed {transformers.__version__} "
