@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from conftest import build_model
 from tdpo import _decoding_ways
 from tdpo._decoding import Way
 from tdpo._decoding_ways import WAYS, distance, way_of
-from tdpo.generation import SamplingSettings, check_fit, encode_prompts, sample
+from tdpo.generation import SamplingSettings, check_fit, encode_prompts, sample, stop_token_ids
 from tdpo.models import length_thresholds
 
 SHARED, PADDED, EQUAL_OWN, WHOLE = (
@@ -90,6 +90,12 @@ def greedy(model: Any, prompt: list[int], steps: int) -> list[int]:
     return ids[len(prompt) :]
 
 
+def until(ends: Collection[int], ids: list[int]) -> list[int]:
+    """The ids up to the first that ends a response, it included."""
+    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return ids[: stop + 1]
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_samples_are_what_the_model_itself_says(family: str, tokenizer: Any) -> None:
     """Ragged prompts that begin alike: longer than the windows, shorter, one a token more than another."""
@@ -98,9 +104,10 @@ def test_samples_are_what_the_model_itself_says(family: str, tokenizer: Any) -> 
     tokenizer.eos_token_id, kept = None, tokenizer.eos_token_id
     try:
         found = sample(model, tokenizer, PROMPTS, SamplingSettings(temperature=0, max_new_tokens=6))
+        ends = stop_token_ids(model, tokenizer)
     finally:
         tokenizer.eos_token_id = kept
-    expected = [greedy(model, ids, 6) for ids in encode_prompts(tokenizer, PROMPTS)]
+    expected = [until(ends, greedy(model, ids, 6)) for ids in encode_prompts(tokenizer, PROMPTS)]
     assert [completion.token_ids for completion in found] == expected
     assert way_of(model, 20) == way
 

@@ -661,7 +661,7 @@ def test_code_that_ships_with_a_model_runs_only_when_asked_for(
     config["auto_map"] = {"AutoConfig": "theirs.TheirConfig", "AutoModelForCausalLM": "theirs.TheirModel"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "theirs.py").write_text(REMOTE_CODE.format(mark=mark))
-    with pytest.raises(ValueError, match=r"(?s)contains custom code.*trust_remote_code"):
+    with pytest.raises(ValueError, match=r"brings Python code of its own.*trust_remote_code"):
         load_causal_lm(folder)
     with pytest.raises(ValueError, match="trust_remote_code"):
         model_facts(folder, load_tokenizer(tiny_folder("llama")))

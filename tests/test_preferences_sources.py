@@ -326,8 +326,8 @@ def test_a_hub_name_goes_to_load_dataset(monkeypatch: pytest.MonkeyPatch) -> Non
     assert load_preferences("owner/name", split="test").rows[0].source == "owner/name"
     load_preferences("owner/name:helpful-base")
     assert calls == [
-        (("owner/name", None), {"split": "test"}),
-        (("owner/name", "helpful-base"), {"split": "train"}),
+        (("owner/name", None), {"split": "test", "trust_remote_code": False}),
+        (("owner/name", "helpful-base"), {"split": "train", "trust_remote_code": False}),
     ]
 
 

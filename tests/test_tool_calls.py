@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,23 @@ DUMPED = (
 class Characters:
     """A tokenizer with one token a character, around a real chat template."""
 
-    eos_token_id = None
+    bos_token_id = eos_token_id = None
+    all_special_ids: Sequence[int] = ()
+    added_tokens_decoder: Mapping[int, Any] = {}
 
     def __init__(self, template: str) -> None:
         self.chat_template = template
 
-    def apply_chat_template(self, messages: Any, *, tools: Any = None, **options: Any) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+    def apply_chat_template(self, messages: Any, *, tools: Any = None, **options: Any) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        options = {k: v for k, v in options.items() if k not in ("tokenize", "return_dict", "add_generation_prompt")}
+        assert not options.pop("tokenize") and not options.pop("return_dict", False)
+        options.pop("add_generation_prompt")
         ((text,), _) = render_jinja_template([messages], tools=tools, chat_template=self.chat_template, **options)
-        return {"input_ids": [ord(c) for c in text]}
+        return str(text)
 
     def decode(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))

@@ -19,8 +19,9 @@ def prompt_lengths(recipe: PPORecipe) -> Iterator[Check]:
     from ..training.ppo_data import read_recipe_prompts
     from ..training.ppo_run import new_tokens_of
 
-    trust, answer = recipe.model.trust_remote_code, new_tokens_of(recipe)
+    trust = recipe.model.trust_remote_code
     try:
+        answer = new_tokens_of(recipe)
         train, held_out, _ = read_recipe_prompts(recipe)
         tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
     except (OSError, ValueError):  # the checks of prompts and model say it

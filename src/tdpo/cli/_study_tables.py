@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from rich.text import Text
 
     from ..comparison.tables import ResultRow
 
@@ -39,6 +38,7 @@ def results_tables(folder: Path) -> Iterator[Table]:
 def _table_of(task: str, rows: Sequence[ResultRow]) -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     from ..comparison.arms import LABELS
 
