@@ -34,8 +34,9 @@ class Prompts(Section):
     """Prompts of your own, with `rewards` instead of an environment."""
 
     train: Text
-    """File (JSONL, JSON, Parquet, CSV), saved dataset folder, or hub name with a column `prompt`: plain text, or
-    messages. Other columns reach the reward functions. Of several splits, train is read."""
+    """File (JSONL, JSON, Parquet, CSV; a .txt holds a prompt a line), saved dataset folder, or hub name with a column
+    `prompt`: plain text, or messages. `tools` and `chat_template_kwargs` beside messages reach the chat template, other
+    columns the reward functions. Of several splits, train is read."""
     eval: Text | None = None
     """Where the held-out prompts are, in the same formats (of several splits, test); null holds none."""
     on_bad_rows: Literal["error", "skip"] = "error"
