@@ -8,7 +8,6 @@ from torch import Tensor
 from ..divergences import entropy, forward_kl, kl_of_logp, reverse_kl
 from .problems import Problem
 
-DRAWS = 16  # responses to a prompt, of which coverage is asked
 MEASURES = ("reward", "reward_variance", "forward_kl", "reverse_kl", "entropy", "mode_coverage", "effective_modes")
 
 
@@ -17,15 +16,14 @@ def measure(problem: Problem, node_logp: Tensor) -> dict[str, Tensor]:
 
     `reward` is its expectation and `reward_variance` its variance; `forward_kl` is KL(reference‖policy) and
     `reverse_kl` KL(policy‖reference), nats a response; `entropy` is of the response, nats. `mode_coverage` is the
-    expected share of the good responses among 16 draws, `effective_modes` the exponential of the entropy of the
-    policy among good responses (how many equally likely ones would have it).
+    expected share of the good responses among the settings' draws (16), `effective_modes` the exponential of the
+    entropy of the policy among good responses (how many equally likely ones would have it).
     """
-    tree = problem.tree
-    logp = tree.response_logp(node_logp)
+    logp = problem.tree.response_logp(node_logp)
     probability = logp.exp()
     mean = (probability * problem.rewards).sum(-1)
     among = torch.where(problem.modes, logp, -torch.inf)
-    missed = (1 - probability[..., problem.modes]) ** DRAWS
+    missed = (1 - probability[..., problem.modes]) ** problem.settings.draws
     return {
         "reward": mean,
         "reward_variance": (probability * problem.rewards**2).sum(-1) - mean**2,

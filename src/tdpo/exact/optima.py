@@ -1,33 +1,26 @@
-"""Where a method ends with infinite data.
+"""Where a method ends with infinite data, in closed form: everything that learns from rewards, DPO, f-DPO, imitation.
 
-Closed forms for everything that learns from rewards, for DPO and for SFT; for the rest a root of the loss's gradient.
 Two of the closed forms differ on trees though they are called by one name: a KL in the *reward* is paid for by the
-symbols that lead to it, a KL in the *loss* acts on its own node alone (see `tdpo.policy_gradient.kl_loss`).
+symbols that lead to it, a KL in the *loss* acts on its own node alone (see `tdpo.policy_gradient.kl_loss`). What has no
+closed form is searched for in `searching.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from .objectives import all_pairs
 from .problems import Problem
 
-Field = Callable[[Tensor], Tensor]  # node logits [..., nodes, symbols] to a loss [...]
 Solve = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # log q, values [n, symbols] to log π [n, symbols], value [n]
-
-STEP = 1e-6  # of the differences that the Jacobian is made of; where the search ends does not depend on it
-TOLERANCE = 1e-8  # of every entry of the gradient where a search has ended
+HALVINGS = 200  # of a bisection: to the last bit
 
 
 def kl_in_reward(problem: Problem, coefficient: float) -> Tensor:
-    """max E_π[r] − c·KL(π‖π_ref) over responses, so π ∝ π_ref·exp(r/c): node_logp [nodes, symbols].
-
-    DPO's optimum too, where preferences follow Bradley–Terry (Rafailov et al. 2023, eq. 4).
-    """
+    """max E_π[r] − c·KL(π‖π_ref) over responses, so π ∝ π_ref·exp(r/c): node_logp [nodes, symbols]."""
     logits = problem.reference_logp + problem.rewards / coefficient
     return problem.tree.from_responses(logits.softmax(-1))
 
@@ -40,9 +33,10 @@ def kl_in_loss(problem: Problem, direction: str, coefficient: float) -> Tensor:
     """
 
     def solve(logq: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        logp = _best_forward(logq, values, coefficient) if direction == "forward" else (
-            (logq + values / coefficient).log_softmax(-1)
-        )
+        if direction == "forward":
+            logp = _best_forward(logq, values, coefficient)
+        else:
+            logp = (logq + values / coefficient).log_softmax(-1)
         return logp, (logp.exp() * values).sum(-1)
 
     return _from_the_end(problem, solve)
@@ -51,16 +45,49 @@ def kl_in_loss(problem: Problem, direction: str, coefficient: float) -> Tensor:
 def forward_kl_of_responses(problem: Problem, coefficient: float) -> Tensor:
     """max E_π[r] − c·KL(π_ref‖π) over responses: π(y) = c·π_ref(y)/(λ − r(y)), λ making it sum to one.
 
-    The KL is taken where the *reference* goes, as it is on data. It is the optimum of f-DPO with the forward KL too.
+    The KL is taken where the *reference* goes, as it is on data.
     """
     logp = _best_forward(problem.reference_logp[None], problem.rewards[None], coefficient)[0]
     return problem.tree.from_responses(logp.exp())
 
 
-def anchored_imitation(problem: Problem, target: Tensor, coefficient: float) -> Tensor:
-    """SFT on responses drawn from `target` [K], plus c·KL(π_ref‖π): the mixture (target + c·π_ref)/(1 + c)."""
-    mixture = (target + coefficient * problem.reference_logp.exp()) / (1 + coefficient)
-    return problem.tree.from_responses(mixture)
+def dpo(problem: Problem, beta: float) -> Tensor:
+    """Where preferences are Bradley–Terry of s·r, π ∝ π_ref·exp(s·r/β) (Rafailov et al. 2023, eq. 4)."""
+    return kl_in_reward(problem, beta / problem.settings.preference_scale)
+
+
+def f_dpo_forward(problem: Problem, beta: float) -> Tensor:
+    """f-DPO with f(u) = −log u: β·f′(u) = s·r + a constant, so the optimum of the forward KL over responses."""
+    return forward_kl_of_responses(problem, beta / problem.settings.preference_scale)
+
+
+def f_dpo_js(problem: Problem, beta: float) -> Tensor:
+    """f-DPO with Jensen–Shannon: log(u/(1 + u)) = s·r/β − λ, so u = 1/(exp(λ − s·r/β) − 1), E_ref[u] = 1."""
+    scaled = problem.rewards * problem.settings.preference_scale / beta
+    reference = problem.reference_logp.exp()
+    # λ = max + gap: E_ref[u] falls in gap; it is 1 or less where all u are, at gap = log 2, and without bound at 0.
+    low, high = 0.0, 0.6931471805599454
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        ratio = 1 / torch.expm1(scaled.max() + middle - scaled)
+        low, high = (middle, high) if float(reference @ ratio) > 1 else (low, middle)
+    probability = reference / torch.expm1(scaled.max() + high - scaled)
+    return problem.tree.from_responses(probability / probability.sum())
+
+
+def anchored_imitation(problem: Problem, coefficient: float) -> Tensor:
+    """SFT on chosen responses plus c·KL(π_ref‖π) at the nodes of both: in each node a mixture with the reference.
+
+    With t(a) the mass of chosen responses that take symbol a, and m the mass of responses of pairs that come through
+    the node, π(a) = (t(a) + c·m·q(a))/(Σ t + c·m).
+    """
+    pairs = all_pairs(problem)
+    chosen, rejected = problem.tree.taken(pairs.sum(-1)), problem.tree.taken(pairs.sum(-2))
+    visits = 0.5 * (chosen + rejected).sum(-1, keepdim=True)
+    mass = chosen + coefficient * visits * problem.reference.exp()
+    return (mass / mass.sum(-1, keepdim=True)).log()
 
 
 def best_of(problem: Problem, count: int) -> Tensor:
@@ -69,8 +96,7 @@ def best_of(problem: Problem, count: int) -> Tensor:
     at_most = (reference * (problem.rewards[None] <= problem.rewards[:, None])).sum(-1)
     same = (reference * (problem.rewards[None] == problem.rewards[:, None])).sum(-1)
     chosen = at_most.clamp(max=1.0) ** count - (at_most - same).clamp(min=0.0) ** count
-    probability = chosen * reference / same
-    return problem.tree.from_responses(probability.clamp_min(1e-300))
+    return problem.tree.from_responses((chosen * reference / same).clamp_min(1e-300))
 
 
 def cooled(problem: Problem, temperature: float) -> Tensor:
@@ -78,68 +104,8 @@ def cooled(problem: Problem, temperature: float) -> Tensor:
     return (problem.reference / temperature).log_softmax(-1)
 
 
-def minimum(loss: Field, start: Tensor) -> Tensor:
-    """node_logp of the least `loss` that a trust region finds from `start` on, ended by `root_of_gradient`; float64.
-
-    Raises:
-        RuntimeError: as `root_of_gradient`.
-    """
-    from scipy.optimize import minimize
-
-    slopes = _Slopes(loss, start.shape)
-    result = minimize(
-        slopes.value, start.flatten().numpy(), jac=slopes.gradient, hess=slopes.jacobian, method="trust-exact",
-        options={"gtol": TOLERANCE, "maxiter": 500},
-    )  # fmt: skip
-    return root_of_gradient(loss, torch.from_numpy(result.x).reshape(start.shape))
-
-
-def root_of_gradient(loss: Field, start: Tensor) -> Tensor:
-    """node_logp where the gradient of `loss` vanishes, from `start` on; float64.
-
-    For a loss that stops a gradient, as TDPO2 does: its value need not be least where the gradient vanishes.
-
-    Raises:
-        RuntimeError: an entry of the gradient stays above 1e-8; the message says how large it is.
-    """
-    from scipy.optimize import root
-
-    slopes = _Slopes(loss, start.shape)
-    options = {"xtol": 1e-14, "ftol": 1e-14}
-    result = root(slopes.gradient, start.flatten().numpy(), jac=slopes.jacobian, method="lm", options=options)
-    return slopes.solution(result.x)
-
-
-class _Slopes:
-    """A loss of tables as functions of flat numpy vectors: value, gradient, and its Jacobian by finite differences."""
-
-    def __init__(self, loss: Field, shape: torch.Size) -> None:
-        self.loss, self.shape = loss, shape
-
-    def value(self, flat: NDArray[np.float64]) -> float:
-        return float(self.loss(torch.from_numpy(flat).reshape(self.shape)))
-
-    def gradient(self, flat: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._gradient(torch.from_numpy(flat)[None])[0]
-
-    def jacobian(self, flat: NDArray[np.float64]) -> NDArray[np.float64]:
-        moved = torch.from_numpy(flat) + STEP * torch.eye(flat.size, dtype=torch.float64)
-        return (self._gradient(moved) - self.gradient(flat)).T / STEP
-
-    def solution(self, flat: NDArray[np.float64]) -> Tensor:
-        largest = float(np.abs(self.gradient(flat)).max())
-        if not largest <= TOLERANCE:
-            raise RuntimeError(f"the gradient's largest entry is still {largest:.1e}, asked for {TOLERANCE:.0e}")
-        return torch.from_numpy(flat).reshape(self.shape).log_softmax(-1)
-
-    def _gradient(self, rows: Tensor) -> NDArray[np.float64]:
-        logits = rows.reshape(-1, *self.shape).requires_grad_()
-        (gradient,) = torch.autograd.grad(self.loss(logits).sum(), logits)
-        return gradient.flatten(1).numpy()
-
-
 def _from_the_end(problem: Problem, solve: Solve) -> Tensor:
-    """Solve the nodes level by level, the last first; the values of a level's nodes are those of its parents' symbols."""
+    """Solve the nodes level by level, the last first; values of a level's nodes are those of its parents' symbols."""
     tree, values, tables = problem.tree, problem.rewards, []
     for level in reversed(range(tree.depth)):
         table, values = solve(problem.reference[tree.level(level)], values.reshape(-1, tree.symbols))
@@ -151,9 +117,12 @@ def _best_forward(logq: Tensor, values: Tensor, coefficient: float) -> Tensor:
     """log π of the best π for Σ π·v − c·KL(q‖π), rows [n, symbols]: π = c·q/(λ − v), λ > max v by bisection."""
     q, peak = logq.exp(), values.amax(-1, keepdim=True)
     low, high = torch.zeros_like(peak), torch.full_like(peak, coefficient)
-    # λ = peak + gap: Σ c·q/(peak + gap − v) falls in gap, is 1 or less at gap = c, and is at least 1 at gap = c·q(peak).
-    for _ in range(200):
+    # λ = peak + gap: Σ c·q/(peak + gap − v) falls in gap, is 1 or less at gap = c, and at least 1 at gap = c·q(peak).
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         too_small = (coefficient * q / (peak + middle - values)).sum(-1, keepdim=True) > 1
-        low, high = torch.where(too_small, middle, low), torch.where(too_small, high, middle)
+        narrower = torch.where(too_small, middle, low), torch.where(too_small, high, middle)
+        if torch.equal(narrower[0], low) and torch.equal(narrower[1], high):
+            break
+        low, high = narrower
     return (coefficient * q / (peak + high - values)).log().log_softmax(-1)

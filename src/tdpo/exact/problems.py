@@ -2,23 +2,23 @@
 
 Three shapes of reference (how its probability is spread) times three rewards (which of the good responses are worth
 more), on choices among a few symbols and on trees. Good responses, the *modes*, are every second response in the order
-of the reference's probability, so that some are common and some are rare; all others have reward 0.
+of the reference's probability, six at most, so that some are common and some are rare; all others have reward 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .settings import Settings
 from .trees import Tree
 
 SHAPES = ("peaked", "flat", "multimodal")
 REWARDS = ("equal", "common", "rare")
-LEAST_REWARD = 0.4  # of a good response, where rewards are graded from here to 1
-MOST_MODES = 6
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,23 @@ class Problem:
     reference: Tensor
     rewards: Tensor
     modes: Tensor
+    settings: Settings
 
     @property
     def name(self) -> str:
-        return f"{self.tree.symbols}^{self.tree.depth} {self.shape} {self.reward}"
+        """For instance 3^3 peaked equal."""
+        return f"{self.tree.name} {self.shape} {self.reward}"
 
-    @property
+    @cached_property
     def reference_logp(self) -> Tensor:
         """log π_ref(y) [K]."""
         return self.tree.response_logp(self.reference)
 
 
-def make_problem(tree: Tree, shape: str, reward: str, seed: int = 0) -> Problem:
-    """A problem of these kinds; `seed` says which symbols are the likely ones in which node.
+def make_problem(
+    tree: Tree, shape: str, reward: str, settings: Settings | None = None, seed: int | None = None
+) -> Problem:
+    """A problem of these kinds; `seed` (default: that of the settings) says which symbols are likely in which node.
 
     Raises:
         ValueError: `shape` or `reward` is none of those above.
@@ -52,23 +56,24 @@ def make_problem(tree: Tree, shape: str, reward: str, seed: int = 0) -> Problem:
         raise ValueError(
             f"shape must be one of {', '.join(SHAPES)} and reward one of {', '.join(REWARDS)}, not {shape}, {reward}"
         )
-    generator = torch.Generator().manual_seed(seed)
+    settings = settings or Settings()
+    generator = torch.Generator().manual_seed(settings.seed if seed is None else seed)
     rows = [_shape(shape, tree.symbols)[torch.randperm(tree.symbols, generator=generator)] for _ in range(tree.nodes)]
     reference = torch.stack(rows).log_softmax(-1)
     order = tree.response_logp(reference).argsort(descending=True, stable=True)
-    good = order[::2][:MOST_MODES]
-    grades = torch.linspace(1.0, LEAST_REWARD, len(good), dtype=torch.float64)
+    good = order[::2][: settings.most_modes]
+    grades = torch.linspace(1.0, settings.least_reward, len(good), dtype=torch.float64)
     worth = {"equal": torch.ones_like(grades), "common": grades, "rare": grades.flip(0)}[reward]
     rewards = torch.zeros(tree.responses, dtype=torch.float64).index_copy(0, good, worth)
-    return Problem(tree, shape, reward, reference, rewards, rewards > 0)
+    return Problem(tree, shape, reward, reference, rewards, rewards > 0, settings)
 
 
-def all_problems(trees: tuple[Tree, ...], seed: int = 0) -> Iterator[Problem]:
+def all_problems(settings: Settings) -> Iterator[Problem]:
     """Every shape with every reward on each of the trees."""
-    for tree in trees:
+    for tree in settings.trees:
         for shape in SHAPES:
             for reward in REWARDS:
-                yield make_problem(tree, shape, reward, seed)
+                yield make_problem(tree, shape, reward, settings)
 
 
 def _shape(shape: str, symbols: int) -> Tensor:
