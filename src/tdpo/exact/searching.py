@@ -104,10 +104,10 @@ class _Slopes:
         return self._gradients(torch.from_numpy(flat)[None])[1][0]
 
     def expansion(self, flat: Vector) -> tuple[float, Vector, Vector]:
-        """The value, the gradient, and its Jacobian by central differences with the gauge added; all in one batch."""
+        """The value, the gradient, and its Jacobian by differences, the gauge added; all in one batch."""
         steps = STEP * torch.eye(flat.size, dtype=torch.float64)
-        values, rows = self._gradients(torch.from_numpy(flat) + torch.cat([torch.zeros_like(steps[:1]), steps, -steps]))
-        jacobian = (rows[1 : 1 + flat.size] - rows[1 + flat.size :]).T / (2 * STEP)
+        values, rows = self._gradients(torch.from_numpy(flat) + torch.cat([torch.zeros_like(steps[:1]), steps]))
+        jacobian = (rows[1:] - rows[0]).T / STEP
         return float(values[0]), rows[0], jacobian + self.gauge
 
     def jacobian(self, flat: Vector) -> Vector:

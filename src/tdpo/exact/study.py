@@ -22,7 +22,7 @@ from .measures import distance, measure
 from .methods import METHODS, path
 from .problems import Problem, make_problem
 
-LOG_STRENGTH = 1e-6  # to which the logarithm of the strength is found at which a method has a target
+LOG_STRENGTH = 1e-5  # to which the logarithm of the strength is found at which a method has a target
 TRIES = 12  # of that search; smooth methods need half of them
 MISSED = 1e-5  # of the target: farther away, the optimum jumps over it
 TRIAL_SEED = 1  # added to the seed of the settings: the rate is chosen where other symbols are likely, on other data
@@ -44,7 +44,7 @@ def run_problem(problem: Problem) -> Tables:
             if point := reached(problem, name, points, measured, target):
                 row = _row(problem, name, *point)
                 tables["matched"].append({"matched": measured, "target": target, **row})
-        if problem.tree in problem.settings.finite_trees:
+        if problem.tree in problem.settings.finite_trees and problem.reward in problem.settings.finite_rewards:
             tables["finite"] += _finite(problem, name, points)
     return tables
 
@@ -93,7 +93,11 @@ def reached(
     (held, start), (free, _) = points[first - 1], points[first]
 
     def gap(log_strength: float) -> float:
-        return beyond(METHODS[name].optimum(problem, math.exp(log_strength), start))
+        nonlocal start
+        node_logp = METHODS[name].optimum(problem, math.exp(log_strength), start)
+        if (missing := beyond(node_logp)) < 0:  # on this side of a jump, if there is one
+            start = node_logp
+        return missing
 
     strength = math.exp(brentq(gap, math.log(held), math.log(free), xtol=LOG_STRENGTH, maxiter=TRIES, disp=False))
     node_logp = METHODS[name].optimum(problem, strength, start)
@@ -162,8 +166,3 @@ def methods_record() -> list[dict[str, str]]:
     reference = {"name": "reference", "label": "Reference", "data": "reference", "direction": ""}
     own = [{"name": n, "label": m.label, "data": m.data, "direction": m.direction} for n, m in METHODS.items()]
     return [reference, *own]
-
-
-def one_thread() -> None:
-    """Tables this small are slower on several threads, and sums differ in their last bit between numbers of threads."""
-    torch.set_num_threads(1)
