@@ -26,7 +26,7 @@ LOG_STRENGTH = 1e-5  # to which the logarithm of the strength is found at which 
 TRIES = 12  # of that search; smooth methods need half of them
 MISSED = 1e-5  # of the target: farther away, the optimum jumps over it
 TRIAL_SEED = 1  # added to the seed of the settings: the rate is chosen where other symbols are likely, on other data
-DIGITS = 6  # of a number in a table
+DIGITS = 5  # of a number in a table
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
@@ -44,7 +44,7 @@ def run_problem(problem: Problem) -> Tables:
             if point := reached(problem, name, points, measured, target):
                 row = _row(problem, name, *point)
                 tables["matched"].append({"matched": measured, "target": target, **row})
-        if problem.tree in problem.settings.finite_trees and problem.reward in problem.settings.finite_rewards:
+        if problem.tree in problem.settings.finite_trees:
             tables["finite"] += _finite(problem, name, points)
     return tables
 
@@ -146,7 +146,7 @@ def _moments(name: str, values: Tensor) -> Row:
 
 
 def table_text(rows: Iterable[Row]) -> str:
-    """Rows as CSV; numbers with six digits, so that a repetition gives the same bytes. No rows, no text."""
+    """Rows as CSV; numbers with five digits, so that a repetition gives the same bytes. No rows, no text."""
     rows = list(rows)
     if not rows:
         return ""

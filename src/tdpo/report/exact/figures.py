@@ -65,6 +65,7 @@ def kept(exact: Exact, tree: str) -> Figure:
     labels = {m["name"]: m["label"] for m in exact.methods}
     for axis in [key for key in layout if key.startswith("yaxis")]:
         layout[axis] |= {"tickvals": list(place.values()), "ticktext": [plot_text(labels[n], 34) for n in place]}
+        layout[axis]["range"] = [0.4, len(place) + 0.6]
         layout[axis]["showticklabels"] = layout[axis.replace("y", "x")]["domain"][0] == 0
     layout["height"] = 900
     heads = [
