@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from itertools import product
 
@@ -54,6 +55,12 @@ def test_a_tree_knows_its_responses() -> None:
         assert torch.isclose(TREE.response_logp(policy)[index], torch.as_tensor(expected))
     assert math.isclose(float(TREE.response_logp(policy).exp().sum()), 1.0)
     assert torch.allclose(TREE.from_responses(TREE.response_logp(policy).exp()), policy)
+
+
+def test_a_tree_travels_without_its_tables() -> None:
+    tree = Tree(3, 3)
+    tree.response_logp(make_problem(tree, "flat", "equal").reference)
+    assert len(pickle.dumps(tree)) < 100 and pickle.loads(pickle.dumps(tree)) == tree
 
 
 def test_measures_are_what_their_names_say() -> None:

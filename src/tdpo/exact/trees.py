@@ -21,6 +21,10 @@ class Tree:
     symbols: int
     depth: int = 1
 
+    def __reduce__(self) -> tuple[type[Tree], tuple[int, int]]:
+        """Tables that were looked up stay behind: torch would send them to another process by open files."""
+        return Tree, (self.symbols, self.depth)
+
     @property
     def name(self) -> str:
         """Symbols to the power of tokens: 3^3."""
