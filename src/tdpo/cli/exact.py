@@ -11,12 +11,14 @@ import typer
 from ._console import duration, progress, say, write
 from ._options import Debug
 
+DEFAULT = Path("runs/exact")
+
 
 def exact(
     out: Annotated[
         Path,
         typer.Option("--out", "-o", metavar="DIR", help="Folder for tables and page; a begun one is gone on with."),
-    ] = Path("runs/exact"),
+    ] = DEFAULT,
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Problems at a time; 0 is the number of cores, 2 at most.")
     ] = 0,
@@ -43,7 +45,8 @@ def exact(
     """
     from ._exact_run import ExactRun, Stopped
 
-    words = ["tdpo", "exact", "--out", str(out), *(["--workers", str(workers)] if workers else [])]
+    words = ["tdpo", "exact", *(["--out", str(out)] if out != DEFAULT else [])]
+    words += ["--workers", str(workers)] if workers else []
     command = shlex.join(words)
     run = ExactRun(out, command=command)
     try:

@@ -15,13 +15,14 @@ class Settings:
     seed: int = 0
     trees: tuple[Tree, ...] = (Tree(7), Tree(20), Tree(3, 3))
     finite_trees: tuple[Tree, ...] = (Tree(7), Tree(3, 3))
+    finite_rewards: tuple[str, ...] = ("rare",)  # where a learner has most to find
     most_modes: int = 6  # good responses of a problem, at most
     least_reward: float = 0.4  # of a good response, where rewards are graded from here to 1
     draws: int = 16  # responses to a prompt, of which coverage is asked
     preference_scale: float = 4.0  # a response that is worth 1 more is preferred with probability σ(4) = 0.98
     alpha: float = 0.5  # of TDPO2, as the paper has it
     held_beta: float = 0.1  # of DPO beside which a KL term stands
-    strengths: int = 12  # of every method, from the strongest hold to the weakest
+    strengths: int = 8  # of every method, from the strongest hold to the weakest
     gains: tuple[float, ...] = (0.5, 0.8)  # of the reward between the reference's and 1, where methods are compared
     forward_kl: float = 0.2  # where methods are compared at equal KL(reference‖policy)
     reverse_kl: float = 0.2  # where methods are compared at equal KL(policy‖reference)

@@ -44,7 +44,7 @@ def run_problem(problem: Problem) -> Tables:
             if point := reached(problem, name, points, measured, target):
                 row = _row(problem, name, *point)
                 tables["matched"].append({"matched": measured, "target": target, **row})
-        if problem.tree in problem.settings.finite_trees:
+        if problem.tree in problem.settings.finite_trees and problem.reward in problem.settings.finite_rewards:
             tables["finite"] += _finite(problem, name, points)
     return tables
 
