@@ -22,6 +22,7 @@ MATHEMATICS = {
 # From top to bottom. A new room gets its place here before anything imports it.
 LAYERS: list[set[str]] = [
     MATHEMATICS,
+    {"exact"},
     {"guards"},
     {"preferences"},
     {"chat_templates"},

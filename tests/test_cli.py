@@ -28,7 +28,7 @@ from tdpo.runs import RunDirectory, mark_complete, read_json
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "demo", "explain", "doctor", "recipe", "pairs", "train", "ppo", "merge", "generate", "evaluate", "compare",
-    "report",
+    "exact", "report",
 )  # fmt: skip
 Call = Callable[..., Result]
 

@@ -15,6 +15,7 @@ from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
+from .exact import exact
 from .explain import explain
 from .generate import generate
 from .merge import merge
@@ -107,7 +108,7 @@ def tdpo(
 _PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Start": (demo, explain, doctor, recipe),
     "Train": (pairs, train, ppo, merge),
-    "Judge": (generate, evaluate, compare, report),
+    "Judge": (generate, evaluate, compare, exact, report),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

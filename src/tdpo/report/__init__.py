@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["is_study", "write_report", "write_study_report", "write_two_kls"]
+__all__ = ["is_study", "write_exact_report", "write_report", "write_study_report", "write_two_kls"]
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -83,6 +83,23 @@ def write_study_report(study_dir: Path, out: Path | None = None) -> Path:
         ) from error
     _replace(out, page.encode("utf-8", errors="replace"))
     return out
+
+
+def write_exact_report(folder: Path) -> Path:
+    """Write one offline HTML page on the exact benchmark in `folder` (`tdpo exact`) to report.html in it; its path.
+
+    Raises FileNotFoundError when a table is missing, ImportError when jinja2 or plotly is missing.
+    """
+    try:
+        from .exact.page import render_exact
+
+        page = render_exact(Path(folder))
+    except ImportError as error:
+        raise ImportError(
+            f"the page needs jinja2 and plotly ({error}); install them with: pip install 'tdpo[eval]'"
+        ) from error
+    _replace(Path(folder) / "report.html", page.encode("utf-8"))
+    return Path(folder) / "report.html"
 
 
 def _replace(out: Path, content: bytes) -> None:

@@ -1,0 +1,109 @@
+"""The losses of pairs on tables, made of the losses that models are trained with.
+
+Pairs are two responses of the reference, labelled as Bradley–Terry has it from the difference of their rewards. Data
+are a weight for every ordered pair, [..., K, K], chosen first: its probability with infinite data, its share of a
+sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from ..losses import dpo_loss, sft_loss, tdpo1_loss, tdpo2_loss
+from ..scores import PairScores
+from .measures import node_kl
+from .problems import Problem
+
+PairLoss = Callable[[PairScores, float, Problem], Tensor]  # scores, β, problem → nats a pair
+
+
+def all_pairs(problem: Problem) -> Tensor:
+    """Infinite data: the probability [K, K] of every ordered pair of different responses."""
+    reference = problem.reference_logp.exp()
+    gap = problem.rewards[:, None] - problem.rewards
+    weight = reference[:, None] * reference * torch.sigmoid(problem.settings.preference_scale * gap)
+    weight = weight.fill_diagonal_(0.0)
+    return weight / weight.sum()
+
+
+def sampled_pairs(problem: Problem, scored: int, studies: int, generator: torch.Generator) -> Tensor:
+    """`studies` samples of scored // 2 pairs each, [studies, K, K]; a pair of one response twice counts nothing."""
+    size = problem.tree.responses
+    reference = problem.reference_logp.exp()
+    drawn = torch.multinomial(reference.expand(studies, -1), scored // 2 * 2, replacement=True, generator=generator)
+    first, second = drawn.chunk(2, dim=-1)
+    gap = problem.settings.preference_scale * (problem.rewards[first] - problem.rewards[second])
+    first_wins = torch.rand(first.shape, generator=generator, dtype=torch.float64) < torch.sigmoid(gap)
+    chosen, rejected = torch.where(first_wins, first, second), torch.where(first_wins, second, first)
+    counts = torch.zeros(studies, size * size, dtype=torch.float64)
+    counts.scatter_add_(1, chosen * size + rejected, (first != second).double())
+    return (counts / counts.sum(-1, keepdim=True).clamp_min(1.0)).unflatten(-1, (size, size))
+
+
+def _f_dpo(derivative: Callable[[Tensor], Tensor]) -> PairLoss:
+    """f-DPO: −log σ(β·f′(u_w) − β·f′(u_l)), u = π/π_ref of a response (Wang et al. 2023, arXiv 2309.16240, eq. 9).
+
+    A transform of the sequence's ratio; not the KL over the vocabulary at each position.
+    """
+
+    def loss(scores: PairScores, beta: float, _: Problem) -> Tensor:
+        return -logsigmoid(beta * (derivative(scores.chosen_log_ratio) - derivative(scores.rejected_log_ratio)))
+
+    return loss
+
+
+PAIR_LOSSES: dict[str, PairLoss] = {
+    "dpo": lambda scores, beta, _: dpo_loss(scores, beta=beta).per_pair,
+    "tdpo1": lambda scores, beta, _: tdpo1_loss(scores, beta=beta).per_pair,
+    "tdpo2": lambda scores, beta, problem: tdpo2_loss(scores, beta=beta, alpha=problem.settings.alpha).per_pair,
+    "f_dpo_forward": _f_dpo(lambda log_ratio: -torch.exp(-log_ratio)),  # f(u) = −log u, f′(u) = −1/u
+    # f(u) = u·log u − (u + 1)·log((u + 1)/2), f′(u) = log(2u/(1 + u)); the constant log 2 cancels in a pair.
+    "f_dpo_js": _f_dpo(logsigmoid),
+}
+STOPS_A_GRADIENT = {"tdpo2"}
+HELD = {
+    "dpo_forward": ("dpo", "forward"),
+    "dpo_reverse": ("dpo", "reverse"),
+    "sft_forward": ("sft", "forward"),
+    "sft_reverse": ("sft", "reverse"),
+}
+
+
+def pair_objective(problem: Problem, weight: Tensor, method: str, strength: float) -> Callable[[Tensor], Tensor]:
+    """The loss of node logits [..., nodes, symbols] on pairs `weight` [..., K, K]: [...] nats a pair.
+
+    `strength` is β of the losses that hold themselves; of DPO (β = 0.1) and SFT beside a KL it is the coefficient of
+    the KL, which is taken at the nodes of both responses of every pair.
+    """
+    if method in PAIR_LOSSES:
+        return lambda logits: _pair_loss(problem, weight, logits, PAIR_LOSSES[method], strength)
+    inner, direction = HELD[method]
+    visits = 0.5 * (weight.sum(-1) + weight.sum(-2))
+
+    def held(logits: Tensor) -> Tensor:
+        kl = problem.tree.along_path(node_kl(problem, logits.log_softmax(-1), direction))
+        anchor = strength * (visits * kl).sum(-1)
+        if inner == "sft":
+            return anchor + _imitation(problem, weight, logits)
+        return anchor + _pair_loss(problem, weight, logits, PAIR_LOSSES["dpo"], problem.settings.held_beta)
+
+    return held
+
+
+def _pair_loss(problem: Problem, weight: Tensor, logits: Tensor, loss: PairLoss, beta: float) -> Tensor:
+    node_logp = logits.log_softmax(-1)
+    log_ratio = problem.tree.response_logp(node_logp) - problem.reference_logp
+    kl = problem.tree.along_path(node_kl(problem, node_logp, "forward"))
+    scores = PairScores(log_ratio[..., :, None], log_ratio[..., None, :], kl[..., :, None], kl[..., None, :])
+    return (weight * loss(scores, beta, problem)).sum((-2, -1))
+
+
+def _imitation(problem: Problem, weight: Tensor, logits: Tensor) -> Tensor:
+    """SFT on the chosen responses: the loss of a pair does not depend on the rejected one."""
+    log_ratio = problem.tree.response_logp(logits.log_softmax(-1)) - problem.reference_logp
+    none = torch.zeros_like(log_ratio)
+    return (weight.sum(-1) * sft_loss(PairScores(log_ratio, none, none, none)).per_pair).sum(-1)

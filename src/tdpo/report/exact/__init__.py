@@ -1,0 +1,1 @@
+"""The page on the exact benchmark, from its tables."""
