@@ -17,6 +17,33 @@ const page = (() => {
     }
   }
 
+  // A figure as the page's data describe it.
+  function drawFigure(spec) {
+    const node = byId(spec.id);
+    if (matchMedia("(pointer: coarse)").matches) spec.layout.dragmode = false; // a finger scrolls the page
+    window.Plotly.newPlot(node, spec.data, spec.layout, { displayModeBar: false, responsive: true });
+    node.on("plotly_afterplot", () => scaleToSheet(node));
+    scaleToSheet(node);
+  }
+
+  // One figure after the other, so that the page can be used meanwhile; all at once where it is printed.
+  function drawInTurn(figures, draw) {
+    for (const spec of figures) byId(spec.id).style.height = `${spec.layout.height}px`; // nothing moves while drawing
+    const waiting = figures.slice();
+    function drawNext() {
+      if (!waiting.length) {
+        document.documentElement.dataset.drawn = "yes";
+        return;
+      }
+      draw(waiting.shift());
+      setTimeout(drawNext, 0);
+    }
+    onPrint(() => {
+      while (waiting.length) draw(waiting.shift());
+    });
+    drawNext();
+  }
+
   // Sheets show everything: figures that wait are drawn, and what is folded away is opened.
   function onPrint(drawAll) {
     let opened = [];
@@ -86,5 +113,8 @@ const page = (() => {
     return order;
   }
 
-  return { byId, data, element, highlighted, mean, onPrint, rewardChip, scaleToSheet, shuffled, signed, swatch };
+  return {
+    byId, data, drawFigure, drawInTurn, element, highlighted, mean, onPrint, rewardChip, scaleToSheet, shuffled, signed,
+    swatch,
+  };
 })();

@@ -1,18 +1,14 @@
 // Draws the figures and runs the response browser. Model text only ever becomes text nodes.
 "use strict";
 (() => {
-  const { byId, data, element, highlighted, mean, onPrint, rewardChip, scaleToSheet, shuffled, signed, swatch } = page;
+  const { byId, data, drawFigure, drawInTurn, element, highlighted, mean, rewardChip, shuffled, signed, swatch } = page;
 
   // ---- figures ---------------------------------------------------------------------------------------------
   const figures = data("figure-data") || [];
   const hiddenRuns = new Set();
 
   function draw(spec) {
-    const node = byId(spec.id);
-    if (matchMedia("(pointer: coarse)").matches) spec.layout.dragmode = false; // a finger scrolls the page
-    window.Plotly.newPlot(node, spec.data, spec.layout, { displayModeBar: false, responsive: true });
-    node.on("plotly_afterplot", () => scaleToSheet(node));
-    scaleToSheet(node);
+    drawFigure(spec);
     showRuns(spec);
   }
 
@@ -35,21 +31,6 @@
       figures.forEach(showRuns);
     });
   }
-
-  for (const spec of figures) byId(spec.id).style.height = `${spec.layout.height}px`; // nothing moves while drawing
-  const waiting = figures.slice();
-  function drawNext() {
-    if (!waiting.length) {
-      document.documentElement.dataset.drawn = "yes";
-      return;
-    }
-    draw(waiting.shift());
-    setTimeout(drawNext, 0);
-  }
-
-  onPrint(() => {
-    while (waiting.length) draw(waiting.shift());
-  });
 
   // ---- responses -------------------------------------------------------------------------------------------
   const PER_PAGE = 6;
@@ -182,5 +163,5 @@
   }
 
   if (samples) startBrowser();
-  drawNext();
+  drawInTurn(figures, draw);
 })();
