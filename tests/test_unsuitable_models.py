@@ -53,10 +53,17 @@ def saved(model: Any, folder: Path) -> Path:
     return folder
 
 
-def problems(folder: Path, *overrides: str, method: str = "training: {batch_size: 4, max_steps: 2}") -> dict[str, str]:
+def problems(
+    folder: Path,
+    *overrides: str,
+    method: str = "training: {batch_size: 4, max_steps: 2}",
+    rows: list[dict[str, Any]] | None = None,
+) -> dict[str, str]:
     """What doctor calls a problem of a recipe that trains all weights of the model in `folder`: name to text."""
     work = folder.parent
-    (work / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain_rows(8)), encoding="utf-8")
+    (work / "pairs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows or plain_rows(8)), encoding="utf-8"
+    )
     recipe = work / "recipe.yaml"
     recipe.write_text(
         f"run_dir: {work / 'run'}\nmodel: {{name: '{folder}', lora: null}}\ndata: {{train: '{work / 'pairs.jsonl'}'}}\n"
@@ -412,3 +419,16 @@ def test_sizes_that_do_not_fit_one_another_are_said(tiny_folder: Folder, tmp_pat
     model.model.rotary_emb.inv_freq = torch.ones(7)
     with pytest.raises(ValueError, match=r"LlamaForCausalLM\) cannot be run on 8 tokens: .*Do the sizes"):
         check_causal(model)
+
+
+def test_doctor_asks_what_training_asks_of_shared_prompts(tmp_path: Path) -> None:
+    """A window of attention (here of 16 tokens) does not take their mask beyond its width."""
+    rows = [{"prompt": f"q{i} the cat sat", "chosen": " yes" * 20, "rejected": " no" * 18} for i in range(8)]
+    windowed = saved(build_model("gemma2"), tmp_path / "windowed")
+    found = problems(windowed, "training.prefix_sharing=on", rows=rows)
+    assert set(found) == {"data"} and "prefix_sharing='on', but hidden states differ" in found["data"]
+    with pytest.raises(ValueError, match="prefix_sharing='on', but hidden states differ"):
+        make_trainer(str(windowed), tmp_path / "out", build_tokenizer(), rows, prefix_sharing="on")
+    assert problems(windowed, rows=rows) == {}
+    whole = saved(build_model("llama"), tmp_path / "whole")
+    assert problems(whole, "training.prefix_sharing=on", rows=rows) == {}

@@ -1,15 +1,17 @@
-"""What `tdpo doctor` says about lengths: whether every sequence fits into the models that read it."""
+"""What `tdpo doctor` says about lengths and layouts: whether the models read every sequence as the recipe has it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._machine_checks import Check
 
 if TYPE_CHECKING:
-    from ..config import PPORecipe
+    from ..batches import TokenizedPair
+    from ..config import PPORecipe, Recipe
 
 
 def prompt_lengths(recipe: PPORecipe) -> Iterator[Check]:
@@ -34,3 +36,31 @@ def prompt_lengths(recipe: PPORecipe) -> Iterator[Check]:
             check_fit(SimpleNamespace(config=configuration_of(name, trust_remote_code=trust)), named, answer)
     longest = max(map(len, encoded))
     yield Check("prompt lengths", "ok", f"the longest prompt has {longest} tokens, its answer up to {answer}")
+
+
+def layout(recipe: Recipe, pairs: Sequence[TokenizedPair], configs: Sequence[Any]) -> Iterator[Check]:
+    """Whether the models take the shared prompts that the recipe insists on, asked of small models like them.
+
+    Raises ValueError where training would refuse `prefix_sharing: on`.
+    """
+    if recipe.training.prefix_sharing != "on":
+        return
+    from ..models.miniature import VOCABULARY, miniature
+    from ..training.layout import choose_layout
+
+    trust = recipe.model.trust_remote_code
+    models = [small for config in configs if (small := miniature(config, trust_remote_code=trust)) is not None]
+    if not models:
+        return  # too large to be made on the spot; training asks the model itself
+
+    def folded(ids: list[int]) -> list[int]:
+        return [token % VOCABULARY for token in ids]
+
+    few = [
+        replace(
+            p, prompt_ids=folded(p.prompt_ids), chosen_ids=folded(p.chosen_ids), rejected_ids=folded(p.rejected_ids)
+        )
+        for p in pairs
+    ]
+    choose_layout(models[0], few, 0, "on", recipe.training.max_tokens_per_row, others=models[1:])
+    yield Check("layout", "ok", "the model takes the mask of shared prompts")

@@ -12,7 +12,7 @@ from . import _ppo_checks
 from ._console import quiet_libraries
 from ._environment_checks import environment_checks
 from ._errors import explain, is_ours
-from ._length_checks import prompt_lengths
+from ._length_checks import layout, prompt_lengths
 from ._machine_checks import Check
 from ._model_checks import model_checks, policy_checks, vocabulary_size
 from ._template_checks import template_checks
@@ -131,6 +131,7 @@ def _data(recipe: Recipe) -> Iterator[Check]:
                 check_ids(tokenized.pairs, vocabulary)
             yield from _lengths(key, tokenized)
             if key == "data.train":
+                yield from layout(recipe, tokenized.pairs, configs)
                 yield from _updates(recipe, len(tokenized.pairs))
 
 
