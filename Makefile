@@ -6,9 +6,10 @@ STAMP   = $(VENV)/.installed
 
 OLDEST  = .venv-oldest
 # Mathematics, recipes, trainers with accumulated batches, sampling, embeddings, reports and the commands.
-OLDEST_TESTS = $(addprefix tests/test_, $(addsuffix .py, divergences token_stats scores losses policy_gradient diversity \
-    config config_ppo hostile_recipes hostile_text requirements training training_equivalence training_resume ppo \
-    built_in_environments embeddings diversity_study cli cli_ppo report))
+OLDEST_TESTS = $(addprefix tests/, mathematics token_statistics diversity config repository/test_requirements.py \
+    training/offline/test_training.py training/offline/test_training_equivalence.py \
+    training/offline/test_training_resume.py training/online/test_ppo.py environments/test_built_in_environments.py \
+    comparison/test_diversity_study.py cli/test_cli.py cli/test_cli_ppo.py report/test_report.py)
 
 .PHONY: install demo test test-oldest check bench clean
 

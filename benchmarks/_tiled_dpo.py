@@ -13,8 +13,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tdpo import Head
-from tdpo._frozen_head import own_logits, walk
-from tdpo._tiled_head import Accumulator, Workspace, add_wide_product, narrow_product, tile_bounds, tile_logits
+from tdpo.token_statistics.frozen import own_logits, walk
+from tdpo.token_statistics.tiled import (
+    Accumulator,
+    Workspace,
+    add_wide_product,
+    narrow_product,
+    tile_bounds,
+    tile_logits,
+)
 
 
 def tiled_logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def run_generate(task: Task) -> Rows:
     """`model.generate` as its documentation has it for a batch; rows are cut behind their end token."""
     import torch
 
-    from tdpo.generation import encode_prompts, stop_token_ids
+    from tdpo.sampling.sampler import encode_prompts, stop_token_ids
 
     stop = stop_token_ids(task.model, task.tokenizer)
     encoded = {"input_ids": encode_prompts(task.tokenizer, task.prompts)}
@@ -93,7 +93,7 @@ def up_to_end(row: list[int], stop: frozenset[int]) -> list[int]:
 
 
 def run_tdpo(task: Task) -> Rows:
-    from tdpo.generation import SamplingSettings, sample
+    from tdpo.sampling.sampler import SamplingSettings, sample
 
     rows = task.samples * len(task.prompts)
     settings = SamplingSettings(task.samples, task.new_tokens, seed=task.seed, batch_size=rows)

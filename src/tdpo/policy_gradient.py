@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._kl_choices import KLController, KLDirection, KLForm, KLPlace, estimator_of, kl_obstacle
 from .divergences import sampled_kl
+from .kl_choices import KLController, KLDirection, KLForm, KLPlace, estimator_of, kl_obstacle
 from .token_statistics import TokenStats
 
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def prompt_lengths(recipe: PPORecipe) -> Iterator[Check]:
     """Prompts with their answers, by the question that training and sampling ask."""
-    from ..generation import check_fit, encode_prompts
     from ..models import configuration_of, load_tokenizer
-    from ..training.ppo_data import read_recipe_prompts
-    from ..training.ppo_run import new_tokens_of
+    from ..recipe_data.prompts import read_recipe_prompts
+    from ..sampling.sampler import check_fit, encode_prompts
+    from ..workflows.ppo import new_tokens_of
 
     trust = recipe.model.trust_remote_code
     try:
@@ -46,7 +46,7 @@ def layout(recipe: Recipe, pairs: Sequence[TokenizedPair], configs: Sequence[Any
     if recipe.training.prefix_sharing != "on":
         return
     from ..models.miniature import VOCABULARY, miniature
-    from ..training.layout import choose_layout
+    from ..scoring.layout import choose_layout
 
     trust = recipe.model.trust_remote_code
     models = [small for config in configs if (small := miniature(config, trust_remote_code=trust)) is not None]

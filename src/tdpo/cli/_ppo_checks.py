@@ -46,7 +46,7 @@ def rewards(recipe: PPORecipe) -> Iterator[Check]:
     from dataclasses import replace
 
     from ..models import load_tokenizer
-    from ..training.ppo_data import part_of_recipe, read_recipe_prompts
+    from ..recipe_data.prompts import part_of_recipe, read_recipe_prompts
 
     if not recipe.rewards:
         return
@@ -83,7 +83,7 @@ def models(recipe: PPORecipe) -> Iterator[Check]:
 def _check_critic(recipe: PPORecipe, value_model: str) -> None:
     """Raise what making the critic would raise."""
     from ..models import outline_causal_lm
-    from ..training.critic import Critic
+    from ..training.online.critic import Critic
 
     trust = recipe.model.trust_remote_code
     policy, body = (outline_causal_lm(name, trust_remote_code=trust) for name in (recipe.model.name, value_model))

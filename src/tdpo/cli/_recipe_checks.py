@@ -109,8 +109,8 @@ def _model(recipe: Recipe) -> Iterator[Check]:
 def _data(recipe: Recipe) -> Iterator[Check]:
     """What training itself would read and tokenise."""
     from ..models import configuration_of, load_tokenizer, model_facts
-    from ..training.data import read_data, tokenize_rows
-    from ..training.policy import check_ids, check_lengths
+    from ..recipe_data.pairs import read_data, tokenize_rows
+    from ..scoring.fitting import check_ids, check_lengths
 
     data = read_data(recipe)
     trust = recipe.model.trust_remote_code

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def template_checks(recipe: AnyRecipe) -> Iterator[Check]:
     """Prompts that are sampled from, rendered as sampling itself would. Raises what sampling raises."""
     from ..config import PPORecipe
-    from ..generation import encode_prompts
     from ..models import load_tokenizer
-    from ..training.ppo_data import read_usable_prompts
+    from ..recipe_data.prompts import read_usable_prompts
+    from ..sampling.sampler import encode_prompts
 
     if recipe.environment is None and not isinstance(recipe, PPORecipe):
         return
@@ -39,7 +39,7 @@ def template_checks(recipe: AnyRecipe) -> Iterator[Check]:
 
 def _prompts(recipe: AnyRecipe) -> list[Prompt]:
     from ..config import PPORecipe
-    from ..training.ppo_data import read_recipe_prompts
+    from ..recipe_data.prompts import read_recipe_prompts
 
     if isinstance(recipe, PPORecipe):
         train, held_out, _ = read_recipe_prompts(recipe)

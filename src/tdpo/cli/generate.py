@@ -70,7 +70,7 @@ def generate(
     if base:
         models = {"base": _base_of(Path(model)), **models}
     quiet_libraries()
-    from ..generation import SamplingSettings
+    from ..sampling.sampler import SamplingSettings
 
     settings = SamplingSettings(
         num_samples=samples,
@@ -86,8 +86,8 @@ def generate(
 
 
 def _complete(label: str, name: str, texts: list[PromptInput], settings: Any, raw: bool) -> list[dict[str, Any]]:
-    from ..generation import sample
     from ..models import load_causal_lm, load_tokenizer
+    from ..sampling.sampler import sample
 
     tokenizer = load_tokenizer(name)
     model = load_causal_lm(name)

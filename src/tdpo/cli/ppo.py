@@ -57,7 +57,7 @@ def ppo_recipe(
     """Train in `recipe.run_dir` with a progress bar; the summary that training returns, {} for a finished run."""
 
     def work(run: RunDirectory, resume: bool) -> dict[str, Any]:
-        from ..training.ppo_run import train_ppo
+        from ..workflows.ppo import train_ppo
 
         with progress("ppo: updates") as update:
             return train_ppo(

@@ -55,7 +55,7 @@ def train_recipe(
     """Train in `recipe.run_dir` with a progress bar; the summary that training returns, {} for a finished run."""
 
     def work(run: RunDirectory, resume: bool) -> dict[str, Any]:
-        from ..training.run import train
+        from ..workflows.train import train
 
         with progress_in_stages(recipe.loss.name) as update:
             return train(

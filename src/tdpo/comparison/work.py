@@ -15,13 +15,13 @@ from ..config import AnyRecipe, PPORecipe, Recipe, Study, load_recipe
 from ..environments import Environment
 from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
-from ..pair_sampling import pair_settings, sample_pairs
 from ..preferences import PreferenceRow, write_preferences
+from ..recipe_data.pairs import read_data
 from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory, write_json
 from ..runs.folders import remove
-from ..training.data import read_data
-from ..training.ppo_run import train_ppo
-from ..training.run import train
+from ..sampling.pairs import pair_settings, sample_pairs
+from ..workflows.ppo import train_ppo
+from ..workflows.train import train
 from .cells import (
     StudyFiles,
     evaluation_recipe,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from .._kl_choices import KLController, KLDirection, KLForm, KLPlace, kl_obstacle, shortest_horizon
+from ..kl_choices import KLController, KLDirection, KLForm, KLPlace, kl_obstacle, shortest_horizon
 from ._sections import (
     NonNegativeFloat,
     Optimizer,

@@ -12,10 +12,10 @@ import torch
 
 from ..chat_templates import Stopping
 from ..environments import Prompt
-from ..generation import Completion, SamplingSettings, encode_prompts
 from ..models import Reference, causal_lm_of
 from ..reference_cache import model_digest
 from ..runs import RunDirectory
+from ..sampling.sampler import Completion, SamplingSettings, encode_prompts
 
 FILE = "base_samples.json"
 

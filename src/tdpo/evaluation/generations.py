@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from ..batches import TokenizedPair
 from ..diversity import distinct_n
 from ..environments import Environment, Prompt, score
-from ..generation import Completion, SamplingSettings, encode_prompts, sample
+from ..sampling.sampler import Completion, SamplingSettings, encode_prompts, sample
 from ..scores import sum_by_sequence
+from ..scoring.layout import grouped_collator
+from ..scoring.statistics import PolicyStatistics
 from ..token_statistics import Extra
-from ..training.layout import grouped_collator
-from ..training.statistics import PolicyStatistics
 from .intervals import Statistic, interval, mean, std
 from .pairs import Progress, collated
 

@@ -11,10 +11,10 @@ import torch
 from ..batches import PairBatch, PairCollator, TokenizedPair
 from ..losses import PreferenceLoss
 from ..scores import PairScores, score_pairs
-from ..training.layout import choose_layout
-from ..training.metrics import PAIR_METRICS, pair_metrics
-from ..training.policy import check_lengths
-from ..training.statistics import PolicyStatistics
+from ..scoring.fitting import check_lengths
+from ..scoring.layout import choose_layout
+from ..scoring.pair_metrics import PAIR_METRICS, pair_metrics
+from ..scoring.statistics import PolicyStatistics
 from .intervals import interval
 
 SHOWN = (

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from ..chat_templates import template_columns
 from ..config import AnyRecipe, PPORecipe, Recipe
 from ..environments import Environment, Prompt, check_reward
-from ..generation import Completion, SamplingSettings
 from ..models import (
     Reference,
     find_head,
@@ -24,12 +23,13 @@ from ..models import (
     reference_for,
 )
 from ..preferences import Preferences
+from ..recipe_data.pairs import prompt_key, read_data, tokenize_rows
+from ..recipe_data.prompts import environment_of
 from ..runs import RunDirectory
 from ..runs.files import write_text
-from ..training.data import prompt_key, read_data, tokenize_rows
-from ..training.losses import configured_loss
-from ..training.ppo_data import environment_of
-from ..training.statistics import PolicyStatistics
+from ..sampling.sampler import Completion, SamplingSettings
+from ..scoring.losses import configured_loss
+from ..scoring.statistics import PolicyStatistics
 from .base_samples import keep_samples, kept_samples, samples_identity
 from .generations import Distances, Sampled, describe, distances, sample_and_score, scored
 from .intervals import paired_difference

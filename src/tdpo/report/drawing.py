@@ -44,6 +44,12 @@ def color(index: int) -> str:
     return BASE_GREY if index == BASE_COLOR else RUN_COLORS[index % len(RUN_COLORS)]
 
 
+def translucent(index: int, opacity: float) -> str:
+    """`color`, to fill an area with. Plotly's validator knows no hexadecimal colours with opacity before 6.1."""
+    red, green, blue = bytes.fromhex(color(index).removeprefix("#"))
+    return f"rgba({red},{green},{blue},{opacity:g})"
+
+
 def symbol(index: int) -> str:
     return "circle" if index == BASE_COLOR else SYMBOLS[(index + index // len(RUN_COLORS)) % len(SYMBOLS)]
 

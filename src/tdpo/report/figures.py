@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from .drawing import Figure, Point, base_layout, color, dot_figure, error_bar, plot_text, symbol
+from .drawing import Figure, Point, base_layout, color, dot_figure, error_bar, plot_text, symbol, translucent
 from .loading import Run, at
 from .numbers import interval, number, show, show_interval
 from .results import (
@@ -149,7 +149,7 @@ def distribution_figure(columns: list[tuple[str, int, list[float]]], reward: str
             "line": {"shape": "hv", "color": color(index), "width": 2, "dash": "dot" if base else "solid"},
             "hovertemplate": f"{plot_text(label, 40)}: %{{y:.1%}} from %{{x:.2f}}<extra></extra>",
         }
-        data.append(trace | ({"fill": "tozeroy", "fillcolor": f"{color(index)}24"} if base else {}))
+        data.append(trace | ({"fill": "tozeroy", "fillcolor": translucent(index, 0.14)} if base else {}))
         words.append(f"{label}: {100 * sum(share[: len(share) // 2]):.0f} % in the lower half of the range.")
     layout = base_layout(height=270)
     layout["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}

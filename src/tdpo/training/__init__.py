@@ -2,9 +2,9 @@
 
 # First: it says what is wrong where transformers is too old for the imports below.
 from . import hooks as hooks  # isort: skip
-from .config import TDPOConfig
-from .offline import TDPOTrainer
-from .online import PPOTrainer
-from .ppo_config import PPOConfig
+from .offline.config import TDPOConfig
+from .offline.trainer import TDPOTrainer
+from .online.config import PPOConfig
+from .online.trainer import PPOTrainer
 
 __all__ = ["PPOConfig", "PPOTrainer", "TDPOConfig", "TDPOTrainer"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,13 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from ..batches import TokenizedPair, sequence_length
 from ..models import (
     check_causal,
     check_quantized_training,
     check_whole_loss,
     has_adapter,
-    independent_length,
     load_causal_lm,
     load_tokenizer,
-    why_dependent,
 )
 from .arguments import Arguments
 
@@ -74,32 +71,6 @@ def _tokenizer_of(given: Any) -> Any:
         f"processing_class is a {type(given).__name__}, which is no tokenizer and has none: pass a tokenizer, a "
         "processor with a tokenizer, or the name of a model that has one"
     )
-
-
-def check_ids(pairs: Sequence[TokenizedPair], vocabulary: int) -> None:
-    """Raise ValueError where the data holds tokens that the model's embedding does not."""
-    largest = max(max(p.prompt_ids + p.chosen_ids + p.rejected_ids) for p in pairs)
-    if largest >= vocabulary:
-        raise ValueError(
-            f"the data holds token {largest}, but the model knows {vocabulary} tokens: is the tokenizer its own? "
-            "After adding tokens, call model.resize_token_embeddings(len(tokenizer))."
-        )
-
-
-def check_lengths(pairs: Sequence[TokenizedPair], configs: Iterable[Any]) -> None:
-    """Raise ValueError for a pair at whose length a model's rows depend on each other; it names the first.
-
-    `configs` are those of the models that read the pairs: policy, reference.
-    """
-    limit = min((length for config in configs if (length := independent_length(config))), default=None)
-    if limit is None:
-        return
-    for pair in pairs:
-        if sequence_length(pair) > limit:
-            raise ValueError(
-                f"{pair.source}:{pair.row} {why_dependent(limit, sequence_length(pair))}. Set max_length "
-                f"(data.max_length of a recipe) to {limit} or less, or leave such rows out"
-            )
 
 
 def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .config import TDPOConfig
+from .offline.config import TDPOConfig
 
 
 def check_sharding(args: TDPOConfig) -> None:

@@ -1,0 +1,1 @@
+"""What responses are worth: functions and classifiers, checked and combined."""

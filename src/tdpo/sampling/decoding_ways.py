@@ -1,0 +1,163 @@
+"""Which way of decoding gives what a model itself says? Asked of the model, with a few made-up tokens.
+
+A state of earlier tokens is not the same thing in every architecture, and neither is padding: what is right for
+attention over a key-value cache makes a recurrent model, or one whose biases count places, sample something else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tdpo.models import causal_lm_of, length_thresholds
+from tdpo.sampling.decoding import DecodingBatch, Way, keeps_all_keys
+
+logger = logging.getLogger(__name__)
+
+# From the fastest to the surest, each with what it costs.
+WAYS = {
+    Way("cache", pads=True, shares_prefix=True): "",
+    Way("cache", pads=True): "what the prompts of a batch have in common is encoded for each of them",
+    Way("own", pads=True): "what the prompts of a batch have in common is encoded for each of them",
+    Way("cache", pads=False): "only prompts of one length share a batch, so that batches are smaller",
+    Way("own", pads=False): "only prompts of one length share a batch, so that batches are smaller",
+    Way("none", pads=False): (
+        "every new token computes its whole sequence again, and only prompts of one length share a batch: for long "
+        "answers many times slower"
+    ),
+}
+
+# Relative distance of logits: rounding stays far below, a state or a padding that is misread far above.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+
+# The way that each architecture has passed, and the longest sequence for which it may be trusted: for this process.
+# What decides is the architecture and not the weights, so the key holds no weights, and the memory stays small.
+_passed: dict[tuple[str, str, torch.dtype, str], tuple[Way, int]] = {}
+
+
+def way_of(model: Any, length: int) -> Way:
+    """The fastest way that gives, for sequences of up to `length` tokens, the logits of whole sequences.
+
+    Asked once for each architecture, precision and device, and again where sequences get longer than some number in
+    the model's configuration that a length may be compared with, such as the width of a sliding window.
+
+    Raises:
+        ValueError: no way does; what the model says of a sequence then depends on what else is in its batch.
+    """
+    lm = causal_lm_of(model)
+    device = next(lm.parameters()).device.type
+    key = (lm.config.to_json_string(), str(lm.config._attn_implementation), lm.dtype, device)
+    way, longest = _passed.get(key, (None, 0))
+    thresholds = length_thresholds(lm.config)
+    if way is not None and not any(longest < threshold <= length for threshold in thresholds):
+        return way
+    ways = [w for w in WAYS if not w.shares_prefix or keeps_all_keys(lm.config)]
+    first = ways[0]
+    lengths = [SHORT, length] if any(SHORT < threshold <= length for threshold in thresholds) else [SHORT]
+    reached, missed = _first_right(model, ways[ways.index(way) if way in ways else 0 :], lengths)
+    _passed[key] = reached, max(longest, length)
+    if reached not in (way, first):
+        logger.warning(
+            "%s is sampled from in another way than other models, since the fastest would give other logits than the "
+            "model itself (relative distance %.2g): %s.",
+            type(lm).__name__,
+            missed,
+            WAYS[reached],
+        )
+    return reached
+
+
+SHORT = 16  # tokens of the longest sequence of a probe
+
+
+def _first_right(model: Any, ways: Sequence[Way], lengths: Sequence[int]) -> tuple[Way, float]:
+    """The first way that is right at all lengths, and how far the first of all was from it."""
+    distances = []
+    for way in ways:
+        distances.append(max(distance(model, way, length) for length in lengths))
+        if distances[-1] <= TOLERANCE.get(model.dtype, 5e-2):
+            return way, distances[0]
+    raise ValueError(
+        f"cannot sample from {type(causal_lm_of(model)).__name__}: what it says of a sequence depends on the other "
+        f"rows of its batch (its logits differ by {distances[-1]:.2g}, relative, from those of the sequence alone)"
+    )
+
+
+@torch.no_grad()
+def distance(model: Any, way: Way, longest: int) -> float:
+    """Relative distance of a way's logits from those of whole sequences, each alone; inf where it does not run.
+
+    Two prompts with a common beginning, one of them short (of one length where the way does not pad); the longer is
+    sampled twice, one of its rows leaves after a step, and the others go on.
+    """
+    try:
+        return max(_distances_by_row(model, way, longest))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
+        logger.info("decoding by %s does not run on this model: %s", way, error)
+        return float("inf")
+
+
+def _distances_by_row(model: Any, way: Way, longest: int) -> Iterator[float]:
+    make = _Tokens(model)
+    common, first, second = make(3), make(1), make(1)
+    rest = longest - len(common + first + second)
+    rows = [common + make(rest), common + make(1 if way.pads else rest)]
+    batch = DecodingBatch(model, longest, way)
+    prompts = batch.prefill(rows)
+    batch.select([0, 1, 0])
+    after_first = batch.feed(torch.tensor([first] * 3, device=model.device), batch.mask.new_ones(3, 1))
+    batch.select([2, 1])
+    after_second = batch.feed(torch.tensor([second] * 2, device=model.device), batch.mask.new_ones(2, 1))
+    for row, ids in enumerate(rows):
+        found = [prompts[row], after_first[row], after_second[row]]
+        expected = _whole(model, ids + first + second, len(found))
+        gaps = sorted(_gap(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+        # Where rounding is coarse, one token may go to another expert; a state that is misread spoils most steps.
+        yield gaps[1] if model.dtype in (torch.bfloat16, torch.float16) else gaps[-1]
+
+
+class _Tokens:
+    """Token ids spread over the vocabulary, the next few at each call; never the one that pads."""
+
+    def __init__(self, model: Any) -> None:
+        lm = causal_lm_of(model)
+        self.size = lm.get_input_embeddings().weight.shape[0]
+        self.pad, self.count = getattr(lm.config.get_text_config(), "pad_token_id", None), 0
+
+    def __call__(self, number: int) -> list[int]:
+        ids: list[int] = []
+        while len(ids) < number:
+            self.count += 1
+            token = (self.count * 7919 + self.count // self.size) % self.size
+            if token != self.pad or self.size == 1:
+                ids.append(token)
+        return ids
+
+
+def _whole(model: Any, ids: list[int], last: int) -> Tensor:
+    """`[last, V]` logits after the last so many tokens of one sequence, in one forward of it alone."""
+    input_ids = torch.tensor([ids], device=model.device)
+    takes = inspect.signature(causal_lm_of(model).forward).parameters
+    kept: dict[str, Any] = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
+    output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, **kept)
+    logits: Tensor = output.logits[0, -last:]
+    return logits
+
+
+def _gap(ours: Tensor, theirs: Tensor) -> float:
+    """Relative distance of two `[V]` logits. What the model itself does not know (NaN) is no reason against a way."""
+    expected, found = theirs.double(), ours.double()
+    inside = expected.isfinite()  # a masked vocabulary has logits of -inf
+    if not inside.any() or expected.isnan().any():
+        return 0.0
+    expected, found = expected[inside], found[inside]
+    expected, found = expected - expected.mean(), found - found.mean()  # a shift of all changes no probability
+    gap = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+    return gap if gap == gap else float("inf")

@@ -1,0 +1,329 @@
+"""Preference pairs from a model's own responses: sample, score, pair the best with the worst (`tdpo pairs`).
+
+Scored samples are appended to `<out>.partial.jsonl` batch by batch, so that an interrupted call goes on where it
+stopped; the rows and their manifest `<out>.meta.json` are written at the end, each whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tdpo.config import Sampling
+from tdpo.environments import Environment, Prompt, check_reward, score
+from tdpo.preferences import write_preferences
+from tdpo.runs import RunError, append_jsonl, read_jsonl, versions, write_json
+from tdpo.runs.files import lock, open_no_link
+from tdpo.sampling.sampler import Progress, SamplingSettings, check_fit, encode_prompts, sample
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """`sampling.num_samples` responses a prompt, of which at most `pairs_per_prompt` pairs are made."""
+
+    sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(num_samples=4))
+    pairs_per_prompt: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.pairs_per_prompt <= self.sampling.num_samples // 2:
+            raise ValueError(
+                f"pairs_per_prompt={self.pairs_per_prompt} needs {2 * max(1, self.pairs_per_prompt)} samples a prompt "
+                f"and must be at least 1; num_samples is {self.sampling.num_samples}"
+            )
+
+
+def pair_settings(chosen: Sampling, environment: Environment, seed: int) -> PairSettings:
+    """The section `sampling` of a recipe, for an environment."""
+    sampling = SamplingSettings(
+        num_samples=chosen.samples_per_prompt,
+        max_new_tokens=chosen.max_new_tokens or environment.max_new_tokens,
+        temperature=chosen.temperature,
+        top_p=chosen.top_p,
+        top_k=chosen.top_k,
+        seed=seed,
+        batch_size=chosen.batch_size,
+    )
+    return PairSettings(sampling, chosen.pairs_per_prompt)
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """A response with its reward; `tokens` counts the end-of-sequence token if `finished`."""
+
+    prompt_index: int
+    sample_index: int
+    text: str
+    tokens: int
+    finished: bool
+    reward: float
+
+
+@dataclass
+class PairCounts:
+    """What became of the samples. Left out before pairing: those `identical` to an earlier one of their prompt, and
+    those with an `empty` text (white space only, or a NUL character, which no preference file may hold). `ties` are
+    pairs left out because both rewards are equal."""
+
+    pairs: int = 0
+    ties: int = 0
+    identical: int = 0
+    empty: int = 0
+    prompts_without_pair: int = 0
+
+
+@dataclass(frozen=True)
+class PairSummary:
+    """The outcome of `sample_pairs`, also in the manifest. Rewards and lengths are over all samples; `seconds` and
+    `tokens_per_second` (None if nothing was left to sample) are of this call, without `resumed_samples`."""
+
+    prompts: int
+    samples: int
+    resumed_samples: int
+    counts: PairCounts
+    reward_mean: float
+    reward_std: float
+    tokens_mean: float
+    finished_share: float
+    seconds: float
+    tokens_per_second: float | None
+
+
+def sample_pairs(
+    model: Any,
+    tokenizer: Any,
+    environment: Environment,
+    out: str | Path,
+    settings: PairSettings,
+    *,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> PairSummary:
+    """Sample responses to `environment.train`, score them, and write preference rows with their rewards to `out`.
+
+    A call that was interrupted is continued by the same call, to the same bytes. `progress` is called after every step
+    with the number of tokens sampled by this call and of complete samples, earlier ones included.
+
+    Raises FileExistsError if `out` is there (unless `overwrite`), RunError while another process samples into it,
+    ValueError for unfinished samples of another model, environment or setting and where no pair can be made,
+    RewardError for a reward that cannot be called or fails.
+    """
+    out = Path(out)
+    with lock(out.with_name(f".{out.name}.lock"), remove=True) as held:
+        if not held:
+            raise RunError(f"another process samples into {out}; wait for it, or give another name")
+        return _sample_pairs(model, tokenizer, environment, out, settings, progress, overwrite)
+
+
+def _sample_pairs(
+    model: Any,
+    tokenizer: Any,
+    environment: Environment,
+    out: Path,
+    settings: PairSettings,
+    progress: Progress | None,
+    overwrite: bool,
+) -> PairSummary:
+    partial = _beside(out, "partial.jsonl")
+    if out.exists() and not overwrite and not partial.exists():
+        raise FileExistsError(f"{out} is already there: give another name, or allow it to be overwritten")
+    if not environment.train:
+        raise ValueError(f"environment {environment.name!r} has no prompts to train on")
+    check_reward(environment, environment.train, settings.sampling.max_new_tokens)
+    asked, names = [p.rendered_from for p in environment.train], [p.id for p in environment.train]
+    encoded = dict(enumerate(encode_prompts(tokenizer, asked, names)))
+    check_fit(model, encoded, settings.sampling.max_new_tokens)
+    origin = _origin(model, environment, encoded, settings.sampling)
+    done = _resume(partial, origin)
+    resumed, tokens = len(done), 0
+    started = time.monotonic()
+    for chunk in _chunks(encoded, settings.sampling, {item.prompt_index for item in done}):
+        scored = _score_chunk(model, tokenizer, environment, chunk, settings, _shifted(progress, tokens, len(done)))
+        _append(partial, {"samples": [asdict(item) for item in scored]})
+        tokens += sum(item.tokens for item in scored)
+        done += scored
+    seconds = time.monotonic() - started
+    done.sort(key=lambda item: (item.prompt_index, item.sample_index))
+    rows, counts = make_pairs(environment.train, done, settings.pairs_per_prompt)
+    if not rows:
+        raise ValueError(
+            f"no pair can be made from {len(done)} samples of {len(encoded)} prompts ({counts.ties} ties, "
+            f"{counts.identical} identical texts, {counts.empty} empty ones): draw more samples, raise the temperature "
+            f"or check the reward {environment.reward_name!r}. The samples are kept in {partial}"
+        )
+    summary = _summary(done, counts, len(encoded), resumed, tokens, seconds)
+    # The manifest goes first: where `out` exists, everything is there.
+    write_json(
+        _beside(out, "meta.json"),
+        {
+            "model": getattr(model.config, "_name_or_path", ""),
+            "origin": origin,
+            "pairs_per_prompt": settings.pairs_per_prompt,
+            "summary": asdict(summary),
+            "versions": versions(),
+        },
+    )
+    write_preferences(out, rows)
+    partial.unlink()
+    return summary
+
+
+def make_pairs(
+    prompts: Sequence[Prompt], samples: Iterable[ScoredSample], pairs_per_prompt: int
+) -> tuple[list[dict[str, Any]], PairCounts]:
+    """Preference rows from samples ordered by prompt: of each prompt's samples the best with the worst, the second
+    best with the second worst, and so on; of equal rewards the earlier sample counts as the better."""
+    counts = PairCounts()
+    rows: list[dict[str, Any]] = []
+    for index, group in groupby(samples, key=lambda item: item.prompt_index):
+        ranked = sorted(_distinct(group, counts), key=lambda item: (-item.reward, item.sample_index))
+        made = len(rows)
+        for k in range(min(pairs_per_prompt, len(ranked) // 2)):
+            chosen, rejected = ranked[k], ranked[-1 - k]
+            if chosen.reward > rejected.reward:
+                rows.append(_row(prompts[index], chosen, rejected))
+            else:
+                counts.ties += 1
+        counts.prompts_without_pair += len(rows) == made
+    counts.pairs = len(rows)
+    return rows, counts
+
+
+def _distinct(samples: Iterable[ScoredSample], counts: PairCounts) -> list[ScoredSample]:
+    kept: dict[str, ScoredSample] = {}
+    for item in samples:
+        if not item.text.strip() or "\0" in item.text:
+            counts.empty += 1
+        elif item.text in kept:
+            counts.identical += 1
+        else:
+            kept[item.text] = item
+    return list(kept.values())
+
+
+def _row(prompt: Prompt, chosen: ScoredSample, rejected: ScoredSample) -> dict[str, Any]:
+    def response(text: str) -> Any:
+        return text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
+
+    return {
+        "prompt": prompt.prompt,
+        "chosen": response(chosen.text),
+        "rejected": response(rejected.text),
+        "chosen_reward": chosen.reward,
+        "rejected_reward": rejected.reward,
+        "chosen_finished": chosen.finished,
+        "rejected_finished": rejected.finished,
+        "prompt_id": prompt.id,
+        **getattr(prompt.rendered_from, "columns", dict)(),  # training renders the prompt that was answered
+    }
+
+
+def _chunks(encoded: dict[int, list[int]], sampling: SamplingSettings, done: set[int]) -> Iterable[list[int]]:
+    # One batch a chunk, in the order of lengths that the sampler would choose itself: nothing is slower for being
+    # resumable, and a resumed call forms the same batches, so that rounding is the same too.
+    order = sorted(encoded, key=lambda index: -len(encoded[index]))
+    size = max(1, sampling.batch_size // sampling.num_samples)
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    return [chunk for chunk in chunks if chunk[0] not in done]
+
+
+def _score_chunk(
+    model: Any,
+    tokenizer: Any,
+    environment: Environment,
+    chunk: list[int],
+    settings: PairSettings,
+    progress: Progress | None,
+) -> list[ScoredSample]:
+    texts = [environment.train[index].rendered_from for index in chunk]
+    completions = sample(model, tokenizer, texts, settings.sampling, progress=progress, prompt_indices=chunk)
+    prompts = [environment.train[item.prompt_index] for item in completions]
+    rewards = score(environment, prompts, [item.text for item in completions])
+    return [
+        ScoredSample(item.prompt_index, item.sample_index, item.text, len(item.token_ids), item.finished, reward)
+        for item, reward in zip(completions, rewards, strict=True)
+    ]
+
+
+def _shifted(progress: Progress | None, tokens: int, samples: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda new_tokens, new_samples: progress(tokens + new_tokens, samples + new_samples)
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    return out.with_name(f"{out.name}.{suffix}")
+
+
+def _origin(
+    model: Any, environment: Environment, encoded: dict[int, list[int]], sampling: SamplingSettings
+) -> dict[str, Any]:
+    """What the samples depend on; the batch size only in the last bit, but the same bytes are promised."""
+    prompts = [[prompt.id, prompt.prompt, encoded[index]] for index, prompt in enumerate(environment.train)]
+    return {
+        "environment": environment.name,
+        "reward": environment.reward_name,
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "weights": _weights_digest(model),
+        **asdict(sampling),
+    }
+
+
+def _weights_digest(model: Any) -> str:
+    """A hash of about 1024 evenly spread values of every parameter: enough to tell two trainings apart, at once."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().reshape(-1)
+        spread = values[:: max(1, values.numel() // 1024)].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + spread.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _resume(partial: Path, origin: dict[str, Any]) -> list[ScoredSample]:
+    """Samples of an interrupted call, after starting the file if there is none."""
+    lines = read_jsonl(partial) if partial.exists() else []
+    if not lines:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        _append(partial, {"origin": origin})
+        return []
+    before = lines[0].get("origin", {})
+    changed = [
+        f"{key} was {before.get(key)!r}, is {value!r}" for key, value in origin.items() if before.get(key) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"{partial} holds the samples of another call ({'; '.join(changed)}): repeat that call to finish it, "
+            "delete the file, or write to another name"
+        )
+    return [ScoredSample(**item) for line in lines[1:] for item in line["samples"]]
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    append_jsonl(path, entry)
+    with open_no_link(path, "ab") as file:
+        os.fsync(file.fileno())
+
+
+def _summary(
+    samples: list[ScoredSample], counts: PairCounts, prompts: int, resumed: int, tokens: int, seconds: float
+) -> PairSummary:
+    rewards = [item.reward for item in samples]
+    return PairSummary(
+        prompts=prompts,
+        samples=len(samples),
+        resumed_samples=resumed,
+        counts=counts,
+        reward_mean=statistics.fmean(rewards),
+        reward_std=statistics.pstdev(rewards),
+        tokens_mean=statistics.fmean(item.tokens for item in samples),
+        finished_share=statistics.fmean(item.finished for item in samples),
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if tokens else None,
+    )

@@ -1,0 +1,337 @@
+"""Seeded sampling from a causal language model: the one sampler of pair sampling, evaluation and rollouts.
+
+The random numbers belong to the completion, not to the batch: one uniform number for each new token, drawn from
+`(seed, prompt_index, sample_index)` alone and turned into a token by the inverse of the cumulative distribution.
+So neither batch size nor order changes a completion beyond the rounding of the model's own matrix products.
+
+Against `model.generate(do_sample=True)` time is saved in five places: no exponential variate for every entry of the
+vocabulary (`torch.multinomial`), what all prompts of a batch have in common is encoded once, so is a prompt that is
+sampled several times, the key-value cache does not grow by copying, and finished rows leave the batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tdpo.chat_templates import Encoder, Stopping, TemplateRefusal
+from tdpo.models import check_causal, independent_length, why_dependent
+from tdpo.sampling.decoding import DecodingBatch, Way
+from tdpo.sampling.decoding_ways import way_of
+
+if TYPE_CHECKING:
+    from tdpo.chat_templates import PromptInput
+
+Progress = Callable[[int, int], None]  # (new tokens so far, completions that are complete)
+ROWS_AT_ONCE = 8  # that a CPU draws tokens for
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response. `token_ids` ends with an end-of-sequence token exactly if `finished`."""
+
+    prompt_index: int
+    sample_index: int
+    token_ids: list[int]
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to sample. `temperature=0` takes the most probable token; `top_k=0` and `top_p=1` keep every token;
+    `batch_size` counts rows, that is, prompts times samples."""
+
+    num_samples: int = 1
+    max_new_tokens: int = 32
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature must be 0 (the most probable token) or at least 1e-6, not {self.temperature}"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (keep all) or a positive number, not {self.top_k}")
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(
+                f"temperature=0 with num_samples={self.num_samples} would give {self.num_samples} identical texts; "
+                "use num_samples=1 or a temperature above 0"
+            )
+
+
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[PromptInput], names: Sequence[Any] | None = None
+) -> list[list[int]]:
+    """Token ids of every prompt: messages through the chat template up to where the assistant's answer begins, plain
+    text as the tokenizer encodes it, but for an end-of-sequence token that it puts behind every text.
+
+    Raises ValueError, naming the prompt (by `names`, default 0, 1, …), for messages without a chat template or with the
+    assistant's turn at the end, for a conversation that the template refuses, and for a prompt without tokens.
+    """
+    encoder = Encoder(tokenizer)
+    return [
+        _encode(encoder, prompt, name)
+        for prompt, name in zip(prompts, range(len(prompts)) if names is None else names, strict=True)
+    ]
+
+
+def _encode(encoder: Encoder, prompt: PromptInput, name: Any) -> list[int]:
+    messages: Any = getattr(prompt, "messages", prompt)
+    if not isinstance(messages, str):
+        if not getattr(encoder.tokenizer, "chat_template", None):
+            raise ValueError(
+                f"prompt {name} is a list of messages, but the tokenizer has no chat template: "
+                "use plain text, or the tokenizer of an instruction-tuned model"
+            )
+        if not messages or messages[-1]["role"] == "assistant":
+            raise ValueError(f"prompt {name} ({messages!r}) must end with a turn that the assistant can answer")
+    try:
+        ids = encoder.prompt(prompt)
+    except TemplateRefusal as refusal:
+        raise TemplateRefusal(f"prompt {name}: {refusal}") from refusal.__cause__
+    if not ids:
+        raise ValueError(f"prompt {name} ({messages!r}) has no tokens; the model needs at least one to start from")
+    return ids
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a response: those of the model's generation config, the tokenizer's own, and the one with
+    which the chat template ends a turn."""
+    return Stopping.of(model, tokenizer).ids
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[PromptInput],
+    settings: SamplingSettings,
+    *,
+    progress: Progress | None = None,
+    prompt_indices: Sequence[int] | None = None,
+    first_sample: int = 0,
+) -> list[Completion]:
+    """Sample `settings.num_samples` responses to every prompt, in the order of the prompts, then of the samples.
+
+    `prompt_indices` (default 0, 1, …) and `first_sample` say which random numbers belong to which completion: a part
+    of a larger set of prompts or samples gets exactly what it would get in the whole. `progress` is called after every
+    step with the number of new tokens and of complete responses. Adapters work, and under `models.merged_adapter` cost
+    no time.
+
+    Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context, for token ids that
+    the model does not know, and for logits that are NaN or infinite; each names the prompt. And for a model that looks
+    ahead, which has no next token to sample.
+    """
+    check_causal(model)
+    indices = list(range(len(prompts))) if prompt_indices is None else list(prompt_indices)
+    if len(indices) != len(prompts) or len(set(indices)) != len(indices):
+        raise ValueError(f"prompt_indices must be {len(prompts)} different numbers, one a prompt, not {indices}")
+    encoded = dict(zip(indices, encode_prompts(tokenizer, prompts), strict=True))
+    check_fit(model, encoded, settings.max_new_tokens)
+    rows = [
+        # Python documents that a seed of type str gives the same numbers in every version and on every machine; a hash
+        # of all three numbers lies behind it, so that neighbouring seeds do not share streams.
+        _Row(index, encoded[index], k, random.Random(f"{settings.seed}/{index}/{k}"))
+        for index in sorted(indices, key=lambda index: -len(encoded[index]))  # longest first: memory fails at once
+        for k in range(first_sample, first_sample + settings.num_samples)
+    ]
+    stop = Stopping.of(model, tokenizer)
+    was_training = model.training
+    model.eval()
+    try:
+        way = way_of(model, max(map(len, encoded.values()), default=0) + settings.max_new_tokens)
+        loop = _Loop(model, settings, stop, progress, way)
+        for batch in _batches(rows, settings, way):
+            loop.run(batch)
+    finally:
+        model.train(was_training)
+    place = {index: position for position, index in enumerate(indices)}
+    rows.sort(key=lambda row: (place[row.prompt_index], row.sample_index))
+    return [
+        Completion(
+            row.prompt_index,
+            row.sample_index,
+            row.token_ids,
+            text=stop.text_before(row.token_ids, row.finished),
+            finished=row.finished,
+        )
+        for row in rows
+    ]
+
+
+def check_fit(model: Any, encoded: Mapping[Any, Sequence[int]], max_new_tokens: int) -> None:
+    """Raise ValueError for the first prompt, by its number or name, that the model cannot take or has no room for."""
+    config = model.config.get_text_config()
+    context, independent = getattr(config, "max_position_embeddings", None), independent_length(config)
+    for index, ids in encoded.items():
+        if context and len(ids) >= context:
+            raise ValueError(
+                f"prompt {index} has {len(ids)} tokens: with an answer it does not fit into the model's context of "
+                f"{context} tokens; shorten it or leave it out"
+            )
+        if context and len(ids) + max_new_tokens > context:
+            raise ValueError(
+                f"prompt {index} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} it does not fit into the "
+                f"model's context of {context} tokens: shorten the prompt or lower max_new_tokens"
+            )
+        if independent and len(ids) + max_new_tokens > independent:
+            why = why_dependent(independent, len(ids) + max_new_tokens)
+            raise ValueError(
+                f"prompt {index} with max_new_tokens={max_new_tokens} {why}: shorten the prompt or lower max_new_tokens"
+            )
+        if max(ids) >= config.vocab_size:
+            raise ValueError(
+                f"prompt {index} has token id {max(ids)}, but the model knows only {config.vocab_size} tokens: "
+                "tokenizer and model do not belong together"
+            )
+
+
+@dataclass(eq=False)
+class _Row:
+    """A completion in the making; `generator` gives one uniform number for each of its steps."""
+
+    prompt_index: int
+    prompt_ids: list[int]
+    sample_index: int
+    generator: random.Random
+
+    def __post_init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.finished = False
+
+
+def _batches(rows: list[_Row], settings: SamplingSettings, way: Way) -> Iterator[list[_Row]]:
+    # Whole prompts where they fit, so that each is encoded once.
+    size = settings.batch_size // settings.num_samples * settings.num_samples or settings.batch_size
+    # Rows are sorted by the lengths of their prompts.
+    parts = [rows] if way.pads else [list(part) for _, part in groupby(rows, lambda row: len(row.prompt_ids))]
+    for part in parts:
+        for start in range(0, len(part), size):
+            yield part[start : start + size]
+
+
+class _Loop:
+    """Takes batches of rows to their end, one token a step."""
+
+    def __init__(
+        self, model: Any, settings: SamplingSettings, stop: Stopping, progress: Progress | None, way: Way
+    ) -> None:
+        self.model, self.settings, self.stop, self.progress, self.way = model, settings, stop, progress, way
+        self.tokens = self.complete = 0
+
+    def run(self, rows: list[_Row]) -> None:
+        prompts = {row.prompt_index: row.prompt_ids for row in rows}
+        slots = {index: slot for slot, index in enumerate(prompts)}
+        capacity = max(map(len, prompts.values())) + self.settings.max_new_tokens
+        batch = DecodingBatch(self.model, capacity, self.way)
+        logits = batch.prefill(list(prompts.values()))
+        repeats = [slots[row.prompt_index] for row in rows]
+        batch.select(repeats)
+        logits = logits[repeats]
+        for step in range(self.settings.max_new_tokens):
+            last = step + 1 == self.settings.max_new_tokens
+            tokens = self._draw(logits, rows, step)
+            self._append(rows, tokens.tolist(), last)
+            live = [slot for slot, row in enumerate(rows) if not row.finished]
+            if last or not live:
+                return
+            # Leaving copies the cache; an eighth of the rows repays that within a step or two.
+            if (len(rows) - len(live)) * 8 >= len(rows):
+                batch.select(live)
+                rows, tokens = [rows[slot] for slot in live], tokens[live]
+            logits = batch.feed(tokens[:, None], torch.ones_like(tokens[:, None]))
+
+    def _append(self, rows: list[_Row], tokens: list[int], last: bool) -> None:
+        for row, token in zip(rows, tokens, strict=True):
+            if row.finished:
+                continue
+            row.token_ids.append(token)
+            row.finished = self.stop.ends(row.token_ids)
+            self.tokens += 1
+            self.complete += row.finished or last
+        if self.progress is not None:
+            self.progress(self.tokens, self.complete)
+
+    def _draw(self, logits: Tensor, rows: list[_Row], step: int) -> Tensor:
+        peak = logits.amax(-1)
+        if not peak.isfinite().all():
+            row = rows[int((~peak.isfinite()).nonzero()[0])]
+            raise ValueError(
+                f"the model's logits are NaN or infinite for prompt {row.prompt_index} at new token {step + 1}: check "
+                f"the weights and the dtype ({logits.dtype}; float16 overflows in many models, bfloat16 does not)"
+            )
+        uniforms = torch.tensor([row.generator.random() for row in rows], dtype=torch.float64)
+        if logits.device.type == "mps":  # which has no float64
+            return self._draw_on_cpu(logits.cpu(), uniforms).to(logits.device)
+        if logits.device.type == "cpu":
+            return self._draw_on_cpu(logits, uniforms)
+        return draw_tokens(logits, uniforms.to(logits.device), self.settings)
+
+    def _draw_on_cpu(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        # A few rows at a time: float64 sums of a whole batch are memory that comes fresh from the system at every step,
+        # and getting its pages takes longer than the sums. Small arrays are used again.
+        parts = zip(logits.split(ROWS_AT_ONCE), uniforms.split(ROWS_AT_ONCE), strict=True)
+        return torch.cat([draw_tokens(*part, self.settings) for part in parts])
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> Tensor:
+    """`[B]` tokens from `[B, V]` logits, whose maximum is finite, and `[B]` uniform numbers in [0, 1) (float64).
+
+    Temperature, then top-k, then top-p, as in transformers; tokens tied with the last that is kept are kept too.
+    """
+    logits = logits.float()
+    if settings.temperature == 0:
+        return logits.argmax(-1)
+    logits = (logits - logits.amax(-1, keepdim=True)).div_(settings.temperature)
+    if 0 < settings.top_k < logits.shape[-1]:
+        weakest = logits.topk(settings.top_k).values[:, -1:]
+        logits.masked_fill_(logits < weakest, -torch.inf)
+    weights = logits.exp_()
+    if settings.top_p < 1:
+        weights = _nucleus(weights, settings.top_p)
+    return inverse_cdf(weights, uniforms)
+
+
+def _nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """`[B, V]` weights, all but the smallest set that holds a share `top_p` of their sum put to zero."""
+    needed = top_p * weights.sum(-1, keepdim=True, dtype=torch.float64)
+    size = min(512, weights.shape[-1])
+    while True:  # the few largest are found much faster than a vocabulary is sorted
+        largest = weights.topk(size).values.double()
+        upto = largest.cumsum(-1)
+        if size == weights.shape[-1] or bool((upto[:, -1:] >= needed).all()):
+            break
+        size = min(8 * size, weights.shape[-1])
+    kept = upto - largest < needed
+    weakest = largest.where(kept, torch.inf).amin(-1, keepdim=True)
+    return weights.masked_fill(weights < weakest, 0.0)
+
+
+def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """`[B]` indices: the first at which the running sum of `weights` `[B, V]` (non-negative, any scale, some positive)
+    exceeds `uniforms` `[B]` times the row's sum. An index of weight zero is never returned, nor one past the end.
+
+    The sum runs in float64: in float32, over 50,000 entries, it loses tokens less likely than about 1e-7.
+    """
+    upto = weights.cumsum(-1, dtype=torch.float64)
+    total = upto[:, -1]
+    # `right=True` finds the first entry *above* the target, which an entry of weight zero never is; the product of the
+    # largest uniform number and the total may round to the total, above which there is nothing.
+    target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(upto, target[:, None], right=True)[:, 0]

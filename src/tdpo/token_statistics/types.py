@@ -1,0 +1,85 @@
+"""Types of the statistics: a head, what is known of a reference at each token, and the result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Extra = Literal["reverse_kl", "policy_entropy"]
+Impl = Literal["auto", "tiled", "dense"]
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Statistics of N response tokens, `[N]` each, float32 (float64 in → float64 out), nats per token.
+
+    `policy_logp` and `reference_logp` are the log-probabilities of the token itself; `forward_kl` is
+    KL(π_ref‖π) over the whole vocabulary at its position (arXiv 2404.11999, eq. 8); `reverse_kl` is
+    KL(π‖π_ref) and `policy_entropy` the entropy of π there, both None unless asked for.
+    """
+
+    policy_logp: Tensor
+    reference_logp: Tensor
+    forward_kl: Tensor
+    reverse_kl: Tensor | None = None
+    policy_entropy: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last layer of a language model: logits = cap(scale·(h·weightᵀ + bias)).
+
+    `weight` is `[V, D]`, `bias` `[V]` or None; `softcap` c, where given, maps z to c·tanh(z/c)
+    (Gemma 2); `scale` multiplies the raw logits (Cohere, Granite).
+
+    Raises:
+        ValueError: shapes that do not fit, a scale that is not finite, a softcap that is not positive.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight.dim() != 2:
+            raise ValueError(f"a head's weight must be [V, D], got shape {tuple(self.weight.shape)}")
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise ValueError(f"a head's bias must be [V] = [{self.weight.shape[0]}], got {tuple(self.bias.shape)}")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"a head's scale must be finite, got {self.scale}")
+        if self.softcap is not None and not (self.softcap > 0 and math.isfinite(self.softcap)):
+            raise ValueError(f"a head's softcap must be positive and finite, or None, got {self.softcap}")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Dense logits `[N, V]` of hidden states `[N, D]`, float32 also from half-precision operands."""
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        with torch.autocast(hidden.device.type, enabled=False):
+            z = hidden.to(dtype) @ self.weight.to(dtype).T
+            if self.bias is not None:
+                z = z + self.bias.to(dtype)
+        z = z * self.scale if self.scale != 1.0 else z
+        return self.softcap * torch.tanh(z / self.softcap) if self.softcap is not None else z
+
+
+@dataclass(frozen=True)
+class ReferenceSummary:
+    """All that a policy with the *same frozen head* needs to know of the reference, exactly.
+
+    `expected_weight` `[N, D]` is e = E_q[scale·W_v], q being the reference's distribution: float32 whatever
+    the model's dtype (float64 in → float64 out), since in bf16 the KL would be 12 % off at 2e-4 nats.
+    `offset` `[N]`, float64, is e·h_ref − logZ(h_ref): two large numbers whose difference the KL needs.
+    `reference_logp` `[N]` is that of TokenStats. `likeliest` `[N, K]` int32 names the reference's likeliest tokens,
+    whose logits are corrected to float64 (K is 16, or less where the vocabulary is tiny); without it small KLs of
+    confident models are less exact. `hidden` `[N, D]` is h_ref itself, which only the reverse KL needs.
+    """
+
+    expected_weight: Tensor
+    offset: Tensor
+    reference_logp: Tensor
+    likeliest: Tensor | None = None
+    hidden: Tensor | None = None

@@ -1,0 +1,1 @@
+"""`TDPOTrainer`: learning from preference pairs."""

@@ -1,0 +1,157 @@
+"""Where the reference's part of a step comes from: a cache made once, or the model in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from ...batches import PairBatch, PairCollator, TokenizedPair, shared_length
+from ...models import Reference, cache_folder, causal_lm_of
+from ...reference_cache import CacheLayout, CachePlan, Field, Fingerprint, ReferenceCache, build_cache, model_digest
+from ...scoring.statistics import PolicyStatistics
+from ...token_statistics import Head
+from .config import TDPOConfig
+
+AUTO_LIMIT = 20_000_000_000  # bytes that "auto" puts on a disk without being asked
+
+
+@dataclass(frozen=True)
+class CacheRequest:
+    """All that is needed to plan and fill a cache for one trainer."""
+
+    policy: Any
+    start: Reference  # still gives the reference's start
+    statistics: PolicyStatistics
+    collator: PairCollator
+    pairs: Sequence[TokenizedPair]
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[Any]]
+    precision: str
+    batch_size: int  # pairs in a forward of the reference
+
+    def values(self, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+        """Each field of the cache for the flat tokens of these pairs."""
+        inputs = {name: value.to(self.device) for name, value in self.collator(pairs).items()}
+        batch = PairBatch.from_inputs(inputs)
+        with torch.no_grad(), self.autocast():
+            return self.statistics.reference_says(self.start, self.policy, batch)[0]
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Policy (and a second model) on the device and in evaluation mode, and back where they were afterwards."""
+        models = [self.policy] if self.start.model in (None, self.policy) else [self.policy, self.start.model]
+        before = [(model, next(model.parameters()).device, model.training) for model in models]
+        try:
+            for model in models:
+                model.to(self.device).eval()
+            yield
+        finally:
+            for model, device, training in before:
+                model.to(device).train(training)
+
+    def plan(self, root: Path) -> CachePlan:
+        """Where the cache belongs; the reference runs on one short pair to learn what it will hold."""
+        example = self.values([min(self.pairs, key=shared_length)])
+        fields = [Field(k, v.dtype, v.shape[1] if v.dim() == 2 else None) for k, v in example.items()]
+        layout = CacheLayout.of(self.pairs, fields)
+        content = ", ".join(f"{f.name} {str(f.dtype).removeprefix('torch.')} {f.width or 1}" for f in fields)
+        fingerprint = Fingerprint(
+            self._model_digest(), self.precision, layout.data_digest, content, self.collator.describe()
+        )
+        return CachePlan(root, fingerprint, layout)
+
+    def head_to_keep(self) -> Head | None:
+        """The reference's head as it is now, in memory of its own, where the cache holds hidden states only."""
+        return None if self.statistics.path == "frozen" else copied_head(self.start, self.device)
+
+    def _model_digest(self) -> str:
+        if self.start.kind == "adapter-off":
+            prefix = getattr(self.policy.base_model, "prefix", "lora_")
+            return model_digest(causal_lm_of(self.policy), adapter_prefix=prefix)
+        return model_digest(causal_lm_of(self.start.model))
+
+
+def copied_head(start: Reference, device: torch.device) -> Head:
+    """The head of a reference as it is now, a constant in memory of its own."""
+    assert start.head is not None
+    head = start.head()
+    weight, bias = (None if t is None else t.detach().clone().to(device) for t in (head.weight, head.bias))
+    assert weight is not None
+    return Head(weight, bias, scale=head.scale, softcap=head.softcap)
+
+
+def cache_root(args: TDPOConfig) -> Path:
+    """The folder that holds all caches."""
+    return Path(args.reference_cache_dir).expanduser() if args.reference_cache_dir else cache_folder() / "reference"
+
+
+def cache_of(
+    request: CacheRequest,
+    args: TDPOConfig,
+    train_pairs: int,
+    *,
+    sharded: bool,
+    say: Callable[[str], None],
+    progress: Callable[[int, int, str], None] | None,
+) -> ReferenceCache | None:
+    """The cache that `args.reference` asks for, or that "auto" finds worth it; None where the model stays.
+
+    Raises:
+        ValueError: "cache", but the statistics need full logits.
+        OSError: "cache", but the disk cannot hold it.
+    """
+    if args.reference == "model" or not request.pairs:
+        return None
+    if request.statistics.path == "logits":
+        if args.reference == "cache":
+            why = f"a cache would have to hold full logits: {request.statistics.why}"
+            raise ValueError(f"reference='cache' is not possible: {why}. Use 'auto' or 'model'.")
+        return None
+    with request.ready():
+        plan = request.plan(cache_root(args))
+        if args.reference == "auto":
+            mine = reason_against(plan, planned_visits(args, train_pairs), train_pairs, sharded)
+            # The disk may look different to another process, and all must do the same.
+            [reason] = broadcast_object_list([mine])
+            if reason:
+                say(f"The reference runs in every step: {reason}.")
+                return None
+        return build_cache(
+            plan,
+            request.values,
+            batch_size=request.batch_size,
+            rank=args.process_index,
+            processes=args.world_size,
+            say=say,
+            progress=progress,
+        )
+
+
+def reason_against(plan: CachePlan, visits: float, train_pairs: int, sharded: bool) -> str | None:
+    """Why "auto" keeps the model although a cache is possible, or None where the cache is the better choice."""
+    if sharded:
+        return "the model is sharded over processes"
+    if plan.is_finished:
+        return None
+    if plan.layout.bytes > AUTO_LIMIT:
+        return f"a cache would hold {plan.size()}; reference='cache' makes it all the same"
+    if not plan.fits:
+        return f"the disk cannot hold a cache ({plan.size()})"
+    if visits < train_pairs:
+        return f"the run uses {visits:.0f} of {train_pairs} pairs, and a cache would run the reference over all"
+    return None
+
+
+def planned_visits(args: TDPOConfig, train_pairs: int) -> float:
+    """Pairs that the run will use, repetitions counted."""
+    if args.max_steps > 0:
+        per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return float(args.max_steps * per_update)
+    return float(args.num_train_epochs * train_pairs)

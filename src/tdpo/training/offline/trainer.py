@@ -1,0 +1,387 @@
+"""`TDPOTrainer`: DPO, TDPO1 and TDPO2 on `transformers.Trainer`.
+
+The trainer only wires: rows become pairs (`batches`), pairs become hidden states (`models`), hidden
+states become statistics (`token_stats`), statistics become scores and a loss. Logging, checkpoints,
+distribution and optimisers are transformers' and accelerate's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ...batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
+from ...models import Reference, causal_lm_of, facts_of, kept_reference, load_causal_lm, reference_at_start
+from ...preferences import PreferenceRow, preferences_from_dataset
+from ...recipe_data.inputs import pairs_inputs
+from ...scores import PairScores, score_pairs
+from ...scoring.fitting import check_ids, check_lengths
+from ...scoring.layout import choose_layout, cover
+from ...scoring.losses import configured_loss
+from ...scoring.pair_metrics import averages, pair_metrics
+from ...scoring.statistics import PolicyStatistics
+from ...token_statistics import Extra
+from ..arguments import one_process_a_device
+from ..base import CheckpointedTrainer
+from ..metrics import MetricsFile, TrainingMeter
+from ..policy import prepare_policy, prepare_tokenizer
+from ..sharding import check_sharding, shard_reference, whole_model_saved
+from .config import TDPOConfig, groups_by_length
+from .order import LengthGroupedOrder
+from .reference import CacheRequest, cache_of
+
+logger = logging.getLogger(__name__)
+
+EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
+
+
+class TDPOTrainer(CheckpointedTrainer):
+    """Train a causal language model on preference pairs with an exact KL to the reference.
+
+    Args:
+        model: a name, a folder or a loaded causal language model. Its dropout is switched off, an adapter's is not.
+        ref_model: the reference, likewise. None: the policy's own start, which is the adapter switched
+            off where that gives the start, and a frozen copy otherwise.
+        args: TDPOConfig.
+        train_dataset: rows with `prompt`, `chosen`, `rejected` in any form that TRL's DPO reads: a
+            `datasets.Dataset`, an iterable of mappings, `Preferences`, or `TokenizedPairs`.
+        eval_dataset: the same, None, or a dictionary of several by name.
+        processing_class: the tokenizer; loaded from `model` when that is a name.
+        peft_config: a peft configuration to wrap the model with.
+        callbacks, optimizers: as in `transformers.Trainer`.
+        say: told what is done about the reference, in sentences.
+        cache_progress: called while a reference cache is made: pairs done, pairs in all, a note.
+
+    Raises:
+        BadPreferences: a row is broken (named by source, row and field).
+        ValueError: arguments that do not fit together.
+    """
+
+    args: TDPOConfig
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any | None = None,
+        args: TDPOConfig | None = None,
+        train_dataset: Any | None = None,
+        eval_dataset: Any | None = None,
+        processing_class: Any | None = None,
+        peft_config: Any | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        *,
+        say: Callable[[str], None] = logger.info,
+        cache_progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        args = TDPOConfig(output_dir="tdpo_output") if args is None else args
+        if not isinstance(args, TDPOConfig):
+            raise TypeError(f"args must be a TDPOConfig, got {type(args).__name__}")
+        one_process_a_device(args, logger.warning)
+        check_sharding(args)
+        processing_class = prepare_tokenizer(processing_class, model, args)
+        model = prepare_policy(model, peft_config, args)
+        if isinstance(ref_model, str | Path):
+            dtype = str(model.dtype).removeprefix("torch.")
+            ref_model = load_causal_lm(ref_model, dtype=dtype, trust_remote_code=args.trust_remote_code)
+        start = reference_at_start(model, ref_model)
+        self.statistics = PolicyStatistics.of(model, start, args.head_impl)
+        self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
+        self.tokenization: dict[str, dict[str, Any]] = {}
+        self._tokenize = self._tokenizing(model, processing_class, args)
+        train_pairs, eval_pairs = self._tokenize("train", train_dataset), self._tokenize("eval", eval_dataset)
+        pad_token_id = processing_class.pad_token_id
+        pairs = [*_all(train_pairs), *_all(eval_pairs)]
+        check_lengths(pairs, [m.config for m in (model, start.model) if m is not None])
+        collator = choose_layout(
+            model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row, others=[start.model]
+        )
+        self.collator, self.layout = collator, collator.describe()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_pairs,
+            eval_dataset=eval_pairs,
+            processing_class=processing_class,
+            callbacks=[*(callbacks or []), MetricsFile(str(args.output_dir))],
+            optimizers=optimizers,
+        )
+        # compute_loss divides by the pairs of the whole update itself; see there.
+        self.loss_is_scaled_for_ga = True
+        self._meter = TrainingMeter()
+        self._eval_tables: list[Tensor] = []
+        self._settle_reference(start, pairs, say, cache_progress)
+        logger.info(self.describe())
+
+    # ---- set-up ----
+
+    @property
+    def reference(self) -> Reference | None:
+        """The reference that runs in every step; None where a cache has taken its place for good."""
+        return self.statistics.reference
+
+    def _settle_reference(
+        self,
+        start: Reference,
+        pairs: list[TokenizedPair],
+        say: Callable[[str], None],
+        progress: Callable[[int, int, str], None] | None,
+    ) -> None:
+        """From here on the reference is a cache, or a model that stays what it is while the policy is trained."""
+        request = CacheRequest(
+            policy=self.model,
+            start=start,
+            statistics=self.statistics,
+            collator=self.collator,
+            pairs=pairs,
+            device=self.args.device,
+            autocast=self.accelerator.autocast,
+            precision=str(self.accelerator.mixed_precision),
+            # Without a backward pass twice the pairs of a training step need less memory than one.
+            batch_size=2 * self.args.per_device_train_batch_size,
+        )
+        train: Any = self.train_dataset
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        train_pairs = len(pairs) if train is None else len(train)
+        cache = cache_of(request, self.args, train_pairs, sharded=sharded, say=say, progress=progress)
+        if cache is None:
+            self.statistics.reference = kept_reference(self.model, start)
+            self._place_reference(self.statistics.reference)
+            return
+        self.statistics.cache, self.statistics.reference_head = cache, request.head_to_keep()
+        self.collator.reference_rows = cache.layout.rows  # and not the cache itself, which worker processes would copy
+        # An adapter that is switched off is there in any case, for pairs that the cache does not know.
+        self.statistics.reference = start if start.kind == "adapter-off" else None
+
+    def describe(self) -> str:
+        """Which paths run, in a sentence for the log."""
+        return f"{self.statistics.describe()} Layout: {self.layout}."
+
+    def _place_reference(self, reference: Reference) -> None:
+        if reference.model is None:
+            return
+        if self.accelerator.is_fsdp2:
+            reference.model = shard_reference(self.accelerator, reference.model)
+        elif self.is_deepspeed_enabled:
+            reference.model = self.accelerator.prepare_model(reference.model, evaluation_mode=True)
+        else:
+            reference.model.to(self.args.device)
+
+    def _tokenizing(self, model: Any, tokenizer: Any, args: TDPOConfig) -> Callable[[str, Any], Any]:
+        facts = facts_of(model, tokenizer)
+        max_length = facts.max_length(args.max_length)
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+
+        def tokenize(name: str, dataset: Any) -> Any:
+            if dataset is None or (isinstance(dataset, list) and dataset and isinstance(dataset[0], TokenizedPair)):
+                return dataset
+            if isinstance(dataset, dict) and name != "train":
+                return {key: tokenize(f"{name}_{key}", value) for key, value in dataset.items()}
+            if isinstance(dataset, TokenizedPairs):
+                tokenized = dataset
+            else:
+                tokenized = tokenize_pairs(
+                    _rows(dataset, name),
+                    tokenizer,
+                    max_length,
+                    end_ids=facts.end_token_ids,
+                    counted_turns=args.counted_turns,
+                )
+            self.tokenization[name] = tokenized.report.as_dict()
+            for sentence in tokenized.report.warnings():
+                logger.warning("%s data: %s", name, sentence)
+            check_ids(tokenized.pairs, vocabulary)
+            return tokenized.pairs
+
+        return tokenize
+
+    # ---- batches ----
+
+    def _get_train_sampler(self, train_dataset: Any | None = None) -> Any:
+        """As transformers'; lengths are the tokens that the layout computes."""
+        pairs: Any = self.train_dataset if train_dataset is None else train_dataset
+        if not groups_by_length(self.args):
+            return super()._get_train_sampler(pairs)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        # The epoch comes from the state, which a checkpoint restores on every process: accelerate tells samplers the
+        # epoch only where they are not wrapped, as they are on several processes after resumption.
+        return self._length_grouped(pairs, size, lambda: int(self.state.epoch or 0))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if not groups_by_length(self.args):
+            return super()._get_eval_sampler(eval_dataset)
+        return self._length_grouped(eval_dataset, self.args.eval_batch_size, lambda: 0)
+
+    def _length_grouped(self, pairs: Sequence[TokenizedPair], size: int, epoch: Callable[[], int]) -> Any:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedOrder([self.collator.tokens(pair) for pair in pairs], size, seed, epoch)
+
+    # ---- one step ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The sum over this micro-batch's pairs divided by the pairs of the whole update.
+
+        `num_items_in_batch` counts the pairs of all micro-batches and processes (`_get_num_items_in_batch`),
+        and distributed data parallelism averages gradients over processes; so every pair weighs the same
+        however the update is split.
+        """
+        batch = PairBatch.from_inputs(inputs)
+        # A second model is not wrapped by accelerate: both must compute in one precision, or they differ at step 0.
+        with self.accelerator.autocast():
+            stats = self.statistics(model, batch, extras=EXTRAS)
+        scores = score_pairs(stats, batch.sequence_index, batch.num_pairs)
+        loss = self.preference_loss(scores)
+        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_pairs)
+        if model.training:
+            self._meter.add(table, batch.num_tokens)
+        total = loss.per_pair.sum()
+        if num_items_in_batch is None:
+            reduced = total / batch.num_pairs
+        else:
+            reduced = total * self.accelerator.num_processes / num_items_in_batch
+        if not torch.isfinite(reduced):
+            raise FloatingPointError(self._non_finite(reduced, scores))
+        return (reduced, table) if return_outputs else reduced
+
+    def _non_finite(self, loss: Tensor, scores: PairScores) -> str:
+        ranges = ", ".join(
+            f"{name} up to {float(value.detach().abs().max()):.3g}" for name, value in vars(scores).items()
+        )
+        return (
+            f"the loss became {float(loss.detach())} at step {self.state.global_step} ({ranges}). Lower the learning "
+            "rate, set max_grad_norm, or train in float32; a policy that forbids what the reference allows has an "
+            "infinite KL."
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+        if not batch_samples:
+            return None
+        pairs = torch.stack([batch["num_pairs"].to(device) for batch in batch_samples]).sum()
+        return self.accelerator.gather(pairs).sum() if self.args.world_size > 1 else pairs
+
+    # ---- evaluation and logs ----
+
+    def evaluate(
+        self, eval_dataset: Any | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate on `eval_dataset` (anything that the constructor takes), or on the constructor's."""
+        named = isinstance(eval_dataset, str)  # one of those that the constructor was given
+        pairs = eval_dataset if named else self._tokenize(metric_key_prefix, eval_dataset)
+        if not named:
+            self._cover(_all(pairs))
+        with self._meter.paused():
+            return super().evaluate(pairs, ignore_keys, metric_key_prefix)
+
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """The numbers of `evaluate` on `test_dataset` (anything that the constructor takes) as the `metrics` of
+        transformers' PredictionOutput; of pairs there are no other predictions."""
+        pairs: Any = self._tokenize(metric_key_prefix, test_dataset)
+        if pairs is None or isinstance(pairs, dict):
+            raise ValueError("predict() needs one dataset of rows with prompt, chosen and rejected")
+        self._cover(_all(pairs))
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            with self._meter.paused():
+                return super().predict(pairs, ignore_keys, metric_key_prefix)
+        finally:
+            self.args.dataloader_drop_last = drop
+
+    def _cover(self, pairs: list[TokenizedPair]) -> None:
+        """Rows that come later may be longer than those that the layout was chosen for."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # The forward of a sharded model is every process's concern; longer rows are padded there.
+            check_lengths(pairs, [causal_lm_of(self.model).config])
+            return
+        models = [self.model, *([self.reference.model] if self.reference and self.reference.model else [])]
+        check_lengths(pairs, [model.config for model in models])
+        cover(self.model, self.collator, pairs, self.args.prefix_sharing, others=models[1:])
+
+    def get_eval_dataloader(self, eval_dataset: Any | None = None) -> Any:
+        """As transformers', but `dataloader_drop_last` drops nothing here: an evaluation counts every pair."""
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, table = self.compute_loss(model, inputs, return_outputs=True)
+        # gather_for_metrics drops the rows with which accelerate evens out the last batch.
+        self._eval_tables.append(self.accelerator.gather_for_metrics(table).cpu())
+        return loss.detach(), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        self._eval_tables = []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        table = torch.cat(self._eval_tables)
+        numbers = averages(table.sum(dim=0), table.shape[0])
+        named = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._check_gradient(logs)
+        if "loss" in logs and self._meter.pairs:
+            totals = self.accelerator.reduce(self._meter.totals(self.args.device), reduction="sum")
+            numbers = self._meter.logged(totals)
+            numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
+            logs = {**logs, **numbers}
+        super().log(logs, start_time)
+
+    # ---- checkpoints ----
+
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | Path | bool | None = None, **more: Any
+    ) -> Any:
+        """As `CheckpointedTrainer.train`."""
+        self._meter = TrainingMeter()
+        return super().train(resume_from_checkpoint, **more)
+
+    def _own_inputs(self) -> dict[str, str]:
+        return pairs_inputs(self.train_dataset, self.eval_dataset)
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
+        """As transformers', but a sharded model is always written whole; its checkpoints are as they are asked for."""
+        folder = None if output_dir is None else str(output_dir)
+        with nullcontext() if _internal_call else whole_model_saved(self.accelerator):
+            super().save_model(folder, _internal_call)
+
+    def _outside_training(self) -> Any:
+        return self._meter.paused()
+
+
+def _rows(dataset: Any, name: str) -> Sequence[PreferenceRow]:
+    rows = getattr(dataset, "rows", None)
+    if isinstance(rows, list):
+        return rows
+    return preferences_from_dataset(dataset, source=f"{name}_dataset").rows
+
+
+def _all(pairs: list[TokenizedPair] | dict[str, list[TokenizedPair]] | None) -> list[TokenizedPair]:
+    if isinstance(pairs, dict):
+        return [pair for part in pairs.values() for pair in part]
+    return pairs or []

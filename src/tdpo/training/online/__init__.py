@@ -1,0 +1,1 @@
+"""`PPOTrainer`: learning from rewards of the policy's own responses."""

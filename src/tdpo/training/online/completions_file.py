@@ -1,0 +1,43 @@
+"""`completions.jsonl`: a few completions of the iterations, for people to read."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ...runs.files import append_jsonl, json_line, read_sound_lines, write_text
+from .rollouts import Sampled
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 4  # completions of an iteration
+
+
+class CompletionsFile:
+    """Written by one process; `every` so many iterations, None: never."""
+
+    def __init__(self, folder: str, every: int | None, writes: bool) -> None:
+        self.path = Path(folder) / "completions.jsonl"
+        self.every, self.writes = every, writes
+
+    def add(self, sampled: Sampled, iteration: int, step: int) -> None:
+        """Append some of an iteration's completions, with what the reward functions gave them."""
+        if not self.writes or self.every is None or iteration % self.every:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for i in range(0, len(sampled.completions), max(len(sampled.completions) // SHOWN, 1)):
+            completion = sampled.completions[i]
+            line = {
+                "iteration": iteration, "step": step, "prompt": sampled.prompts[i].prompt, "text": completion.text,
+                "reward": float(sampled.rewards[i]), "finished": completion.finished,
+            }  # fmt: skip
+            append_jsonl(self.path, line)
+
+    def forget_from(self, iteration: int) -> None:
+        """Drop what was written of this iteration and later ones, which a resumed run writes again."""
+        if self.writes and self.path.exists():
+            lines, broken = read_sound_lines(self.path)
+            for sentence in broken:
+                logger.warning("%s; the line is left out, those after it are kept", sentence)
+            kept = [line for line in lines if line.get("iteration", 0) < iteration]
+            write_text(self.path, "".join(json_line(line) for line in kept))

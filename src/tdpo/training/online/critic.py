@@ -1,0 +1,61 @@
+"""The critic: V(s) of the state before each token, from the policy's own hidden states or from a model of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...batches import PairBatch
+from ...models import causal_lm_of, check_causal, policy_hidden
+
+
+class Critic(nn.Module):
+    """A linear value head, float32, that starts at zero.
+
+    Args:
+        width: D of the hidden states it reads.
+        body: a causal language model of its own, trained with it; None: the head reads the policy's hidden states, and
+            the value loss reaches the policy's body through them.
+    """
+
+    def __init__(self, width: int, body: Any | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def of(cls, policy: Any, value_model: Any | None) -> Critic:
+        """The critic of a policy; `value_model` is a loaded causal language model with its tokenizer, or None.
+
+        Raises:
+            ValueError: the critic model has another vocabulary than the policy, or looks ahead.
+        """
+        if value_model is None:
+            return cls(_width(policy))
+        check_causal(value_model, "the critic's model")
+        ours, theirs = (causal_lm_of(m).get_input_embeddings().weight.shape[0] for m in (policy, value_model))
+        if ours != theirs:
+            raise ValueError(
+                f"the policy has {ours} vocabulary entries and the critic {theirs}: they need one tokenizer"
+            )
+        lm = causal_lm_of(value_model)
+        output = lm.get_output_embeddings()
+        if output is not None and output.weight is not lm.get_input_embeddings().weight:
+            output.requires_grad_(False)  # never used here, and DDP would wait for its gradient
+        return cls(_width(value_model), value_model)
+
+    def forward(self, hidden: Tensor, batch: PairBatch) -> Tensor:
+        """Values `[N]` of the batch's response tokens; `hidden` `[N, D]` are the policy's states."""
+        if self.body is not None:
+            hidden = policy_hidden(self.body, batch.model_inputs(), batch.response_index)
+        values: Tensor = self.head(hidden.float())[:, 0]
+        return values
+
+
+def _width(model: Any) -> int:
+    """D of the final hidden states: what the output layer takes."""
+    output = causal_lm_of(model).get_output_embeddings()
+    return int(output.weight.shape[1])

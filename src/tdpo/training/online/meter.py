@@ -1,0 +1,69 @@
+"""What is measured while PPO learns from one rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...policy_gradient import PolicyLoss, ValueLoss
+
+# Sums over the tokens of an iteration's updates, and their number.
+SUMS = ("policy_loss", "value_loss", "ratio_mean", "clip_fraction", "value_clip_fraction", "approx_kl", "tokens")
+
+
+class LearningMeter:
+    """Sums over all tokens that were learned from since the iteration began, on this process.
+
+    `approx_kl` is k3 of the policy that sampled against the one that learns, nats per token: how far this iteration
+    has moved the policy, which is not its distance to the reference.
+    """
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        self.update = torch.zeros(2, dtype=torch.float64)  # approx_kl and tokens of the update under way
+        self.updates = 0
+        self.ratio_max = 0.0
+        self.body_tokens = 0
+        self.seconds = 0.0
+
+    @torch.no_grad()
+    def add(
+        self, begins_update: bool, body_tokens: int, policy: PolicyLoss, value: ValueLoss, log_ratio: Tensor
+    ) -> None:
+        """Take in a micro-batch; `log_ratio` `[N]` is log π − log π_old."""
+        if begins_update:
+            self.update = torch.zeros_like(self.update)
+            self.updates += 1
+        moved = torch.expm1(log_ratio) - log_ratio
+        columns = (policy.per_token, value.per_token, policy.ratio, policy.clipped, value.clipped, moved)
+        sums = torch.stack([column.detach().double().sum().cpu() for column in columns])
+        tokens = torch.tensor(float(len(log_ratio)), dtype=torch.float64)
+        self.sums += torch.cat([sums, tokens[None]])
+        self.update += torch.stack([sums[-1], tokens])
+        self.ratio_max = max(self.ratio_max, float(policy.ratio.max()) if len(log_ratio) else 0.0)
+        self.body_tokens += body_tokens
+
+    def last_update(self) -> Tensor:
+        """Sum of approx_kl and number of tokens of the last update, float64 `[2]`."""
+        return self.update
+
+    def logged(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means over tokens, over all processes; how long learning took and how many tokens it ran through the body."""
+        extra = torch.tensor([float(self.body_tokens), self.seconds, 1.0], dtype=torch.float64)
+        *sums, tokens, body, seconds, processes = total(torch.cat([self.sums, extra])).tolist()
+        numbers = {name: value / max(tokens, 1.0) for name, value in zip(SUMS[:-1], sums, strict=True)}
+        return {
+            **numbers,
+            "ratio_max": self.ratio_max,
+            "learning_seconds": seconds / processes,
+            "learning_tokens_per_second": body * processes / max(seconds, 1e-9),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)

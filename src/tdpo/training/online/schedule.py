@@ -1,0 +1,92 @@
+"""Where each micro-batch of a PPO run stands. All follows from seed and place, so that a run can be resumed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from ...environments import Prompt
+from .config import PPOConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """Counted from 0: the iteration, the update within it, the micro-batch (`part`) within the update."""
+
+    iteration: int
+    update: int
+    part: int
+
+
+class Schedule:
+    """The order of a run, the same on every process but for the units that each one holds."""
+
+    def __init__(self, args: PPOConfig) -> None:
+        self.args = args
+
+    def __len__(self) -> int:
+        """Micro-batches of all processes."""
+        return self.args.total_updates * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def loader(self) -> DataLoader[Any]:
+        """Yields {"place": index}, one a micro-batch; accelerate deals them out to the processes in turn."""
+        indices: Any = range(len(self))
+        return DataLoader(indices, batch_size=1, collate_fn=_as_place)
+
+    def place(self, index: int) -> Place:
+        update, part = divmod(index // self.args.world_size, self.args.gradient_accumulation_steps)
+        iteration, within = divmod(update, self.args.updates_per_iteration)
+        return Place(iteration, within, part)
+
+    def prompts(self, prompts: Sequence[Prompt], iteration: int) -> tuple[list[Prompt], int]:
+        """This process's prompts of an iteration, and the number of the first among those of all processes."""
+        count = self.args.rollout_size // self.args.samples_per_prompt
+        own = count // self.args.world_size
+        first = own * self.args.process_index
+        return prompts_of_iteration(prompts, count, iteration, self.args.seed)[first : first + own], first
+
+    def units(self, count: int, iteration: int, update: int) -> list[int]:
+        """Which of this process's `count` units an update learns from, in an order drawn for its epoch."""
+        epoch, minibatch = divmod(update, self.args.updates_per_epoch)
+        order = list(range(count))
+        random.Random(f"{self.args.seed}/minibatches/{iteration}/{epoch}/{self.args.process_index}").shuffle(order)
+        size = count // self.args.updates_per_epoch
+        return order[minibatch * size : (minibatch + 1) * size]
+
+    def part(self, units: Sequence[int], part: int) -> Sequence[int]:
+        """The units of one micro-batch of an update."""
+        size = len(units) // self.args.gradient_accumulation_steps
+        return units[part * size : (part + 1) * size]
+
+
+def prompts_of_iteration(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:
+    """`count` prompts: all in a random order, then all in another one, and so on; drawn from the seed alone."""
+    first_turn, place = divmod(iteration * count, len(prompts))
+    turns = -(-(place + count) // len(prompts))
+    order: list[int] = []
+    for turn in range(first_turn, first_turn + turns):
+        shuffled = list(range(len(prompts)))
+        random.Random(f"{seed}/prompts/{turn}").shuffle(shuffled)
+        order += shuffled
+    return [prompts[i] for i in order[place : place + count]]
+
+
+class EndOfIteration(TrainerCallback):
+    """One line of the log an iteration, whatever transformers would do."""
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = state.global_step % self.updates == 0
+
+
+def _as_place(indices: Sequence[int]) -> dict[str, Tensor]:
+    return {"place": torch.tensor(indices[0])}

@@ -1,0 +1,1 @@
+"""From a recipe and a run directory to a trained model."""

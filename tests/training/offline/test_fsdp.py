@@ -1,0 +1,316 @@
+"""FSDP2 on two processes gives the losses, norms and weights of one process, whatever its units hold."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from helpers.tiny_models import build_model, build_tokenizer
+from helpers.training_cases import (  # noqa: F401
+    METRICS,
+    different_model,
+    import_folders,
+    lora,
+    make_trainer,
+    one_thread,
+    plain_rows,
+    train_logs,
+)
+from tdpo.models import find_head, load_causal_lm, policy_hidden
+from tdpo.token_statistics import Head, linear_token_stats
+from tdpo.training.sharding import check_sharding
+
+# 12 pairs at 8 an update: the second update is a ragged 4, the third goes into a second, reshuffled epoch.
+ROWS, UPDATES = 12, 3
+HEAD = "lm_head"
+# What is trained → (family, adapter or None). The head's unit, as accelerate makes them, is in brackets.
+TRAINED: dict[str, tuple[str, Any]] = {
+    "all weights": ("llama", None),  # [final norm, head]
+    "all weights, tied": ("qwen2", None),  # [final norm, embedding, head]
+    "adapter": ("llama", lora("q_proj", "v_proj", "down_proj")),  # [head], frozen
+    "adapter, tied": ("qwen2", lora("q_proj", "down_proj")),  # [embedding, head], frozen
+    "adapter on the head": ("llama", lora("q_proj", HEAD)),  # [head with its adapter]
+    "adapter and head": ("llama", lora("q_proj", modules_to_save=[HEAD])),  # [head and its trained copy]
+    "head alone": ("llama", lora(HEAD)),  # nothing that requires a gradient leaves the model's forward
+}
+CASES = [
+    *((trained, impl) for trained in list(TRAINED)[:3] for impl in ("tiled", "dense")),
+    *((trained, "tiled") for trained in list(TRAINED)[3:]),
+]
+
+
+def run(trained: str, folder: Path, **changes: Any) -> Any:
+    family, adapter = TRAINED[trained]
+    fresh_accelerator()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    trainer = make_trainer(
+        build_model(family),
+        folder,
+        build_tokenizer(),
+        plain_rows(ROWS),
+        peft_config=adapter,
+        **{
+            "per_device_train_batch_size": 4 // processes,
+            "gradient_accumulation_steps": 2,
+            "max_steps": UPDATES,
+            "learning_rate": 1e-2 if adapter is None else 6e-2,
+            "optim": "sgd",
+            "weight_decay": 0.1,
+            "max_grad_norm": 0.5,  # below every norm of these runs: all are clipped
+            **changes,
+        },
+    )
+    trainer.train(resume_from_checkpoint=changes.get("resume_from_checkpoint"))
+    return trainer
+
+
+def fresh_accelerator() -> None:
+    """accelerate keeps FSDP's settings, the layer classes of the last model among them, for the whole process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def shard_on_cpus() -> None:
+    """Have accelerate shard on CPUs, which torch can and accelerate takes as a wish for plain data parallelism."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    initialize = AcceleratorState.__init__
+
+    @functools.wraps(initialize)
+    def initialize_sharded(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        initialize(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = initialize_sharded
+
+
+def whole_weights(model: Any, *, trained_only: bool = True) -> dict[str, torch.Tensor]:
+    """The weights in shards, put together; a weight that is frozen as a shard counts as frozen."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
+    return {
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad or not trained_only
+    }
+
+
+# ---- what every process does, launched or alone ----
+
+LAUNCHED = """
+import sys
+sys.path[:0] = {folders!r}
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+import test_fsdp
+test_fsdp.shard_on_cpus()
+test_fsdp.distributed_run(Path(sys.argv[1]))
+test_fsdp.only_when_sharded(Path(sys.argv[1]))
+"""
+
+
+def distributed_run(folder: Path) -> None:
+    found: dict[str, Any] = {}
+    for trained, impl in CASES:
+        trainer = run(trained, folder / trained / impl, head_impl=impl)
+        evaluated = trainer.evaluate(plain_rows(7, seed=5))  # 7 pairs do not divide by 2 processes × 4
+        trainer.save_model(folder / trained / impl / "model")
+        weights = whole_weights(trainer.model)
+        found[f"{trained}, {impl}"] = {
+            "logs": train_logs(trainer),
+            "eval": {name: evaluated[f"eval_{name}"] for name in METRICS},
+            "model": type(trainer.model).__name__,
+            "reference": type(trainer.reference.model).__name__,
+        }
+        if trainer.is_world_process_zero():
+            torch.save(weights, folder / trained / impl / "weights.pt")
+            (folder / "found.json").write_text(json.dumps(found))
+
+
+def only_when_sharded(folder: Path) -> None:
+    """Checkpoints of both kinds, a half-precision start, other units, and what is sent: asserted where it runs."""
+    resumed_run_ends_like_uninterrupted("all weights", "SHARDED_STATE_DICT", folder)
+    resumed_run_ends_like_uninterrupted("adapter on the head", "FULL_STATE_DICT", folder)
+    policy_starts_at_the_reference_in_bf16(folder)
+    for impl in ("tiled", "dense"):
+        one_unit_gathers_once_and_averages(impl)
+
+
+def resumed_run_ends_like_uninterrupted(trained: str, kind: str, folder: Path) -> None:
+    sharded = {
+        "fsdp": True,
+        "fsdp_config": {"version": 2, "state_dict_type": kind, "reshard_after_forward": kind != "FULL_STATE_DICT"},
+    }
+    adam = {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 2}
+    place = folder / f"resumed {trained}"
+    whole = run(trained, place, **sharded, **adam)
+    resumed = run(trained, place, **sharded, **adam, resume_from_checkpoint=str(place / "checkpoint-2"))
+    assert len(train_logs(resumed)) == UPDATES
+    expected, found = whole_weights(whole.model), whole_weights(resumed.model)
+    start = whole_weights(build_policy(trained))
+    assert expected.keys() == found.keys() == start.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=0, msg=lambda m, n=name: f"{trained} {n}: {m}")
+    assert any(not torch.equal(expected[name], start[name]) for name in start)
+
+
+def build_policy(trained: str) -> Any:
+    from peft import get_peft_model
+
+    family, adapter = TRAINED[trained]
+    torch.manual_seed(0)
+    return build_model(family) if adapter is None else get_peft_model(build_model(family), adapter)
+
+
+def policy_starts_at_the_reference_in_bf16(folder: Path) -> None:
+    trainer = run("all weights", folder / "bf16", bf16=True, max_steps=1)
+    (line,) = train_logs(trainer)
+    assert line["chosen_forward_kl"] == line["rejected_reverse_kl"] == 0.0, "both models compute in one precision"
+
+
+class Sent(TorchDispatchMode):
+    """Counts what is sent between processes, by operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.counts[func._schema.name.split("::")[1]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def one_unit_gathers_once_and_averages(impl: Any) -> None:
+    """A root that lets go of its weights after the forward: the head is in shards, as without units of its own."""
+    from torch.distributed import get_rank
+    from torch.distributed.fsdp import fully_shard
+
+    model, alone = build_model("llama"), build_model("llama")
+    reference = different_model(alone)
+    head, alone_head, reference_head = find_head(model), find_head(alone), find_head(reference)
+    fully_shard(model, reshard_after_forward=True)
+
+    def loss(policy: Any, head: Head, rank: int) -> torch.Tensor:
+        ids = torch.arange(12).reshape(2, 6) * 31 % 384 + rank
+        inputs, index = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.arange(3, 12)
+        hidden = policy_hidden(policy, inputs, index)
+        with torch.no_grad():
+            other = policy_hidden(reference, inputs, index)
+        stats = linear_token_stats(hidden, head(), other, reference_head(), ids.flatten()[index], impl=impl)
+        return (stats.policy_logp - stats.forward_kl).sum()
+
+    for synchronised in (True, False):
+        model.set_requires_gradient_sync(synchronised)
+        with Sent() as sent:
+            own = loss(model, head, get_rank())
+        assert sent.counts == {"_allgather_base_": 2}, f"one for the forward, one for the head: {sent.counts}"
+        with Sent() as sent:
+            own.backward()
+        assert sent.counts == ({"_reduce_scatter_base_": 1} if synchronised else {}), sent.counts
+    model.set_requires_gradient_sync(True)
+    loss(model, head, get_rank()).backward()
+    sum(3 * loss(alone, alone_head, rank) / 2 for rank in (0, 1)).backward()
+    for (name, found), expected in zip(model.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(
+            found.grad.full_tensor(), expected.grad, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+# ---- the comparison ----
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Folders of the same trainings under FSDP2 on two processes (CPU, gloo), and on one process."""
+    place = tmp_path_factory.mktemp("fsdp")
+    two, one = place / "two", place / "one"
+    two.mkdir(), one.mkdir()
+    script = place / "script.py"
+    script.write_text(LAUNCHED.format(folders=import_folders(__name__)))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
+    command += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(two)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    print(done.stdout[-3000:])
+    assert done.returncode == 0, done.stderr[-6000:]
+    torch.manual_seed(0)
+    distributed_run(one)
+    yield two, one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trained", "impl"), CASES)
+def test_sharded_training_is_that_of_one_process(both: tuple[Path, Path], trained: str, impl: str) -> None:
+    two, one = (json.loads((folder / "found.json").read_text())[f"{trained}, {impl}"] for folder in both)
+    assert two["model"].startswith("FSDP") and not one["model"].startswith("FSDP")
+    assert two["reference"].startswith("FSDP") == (one["reference"] != "NoneType"), "the reference is sharded too"
+    assert len(two["logs"]) == len(one["logs"]) == UPDATES
+    for mine, theirs in zip(two["logs"], one["logs"], strict=True):
+        for name in (*METRICS, "grad_norm"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
+    assert one["logs"][-1]["chosen_forward_kl"] > 1e-5, "the policy has moved"
+    for name in METRICS:
+        assert two["eval"][name] == pytest.approx(one["eval"][name], rel=1e-4, abs=1e-5), name
+    found, expected = (torch.load(folder / trained / impl / "weights.pt") for folder in both)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trained", "impl"), CASES)
+def test_the_model_is_saved_whole(both: tuple[Path, Path], trained: str, impl: str) -> None:
+    two, one = (folder / trained / impl for folder in both)
+    weights = torch.load(two / "weights.pt")
+    if TRAINED[trained][1] is None:
+        saved = whole_weights(load_causal_lm(two / "model"))
+        assert saved.keys() == weights.keys()
+    else:
+        saved, alone = (load_file(folder / "model" / "adapter_model.safetensors") for folder in (two, one))
+        assert saved.keys() == alone.keys()  # peft saves more than what is trained where it has changed the head
+        weights = {n.replace(".modules_to_save.default", "").replace(".default", ""): w for n, w in weights.items()}
+    assert all(torch.equal(saved[name], weight) for name, weight in weights.items())
+
+
+# ---- what cannot be trained ----
+
+
+def test_fsdp1_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"FSDP1 shards the head.*--fsdp_version 2"):
+        make_trainer(build_model("llama"), tmp_path, build_tokenizer())
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    check_sharding(SimpleNamespace(fsdp_plugin_args=None))
+    with pytest.raises(ValueError, match="FSDP1"):
+        check_sharding(SimpleNamespace(fsdp_plugin_args={"fsdp_version": 1}))
+
+
+def test_zero3_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tdpo.training.sharding.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match=r"ZeRO-3 shards the head.*FSDP2.*ZeRO-2"):
+        make_trainer(build_model("llama"), tmp_path, build_tokenizer())

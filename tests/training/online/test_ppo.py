@@ -1,0 +1,450 @@
+"""`PPOTrainer`: what it logs, what does not change an update, what it refuses, and what it leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.ppo_cases import make_ppo, ppo_settings
+from helpers.tiny_models import build_model, build_tokenizer
+from helpers.training_cases import lora, move_away, one_thread, sequence_numbers, trained_weights  # noqa: F401
+from tdpo.batches import PairCollator
+from tdpo.environments import RewardError
+from tdpo.runs.checkpoints import find_checkpoints
+from tdpo.training import PPOTrainer
+
+PROMPTS = ["the cat", "a dog ran", "what a wonderful day", "on the mat the"]
+LOGGED = {
+    "reward_mean", "reward_std", "reward_variance", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1",
+    "kl_k2", "kl_k3", "kl_coefficient", "policy_entropy", "policy_loss", "value_loss", "ratio_mean", "ratio_max",
+    "clip_fraction", "value_clip_fraction", "approx_kl", "explained_variance", "length_mean", "finished_share",
+    "generation_tokens_per_second", "learning_tokens_per_second", "generation_seconds", "learning_seconds",
+    "judging_seconds", "skipped_updates", "iteration", "loss", "grad_norm", "learning_rate",
+}  # fmt: skip
+
+
+def letters(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
+    """More of the letter a is better."""
+    return [text.count("a") - 0.1 * len(text) for text in completions]
+
+
+def trainer_of(folder: Path, *, model: Any = None, **changes: Any) -> PPOTrainer:
+    given = {"kl": {"controller": "fixed", "coefficient": 0.1}, **changes}
+    reward = given.pop("reward", letters)
+    prompts = given.pop("prompts", PROMPTS)
+    return make_ppo(
+        build_model("llama") if model is None else model, folder, build_tokenizer(), reward, prompts, **given
+    )
+
+
+def logs(trainer: PPOTrainer) -> list[dict[str, float]]:
+    return [line for line in trainer.state.log_history if "penalized_reward_mean" in line]
+
+
+def agree(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 2e-5) -> None:
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, atol=tolerance, rtol=1e-3), name
+
+
+# ---- what is logged ----
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_logged_numbers_are_those_of_full_logits(kind: str, tmp_path: Path) -> None:
+    """Every KL, estimator and entropy of the last iteration, from each model's logits on each completion alone."""
+    base = build_model("llama")
+    reference = copy.deepcopy(base)
+    trainer = trainer_of(tmp_path, model=base, peft_config=lora() if kind == "lora" else None, learning_rate=3e-2)
+    seen: dict[str, Any] = {}
+    original = trainer._sample
+
+    def watched(iteration: int) -> Any:
+        seen["policy"], seen["sampled"] = copy.deepcopy(trainer.model).eval(), original(iteration)
+        return seen["sampled"]
+
+    trainer._sample = watched  # type: ignore[method-assign]
+    trainer.train()
+    last = logs(trainer)[-1]
+    assert set(last) >= LOGGED
+    sampled, sums = seen["sampled"], []
+    for ids, completion in zip(sampled.encoded, sampled.completions, strict=True):
+        sums.append(sequence_numbers(seen["policy"], reference, ids, completion.token_ids))
+    mean = {name: sum(float(s[name]) for s in sums) / len(sums) for name in sums[0]}
+    assert last["forward_kl"] == pytest.approx(mean["forward_kl"], rel=2e-3, abs=1e-5)
+    assert last["reverse_kl"] == pytest.approx(mean["reverse_kl"], rel=2e-3, abs=1e-5)
+    assert last["kl_k1"] == pytest.approx(mean["log_ratio"], rel=2e-3, abs=1e-4)
+    assert last["policy_entropy"] == pytest.approx(mean["entropy"] / mean["tokens"], rel=1e-4)
+    assert last["kl_k2"] > 0 and last["kl_k3"] > 0 and last["reverse_kl"] > 1e-3
+    assert last["length_mean"] == pytest.approx(mean["tokens"])
+    rewards = letters([], [c.text for c in sampled.completions])
+    assert last["reward_mean"] == pytest.approx(sum(rewards) / len(rewards))
+    assert last["reward_variance"] == pytest.approx(last["reward_std"] ** 2)
+    penalty = 0.1 * last["kl_k1"]
+    assert last["penalized_reward_mean"] == pytest.approx(last["reward_mean"] - penalty, abs=1e-5)
+
+
+def test_the_first_iteration_starts_at_the_reference_and_at_ratio_one(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, ppo_epochs=1, per_device_train_batch_size=8, iterations=1)
+    trainer.train()
+    [first] = logs(trainer)
+    for name in ("forward_kl", "reverse_kl", "kl_k1", "kl_k2", "kl_k3", "approx_kl", "clip_fraction"):
+        assert first[name] == pytest.approx(0.0, abs=1e-5), name
+    assert first["ratio_mean"] == pytest.approx(1.0, abs=1e-5) == first["ratio_max"]
+
+
+def test_one_line_an_iteration_and_samples_of_each(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, iterations=3, show_every=2)
+    trainer.train()
+    assert trainer.state.global_step == 3 * 4 == trainer.args.total_updates
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    assert [line["iteration"] for line in train] == [0, 1, 2] and [line["step"] for line in train] == [4, 8, 12]
+    shown = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    assert {line["iteration"] for line in shown} == {0, 2}
+    assert {"prompt", "text", "reward", "finished", "step"} <= set(shown[0])
+
+
+def test_every_prompt_comes_up_before_any_comes_again(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def noting(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
+        asked.extend(prompts[::2])
+        assert columns["number"] == [int(p[-1]) for p in prompts]
+        return letters(prompts, completions)
+
+    rows = [{"prompt": f"the cat {i}", "number": i} for i in range(6)]
+    trainer_of(tmp_path, prompts=rows, reward=noting, iterations=3, ppo_epochs=1).train()
+    assert len(asked) == 12
+    assert len(set(asked[:6])) == len(set(asked[6:])) == 6
+
+
+# ---- what changes nothing ----
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"rollout_batch_size": 3},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["micro-batches", "rollout batches", "gradient checkpointing"],
+)
+def test_splitting_the_work_changes_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
+    whole = trainer_of(tmp_path / "whole", optim="sgd", learning_rate=1.0)
+    whole.train()
+    split = trainer_of(tmp_path / "split", optim="sgd", learning_rate=1.0, **changes)
+    split.train()
+    agree(trained_weights(split), trained_weights(whole))
+    assert logs(split)[-1]["reverse_kl"] == pytest.approx(logs(whole)[-1]["reverse_kl"], rel=1e-3, abs=1e-6)
+    assert logs(whole)[-1]["reverse_kl"] > 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("samples", [2, 4])
+def test_rows_shared_by_completions_give_the_update_of_padded_rows(family: str, samples: int, tmp_path: Path) -> None:
+    """gemma2's window takes no shared rows: both ways are then the same, and must work all the same."""
+    weights = []
+    for name in ("auto", "off"):
+        trainer = trainer_of(
+            tmp_path / name, model=build_model(family), optim="sgd", learning_rate=0.1, samples_per_prompt=samples,
+            rollout_size=8, per_device_train_batch_size=4,
+        )  # fmt: skip
+        if name == "off":
+            trainer._begin_iteration = _without_sharing(trainer)  # type: ignore[method-assign]
+        trainer.train()
+        weights.append(trained_weights(trainer))
+        if family == "llama":
+            grouped = trainer._judge.collator.group_prompts
+            assert grouped == (name == "auto" and samples == 4), "with four samples two rows have one prompt"
+    agree(weights[0], weights[1], 1e-4)
+
+
+def _without_sharing(trainer: PPOTrainer) -> Any:
+    import tdpo.training.online.trainer as online
+
+    original = trainer._begin_iteration
+
+    def begin(iteration: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(online, "grouped_collator", lambda model, units, pad, **_: PairCollator(pad))
+            original(iteration)
+
+    return begin
+
+
+def test_an_adapter_folded_in_while_sampling_changes_no_weight(tmp_path: Path) -> None:
+    weights = []
+    for merge in (True, False):
+        trainer = trainer_of(tmp_path / str(merge), peft_config=lora(), merge_adapter=merge)
+        trainer.train()
+        weights.append(trained_weights(trainer))
+        base = {n: p for n, p in trainer.model.named_parameters() if not p.requires_grad}
+        untouched = dict(build_model("llama").named_parameters())
+        assert all(torch.equal(p, untouched[_plain(n)]) for n, p in base.items())
+    agree(weights[0], weights[1], 1e-4)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+
+
+def test_a_batch_of_odd_size_or_a_single_sample_needs_no_pairs(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, samples_per_prompt=1, rollout_size=6, per_device_train_batch_size=3)
+    trainer.train()
+    assert trainer.state.global_step == 2 * 2 * 2 and math.isfinite(logs(trainer)[-1]["loss"])
+
+
+# ---- options ----
+
+
+def test_early_stopping_skips_the_rest_of_an_iteration(tmp_path: Path) -> None:
+    free = trainer_of(tmp_path / "free", iterations=1, learning_rate=5e-2, per_device_train_batch_size=8, ppo_epochs=1)
+    free.train()
+    stopped = trainer_of(
+        tmp_path / "stopped", iterations=1, learning_rate=5e-2, per_device_train_batch_size=8, ppo_epochs=4,
+        target_kl=1e-9, lr_scheduler_type="constant",
+    )  # fmt: skip
+    stopped.train()
+    # The first update sees the policy that sampled; the second one sees how far it has moved, and is the last.
+    assert logs(stopped)[0]["skipped_updates"] == 2
+    assert stopped.state.global_step == 4
+    never = trainer_of(tmp_path / "never", iterations=1, learning_rate=5e-2, target_kl=1e9)
+    never.train()
+    assert logs(never)[0]["skipped_updates"] == 0
+
+
+def test_the_penalty_for_a_missing_end_is_no_part_of_the_reward_that_is_logged(tmp_path: Path) -> None:
+    one = {"iterations": 1, "kl": {"controller": "fixed", "coefficient": 0.0}}
+    plain, harsh = (trainer_of(tmp_path / str(p), missing_end_penalty=p, **one) for p in (0.0, 3.0))
+    plain.train(), harsh.train()
+    a, b = logs(plain)[0], logs(harsh)[0]
+    assert a["reward_mean"] == b["reward_mean"] == pytest.approx(a["penalized_reward_mean"], abs=1e-6)
+    assert b["penalized_reward_mean"] == pytest.approx(b["reward_mean"] - 3.0 * (1 - b["finished_share"]), abs=1e-6)
+    assert b["finished_share"] < 1
+
+
+def test_rewards_are_normalised_and_clipped_where_asked_for(tmp_path: Path) -> None:
+    one = {"iterations": 1, "kl": {"controller": "fixed", "coefficient": 0.0}}
+    normal = trainer_of(tmp_path / "n", normalize_rewards=True, **one)
+    clipped = trainer_of(tmp_path / "c", reward_clip=0.05, **one)
+    normal.train(), clipped.train()
+    assert logs(normal)[0]["penalized_reward_mean"] == pytest.approx(0.0, abs=1e-6)
+    assert logs(normal)[0]["reward_mean"] != pytest.approx(0.0, abs=1e-3)
+    assert abs(logs(clipped)[0]["penalized_reward_mean"]) <= 0.05
+
+
+def test_an_entropy_bonus_raises_the_entropy(tmp_path: Path) -> None:
+    entropies = []
+    for bonus in (0.0, 5.0):
+        trainer = trainer_of(
+            tmp_path / str(bonus), entropy_coefficient=bonus, iterations=4, optim="sgd", learning_rate=0.05,
+            reward=lambda prompts, completions, **_: [float(len(c)) for c in completions],
+        )  # fmt: skip
+        trainer.train()
+        entropies.append(logs(trainer)[-1]["policy_entropy"])
+    assert entropies[1] > entropies[0]
+
+
+def test_several_rewards_are_weighted_and_logged_each(tmp_path: Path) -> None:
+    def short(prompts: list[Any], completions: list[str], **_: Any) -> list[float]:
+        return [-float(len(text)) for text in completions]
+
+    trainer = trainer_of(tmp_path, reward=[letters, short], reward_weights=[2.0, 0.5], iterations=1)
+    trainer.train()
+    [line] = logs(trainer)
+    assert line["reward_mean"] == pytest.approx(2.0 * line["rewards/letters"] + 0.5 * line["rewards/short"])
+
+
+@pytest.mark.parametrize("kind", ["value head", "critic model"])
+def test_the_critic_learns_at_a_rate_of_its_own(kind: str, tmp_path: Path) -> None:
+    critic = build_model("qwen2", seed=5) if kind == "critic model" else None
+    trainer = trainer_of(
+        tmp_path, value_model=critic, value_learning_rate=1e-2, learning_rate=1e-12, iterations=25,
+        per_device_train_batch_size=8, value_clip_range=None, lr_scheduler_type="constant",
+        reward=lambda prompts, completions, **_: [float(PROMPTS.index(p)) for p in prompts],
+    )  # fmt: skip
+    before = {n: p.clone() for n, p in trainer.critic.named_parameters()}
+    trainer.train()
+    changed = {n for n, p in trainer.critic.named_parameters() if not torch.equal(p, before[n])}
+    assert "head.weight" in changed and (len(changed) > 10) == (kind == "critic model")
+    first, last = logs(trainer)[0], logs(trainer)[-1]
+    assert first["explained_variance"] == pytest.approx(0.0, abs=1e-6) and last["explained_variance"] > 0.5
+
+
+def test_the_adaptive_controller_moves_the_coefficient_as_it_says(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, kl={"coefficient": 0.1, "target": 1e-3, "horizon": 100}, iterations=3)
+    trainer.train()
+    lines = logs(trainer)
+    for before, after in pairwise(lines):
+        error = min(max(before["reverse_kl"] / 1e-3 - 1, -0.2), 0.2)
+        assert after["kl_coefficient"] == pytest.approx(before["kl_coefficient"] * (1 + error * 8 / 100))
+    assert lines[0]["kl_target"] == 1e-3
+
+
+def test_evaluation_samples_the_held_out_prompts(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, eval_dataset=["a dog", "the mat and"], eval_strategy="steps", eval_steps=4)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "eval_reward_mean" in line]
+    assert [line["step"] for line in lines] == [4, 8]
+    assert {"eval_reward_std", "eval_forward_kl", "eval_reverse_kl", "eval_finished_share"} <= set(lines[0])
+    assert trainer.evaluate() == {k: v for k, v in lines[-1].items() if k.startswith("eval_")}  # seeded
+    with pytest.raises(ValueError, match="needs prompts"):
+        trainer_of(tmp_path / "none").evaluate()
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("reward", "reason"),
+    [
+        (
+            lambda prompts, completions, **_: [1.0 / 0.0 for _ in completions],
+            r"raised ZeroDivisionError.*prompt 'train_",
+        ),
+        (lambda prompts, completions, **_: [math.nan] * len(completions), r"gave nan for prompt 'train_dataset:"),
+        (lambda prompts, completions, **_: [1.0], r"returned 1 values for 8 completions"),
+    ],
+    ids=["raises", "nan", "wrong length"],
+)
+def test_a_broken_reward_is_named_and_the_last_checkpoint_is_whole(reward: Any, reason: str, tmp_path: Path) -> None:
+    calls = []
+
+    def breaks_later(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
+        calls.append(1)
+        return letters(prompts, completions) if len(calls) == 1 else reward(prompts, completions)
+
+    trainer = trainer_of(tmp_path, reward=breaks_later, save_strategy="steps", save_steps=4)
+    with pytest.raises(RewardError, match=reason):
+        trainer.train()
+    assert [p.name for p in find_checkpoints(tmp_path).complete] == ["checkpoint-4"]
+
+
+def test_a_reward_that_never_differs_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = trainer_of(tmp_path, reward=lambda completions, **_: [0.5] * len(completions), iterations=4)
+    with pytest.raises(RewardError, match=r"gave 0.5 to all 8 completions.*'train_dataset:.*each of the first 3"):
+        trainer.train()
+    assert [line["iteration"] for line in logs(trainer)] == [0, 1]
+    assert caplog.text.count("teaches nothing but the KL") == 2
+
+
+def test_an_iteration_without_a_difference_is_said_and_survived(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task that is learned gives its best reward to all."""
+    calls = []
+
+    def learned(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
+        calls.append(1)
+        return letters(prompts, completions) if len(calls) == 1 else [1.0] * len(completions)
+
+    trainer = trainer_of(tmp_path, reward=learned, iterations=5, save_strategy="steps", save_steps=4)
+    trainer.train()
+    assert caplog.text.count("gave 1.0 to all 8 completions of an iteration") == 4
+    # Nor does a resumed run take what was learned before for a function that never differs.
+    resumed = trainer_of(tmp_path, reward=lambda completions, **_: [1.0] * len(completions), iterations=5)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == trainer.state.global_step
+    assert all(math.isfinite(value) for line in logs(trainer) for value in line.values() if isinstance(value, float))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"prompts": []}, "train_dataset has no prompts"),
+        ({"prompts": None}, "train_dataset is missing"),
+        ({"prompts": ["the cat", ""]}, "train_dataset:1 must hold a `prompt`"),
+        ({"prompts": [{"text": "the cat"}]}, "train_dataset:0 must hold a `prompt`"),
+        (
+            {"prompts": ["the cat " * 200]},
+            r"prompt 0 \(train_dataset:0\) has \d+ tokens: with an answer it does not fit",
+        ),
+        ({"eval_dataset": ["the cat " * 200]}, r"prompt 0 \(eval_dataset:0\) has"),
+        ({"max_new_tokens": 255}, r"with max_new_tokens=255 it does not fit into the model's context of 256 tokens"),
+        ({"reward": None}, "reward_funcs is missing"),
+        ({"merge_adapter": False}, "merge_adapter=False has no effect: the model has no adapter"),
+        ({"reward": []}, "reward_funcs is missing"),
+        ({"reward": 3}, "a reward is a function or the name of a model, got int"),
+        ({"reward_weights": [1.0, 2.0]}, "2 numbers for 1 reward functions"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_before_training(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        trainer_of(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"rollout_size": 10, "samples_per_prompt": 2, "per_device_train_batch_size": 4},
+            "does not divide rollout_size=10",
+        ),
+        ({"rollout_size": 9, "per_device_train_batch_size": 3}, "no whole number of prompts"),
+        ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
+        ({"gamma": 0.0}, r"gamma must lie in \(0, 1\], got 0.0"),
+        ({"gae_lambda": 1.5}, r"gae_lambda must lie in \[0, 1\], got 1.5"),
+        ({"clip_range": 0.0}, "clip_range must be > 0, got 0.0"),
+        ({"target_kl": -1.0}, "target_kl must be > 0 or None, got -1.0"),
+        ({"value_coefficient": -0.1}, "value_coefficient must be a finite number ≥ 0"),
+        ({"max_steps": 7}, "max_steps has no effect"),
+        ({"num_train_epochs": 2}, "num_train_epochs has no effect"),
+        ({"logging_steps": 5}, "logging_steps has no effect"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
+        ({"kl": {"form": "exact"}}, "direction reverse, form exact, place reward is refused"),
+        ({"kl": {"horizon": 2}}, "kl.horizon=2 is so short"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        ppo_settings(tmp_path, **changes)
+
+
+def test_reward_models_are_read_with_their_own_words_or_refused(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    def saved(name: str, vocabulary: int, labels: int, tokenizer: Any = None) -> Path:
+        config = LlamaConfig(
+            vocab_size=vocabulary, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_labels=labels, pad_token_id=0,
+        )  # fmt: skip
+        torch.manual_seed(1)
+        LlamaForSequenceClassification(config).save_pretrained(tmp_path / name)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    good = saved("good", 384, 1, build_tokenizer())
+    trainer = trainer_of(tmp_path / "run", reward=str(good), iterations=1)
+    trainer.train()
+    assert math.isfinite(logs(trainer)[0]["reward_mean"]) and logs(trainer)[0]["reward_std"] > 0
+    with pytest.raises(ValueError, match="has 2 outputs; a reward is one number"):
+        trainer_of(tmp_path / "a", reward=str(saved("two", 384, 2, build_tokenizer())))
+    with pytest.raises(ValueError, match=r"knows 50 tokens, but the policy's .* vocabularies do not match"):
+        trainer_of(tmp_path / "b", reward=str(saved("foreign", 50, 1)))
+    with pytest.raises(ValueError, match="knows 50 tokens, but its own tokenizer has token"):
+        trainer_of(tmp_path / "c", reward=str(saved("cut", 50, 1, build_tokenizer())))
+
+
+def test_a_critic_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the policy has 384 vocabulary entries and the critic 100"):
+        trainer_of(tmp_path, value_model=build_model("llama", vocab_size=100))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    model = move_away(build_model("llama"), 0.0)
+    trainer = trainer_of(tmp_path, model=model, learning_rate=1e30, max_grad_norm=1e30, optim="sgd")
+    with pytest.raises(
+        (FloatingPointError, ValueError), match=r"the loss became|gradient's norm became|NaN or infinite"
+    ):
+        trainer.train()

@@ -1,0 +1,97 @@
+"""PPO against policies that are known to be best: every accepted constraint, three strengths, two seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tdpo.training.online.trainer as online
+from helpers.ppo_cases import (
+    ACCEPTED,
+    PROMPT,
+    bandit_model,
+    bandit_reward,
+    distribution,
+    make_ppo,
+    optimum,
+    total_divergence,
+    word_tokenizer,
+)
+from helpers.training_cases import one_thread  # noqa: F401
+from tdpo.divergences import sampled_kl
+from tdpo.policy_gradient import KLConstraint
+from tdpo.token_statistics import TokenStats
+
+NEAR = 1e-2  # nats of total divergence, KL both ways
+
+
+def trained(folder: Path, constraint: dict[str, Any], seed: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the reference and of the trained policy."""
+    tokenizer, model = word_tokenizer(), bandit_model()
+    reference = distribution(model, tokenizer)
+    # An exact KL does not know which tokens were drawn, so it leaves the whole noise of the rewards, where a sampled
+    # one cancels most of it near the optimum: twice the completions.
+    completions = 512 if constraint["form"] == "exact" else 256
+    trainer = make_ppo(
+        model, folder, tokenizer, bandit_reward, [PROMPT], kl={**constraint, "controller": "fixed"}, seed=seed,
+        iterations=50, rollout_size=completions, samples_per_prompt=completions, rollout_batch_size=completions,
+        max_new_tokens=1, ppo_epochs=2, per_device_train_batch_size=completions, learning_rate=2e-2,
+        lr_scheduler_type="linear", show_every=None,
+    )  # fmt: skip
+    trainer.train()
+    return reference, distribution(model, tokenizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("beta", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize(("direction", "form", "place", "_"), ACCEPTED)
+def test_every_accepted_constraint_ends_at_its_optimum(
+    direction: str, form: str, place: str, _: str, beta: float, seed: int, tmp_path: Path
+) -> None:
+    constraint = {"direction": direction, "form": form, "place": place, "coefficient": beta}
+    reference, policy = trained(tmp_path, constraint, seed)
+    best, other = (optimum(reference, d, beta) for d in (direction, {"reverse": "forward"}.get(direction, "reverse")))
+    assert total_divergence(policy, best) < NEAR
+    assert total_divergence(reference, best) > 10 * NEAR  # it had somewhere to go
+    # The two directions have different optima, so that landing near one is not landing near the other.
+    assert total_divergence(policy, other) > total_divergence(policy, best)
+
+
+def test_the_optima_maximise_what_they_claim_to() -> None:
+    reference = distribution(bandit_model(), word_tokenizer())
+    for direction in ("reverse", "forward"):
+        for beta in (0.1, 0.3, 1.0):
+            best = optimum(reference, direction, beta)
+            assert float(best.exp().sum()) == pytest.approx(1.0, abs=1e-9)
+            peak = objective(best, reference, direction, beta)
+            for seed in range(20):
+                noise = 0.05 * torch.randn(len(best), generator=torch.Generator().manual_seed(seed)).double()
+                assert objective((best + noise).log_softmax(-1), reference, direction, beta) < peak
+
+
+def objective(policy: Tensor, reference: Tensor, direction: str, beta: float) -> float:
+    from helpers.ppo_cases import reward_of_tokens
+
+    gap = policy - reference
+    kl = (policy.exp() * gap).sum() if direction == "reverse" else -(reference.exp() * gap).sum()
+    return float((policy.exp() * reward_of_tokens()).sum() - beta * kl)
+
+
+@pytest.mark.slow
+def test_k3_in_the_loss_is_another_objective(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What other libraries do for the reverse KL lands at the forward KL's optimum instead."""
+
+    def wrong(constraint: KLConstraint, stats: TokenStats, old_logp: Tensor) -> Tensor:
+        return (stats.policy_logp - old_logp).exp().detach() * sampled_kl(stats.policy_logp, stats.reference_logp, "k3")
+
+    monkeypatch.setattr(online, "kl_loss", wrong)
+    beta = 0.1
+    constraint = {"direction": "reverse", "form": "sampled", "place": "loss", "coefficient": beta}
+    reference, policy = trained(tmp_path, constraint, seed=0)
+    assert total_divergence(policy, optimum(reference, "reverse", beta)) > 20 * NEAR
+    assert total_divergence(policy, optimum(reference, "forward", beta)) < NEAR

@@ -1,0 +1,60 @@
+"""PPO on two processes: one policy, one critic, and the update of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_ppo import PROMPTS, letters, logs
+
+from helpers.ppo_cases import make_ppo
+from helpers.tiny_models import build_model, build_tokenizer
+from helpers.training_cases import launch_two_processes, one_thread, trained_weights  # noqa: F401
+
+COMPARED = (
+    "loss", "grad_norm", "reward_mean", "reward_std", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1",
+    "kl_k3", "kl_coefficient", "policy_entropy", "policy_loss", "value_loss", "ratio_mean", "approx_kl", "length_mean",
+    "finished_share",
+)  # fmt: skip
+
+
+def distributed_run(folder: Path) -> None:
+    """What every process does, launched or alone: all completions of a rollout in one update, so order is no matter."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    trainer = make_ppo(
+        build_model("llama"), folder / "run", build_tokenizer(), letters, PROMPTS,
+        kl={"coefficient": 0.1, "target": 0.01, "horizon": 50}, iterations=3, learning_rate=1e-2, optim="sgd",
+        per_device_train_batch_size=4 // processes, gradient_accumulation_steps=2, normalize_rewards=True,
+        save_strategy="steps", save_steps=3, value_learning_rate=1e-2,
+    )  # fmt: skip
+    assert trainer.args.world_size == processes, "accelerate launched what it was asked for"
+    trainer.train()
+    weights: dict[str, Any] = {**trained_weights(trainer), "critic": trainer.critic.head.weight.detach()}
+    if processes == 2:
+        mine = torch.cat([w.flatten() for w in weights.values()])
+        both = trainer.accelerator.gather(mine[None])
+        assert torch.equal(both[0], both[1]), "the processes hold one model"
+    if trainer.is_world_process_zero():
+        torch.save(weights, folder / "weights.pt")
+        (folder / "logs.json").write_text(json.dumps(logs(trainer)))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
+    launch_two_processes("test_ppo_distributed", tmp_path / "two")
+    (tmp_path / "one").mkdir()
+    distributed_run(tmp_path / "one")
+    two, one = (json.loads((tmp_path / name / "logs.json").read_text()) for name in ("two", "one"))
+    assert len(two) == len(one) == 3
+    for mine, theirs in zip(two, one, strict=True):
+        for name in COMPARED:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+    expected = torch.load(tmp_path / "one" / "weights.pt")
+    for name, weight in torch.load(tmp_path / "two" / "weights.pt").items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5)
+    checkpoint = tmp_path / "two" / "run" / "checkpoint-3"
+    assert {"COMPLETE", "ppo_state_0.pt", "ppo_state_1.pt", "critic.pt"} <= {p.name for p in checkpoint.iterdir()}

@@ -1,0 +1,167 @@
+"""PPO killed with SIGKILL at any moment and resumed ends with the weights of a run that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_ppo import PROMPTS, letters, logs
+
+from helpers.ppo_cases import make_ppo
+from helpers.tiny_models import build_model, build_tokenizer
+from helpers.training_cases import clean_processes, lora, one_thread, trained_weights  # noqa: F401
+from tdpo.runs.checkpoints import find_checkpoints, mark_complete
+from tdpo.runs.inputs import INPUTS_FILE
+from tdpo.training import PPOTrainer
+
+# 4 iterations of 4 updates, a checkpoint every 3: some lie between iterations, most within one.
+UPDATES, SAVE_STEPS = 16, 3
+KINDS = ["full", "lora with dropout"]
+TIMES = ("generation_seconds", "learning_seconds", "judging_seconds")
+
+
+def new_trainer(folder: Path, kind: str) -> PPOTrainer:
+    return make_ppo(
+        build_model("llama"), folder, build_tokenizer(), letters, PROMPTS,
+        peft_config=None if kind == "full" else lora(lora_dropout=0.3),
+        kl={"coefficient": 0.1, "target": 0.01, "horizon": 50}, iterations=4, per_device_train_batch_size=2,
+        gradient_accumulation_steps=2, learning_rate=3e-3, normalize_rewards=True, warmup_steps=3, target_kl=0.05,
+        save_strategy="steps", save_steps=SAVE_STEPS, save_total_limit=1,
+    )  # fmt: skip
+
+
+def victim(folder: str, kind: str) -> None:
+    torch.set_num_threads(1)
+    new_trainer(Path(folder), kind).train()
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Any]:
+    with clean_processes(__name__) as context:
+        yield context
+
+
+def kill(context: Any, folder: Path, kind: str, draw: random.Random) -> None:
+    """Kill a training process at a random moment after its first checkpoint."""
+    process = context.Process(target=victim, args=(str(folder), kind))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not find_checkpoints(folder).complete:
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0.0, 0.1))
+    process.kill()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PPOTrainer]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    trainers = {}
+    for kind in KINDS:
+        trainers[kind] = new_trainer(tmp_path_factory.mktemp("whole"), kind)
+        trainers[kind].train()
+    torch.set_num_threads(threads)
+    return trainers
+
+
+def same_end(trainer: PPOTrainer, whole: PPOTrainer, folder: Path) -> None:
+    expected = trained_weights(whole)
+    for name, weight in trained_weights(trainer).items():
+        assert torch.equal(weight, expected[name]), name
+    for name, value in trainer.critic.state_dict().items():
+        assert torch.equal(value, whole.critic.state_dict()[name]), name
+    assert trainer.kl_coefficient.value == whole.kl_coefficient.value
+    assert trainer.reward_scale.state_dict() == whole.reward_scale.state_dict()
+    a, b = logs(trainer)[-1], logs(whole)[-1]
+    unsteady = {name for name in b if name.endswith("per_second") or name in (*TIMES, "peak_memory_mib")}
+    assert {k: v for k, v in a.items() if k not in unsteady} == {k: v for k, v in b.items() if k not in unsteady}
+    lines = [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
+    whole_lines = Path(str(whole.args.output_dir)) / "completions.jsonl"
+    assert lines == [json.loads(line) for line in whole_lines.read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [4, 8, 12, 16, 16]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "seed"), [("full", 0), ("lora with dropout", 1), ("full", 2)])
+def test_killed_and_resumed(
+    kind: str, seed: int, processes: Any, uninterrupted: dict[str, PPOTrainer], tmp_path: Path
+) -> None:
+    kill(processes, tmp_path, kind, random.Random(seed))
+    trainer = new_trainer(tmp_path, kind)
+    trainer.train(resume_from_checkpoint=True)
+    same_end(trainer, uninterrupted[kind], tmp_path)
+
+
+@pytest.mark.parametrize("step", [3, 12])
+def test_resumed_within_an_iteration_and_between_two(
+    step: int, uninterrupted: dict[str, PPOTrainer], tmp_path: Path
+) -> None:
+    """The rollout that is being learned from is part of the checkpoint; one that is used up is not."""
+    from helpers.training_cases import StopAt
+
+    first = new_trainer(tmp_path, "full")
+    first.add_callback(StopAt(step + 1))
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    state = torch.load(tmp_path / f"checkpoint-{step}" / "ppo_state_0.pt", weights_only=True)
+    assert (state["rollout"] is None) == (step % 4 == 0)
+    again = new_trainer(tmp_path, "full")
+    again.train(resume_from_checkpoint=True)
+    same_end(again, uninterrupted["full"], tmp_path)
+
+
+def test_the_trajectory_depends_on_what_is_restored(
+    uninterrupted: dict[str, PPOTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the rollout of its checkpoint a run would end elsewhere: the comparison above can fail."""
+    from helpers.training_cases import StopAt
+
+    first = new_trainer(tmp_path, "full")
+    first.add_callback(StopAt(4))
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    path = tmp_path / "checkpoint-3" / "ppo_state_0.pt"
+    torch.save({**torch.load(path, weights_only=True), "rollout": None}, path)
+    mark_complete(path.parent)
+    again = new_trainer(tmp_path, "full")
+    again.train(resume_from_checkpoint=True)
+    expected = trained_weights(uninterrupted["full"])
+    assert any(not torch.equal(w, expected[n]) for n, w in trained_weights(again).items())
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path) -> None:
+    first = new_trainer(tmp_path, "full")
+    first.train()
+    newest = find_checkpoints(tmp_path).newest
+    assert newest is not None
+    (newest / "ppo_state_0.pt").unlink()
+    mark_complete(newest)
+    with pytest.raises(ValueError, match=r"holds no ppo_state_0\.pt: it was not written by PPO"):
+        new_trainer(tmp_path, "full").train(resume_from_checkpoint=True)
+
+
+def test_other_prompts_are_refused(tmp_path: Path) -> None:
+    new_trainer(tmp_path, "full").train()
+    again = make_ppo(
+        build_model("llama"), tmp_path, build_tokenizer(), letters, [*PROMPTS[:-1], "the dog"], iterations=4,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps", save_steps=SAVE_STEPS,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"training prompts: was \d+ prompts \(\w+\), is \d+ prompts"):
+        again.train(resume_from_checkpoint=True)
+    newest = find_checkpoints(tmp_path).newest
+    assert newest is not None
+    (newest / INPUTS_FILE).unlink()  # as of earlier versions, whose state knows the prompts
+    mark_complete(newest)
+    with pytest.raises(ValueError, match="written by a run on other prompts than these"):
+        again.train(resume_from_checkpoint=True)
