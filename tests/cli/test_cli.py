@@ -11,6 +11,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -478,6 +479,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     calls: list[tuple[str, Any]] = []
 
     def install(name: str, **contents: Any) -> None:
+        assert find_spec(f"tdpo.{name}"), f"tdpo.{name} does not exist: nothing would call its stand-in"
         module = types.ModuleType(f"tdpo.{name}")
         for key, value in contents.items():
             setattr(module, key, value)
@@ -511,8 +513,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         out.write_text("<html>", encoding="utf-8")
         return out
 
-    install("training.run", train=train)
-    install("training.ppo_run", train_ppo=train_ppo)
+    install("workflows.train", train=train)
+    install("workflows.ppo", train_ppo=train_ppo)
     install("evaluation", evaluate_run=evaluate_run)
     install("report", write_report=write_report, write_study_report=None, is_study=lambda folder: False)
     return calls

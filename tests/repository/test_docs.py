@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -90,18 +93,61 @@ def test_the_snippets_about_the_fast_paths_run(tmp_path: Path) -> None:
         shown_to_work(language, text, tmp_path)
 
 
+SOURCE = ROOT / "src/tdpo"
+
+
+def defines(body: list[ast.stmt], parts: Sequence[str]) -> bool:
+    """Whether a function or class of the dotted name `parts` is defined in `body`."""
+    named = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == parts[0]]
+    return any(len(parts) == 1 or defines(node.body, parts[1:]) for node in named)
+
+
+@functools.cache
+def parsed_sources() -> dict[str, ast.Module]:
+    files = sorted(SOURCE.rglob("*.py"))
+    return {file.relative_to(SOURCE).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in files}
+
+
+def files_defining(name: str) -> list[str]:
+    return [file for file, tree in parsed_sources().items() if defines(tree.body, name.split("."))]
+
+
+def names_of_code(page: str) -> list[tuple[str, str]]:
+    """(where, name) of every `room::name` and `room/file.py::name` of a page."""
+    return re.findall(r"`([\w/]+(?:\.py)?)::([\w.]+)`", page)
+
+
+def wrong_names(page: str) -> list[str]:
+    """What a page names that is not defined where it says, each with where it is defined."""
+    wrong = []
+    for where, name in names_of_code(page):
+        files = files_defining(name)
+        if not any(file in (where, f"{where}.py") or file.startswith(f"{where}/") for file in files):
+            wrong.append(f"{where}::{name} is defined in: {', '.join(files) or 'no file'}")
+    return wrong
+
+
 def test_the_fast_paths_name_functions_and_log_lines_that_exist() -> None:
     from tdpo.scoring.statistics import SENTENCES
 
     page = (ROOT / "docs/the_fast_paths.md").read_text(encoding="utf-8")
-    named = re.findall(r"`([\w/]+\.py)::([\w.]+)`", page)
-    assert len(named) > 20
-    for file, name in named:
-        source = (ROOT / "src/tdpo" / file).read_text(encoding="utf-8")
-        for part in name.split("."):
-            assert re.search(rf"^\s*(def|class) {part}\b", source, re.MULTILINE), f"{file} has no {name}"
+    assert len(names_of_code(page)) > 20
+    assert wrong_names(page) == []
     for sentence in SENTENCES.values():
         assert sentence.replace("{why}", "…") in page
+
+
+def test_wrong_names_are_noticed() -> None:
+    assert wrong_names("`losses.py::dpo_loss`, `losses::dpo_loss`, `token_statistics::Head.logits`") == []
+    assert wrong_names("`scores.py::dpo_loss`") == ["scores.py::dpo_loss is defined in: losses.py"]
+    assert wrong_names("`losses.py::no_loss`") == ["losses.py::no_loss is defined in: no file"]
+    assert len(wrong_names("`token_statistics::Head.no_method`, `token::Head`")) == 2
+
+
+def test_the_test_files_that_pages_name_exist() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for file in re.findall(r"`(tests/[\w/]+\.py)", page.read_text(encoding="utf-8")):
+            assert (ROOT / file).exists(), f"{page.name} names {file}, which does not exist"
 
 
 def test_the_snippets_of_the_readme_run(tmp_path: Path) -> None:
