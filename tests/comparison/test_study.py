@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from helpers.study_cases import read, start, tables, write_study
+from helpers.study_cases import read, start, start_from_nothing, tables, write_study
 from helpers.training_cases import clean_processes
 from tdpo.cli.app import app
 from tdpo.comparison.cells import StudyFiles, cells_of, evaluation_recipe, training_recipe
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A study that nothing disturbed, and what the command printed."""
     path = write_study(tmp_path_factory.mktemp("whole"))
-    process = start(path)
+    process = start_from_nothing(path)
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
     return path, said
@@ -138,7 +138,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(whole: tuple[Path, str]
     folder = tmp_path / "stopped"
     overrides = (f"study_dir={folder}", f"tasks={json.dumps(_only_letters(path))}")
     for until, kept in ((f"{LOCK_FILE}", 0), (f"cells/*/*/{CELL_FILE}", 1)):  # as libraries load, and later
-        process = start(path, *overrides)
+        process = start_from_nothing(path, *overrides)
         deadline = time.monotonic() + 120
         while not list(folder.glob(until)) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -14,6 +14,7 @@ import yaml
 
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import plain_rows
+from helpers.warm_processes import WarmProcess
 from tdpo.config import Study, load_study
 
 # The reward and the modes are of the response's first letter, which a random model's text varies in. A file beside them
@@ -31,6 +32,7 @@ def mode(prompt, completion, modes, **columns):
     first = completion.strip()[:1].lower()
     return "vowel" if first in "aeiou" and first else "consonant" if first.isalpha() else None
 """
+MODULE = "tdpo.cli.main"
 TABLES = ("results.csv", "prompts.csv", "responses.csv", "curves.csv", "claims.json")
 
 
@@ -82,15 +84,24 @@ def read(path: Path, *overrides: str) -> Study:
     return load_study(path, overrides)
 
 
-def start(path: Path, *overrides: str) -> subprocess.Popen[str]:
-    """`tdpo compare` as a user starts it."""
-    command = [sys.executable, "-m", "tdpo.cli.main", "compare", str(path), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+def start(path: Path, *overrides: str) -> WarmProcess:
+    """`tdpo compare` as a user starts it, in a process that is spared the import of the large libraries."""
+    return WarmProcess(MODULE, "compare", str(path), *overrides, environment=_environment(), stderr=subprocess.STDOUT)
+
+
+def start_from_nothing(path: Path, *overrides: str) -> subprocess.Popen[str]:
+    """The same in an interpreter of its own, which takes seconds to load them."""
+    command = [sys.executable, "-m", MODULE, "compare", str(path), *overrides]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(),
+        start_new_session=True,
         # Test runners ignore Ctrl-C, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
 def tables(folder: Path) -> dict[str, bytes]:

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.bundled_stand_in import cache_with_stand_in
+from helpers.warm_processes import folder_with_tdpo
+from tdpo.models import bundled_folder
+
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -22,31 +26,58 @@ def blocks(path: Path, *languages: str) -> list[tuple[str, str]]:
     return [(lang, text) for lang, text in BLOCK.findall(path.read_text(encoding="utf-8")) if lang in languages]
 
 
-def run(language: str, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(language: str, text: str, folder: Path, commands: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a block in `folder`; commands come from the folder `commands`, or else from beside the interpreter."""
     command = {"bash": ["bash", "-euo", "pipefail", "-c", text], "python": [sys.executable, "-c", text]}[language]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join(
+        [*([str(commands)] if commands else []), str(Path(sys.executable).parent), os.environ["PATH"]]
+    )
     return subprocess.run(
         command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=600
     )
 
 
-def shown_to_work(language: str, text: str, folder: Path) -> str:
-    done = run(language, text, folder)
+def shown_to_work(language: str, text: str, folder: Path, commands: Path | None = None) -> str:
+    done = run(language, text, folder, commands)
     assert done.returncode == 0, f"{text}\nended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.bundled
-def test_every_command_of_the_tutorial_works_in_an_empty_folder(tmp_path: Path) -> None:
-    found = blocks(ROOT / "docs/tutorial.md", "bash", "python")
-    assert len(found) >= 8
-    printed = [shown_to_work(language, text, tmp_path) for language, text in found]
-    assert (tmp_path / "report.html").stat().st_size > 10_000
+def test_every_command_of_the_tutorial_works_in_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As written, but with a small stand-in under the bundled model's name, whose numbers the page does not quote."""
+    shown = blocks(ROOT / "docs/tutorial.md", "bash", "python")
+    assert len(shown) >= 8
+    folder, cache = tmp_path / "empty", tmp_path / "cache"
+    folder.mkdir()
+    cache_with_stand_in(cache)
+    monkeypatch.setenv("TDPO_CACHE", str(cache))
+    commands = folder_with_tdpo(tmp_path / "commands")
+    printed = [shown_to_work(language, text, folder, commands) for language, text in shown]
+    assert (folder / "report.html").stat().st_size > 10_000
     # The last block is plain transformers: what was saved answers there as it does here.
     ours = 'tdpo generate merged --prompt "How was your day?" --temperature 0 --max-new-tokens 24 --json'
-    answer = json.loads(shown_to_work("bash", ours, tmp_path))
-    assert answer["text"] == printed[-1].removesuffix("\n") != ""
+    response = json.loads(shown_to_work("bash", ours, folder, commands))
+    assert response["text"] == printed[-1].removesuffix("\n") != ""
+
+
+@pytest.mark.slow
+@pytest.mark.bundled
+def test_the_bundled_model_itself_is_asked_as_the_tutorial_does(tmp_path: Path) -> None:
+    """In its real size, by the installed command: it says what it says in plain transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ours = 'tdpo generate smollm2-135m --prompt "How was your day?" --temperature 0 --max-new-tokens 8 --json'
+    response = json.loads(shown_to_work("bash", ours, tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(bundled_folder())
+    model = AutoModelForCausalLM.from_pretrained(bundled_folder(), dtype="float32")
+    messages = [{"role": "user", "content": "How was your day?"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    tokens = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert response["text"] == tokenizer.decode(tokens, skip_special_tokens=True) != ""
 
 
 def test_a_block_that_fails_is_noticed(tmp_path: Path) -> None:
