@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from helpers.warm_processes import WarmProcess
 from tdpo.cli import _console, _errors
 from tdpo.cli import demo as demo_module
 from tdpo.cli.app import app
@@ -352,16 +352,14 @@ def test_train_resume_generate_merge_on_a_tiny_model(call: Call, recipe_file: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_says_where_the_run_is_and_resume_ends_it(
-    recipe_file: Path, number: signal.Signals, status: int
+    call: Call, recipe_file: Path, number: signal.Signals, status: int
 ) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tdpo", "train", str(recipe_file), "training.max_steps=2000"]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    arguments = ["train", str(recipe_file), "training.max_steps=2000"]
+    started = WarmProcess("tdpo", *arguments)
     try:
-        assert started.stderr is not None
         while not list(Path("run").glob("checkpoint-*/COMPLETE")):
-            assert started.poll() is None, started.stderr.read()
-            time.sleep(0.1)
+            assert started.poll() is None, started.errors
+            time.sleep(0.02)
         started.send_signal(number)
         _, shown = started.communicate(timeout=60)
     finally:
@@ -370,8 +368,8 @@ def test_ctrl_c_says_where_the_run_is_and_resume_ends_it(
     assert "Continue: tdpo train run --resume" in shown and "Traceback" not in shown
     run = RunDirectory("run")
     assert run.status()["state"] == "interrupted" and run.resume_step() >= 2
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2 and "--resume continues it" in refused.stderr
+    refused = call(*arguments)
+    assert refused.exit_code == 2 and "--resume continues it" in refused.output
 
 
 def test_generate_reads_prompts_from_standard_input_and_files(

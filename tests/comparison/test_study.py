@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from helpers.several_processes import clean_processes
 from helpers.study_cases import read, start, start_from_nothing, tables, write_study
-from helpers.training_cases import clean_processes
 from tdpo.cli.app import app
 from tdpo.comparison.cells import StudyFiles, cells_of, evaluation_recipe, training_recipe
 from tdpo.comparison.running import CELL_FILE, DONE, Failure, Outcome, Report, run_cells

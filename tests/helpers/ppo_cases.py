@@ -1,4 +1,4 @@
-"""A bandit whose best policies are known, as a language model sees it: one prompt, one token to say."""
+"""PPO trainers for tests, and a bandit whose best policies are known: one prompt, one token to say."""
 
 from __future__ import annotations
 
@@ -80,6 +80,21 @@ def optimum(reference: Tensor, direction: str, beta: float) -> Tensor:
 def total_divergence(a: Tensor, b: Tensor) -> float:
     """KL(a‖b) + KL(b‖a) of log-probabilities `[V]`."""
     return float(((a.exp() - b.exp()) * (a - b)).sum())
+
+
+# ---- any trainer ----
+
+PROMPTS = ["the cat", "a dog ran", "what a wonderful day", "on the mat the"]
+
+
+def letters(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
+    """More of the letter a is better."""
+    return [text.count("a") - 0.1 * len(text) for text in completions]
+
+
+def logs(trainer: PPOTrainer) -> list[dict[str, float]]:
+    """What was logged of each iteration."""
+    return [line for line in trainer.state.log_history if "penalized_reward_mean" in line]
 
 
 def ppo_settings(folder: Path | str, **changes: Any) -> PPOConfig:

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
-import multiprocessing
-import os
 import random
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing import forkserver
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
@@ -32,15 +25,6 @@ METRICS = (
     "chosen_forward_kl", "rejected_forward_kl", "chosen_reverse_kl", "rejected_reverse_kl", "policy_entropy",
 )  # fmt: skip
 TRAIN_ONLY = ("learning_rate", "grad_norm", "tokens_per_second", "pairs_per_second", "peak_memory_mib")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models are fastest on one thread, and so are their neighbours on a shared machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def plain_rows(count: int, seed: int = 0) -> list[Row]:
@@ -115,57 +99,6 @@ def trained_weights(trainer: TDPOTrainer) -> dict[str, torch.Tensor]:
         for n, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
         if p.requires_grad
     }
-
-
-# ---- processes ----
-
-LAUNCHED = """
-import sys
-sys.path[:0] = {folders!r}
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from {module} import distributed_run
-distributed_run(Path(sys.argv[1]))
-"""
-
-
-def import_folders(module: str) -> list[str]:
-    """Where another process finds a test module of this one, and what it imports."""
-    file = sys.modules[module].__file__
-    assert file is not None
-    return [str(Path(file).parent), str(Path(__file__).parents[1])]
-
-
-def launch_two_processes(module: str, folder: Path) -> None:
-    """`accelerate launch` of `module.distributed_run(folder)` on two CPU processes with gloo.
-
-    (Its `--cpu` would start one process, whatever it is asked for.)
-    """
-    folder.mkdir()
-    script = folder.with_suffix(".py")
-    script.write_text(LAUNCHED.format(folders=import_folders(module), module=module))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
-@contextmanager
-def clean_processes(module: str) -> Iterator[Any]:
-    """Processes forked from a clean one that has imported everything once; each is a victim's own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "PYTHONPATH", os.pathsep.join(import_folders(module))
-        )  # Python 3.11's server does not inherit sys.path
-        forkserver.ensure_running()
-    yield context
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def interrupt() -> None:

@@ -17,12 +17,11 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
 from helpers.tiny_models import FAMILIES
-from helpers.training_cases import (  # noqa: F401
+from helpers.training_cases import (
     METRICS,
     expected_logs,
     lora,
     make_trainer,
-    one_thread,
     pair_numbers,
     plain_rows,
     train_logs,

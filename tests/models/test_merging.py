@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import lora, one_thread  # noqa: F401
+from helpers.training_cases import lora
 from tdpo.models import load_causal_lm, merge_adapter, merging, select_logits
 from tdpo.training import saving
 from tdpo.training.saving import save_merged

@@ -14,7 +14,7 @@ import torch
 import transformers as hf
 
 from helpers.tiny_models import FAMILIES, build_model
-from helpers.training_cases import lora, one_thread  # noqa: F401
+from helpers.training_cases import lora
 from tdpo import Head
 from tdpo.models import (
     LoraSettings,

@@ -16,7 +16,7 @@ import transformers as hf
 from peft import LoraConfig, get_peft_model
 
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import make_trainer, one_thread, plain_rows, settings  # noqa: F401
+from helpers.training_cases import make_trainer, plain_rows
 from tdpo.cli._errors import is_ours
 from tdpo.cli._recipe_checks import recipe_checks
 from tdpo.models import (

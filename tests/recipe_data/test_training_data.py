@@ -13,10 +13,9 @@ import torch
 import transformers as hf
 
 from helpers.tiny_models import build_model
-from helpers.training_cases import (  # noqa: F401
+from helpers.training_cases import (
     lora,
     make_trainer,
-    one_thread,
     plain_rows,
     train_logs,
 )

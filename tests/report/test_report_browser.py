@@ -11,16 +11,11 @@ from typing import Any
 
 import pytest
 
-from helpers.browsing import CONTRAST, OVERFLOW, Visit, launched_browser, until
+from helpers.browsing import CONTRAST, OVERFLOW, Visit, until
 from helpers.report_fixtures import make_run, read_json, write_json, write_lines, write_yaml
 from tdpo.report import write_report
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from launched_browser()
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,13 @@ from typing import Any
 
 import pytest
 
-from helpers.browsing import CONTRAST, OVERFLOW, Visit, launched_browser, until
+from helpers.browsing import CONTRAST, OVERFLOW, Visit, until
 from helpers.study_fixtures import HOSTILE, make_study, read, write
 from tdpo.report import write_study_report
 from tdpo.report.study.loading import load_study
 
 pytestmark = pytest.mark.browser
 READY = "document.documentElement.dataset.unpacked === 'yes'"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from launched_browser()
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_report_browser as shared
 import torch
-from test_report_browser import CONTRAST, OVERFLOW, Visit, until
 
+from helpers.browsing import CONTRAST, OVERFLOW, Visit, until
 from tdpo.cli.main import main
 from tdpo.report import write_two_kls
 
-browser = shared.browser  # the fixture
 in_a_browser = pytest.mark.browser
 Tensor = torch.Tensor
 GIVEN = {"distance": 5.0, "share": 0.6, "width": 0.8}  # the reference as the page opens

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from helpers.training_cases import (  # noqa: F401
+from helpers.training_cases import (
     expected_logs,
     move_away,
-    one_thread,
     sequence_numbers,
 )
 

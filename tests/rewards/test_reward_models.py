@@ -26,7 +26,6 @@ from transformers import (
 
 from helpers.ppo_cases import make_ppo
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import one_thread  # noqa: F401
 from tdpo.environments import Prompt, RewardError
 from tdpo.rewards import models as reward_models
 from tdpo.rewards.functions import RewardModel, rewards_of

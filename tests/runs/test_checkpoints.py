@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import lora, make_trainer, one_thread, plain_rows, train_logs  # noqa: F401
+from helpers.training_cases import lora, make_trainer, plain_rows, train_logs
 from tdpo.runs.checkpoints import (
     COMPLETE,
     DamagedCheckpoint,

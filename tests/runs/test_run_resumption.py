@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from helpers.tiny_models import build_model
-from helpers.training_cases import move_away, one_thread, plain_rows  # noqa: F401
+from helpers.training_cases import move_away, plain_rows
 from tdpo.config import AnyRecipe, PPORecipe, Recipe, load_recipe
 from tdpo.runs import ChangedInputs, DamagedCheckpoint, RunDirectory, RunError, read_json
 from tdpo.workflows.ppo import train_ppo

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from helpers.ppo_cases import make_ppo
 from helpers.tiny_models import build_model
-from helpers.training_cases import make_trainer, one_thread, train_logs  # noqa: F401
+from helpers.training_cases import make_trainer, train_logs
 from tdpo.batches import TokenizedPair
 from tdpo.cli.app import app
 from tdpo.evaluation.pairs import evaluate_pairs

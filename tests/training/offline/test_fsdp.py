@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.several_processes import TWO_ON_CPUS, run_two_processes
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import (  # noqa: F401
+from helpers.training_cases import (
     METRICS,
     different_model,
-    import_folders,
     lora,
     make_trainer,
-    one_thread,
     plain_rows,
     train_logs,
 )
@@ -84,7 +81,7 @@ def fresh_accelerator() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def shard_on_cpus() -> None:
+def shard_on_cpus(_folder: Path) -> None:
     """Have accelerate shard on CPUs, which torch can and accelerate takes as a wish for plain data parallelism."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -116,18 +113,6 @@ def whole_weights(model: Any, *, trained_only: bool = True) -> dict[str, torch.T
 
 
 # ---- what every process does, launched or alone ----
-
-LAUNCHED = """
-import sys
-sys.path[:0] = {folders!r}
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-import test_fsdp
-test_fsdp.shard_on_cpus()
-test_fsdp.distributed_run(Path(sys.argv[1]))
-test_fsdp.only_when_sharded(Path(sys.argv[1]))
-"""
 
 
 def distributed_run(folder: Path) -> None:
@@ -246,18 +231,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
     """Folders of the same trainings under FSDP2 on two processes (CPU, gloo), and on one process."""
     place = tmp_path_factory.mktemp("fsdp")
     two, one = place / "two", place / "one"
-    two.mkdir(), one.mkdir()
-    script = place / "script.py"
-    script.write_text(LAUNCHED.format(folders=import_folders(__name__)))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
-    command += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--num_processes", "2", "--num_machines", "1"]
-    command += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, str(script), str(two)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    print(done.stdout[-3000:])
-    assert done.returncode == 0, done.stderr[-6000:]
+    one.mkdir()
+    options = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", *TWO_ON_CPUS)
+    run_two_processes(__name__, two, ("shard_on_cpus", "distributed_run", "only_when_sharded"), options)
     torch.manual_seed(0)
     distributed_run(one)
     yield two, one

@@ -14,14 +14,13 @@ import torch
 import transformers as hf
 
 from helpers.tiny_models import build_model
-from helpers.training_cases import (  # noqa: F401
+from helpers.training_cases import (
     METRICS,
     TRAIN_ONLY,
     different_model,
     expected_logs,
     lora,
     make_trainer,
-    one_thread,
     pair_numbers,
     plain_rows,
     train_logs,

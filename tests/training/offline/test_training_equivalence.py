@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.several_processes import launch_two_processes
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import (  # noqa: F401
+from helpers.training_cases import (
     METRICS,
-    launch_two_processes,
     lora,
     make_trainer,
-    one_thread,
     plain_rows,
     train_logs,
     trained_weights,
@@ -194,7 +193,7 @@ def distributed_run(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
-    launch_two_processes("test_training_equivalence", tmp_path / "two")
+    launch_two_processes(__name__, tmp_path / "two")
     (tmp_path / "one").mkdir()
     distributed_run(tmp_path / "one")
     two, one = (json.loads((tmp_path / name / "found.json").read_text()) for name in ("two", "one"))

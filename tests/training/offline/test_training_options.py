@@ -16,10 +16,9 @@ import transformers as hf
 from torch import nn
 
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import (  # noqa: F401
+from helpers.training_cases import (
     lora,
     make_trainer,
-    one_thread,
     plain_rows,
     settings,
     train_logs,

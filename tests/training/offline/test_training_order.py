@@ -12,7 +12,7 @@ from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from torch.utils.data import BatchSampler
 
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import make_trainer, one_thread, plain_rows, train_logs  # noqa: F401
+from helpers.training_cases import make_trainer, train_logs
 from tdpo.batches import PairBatch, TokenizedPair
 from tdpo.training import TDPOTrainer
 from tdpo.training.offline.config import grouping_by_length

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from helpers.tiny_models import build_model
-from helpers.training_cases import (  # noqa: F401
+from helpers.training_cases import (
     METRICS,
     different_model,
     lora,
     make_trainer,
-    one_thread,
     plain_rows,
     settings,
     train_logs,

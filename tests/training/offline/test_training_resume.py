@@ -14,15 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.several_processes import clean_processes
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import (  # noqa: F401
+from helpers.training_cases import (
     METRICS,
     StopAt,
-    clean_processes,
-    interrupt,
     lora,
     make_trainer,
-    one_thread,
     plain_rows,
     train_logs,
     trained_weights,

@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.ppo_cases import make_ppo, ppo_settings
+from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo, ppo_settings
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import lora, move_away, one_thread, sequence_numbers, trained_weights  # noqa: F401
+from helpers.training_cases import lora, move_away, sequence_numbers, trained_weights
 from tdpo.batches import PairCollator
 from tdpo.environments import RewardError
 from tdpo.runs.checkpoints import find_checkpoints
 from tdpo.training import PPOTrainer
 
-PROMPTS = ["the cat", "a dog ran", "what a wonderful day", "on the mat the"]
 LOGGED = {
     "reward_mean", "reward_std", "reward_variance", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1",
     "kl_k2", "kl_k3", "kl_coefficient", "policy_entropy", "policy_loss", "value_loss", "ratio_mean", "ratio_max",
@@ -30,11 +29,6 @@ LOGGED = {
 }  # fmt: skip
 
 
-def letters(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
-    """More of the letter a is better."""
-    return [text.count("a") - 0.1 * len(text) for text in completions]
-
-
 def trainer_of(folder: Path, *, model: Any = None, **changes: Any) -> PPOTrainer:
     given = {"kl": {"controller": "fixed", "coefficient": 0.1}, **changes}
     reward = given.pop("reward", letters)
@@ -42,10 +36,6 @@ def trainer_of(folder: Path, *, model: Any = None, **changes: Any) -> PPOTrainer
     return make_ppo(
         build_model("llama") if model is None else model, folder, build_tokenizer(), reward, prompts, **given
     )
-
-
-def logs(trainer: PPOTrainer) -> list[dict[str, float]]:
-    return [line for line in trainer.state.log_history if "penalized_reward_mean" in line]
 
 
 def agree(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 2e-5) -> None:

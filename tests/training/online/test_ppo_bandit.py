@@ -21,7 +21,6 @@ from helpers.ppo_cases import (
     total_divergence,
     word_tokenizer,
 )
-from helpers.training_cases import one_thread  # noqa: F401
 from tdpo.divergences import sampled_kl
 from tdpo.policy_gradient import KLConstraint
 from tdpo.token_statistics import TokenStats

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_ppo import PROMPTS, letters, logs
 
-from helpers.ppo_cases import make_ppo
+from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo
+from helpers.several_processes import run_two_processes
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import launch_two_processes, one_thread, trained_weights  # noqa: F401
+from helpers.training_cases import trained_weights
 
 COMPARED = (
     "loss", "grad_norm", "reward_mean", "reward_std", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1",
@@ -45,7 +45,7 @@ def distributed_run(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
-    launch_two_processes("test_ppo_distributed", tmp_path / "two")
+    run_two_processes(__name__, tmp_path / "two")
     (tmp_path / "one").mkdir()
     distributed_run(tmp_path / "one")
     two, one = (json.loads((tmp_path / name / "logs.json").read_text()) for name in ("two", "one"))

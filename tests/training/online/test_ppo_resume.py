@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_ppo import PROMPTS, letters, logs
 
-from helpers.ppo_cases import make_ppo
+from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo
+from helpers.several_processes import clean_processes
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import clean_processes, lora, one_thread, trained_weights  # noqa: F401
+from helpers.training_cases import lora, trained_weights
 from tdpo.runs.checkpoints import find_checkpoints, mark_complete
 from tdpo.runs.inputs import INPUTS_FILE
 from tdpo.training import PPOTrainer
