@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.warm_processes import WarmProcess
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ENVIRONMENT = {
     **os.environ,
@@ -26,19 +28,20 @@ ENVIRONMENT = {
 }
 
 
-def command(name: str, output: Path, *options: str) -> list[str]:
-    return [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--output", str(output), *options]
+def arguments(output: Path, *options: str) -> list[str]:
+    return ["--quick", "--output", str(output), *options]
 
 
 def run(name: str, tmp_path: Path, *options: str) -> tuple[dict[str, Any], str]:
     """The result file and what was printed."""
     output = tmp_path / "result.json"
-    done = subprocess.run(
-        command(name, output, *options), capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=120
+    started = WarmProcess(
+        BENCHMARKS / f"{name}.py", *arguments(output, *options), environment=ENVIRONMENT, folder=tmp_path
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "round 1 of 1, about" in done.stderr
-    return json.loads(output.read_text()), done.stdout
+    printed, said = started.communicate(timeout=120)
+    assert started.returncode == 0, printed + said
+    assert "round 1 of 1, about" in said
+    return json.loads(output.read_text()), printed
 
 
 def check_result(result: dict[str, Any], name: str, *contestants: str) -> None:
@@ -61,7 +64,7 @@ def check_result(result: dict[str, Any], name: str, *contestants: str) -> None:
 
 @pytest.mark.slow
 def test_head(tmp_path: Path) -> None:
-    contestants = ("naive TDPO", "tiled", "frozen head with summary")
+    contestants = ("naive TDPO", "frozen head with summary")
     options = ("--heads", "frozen", "--contestants", *contestants)
     result, printed = run("head", tmp_path, *options)
     check_result(result, "head", *contestants)
@@ -121,8 +124,8 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> Non
     output = tmp_path / "result.json"
     options = ("--heads", "frozen", "--contestants", "tiled", "--rounds", "50")
     process = subprocess.Popen(
-        command("head", output, *options), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
+        [sys.executable, str(BENCHMARKS / "head.py"), *arguments(output, *options)], env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         # Where the tests run in the background, SIGINT is ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
@@ -141,11 +144,13 @@ def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["head", "step", "precision", "rollouts"])
 def test_help_teaches(name: str, tmp_path: Path) -> None:
-    asked = [*command(name, tmp_path / "none.json"), "--help"]
-    done = subprocess.run(asked, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
+    started = WarmProcess(
+        BENCHMARKS / f"{name}.py", *arguments(tmp_path / "none.json"), "--help", environment=ENVIRONMENT
+    )
+    printed, said = started.communicate()
+    assert started.returncode == 0, said
     for part in ("Read the table", f"python benchmarks/{name}.py", "--rounds", "--quick"):
-        assert part in done.stdout
+        assert part in printed
 
 
 # ---- the contestants of step.py train on the same tokens and, where they should, to the same loss ----
