@@ -15,17 +15,11 @@ from tdpo.environments.base import (
 )
 from tdpo.environments.brevity import brevity_environment
 from tdpo.environments.categories import categories_environment
-from tdpo.environments.files import (
-    FunctionError,
-    PromptFile,
-    check_prompt_rows,
-    load_function,
-    load_prompts,
-    read_prompts,
-)
+from tdpo.environments.function_loading import FunctionError, load_function
 from tdpo.environments.keywords import keywords_environment
 from tdpo.environments.own import own_environment
 from tdpo.environments.plain_language import plain_language_environment
+from tdpo.environments.prompt_files import PromptFile, check_prompt_rows, load_prompts, read_prompts
 from tdpo.environments.sentiment import sentiment_environment
 
 _BUILT_IN = {

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tdpo.environments.base import Environment, Prompt, copied, no_modes
-from tdpo.environments.files import load_function, read_prompts
+from tdpo.environments.function_loading import load_function
+from tdpo.environments.prompt_files import read_prompts
 from tdpo.preferences import UnreadablePreferences
 
 MODES = "modes"  # the column that lists a prompt's known modes

@@ -10,7 +10,8 @@ from ..chat_templates import TemplateRefusal
 from ..config import PPORecipe
 from ..config.ppo_schema import Reward as RewardEntry
 from ..environments import Environment, Prompt, PromptReward
-from ..environments.files import load_function, load_prompts
+from ..environments.function_loading import load_function
+from ..environments.prompt_files import load_prompts
 from ..rewards.functions import Reward, Rewards, rewards_of, told_apart
 from ..sampling.sampler import encode_prompts
 

@@ -19,7 +19,7 @@ from ..environments import (
     check_reward,
     score,
 )
-from ..environments.files import refuse_reserved_columns
+from ..environments.prompt_files import refuse_reserved_columns
 from ..preferences.readers import read_dataset
 from ..preferences.text_files import Record
 from .models import RewardModel
