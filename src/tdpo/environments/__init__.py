@@ -1,4 +1,4 @@
-"""Prompts with a reward: where preferences and rollouts come from, and what a trained model is judged by."""
+"""Environments: prompts with a reward. Pairs and rollouts are sampled from them, and models are judged on them."""
 
 from __future__ import annotations
 
@@ -52,8 +52,10 @@ __all__ = [
 
 
 def load_environment(name: str) -> Environment:
-    """The environment called `name`. Raises ValueError for a name that is not known, and ModuleNotFoundError where a
-    package is missing that the reward needs."""
+    """Return the built-in environment called `name`.
+
+    Raises ValueError for an unknown name, and ModuleNotFoundError if a package is missing that the reward needs.
+    """
     if name not in _BUILT_IN:
         near = difflib.get_close_matches(name, _BUILT_IN, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""

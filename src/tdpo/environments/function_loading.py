@@ -18,14 +18,14 @@ from tdpo.preferences.rows import shown
 
 
 class FunctionError(ValueError):
-    """A function that a recipe names cannot be had; the message says what was looked for and what was found."""
+    """A function that a recipe names cannot be loaded. The message names what was searched and the nearest match."""
 
 
 def load_function(spec: str) -> Callable[..., Any]:
-    """The function that `spec` names: "file.py:name" or "package.module:name".
+    """Return the function that `spec` names: "file.py:name" or "package.module:name".
 
-    The file or module is imported, which runs it. Raises FunctionError: no such file, module or name, an error while
-    importing, or something that cannot be called.
+    The file or module is imported, which runs its code. Raises FunctionError if there is no such file, module or name,
+    if importing fails, or if the name cannot be called.
     """
     place, colon, name = spec.rpartition(":")
     if not (place and colon and name.isidentifier()):
@@ -33,12 +33,12 @@ def load_function(spec: str) -> Callable[..., Any]:
     module = _import_file(Path(place).expanduser(), spec) if place.endswith(".py") else _import_module(place, spec)
     if not hasattr(module, name):
         raise FunctionError(f"{spec}: {place} has no {name!r}{_nearest_functions(module, name)}")
-    found = getattr(module, name)
-    if inspect.isclass(found):
+    function = getattr(module, name)
+    if inspect.isclass(function):
         raise FunctionError(f"{spec}: {name!r} is a class; name a function, or an instance that can be called")
-    if not callable(found):
-        raise FunctionError(f"{spec}: {name!r} cannot be called: it is {type(found).__name__} {shown(found)}")
-    return found
+    if not callable(function):
+        raise FunctionError(f"{spec}: {name!r} cannot be called: it is {type(function).__name__} {shown(function)}")
+    return function
 
 
 def _import_file(path: Path, spec: str) -> ModuleType:
@@ -46,16 +46,16 @@ def _import_file(path: Path, spec: str) -> ModuleType:
         raise FunctionError(
             f"{spec}: no such file {str(path)!r}{_nearest_files(path)} (looked in {path.parent.resolve()})"
         )
-    # A name of its own: `reward.py` must not become what somebody else imports as `reward`.
+    # A unique module name: `reward.py` must not become the module that other code imports as `reward`.
     name = f"tdpo_function_in_{path.stem}_{crc32(str(path.resolve()).encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]
-    found = importlib.util.spec_from_file_location(name, path.resolve())
-    assert found is not None and found.loader is not None, "a .py file always has a loader"
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
+    module_spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert module_spec is not None and module_spec.loader is not None, "a .py file always has a loader"
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses and pickle look up a class's module here
     try:
-        found.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
     except KeyboardInterrupt:
         sys.modules.pop(name, None)
         raise
@@ -83,7 +83,7 @@ def _import_module(name: str, spec: str) -> ModuleType:
 
 
 def _import_failed(spec: str, error: BaseException, file: Path | None) -> str:
-    """The error with the line of the user's file that it came from, or else of the place that raised it."""
+    """Describe the error with the line of the user's file that caused it, or else with the place that raised it."""
     reason = f"{spec}: importing it raised {type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) or not frames:
