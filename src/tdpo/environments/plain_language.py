@@ -29,8 +29,8 @@ def plain_language_environment() -> Environment:
 def plain_words(prompts: list[Any], completions: list[str], *, topic: list[str], **columns: Any) -> list[float]:
     """Return Flesch's reading ease of a response, divided by 100 and clipped to [0, 1].
 
-    The reward is 0 if the response does not name the topic. Below 8 words the reward is reduced in proportion. It is halved without an end, and quartered if words repeat (less
-    than 70 % different).
+    The reward is 0 if the response does not name the topic. Below 8 words it is reduced in proportion. It is halved
+    without an end, and quartered if words repeat (less than 70 % different).
     """
     return [_plainness(about, text) for about, text in zip(topic, completions, strict=True)]
 
