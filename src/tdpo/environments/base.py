@@ -119,8 +119,8 @@ def score(environment: Environment, prompts: Sequence[Prompt], completions: Sequ
             f"(prompts {prompts[0].id!r} to {prompts[-1].id!r}); it must return one number for each"
         )
     return [
-        _number(environment, value, prompt, completion)
-        for value, prompt, completion in zip(rewards, prompts, completions, strict=True)
+        _number(environment, value, prompt, response)
+        for value, prompt, response in zip(rewards, prompts, completions, strict=True)
     ]
 
 
@@ -202,24 +202,24 @@ def _wrong_arguments(environment: Environment, prompts: Sequence[Prompt]) -> str
 
 def _first_failure(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> str:
     """Name the response that made the function fail on a batch: the first one on which it also fails alone."""
-    for prompt, completion in zip(prompts, completions, strict=True):
+    for prompt, response in zip(prompts, completions, strict=True):
         try:
-            _call(environment, [prompt], [completion])
+            _call(environment, [prompt], [response])
         except KeyboardInterrupt:
             raise
         except BaseException:
-            return f" (prompt {prompt.id!r}, response {_shortened(completion)})"
+            return f" (prompt {prompt.id!r}, response {_shortened(response)})"
     return f" (prompts {prompts[0].id!r} to {prompts[-1].id!r} together; each alone is fine)"
 
 
-def _number(environment: Environment, value: Any, prompt: Prompt, completion: str) -> float:
+def _number(environment: Environment, value: Any, prompt: Prompt, response: str) -> float:
     # numpy's and torch's scalars are numbers once they are taken out of their arrays.
     plain = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
     if isinstance(plain, Real) and _is_finite(plain):
         return float(plain)
     raise RewardError(
         f"reward {environment.reward_name!r} gave {_shortened(value)} for prompt {prompt.id!r}, response "
-        f"{_shortened(completion)}; it must be a finite number"
+        f"{_shortened(response)}; it must be a finite number"
     )
 
 

@@ -37,12 +37,12 @@ def few_words(prompts: list[Any], completions: list[str], *, topic: list[str], *
 
 
 def _brevity(prompt: Any, topic: str, text: str) -> float:
-    answer = words(text)
-    if not named((topic,), answer):
+    text_words = words(text)
+    if not named((topic,), text_words):
         return 0.0
-    value = min(max((MANY - len(answer)) / (MANY - FEW), 0.0), 1.0)
+    value = min(max((MANY - len(text_words)) / (MANY - FEW), 0.0), 1.0)
     question = set(words(prompt if isinstance(prompt, str) else str(prompt[-1]["content"])))
-    says_nothing = len(answer) < FEWEST or question.issuperset(answer) or text.rstrip().endswith("?")
-    if says_nothing or distinct_share(answer) < 0.7:
+    says_nothing = len(text_words) < FEWEST or question.issuperset(text_words) or text.rstrip().endswith("?")
+    if says_nothing or distinct_share(text_words) < 0.7:
         return value / 4
     return value if is_complete(text) else value / 2

@@ -42,9 +42,9 @@ def one_of_them(
     return [_reward(tuple(options), text) for options, text in zip(categories, completions, strict=True)]
 
 
-def category_of(prompt: Prompt, completion: str) -> str | None:
+def category_of(prompt: Prompt, response: str) -> str | None:
     """Return the category that a response to this prompt picks; None if it names none or several."""
-    picks = named(categories_of(prompt), words(completion))
+    picks = named(categories_of(prompt), words(response))
     return picks[0] if len(picks) == 1 else None
 
 
@@ -54,7 +54,7 @@ def categories_of(prompt: Prompt) -> tuple[str, ...]:
 
 
 def _reward(options: tuple[str, ...], text: str) -> float:
-    answer = words(text)
-    if len(named(options, answer)) != 1:
+    text_words = words(text)
+    if len(named(options, text_words)) != 1:
         return 0.0
-    return 1.0 - 0.5 * min(max((len(answer) - FEW) / (MANY - FEW), 0.0), 1.0)
+    return 1.0 - 0.5 * min(max((len(text_words) - FEW) / (MANY - FEW), 0.0), 1.0)

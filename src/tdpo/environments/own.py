@@ -77,21 +77,21 @@ def _check_columns(prompt: Prompt) -> None:
 def _checked(function: Callable[..., Any], spec: str) -> Callable[[Prompt, str], str | None]:
     """Adapt `function` to a `Prompt`. The result raises ValueError if it fails or returns an unknown mode."""
 
-    def mode_of(prompt: Prompt, completion: str) -> str | None:
+    def mode_of(prompt: Prompt, response: str) -> str | None:
         try:
             columns = {name: copied(value) for name, value in prompt.columns.items()}
-            mode = function(copied(prompt.prompt), completion, **columns)
+            mode = function(copied(prompt.prompt), response, **columns)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit too
             raise ValueError(
-                f"{spec} raised {type(error).__name__}: {error} (prompt {prompt.id!r}, response {completion!r}); it "
+                f"{spec} raised {type(error).__name__}: {error} (prompt {prompt.id!r}, response {response!r}); it "
                 "gets a prompt, a completion and every column of the prompt by its name"
             ) from error
         modes = _modes_of(prompt)
         if mode is None or (isinstance(mode, str) and (mode in modes or not modes)):
             return mode
         expected = f"one of {', '.join(map(repr, modes))}, or None" if modes else "the name of a mode, or None"
-        raise ValueError(f"{spec} gave {mode!r} for prompt {prompt.id!r}, response {completion!r}; expected {expected}")
+        raise ValueError(f"{spec} gave {mode!r} for prompt {prompt.id!r}, response {response!r}; expected {expected}")
 
     return mode_of

@@ -36,10 +36,10 @@ def plain_words(prompts: list[Any], completions: list[str], *, topic: list[str],
 
 
 def _plainness(topic: str, text: str) -> float:
-    answer = words(text)
-    if not named((topic,), answer):
+    text_words = words(text)
+    if not named((topic,), text_words):
         return 0.0
     value = min(max(reading_ease(text, shortest_sentence=ENOUGH) / 100, 0.0), 1.0)
-    value *= min(len(answer) / ENOUGH, 1.0) if len(answer) > 1 else 0.0
+    value *= min(len(text_words) / ENOUGH, 1.0) if len(text_words) > 1 else 0.0
     value *= 1.0 if is_complete(text) else 0.5
-    return value * (1.0 if distinct_share(answer) >= 0.7 else 0.25)
+    return value * (1.0 if distinct_share(text_words) >= 0.7 else 0.25)

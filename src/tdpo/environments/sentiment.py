@@ -33,7 +33,7 @@ def sentiment_environment() -> Environment:
 def vader_compound(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
     """Return VADER's compound score of each response, in [-1, 1]; 0 for a text without any word of its lexicon."""
     analyzer = _analyzer()
-    return [analyzer.polarity_scores(completion)["compound"] for completion in completions]
+    return [analyzer.polarity_scores(response)["compound"] for response in completions]
 
 
 @lru_cache(maxsize=1)
