@@ -1,8 +1,8 @@
-"""What the benchmarks share: alternating rounds in separate processes, peak memory, spread, result files.
+"""The common parts of the benchmarks: alternating rounds in separate processes, peak memory, spread, result files.
 
-A benchmark is a script that lists jobs (a contestant on a case) and knows how to measure one of them. The parent
-process starts the script anew for every job of every round, so no contestant inherits another's caches or heap,
-and a slow minute of the machine falls on all of them alike.
+A benchmark is a script that lists jobs (a contestant on a case) and measures one of them. The parent process starts the
+script anew for every job of every round. So no contestant inherits the caches or the heap of another, and a slow minute
+of the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Run = dict[str, Any]
 
 
 class Unavailable(Exception):
-    """This contestant cannot take part here, for the reason given: a result, not a failure."""
+    """A contestant cannot run on this machine, for the reason in the message. This is a result, not a failure."""
 
 
 # ---- in the measured process ----
@@ -78,7 +78,7 @@ def _reset_peak() -> bool:
 
 
 def _status(name: str) -> int:
-    """A field of /proc/self/status in bytes."""
+    """Return a field of /proc/self/status in bytes."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
     return int(line.split()[1]) * 1024
 
@@ -93,7 +93,7 @@ def _highest() -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """One contestant on one case; `guess` is roughly how many seconds a run takes, for the estimate of time left."""
+    """One contestant on one case. `guess` is a rough duration of a run in seconds, to estimate the time left."""
 
     contestant: str
     case: Case
@@ -114,9 +114,9 @@ class Entry:
     failed: str | None = None
 
     def pooled(self, key: str) -> list[float]:
-        """The values of `key` over all runs; a run may hold one or a list of them."""
-        found = [run[key] for run in self.runs if run.get(key) is not None]
-        return [float(v) for value in found for v in (value if isinstance(value, list) else [value])]
+        """Return the values of `key` in all runs. A run may hold one value or a list of them."""
+        values = [run[key] for run in self.runs if run.get(key) is not None]
+        return [float(v) for value in values for v in (value if isinstance(value, list) else [value])]
 
     def median(self, key: str) -> float | None:
         values = self.pooled(key)
@@ -140,7 +140,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 class Measurements:
-    """Runs jobs in alternating rounds, each in a process of its own, and writes what it has after every run."""
+    """Runs jobs in alternating rounds, each in a process of its own, and writes the result file after every run."""
 
     def __init__(self, script: str, jobs: Iterable[Job], settings: argparse.Namespace, keys: Sequence[str]) -> None:
         self.script = Path(script)
@@ -153,7 +153,7 @@ class Measurements:
         self._start = {"versions": versions(), "hardware": {**hardware(), "load average before": os.getloadavg()}}
 
     def run(self, rounds: int) -> None:
-        """All rounds, or those up to Ctrl-C."""
+        """Run all rounds, or those before Ctrl-C."""
         progress = Progress(rounds, self._takes_part)
         try:
             for round_ in range(rounds):
@@ -172,8 +172,8 @@ class Measurements:
         return [entry for entry in self.entries if not entry.skipped and not entry.failed]
 
     def _run_once(self, entry: Entry, round_: int) -> None:
-        asked = json.dumps({"contestant": entry.job.contestant, "case": entry.job.case, "round": round_})
-        command = [sys.executable, str(self.script), *sys.argv[1:], "--child", asked]
+        job = json.dumps({"contestant": entry.job.contestant, "case": entry.job.case, "round": round_})
+        command = [sys.executable, str(self.script), *sys.argv[1:], "--child", job]
         done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
         if done.returncode:
             said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
@@ -190,11 +190,11 @@ class Measurements:
         return next((e for e in self.entries if e.job.contestant == contestant and e.job.case == case), None)
 
     def cases(self) -> list[Case]:
-        found: list[Case] = []
+        cases: list[Case] = []
         for entry in self.entries:
-            if entry.job.case not in found:
-                found.append(entry.job.case)
-        return found
+            if entry.job.case not in cases:
+                cases.append(entry.job.case)
+        return cases
 
     def of_case(self, case: Case) -> list[Entry]:
         return [entry for entry in self.entries if entry.job.case == case]
@@ -204,7 +204,7 @@ class Measurements:
         return write_result(self.settings, {"complete": self.complete, **self._start, **body})
 
     def finish(self) -> int:
-        """Write the derived numbers too and say where; the exit status."""
+        """Write the derived numbers too, print the name of the file, and return the exit status."""
         print(f"\nwritten: {self.write()}")
         failed = [entry for entry in self.entries if entry.failed]
         for entry in failed:
@@ -213,7 +213,7 @@ class Measurements:
 
 
 class Progress:
-    """A line for each run on stderr with the time left: guesses, scaled by how long they really took so far."""
+    """Prints a line for each run on stderr with the time left: the guesses, scaled by the durations so far."""
 
     def __init__(self, rounds: int, takes_part: Callable[[], list[Entry]]) -> None:
         self.rounds = rounds
@@ -246,7 +246,7 @@ def child_environment() -> dict[str, str]:
 
 
 def make_parser(doc: str | None, name: str, rounds: int, quick: Mapping[str, Any]) -> argparse.ArgumentParser:
-    """A parser with what all benchmarks take; `--quick` only changes defaults, so other options still count."""
+    """Make a parser with the common options. `--quick` only changes defaults, so other options still apply."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds over all contestants (default {rounds})")
     parser.add_argument(
@@ -267,10 +267,10 @@ def _as_options(defaults: Mapping[str, Any]) -> str:
 
 
 def parse(parser: argparse.ArgumentParser, name: str, presets: Mapping[str, Mapping[str, Any]]) -> argparse.Namespace:
-    """Parse with the defaults of the presets (`--quick`, `--grid`) that were asked for."""
-    asked = parser.parse_args()
+    """Parse the command line with the defaults of the presets (`--quick`, `--grid`) that it names."""
+    arguments = parser.parse_args()
     for preset, defaults in presets.items():
-        if getattr(asked, preset):
+        if getattr(arguments, preset):
             parser.set_defaults(**defaults)
             name = f"{name}-{preset}"
     arguments = parser.parse_args()
@@ -281,7 +281,7 @@ def parse(parser: argparse.ArgumentParser, name: str, presets: Mapping[str, Mapp
 
 
 def answer(measure: Callable[[], Run]) -> None:
-    """The child's side: measure, and print the run as the last line of stdout."""
+    """Measure in the child process, and print the run as the last line of stdout."""
     try:
         run = measure()
     except Unavailable as reason:
@@ -293,7 +293,7 @@ def answer(measure: Callable[[], Run]) -> None:
 
 
 def write_result(settings: argparse.Namespace, body: Mapping[str, Any]) -> Path:
-    """Write one result file: what was run, when, and the body: with what, where, and what came out."""
+    """Write one result file: the command, the date, and `body` with versions, machine and results."""
     path: Path = settings.output
     options = {name: value for name, value in vars(settings).items() if name not in ("child", "output")}
     result = {
@@ -344,7 +344,7 @@ def hardware() -> dict[str, Any]:
 
 
 def cpu_flags() -> dict[str, bool]:
-    """Which of the instruction sets that matter here this CPU has; "bf16" and "sve" are ARM's."""
+    """Return those instruction sets of this CPU that matter here. "bf16" and "sve" are ARM's."""
     info = _cpuinfo()
     flags = set(info.get("flags", info.get("Features", "")).split())
     return {flag: flag in flags for flag in CPU_FLAGS}
@@ -356,26 +356,26 @@ def has_bfloat16_units() -> bool:
 
 
 def default_dtypes() -> list[str]:
-    """Those that this CPU has units for."""
+    """Return the dtypes for which this CPU has units."""
     return ["float32", "bfloat16"] if has_bfloat16_units() else ["float32"]
 
 
 def note_bfloat16(measurements: Measurements) -> None:
-    """Say, on the screen and in the result, what bfloat16 times on this machine cannot tell."""
+    """Note, on the screen and in the result, what bfloat16 times on this machine cannot show."""
     if any(case.get("dtype") == "bfloat16" for case in measurements.cases()) and not has_bfloat16_units():
         measurements.derived["note on bfloat16"] = NO_BFLOAT16_UNITS
         print(f"\n{NO_BFLOAT16_UNITS}")
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's entries of /proc/cpuinfo."""
+    """Return the entries of the first processor in /proc/cpuinfo."""
     path = Path("/proc/cpuinfo")
     block = path.read_text().split("\n\n")[0] if path.exists() else ""
     return {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in block.splitlines())}
 
 
 def total_memory() -> int:
-    """Bytes that this process may use: the machine's, or what its control group allows."""
+    """Return how many bytes this process may use: those of the machine, or those that its control group allows."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
@@ -386,7 +386,7 @@ def total_memory() -> int:
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """First column to the left, all others to the right, each as wide as it needs."""
+    """Print a table with the first column aligned to the left and all others to the right."""
     table = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print(f"\n{title}")
@@ -400,6 +400,6 @@ def number(value: float | None, digits: int = 0) -> str:
 
 
 def ratio(entry: Entry, baseline: Entry | None, key: str) -> str:
-    """The entry's median of `key` over the baseline's."""
+    """Return the entry's median of `key` divided by the baseline's."""
     ours, theirs = entry.median(key), baseline.median(key) if baseline else None
     return number(ours / theirs, 2) if ours is not None and theirs else "–"

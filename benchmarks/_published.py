@@ -9,7 +9,7 @@ from tdpo import TokenStats
 
 
 def published_statistics(policy_logits: Tensor, reference_logits: Tensor, targets: Tensor) -> TokenStats:
-    """Statistics `[...]` from full logits `[..., V]`: softmax and *its* logarithm, log_softmax, one sum."""
+    """Compute statistics `[...]` from full logits `[..., V]`: softmax and *its* logarithm, log_softmax, one sum."""
     logp = policy_logits.log_softmax(-1)
     reference_p = reference_logits.softmax(-1)
     reference_logp = reference_p.log()
@@ -19,14 +19,14 @@ def published_statistics(policy_logits: Tensor, reference_logits: Tensor, target
 
 
 def upcast(logits: Tensor) -> Tensor:
-    """Half-precision logits in float32, as published code takes them from a model before any softmax."""
+    """Convert half-precision logits to float32, as published code does before any softmax."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def statistics_from_hidden(
     hidden: Tensor, weight: Tensor, reference_hidden: Tensor, reference_weight: Tensor, targets: Tensor
 ) -> TokenStats:
-    """`published_statistics` with both models' heads in front, the reference without gradient.
+    """Compute `published_statistics` from hidden states and both models' heads, the reference without gradient.
 
     Both logits stay alive while the statistics are computed and go before the backward pass, as they do where a
     training step calls a function of the two.

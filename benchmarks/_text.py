@@ -1,4 +1,4 @@
-"""Tokens of real prose without a download: this repository's own pages, as they were when the command began."""
+"""Tokens of real prose without a download: this repository's own pages at the time when the command began."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SNAPSHOT = "TDPO_BENCHMARK_TEXT"
 
 @contextmanager
 def frozen_pages() -> Iterator[None]:
-    """For its length every process started from here reads one copy of the pages, whatever becomes of the files."""
+    """Let every process that is started within the context read one copy of the pages, even if the files change."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "pages.txt"
         copy.write_text(_pages(), encoding="utf-8")
@@ -28,7 +28,7 @@ def frozen_pages() -> Iterator[None]:
 
 
 def token_stream(tokenizer: Any, least: int) -> list[int]:
-    """At least `least` token ids, the pages repeated where they are too short."""
+    """Return at least `least` token ids. The pages are repeated if they are too short."""
     ids: list[int] = tokenizer(_pages(), add_special_tokens=False).input_ids
     return ids * -(-least // len(ids))
 

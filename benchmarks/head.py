@@ -69,7 +69,7 @@ MEMORY_SHARE = 0.6  # contestants that need more of the machine than this are le
 
 @dataclass
 class Inputs:
-    """What every contestant starts from; `weight` requires a gradient where the head is trained."""
+    """The input of every contestant. `weight` requires a gradient if the head is trained."""
 
     hidden: Tensor
     weight: Tensor
@@ -125,7 +125,7 @@ def naive_dpo(inputs: Inputs, _: Prepared) -> TokenStats:
 
 
 def compiler(_: Inputs) -> Prepared:
-    """The naive code, to be compiled at its first call; the compiler is loaded before anything is measured."""
+    """Return the naive code, compiled at its first call. The compiler is loaded before anything is measured."""
     try:
         torch.compile(lambda x: x.softmax(-1).log(), dynamic=False)(torch.ones(4))
     except Exception as error:  # no compiler, no Python headers, an unsupported platform: whatever it is, say it
@@ -197,7 +197,7 @@ class Contestant:
     logits: int = 0
 
     def step(self, inputs: Inputs, prepared: Prepared) -> float | None:
-        """One loss and its gradients; the loss's value."""
+        """Compute one loss and its gradients, and return the value of the loss."""
         if self.statistics is None:
             return bare_products(inputs)
         scores = score_pairs(self.statistics(inputs, prepared), inputs.sequence_index, PAIRS)
@@ -209,7 +209,7 @@ class Contestant:
 
 @torch.no_grad()
 def bare_products(inputs: Inputs) -> None:
-    """Both forward logits and the policy's backward products, in the operands' dtype: a floor for full logits."""
+    """Compute both models' logits and the policy's backward products in the operands' dtype: a floor for others."""
     inputs.reference_hidden @ inputs.reference_weight.T
     z = inputs.hidden @ inputs.weight.T
     inputs.hidden.grad = z @ inputs.weight
@@ -313,24 +313,24 @@ def ranges(entry: Entry) -> list[str]:
 
 
 def claims(measurements: Measurements) -> list[dict[str, Any]]:
-    """What the project claims of the head, from these numbers: cost beside DPO's, memory that V hardly moves."""
-    found = []
+    """Return the numbers for the project's claims about the head: its cost relative to DPO, and memory over V."""
+    checks = []
     pairs = (("frozen head with summary", "tiled DPO"), ("tiled", "tiled DPO"), ("tiled", "bare matrix products"))
     for case in measurements.cases():
         for ours, theirs in pairs:
             a, b = measurements.find(ours, case), measurements.find(theirs, case)
             if a and b and a.runs and b.runs:
                 value = (a.median("milliseconds") or 0) / (b.median("milliseconds") or 1)
-                found.append({"claim": f"time of {ours} / {theirs}", "case": case, "value": value})
-    return found + memory_growth(measurements)
+                checks.append({"claim": f"time of {ours} / {theirs}", "case": case, "value": value})
+    return checks + memory_growth(measurements)
 
 
 def memory_growth(measurements: Measurements) -> list[dict[str, Any]]:
-    """Memory at the largest vocabulary over that at the smallest, the head's own gradient [V, D] subtracted."""
+    """Return memory at the largest vocabulary over that at the smallest, without the head's own gradient [V, D]."""
     sizes = sorted({case["vocabulary"] for case in measurements.cases()})
     if len(sizes) < 2:
         return []
-    found = []
+    checks = []
     for entry in measurements.entries:
         if not entry.runs or entry.job.case["vocabulary"] != sizes[-1]:
             continue
@@ -338,8 +338,8 @@ def memory_growth(measurements: Measurements) -> list[dict[str, Any]]:
         if small and small.runs:
             value = memory_without_gradient(entry) / max(memory_without_gradient(small), 1.0)
             claim = f"memory of {entry.job.contestant} at V = {sizes[-1]} / V = {sizes[0]}, head gradient subtracted"
-            found.append({"claim": claim, "case": entry.job.case, "value": value})
-    return found
+            checks.append({"claim": claim, "case": entry.job.case, "value": value})
+    return checks
 
 
 def memory_without_gradient(entry: Entry) -> float:

@@ -6,14 +6,14 @@
 
 Policy and reference share one head; the reference's hidden state is the policy's, moved in a random direction until
 that token's KL has the wanted size. Synthetic logits have an entropy of about 3 nats, as those of language models;
-the model's states are those of SmolLM2-135M on this repository's text. Operands are then rounded to the dtype asked
-for, and the oracle takes these very operands in float64, so that what is judged is the computation alone. Tokens
-are sorted by the oracle's KL: rounding hidden states to bfloat16 moves small KLs, so decades hold unequal numbers.
+the model's states are those of SmolLM2-135M on this repository's text. Operands are then rounded to the dtype that is
+judged, and the oracle takes the same operands in float64. So only the computation is judged. Tokens are sorted by the
+oracle's KL: rounding hidden states to bfloat16 moves small KLs, so decades hold unequal numbers of tokens.
 
 Read the table: relative errors of the KL and of its gradient with respect to the hidden state (norm of the difference
 over the norm), median and maximum over the tokens of a decade; `/ naive` is the ratio of the medians to the naive
-code's in the same dtype. In bfloat16 the gradient is handed back in bfloat16, whose rounding alone is an error of
-about 2e-3. Results that are not finite count as an error of 1e9 in the result file.
+code's in the same dtype. In bfloat16 the gradient is returned in bfloat16, whose rounding alone is an error of about
+2e-3. Results that are not finite count as an error of 1e9 in the result file.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def model_states(name: str, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def moved(hidden: Tensor, weight: Tensor, direction: Tensor, wanted: Tensor) -> Tensor:
-    """`hidden` moved along `direction` so far that KL(moved‖hidden) is `wanted`, token by token."""
+    """Move `hidden` along `direction` so far that KL(moved‖hidden) is `wanted`, token by token."""
     logits, slope = hidden @ weight.T, direction @ weight.T
     policy = logits.log_softmax(-1)
     low, high = torch.full_like(wanted, math.log(1e-6)), torch.full_like(wanted, math.log(1e3))
@@ -178,8 +178,8 @@ def rounded(values: Tensor) -> list[float]:
 
 
 def decades(measurements: Measurements) -> list[dict[str, Any]]:
-    """One line for each case, decade and path that has tokens there."""
-    found: list[dict[str, Any]] = []
+    """Return one line for each case, decade and path that has tokens in the decade."""
+    table: list[dict[str, Any]] = []
     for case, decade in product(measurements.cases(), DECADES):
         lines = [
             {"case": case, "decade": decade, "path": entry.job.contestant, **errors}
@@ -191,21 +191,21 @@ def decades(measurements: Measurements) -> list[dict[str, Any]]:
             for name in ("kl_error", "gradient_error"):
                 if naive_line and 0 < naive_line[name]["median"] < LARGEST and line[name]["median"] < LARGEST:
                     line[name]["ratio to naive"] = line[name]["median"] / naive_line[name]["median"]
-        found += lines
-    return found
+        table += lines
+    return table
 
 
 def errors_in_decade(runs: list[Run], decade: int) -> dict[str, Any]:
-    found: dict[str, list[float]] = {"kl_error": [], "gradient_error": []}
+    errors: dict[str, list[float]] = {"kl_error": [], "gradient_error": []}
     for run in runs:
         for kl, kl_error, gradient_error in zip(run["kl"], run["kl_error"], run["gradient_error"], strict=True):
             if 10.0**decade <= kl < 10.0 ** (decade + 1):
-                found["kl_error"].append(kl_error)
-                found["gradient_error"].append(gradient_error)
-    if not found["kl_error"]:
+                errors["kl_error"].append(kl_error)
+                errors["gradient_error"].append(gradient_error)
+    if not errors["kl_error"]:
         return {}
-    summary = {name: {"median": statistics.median(v), "max": max(v)} for name, v in found.items()}
-    return {"tokens": len(found["kl_error"]), **summary}
+    summary = {name: {"median": statistics.median(v), "max": max(v)} for name, v in errors.items()}
+    return {"tokens": len(errors["kl_error"]), **summary}
 
 
 def report(measurements: Measurements) -> None:

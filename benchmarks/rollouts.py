@@ -7,13 +7,13 @@
 All sample from the full distribution (temperature 1, no top-k, no top-p) for the first prompts of the sentiment
 environment, one batch of prompts times samples, until the end token or --new-tokens. `generate` runs the base model
 without an adapter, on prompts padded on the left. tdpo has a LoRA of rank 16 on every linear layer but the head, with
-weights so small that answers are as long as the base model's: folded into the weights for the time of the rollout
-(folding and taking out again are part of the time), or left beside them.
+weights so small that responses are as long as the base model's. The adapter is folded into the weights during the
+rollout (folding and restoring are part of the time), or left beside them.
 
-Read the table: `tokens/s` is the median over all rollouts of new tokens a second, from texts in to texts out. Only what
-belongs to an answer counts: its tokens up to and including the end token, not what fills its row behind. `/ generate`
-above 1 means faster than `generate`. `tokens/row` is the mean length, which should be about the same for all. MiB is
-the highest resident memory over the state after the model was loaded and had sampled two tokens.
+Read the table: `tokens/s` is the median over all rollouts of new tokens per second, from texts in to texts out. Only
+the tokens of a response up to and including its end token count, and not the padding behind it. `/ generate` above 1
+means faster than `generate`. `tokens/row` is the mean length, which should be about the same for all. MiB is the
+highest resident memory over the state after the model was loaded and had sampled two tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Rows = list[list[int]]  # the new tokens of every sequence
 
 @dataclass(frozen=True)
 class Task:
-    """What a contestant is given for one rollout."""
+    """The input of a contestant for one rollout."""
 
     model: Any
     tokenizer: Any
@@ -68,7 +68,7 @@ class Task:
 
 
 def run_generate(task: Task) -> Rows:
-    """`model.generate` as its documentation has it for a batch; rows are cut behind their end token."""
+    """Sample with `model.generate` as its documentation does for a batch. Rows are cut behind their end token."""
     import torch
 
     from tdpo.sampling.sampler import encode_prompts, stop_token_ids
@@ -162,7 +162,7 @@ def make_task(model_name: str, case: Case, adapter: bool) -> Task:
 
 
 def with_adapter(model: Any) -> Any:
-    """`model` with a LoRA as an early update leaves it: small, but nowhere zero."""
+    """Add a LoRA to `model` with weights as after an early update: small, but nowhere zero."""
     import torch
 
     from tdpo.models import LoraSettings, add_lora
@@ -199,7 +199,7 @@ def job(name: str, case: Case, rollouts: int) -> Job:
 
 
 def report(measurements: Measurements) -> list[str]:
-    """Print the tables; what is wrong with the measurements, if anything."""
+    """Print the tables, and return what is wrong with the measurements, if anything."""
     note_bfloat16(measurements)
     problems = []
     for case in measurements.cases():
@@ -229,7 +229,7 @@ def row(entry: Entry, baseline: Entry | None) -> list[str]:
 
 
 def check_lengths(entry: Entry) -> list[str]:
-    """Every rollout must have given all its sequences, none empty and none longer than allowed."""
+    """Check that every rollout returned all its sequences, none of them empty and none longer than allowed."""
     case = entry.job.case
     return [
         f"{entry.job} gave {len(lengths)} sequences of {min(lengths)} to {max(lengths)} tokens"

@@ -65,15 +65,15 @@ Pair = tuple[list[int], list[int], list[int]]
 
 
 def make_pairs(tokenizer: Any, count: int, prompt_tokens: int, response_tokens: int) -> list[Pair]:
-    """`count` pairs of exact lengths, each from a place of its own in the text."""
+    """Make `count` pairs of exact lengths, each from a different place in the text."""
     length, start = prompt_tokens + 2 * response_tokens, 0
     ids = token_stream(tokenizer, count * (length + 1))
-    found = []
+    pairs = []
     for _ in range(count):
         prompt, responses = ids[start : start + prompt_tokens], ids[start + prompt_tokens : start + length]
-        found.append((prompt, responses[:response_tokens], responses[response_tokens:]))
+        pairs.append((prompt, responses[:response_tokens], responses[response_tokens:]))
         start += length + 1  # the text repeats itself; the odd step makes its repetitions differ
-    return found
+    return pairs
 
 
 # ---- one contestant's run ----
@@ -100,15 +100,15 @@ class BareProduct:
         self.gigaflop = 2e-9 * tokens * wide * narrow
 
     def rates(self, repeats: int = 6) -> list[float]:
-        """GFLOP/s of each repetition but the first."""
+        """Measure GFLOP/s of each repetition but the first."""
         import torch
 
-        found = []
+        rates = []
         for _ in range(repeats):
             started = time.perf_counter()
             torch.nn.functional.linear(self.x, self.weight)
-            found.append(self.gigaflop / (time.perf_counter() - started))
-        return found[1:]
+            rates.append(self.gigaflop / (time.perf_counter() - started))
+        return rates[1:]
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Task:
-    """What a contestant is given; it trains one step for the first `pairs_per_step` pairs and each further batch."""
+    """The input of a contestant. It trains one step for the first `pairs_per_step` pairs and each further batch."""
 
     model: Any
     tokenizer: Any
@@ -165,7 +165,7 @@ class Task:
         return config if self.tuning == "LoRA" else None
 
     def training_arguments(self) -> dict[str, Any]:
-        """What both trainers are told; the learning rate is constant so that a loop of one line equals it."""
+        """Return the arguments of both trainers. The learning rate is constant, so that a plain loop can equal it."""
         return {
             "output_dir": self.folder, "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
             "per_device_train_batch_size": self.pairs_per_step, "max_steps": self.steps, "seed": SEED,
@@ -176,7 +176,7 @@ class Task:
         }  # fmt: skip
 
     def train(self, trainer: Any) -> list[float]:
-        """Run a transformers.Trainer under the clock; the losses of its steps."""
+        """Time the steps of a transformers.Trainer, and return their losses."""
         from transformers import PrinterCallback, TrainerCallback
 
         clock = self.clock
@@ -196,7 +196,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Losses by step, response tokens and positions through the body in one step, and what to know of the set-up."""
+    """The losses of all steps, response tokens and positions through the body in one step, and notes on the set-up."""
 
     losses: list[float]
     response_tokens: int
@@ -231,7 +231,7 @@ def train_trl(task: Task, precompute: bool) -> Outcome:
     from trl import DPOConfig, DPOTrainer
 
     class TokenIdsDPOTrainer(DPOTrainer):
-        """Takes token ids as they are: TRL would tokenise text, and add tokens of its own to it."""
+        """Takes token ids unchanged, where TRL would tokenise text and add tokens of its own."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
@@ -404,7 +404,7 @@ def job(name: str, case: Case, steps: int) -> Job:
 
 
 def report(measurements: Measurements) -> list[str]:
-    """Print the tables; what is wrong with the measurements, if anything."""
+    """Print the tables, and return what is wrong with the measurements, if anything."""
     note_bfloat16(measurements)
     problems = []
     for case in measurements.cases():
@@ -457,7 +457,7 @@ def row(entry: Entry, baseline: Entry | None) -> list[str]:
 
 
 def check_tokens(entries: Sequence[Entry], case: Case) -> list[str]:
-    """Every contestant must have counted exactly the response tokens that it was given."""
+    """Check that every contestant counted exactly the response tokens of its input."""
     expected = case["pairs"] * 2 * case["response tokens"]
     return [
         f"{entry.job} trained on {run['response_tokens']} response tokens a step, not on {expected}"
@@ -468,8 +468,8 @@ def check_tokens(entries: Sequence[Entry], case: Case) -> list[str]:
 
 
 def check_losses(measurements: Measurements, case: Case) -> list[str]:
-    """At the start every loss is log 2; after one update tdpo's and the naive TDPO2 must still be one number."""
-    found = []
+    """Check that the losses of tdpo's and of the naive TDPO2 agree after one update; the first ones are all log 2."""
+    disagreements = []
     for entry in measurements.of_case(case):
         tuning = CONTESTANTS[entry.job.contestant].tuning
         peer = measurements.find(PEER[tuning], case)
@@ -478,8 +478,10 @@ def check_losses(measurements: Measurements, case: Case) -> list[str]:
         [ours, theirs] = [e.runs[0]["losses"][1] for e in (entry, peer)]
         print(f"  second loss of {entry.job.contestant} {ours:.6f}, of {PEER[tuning]} {theirs:.6f}")
         if case["dtype"] == "float32" and abs(ours - theirs) > AGREEMENT:
-            found.append(f"{entry.job}: second loss {ours}, but {theirs} for {PEER[tuning]}: not the same computation")
-    return found
+            disagreements.append(
+                f"{entry.job}: second loss {ours}, but {theirs} for {PEER[tuning]}: not the same computation"
+            )
+    return disagreements
 
 
 def main() -> int:

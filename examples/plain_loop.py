@@ -1,8 +1,7 @@
 """TDPO2 in a training loop of your own: three functions, torch only.
 
-The model is a two-layer network made on the spot, the task a toy: of two continuations of a prompt the
-one with more even tokens is preferred. What carries over to a real model are the lines between the
-hidden states and the loss.
+The model is a small new network. The task is a toy: of two responses to a prompt, the one with more even
+tokens is preferred. The lines between the hidden states and the loss are the same for a real model.
 
     python examples/plain_loop.py
 """
@@ -20,7 +19,7 @@ VOCABULARY, SIZE, PROMPT, RESPONSE, PAIRS = 50, 32, 4, 8, 32
 
 
 class TinyModel(nn.Module):
-    """A body that gives hidden states `[B, T, D]` and a head that stays outside the forward pass."""
+    """A body that returns hidden states `[R, T, D]` and a head that stays outside the forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,13 +32,13 @@ class TinyModel(nn.Module):
 
 
 def make_batch() -> tuple[Tensor, Tensor]:
-    """Rows `[2P, T]`, chosen first, and a mask of the response tokens that count: lengths differ."""
+    """Return rows `[2P, T]`, chosen ones first, and a mask of the counted response tokens, as lengths differ."""
     prompts = torch.randint(VOCABULARY, (PAIRS, PROMPT))
-    answers = torch.randint(VOCABULARY, (2, PAIRS, RESPONSE))
-    evenness = (answers % 2 == 0).sum(dim=2)
-    order = evenness.argsort(dim=0, descending=True)[:, :, None].expand_as(answers)
-    answers = answers.gather(0, order)
-    ids = torch.cat([prompts.repeat(2, 1), answers.flatten(0, 1)], dim=1)
+    responses = torch.randint(VOCABULARY, (2, PAIRS, RESPONSE))
+    evenness = (responses % 2 == 0).sum(dim=2)
+    order = evenness.argsort(dim=0, descending=True)[:, :, None].expand_as(responses)
+    responses = responses.gather(0, order)
+    ids = torch.cat([prompts.repeat(2, 1), responses.flatten(0, 1)], dim=1)
     lengths = torch.randint(RESPONSE // 2, RESPONSE + 1, (2 * PAIRS, 1))
     position = torch.arange(PROMPT + RESPONSE)
     return ids, (position >= PROMPT) & (position < PROMPT + lengths)

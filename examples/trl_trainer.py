@@ -1,7 +1,7 @@
-"""TDPO2 inside TRL: its DPOTrainer with another loss, three functions of tdpo on TRL's own batches.
+"""TDPO2 in TRL: its DPOTrainer with another loss, made of three functions of tdpo on TRL's own batches.
 
-TRL documents overriding `compute_loss`. Its batches hold `input_ids`, `attention_mask` and `completion_mask`,
-chosen rows first, then the rejected ones. The model is a tiny random one, so nothing is downloaded.
+TRL documents how to override `compute_loss`. Its batches hold `input_ids`, `attention_mask` and `completion_mask`, with
+the chosen rows first and then the rejected rows. The model is tiny and random, so nothing is downloaded.
 
     pip install . trl   # in a clone of tdpo
     python examples/trl_trainer.py
@@ -31,12 +31,12 @@ class TDPO2Trainer(DPOTrainer):
     ) -> Any:
         # The hidden state before a token predicts it; prompt and padding never reach the head.
         row, column = inputs["completion_mask"].nonzero(as_tuple=True)
-        shown = row, column - 1
+        before = row, column - 1
         policy, reference = self.accelerator.unwrap_model(model), self.ref_model
         with torch.no_grad():
-            reference_hidden = self.hidden_states(reference, inputs)[shown]
+            reference_hidden = self.hidden_states(reference, inputs)[before]
         stats = linear_token_stats(
-            self.hidden_states(policy, inputs)[shown],
+            self.hidden_states(policy, inputs)[before],
             Head(policy.lm_head.weight),
             reference_hidden,
             Head(reference.lm_head.weight),
@@ -58,7 +58,7 @@ class TDPO2Trainer(DPOTrainer):
 
     @staticmethod
     def hidden_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """`[2P, T, D]`: the body without its head."""
+        """Return the hidden states `[2P, T, D]` of the body, without the head."""
         body = model.base_model
         return body(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).last_hidden_state
 
@@ -82,7 +82,7 @@ def make_trainer(folder: str) -> TDPO2Trainer:
     pairs = [{"prompt": "how was it ?", "chosen": f" very {a}", "rejected": f" {b}"} for a in good for b in bad]
     return TDPO2Trainer(
         model,
-        ref_model=copy.deepcopy(model),  # a model without a path needs its reference given
+        ref_model=copy.deepcopy(model),  # a model without a path needs an explicit reference
         args=DPOConfig(
             folder, beta=0.1, max_steps=12, learning_rate=2e-3, per_device_train_batch_size=9, logging_steps=1,
             save_strategy="no", report_to="none", use_cpu=True, bf16=False, disable_tqdm=True,

@@ -1,15 +1,15 @@
-"""Alliteration: how many of the words begin with the letter that the prompt asks for."""
+"""A reward for alliteration: the share of the words that begin with the letter that the prompt names."""
 
 import re
 
 
 def alliteration(prompts, completions, *, letter, **columns):
-    """A number in [0, 1] for each completion; `letter` is a column of the prompts, one value a completion.
+    """Return a number in [0, 1] for each completion. `letter` is a column of the prompts, one value per completion.
 
-    Every word counts once, so that saying one word again and again gains nothing, and five different words are the
-    least that counts as a sentence.
+    Every word counts once, so that repeating a word gains nothing. A text of fewer than five different words counts as
+    one of five.
     """
-    return [share_of_words(wanted, text) for wanted, text in zip(letter, completions, strict=True)]
+    return [share_of_words(initial, text) for initial, text in zip(letter, completions, strict=True)]
 
 
 def share_of_words(letter, text):

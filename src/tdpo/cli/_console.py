@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, everything else on stderr; progress bars with an estimate."""
+"""Output of the commands: results on stdout, everything else on stderr, and progress bars with an estimate."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 @cache
 def out() -> Console:
-    """Results. Emoji codes stay as they are: `:x:` is part of somebody's file name or text."""
+    """Return the console for results on stdout. Emoji codes are not replaced: `:x:` may be part of a file name."""
     return _console()
 
 
 @cache
 def err() -> Console:
-    """Messages and progress. Processes of a distributed run other than the first say nothing."""
+    """Return the console for messages and progress on stderr. Only the first process of a distributed run prints."""
     return _console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def _console(**options: Any) -> Console:
-    """A console that obeys nobody but us: what is in the text that it shows (names, keys, what a model wrote, what an
-    error quotes) moves no cursor and changes no colour. Tables, bars and boards pass through here too."""
+    """Return a console that escapes control characters in everything that it prints, tables and bars included.
+
+    So no name, key, response or quotation in an error moves the cursor or changes a colour.
+    """
     from rich.console import Console
     from rich.segment import Segment
 
@@ -48,17 +50,17 @@ def _console(**options: Any) -> Console:
 
 
 def say(text: str, style: str = "") -> None:
-    """A message on stderr, printed as it is: brackets in it are no markup, and nothing is broken into lines."""
+    """Print a message on stderr. Brackets in it are not markup, and long lines are not wrapped."""
     err().print(printable(text), style=style, markup=False, soft_wrap=True)
 
 
 def write(text: str, style: str = "") -> None:
-    """A result on stdout, printed as it is but for control characters, which model text may hold."""
+    """Print a result on stdout. Control characters are escaped, brackets are not markup, and lines are not wrapped."""
     out().print(printable(text), style=style, markup=False, soft_wrap=True)
 
 
-class _Said(logging.Handler):
-    """Log records as messages."""
+class _MessageHandler(logging.Handler):
+    """Prints log records as messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -68,7 +70,7 @@ class _Said(logging.Handler):
 
 
 class _Printable(logging.Formatter):
-    """What another formatter makes of a record, as text that only shows."""
+    """Escapes control characters in the output of another formatter."""
 
     def __init__(self, inner: logging.Formatter | None) -> None:
         super().__init__()
@@ -79,8 +81,8 @@ class _Printable(logging.Formatter):
 
 
 def say_logs() -> None:
-    """Let log records and warnings, ours and those of libraries, reach the terminal as text that only shows."""
-    logging.lastResort = _Said(logging.WARNING)  # where no handler was set up, which tdpo leaves to its caller
+    """Print log records and warnings of tdpo and of libraries, with control characters escaped."""
+    logging.lastResort = _MessageHandler(logging.WARNING)  # used where the caller has set up no handler
     warnings.formatwarning = lambda message, category, *_: printable(f"{category.__name__}: {message}") + "\n"
     loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
     for handler in (handler for logger in loggers for handler in logger.handlers):
@@ -90,7 +92,7 @@ def say_logs() -> None:
 
 
 def duration(seconds: float) -> str:
-    """5.2 s, 3 min 12 s, 2 h 05 min."""
+    """Format a duration: 5.2 s, 3 min 12 s, 2 h 05 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -101,14 +103,17 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Update]:
-    """A bar for one stage, moved by update(done, total, note); without a terminal a line now and then."""
+    """Show the progress of one stage, reported by update(done, total, note).
+
+    It is a bar on a terminal, and otherwise a line every 30 seconds.
+    """
     with _bar(label) if err().is_terminal else _lines(label) as update:
         yield update
 
 
 @contextlib.contextmanager
 def progress_in_stages(label: str) -> Iterator[Callable[..., None]]:
-    """A bar of its own for each stage: update(stage, done, total, note="")."""
+    """Show the progress of several stages, each with a bar of its own: update(stage, done, total, note="")."""
     with contextlib.ExitStack() as stack:
         updates: dict[str, Update] = {}
 
@@ -152,21 +157,21 @@ def _bar(label: str) -> Iterator[Update]:
 
 @contextlib.contextmanager
 def _lines(label: str) -> Iterator[Update]:
-    started = shown = time.monotonic()
-    first = None  # (done, when): what comes before the first report is loading, and no measure of speed
+    started = last_print = time.monotonic()
+    first = None  # (done, when) of the first report: the time before it was spent on loading and says nothing of speed
     line = None
 
     def update(done: int, total: int, note: str = "") -> None:
-        nonlocal shown, first, line
+        nonlocal last_print, first, line
         now = time.monotonic()
         first = first or (done, now)
         left = ""
         if first[0] < done < total:
             left = f", about {duration((now - first[1]) / (done - first[0]) * (total - done))} left"
         line = f"{label}: {done} of {total} after {duration(now - started)}{left}{note and f' · {note}'}"
-        if now - shown >= _SECONDS_BETWEEN_LINES:
+        if now - last_print >= _SECONDS_BETWEEN_LINES:
             say(line)
-            shown, line = now, None
+            last_print, line = now, None
 
     yield update
     if line is not None:
@@ -174,10 +179,10 @@ def _lines(label: str) -> Iterator[Update]:
 
 
 def quiet_libraries() -> None:
-    """Keep transformers from drawing bars of its own and from logging what is no concern of the user."""
+    """Turn off the progress bars of transformers and those log messages that do not concern the user."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # Deprecations between libraries, and advice on accelerators that are not there, concern nobody who runs a command.
+    # Deprecations between libraries and advice about absent accelerators do not concern the user of a command.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     warnings.filterwarnings("ignore", message=".*pin_memory.*", category=UserWarning)
     from transformers.utils import logging as library_logging
@@ -188,5 +193,5 @@ def quiet_libraries() -> None:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number for a table; "–" where there is none."""
+    """Format a number for a table; "–" for None."""
     return "–" if value is None else f"{float(value):.{digits}f}"

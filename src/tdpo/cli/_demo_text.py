@@ -1,4 +1,4 @@
-"""What `tdpo demo` tells the reader."""
+"""The text of `tdpo demo`."""
 
 INTRODUCTION = """\
 This demo teaches a small language model to answer more cheerfully, three times: with TDPO2 and with DPO from the same
@@ -13,36 +13,36 @@ moves away from the one it started as, and whether it still says many different 
   summed over the whole vocabulary at every token.
 
   KL(policy‖reference), the reverse KL: how much the trained model says that the reference would not. It grows when
-  answers appear that used to be unlikely. PPO penalises this one.
+  responses appear that used to be unlikely. PPO penalises this one.
 
 Both are measured in nats a response: 0 is the same model, and each nat more is a factor of e in probability."""
 
 NO_BF16 = """
 This CPU multiplies bfloat16 many times more slowly than float32, so the demo runs in float32 here and samples other
-answers than the README's: other pairs, other numbers. It takes some 40 minutes on two cores; tdpo demo --quick takes
-a few."""
+responses than the README's: other pairs, other numbers. It takes some 40 minutes on two cores; tdpo demo --quick
+takes a few."""
 
 PAIRS = """\
 The model answers each training prompt several times. A sentiment score (VADER, from -1 to +1) ranks
-the answers; the best is paired with the worst. These pairs, the model's own words, are all that TDPO2 and DPO see."""
+the responses; the best is paired with the worst. These pairs, the model's own words, are all that TDPO2 and DPO see."""
 
 HELD_OUT_PAIRS = """\
 The same for prompts that are never trained on: does the model learn to rank, or to remember?"""
 
 TRAINING = {
     "TDPO2": """\
-Each update raises the chosen answers against the rejected ones, measured against the reference. TDPO2
-also compares the two answers' forward KLs, so that the rejected answer's side does not run away. Only a small adapter
+Each update raises the chosen responses against the rejected ones, measured against the reference. TDPO2
+also compares the forward KLs of the two responses, so that the rejected side does not run away. Only a small adapter
 is trained. Watch accuracy rise above 0.5 and the chosen KL stay small.""",
     "DPO": """\
 The same pairs, the same number of updates, without the KL in the loss. Watch how the chosen KL grows.""",
     "PPO": """\
-No pairs: the model answers training prompts, the score of each answer is its reward, and updates make the better
-answers likelier; then it answers anew. A critic that is trained alongside says what was to be expected, and clipping
-keeps one round of answers from moving the model far. The reverse KL is a penalty: each nat by which an answer leaves
-the reference is taken off its reward, times a coefficient that rises while the KL is above its target and falls below
-it. The budgets are not the same: PPO scores {PPO} answers, each from the model as it is by then; TDPO2 and DPO share
-the ranks of {TDPO2} answers of the untrained model. Watch the reward rise, and the KL settle at its target.""",
+No pairs: the model answers training prompts, the score of each response is its reward, and updates make the better
+responses likelier; then it answers anew. A critic that is trained alongside predicts the reward, and clipping keeps
+one round of responses from moving the model far. The reverse KL is a penalty: each nat by which a response leaves the
+reference is taken off its reward, times a coefficient that rises while the KL is above its target and falls below it.
+The budgets are not the same: PPO scores {PPO} responses, each from the model as it is by then; TDPO2 and DPO share
+the ranks of {TDPO2} responses of the untrained model. Watch the reward rise, and the KL settle at its target.""",
 }
 
 EVALUATION = """\
@@ -52,7 +52,7 @@ all three to be compared with."""
 
 READING = """
 How to read it: a higher mean reward is what training was for. A smaller KL at the same reward is a better bargain.
-A falling variance or distinct-2 means the answers become more alike. Three points do not make a ranking: the strength
+A falling variance or distinct-2 means the responses become more alike. Three points do not make a ranking: the strength
 (beta, for PPO the KL's target) moves each method along a curve of its own, PPO had another budget, and one short run
 has noise. The intervals show that of the held-out prompts; another seed of training would add its own."""
 

@@ -1,4 +1,4 @@
-"""What `tdpo doctor` says about an environment: that its prompts can be read and its functions be called."""
+"""Checks of an environment for `tdpo doctor`: its prompts can be read, and its functions can be called."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ if TYPE_CHECKING:
     from ..config import EnvironmentChoice
     from ..environments import Environment, Prompt
 
-TRIAL = ("", "A short answer.")  # what models do say: nothing, and something
+TRIAL = ("", "A short answer.")  # an empty response, which models do give, and a short one
 
 
 def environment_checks(choice: EnvironmentChoice) -> Iterator[Check]:
-    """Prompts, and for functions of the user's own what they say of an empty and a short response.
+    """Check the prompts, and try functions of the user's own on an empty and a short response.
 
-    Raises what loading the environment raises, RewardError for a reward that cannot be called, and ValueError for a
-    mode that is none.
+    Raises what loading the environment raises, RewardError for a reward that cannot be called, and ValueError for an
+    unknown mode.
     """
-    found = choice.load()
-    prompts = f"{len(found.train)} prompts to train on, {len(found.held_out)} held out"
-    yield Check("environment", "ok", f"{found.name}: {prompts}, reward {found.reward_name}")
-    if not found.held_out:
+    environment = choice.load()
+    prompts = f"{len(environment.train)} prompts to train on, {len(environment.held_out)} held out"
+    yield Check("environment", "ok", f"{environment.name}: {prompts}, reward {environment.reward_name}")
+    if not environment.held_out:
         yield Check("environment", "note", "no prompts are held out (environment.held_out): generations are not judged")
     if choice.name is None:
-        yield Check("environment reward", "ok", f"{choice.reward}: {tried(found, found.train, found.held_out)}")
+        trial = try_reward(environment, environment.train, environment.held_out)
+        yield Check("environment reward", "ok", f"{choice.reward}: {trial}")
 
 
-def tried(environment: Environment, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> str:
-    """The reward of the trial responses to the first prompt of each split, in words.
+def try_reward(environment: Environment, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> str:
+    """Describe the rewards of the trial responses to the first prompt of each split.
 
-    Raises what training, sampling pairs and evaluating raise of this reward, and ValueError for a mode that is none.
+    Raises what the reward raises in training, sampling and evaluation, and ValueError for an unknown mode.
     """
     from ..environments import check_reward, score
 
     check_reward(environment, [*train, *held_out], environment.max_new_tokens)
     columns = ", ".join(dict.fromkeys(name for prompt in train for name in prompt.columns)) or "none"
-    said = []
+    trials = []
     for prompt in [*train[:1], *held_out[:1]]:
         rewards = score(environment, [prompt] * len(TRIAL), TRIAL)
         modes = [environment.mode_of(prompt, text) for text in TRIAL] if environment.mode_of else None
         values = ", ".join(f"{text!r} {reward:g}" for text, reward in zip(TRIAL, rewards, strict=True))
-        said.append(f"{prompt.id} gives {values}" + (f", modes {modes}" if modes else ""))
-    return f"{'; '.join(said)}; columns for it: {columns}"
+        trials.append(f"{prompt.id} gives {values}" + (f", modes {modes}" if modes else ""))
+    return f"{'; '.join(trials)}; columns for it: {columns}"

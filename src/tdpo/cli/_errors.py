@@ -1,4 +1,4 @@
-"""Errors as people want to read them: what is wrong and what to do; exit code 2 for bad input, 1 for a failure."""
+"""Errors as messages for people: what is wrong and what to do. The exit code is 2 for bad input and 1 for a failure."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ LESS_MEMORY = (
 )
 
 
-# What the machine refuses without naming a file, and what helps.
-OF_THE_MACHINE = {
+# Advice for errors of the machine that name no file.
+MACHINE_ADVICE = {
     errno.ENOSPC: "free space on the disk that is written to, then give the same command again",
     errno.EDQUOT: "free space within the quota of the disk that is written to, then give the same command again",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
@@ -47,15 +47,15 @@ OF_THE_MACHINE = {
 
 
 class CommandError(ValueError):
-    """A command was asked for something it cannot do."""
+    """The user asked a command for something that it cannot do."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler sends it: to be handled like Ctrl-C."""
+    """SIGTERM, which schedulers send. It is handled like Ctrl-C."""
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`command`, whose errors end as a message and an exit code; with its `debug` argument as a traceback."""
+    """Wrap `command` so that its errors end in a message and an exit code, with `debug` also in a traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -70,7 +70,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from None
         except Exception as error:
             if isinstance(error, BrokenPipeError) and error.filename is None:
-                raise  # whoever read our output has gone: `ends_with_the_reader`
+                raise  # the reader of the output has gone: see `ends_with_the_reader`
             raise typer.Exit(report(error, debug=bool(kwargs.get("debug")))) from None
 
     return run
@@ -78,7 +78,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def ends_with_the_reader() -> Iterator[None]:
-    """End quietly where the reader of our output went away, and with a sentence where the output's disk is full."""
+    """End quietly if the reader of the output went away, and with a message if the disk of the output is full."""
     try:
         try:
             yield
@@ -92,13 +92,13 @@ def ends_with_the_reader() -> Iterator[None]:
 
 
 def _drop_output() -> None:
-    """Send what is still to be printed nowhere, or the interpreter complains of it at its end."""
+    """Discard the rest of the output, or the interpreter complains about it when it ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: Exception, *, debug: bool) -> int:
-    """Print `error` for a person and return the exit code."""
+    """Print the message of `error` and return the exit code."""
     message, code = explain(error)
     if debug:
         say("".join(traceback.format_exception(error)).rstrip())
@@ -121,7 +121,7 @@ def _where_the_traceback_is(error: Exception) -> str:
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """The message for a person and the exit code."""
+    """Return the message for the user and the exit code."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tdpo"):
         return f"{error.name} is not installed; {install_command(error.name)}", FAILURE
@@ -130,26 +130,29 @@ def explain(error: Exception) -> tuple[str, int]:
     if is_ours(error):
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
             text = f"{error.filename}: {error.strerror}"
-        elif isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-            text = f"{error.strerror}; {OF_THE_MACHINE[error.errno]}"
+        elif isinstance(error, OSError) and error.errno in MACHINE_ADVICE:
+            text = f"{error.strerror}; {MACHINE_ADVICE[error.errno]}"
         return text, BAD_INPUT if isinstance(error, INPUT_ERRORS) else FAILURE
     return f"{type(error).__name__}: {text}", FAILURE
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ended, of a device or of the machine; torch says the latter in a plain RuntimeError."""
+    """Return whether memory ran out, on a device or on the machine. For the latter torch raises a RuntimeError."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether `error` is for a person to read: a class of tdpo, raised in its code, or about a file."""
+    """Return whether the message of `error` was written for the user.
+
+    It was if the error is of a class of tdpo, was raised in the code of tdpo, or is about a file.
+    """
     if type(error).__module__.partition(".")[0] == "tdpo":
         return True
     if isinstance(error, OSError) and error.filename is not None:
-        return True  # the system's own words on a file that the user named
-    if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in OF_THE_MACHINE):
+        return True  # the operating system's message about a file that the user named
+    if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in MACHINE_ADVICE):
         return True
     if not isinstance(error, (ValueError, ImportError, OSError)):
         return False
@@ -158,13 +161,13 @@ def is_ours(error: BaseException) -> bool:
 
 
 def install_command(module: str) -> str:
-    """How to install the package that provides `module`, through the extra that lists it where one does."""
+    """Return the command that installs the package of `module`, through the extra that lists it if there is one."""
     package = {"yaml": "pyyaml"}.get(module.partition(".")[0], module.partition(".")[0])
     try:
-        needed = requires("tdpo") or []
+        requirements = requires("tdpo") or []
     except PackageNotFoundError:
-        needed = []
-    for line in needed:
+        requirements = []
+    for line in requirements:
         name, _, marker = line.partition(";")
         if name.lower().startswith(package.lower()) and "extra ==" in marker:
             extra = marker.partition("extra ==")[2].strip(" '\"")
@@ -178,6 +181,6 @@ def _treat_sigterm_like_ctrl_c() -> None:
 
     try:
         signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread, which alone may set handlers
+    except ValueError:  # only the main thread may set handlers
         if sys.flags.dev_mode:
             raise

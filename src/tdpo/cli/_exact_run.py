@@ -1,4 +1,4 @@
-"""The problems of the exact benchmark, some at a time, each kept once it is finished."""
+"""Computation of the exact benchmark: several problems at a time, each saved as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ._console import Update
 from ._errors import CommandError
 
 PACKAGES = ("tdpo", "torch", "numpy", "scipy")
-MOST_WORKERS = 2  # unless more are asked for
+DEFAULT_MOST_WORKERS = 2
 Key = tuple[Tree, str, str]  # tree, shape, rewards
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C; `interrupt` is what it was, for whoever tells its kinds apart."""
+    """The run was interrupted. `interrupt` is the original exception, Ctrl-C or SIGTERM."""
 
     def __init__(self, done: int, total: int, interrupt: KeyboardInterrupt) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class ExactRun:
-    """A folder with a file for every finished problem in problems/, and tables once all are."""
+    """A folder with a file for every finished problem in problems/, and with tables once all problems are finished."""
 
     def __init__(self, folder: Path, *, settings: Settings | None = None, command: str = "tdpo exact") -> None:
         self.folder, self.settings, self.command = folder, settings or Settings(), command
@@ -45,16 +45,17 @@ class ExactRun:
             problem.name: (problem.tree, problem.shape, problem.reward) for problem in all_problems(self.settings)
         }
         self.tables: list[str] = []
-        # What a file of a finished problem must have been made with to be taken over.
-        self.made_with: dict[str, Any] = {
+        # A finished problem is kept only if its file records the same settings and versions.
+        self.provenance: dict[str, Any] = {
             "settings": self.settings.record(), "versions": versions(PACKAGES)
         }  # fmt: skip
 
     def finish(self, workers: int, update: Update) -> float:
-        """Compute what is not yet finished, then write the tables. Returns the seconds of all problems together.
+        """Compute the problems that are not finished, and write the tables. Returns the seconds of all problems.
 
         Raises:
-            Stopped: Ctrl-C or SIGTERM. CommandError: the folder is a file.
+            Stopped: Ctrl-C or SIGTERM.
+            CommandError: the folder is a file.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise CommandError(f"{self.folder} is a file; --out takes a folder")
@@ -63,9 +64,9 @@ class ExactRun:
         done, total = len(self.problems) - len(waiting), len(self.problems)
         update(done, total, "")
         try:
-            with _pool(min(workers or min(usable_cores(), MOST_WORKERS), len(waiting))) as run:
+            with _pool(min(workers or min(usable_cores(), DEFAULT_MOST_WORKERS), len(waiting))) as run:
                 for name, tables, seconds in run(self.settings, {name: self.problems[name] for name in waiting}):
-                    write_json(self._file(name), {**self.made_with, "seconds": seconds, "tables": tables})
+                    write_json(self._file(name), {**self.provenance, "seconds": seconds, "tables": tables})
                     done += 1
                     update(done, total, name)
         except KeyboardInterrupt as interrupt:
@@ -79,21 +80,23 @@ class ExactRun:
         path = self._file(name)
         if not path.exists():
             return False
-        kept = read_json(path)
-        return isinstance(kept, dict) and all(kept.get(key) == _plain(value) for key, value in self.made_with.items())
+        record = read_json(path)
+        return isinstance(record, dict) and all(
+            record.get(key) == _plain(value) for key, value in self.provenance.items()
+        )
 
     def _write(self) -> float:
         finished = {name: read_json(self._file(name)) for name in self.problems}
         for name in study.TABLES:
-            rows = [row for kept in finished.values() for row in kept["tables"][name]]
+            rows = [row for record in finished.values() for row in record["tables"][name]]
             if rows:
                 write_text(self.folder / f"{name}.csv", study.table_text(rows))
                 self.tables.append(f"{name}.csv")
-        seconds = sum(float(kept["seconds"]) for kept in finished.values())
+        seconds = sum(float(record["seconds"]) for record in finished.values())
         about = {
             "title": "Exact benchmark",
             "command": self.command,
-            **self.made_with,
+            **self.provenance,
             "hardware": hardware(),
             "problems": list(self.problems),
             "methods": study.methods_record(),
@@ -104,7 +107,7 @@ class ExactRun:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as it comes back from JSON, which knows lists and no tuples."""
+    """Return `value` as JSON would return it, with lists in place of tuples."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
@@ -115,7 +118,10 @@ Results = Iterator[tuple[str, study.Tables, float]]
 
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[Any]:
-    """A function that gives (name, tables, seconds) of every problem as it is finished; one worker is this process."""
+    """Yield a function that computes problems and gives (name, tables, seconds) of each as it is finished.
+
+    A single worker is this process itself.
+    """
     if workers <= 1:
         yield lambda settings, keys: ((name, *_compute(settings, key)) for name, key in keys.items())
         return
@@ -123,7 +129,7 @@ def _pool(workers: int) -> Iterator[Any]:
     try:
         yield lambda settings, keys: _as_they_come(pool, settings, keys)
     except BaseException:
-        for process in list(pool._processes.values()):  # nothing is lost: results are written here
+        for process in list(pool._processes.values()):  # nothing is lost: results are written by this process
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
@@ -139,9 +145,9 @@ def _as_they_come(pool: Executor, settings: Settings, keys: dict[str, Key]) -> R
 
 
 def _compute(settings: Settings, key: Key) -> tuple[study.Tables, float]:
-    """The tables of a problem, and the seconds that they took.
+    """Return the tables of a problem and the seconds that they took.
 
-    One thread: tables this small are slower on several, and sums then differ in the last bit.
+    One thread is used: tables this small are slower on several, and their sums would differ in the last bit.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -153,7 +159,7 @@ def _compute(settings: Settings, key: Key) -> tuple[study.Tables, float]:
 
 
 def _quiet_and_mortal() -> None:
-    """A worker leaves Ctrl-C to its parent, ends at once when told to, and does not outlive its parent."""
+    """Set up a worker: it ignores Ctrl-C, ends at once at SIGTERM, and ends when its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

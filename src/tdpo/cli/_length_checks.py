@@ -1,4 +1,4 @@
-"""What `tdpo doctor` says about lengths and layouts: whether the models read every sequence as the recipe has it."""
+"""Checks of lengths and layouts for `tdpo doctor`: the models can read every sequence in the layout of the recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def prompt_lengths(recipe: PPORecipe) -> Iterator[Check]:
-    """Prompts with their answers, by the question that training and sampling ask."""
+    """Check that prompts and responses fit the models, by the function that training and sampling use."""
     from ..models import configuration_of, load_tokenizer
     from ..recipe_data.prompts import read_recipe_prompts
     from ..sampling.sampler import check_fit, encode_prompts
@@ -23,25 +23,26 @@ def prompt_lengths(recipe: PPORecipe) -> Iterator[Check]:
 
     trust = recipe.model.trust_remote_code
     try:
-        answer = new_tokens_of(recipe)
+        response_length = new_tokens_of(recipe)
         train, held_out, _ = read_recipe_prompts(recipe)
         tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
     except (OSError, ValueError):  # the checks of prompts and model say it
         return
     prompts = [*train, *held_out]
     encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts], [prompt.id for prompt in prompts])
-    named = dict(zip((prompt.id for prompt in prompts), encoded, strict=True))
+    ids_by_prompt = dict(zip((prompt.id for prompt in prompts), encoded, strict=True))
     for name in (recipe.model.name, recipe.model.reference, recipe.ppo.value_model):
         if name is not None:
-            check_fit(SimpleNamespace(config=configuration_of(name, trust_remote_code=trust)), named, answer)
+            config = configuration_of(name, trust_remote_code=trust)
+            check_fit(SimpleNamespace(config=config), ids_by_prompt, response_length)
     longest = max(map(len, encoded))
-    yield Check("prompt lengths", "ok", f"the longest prompt has {longest} tokens, its answer up to {answer}")
+    yield Check("prompt lengths", "ok", f"the longest prompt has {longest} tokens, its answer up to {response_length}")
 
 
 def layout(recipe: Recipe, pairs: Sequence[TokenizedPair], configs: Sequence[Any]) -> Iterator[Check]:
-    """Whether the models take the shared prompts that the recipe insists on, asked of small models like them.
+    """Check with small models of the same architecture that the models take the shared prompts that the recipe demands.
 
-    Raises ValueError where training would refuse `prefix_sharing: on`.
+    Raises ValueError if training would refuse `prefix_sharing: on`.
     """
     if recipe.training.prefix_sharing != "on":
         return
@@ -51,7 +52,7 @@ def layout(recipe: Recipe, pairs: Sequence[TokenizedPair], configs: Sequence[Any
     trust = recipe.model.trust_remote_code
     models = [small for config in configs if (small := miniature(config, trust_remote_code=trust)) is not None]
     if not models:
-        return  # too large to be made on the spot; training asks the model itself
+        return  # too large for a small copy; training tests the model itself
 
     def folded(ids: list[int]) -> list[int]:
         return [token % VOCABULARY for token in ids]

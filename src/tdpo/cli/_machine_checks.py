@@ -1,4 +1,4 @@
-"""What `tdpo doctor` says about the installation and the machine."""
+"""Checks of the installation and the machine for `tdpo doctor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: a note is worth knowing, a problem stops a run."""
+    """The result of one check. A note is worth knowing; a problem would stop a run."""
 
     name: str
     state: Literal["ok", "note", "problem"]
@@ -28,11 +28,10 @@ EXTRAS = {
 
 
 def machine_checks() -> Iterator[Check]:
-    """Versions, extras, devices, memory, disk, the bundled model."""
+    """Check versions, extras, devices, memory, disk and the bundled model."""
     from ..runs import versions
 
-    found = {name: v for name, v in versions().items() if v}
-    yield Check("versions", "ok", ", ".join(f"{name} {v}" for name, v in found.items()))
+    yield Check("versions", "ok", ", ".join(f"{name} {number}" for name, number in versions().items() if number))
     for extra, purpose in EXTRAS.items():
         yield _extra(extra, purpose)
     yield from _trainer_hooks()
@@ -41,7 +40,7 @@ def machine_checks() -> Iterator[Check]:
 
 
 def _extra(extra: str, purpose: str) -> Check:
-    """Whether everything that the extra lists is installed, in a version that it allows."""
+    """Check that every package of the extra is installed in a version that the extra allows."""
     missing = [text for text in map(_lacking, _requirements(extra)) if text]
     if not missing:
         return Check(f"extra {extra}", "ok", f"complete: {purpose}")
@@ -50,7 +49,7 @@ def _extra(extra: str, purpose: str) -> Check:
 
 
 def _requirements(extra: str) -> list[str]:
-    """The requirements of `extra` itself, each as `name specifiers`, from the installed package's metadata."""
+    """Return the requirements of `extra`, each as `name specifiers`, from the metadata of the installed package."""
     from packaging.requirements import Requirement
 
     try:
@@ -66,7 +65,7 @@ def _requirements(extra: str) -> list[str]:
 
 
 def _lacking(requirement: str) -> str | None:
-    """None if the requirement is met, else what is wrong."""
+    """Return what is wrong with a requirement, or None if it is met."""
     from packaging.specifiers import SpecifierSet
 
     name, _, specifiers = requirement.partition(" ")
@@ -80,13 +79,13 @@ def _lacking(requirement: str) -> str | None:
 
 
 def _trainer_hooks() -> Iterator[Check]:
-    """A problem where the trainers could not be imported with the installed transformers."""
+    """Report a problem if the trainers cannot be imported with the installed transformers."""
     try:
         from ..training.hooks import check_hooks
 
         check_hooks()
     except ModuleNotFoundError:
-        return  # which is said of the extra
+        return  # the check of the extra says so
     except ImportError as error:
         yield Check("transformers", "problem", str(error))
 
@@ -94,10 +93,10 @@ def _trainer_hooks() -> Iterator[Check]:
 def _hardware() -> Iterator[Check]:
     from ..runs import hardware
 
-    found = hardware()
-    memory = f"{found['memory_gib']} GiB memory" if found["memory_gib"] else "memory unknown"
-    yield Check("cpu", "ok", f"{found['cpu']}, {found['cores']} usable cores, {memory}")
-    devices = [f"{d['name']}" + (f" ({d['memory_gib']} GiB)" if d["memory_gib"] else "") for d in found["gpu"]]
+    machine = hardware()
+    memory = f"{machine['memory_gib']} GiB memory" if machine["memory_gib"] else "memory unknown"
+    yield Check("cpu", "ok", f"{machine['cpu']}, {machine['cores']} usable cores, {memory}")
+    devices = [f"{d['name']}" + (f" ({d['memory_gib']} GiB)" if d["memory_gib"] else "") for d in machine["gpu"]]
     yield Check("accelerators", "ok", ", ".join(devices) or "none: training runs on the CPU")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     state: Literal["ok", "note"] = "ok" if free > 5 else "note"
@@ -114,7 +113,7 @@ def _bundled_model() -> Check:
         bundled_file()
     except FileNotFoundError as error:
         return Check(BUNDLED, "note", str(error))
-    converted = sorted((cache_folder() / "models").glob(f"{BUNDLED}-*/config.json"))
-    if converted:
-        return Check(BUNDLED, "ok", f"installed, converted copy in {converted[-1].parent}")
+    copies = sorted((cache_folder() / "models").glob(f"{BUNDLED}-*/config.json"))
+    if copies:
+        return Check(BUNDLED, "ok", f"installed, converted copy in {copies[-1].parent}")
     return Check(BUNDLED, "ok", "installed; its first use converts it, which takes some 20 s")

@@ -1,4 +1,4 @@
-"""What `tdpo doctor` says about the models that a recipe names: all that training asks and that needs no weights."""
+"""Checks of the models of a recipe for `tdpo doctor`: everything that training checks and that needs no weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def model_checks(names: Mapping[str, str | None], dtype: str, trust_remote_code: bool) -> Iterator[Check]:
-    """Each model by the key that names it, None for a key without one; then the precision of this machine."""
+    """Check each model by the key that names it (None for a key without a model), and `dtype` on this machine."""
     for key, name in names.items():
         if name is not None:
-            if not key.startswith("rewards["):  # whose models are no language models
+            if not key.startswith("rewards["):  # reward models are not language models
                 _check_loads(name, trust_remote_code, trained=key == "model.name")
-            yield Check(key, "ok", _described(name, trust_remote_code))
+            yield Check(key, "ok", _describe(name, trust_remote_code))
     from ..models import has_no_units_for
 
     if has_no_units_for(dtype):
@@ -26,7 +26,7 @@ def model_checks(names: Mapping[str, str | None], dtype: str, trust_remote_code:
 
 
 def policy_checks(model: Model) -> Iterator[Check]:
-    """Whether the policy can be trained as `model` says, and has the vocabulary of its reference."""
+    """Check that the policy can be trained as `model` says, and has the vocabulary of its reference."""
     from ..models import LoraSettings, add_lora, check_quantized_training, check_vocabulary, has_adapter
     from ..models.loading import outline_causal_lm, will_be_quantized
 
@@ -47,7 +47,7 @@ def policy_checks(model: Model) -> Iterator[Check]:
 
 
 def vocabulary_size(name: str, trust_remote_code: bool) -> int | None:
-    """How many tokens the model embeds; None where it cannot be loaded, which is a finding of its own."""
+    """Return how many tokens the model embeds, or None if it cannot be loaded, which another check reports."""
     from ..models import outline_causal_lm
 
     try:
@@ -58,7 +58,7 @@ def vocabulary_size(name: str, trust_remote_code: bool) -> int | None:
 
 
 def _check_loads(name: str, trust_remote_code: bool, *, trained: bool) -> None:
-    """Raise what loading `name` would raise, as far as it can be known without the values of its weights."""
+    """Raise what loading `name` would raise, as far as that is known without the values of its weights."""
     from ..models import outline_causal_lm
     from ..models.miniature import check_architecture
 
@@ -66,8 +66,8 @@ def _check_loads(name: str, trust_remote_code: bool, *, trained: bool) -> None:
     check_architecture(name, trust_remote_code=trust_remote_code, trained=trained)
 
 
-def _described(name: str, trust_remote_code: bool) -> str:
-    """Architecture and size from the configuration alone; no weights are read."""
+def _describe(name: str, trust_remote_code: bool) -> str:
+    """Describe architecture and size from the configuration alone. No weights are read."""
     from ..models import check_folder, is_adapter_folder
     from ..models.configurations import read_config, text_config
     from ..models.files import adapter_base
@@ -75,7 +75,7 @@ def _described(name: str, trust_remote_code: bool) -> str:
 
     folder = check_folder(name)
     if is_adapter_folder(folder):
-        return f"{name}: an adapter of {_described(adapter_base(folder), trust_remote_code)}"
+        return f"{name}: an adapter of {_describe(adapter_base(folder), trust_remote_code)}"
     try:
         with own_code_refused(name):
             config: Any = read_config(folder, trust_remote_code=trust_remote_code)

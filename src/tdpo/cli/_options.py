@@ -35,7 +35,7 @@ RunArgument = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Help")]
 
 
-# What a command on preferences says of a PPO recipe.
+# The advice of a command for preferences that is called with a PPO recipe.
 PPO_INSTEAD = {
     "train": "`tdpo ppo {path}` trains with it",
     "pairs": "training with it makes its own responses: `tdpo ppo {path}`. For pairs and `tdpo train`, start from "
@@ -44,7 +44,7 @@ PPO_INSTEAD = {
 
 
 def read_preferences_recipe(path: Path, overrides: list[str] | None, *, command: Literal["train", "pairs"]) -> Recipe:
-    """The recipe that `command` was given. Raises `RecipeError`, and `CommandError` for one of PPO."""
+    """Read the recipe of a command for preferences. Raises `RecipeError`, and `CommandError` for a PPO recipe."""
     from ..config import PPORecipe
 
     recipe = _read(path, overrides, f"tdpo {command} recipe.yaml loss.beta=0.2")
@@ -54,7 +54,7 @@ def read_preferences_recipe(path: Path, overrides: list[str] | None, *, command:
 
 
 def read_ppo_recipe(path: Path, overrides: list[str] | None) -> PPORecipe:
-    """The recipe that `tdpo ppo` was given. Raises `RecipeError`, and `CommandError` for one on preferences."""
+    """Read the recipe of `tdpo ppo`. Raises `RecipeError`, and `CommandError` for a recipe for preferences."""
     from ..config import PPORecipe
 
     recipe = _read(path, overrides, "tdpo ppo recipe.yaml kl.coefficient=0.1")
@@ -72,8 +72,8 @@ def _read(path: Path, overrides: list[str] | None, example: str) -> AnyRecipe:
     if "=" in str(path) and not path.exists():
         reason = f"is an override; the recipe file comes first: {example}"
         raise RecipeError([RecipeProblem("", reason, repr(str(path)))])
-    given = list(overrides or ())
-    if path.is_dir() and not any(text.startswith("run_dir=") for text in given):
-        # The run is where it is, also after it was moved or copied; what its recipe says is where it was begun.
-        given.append(f"run_dir={json.dumps(str(path))}")
-    return load_recipe(path, given)
+    all_overrides = list(overrides or ())
+    if path.is_dir() and not any(text.startswith("run_dir=") for text in all_overrides):
+        # The recipe names the folder in which the run began. It may have been moved or copied since.
+        all_overrides.append(f"run_dir={json.dumps(str(path))}")
+    return load_recipe(path, all_overrides)

@@ -1,11 +1,11 @@
-"""What `tdpo doctor` says about where the prompts and the reward of a PPO recipe come from."""
+"""Checks of the prompts, rewards and models of a PPO recipe for `tdpo doctor`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ._environment_checks import environment_checks, tried
+from ._environment_checks import environment_checks, try_reward
 from ._errors import explain, is_ours
 from ._machine_checks import Check
 from ._model_checks import model_checks, policy_checks
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def environment(recipe: PPORecipe) -> Iterator[Check]:
-    """The environment, where the recipe has one, and what an iteration draws from it."""
+    """Check the environment, if the recipe has one, and how many of its prompts an iteration draws."""
     if recipe.environment is None:
         return
     yield from environment_checks(recipe.environment)
@@ -23,26 +23,26 @@ def environment(recipe: PPORecipe) -> Iterator[Check]:
 
 
 def prompts(recipe: PPORecipe) -> Iterator[Check]:
-    """The prompts of files, where the recipe names them, as training itself would read them."""
+    """Check the files of prompts, if the recipe names any. They are read as in training."""
     from ..environments import load_prompts
 
     if recipe.prompts is None:
         return
-    skipping = recipe.prompts.on_bad_rows
+    on_bad_rows = recipe.prompts.on_bad_rows
     for key, source, split in (("train", recipe.prompts.train, "train"), ("eval", recipe.prompts.eval, "test")):
         if source is None:
             continue
-        found = load_prompts(source, split=split, on_bad_rows=skipping)
-        skipped = f", {len(found.problems)} problems skipped" if found.problems else ""
-        columns = ", ".join(found.prompts[0].columns) or "none"
-        text = f"{source}: {len(found.prompts)} prompts{skipped}; columns for the reward: {columns}"
+        file = load_prompts(source, split=split, on_bad_rows=on_bad_rows)
+        skipped = f", {len(file.problems)} problems skipped" if file.problems else ""
+        columns = ", ".join(file.prompts[0].columns) or "none"
+        text = f"{source}: {len(file.prompts)} prompts{skipped}; columns for the reward: {columns}"
         yield Check(f"prompts.{key}", "note" if skipped else "ok", text)
         if key == "train":
-            yield from _length(recipe, len(found.prompts))
+            yield from _length(recipe, len(file.prompts))
 
 
 def rewards(recipe: PPORecipe) -> Iterator[Check]:
-    """Reward functions and reward models, made as training makes them and tried on the first prompts."""
+    """Load reward functions and reward models as in training, and try them on the first prompts."""
     from dataclasses import replace
 
     from ..models import load_tokenizer
@@ -52,26 +52,26 @@ def rewards(recipe: PPORecipe) -> Iterator[Check]:
         return
     try:
         train, held_out, _ = read_recipe_prompts(recipe)
-    except (OSError, ValueError):  # the check of the prompts says it
+    except (OSError, ValueError):  # the check of the prompts reports it
         train, held_out = [], []
     try:
         tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
-    except (OSError, ValueError):  # the check of the models says it
+    except (OSError, ValueError):  # the check of the models reports it
         tokenizer = None
     for number, entry in enumerate(recipe.rewards):
         key = f"rewards[{number}]" + ("" if entry.function else ".model")
         try:
             part = part_of_recipe(entry, tokenizer, recipe.model.trust_remote_code)
             environment = replace(part.environment, max_new_tokens=recipe.rollouts.max_new_tokens or 1)
-            said = tried(environment, train, held_out) if train else "not tried, as there are no prompts"
+            trial = try_reward(environment, train, held_out) if train else "not tried, as there are no prompts"
         except Exception as error:
             yield Check(key, "problem", explain(error)[0] + ("" if is_ours(error) else " (unexpected)"))
         else:
-            yield Check(key, "ok", f"{entry.function or entry.model}, weight {entry.weight:g}: {said}")
+            yield Check(key, "ok", f"{entry.function or entry.model}, weight {entry.weight:g}: {trial}")
 
 
 def models(recipe: PPORecipe) -> Iterator[Check]:
-    """Policy, reference and critic; reward models are among the rewards."""
+    """Check policy, reference and critic. Reward models are checked with the rewards."""
     names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
     names["ppo.value_model"] = recipe.ppo.value_model
     yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
@@ -81,7 +81,7 @@ def models(recipe: PPORecipe) -> Iterator[Check]:
 
 
 def _check_critic(recipe: PPORecipe, value_model: str) -> None:
-    """Raise what making the critic would raise."""
+    """Raise what the construction of the critic would raise."""
     from ..models import outline_causal_lm
     from ..training.online.critic import Critic
 

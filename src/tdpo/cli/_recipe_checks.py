@@ -1,4 +1,4 @@
-"""What `tdpo doctor` says about a recipe: everything that training would stumble over, without training."""
+"""Checks of a recipe for `tdpo doctor`: everything that would make training fail, without training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..batches import TokenizedPairs
     from ..config import AnyRecipe, Recipe
 
-# Module that a value of training.report_to or training.optimizer needs.
+# The module that a value of training.report_to or training.optimizer needs.
 NEEDED_MODULES = {
     "adamw_8bit": "bitsandbytes",
     "paged_adamw_8bit": "bitsandbytes",
@@ -36,7 +36,7 @@ NEEDED_MODULES = {
 
 
 def recipe_checks(path: Path, overrides: Sequence[str]) -> Iterator[Check]:
-    """The recipe; then, each on its own, its run directory and packages, and what it trains on and with."""
+    """Check the recipe itself, and then its run directory, packages, data and models, each independently."""
     from ..config import PPORecipe, RecipeError, load_recipe
 
     try:
@@ -47,7 +47,7 @@ def recipe_checks(path: Path, overrides: Sequence[str]) -> Iterator[Check]:
     yield Check("recipe", "ok", f"{path}: {_in_words(recipe)}")
     quiet_libraries()
     for name, check in {**BOTH, **(PPO if isinstance(recipe, PPORecipe) else PREFERENCES)}.items():
-        yield from _tried(name, check, recipe)
+        yield from _run_check(name, check, recipe)
 
 
 def _in_words(recipe: AnyRecipe) -> str:
@@ -60,8 +60,8 @@ def _in_words(recipe: AnyRecipe) -> str:
     return f"PPO on {model}, {source}, {kl.form} {kl.direction} KL in the {kl.place}"
 
 
-def _tried(name: str, check: Callable[[Any], Iterator[Check]], recipe: AnyRecipe) -> Iterator[Check]:
-    """The findings of `check`; an error in it is a finding too."""
+def _run_check(name: str, check: Callable[[Any], Iterator[Check]], recipe: AnyRecipe) -> Iterator[Check]:
+    """Yield the results of `check`. An error that it raises becomes a problem."""
     try:
         yield from check(recipe)
     except Exception as error:
@@ -83,8 +83,8 @@ def _run_dir(recipe: AnyRecipe) -> Iterator[Check]:
 def _packages(recipe: AnyRecipe) -> Iterator[Check]:
     from ..config import Recipe
 
-    used = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
-    for value in (used.optimizer, *used.report_to):
+    settings = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
+    for value in (settings.optimizer, *settings.report_to):
         module = NEEDED_MODULES.get(value)
         if module and find_spec(module) is None:
             yield Check("packages", "problem", f"{value} needs {module}; pip install {module}")
@@ -107,7 +107,7 @@ def _model(recipe: Recipe) -> Iterator[Check]:
 
 
 def _data(recipe: Recipe) -> Iterator[Check]:
-    """What training itself would read and tokenise."""
+    """Read and tokenise the rows as in training, and check them against the models."""
     from ..models import configuration_of, load_tokenizer, model_facts
     from ..recipe_data.pairs import read_data, tokenize_rows
     from ..scoring.fitting import check_ids, check_lengths

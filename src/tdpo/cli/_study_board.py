@@ -1,4 +1,7 @@
-"""How a study goes, live: what runs, how far it is, what is left. Without a terminal, a line for each event."""
+"""The live display of a study: the runs in progress, the finished ones, and an estimate of the time that is left.
+
+Without a terminal it prints a line for each event.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,10 @@ RECENT = 8
 
 
 class Board:
-    """An observer of `run_cells`. The estimate of what is left is made of the runs of the same arm that are finished,
-    in this call or an earlier one."""
+    """An observer of `run_cells` that displays its events.
+
+    The estimate of the time that is left uses the finished runs of the same arm, of this call and of earlier ones.
+    """
 
     def __init__(self, study: Study) -> None:
         from pathlib import Path
@@ -38,7 +43,7 @@ class Board:
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.recent: list[tuple[str, str]] = []
         self.failures = 0
-        self.began = self.shown = time.monotonic()
+        self.began = self.last_print = time.monotonic()
         self.live: Any = None
 
     def __enter__(self) -> Board:
@@ -72,7 +77,7 @@ class Board:
                 self.seconds[cell.arm].append(sum(seconds.values()))
                 self.left.discard(cell)
 
-    # What the supervisor says
+    # Events that the supervisor reports
 
     def started(self, cell: CellKey) -> None:
         self.running[cell] = (time.monotonic(), "starting")
@@ -91,8 +96,8 @@ class Board:
 
     def tick(self) -> None:
         now = time.monotonic()
-        if self.live is None and now - self.shown > SECONDS_BETWEEN_LINES:
-            self.shown = now
+        if self.live is None and now - self.last_print > SECONDS_BETWEEN_LINES:
+            self.last_print = now
             say(f"{self._summary()}: {'; '.join(f'{self.files.name(c)} {s}' for c, (_, s) in self.running.items())}")
 
     def _ended(self, cell: CellKey, how: str) -> None:
@@ -100,30 +105,32 @@ class Board:
         self.left.discard(cell)
         self.recent = [*self.recent, (self.files.name(cell), how)][-RECENT:]
         if self.live is None:
-            self.shown = time.monotonic()
+            self.last_print = time.monotonic()
             say(f"{self.files.name(cell)}: {how} · {self._summary()}")
 
     def _numbers(self, cell: CellKey) -> str:
         from ..comparison.cells import MEASURED_FILE
         from ..runs import read_json
 
-        found = read_json(self.files.cell(cell) / MEASURED_FILE)["by_prompt"]
-        named = {"reward_mean": "reward", "reverse_kl": "reverse KL", "forward_kl": "forward KL"}
-        means = {name: [v for v in found[key] if v is not None] for key, name in named.items() if key in found}
+        by_prompt = read_json(self.files.cell(cell) / MEASURED_FILE)["by_prompt"]
+        labels = {"reward_mean": "reward", "reverse_kl": "reverse KL", "forward_kl": "forward KL"}
+        means = {
+            label: [v for v in by_prompt[key] if v is not None] for key, label in labels.items() if key in by_prompt
+        }
         return "".join(f" · {name} {sum(values) / len(values):.2f}" for name, values in means.items() if values)
 
-    # What is shown
+    # The display
 
     def seconds_left(self) -> float | None:
-        """An estimate, or None before any run has finished."""
-        known = {arm: sum(times) / len(times) for arm, times in self.seconds.items()}
-        trained = [value for arm, value in known.items() if arm != "reference"] or list(known.values())
+        """Estimate the seconds that are left, or return None before any run has finished."""
+        means = {arm: sum(times) / len(times) for arm, times in self.seconds.items()}
+        trained = [mean for arm, mean in means.items() if arm != "reference"] or list(means.values())
         if not trained:
             return None
         other = sum(trained) / len(trained)
         now = time.monotonic()
-        total = sum(known.get(cell.arm, other) for cell in self.left)
-        under_way = sum(min(now - since, known.get(cell.arm, other)) for cell, (since, _) in self.running.items())
+        total = sum(means.get(cell.arm, other) for cell in self.left)
+        under_way = sum(min(now - since, means.get(cell.arm, other)) for cell, (since, _) in self.running.items())
         return max(0.0, total - under_way) / self.workers
 
     def _summary(self) -> str:

@@ -1,4 +1,4 @@
-"""A study's results for the terminal: a table for each task, one line an arm and strength, and the claims."""
+"""The results of a study for the terminal: a table for each task with a line per arm and strength, and the claims."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SHOWN = {
 
 
 def results_tables(folder: Path) -> Iterator[Table]:
-    """One for each task, of the measures that it has: means over seeds and held-out prompts.
+    """Yield a table for each task with the measures that it has: means over seeds and held-out prompts.
 
-    KLs are in nats a response, diversity is 1 − mean cosine of sentence embeddings. Fits 80 columns.
+    KLs are in nats per response. Diversity is 1 − mean cosine of sentence embeddings. A table fits into 80 columns.
     """
     from ..comparison.tables import ALL_SEEDS, read_results
 
@@ -42,31 +42,31 @@ def _table_of(task: str, rows: Sequence[ResultRow]) -> Table:
 
     from ..comparison.arms import LABELS
 
-    shown = {metric: name for metric, name in SHOWN.items() if any(row.metric == metric for row in rows)}
+    headings = {metric: name for metric, name in SHOWN.items() if any(row.metric == metric for row in rows)}
     table = Table(
         title=Text(f"{task}: means over seeds and held-out prompts", style="table.title"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=0,  # the box has a space between columns
+        padding=0,  # the box puts a space between columns
         show_edge=False,
         pad_edge=False,
     )
     table.add_column("arm", no_wrap=True)
-    for heading in ("strength", *shown.values()):
+    for heading in ("strength", *headings.values()):
         table.add_column(heading, justify="right")
     values = {(row.arm, row.strength, row.metric): row.value for row in rows}
     for arm, strength in dict.fromkeys((row.arm, row.strength) for row in rows):
-        numbers = [values.get((arm, strength, metric)) for metric in shown]
+        numbers = [values.get((arm, strength, metric)) for metric in headings]
         table.add_row(LABELS[arm], Text(strength), *("–" if number is None else f"{number:.3g}" for number in numbers))
     return table
 
 
 def claims_text(folder: Path) -> Iterator[str]:
-    """Each claim with its verdict and why."""
+    """Yield each claim with its verdict and the reason for it."""
     from ..runs import read_json
 
-    judged = read_json(folder / "claims.json")
-    provisional = " so far" if judged.get("missing_cells") else ""
-    for claim in judged["claims"]:
+    verdicts = read_json(folder / "claims.json")
+    provisional = " so far" if verdicts.get("missing_cells") else ""
+    for claim in verdicts["claims"]:
         yield f"({claim['id']}) {claim['text']} {claim['verdict'].upper()}{provisional}."
         yield textwrap.indent(textwrap.fill(claim["why"], 76), "    ")

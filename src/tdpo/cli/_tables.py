@@ -1,4 +1,4 @@
-"""evaluation.json as tables for a terminal."""
+"""Tables of evaluations (evaluation.json) for the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Evaluation = Mapping[str, Any]
-# Row label, key in "generations", digits. 20 characters at most: with four models that makes 80 columns.
+# Row label, key in "generations", digits. Labels have at most 20 characters, so that four models fit into 80 columns.
 GENERATION_ROWS = (
     ("reward, mean", "reward_mean", 3),
     ("reward, variance", "reward_variance", 3),
@@ -36,7 +36,7 @@ WITH_INTERVAL = ("reward_mean", "forward_kl", "reverse_kl", "accuracy", "chosen_
 def comparison_table(
     evaluations: Mapping[str, Evaluation], *, extra: Mapping[str, Mapping[str, str]] | None = None
 ) -> Table:
-    """Rows of measures, columns of models: the base model, then each trained one by its label.
+    """Make a table with a row per measure and a column per model: the base model, then each trained one by its label.
 
     `extra` adds rows: {row label: {column label: text}}.
     """
@@ -45,7 +45,7 @@ def comparison_table(
     from rich.text import Text
 
     table = Table(
-        title=Text(_title(evaluations), style="table.title"),  # names of others: brackets in them are no markup
+        title=Text(_title(evaluations), style="table.title"),  # not markup: names may contain brackets
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -74,7 +74,7 @@ def comparison_table(
 
 
 def notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """One sentence a model on how its reward differs from the base model's."""
+    """Return one sentence per model about the difference between its reward and the base model's."""
     lines = []
     for label, evaluation in evaluations.items():
         difference = (evaluation.get("difference") or {}).get("reward_mean")
@@ -90,13 +90,13 @@ def notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 def _title(evaluations: Mapping[str, Evaluation]) -> str:
     settings: Mapping[str, Any] = next((e["settings"] for e in evaluations.values() if e.get("settings")), {})
-    known: dict[str, Callable[[Any], str]] = {
+    formats: dict[str, Callable[[Any], str]] = {
         "environment": str,
         "reward": lambda value: f"reward: {value}",
         "prompts": lambda value: f"{value} held-out prompts",
         "samples_per_prompt": lambda value: f"{value} samples each",
     }
-    return ", ".join(show(settings[key]) for key, show in known.items() if settings.get(key) is not None)
+    return ", ".join(show(settings[key]) for key, show in formats.items() if settings.get(key) is not None)
 
 
 def _base(evaluations: Mapping[str, Evaluation]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What `tdpo doctor` says about prompts and the chat template: that every prompt can be rendered."""
+"""Checks of the chat template for `tdpo doctor`: every prompt can be rendered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def template_checks(recipe: AnyRecipe) -> Iterator[Check]:
-    """Prompts that are sampled from, rendered as sampling itself would. Raises what sampling raises."""
+    """Render the prompts as in sampling. Raises what sampling raises."""
     from ..config import PPORecipe
     from ..models import load_tokenizer
     from ..recipe_data.prompts import read_usable_prompts
@@ -23,17 +23,17 @@ def template_checks(recipe: AnyRecipe) -> Iterator[Check]:
         return
     try:
         tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
-        asked = _prompts(recipe)
-    except (OSError, ValueError):  # the checks of the model, and of prompts or environment, say so
+        prompts = _prompts(recipe)
+    except (OSError, ValueError):  # the checks of the model, and of prompts or environment, report it
         return
     if isinstance(recipe, PPORecipe):
-        train, held_out, described = read_usable_prompts(recipe, tokenizer)
-        asked = [*train, *held_out]
-        for name, part in described.items():
+        train, held_out, descriptions = read_usable_prompts(recipe, tokenizer)
+        prompts = [*train, *held_out]
+        for name, part in descriptions.items():
             if part.get("refused_by_template"):
                 text = f"{part['refused_by_template']} are refused by the chat template and skipped"
                 yield Check(f"prompts.{name}", "note", text)
-    encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in asked], [prompt.id for prompt in asked])
+    encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts], [prompt.id for prompt in prompts])
     yield Check("prompts rendered", "ok", f"{len(encoded)} prompts, the longest of {max(map(len, encoded))} tokens")
 
 

@@ -1,4 +1,4 @@
-"""What `tdpo train` and `tdpo ppo` share: a run that is begun or taken up, its end, and how it goes on."""
+"""The parts that `tdpo train` and `tdpo ppo` share: starting, resuming and ending a run, with their messages."""
 
 from __future__ import annotations
 
@@ -28,25 +28,29 @@ AcceptChanges = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in run_dir already.")]
-# More of these is more to do for a run that was finished.
+# With a larger value of one of these a finished run has more to do.
 LENGTH = ("training.epochs", "training.max_steps", "ppo.iterations")
 
 
 def check_options(resume: bool, last_good: bool, accept_changes: bool, overwrite: bool) -> None:
-    """Raise `CommandError` for options that contradict each other: one keeps the run and another deletes it, or one
-    says how to continue where nothing is to be continued."""
+    """Raise `CommandError` for contradictory options.
+
+    One option keeps the run and another deletes it, or an option about resuming is used without --resume.
+    """
     if resume and overwrite:
         raise CommandError("--resume continues the run and --overwrite deletes it; give one of them")
-    for option, given in (("--last-good", last_good), ("--accept-changes", accept_changes)):
-        if given and not resume:
+    for option, is_set in (("--last-good", last_good), ("--accept-changes", accept_changes)):
+        if is_set and not resume:
             raise CommandError(f"{option} says how --resume continues a run; give it together with --resume")
 
 
 def train_in_run_dir(
     recipe: AnyRecipe, work: Callable[[RunDirectory, bool], dict[str, Any]], *, resume: bool, overwrite: bool
 ) -> dict[str, Any]:
-    """Do `work(run, resume)` in the run directory of the recipe, saying what happens; what it returned, {} for a
-    finished run. An interruption says how the run goes on."""
+    """Call `work(run, resume)` in the run directory of the recipe and return its result, {} for a finished run.
+
+    Messages say what happens. After an interruption they say how to continue the run.
+    """
     from ..runs import RunDirectory
 
     quiet_libraries()
@@ -70,7 +74,7 @@ def train_in_run_dir(
 
 
 def _nothing_left(run: RunDirectory, recipe: AnyRecipe) -> bool:
-    """Whether the run is finished and the recipe asks for no more updates."""
+    """Return whether the run is finished and the recipe asks for no more updates."""
     if run.status().get("state") != "finished":
         return False
     changed = run.check_resumable(recipe)
@@ -86,10 +90,10 @@ def _say_where_it_starts(run: RunDirectory, resume: bool) -> None:
 
 
 def how_to_resume(run: RunDirectory) -> str:
-    """Where an interrupted run is and how it goes on."""
+    """Describe where an interrupted run stands and how to continue it."""
     if not run.is_run():
         return "interrupted before the run began; nothing was written"
     status, step = run.status(), run.resume_step()
     where = f"step {status.get('step', 0)} of {status.get('max_steps') or '?'}"
-    kept = f"the checkpoint of step {step} is kept" if step else "no checkpoint was written yet, it will start over"
-    return f"{run.path} stopped at {where}; {kept}.\nContinue: {run.command()} {run.path} --resume"
+    restart = f"the checkpoint of step {step} is kept" if step else "no checkpoint was written yet, it will start over"
+    return f"{run.path} stopped at {where}; {restart}.\nContinue: {run.command()} {run.path} --resume"

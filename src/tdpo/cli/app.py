@@ -1,4 +1,4 @@
-"""The Typer application: every command in its own module, all of them light to import."""
+"""The Typer application. Every command has a module of its own, and all of them are fast to import."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .train import train
 
 
 class Commands(TyperGroup):
-    """All commands. What Typer says of arguments quotes them, and prints that itself."""
+    """The group of all commands. It escapes control characters in Typer's own messages, which quote arguments."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _printable_refusals():
@@ -61,7 +61,7 @@ app = typer.Typer(
 
 
 class Command(TyperCommand):
-    """A command that tells people who write an override as an option how to write it."""
+    """A command whose error for an unknown dotted option explains how to write an override."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -73,8 +73,8 @@ class Command(TyperCommand):
             raise
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_set: bool) -> None:
+    if is_set:
         from importlib.metadata import version
 
         typer.echo(f"tdpo {version('tdpo')}")

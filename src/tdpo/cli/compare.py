@@ -38,7 +38,7 @@ def compare(
     """Compare methods: arms × strengths × seeds on several tasks, with intervals, claims and a report.
 
     Every run gets the same number of scored responses. The reference answers
-    first; its answers become the preferences that SFT, DPO and TDPO learn from,
+    first; its responses become the preferences that SFT, DPO and TDPO learn from,
     while PPO draws its own. All are judged alike on held-out prompts: reward, both
     exact KLs, diversity.
 
@@ -55,9 +55,9 @@ def compare(
         tdpo compare recipes/study_quick.yaml budget=32 study_dir=runs/look
         tdpo compare runs/study_quick workers=1
     """
-    chosen = read_study(study, overrides)
+    loaded_study = read_study(study, overrides)
     if dry_run:
-        list_cells(chosen)
+        list_cells(loaded_study)
         return
     from ..comparison.running import Stopped
     from ..comparison.study import compare as run_study
@@ -65,27 +65,27 @@ def compare(
 
     command = shlex.join(["tdpo", "compare", str(study), *(overrides or ())])
     try:
-        with Board(chosen) as board:
-            finished = run_study(chosen, board, command=command)
+        with Board(loaded_study) as board:
+            finished = run_study(loaded_study, board, command=command)
     except Stopped as stopped:
-        kept, left = len(stopped.outcome.done), len(stopped.outcome.waiting)
-        say(f"stopped: {kept} runs are finished and kept, {left} are left. The same command goes on: {command}")
-        raise stopped.interrupt from None  # a SIGTERM stays one
+        done, left = len(stopped.outcome.done), len(stopped.outcome.waiting)
+        say(f"stopped: {done} runs are finished and kept, {left} are left. The same command goes on: {command}")
+        raise stopped.interrupt from None  # so that a SIGTERM stays a SIGTERM
     _say_how_it_ended(finished, command)
 
 
 def read_study(path: Path, overrides: list[str] | None) -> Study:
-    """The study that the command was given. Raises `RecipeError`."""
+    """Read the study of the command. Raises `RecipeError`."""
     from ..config import load_study
 
-    given = list(overrides or ())
-    if path.is_dir() and not any(text.startswith("study_dir=") for text in given):
-        given.append(f"study_dir={json.dumps(str(path))}")  # a study is where it is, also after it was moved
-    return load_study(path, given)
+    all_overrides = list(overrides or ())
+    if path.is_dir() and not any(text.startswith("study_dir=") for text in all_overrides):
+        all_overrides.append(f"study_dir={json.dumps(str(path))}")  # the folder may have been moved since
+    return load_study(path, all_overrides)
 
 
 def list_cells(study: Study) -> None:
-    """All runs of a study, what each costs in scored responses, and which are finished."""
+    """Print all runs of a study, what each costs in scored responses, and which are finished."""
     from ..comparison.cells import StudyFiles, cells_of
     from ..comparison.running import is_done
     from ..comparison.study import check
@@ -103,7 +103,7 @@ def list_cells(study: Study) -> None:
 
 
 def _show_results(folder: Path) -> OSError | None:
-    """Print the table and the claims and write the report; returns why it could not be written."""
+    """Print the tables and the claims and write the report. Returns the error if it could not be written."""
     from ..report import write_study_report
     from ._study_tables import claims_text, results_tables
 

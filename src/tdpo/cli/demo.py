@@ -1,4 +1,4 @@
-"""`tdpo demo`: the commands, one after another, on the bundled model, with the reasons."""
+"""`tdpo demo`: all commands one after another on the bundled model, with explanations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RECORD = "demo.json"
 ON_PAIRS = {"TDPO2": "sentiment_tdpo2", "DPO": "sentiment_dpo"}
 ON_REWARDS = {"PPO": "ppo_sentiment"}
-# A look at every stage in a few minutes; the numbers mean nothing.
+# Every stage in a few minutes. The resulting numbers mean nothing.
 QUICK = (
     "environment.max_prompts=8",
     "evaluation.samples_per_prompt=1",
@@ -44,7 +44,7 @@ QUICK_ON_REWARDS = (
     "ppo.minibatch_size=16",
     "rollouts.max_new_tokens=8",
 )
-TRAINED = {"loss", "training", "kl", "rollouts", "ppo", "model", "seed"}  # the sections that training reads
+TRAINING_SECTIONS = {"loss", "training", "kl", "rollouts", "ppo", "model", "seed"}  # of the recipe
 
 
 def demo(
@@ -91,13 +91,14 @@ def demo(
 
 @dataclass
 class Demo:
-    """The stages, and a record of those that are finished (demo.json), which a rerun skips."""
+    """The stages of the demo, and a record of the finished ones (demo.json), which a rerun skips."""
 
     folder: Path
     quick: bool = False
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> None:
+        """Run all stages. Raises CommandError for a folder that holds something else or a demo with other settings."""
         self._read_record()
         common = self._overrides()
         on_pairs = self._recipes_on_pairs(common)
@@ -113,7 +114,7 @@ class Demo:
         self._summarise(recipes, budgets, report)
 
     def _overrides(self) -> list[str]:
-        """What holds for every recipe."""
+        """Return the overrides that apply to every recipe."""
         from ..models import has_no_units_for
 
         overrides = [*(QUICK if self.quick else ())]
@@ -123,7 +124,7 @@ class Demo:
         return overrides
 
     def _recipes_on_pairs(self, common: list[str]) -> dict[str, Recipe]:
-        """With the same pairs and the same number of updates."""
+        """Load the recipes that train on pairs. They share the pairs and the number of updates."""
         from .recipe import load_example
 
         pairs = [f"data.train={self.folder / 'pairs.jsonl'}", f"data.eval={self.folder / 'pairs_held_out.jsonl'}"]
@@ -143,7 +144,7 @@ class Demo:
         }
 
     def _responses_scored(self, first: Recipe, recipes: Mapping[str, AnyRecipe]) -> dict[str, int]:
-        """How many responses each method learns from the rewards of: the budget in which they can be compared."""
+        """Return how many scored responses each method learns from, the budget in which methods can be compared."""
         from ..config import PPORecipe
 
         assert first.environment is not None
@@ -174,7 +175,7 @@ class Demo:
         self._stage(
             f"training {label}",
             why,
-            recipe.model_dump(include=TRAINED),
+            recipe.model_dump(include=TRAINING_SECTIONS),
             [run.path / "model"],
             lambda: _train(recipe, resume=run.is_run()),
         )
@@ -183,7 +184,7 @@ class Demo:
         from ..runs import RunDirectory
 
         run = RunDirectory(recipe.run_dir)
-        # The base model says the same to all of them: what it said for the first is taken over by the others.
+        # The base model gives the same responses in every evaluation, so the others take them from the first.
         base_from = None if recipe is first else RunDirectory(first.run_dir)
         self._stage(
             f"evaluating {label}",
@@ -194,7 +195,7 @@ class Demo:
         )
 
     def _report(self, recipes: Mapping[str, AnyRecipe]) -> Path:
-        """Written anew each time: it takes a second, and the folder may hold more than it did."""
+        """Write the report. It is written anew each time: that takes a second, and the folder may hold more runs."""
         from ..report import write_report
 
         write("\nReport", style="bold")
@@ -222,7 +223,7 @@ class Demo:
     def _stage(
         self, name: str, why: str, settings: Mapping[str, Any], outputs: list[Path], work: Callable[[], Any]
     ) -> None:
-        """Do one stage unless it is recorded as finished with these settings; refuse to mix settings."""
+        """Do one stage, unless it is recorded as finished. Raises CommandError if it was done with other settings."""
         write(f"\n{name[0].upper()}{name[1:]}", style="bold")
         if why:
             write(why)
@@ -238,7 +239,7 @@ class Demo:
         self._write_record()
 
     def _read_record(self) -> None:
-        """What earlier calls finished. Only a folder that is empty or holds a demo is ever written to."""
+        """Read what earlier calls finished. Only a folder that is empty or holds a demo is ever written to."""
         from ..runs import read_json
 
         if (self.folder / RECORD).exists():

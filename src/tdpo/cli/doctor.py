@@ -1,4 +1,4 @@
-"""`tdpo doctor`."""
+"""`tdpo doctor`: checks of the machine and of a recipe without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tdpo evaluate`."""
+"""`tdpo evaluate`: the trained model of a run against its base model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate(run: RunArgument, overrides: Overrides = None, debug: Debug = False
     from ..config import load_recipe
     from ..runs import RunDirectory
 
-    opened = RunDirectory.open(run)
+    run_directory = RunDirectory.open(run)
     for override in overrides or ():
         key = override.partition("=")[0]
         if not any(key == name or key.startswith(f"{name}.") for name in ALLOWED):
@@ -35,14 +35,14 @@ def evaluate(run: RunArgument, overrides: Overrides = None, debug: Debug = False
                 f"{override!r} cannot be overridden here: it says how the run was trained; "
                 f"an evaluation can change {', '.join(ALLOWED)}"
             )
-    opened.model_path  # noqa: B018  # raises where there is nothing to evaluate yet
-    evaluation = evaluate_in(opened, load_recipe(opened.path, overrides or ()))
-    print_evaluations({opened.path.name: evaluation})
-    say(f"written: {opened.path / 'evaluation.json'}, {opened.path / 'samples.jsonl'}")
+    run_directory.model_path  # noqa: B018  # raises if there is nothing to evaluate yet
+    evaluation = evaluate_in(run_directory, load_recipe(run_directory.path, overrides or ()))
+    print_evaluations({run_directory.path.name: evaluation})
+    say(f"written: {run_directory.path / 'evaluation.json'}, {run_directory.path / 'samples.jsonl'}")
 
 
 def evaluate_in(run: Any, recipe: Any) -> dict[str, Any]:
-    """Evaluate `run` with a progress bar for each stage; the content of evaluation.json."""
+    """Evaluate `run` with a progress bar for each stage. Returns the content of evaluation.json."""
     quiet_libraries()
     from ..evaluation import evaluate_run
 
@@ -51,7 +51,7 @@ def evaluate_in(run: Any, recipe: Any) -> dict[str, Any]:
 
 
 def print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:
-    """A table on stdout: the base model beside the trained ones."""
+    """Print a table of the base model beside the trained ones on stdout."""
     from ._tables import comparison_table, notes
 
     out().print(comparison_table(evaluations))

@@ -1,4 +1,4 @@
-"""`tdpo exact`."""
+"""`tdpo exact`: the benchmark on tables, where everything can be computed."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def exact(
     """
     from ._exact_run import ExactRun, Stopped
 
-    words = ["tdpo", "exact", *(["--out", str(out)] if out != DEFAULT else [])]
-    words += ["--workers", str(workers)] if workers else []
-    command = shlex.join(words)
+    arguments = ["--out", str(out)] if out != DEFAULT else []
+    arguments += ["--workers", str(workers)] if workers else []
+    command = shlex.join(["tdpo", "exact", *arguments])
     run = ExactRun(out, command=command)
     try:
         with progress("problems") as update:
             seconds = run.finish(workers, update)
     except Stopped as stopped:
         say(f"stopped: {stopped.done} of {stopped.total} problems are finished and kept. To go on: {command}")
-        raise stopped.interrupt from None  # a SIGTERM stays one
+        raise stopped.interrupt from None  # so that a SIGTERM stays a SIGTERM
     from ..report import write_exact_report
 
     page = write_exact_report(out)

@@ -1,4 +1,4 @@
-"""`tdpo explain`."""
+"""`tdpo explain`: an interactive page about the two KLs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def explain(
     """Write a page to play with the two KLs: one bump fitted to two, step by step, in either direction.
 
     The forward KL, KL(reference‖policy), which TDPO adds, makes the policy pay for what it
-    forgets: the bump spreads over both. The backward KL, KL(policy‖reference), which PPO adds,
+    forgets: the bump spreads over both. The reverse KL, KL(policy‖reference), which PPO adds,
     makes it pay for what it invents: the bump settles on one. Add a reward, change the
     strength β, and see when the direction matters and when the strength does.
 

@@ -1,4 +1,4 @@
-"""`tdpo generate`."""
+"""`tdpo generate`: responses of a model to prompts."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ if TYPE_CHECKING:
     from ..chat_templates import PromptInput
 
 
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Run directory, model folder, adapter folder, or model name.", show_default=False
+    ),
+]
+PromptOption = Annotated[
+    list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; may be repeated.")
+]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        "-f",
+        metavar="FILE",
+        help="Prompts: a .txt, one a line, or rows with `prompt` (.jsonl, .json, .csv, .parquet, …).",
+    ),
+]
+
+
 def generate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Run directory, model folder, adapter folder, or model name.",
-            show_default=False,
-        ),
-    ],
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; may be repeated.")
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file",
-            "-f",
-            metavar="FILE",
-            help="Prompts: a .txt, one a line, or rows with `prompt` (.jsonl, .json, .csv, .parquet, …).",
-        ),
-    ] = None,
+    model: ModelArgument,
+    prompt: PromptOption = None,
+    file: FileOption = None,
     samples: Annotated[int, typer.Option(min=1, help="Responses to each prompt.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response, in tokens.")] = 128,
     temperature: Annotated[
@@ -81,11 +84,11 @@ def generate(
         batch_size=batch_size,
     )
     for label, name in models.items():
-        for entry in _complete(label, name, texts, settings, raw):
+        for entry in _sample(label, name, texts, settings, raw):
             _show(entry, as_json=as_json)
 
 
-def _complete(label: str, name: str, texts: list[PromptInput], settings: Any, raw: bool) -> list[dict[str, Any]]:
+def _sample(label: str, name: str, texts: list[PromptInput], settings: Any, raw: bool) -> list[dict[str, Any]]:
     from ..models import load_causal_lm, load_tokenizer
     from ..sampling.sampler import sample
 
@@ -97,7 +100,7 @@ def _complete(label: str, name: str, texts: list[PromptInput], settings: Any, ra
     ]
     total = len(prompts) * settings.num_samples
     with progress(label) as update:
-        completions = sample(
+        responses = sample(
             model,
             tokenizer,
             prompts,
@@ -107,13 +110,13 @@ def _complete(label: str, name: str, texts: list[PromptInput], settings: Any, ra
     return [
         {
             "model": label,
-            "prompt": getattr(texts[c.prompt_index], "messages", texts[c.prompt_index]),
-            "sample_index": c.sample_index,
-            "text": c.text,
-            "tokens": len(c.token_ids),
-            "finished": c.finished,
+            "prompt": getattr(texts[response.prompt_index], "messages", texts[response.prompt_index]),
+            "sample_index": response.sample_index,
+            "text": response.text,
+            "tokens": len(response.token_ids),
+            "finished": response.finished,
         }
-        for c in completions
+        for response in responses
     ]
 
 
@@ -135,14 +138,14 @@ def _base_of(path: Path) -> str:
     return run.recipe().model.name
 
 
-def _prompts(given: list[str], file: Path | None) -> list[PromptInput]:
-    """The prompts, from exactly one place."""
-    if given and file is not None:
+def _prompts(prompt_options: list[str], file: Path | None) -> list[PromptInput]:
+    """Return the prompts of the options, of the file or of standard input. Raises CommandError for options and file."""
+    if prompt_options and file is not None:
         raise CommandError("prompts come from --prompt or from --file; give one of them")
     if file is not None:
         texts = _from_file(file)
-    elif given:
-        texts = list(given)
+    elif prompt_options:
+        texts = list(prompt_options)
     elif sys.stdin.isatty():
         raise CommandError('nothing to answer: give --prompt "…", --file FILE, or text on standard input')
     else:
@@ -153,7 +156,7 @@ def _prompts(given: list[str], file: Path | None) -> list[PromptInput]:
 
 
 def _from_file(file: Path) -> list[PromptInput]:
-    """The prompts of a file, read and checked as those of every other command."""
+    """Return the prompts of a file, with the checks that every command makes."""
     from ..environments import load_prompts
 
     return [prompt.rendered_from for prompt in load_prompts(file, for_rewards=False).prompts]

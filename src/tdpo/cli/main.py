@@ -1,4 +1,4 @@
-"""Entry point of the `tdpo` command."""
+"""The entry point of the `tdpo` command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; says how to install it where only the mathematics is installed."""
+    """Run the command line. Where only the mathematics is installed, end with a message that says how to install it."""
     try:
         from .app import app
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`tdpo merge`."""
+"""`tdpo merge`: an adapter folded into its base model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def merge(
 
 
 def model_folder(source: Path) -> str:
-    """Where the model of `source` lies: a run's model folder, or `source` itself (a folder or a model's name)."""
+    """Return the model folder of a run, or `source` itself if it is not a run (a folder or the name of a model)."""
     from ..runs import RunDirectory
 
     run = RunDirectory(source)

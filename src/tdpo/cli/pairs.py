@@ -1,4 +1,4 @@
-"""`tdpo pairs`."""
+"""`tdpo pairs`: preference rows sampled from a model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pairs(
     """Sample responses from the model and make preference rows of them.
 
     Each prompt of the recipe's environment is answered several times; the
-    environment's reward scores the answers, and the best is paired with the
+    environment's reward scores the responses, and the best is paired with the
     worst, the second best with the second worst. The rows are what `tdpo train`
     reads.
 
@@ -52,8 +52,8 @@ def pairs(
         tdpo pairs recipe.yaml --split held_out
         tdpo pairs recipe.yaml sampling.samples_per_prompt=8 seed=1 --out pairs.jsonl
     """
-    chosen = read_preferences_recipe(recipe, overrides, command="pairs")
-    sample_to(chosen, out or _default_out(chosen, split), split, overwrite=overwrite)
+    loaded_recipe = read_preferences_recipe(recipe, overrides, command="pairs")
+    sample_to(loaded_recipe, out or _default_out(loaded_recipe, split), split, overwrite=overwrite)
 
 
 def _default_out(recipe: Recipe, split: Split) -> Path:
@@ -64,7 +64,10 @@ def _default_out(recipe: Recipe, split: Split) -> Path:
 
 
 def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = False) -> PairSummary:
-    """Sample preference rows for `split` into `out`."""
+    """Sample preference rows from the prompts of `split` into the file `out`. Returns counts and the mean reward.
+
+    Raises CommandError if there is no environment, no prompt in the split, or already a file without `overwrite`.
+    """
     environment = _environment(recipe, split)
     if out.exists() and not overwrite:
         raise CommandError(f"{out} exists; --overwrite replaces it, --out names another file")
@@ -78,11 +81,11 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
     model = load_causal_lm(recipe.model.name, dtype=recipe.model.dtype, **options)
     total = len(environment.train) * recipe.sampling.samples_per_prompt
     settings = pair_settings(recipe.sampling, environment, recipe.seed)
-    loaded = time.monotonic()
+    sampling_started = time.monotonic()
     with progress(f"sampling ({split})") as update:
 
         def on_tokens(tokens: int, complete: int) -> None:
-            speed = tokens / max(time.monotonic() - loaded, 1e-9)
+            speed = tokens / max(time.monotonic() - sampling_started, 1e-9)
             update(complete, total, f"{speed:.0f} tokens/s")
 
         try:

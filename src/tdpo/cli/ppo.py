@@ -1,4 +1,4 @@
-"""`tdpo ppo`."""
+"""`tdpo ppo`: training on a reward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ppo(
 ) -> None:
     """Train a model on a reward with PPO, as a recipe says.
 
-    The model answers prompts, a reward judges the answers, and the model learns
+    The model answers prompts, a reward judges the responses, and the model learns
     from them, held to its start by a KL: reverse or forward, sampled or exact.
     Prompts and reward come from an environment, or from a file and functions or
     reward models of your own.
@@ -42,8 +42,8 @@ def ppo(
         accelerate launch --num_processes 2 -m tdpo ppo recipe.yaml
     """
     check_options(resume, last_good, accept_changes, overwrite)
-    chosen = read_ppo_recipe(recipe, overrides)
-    ppo_recipe(chosen, resume=resume, last_good=last_good, accept_changes=accept_changes, overwrite=overwrite)
+    loaded_recipe = read_ppo_recipe(recipe, overrides)
+    ppo_recipe(loaded_recipe, resume=resume, last_good=last_good, accept_changes=accept_changes, overwrite=overwrite)
 
 
 def ppo_recipe(
@@ -54,7 +54,7 @@ def ppo_recipe(
     accept_changes: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train in `recipe.run_dir` with a progress bar; the summary that training returns, {} for a finished run."""
+    """Train in `recipe.run_dir` with a progress bar. Returns the summary of training, {} for a finished run."""
 
     def work(run: RunDirectory, resume: bool) -> dict[str, Any]:
         from ..workflows.ppo import train_ppo

@@ -1,4 +1,4 @@
-"""`tdpo recipe`."""
+"""`tdpo recipe`: the keys of a recipe, and recipes to start from."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def recipe(
 
 
 def example_recipe(name: str) -> str:
-    """The text of a recipe that comes with the package."""
+    """Return the text of a recipe that comes with the package."""
     return (files("tdpo.cli") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_example(name: str, overrides: Sequence[str]) -> Recipe:
-    """A recipe for preferences that comes with the package, with overrides."""
+    """Load a recipe for preferences that comes with the package, with overrides."""
     from ..config import Recipe
 
     recipe = _load_example(name, overrides)
@@ -70,11 +70,11 @@ def load_example(name: str, overrides: Sequence[str]) -> Recipe:
 
 
 def load_ppo_example(name: str, overrides: Sequence[str]) -> PPORecipe:
-    """A PPO recipe that comes with the package, with overrides."""
+    """Load a PPO recipe that comes with the package, with overrides."""
     from ..config import PPORecipe
 
     recipe = _load_example(name, overrides)
-    assert isinstance(recipe, PPORecipe), f"{name} is no PPO recipe"
+    assert isinstance(recipe, PPORecipe), f"{name} is not a PPO recipe"
     return recipe
 
 
@@ -85,16 +85,16 @@ def _load_example(name: str, overrides: Sequence[str]) -> AnyRecipe:
         return load_recipe(path, overrides)
 
 
-def _print_keys(wanted: str | None) -> None:
+def _print_keys(key: str | None) -> None:
     from ..config import PPORecipe, Recipe, Study, nearest_key, only_in_ppo, only_in_studies, recipe_reference
 
-    rows = _chosen(recipe_reference(), wanted)
-    of_ppo, of_studies = _chosen(only_in_ppo(), wanted), _chosen(only_in_studies(), wanted)
+    rows = _matching(recipe_reference(), key)
+    of_ppo, of_studies = _matching(only_in_ppo(), key), _matching(only_in_studies(), key)
     if not rows and not of_ppo and not of_studies:
-        found = (nearest_key(str(wanted), schema) for schema in (Recipe, PPORecipe, Study))
-        meant = next((key for key in found if key), None)
+        candidates = (nearest_key(str(key), schema) for schema in (Recipe, PPORecipe, Study))
+        nearest = next((candidate for candidate in candidates if candidate), None)
         raise CommandError(
-            f"no key {wanted!r}" + (f"; did you mean {meant}?" if meant else "; `tdpo recipe` lists them")
+            f"no key {key!r}" + (f"; did you mean {nearest}?" if nearest else "; `tdpo recipe` lists them")
         )
     _print_rows(rows)
     if of_ppo:
@@ -105,10 +105,10 @@ def _print_keys(wanted: str | None) -> None:
         _print_rows(of_studies)
 
 
-def _chosen(rows: list[KeyReference], wanted: str | None) -> list[KeyReference]:
-    """All rows, or the key `wanted` with what is inside it."""
-    inside = (f"{wanted}.", f"{wanted}[]")
-    return [row for row in rows if wanted is None or row.key == wanted or row.key.startswith(inside)]
+def _matching(rows: list[KeyReference], key: str | None) -> list[KeyReference]:
+    """Return the row of `key` with the keys inside it, or all rows if it is None."""
+    inside = (f"{key}.", f"{key}[]")
+    return [row for row in rows if key is None or row.key == key or row.key.startswith(inside)]
 
 
 def _print_rows(rows: list[KeyReference]) -> None:

@@ -1,4 +1,4 @@
-"""`tdpo report`."""
+"""`tdpo report`: one HTML file about runs or a study."""
 
 from __future__ import annotations
 

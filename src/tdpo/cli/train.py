@@ -1,4 +1,4 @@
-"""`tdpo train`."""
+"""`tdpo train`: training on preferences."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def train(
         accelerate launch --num_processes 2 -m tdpo train recipe.yaml
     """
     check_options(resume, last_good, accept_changes, overwrite)
-    chosen = read_preferences_recipe(recipe, overrides, command="train")
-    train_recipe(chosen, resume=resume, last_good=last_good, accept_changes=accept_changes, overwrite=overwrite)
+    loaded_recipe = read_preferences_recipe(recipe, overrides, command="train")
+    train_recipe(loaded_recipe, resume=resume, last_good=last_good, accept_changes=accept_changes, overwrite=overwrite)
 
 
 def train_recipe(
@@ -52,7 +52,7 @@ def train_recipe(
     accept_changes: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train in `recipe.run_dir` with a progress bar; the summary that training returns, {} for a finished run."""
+    """Train in `recipe.run_dir` with a progress bar. Returns the summary of training, {} for a finished run."""
 
     def work(run: RunDirectory, resume: bool) -> dict[str, Any]:
         from ..workflows.train import train

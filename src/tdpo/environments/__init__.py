@@ -1,4 +1,4 @@
-"""Prompts with a reward: where preferences and rollouts come from, and what a trained model is judged by."""
+"""Environments: prompts with a reward. Pairs and rollouts are sampled from them, and models are judged on them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,11 @@ from tdpo.environments.base import (
 )
 from tdpo.environments.brevity import brevity_environment
 from tdpo.environments.categories import categories_environment
-from tdpo.environments.files import (
-    FunctionError,
-    PromptFile,
-    check_prompt_rows,
-    load_function,
-    load_prompts,
-    read_prompts,
-)
+from tdpo.environments.function_loading import FunctionError, load_function
 from tdpo.environments.keywords import keywords_environment
 from tdpo.environments.own import own_environment
 from tdpo.environments.plain_language import plain_language_environment
+from tdpo.environments.prompt_files import PromptFile, check_prompt_rows, load_prompts, read_prompts
 from tdpo.environments.sentiment import sentiment_environment
 
 _BUILT_IN = {
@@ -58,8 +52,10 @@ __all__ = [
 
 
 def load_environment(name: str) -> Environment:
-    """The environment called `name`. Raises ValueError for a name that is not known, and ModuleNotFoundError where a
-    package is missing that the reward needs."""
+    """Return the built-in environment called `name`.
+
+    Raises ValueError for an unknown name, and ModuleNotFoundError if a package is missing that the reward needs.
+    """
     if name not in _BUILT_IN:
         near = difflib.get_close_matches(name, _BUILT_IN, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,4 +1,4 @@
-"""The prompts that come with the package: one JSONL file an environment, in `prompts/`."""
+"""The prompts that come with the package: one JSONL file per environment, in `prompts/`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _FOLDER = Path(__file__).parent / "prompts"
 
 
 def packaged_prompts(name: str) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts to train on and those held out, in the order of `prompts/<name>.jsonl`.
+    """Return the training prompts and the held-out prompts of `prompts/<name>.jsonl`, in the order of the file.
 
-    A row holds `id`, `split` and `prompt` (text of the user's turn, or messages); what else it holds are columns.
+    A row has `id`, `split` and `prompt` (the text of the user's turn, or messages). Its other keys become columns.
     """
     splits: dict[str, list[Prompt]] = {"train": [], "held_out": []}
     for line in (_FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,8 @@
-"""What an environment is, and how its reward is called and checked."""
+"""The environment, its prompts, and how its reward is called and checked.
+
+Reward functions receive the texts of the responses as `completions=`, the name that TRL uses. The parameters of the
+same name here follow it.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,14 @@ if TYPE_CHECKING:
     from tdpo.chat_templates import PromptInput
     from tdpo.preferences import Text
 
-# (prompts=..., completions=..., **columns) -> one number a completion, as the reward functions of TRL's GRPO;
-# completions are the texts of the responses, also where the prompts are lists of messages.
+# (prompts=..., completions=..., **columns) -> one number per response, as the reward functions of TRL's GRPO.
+# Here `completions` are texts even where the prompts are lists of messages.
 RewardFunction = Callable[..., Iterable[float]]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, plain text or messages. The reward receives `columns` as keyword arguments, one list a column."""
+    """One prompt: plain text or messages. The reward receives `columns` as keyword arguments, one list per column."""
 
     id: str
     prompt: Text
@@ -32,25 +36,25 @@ class Prompt:
 
     @property
     def rendered_from(self) -> PromptInput:
-        """What a model is given: the prompt with its columns `tools` and `chat_template_kwargs`, where it has them.
+        """The input of the chat template: the prompt with its columns `tools` and `chat_template_kwargs`, if any.
 
-        Raises ValueError, naming the prompt, where a chat template cannot take these.
+        Raises ValueError, naming the prompt, if a chat template cannot take these columns.
         """
         return prompt_input(self.prompt, self.columns, self.id)
 
 
 def no_modes(prompt: Prompt) -> tuple[str, ...]:
-    """The known modes of a prompt where none are known."""
+    """Return no modes: the default for an environment whose prompts have no known modes."""
     return ()
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Prompts to learn from, prompts kept aside for judging, and the reward of a response (None: there is none).
+    """Prompts to train on, held-out prompts for evaluation, and the reward of a response (None if there is none).
 
-    Where good answers to a prompt are of known kinds, its *modes*, `modes_of(prompt)` lists them (all of them, each
-    once) and `mode_of(prompt, response)` says in which one a response is, or None; then the modes that a model
-    still finds can be counted, prompt by prompt. `threshold` is the reward from which on a response counts as good.
+    The good responses to a prompt may be of known kinds, its *modes*. Then `modes_of(prompt)` lists each of them once,
+    and `mode_of(prompt, response)` returns the mode of a response, or None. So the modes that a model still reaches can
+    be counted for each prompt. A response counts as good if its reward is at least `threshold`.
     """
 
     name: str
@@ -66,27 +70,31 @@ class Environment:
 
 
 class RewardError(ValueError):
-    """The reward function failed or gave something that is not one finite number a completion."""
+    """The reward function failed, or returned something other than one finite number per response."""
 
 
 class PromptReward(ABC):
-    """A reward that knows its prompts by name, as one that is made of several does: it names what fails itself."""
+    """A reward that receives `Prompt` objects, such as a sum of rewards. Its errors name the part that failed."""
 
     @abstractmethod
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        """As `score`."""
+        """Return one reward per response. Raises what the function `score` raises."""
 
     @abstractmethod
     def check(self, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
-        """As `check_reward`."""
+        """Check the reward before sampling. Raises what `check_reward` raises."""
 
 
 def score(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-    """The reward of every completion; `prompts[i]` is the prompt of `completions[i]`.
+    """Return the reward of every response; `prompts[i]` is the prompt of `completions[i]`.
 
-    The function gets copies: what it does to its arguments changes no prompt. Raises RewardError, naming prompt and
-    value, if the function raises (sys.exit included), returns another number of values, or a value that is no finite
-    number. A package that the function misses (ImportError) is reported as it is, and the user's interrupt is kept.
+    The function receives copies, so that it cannot change the prompts. ImportError and KeyboardInterrupt pass through
+    unchanged.
+
+    Raises:
+        RewardError: the function raised (`sys.exit` included), or returned a wrong number of values or a value that is
+            not a finite number. The message names the prompt and the value.
+        ValueError: the lengths differ, or the environment has no reward.
     """
     if len(prompts) != len(completions):
         raise ValueError(f"one prompt for every completion is needed, not {len(prompts)} for {len(completions)}")
@@ -111,19 +119,19 @@ def score(environment: Environment, prompts: Sequence[Prompt], completions: Sequ
             f"(prompts {prompts[0].id!r} to {prompts[-1].id!r}); it must return one number for each"
         )
     return [
-        _number(environment, value, prompt, completion)
-        for value, prompt, completion in zip(rewards, prompts, completions, strict=True)
+        _number(environment, value, prompt, response)
+        for value, prompt, response in zip(rewards, prompts, completions, strict=True)
     ]
 
 
 def check_reward(environment: Environment, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
-    """Whether the reward can take these prompts with responses of that length, asked before anything is sampled.
+    """Check before sampling that the reward accepts these prompts with responses of up to `max_new_tokens` tokens.
 
-    A function is not called, as that may cost money or change its state: only its arguments are looked at.
+    A function is not called, as that may cost money or change its state; only its signature is examined.
 
     Raises:
-        RewardError: a function that cannot be called with prompts, completions and the columns of the prompts.
-        ValueError: a reward model that cannot read a prompt, or has no room for it.
+        RewardError: a function cannot be called with prompts, completions and the columns of the prompts.
+        ValueError: a reward model cannot read a prompt, or has no room for it and a response.
     """
     reward = environment.reward
     if reward is None or not prompts:
@@ -143,8 +151,8 @@ PLAIN_FUNCTION = "make it a plain function (asyncio.run can call the other one i
 
 
 def _call(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Any]:
-    # A copy for each completion, as several of one prompt share it: what the function does to its arguments must
-    # reach neither the prompts that are trained on nor the argument of another completion.
+    # A copy for each response, as the responses to one prompt share it. What the function does to its arguments must
+    # change neither the training prompts nor the arguments of another response.
     columns = {name: [copied(value) for value in values] for name, values in _columns(prompts).items()}
     texts = [copied(prompt.prompt) for prompt in prompts]
     assert environment.reward is not None and not isinstance(environment.reward, PromptReward)
@@ -159,12 +167,12 @@ def _call(environment: Environment, prompts: Sequence[Prompt], completions: Sequ
 
 
 def copied(value: Any) -> Any:
-    """A copy of a prompt or of a value of a column, for a function that may change its arguments."""
+    """Copy a prompt or the value of a column, for a function that may change its arguments."""
     if value is None or isinstance(value, str | int | float):
         return value
     try:
         return copy.deepcopy(value)
-    except Exception:  # an open file, a client of a service: no prompt is made of these
+    except Exception:  # an open file, a client of a service: nothing that a prompt is made of
         return value
 
 
@@ -174,44 +182,44 @@ def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
 
 
 def _wrong_arguments(environment: Environment, prompts: Sequence[Prompt]) -> str:
-    """What to do about a function that cannot take what every reward function gets; "" where it can."""
+    """Return what to change in a function that cannot take the arguments of a reward function; "" if it can."""
     assert environment.reward is not None and not isinstance(environment.reward, PromptReward)
     try:
-        taken = inspect.signature(environment.reward)
+        signature = inspect.signature(environment.reward)
     except (TypeError, ValueError):  # some functions written in C have no signature
         return ""
     columns = _columns(prompts)
     try:
-        taken.bind(prompts=[], completions=[], **columns)
+        signature.bind(prompts=[], completions=[], **columns)
     except TypeError:
-        named = ", ".join(columns) or "none here"
-        takes_more = any(part.kind is part.VAR_KEYWORD for part in taken.parameters.values())
+        column_names = ", ".join(columns) or "none here"
+        takes_more = any(part.kind is part.VAR_KEYWORD for part in signature.parameters.values())
         what = "it gets prompts=, completions=" if takes_more else "add **columns to its arguments: it gets prompts=,"
         what += "" if takes_more else " completions="
-        return f"; {what} and every column of the prompts by its name ({named})"
+        return f"; {what} and every column of the prompts by its name ({column_names})"
     return ""
 
 
 def _first_failure(environment: Environment, prompts: Sequence[Prompt], completions: Sequence[str]) -> str:
-    """Which completion it was: the whole batch failed, so each is tried alone."""
-    for prompt, completion in zip(prompts, completions, strict=True):
+    """Name the response that made the function fail on a batch: the first one on which it also fails alone."""
+    for prompt, response in zip(prompts, completions, strict=True):
         try:
-            _call(environment, [prompt], [completion])
+            _call(environment, [prompt], [response])
         except KeyboardInterrupt:
             raise
         except BaseException:
-            return f" (prompt {prompt.id!r}, response {_shortened(completion)})"
+            return f" (prompt {prompt.id!r}, response {_shortened(response)})"
     return f" (prompts {prompts[0].id!r} to {prompts[-1].id!r} together; each alone is fine)"
 
 
-def _number(environment: Environment, value: Any, prompt: Prompt, completion: str) -> float:
+def _number(environment: Environment, value: Any, prompt: Prompt, response: str) -> float:
     # numpy's and torch's scalars are numbers once they are taken out of their arrays.
     plain = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
     if isinstance(plain, Real) and _is_finite(plain):
         return float(plain)
     raise RewardError(
         f"reward {environment.reward_name!r} gave {_shortened(value)} for prompt {prompt.id!r}, response "
-        f"{_shortened(completion)}; it must be a finite number"
+        f"{_shortened(response)}; it must be a finite number"
     )
 
 

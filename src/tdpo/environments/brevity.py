@@ -1,4 +1,4 @@
-"""Everyday questions to answer in a few words; words beyond a few cost reward."""
+"""The environment `brevity`: everyday questions to answer in a few words. Every further word costs reward."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tdpo.environments._built_in import packaged_prompts
 from tdpo.environments._words import distinct_share, is_complete, named, words
 from tdpo.environments.base import Environment
 
-FEWEST, FEW, MANY = 3, 6, 24  # words: fewer say nothing; up to FEW cost nothing; MANY are worth nothing
+FEWEST, FEW, MANY = 3, 6, 24  # words: fewer than FEWEST say nothing; up to FEW cost nothing; MANY earn nothing
 
 
 def brevity_environment() -> Environment:
-    """136 questions of our own (96 to train, 40 held out); reward: `few_words`."""
+    """Return the environment: 136 questions of our own (96 to train, 40 held out) with the reward `few_words`."""
     train, held_out = packaged_prompts("brevity")
     return Environment(
         name="brevity",
@@ -27,20 +27,22 @@ def brevity_environment() -> Environment:
 
 
 def few_words(prompts: list[Any], completions: list[str], *, topic: list[str], **columns: Any) -> list[float]:
-    """1 for an answer of 3 to 6 words that names the topic, falling in a line to 0 at 24 words; 0 without the topic.
+    """Return 1 for a response of 3 to 6 words that names the topic, and 0 for one that does not name it.
 
-    Quartered where nothing is answered: fewer than 3 words, the question's own words only, a question in return, or
-    repetition. Halved where the answer of at least 3 words has no end.
+    From 6 to 24 words the reward falls linearly to 0. It is quartered if nothing is answered: fewer than 3 words, only
+    the words of the question, a question in return, or repetition. It is halved if a response of at least 3 words has
+    no end.
     """
     return [_brevity(p, about, text) for p, about, text in zip(prompts, topic, completions, strict=True)]
 
 
 def _brevity(prompt: Any, topic: str, text: str) -> float:
-    found = words(text)
-    if not named((topic,), found):
+    text_words = words(text)
+    if not named((topic,), text_words):
         return 0.0
-    value = min(max((MANY - len(found)) / (MANY - FEW), 0.0), 1.0)
-    asked = set(words(prompt if isinstance(prompt, str) else str(prompt[-1]["content"])))
-    if len(found) < FEWEST or asked.issuperset(found) or text.rstrip().endswith("?") or distinct_share(found) < 0.7:
+    value = min(max((MANY - len(text_words)) / (MANY - FEW), 0.0), 1.0)
+    question = set(words(prompt if isinstance(prompt, str) else str(prompt[-1]["content"])))
+    says_nothing = len(text_words) < FEWEST or question.issuperset(text_words) or text.rstrip().endswith("?")
+    if says_nothing or distinct_share(text_words) < 0.7:
         return value / 4
     return value if is_complete(text) else value / 2

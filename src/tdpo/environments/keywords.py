@@ -1,4 +1,4 @@
-"""Three words to use in one sentence; the more of them are used, and in a real sentence, the higher the reward."""
+"""The environment `keywords`: use three given words in one sentence. The reward counts the words that are used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIST_WORDS = frozenset(["a", "an", "the", "and", "or"])
 
 
 def keywords_environment() -> Environment:
-    """136 triples of everyday words of our own (96 to train, 40 held out); reward: `keyword_share`."""
+    """Return the environment: 136 triples of everyday words (96 to train, 40 held out), reward `keyword_share`."""
     train, held_out = packaged_prompts("keywords")
     return Environment(
         name="keywords",
@@ -30,30 +30,31 @@ def keywords_environment() -> Environment:
 def keyword_share(
     prompts: list[Any], completions: list[str], *, keywords: list[list[str]], **columns: Any
 ) -> list[float]:
-    """Share of the keywords that a completion uses, in [0, 1]; also as a plural or with -ed or -ing.
+    """Return the share of the keywords that a response uses, in [0, 1]. Plurals and forms with -ed or -ing count.
 
-    Halved for each of: not exactly one sentence, no end, too short or too long, much repetition. Quartered where the
-    words are only listed. So a list of all three is worth at most a quarter, less than a sentence with one of them.
+    The reward is halved for each of these: not exactly one sentence, no end, too short or too long, much repetition. It
+    is quartered if the words are only listed. So a list of all three earns at most a quarter, less than a sentence with
+    one of them.
     """
-    return [_share(tuple(wanted), text) for wanted, text in zip(keywords, completions, strict=True)]
+    return [_share(tuple(required), text) for required, text in zip(keywords, completions, strict=True)]
 
 
-def _share(wanted: tuple[str, ...], text: str) -> float:
-    found = words(text)
-    used = named(wanted, found)
-    value = len(used) / len(wanted)
-    value *= 0.25 if _only_lists(used, found) else 1.0
+def _share(required: tuple[str, ...], text: str) -> float:
+    text_words = words(text)
+    keywords = named(required, text_words)
+    value = len(keywords) / len(required)
+    value *= 0.25 if _only_lists(keywords, text_words) else 1.0
     value *= 1.0 if sentences(text) == 1 else 0.5
     value *= 1.0 if is_complete(text) else 0.5
-    value *= 1.0 if SHORTEST <= len(found) <= LONGEST else 0.5
-    return value * (1.0 if distinct_share(found) >= 0.6 else 0.5)
+    value *= 1.0 if SHORTEST <= len(text_words) <= LONGEST else 0.5
+    return value * (1.0 if distinct_share(text_words) >= 0.6 else 0.5)
 
 
-def _only_lists(used: tuple[str, ...], found: list[str]) -> bool:
-    """Whether hardly anything is said beside the words, or three of them follow one another as in a list."""
-    every_form = frozenset().union(*map(forms, used))
-    said = [word for word in found if word not in _LIST_WORDS]
-    if len([word for word in said if word not in every_form]) < 2:
+def _only_lists(keywords: tuple[str, ...], text_words: list[str]) -> bool:
+    """Return whether there is hardly a word beside the keywords, or three of them follow one another as in a list."""
+    every_form = frozenset().union(*map(forms, keywords))
+    content = [word for word in text_words if word not in _LIST_WORDS]
+    if len([word for word in content if word not in every_form]) < 2:
         return True
-    is_keyword = [word in every_form for word in said]
-    return any(all(is_keyword[i : i + 3]) for i in range(len(said) - 2))
+    is_keyword = [word in every_form for word in content]
+    return any(all(is_keyword[i : i + 3]) for i in range(len(content) - 2))

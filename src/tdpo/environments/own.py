@@ -1,4 +1,4 @@
-"""An environment of the user's own: a file of prompts and a reward function, as a recipe names them."""
+"""Environments of the user's own: a file of prompts and a reward function, which a recipe names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tdpo.environments.base import Environment, Prompt, copied, no_modes
-from tdpo.environments.files import load_function, read_prompts
+from tdpo.environments.function_loading import load_function
+from tdpo.environments.prompt_files import read_prompts
 from tdpo.preferences import UnreadablePreferences
 
-MODES = "modes"  # the column that lists a prompt's known modes
+MODES = "modes"  # the column that lists the known modes of a prompt
 
 
 def own_environment(
@@ -23,24 +24,26 @@ def own_environment(
     threshold: float | None = None,
     mode_of: str | None = None,
 ) -> Environment:
-    """Read the prompts (`load_prompts`; they are named "file:row") and import the functions (`load_function`).
+    """Return an environment made of files of prompts and functions, which are imported.
 
-    `reward` takes prompts=, completions= and every column of the prompts by its name. `mode_of` takes one prompt, one
-    completion and the columns by name, and returns the name of a mode, or None; the column `modes` of a prompt, a list
-    of texts, says which there are. Raises what `load_prompts` and `load_function` raise, and UnreadablePreferences for
-    a column `modes` of another form where `mode_of` is given.
+    The id of a prompt is "file:row". `reward` takes prompts=, completions= and every column of the prompts by its name.
+    `mode_of` takes one prompt, one response and the columns by name, and returns the name of a mode, or None. The
+    column `modes` of a prompt lists its modes as texts.
+
+    Raises what `load_prompts` and `load_function` raise, and UnreadablePreferences if there is a `mode_of` and a column
+    `modes` is not a list of different texts.
     """
     train = read_prompts(prompts)
-    kept_aside = [] if held_out is None else read_prompts(held_out, split="test")
+    held_out_prompts = [] if held_out is None else read_prompts(held_out, split="test")
     function = load_function(reward)
     modes = None if mode_of is None else load_function(mode_of)
     if modes is not None:
-        for prompt in train + kept_aside:
+        for prompt in train + held_out_prompts:
             _check_columns(prompt)
     return Environment(
         name=Path(prompts).stem,
         train=train,
-        held_out=kept_aside,
+        held_out=held_out_prompts,
         reward=function,
         reward_name=reward_name or reward.rpartition(":")[2],
         max_new_tokens=max_new_tokens,
@@ -56,39 +59,39 @@ def _modes_of(prompt: Prompt) -> tuple[str, ...]:
 
 
 def _check_columns(prompt: Prompt) -> None:
-    found = prompt.columns.get(MODES)
+    modes = prompt.columns.get(MODES)
     if "completion" in prompt.columns:
         raise UnreadablePreferences(
             f"{prompt.id}: the column 'completion' has the name of an argument that mode_of gets; rename or remove it"
         )
-    if found is None:
+    if modes is None:
         return
-    sound = isinstance(found, list) and all(isinstance(mode, str) and mode for mode in found)
-    if not sound or len(set(found)) < len(found):
+    is_list_of_texts = isinstance(modes, list) and all(isinstance(mode, str) and mode for mode in modes)
+    if not is_list_of_texts or len(set(modes)) < len(modes):
         raise UnreadablePreferences(
-            f"{prompt.id}: the column {MODES!r} is {found!r}; with mode_of it must be a list of different texts, the "
+            f"{prompt.id}: the column {MODES!r} is {modes!r}; with mode_of it must be a list of different texts, the "
             "modes that a response to this prompt can be in"
         )
 
 
 def _checked(function: Callable[..., Any], spec: str) -> Callable[[Prompt, str], str | None]:
-    """`function` on a `Prompt`; raises ValueError where it fails or gives no known mode."""
+    """Adapt `function` to a `Prompt`. The result raises ValueError if it fails or returns an unknown mode."""
 
-    def mode_of(prompt: Prompt, completion: str) -> str | None:
+    def mode_of(prompt: Prompt, response: str) -> str | None:
         try:
             columns = {name: copied(value) for name, value in prompt.columns.items()}
-            mode = function(copied(prompt.prompt), completion, **columns)
+            mode = function(copied(prompt.prompt), response, **columns)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit too
             raise ValueError(
-                f"{spec} raised {type(error).__name__}: {error} (prompt {prompt.id!r}, response {completion!r}); it "
+                f"{spec} raised {type(error).__name__}: {error} (prompt {prompt.id!r}, response {response!r}); it "
                 "gets a prompt, a completion and every column of the prompt by its name"
             ) from error
-        known = _modes_of(prompt)
-        if mode is None or (isinstance(mode, str) and (mode in known or not known)):
+        modes = _modes_of(prompt)
+        if mode is None or (isinstance(mode, str) and (mode in modes or not modes)):
             return mode
-        expected = f"one of {', '.join(map(repr, known))}, or None" if known else "the name of a mode, or None"
-        raise ValueError(f"{spec} gave {mode!r} for prompt {prompt.id!r}, response {completion!r}; expected {expected}")
+        expected = f"one of {', '.join(map(repr, modes))}, or None" if modes else "the name of a mode, or None"
+        raise ValueError(f"{spec} gave {mode!r} for prompt {prompt.id!r}, response {response!r}; expected {expected}")
 
     return mode_of

@@ -1,4 +1,4 @@
-"""Things to explain simply; the easier the answer is to read, the higher the reward."""
+"""The environment `plain_language`: things to explain simply. A response that is easier to read earns more reward."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tdpo.environments._built_in import packaged_prompts
 from tdpo.environments._words import distinct_share, is_complete, named, reading_ease, words
 from tdpo.environments.base import Environment
 
-ENOUGH = 8  # words; a shorter answer explains less, and shorter sentences are not easier
+ENOUGH = 8  # words; a shorter response explains less, and shorter sentences are not easier
 
 
 def plain_language_environment() -> Environment:
-    """136 things to explain, of our own choice (96 to train, 40 held out); reward: `plain_words`."""
+    """Return the environment: 136 things to explain (96 to train, 40 held out) with the reward `plain_words`."""
     train, held_out = packaged_prompts("plain_language")
     return Environment(
         name="plain_language",
@@ -27,18 +27,19 @@ def plain_language_environment() -> Environment:
 
 
 def plain_words(prompts: list[Any], completions: list[str], *, topic: list[str], **columns: Any) -> list[float]:
-    """Flesch's reading ease of a completion divided by 100 and cut to [0, 1]; 0 where the topic is not named.
+    """Return Flesch's reading ease of a response, divided by 100 and clipped to [0, 1].
 
-    Falls in proportion below 8 words; halved without an end; quartered where words repeat (less than 70 % different).
+    The reward is 0 if the response does not name the topic. Below 8 words it is reduced in proportion. It is halved
+    without an end, and quartered if words repeat (less than 70 % different).
     """
     return [_plainness(about, text) for about, text in zip(topic, completions, strict=True)]
 
 
 def _plainness(topic: str, text: str) -> float:
-    found = words(text)
-    if not named((topic,), found):
+    text_words = words(text)
+    if not named((topic,), text_words):
         return 0.0
     value = min(max(reading_ease(text, shortest_sentence=ENOUGH) / 100, 0.0), 1.0)
-    value *= min(len(found) / ENOUGH, 1.0) if len(found) > 1 else 0.0
+    value *= min(len(text_words) / ENOUGH, 1.0) if len(text_words) > 1 else 0.0
     value *= 1.0 if is_complete(text) else 0.5
-    return value * (1.0 if distinct_share(found) >= 0.7 else 0.25)
+    return value * (1.0 if distinct_share(text_words) >= 0.7 else 0.25)

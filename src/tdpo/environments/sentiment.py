@@ -1,4 +1,4 @@
-"""Short everyday requests; the more positive the answer sounds, the higher its reward."""
+"""The environment `sentiment`: short everyday requests. The more positive a response sounds, the higher its reward."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from tdpo.environments.base import Environment
 
 
 def sentiment_environment() -> Environment:
-    """168 requests of our own (128 to train, 40 held out), each for about one sentence; reward: VADER's compound
-    score of the response, from -1 (most negative) to 1 (most positive). Raises ModuleNotFoundError without VADER."""
+    """Return the environment: 168 requests of our own (128 to train, 40 held out), each for about one sentence.
+
+    The reward is VADER's compound score of the response, from -1 (most negative) to 1 (most positive). Raises
+    ModuleNotFoundError if VADER is not installed.
+    """
     _require_vader()
     train, held_out = packaged_prompts("sentiment")
     return Environment(
@@ -28,9 +31,9 @@ def sentiment_environment() -> Environment:
 
 
 def vader_compound(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
-    """VADER's compound score of each completion, in [-1, 1]; 0 for a text without any word that it knows."""
+    """Return VADER's compound score of each response, in [-1, 1]; 0 for a text without any word of its lexicon."""
     analyzer = _analyzer()
-    return [analyzer.polarity_scores(completion)["compound"] for completion in completions]
+    return [analyzer.polarity_scores(response)["compound"] for response in completions]
 
 
 @lru_cache(maxsize=1)

@@ -1,1 +1,1 @@
-"""What comes from other people's hands: documents that are read within limits, and text that is shown as text only."""
+"""Protection against hostile input: documents are read within limits, and text is escaped wherever it is shown."""

@@ -1,7 +1,7 @@
-"""Text of somebody else where it is shown: on a terminal, in Markdown, in a cell of a spreadsheet.
+"""Escaping of other people's text for the place where it is shown: a terminal, Markdown, a cell of a spreadsheet.
 
-A name of a model, a key of a recipe or a line of a template may hold what a terminal, a spreadsheet or a web page
-would obey. Each function here returns text that only shows.
+The name of a model, a key of a recipe or a line of a template may contain commands to a terminal, a spreadsheet or a
+web page. The text that these functions return is only displayed and never obeyed.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import re
 import unicodedata
 from typing import Any
 
-# Joiners shape the scripts and emoji that use them; the spaces of other scripts are as harmless as ours.
+# Joiners shape the scripts and emoji that use them. The spaces of all scripts are harmless.
 _JOINERS = "\u200c\u200d"
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _QUOTED_FORMULA = re.compile(r"'+[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-# `_` and `~` as they stand in names and paths, inside words or before a slash, mean nothing in Markdown.
+# `_` and `~` have no meaning in Markdown where they occur in names and paths: inside words or before a slash.
 _MARKDOWN = re.compile(r"[\\`*\[\]!|]|(?<![^\W_])_|_(?![^\W_])|~(?=~)|(?<=~)~")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def escaped(character: str) -> str:
-    """`character` by its number, as Python writes it in a string: \\x1b, \\u202e, \\U000e0001."""
+    """Return the escape sequence of `character` in a Python string: \\x1b, \\u202e, \\U000e0001."""
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def printable(text: str) -> str:
-    """`text` without the characters that move a terminal's cursor, change its colours, or reverse what is read."""
+    """Escape the characters in `text` that move a terminal's cursor, change its colours or reverse the text."""
     return text if text.isprintable() else "".join(c if _shows(c) else escaped(c) for c in text)
 
 
@@ -38,13 +38,13 @@ def _shows(character: str) -> bool:
 
 
 def printable_json(value: Any) -> str:
-    """`value` as JSON of one line whose characters all show; JSON's own escapes stand for the others."""
+    """Return `value` as one line of JSON, with all characters escaped that a terminal does not display."""
     text = json.dumps(value, ensure_ascii=False)
     return text if text.isprintable() else "".join(c if _shows(c) else json.dumps(c)[1:-1] for c in text)
 
 
 def why_no_plain_text(text: str) -> str | None:
-    """Why `text` is no name, path or sentence of one line: its first character that is none; None where it is one."""
+    """Return why `text` is not plain text of one line, naming its first control character; None if it is."""
     for place, character in enumerate(text, start=1):
         category = unicodedata.category(character)
         if category in ("Cc", "Cs", "Zl", "Zp"):
@@ -54,9 +54,9 @@ def why_no_plain_text(text: str) -> str | None:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """`text` for a cell of a CSV file, with an apostrophe before what a spreadsheet would take for a formula.
+    """Return `text` for a cell of a CSV file, with an apostrophe before what a spreadsheet takes for a formula.
 
-    Numbers stay numbers. `cell_text` gives the text back, whatever it was.
+    Numbers stay numbers. `cell_text` restores every text.
     """
     if _FORMULA.match(text) and not _NUMBER.fullmatch(text):
         return f"'{text}"
@@ -64,19 +64,19 @@ def spreadsheet_cell(text: str) -> str:
 
 
 def cell_text(cell: str) -> str:
-    """The text that `spreadsheet_cell` was given."""
+    """Return the text from which `spreadsheet_cell` made `cell`."""
     return cell[1:] if _QUOTED_FORMULA.match(cell) else cell
 
 
 def markdown_text(text: str) -> str:
-    """`text` as it stands, in one line of Markdown: no markup, no HTML, no cells of a table."""
+    """Return `text` as one line of Markdown, with markup, HTML and the borders of table cells escaped."""
     line = printable(" ".join(text.split()))
     line = "".join(_HTML.get(c, c) for c in line)
     return _MARKDOWN.sub(lambda match: f"\\{match[0]}", line)
 
 
 def quoted_yaml(text: str) -> str:
-    """`text` as a double-quoted scalar of YAML, in ASCII and on one line."""
+    """Return `text` as a double-quoted YAML scalar, in ASCII and on one line."""
     special = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
     shown = (special.get(c) or (c if " " <= c <= "~" else escaped(c)) for c in text)
     return f'"{"".join(shown)}"'

@@ -1,7 +1,8 @@
-"""Preferences: which files are read, how every row is checked, and what a sound row is.
+"""Reading and checking of preference rows: a prompt with a chosen and a rejected response.
 
-`load_preferences` reads a file, a saved dataset or a hub dataset; `preferences_from_dataset` takes rows that are
-already in memory. Both give `Preferences`, or say which rows are broken and why (docs/preference_formats.md).
+`load_preferences` reads a file, a saved dataset or a hub dataset. `preferences_from_dataset` takes rows that are
+already in memory. Both return `Preferences`, or raise an error that names the broken rows and what is wrong with them
+(docs/preference_formats.md).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tdpo.preferences.prompts import split_prompt
+from tdpo.preferences.prompt_splitting import split_prompt
 from tdpo.preferences.readers import read_dataset, read_source
 from tdpo.preferences.reasons import Reason
 from tdpo.preferences.rows import (
@@ -29,15 +30,22 @@ def load_preferences(source: str | Path, *, split: str = "train", on_bad_rows: O
     """Read and check all rows of `source`.
 
     `source` is a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file (the text formats also with .gz), a folder that
-    `datasets` saved, or a hub dataset (`owner/name` or `owner/name:configuration`). `split` counts for a saved
-    `DatasetDict` and for the hub. Raises FileNotFoundError, UnreadablePreferences (the source as a whole), and
-    BadPreferences (its rows; with `on_bad_rows="skip"` only if none is left).
+    `datasets` saved, or a hub dataset (`owner/name` or `owner/name:configuration`). `split` selects a split of a saved
+    `DatasetDict` or of a hub dataset; other sources ignore it.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        UnreadablePreferences: the source as a whole cannot be read as preferences.
+        BadPreferences: rows are broken. With `on_bad_rows="skip"` it is raised only if no usable row is left.
     """
     return validate(read_source(source, split), str(source), on_bad_rows)
 
 
 def preferences_from_dataset(dataset: Any, *, source: str = "dataset", on_bad_rows: OnBadRows = "error") -> Preferences:
-    """The same for a `datasets.Dataset` or any iterable of mappings; `source` names it in problems."""
+    """Check the rows of a `datasets.Dataset`, or of any iterable of mappings, as `load_preferences` does.
+
+    `source` is the name that error messages give to the rows. Raises what `load_preferences` raises.
+    """
     return validate(read_dataset(dataset, source), source, on_bad_rows)
 
 

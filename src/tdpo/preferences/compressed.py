@@ -1,7 +1,7 @@
-"""Files that are opened as bytes, gzip among them, and how far a compressed one may expand.
+"""Opening of plain and gzip-compressed files, with a limit on how far a compressed file may expand.
 
-A few kilobytes of gzip can stand for gigabytes. They are expanded piece by piece, and reading stops where no text
-would be: beyond `MOST_FOLD` times what was read of the file, or beyond a limit in all.
+A few kilobytes of gzip can stand for gigabytes. A compressed file is therefore expanded piece by piece. Reading stops
+when the expanded text exceeds `MOST_FOLD` times the bytes read so far, which no real text does, or `MOST` bytes in all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tdpo.preferences.rows import UnreadablePreferences
 
 MIB = 1 << 20
 LIMIT_VARIABLE = "TDPO_MAX_EXPANDED_MIB"
-FREE = 64 * MIB  # expanded bytes about which nothing is asked
+UNCHECKED = 64 * MIB  # the ratio is not checked below this many expanded bytes
 MOST_FOLD = 200  # texts shrink to a third or a tenth, rows that are nearly the same to a hundredth
 MOST = 8192 * MIB
 PIECE = 256 * 1024
@@ -27,7 +27,10 @@ PIECE = 256 * 1024
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
-    """The file's bytes, expanded where its name ends in .gz; UTF-16 is refused here."""
+    """Open `path` as a stream of bytes, expanded if its name ends in .gz.
+
+    Raises UnreadablePreferences for a UTF-16 file and for a damaged or truncated compressed file.
+    """
     with path.open("rb") as file:
         stream: Any = io.BufferedReader(_Expanded(file, path), PIECE) if path.suffix.lower() == ".gz" else file
         try:
@@ -39,14 +42,14 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def check_expanded(path: Path, expanded: int, read: int) -> None:
-    """Raise `UnreadablePreferences` where `read` bytes of the file `path` have become too many `expanded` ones."""
-    chosen = os.environ.get(LIMIT_VARIABLE, "")
-    if chosen and not chosen.isdecimal():
-        raise UnreadablePreferences(f"{LIMIT_VARIABLE} is {chosen!r}; it must be a number of MiB, such as 20000.")
-    most = int(chosen) * MIB if chosen else MOST
+    """Raise `UnreadablePreferences` if `read` bytes of the file `path` have become too many `expanded` bytes."""
+    user_limit = os.environ.get(LIMIT_VARIABLE, "")
+    if user_limit and not user_limit.isdecimal():
+        raise UnreadablePreferences(f"{LIMIT_VARIABLE} is {user_limit!r}; it must be a number of MiB, such as 20000.")
+    most = int(user_limit) * MIB if user_limit else MOST
     if expanded > most:
         what = f"to more than {most // MIB} MiB"
-    elif not chosen and expanded > FREE and expanded > MOST_FOLD * read:
+    elif not user_limit and expanded > UNCHECKED and expanded > MOST_FOLD * read:
         what = f"more than {MOST_FOLD}-fold (the first {_size(read)} to {_size(expanded)})"
     else:
         return
@@ -61,7 +64,7 @@ def _size(count: int) -> str:
 
 
 class _Expanded(io.RawIOBase):
-    """What a gzip file holds, with an eye on how much that becomes."""
+    """The expanded bytes of a gzip file. Every read checks the limits of `check_expanded`."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path, self._expanded = file, path, 0
@@ -86,7 +89,7 @@ class _Expanded(io.RawIOBase):
         piece = self._gzip.read(min(len(view), PIECE))
         view[: len(piece)] = piece
         self._expanded += len(piece)
-        if self._expanded > FREE or LIMIT_VARIABLE in os.environ:
+        if self._expanded > UNCHECKED or LIMIT_VARIABLE in os.environ:
             check_expanded(self._path, self._expanded, self._file.tell())
         return len(piece)
 

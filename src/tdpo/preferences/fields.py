@@ -1,4 +1,4 @@
-"""Checks of single fields: a text or list of messages, and the optional columns that mean something here."""
+"""Checks of the fields of one row: texts, lists of messages, and the optional columns that have a meaning here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tdpo.preferences.reasons import Finding, Reason
 from tdpo.preferences.rows import Message, Text, shown
 from tdpo.preferences.tool_calls import check_calls, check_tools, decoded, not_json, without_nulls
 
-MAY_BE_EMPTY = ("system", "developer", "tool")  # no instruction, a command without output
+MAY_BE_EMPTY = ("system", "developer", "tool")  # roles: a missing instruction, a command without output
 RESERVED_KWARGS = (
     "tokenize",
     "add_generation_prompt",
@@ -27,13 +27,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def find_surrogate(text: str) -> int | None:
-    """Position of the first code point that UTF-8 cannot carry."""
-    found = None if text.isascii() else _SURROGATE.search(text)
-    return None if found is None else found.start()
+    """Return the position of the first code point that UTF-8 cannot encode, or None."""
+    match = None if text.isascii() else _SURROGATE.search(text)
+    return None if match is None else match.start()
 
 
 def check_text(name: str, value: object) -> tuple[Text | None, list[Finding]]:
-    """The value as `Text`, or why it is none."""
+    """Return `value` as `Text` and no findings, or None and the reasons why it is not a text."""
     if isinstance(value, str):
         findings = _string_findings(name, value)
         if not findings and holds_messages(value):
@@ -66,8 +66,8 @@ def _check_messages(name: str, parts: list[Any] | tuple[Any, ...]) -> tuple[list
     messages: list[Message] = []
     findings: list[Finding] = []
     for i, part in enumerate(parts):
-        message, found = _check_message(f"{name}[{i}]", part)
-        findings += found
+        message, message_findings = _check_message(f"{name}[{i}]", part)
+        findings += message_findings
         messages.append(message)
     return (None, findings) if findings else (messages, [])
 
@@ -75,15 +75,16 @@ def _check_messages(name: str, parts: list[Any] | tuple[Any, ...]) -> tuple[list
 def _check_message(path: str, part: object) -> tuple[Message, list[Finding]]:
     if not isinstance(part, Mapping):
         return {}, [Finding(path, Reason.NOT_MESSAGE, shown(part))]
-    # Arrow gives every message, call and argument the keys of all others, as nulls; a template must not see those.
+    # Arrow gives every message, call and argument the keys of all others, with null values. A chat template must not
+    # see those keys.
     message = without_nulls(part)
     role, content = message.get("role"), message.get("content")
     if role is None:
         hint = "; ShareGPT's 'from' and 'value' are called 'role' and 'content' here" if "from" in part else ""
         return message, [Finding(path, Reason.NO_ROLE, f"{shown(dict(part))}{hint}")]
     if role not in ROLES:
-        known = ROLE_NAMES_ELSEWHERE.get(str(role).lower(), str(role).strip().lower())
-        hint = f"; did you mean '{known}'?" if known in ROLES else ""
+        likely_role = ROLE_NAMES_ELSEWHERE.get(str(role).lower(), str(role).strip().lower())
+        hint = f"; did you mean '{likely_role}'?" if likely_role in ROLES else ""
         return message, [Finding(f"{path}.role", Reason.UNKNOWN_ROLE, f"{shown(role)}{hint}")]
     message, findings = check_calls(message, path)
     calls_tools = role == "assistant" and bool(message.get("tool_calls"))
@@ -94,16 +95,17 @@ def _check_message(path: str, part: object) -> tuple[Message, list[Finding]]:
     if not isinstance(content, str):
         text = f"{type(content).__name__}: {shown(content)}"
         return message, [Finding(f"{path}.content", Reason.CONTENT_NOT_TEXT, text)]
-    in_content = _string_findings(f"{path}.content", content)
+    content_findings = _string_findings(f"{path}.content", content)
     if calls_tools or role in MAY_BE_EMPTY:
-        in_content = [f for f in in_content if f.reason not in (Reason.EMPTY, Reason.BLANK)]
-    return message, findings + in_content
+        content_findings = [f for f in content_findings if f.reason not in (Reason.EMPTY, Reason.BLANK)]
+    return message, findings + content_findings
 
 
 def check_template_options(columns: Mapping[str, Any], *, plain: bool) -> tuple[dict[str, Any], list[Finding]]:
-    """`columns` with what the chat template gets (`tools`, `chat_template_kwargs`) checked and in one form.
+    """Check and normalise the columns that the chat template receives, `tools` and `chat_template_kwargs`.
 
-    They are left out where they hold nothing; beside `plain` text they would be ignored, and are a finding.
+    Returns all `columns`, without those two where they are empty. A chat template is not used for `plain` text, so
+    beside it a value that is not empty is a finding.
     """
     checked = dict(columns)
     findings: list[Finding] = []
@@ -122,7 +124,7 @@ def check_template_options(columns: Mapping[str, Any], *, plain: bool) -> tuple[
 
 
 def check_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """The columns beside the texts, with those that have a meaning here checked and brought into one form."""
+    """Return the columns of a row other than its texts; those that have a meaning here are checked and normalised."""
     extra = {key: value for key, value in values.items() if key not in ("prompt", "chosen", "rejected")}
     extra, findings = check_template_options(extra, plain=isinstance(values.get("chosen"), str))
     for name in FINISHED:
@@ -137,16 +139,16 @@ def check_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Findi
     return extra, findings
 
 
-def _check_template_kwargs(given: object) -> tuple[dict[str, Any] | None, Finding | None]:
+def _check_template_kwargs(column: object) -> tuple[dict[str, Any] | None, Finding | None]:
     name = "chat_template_kwargs"
-    value = decoded(given)
+    value = decoded(column)
     if not isinstance(value, Mapping):
         return None, Finding(name, Reason.BAD_TEMPLATE_KWARGS, f"{type(value).__name__}: {shown(value)}")
     reserved = [key for key in value if key in RESERVED_KWARGS and value[key] is not None]
     if reserved:
         return None, Finding(f"{name}.{reserved[0]}", Reason.RESERVED_KWARG, shown(value[reserved[0]]))
-    odd = not_json(value, name)
-    return (None, odd) if odd is not None else (without_nulls(value), None)
+    finding = not_json(value, name)
+    return (None, finding) if finding is not None else (without_nulls(value), None)
 
 
 def _is_finite(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Which format a source is in when it is not one of preferences, judged by its columns."""
+"""Recognition of other data formats by their columns, for error messages that say what a source holds instead."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tdpo.preferences.prompt_columns import Unused, unused_columns
+from tdpo.preferences.prompt_columns import UnusedColumn, unused_columns
 from tdpo.preferences.rows import UnreadablePreferences, shown
 
 EXPECTED = (
@@ -20,17 +20,17 @@ ONE_PROMPT = (
 )
 
 
-class Wanted(NamedTuple):
-    """What a source is read for: the columns that it must have, and a sentence about them."""
+class Requirement(NamedTuple):
+    """The columns that a source must have, and a sentence that describes them."""
 
     columns: tuple[str, ...]
-    expected: str
+    sentence: str
 
 
-PAIRS = Wanted(("chosen", "rejected"), EXPECTED)
-PROMPTS = Wanted(("prompt",), EXPECTED_PROMPTS)
+PAIRS = Requirement(("chosen", "rejected"), EXPECTED)
+PROMPTS = Requirement(("prompt",), EXPECTED_PROMPTS)
 
-# The first entry whose columns are all there names the format. Columns, what it is, what to do.
+# Columns, name of the format, advice. The first entry whose columns are all present names the format.
 SIBLINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("chosen_ids",), "preferences that are already tokenised", "Give the texts; tokenising happens here."),
     (("input_ids",), "text that is already tokenised", "Give the texts; tokenising happens here."),
@@ -65,16 +65,19 @@ SIBLINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 
 
-def nearest_column(wanted: str, columns: Collection[str]) -> str | None:
-    """The column that is most likely a misspelt `wanted`."""
-    by_form = {column.strip().lower(): column for column in columns if column != wanted}
-    matches = difflib.get_close_matches(wanted, by_form, n=1, cutoff=0.85)
-    return by_form[matches[0]] if matches else None
+def nearest_column(name: str, columns: Collection[str]) -> str | None:
+    """Return the column that is most likely a misspelling of `name`, or None."""
+    by_lower_case = {column.strip().lower(): column for column in columns if column != name}
+    matches = difflib.get_close_matches(name, by_lower_case, n=1, cutoff=0.85)
+    return by_lower_case[matches[0]] if matches else None
 
 
 def require_preference_columns(rows: Sequence[tuple[int, Mapping[str, Any]]], source: str) -> None:
-    """Raise `UnreadablePreferences` where no row has `chosen` or `rejected`, or where the prompt, or a part of it,
-    stands in a column that is not read."""
+    """Check that numbered rows have `chosen` and `rejected`, and that no part of the prompt is in another column.
+
+    Raises UnreadablePreferences if no row has one of the two columns, or if a column that is not read seems to hold
+    the prompt or a part of it.
+    """
     columns = list(dict.fromkeys(str(column) for _, row in rows for column in row))
     missing = [name for name in ("chosen", "rejected") if name not in columns]
     if missing:
@@ -85,7 +88,7 @@ def require_preference_columns(rows: Sequence[tuple[int, Mapping[str, Any]]], so
     unused = unused_columns(rows, also=nearest_column("prompt", columns))
     if len(unused) == 1:
         raise UnreadablePreferences(
-            f"{source}: there is no column 'prompt', but {unused[0].column!r} looks like it. Rename it to 'prompt': "
+            f"{source}: there is no column 'prompt', but {unused[0].name!r} looks like it. Rename it to 'prompt': "
             f"chosen and rejected do not both begin with its text ({_where(unused[0])}). Only if they begin with "
             "another prompt, give the column a name that does not look like one."
         )
@@ -96,15 +99,18 @@ def require_preference_columns(rows: Sequence[tuple[int, Mapping[str, Any]]], so
 
 
 def require_prompt_column(rows: Sequence[tuple[int, Mapping[str, Any]]], source: str) -> None:
-    """Raise `UnreadablePreferences` where no row has `prompt`, with the column that it probably is, or where a part of
-    the prompt stands in a column that is not read."""
+    """Check that numbered rows have `prompt`, and that no part of the prompt is in another column.
+
+    Raises UnreadablePreferences if no row has it, naming the column that it probably is, or if a column that is not
+    read seems to hold a part of the prompt.
+    """
     columns = list(dict.fromkeys(str(column) for _, row in rows for column in row))
     if "prompt" in columns:
         _refuse_unused(unused_columns(rows), source)
         return
     lines = [f"{source}: no row has 'prompt'; its columns are {_listed(columns)}."]
     unused = unused_columns(rows, also=nearest_column("prompt", columns))
-    names = [found.column for found in unused]
+    names = [part.name for part in unused]
     if names in (["messages"], ["conversations"]) or (not names and "messages" in columns):
         name = names[0] if names else "messages"
         lines.append(f"This looks like conversations: leave out their last answer and rename {name!r} to 'prompt'.")
@@ -115,8 +121,8 @@ def require_prompt_column(rows: Sequence[tuple[int, Mapping[str, Any]]], source:
     raise UnreadablePreferences("\n".join([*lines, EXPECTED_PROMPTS]))
 
 
-def _refuse_unused(unused: list[Unused], source: str) -> None:
-    """Beside a column `prompt`: parts of a prompt that are not in it."""
+def _refuse_unused(unused: list[UnusedColumn], source: str) -> None:
+    """Raise if columns beside `prompt` hold parts of a prompt that are not in it."""
     if not unused:
         return
     one = len(unused) == 1
@@ -128,13 +134,13 @@ def _refuse_unused(unused: list[Unused], source: str) -> None:
     )
 
 
-def _named(unused: list[Unused]) -> str:
-    names = [repr(found.column) for found in unused]
+def _named(unused: list[UnusedColumn]) -> str:
+    names = [repr(part.name) for part in unused]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
-def _where(unused: Unused) -> str:
-    return f"in row {unused.first}" if unused.rows == 1 else f"in {unused.rows} rows, first in row {unused.first}"
+def _where(part: UnusedColumn) -> str:
+    return f"in row {part.first_row}" if part.rows == 1 else f"in {part.rows} rows, first in row {part.first_row}"
 
 
 def _listed(columns: list[str]) -> str:
@@ -156,8 +162,8 @@ def _no_pairs(columns: list[str], missing: list[str], source: str) -> str:
 def _sibling(columns: list[str]) -> list[str]:
     names = {column.strip().lower() for column in columns}
     names |= {"prompt"} & {name.removesuffix("s") for name in names}
-    for needed, what, advice in SIBLINGS:
-        if set(needed) <= names:
+    for columns_of_format, what, advice in SIBLINGS:
+        if set(columns_of_format) <= names:
             return [f"This looks like {what}. {advice}"]
     if any(word in column for column in columns for word in ("score", "reward", "rating")):
         return ["This looks like scores without the texts that they belong to."]
@@ -167,7 +173,7 @@ def _sibling(columns: list[str]) -> list[str]:
 
 
 def describe_document(value: object) -> str:
-    """What a JSON document holds, for the error that it is no list of rows."""
+    """Describe what a JSON document holds, for the error that it is not a list of rows."""
     if isinstance(value, dict):
         return f"an object with the keys {', '.join(repr(key) for key in list(value)[:10])}"
     return f"{type(value).__name__}: {shown(value)}"

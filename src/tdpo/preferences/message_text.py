@@ -1,4 +1,7 @@
-"""Messages that were stored as text: JSON, or Python's own writing of a list, as a table without types keeps it."""
+"""Detection of messages that were stored as text: as JSON, or as the `repr` of a Python list.
+
+Tables without column types store lists of messages in this way.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ ROLE_NAMES_ELSEWHERE = {
     "ai": "assistant",
 }
 
-_KNOWN = frozenset([*ROLES, *ROLE_NAMES_ELSEWHERE, "function"])
+_SPEAKERS = frozenset([*ROLES, *ROLE_NAMES_ELSEWHERE, "function"])
 _SPEAKER = r"""["'](?:role|from)\\?["']\s*:"""
-_KNOWN_SPEAKER = rf"""{_SPEAKER}\s*\\?["'](?:{"|".join(_KNOWN)})\b"""
-# A list, a tuple or numpy's array of objects, or a single object, maybe quoted once more.
+_KNOWN_SPEAKER = rf"""{_SPEAKER}\s*\\?["'](?:{"|".join(_SPEAKERS)})\b"""
+# A list, a tuple or a numpy array of objects, or a single object, perhaps quoted once more.
 _OBJECTS = re.compile(r"""\s*["']?\s*(?:array\s*\(\s*)?[\[(]*\s*\{""")
 _SAYS_WHO = re.compile(_SPEAKER, re.IGNORECASE)
-# What neither JSON nor Python reads: numpy leaves out commas, tables cut long cells, texts hold quotes of their own.
+# Text that neither JSON nor Python can read: numpy omits commas, tables truncate long cells, texts contain quotes.
 _BROKEN = re.compile(
     rf"""\s*(?:array\s*\(\s*)?(?:[\[(]+\s*\{{.*?|\{{[^{{]*?){_KNOWN_SPEAKER}""", re.IGNORECASE | re.DOTALL
 )
@@ -32,9 +35,9 @@ _REPRESENTED = re.compile(r"""\s*[\[(]*\s*\w*Message\w*\([^()]*?\b(?:role|conten
 
 
 def holds_messages(text: str) -> bool:
-    """Whether all of `text` is a list of messages, or one message, in whatever order its keys stand.
+    """Return whether all of `text` is a list of messages, or one message, with its keys in any order.
 
-    A text that only quotes messages, in the middle of something else, is a text.
+    A text that only quotes messages, in the middle of something else, does not count.
     """
     if _REPRESENTED.match(text):
         return True
@@ -47,7 +50,7 @@ def holds_messages(text: str) -> bool:
         return _BROKEN.match(value) is not None
     if isinstance(value, list | tuple):
         return any(_is_message(part) for part in value)
-    return _is_message(value) and _speaker(value).strip().lower() in _KNOWN
+    return _is_message(value) and _speaker(value).strip().lower() in _SPEAKERS
 
 
 def _is_message(part: Any) -> bool:
@@ -59,7 +62,7 @@ def _speaker(message: Mapping[Any, Any]) -> str:
 
 
 def _parsed(text: str) -> Any:
-    """The value that JSON or Python reads; the text itself where neither does."""
+    """Return the value that JSON or Python reads from `text`, or `text` itself if neither can."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

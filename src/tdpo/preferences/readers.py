@@ -1,4 +1,4 @@
-"""From what the user named — a file, a saved dataset, a dataset of the Hugging Face hub — to numbered records."""
+"""Reading of a source that the user names (a file, a saved dataset or a hub dataset) into numbered records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tdpo.preferences.compressed import check_expanded
-from tdpo.preferences.formats import PAIRS, PROMPTS, Wanted
+from tdpo.preferences.formats import PAIRS, PROMPTS, Requirement
 from tdpo.preferences.rows import UnreadablePreferences
 from tdpo.preferences.text_files import Read, Record, read_csv, read_json, read_json_lines, read_text
 
@@ -18,7 +18,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
 def read_parquet(path: Path) -> Read:
-    """All columns of a Parquet file, numbered by record."""
+    """Yield the records of a Parquet file with all their columns, numbered from 1."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -28,9 +28,9 @@ def read_parquet(path: Path) -> Read:
             types = {field.name: field.type for field in file.schema_arrow if "arrow.json" in str(field.type)}
             size, groups = path.stat().st_size, range(file.num_row_groups)
             expanded = sum(file.metadata.row_group(i).total_byte_size for i in groups)
-            check_expanded(path, expanded, size)  # what is declared; a dictionary can stand for much more
+            check_expanded(path, expanded, size)  # the declared size; a dictionary can expand to much more
             expanded = 0
-            for batch in file.iter_batches(batch_size=128):  # few, as each may be far larger than the file
+            for batch in file.iter_batches(batch_size=128):  # small batches: one may be far larger than the file
                 check_expanded(path, expanded := expanded + batch.nbytes, size)
                 for values in batch.to_pylist():
                     row += 1
@@ -40,7 +40,7 @@ def read_parquet(path: Path) -> Read:
 
 
 def _from_json(value: Any, kind: Any) -> Any:
-    """`value` with the parts that Arrow keeps as JSON decoded, as `datasets` does on reading (its feature `Json`)."""
+    """Decode the parts of `value` that Arrow stores as JSON, as `datasets` does on reading (its feature `Json`)."""
     import pyarrow as pa
 
     if value is None:
@@ -54,33 +54,34 @@ def _from_json(value: Any, kind: Any) -> Any:
     return value
 
 
-def _whatever_is_wanted(read: Callable[[Path], Read]) -> Callable[[Path, Wanted], Read]:
-    """A reader of a format in which the columns cannot be in doubt."""
-    return lambda path, wanted: read(path)
+def _for_any_requirement(read: Callable[[Path], Read]) -> Callable[[Path, Requirement], Read]:
+    """Adapt the reader of a format that can be read without knowing which columns are required."""
+    return lambda path, requirement: read(path)
 
 
-READERS: dict[str, Callable[[Path, Wanted], Read]] = {
-    ".jsonl": _whatever_is_wanted(read_json_lines),
-    ".ndjson": _whatever_is_wanted(read_json_lines),
+READERS: dict[str, Callable[[Path, Requirement], Read]] = {
+    ".jsonl": _for_any_requirement(read_json_lines),
+    ".ndjson": _for_any_requirement(read_json_lines),
     ".json": read_json,
     ".csv": read_csv,
     ".tsv": read_csv,
-    ".txt": _whatever_is_wanted(read_text),
-    ".parquet": _whatever_is_wanted(read_parquet),
+    ".txt": _for_any_requirement(read_text),
+    ".parquet": _for_any_requirement(read_parquet),
 }
 READERS |= {f"{suffix}.gz": read for suffix, read in READERS.items() if suffix != ".parquet"}
-PLAIN_TEXT = (".txt", ".txt.gz")  # lines without columns: prompts can be read from them, pairs cannot
+PLAIN_TEXT = (".txt", ".txt.gz")  # lines without columns: they can hold prompts but not pairs
 
 
-def read_source(source: str | Path, split: str, wanted: Wanted = PAIRS) -> Read:
-    """The records of a file, of a folder that `datasets` saved, or of a hub dataset (`owner/name[:configuration]`).
+def read_source(source: str | Path, split: str, requirement: Requirement = PAIRS) -> Read:
+    """Read the records of a file, of a folder that `datasets` saved, or of a hub dataset.
 
-    `split` chooses among the splits of a saved `DatasetDict` and of a hub dataset; other sources have none.
-    Raises FileNotFoundError for a path that does not exist, UnreadablePreferences for what is none of these.
+    A hub dataset is named `owner/name[:configuration]`. `split` selects a split of a saved `DatasetDict` or of a hub
+    dataset; other sources ignore it. Raises FileNotFoundError for a path that does not exist, and UnreadablePreferences
+    for any other source.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return _reader_for(path, wanted)(path, wanted)
+        return _reader_for(path, requirement)(path, requirement)
     if path.is_dir():
         return read_dataset(_load_folder(path, split), str(source))
     name = str(source)
@@ -90,7 +91,10 @@ def read_source(source: str | Path, split: str, wanted: Wanted = PAIRS) -> Read:
 
 
 def read_dataset(dataset: Any, source: str) -> Read:
-    """The rows of a `datasets.Dataset`, or of any iterable of mappings, numbered from 1."""
+    """Number the rows of a `datasets.Dataset`, or of any iterable of mappings, from 1.
+
+    Raises UnreadablePreferences for a collection of several datasets and for anything that is not iterable.
+    """
     if isinstance(dataset, Mapping):
         splits = ", ".join(repr(name) for name in dataset)
         raise UnreadablePreferences(f"{source}: holds several datasets ({splits}). Choose one of them.")
@@ -99,7 +103,7 @@ def read_dataset(dataset: Any, source: str) -> Read:
             f"{source}: a dataset or a list of rows was expected, not {type(dataset).__name__}."
         )
     if hasattr(dataset, "with_format"):
-        dataset = dataset.with_format(None)  # a format set for training would give tensors
+        dataset = dataset.with_format(None)  # with a format set for training, values would be tensors
     return (Record(row, values) for row, values in enumerate(dataset, start=1))
 
 
@@ -108,9 +112,9 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in sorted(READERS, key=len, reverse=True) if name.endswith(suffix)), "")
 
 
-def _reader_for(path: Path, wanted: Wanted) -> Callable[[Path, Wanted], Read]:
+def _reader_for(path: Path, requirement: Requirement) -> Callable[[Path, Requirement], Read]:
     suffix = _suffix(path)
-    readable = [name for name in READERS if wanted == PROMPTS or name not in PLAIN_TEXT]
+    readable = [name for name in READERS if requirement == PROMPTS or name not in PLAIN_TEXT]
     if suffix not in readable:
         plain = [name for name in readable if not name.endswith(".gz")]
         raise UnreadablePreferences(
@@ -132,16 +136,16 @@ def _load_folder(path: Path, split: str) -> Any:
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever a damaged folder makes datasets or arrow raise
+        dataset = datasets.load_from_disk(str(path))
+    except Exception as error:  # a damaged folder makes datasets and arrow raise errors of many classes
         raise UnreadablePreferences(f"{path}: the saved dataset cannot be loaded ({_one_line(error)}).") from error
     if not is_dict:
-        return loaded
-    if split not in loaded:
-        near = difflib.get_close_matches(split, list(loaded), n=1)
+        return dataset
+    if split not in dataset:
+        near = difflib.get_close_matches(split, list(dataset), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnreadablePreferences(f"{path}: no split {split!r}; there are {', '.join(map(repr, loaded))}.{hint}")
-    return loaded[split]
+        raise UnreadablePreferences(f"{path}: no split {split!r}; there are {', '.join(map(repr, dataset))}.{hint}")
+    return dataset[split]
 
 
 def _load_from_hub(name: str, split: str) -> Any:
@@ -150,7 +154,7 @@ def _load_from_hub(name: str, split: str) -> Any:
     repository, _, configuration = name.partition(":")
     try:
         return datasets.load_dataset(repository, configuration or None, split=split, trust_remote_code=False)
-    except Exception as error:  # no network, no such dataset, no access, no such split: each its own class
+    except Exception as error:  # no network, dataset, access or split: each raises a class of its own
         near = _near_names(Path(name))
         raise UnreadablePreferences(
             f"{name}: there is no such file or folder{near}, and it could not be loaded from the Hugging Face hub "

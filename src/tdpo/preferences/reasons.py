@@ -1,4 +1,4 @@
-"""Every reason for which a row is refused. The sentences are fixed, so that they can be counted and looked up."""
+"""The reasons for which a row is refused. Their sentences are fixed, so that they can be counted and looked up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 
 class Reason(StrEnum):
+    """Why a row is refused. Each sentence follows the name of a field: "rejected is identical to chosen"."""
+
     # the record itself
     NOT_JSON = "is not valid JSON"
     NOT_OBJECT = "is not an object with fields"
@@ -63,7 +65,7 @@ class Reason(StrEnum):
 
 
 class Finding(NamedTuple):
-    """A problem before it is given its file and row."""
+    """A problem of one row, before the file and the number of the row are added to it."""
 
     field: str
     reason: Reason

@@ -1,11 +1,11 @@
-"""What a preference is here, what can be wrong with one, and how both are told to a person."""
+"""Preference rows, the problems that a row can have, and the errors that describe them to a person."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 Text = str | list[Message]
@@ -14,14 +14,22 @@ SHOWN_CHARACTERS = 80
 SHOWN_PROBLEMS = 20
 
 
+class Triple(NamedTuple):
+    """A prompt and its two responses, all three plain text or all three lists of messages."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+
+
 @dataclass(frozen=True)
 class PreferenceRow:
-    """One prompt with a preferred and a dispreferred response.
+    """One prompt with a chosen and a rejected response.
 
-    The three texts are all `str`, or all lists of messages (`{"role": ..., "content": ...}` and whatever else the
-    message carried). `row` counts from 1: lines in JSON Lines, records elsewhere (a CSV header is no record).
-    `*_finished` is False where the sampler stopped at its length limit, so that no end-of-sequence token belongs
-    after the response. `extra` holds every other column; `tools` is in it as a list, never as JSON text.
+    The three texts are all `str`, or all lists of messages (`{"role": ..., "content": ...}` and any other keys of the
+    message). `row` counts from 1: lines in JSON Lines, records elsewhere (a CSV header is not a record). `*_finished`
+    is False where the sampler stopped at its length limit, so that no end-of-sequence token belongs after the response.
+    `extra` holds every other column; `tools` is in it as a list, never as JSON text.
     """
 
     prompt: Text
@@ -40,7 +48,7 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class RowProblem:
-    """Why one row cannot be used: `reason` is a fixed sentence (see `Reason`), `text` shows what came, in one line."""
+    """Why one row cannot be used: `reason` is a fixed sentence (see `Reason`), `text` shows the value in one line."""
 
     source: str
     row: int
@@ -49,13 +57,13 @@ class RowProblem:
     text: str
 
     def __str__(self) -> str:
-        shown = f" ({self.text})" if self.text else ""
-        return f"{self.source}:{self.row}: {self.field}: {self.reason}{shown}"
+        detail = f" ({self.text})" if self.text else ""
+        return f"{self.source}:{self.row}: {self.field}: {self.reason}{detail}"
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """Validated rows in file order; `problems` is non-empty only where bad rows were skipped."""
+    """Validated rows in the order of the file. `problems` is empty unless bad rows were skipped."""
 
     rows: list[PreferenceRow]
     problems: list[RowProblem]
@@ -65,7 +73,7 @@ class Preferences:
         return len(self.rows)
 
     def summary(self) -> dict[str, Any]:
-        """Counts for the run directory; a skipped row with two problems counts once as skipped, twice by reason."""
+        """Counts for the run directory. A skipped row with two problems counts once as skipped, and twice by reason."""
         return {
             "source": self.source,
             "rows": len(self.rows),
@@ -75,12 +83,15 @@ class Preferences:
 
 
 class UnreadablePreferences(ValueError):
-    """The source as a whole cannot be read as preferences; the message says what came and what to do."""
+    """The source as a whole cannot be read as preferences. The message says what it holds and what to do."""
 
 
 class BadPreferences(ValueError):
-    """Rows of the source are broken. `problems` has all of them, ordered by row; the message shows the first 20, and
-    how to leave them out where the caller can (`skippable`)."""
+    """Rows of the source are broken.
+
+    `problems` has all their problems, ordered by row. The message shows the first 20, and how to leave these rows out
+    where the caller can do that (`skippable`).
+    """
 
     def __init__(
         self, problems: Sequence[RowProblem], source: str, total: int, hint: str = "", *, skippable: bool = True
@@ -95,14 +106,14 @@ class BadPreferences(ValueError):
 
 
 def _rebuild(message: str, problems: list[RowProblem], source: str, total: int) -> BadPreferences:
-    """Let the error travel between processes: exceptions are otherwise unpickled from their message alone."""
+    """Restore a pickled error with its attributes: exceptions are otherwise unpickled from their message alone."""
     error = BadPreferences(problems, source, total)
     error.args = (message,)
     return error
 
 
 def count_reasons(problems: Sequence[RowProblem]) -> dict[str, int]:
-    """How often each reason occurs, the most frequent first."""
+    """Count how often each reason occurs, in order of frequency."""
     return dict(Counter(str(problem.reason) for problem in problems).most_common())
 
 
@@ -131,17 +142,18 @@ def _describe(problems: Sequence[RowProblem], source: str, total: int, hint: str
 
 
 def shown(value: object, near: int = 0) -> str:
-    """`value` in one line of at most about 80 characters, strings quoted, what cannot be printed escaped.
+    """Render `value` in one line of at most about 80 characters.
 
-    A long string is shown around position `near`.
+    Strings are quoted, and characters that cannot be printed are escaped. A long string is cut to the characters around
+    position `near`.
     """
     try:
         text = value if isinstance(value, str) else repr(value)
     except RecursionError:  # an object within an object within …
         text = f"{type(value).__name__} …"
     start = max(0, near - SHOWN_CHARACTERS // 2) if len(text) > SHOWN_CHARACTERS else 0
-    kept = text[start : start + SHOWN_CHARACTERS]
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept)
-    cut = len(escaped) > SHOWN_CHARACTERS or start + SHOWN_CHARACTERS < len(text)
-    line = ("…" if start else "") + escaped[:SHOWN_CHARACTERS] + ("…" if cut else "")
+    window = text[start : start + SHOWN_CHARACTERS]
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in window)
+    goes_on = len(printable) > SHOWN_CHARACTERS or start + SHOWN_CHARACTERS < len(text)
+    line = ("…" if start else "") + printable[:SHOWN_CHARACTERS] + ("…" if goes_on else "")
     return f"'{line}'" if isinstance(value, str) else line

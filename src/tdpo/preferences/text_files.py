@@ -1,4 +1,4 @@
-"""Readers of JSON Lines, JSON and CSV. Each yields every record once, with its number, or why it is none."""
+"""Readers of JSON Lines, JSON, CSV and plain text. Each yields a numbered record or a problem for every row."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from tdpo.preferences.compressed import open_bytes
 from tdpo.preferences.fields import FINISHED, REWARDS, find_surrogate
-from tdpo.preferences.formats import PAIRS, Wanted, describe_document
+from tdpo.preferences.formats import PAIRS, Requirement, describe_document
 from tdpo.preferences.reasons import Reason
 from tdpo.preferences.rows import RowProblem, UnreadablePreferences, shown
 
 
 class Record(NamedTuple):
+    """The values of one row as they were read, before any check, with the number of the row."""
+
     row: int
     values: Any
 
@@ -27,25 +29,27 @@ Read = Iterator[Record | RowProblem]
 
 
 class _RepeatedKey(dict[str, Any]):
+    """An object in which `key` occurs more than once."""
+
     key = ""
 
 
 class _Decoder:
-    """JSON with objects that name a key twice marked, instead of the first value silently lost."""
+    """A JSON decoder that marks objects with a repeated key, where the standard one silently drops the first value."""
 
     def __init__(self) -> None:
         self.repeated = False
         self._decode = json.JSONDecoder(object_pairs_hook=self._object).decode
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        built = dict(pairs)
-        if len(built) == len(pairs):
-            return built
+        values = dict(pairs)
+        if len(values) == len(pairs):
+            return values
         self.repeated = True
-        marked = _RepeatedKey(built)
+        ambiguous = _RepeatedKey(values)
         names = [name for name, _ in pairs]
-        marked.key = next(name for name in names if names.count(name) > 1)
-        return marked
+        ambiguous.key = next(name for name in names if names.count(name) > 1)
+        return ambiguous
 
     def decode(self, text: str) -> Any:
         self.repeated = False
@@ -66,7 +70,7 @@ def _repeated_key(value: Any) -> str | None:
 
 
 def read_json_lines(path: Path) -> Read:
-    """One object a line; blank lines and a byte order mark are passed over. Rows are numbered by line."""
+    """Yield one object per line, numbered by line. Blank lines and a byte order mark are skipped."""
     with open_bytes(path) as stream:
         yield from _read_lines(stream, str(path))
 
@@ -81,8 +85,8 @@ def _read_lines(stream: io.BufferedIOBase, source: str) -> Read:
                 yield decoder.record(row, decoder.decode(text), source)
         except UnicodeDecodeError as error:
             before = line[: error.start].decode("utf-8")
-            kept = before + line[error.start :].decode("utf-8", "backslashreplace").strip()
-            yield RowProblem(source, row, "line", Reason.NOT_UTF8, shown(kept, near=len(before)))
+            escaped = before + line[error.start :].decode("utf-8", "backslashreplace").strip()
+            yield RowProblem(source, row, "line", Reason.NOT_UTF8, shown(escaped, near=len(before)))
         except json.JSONDecodeError as error:
             at = f"{error.msg} at character {error.pos + 1}: {shown(error.doc, near=error.pos)}"
             yield RowProblem(source, row, "line", Reason.NOT_JSON, at)
@@ -91,8 +95,10 @@ def _read_lines(stream: io.BufferedIOBase, source: str) -> Read:
 
 
 def read_text(path: Path) -> Read:
-    """Plain text: every line that is not blank is a prompt as it stands. Only \\n, or \\r\\n, ends a line; other marks
-    that Unicode calls line ends (U+2028, U+0085, form feeds) are text. Rows are numbered by line."""
+    """Yield every line that is not blank as a prompt, unchanged and numbered by line.
+
+    Only \\n or \\r\\n ends a line. Other characters that Unicode calls line ends (U+2028, U+0085, form feeds) are text.
+    """
     source = str(path)
     with open_bytes(path) as stream:
         for row, raw in enumerate(stream, start=1):
@@ -103,8 +109,8 @@ def read_text(path: Path) -> Read:
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
-                shown_line = line.decode("utf-8", "backslashreplace")
-                yield RowProblem(source, row, "line", Reason.NOT_UTF8, shown(shown_line, near=error.start))
+                escaped = line.decode("utf-8", "backslashreplace")
+                yield RowProblem(source, row, "line", Reason.NOT_UTF8, shown(escaped, near=error.start))
                 continue
             values = _from_json(text) if text.startswith("{") else None
             if isinstance(values, dict) and "prompt" in values:
@@ -114,8 +120,12 @@ def read_text(path: Path) -> Read:
                 yield Record(row, {"prompt": text})
 
 
-def read_json(path: Path, wanted: Wanted = PAIRS) -> Read:
-    """A list of rows, `{"data": [...]}`, one list a column, or JSON Lines under this name. Numbered by record."""
+def read_json(path: Path, requirement: Requirement = PAIRS) -> Read:
+    """Yield the rows of a JSON document, numbered by record.
+
+    The document is a list of rows, such a list under "data", an object with one list per column, or JSON Lines in a
+    file that is named .json.
+    """
     with open_bytes(path) as stream:
         raw = stream.read()
     source, decoder = str(path), _Decoder()
@@ -129,7 +139,7 @@ def read_json(path: Path, wanted: Wanted = PAIRS) -> Read:
             yield from _read_lines(io.BytesIO(raw), source)
             return
         raise UnreadablePreferences(_broken_document(source, raw, error)) from error
-    for row, values in enumerate(_rows_of(document, source, wanted), start=1):
+    for row, values in enumerate(_rows_of(document, source, requirement), start=1):
         yield decoder.record(row, values, source)
 
 
@@ -143,17 +153,17 @@ def _broken_document(source: str, raw: bytes, error: Exception) -> str:
     )
 
 
-def _rows_of(document: Any, source: str, wanted: Wanted) -> list[Any]:
+def _rows_of(document: Any, source: str, requirement: Requirement) -> list[Any]:
     if isinstance(document, dict) and isinstance(document.get("data"), list):
         return document["data"]
     if isinstance(document, list):
         return document
-    if not isinstance(document, dict) or not set(wanted.columns) & set(document):
+    if not isinstance(document, dict) or not set(requirement.columns) & set(document):
         raise UnreadablePreferences(
             f"{source}: the file holds {describe_document(document)}. Expected is a list of rows, or an object with "
-            f"such a list under 'data'. {wanted.expected}"
+            f"such a list under 'data'. {requirement.sentence}"
         )
-    if not all(isinstance(cells, list) for cells in document.values()) or _holds_messages(document, wanted):
+    if not all(isinstance(cells, list) for cells in document.values()) or _holds_messages(document, requirement):
         return [document]
     lengths = {name: len(cells) for name, cells in document.items()}
     if len(set(lengths.values())) > 1:
@@ -161,24 +171,24 @@ def _rows_of(document: Any, source: str, wanted: Wanted) -> list[Any]:
     return [dict(zip(document, cells, strict=True)) for cells in zip(*document.values(), strict=True)]
 
 
-def _holds_messages(document: dict[str, Any], wanted: Wanted) -> bool:
-    """Whether the lists are conversations, so that the object is a single row and not columns."""
-    return any(isinstance(cell, dict) for name in wanted.columns for cell in document.get(name, []))
+def _holds_messages(document: dict[str, Any], requirement: Requirement) -> bool:
+    """Return whether the lists are conversations, so that the object is a single row and not a table of columns."""
+    return any(isinstance(cell, dict) for name in requirement.columns for cell in document.get(name, []))
 
 
-def read_csv(path: Path, wanted: Wanted = PAIRS) -> Read:
-    """A header and records; cells that hold a JSON list of messages are decoded. Numbered by record."""
+def read_csv(path: Path, requirement: Requirement = PAIRS) -> Read:
+    """Yield the records below the header, numbered from 1. Cells that hold a JSON list of messages are decoded."""
     source = str(path)
     with open_bytes(path) as stream, _unlimited_cells():
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         first = text.readline()
-        delimiter = _delimiter(first, "\t" if ".tsv" in path.name.lower() else ",", wanted)
+        delimiter = _delimiter(first, "\t" if ".tsv" in path.name.lower() else ",", requirement)
         text.seek(0)
         records = csv.reader(text, delimiter=delimiter, strict=True)
         header = next(records, [])
-        repeated = sorted({name for name in header if header.count(name) > 1})
-        if repeated:
-            raise UnreadablePreferences(f"{source}: the header names {', '.join(map(repr, repeated))} twice.")
+        duplicates = sorted({name for name in header if header.count(name) > 1})
+        if duplicates:
+            raise UnreadablePreferences(f"{source}: the header names {', '.join(map(repr, duplicates))} twice.")
         yield from _csv_records(records, header, source)
 
 
@@ -212,7 +222,7 @@ def _csv_record(row: int, cells: list[str], header: list[str], source: str) -> R
 
 
 def _cell_value(name: str, cell: str) -> Any:
-    """CSV knows text only: give back the type that the column has in other formats; what does not fit stays text."""
+    """Convert a cell of text to the type that its column has in other formats. A cell that does not fit stays text."""
     if name in ("prompt", "chosen", "rejected"):
         messages = _from_json(cell) if cell.lstrip().startswith("[") else None
         is_messages = isinstance(messages, list) and any(
@@ -238,17 +248,20 @@ def _from_json(cell: str) -> Any:
         return cell
 
 
-def _delimiter(header: str, usual: str, wanted: Wanted) -> str:
-    """The usual one unless the header only makes sense with another (spreadsheets write ';' in many countries)."""
+def _delimiter(header: str, usual: str, requirement: Requirement) -> str:
+    """Return the first delimiter, beginning with the `usual` one, that makes the required columns appear in the header.
+
+    In many countries spreadsheets write ';'.
+    """
     for candidate in (usual, ",", ";", "\t"):
-        if set(wanted.columns) <= set(next(csv.reader([header], delimiter=candidate), [])):
+        if set(requirement.columns) <= set(next(csv.reader([header], delimiter=candidate), [])):
             return candidate
     return usual
 
 
 @contextmanager
 def _unlimited_cells() -> Iterator[None]:
-    """The csv module refuses cells beyond 128 KiB by a setting of the process; long conversations exceed it."""
+    """Lift the limit of 128 KiB a cell, a setting of the process that long conversations exceed, and restore it."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield

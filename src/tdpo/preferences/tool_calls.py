@@ -1,8 +1,8 @@
-"""Tool calls and tool descriptions in one form, whichever way they were stored.
+"""Normalisation of tool calls and tool descriptions, whichever way they were stored.
 
-Two habits of storage would otherwise change what a chat template writes. Tables have one set of keys for a whole
-column, so Arrow gives every object the keys of all others, as nulls; and APIs hand out the arguments of a call as JSON
-text, which templates that dump them would quote a second time.
+Two ways of storing them would otherwise change what a chat template writes. A table has one set of keys for a whole
+column, so Arrow gives every object the keys of all others, with null values. And APIs return the arguments of a call as
+JSON text, which templates that serialise them would quote a second time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tdpo.preferences.rows import shown
 
 
 def without_nulls(value: Any) -> Any:
-    """`value` without the keys that are null, at every depth; null elements of lists stay."""
+    """Return `value` without the keys whose value is null, at every depth. Null elements of lists stay."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
@@ -26,9 +26,10 @@ def without_nulls(value: Any) -> Any:
 
 
 def check_calls(message: dict[str, Any], path: str) -> tuple[dict[str, Any], list[Finding]]:
-    """A message whose calls (`tool_calls`, and `function_call` of older APIs) hold their arguments as objects.
+    """Return the message with the arguments of its calls decoded to objects, and what is wrong with these calls.
 
-    An empty list of calls is left out: it says nothing, and templates that ask whether there is one would be misled.
+    Calls stand in `tool_calls`, or in `function_call` of older APIs. An empty list of calls is removed: it says
+    nothing, and templates that test whether the key exists would be misled.
     """
     checked = dict(message)
     findings: list[Finding] = []
@@ -40,10 +41,10 @@ def check_calls(message: dict[str, Any], path: str) -> tuple[dict[str, Any], lis
     if not isinstance(calls, list | tuple):
         text = f"{type(calls).__name__}: {shown(calls)}"
         return checked, [*findings, Finding(f"{path}.tool_calls", Reason.BAD_TOOL_CALLS, text)]
-    found = [_check_call(decoded(call), f"{path}.tool_calls[{i}]") for i, call in enumerate(calls)]
-    if found:
-        checked["tool_calls"] = [call for call, _ in found]
-    return checked, findings + [finding for _, problems in found for finding in problems]
+    results = [_check_call(decoded(call), f"{path}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    if results:
+        checked["tool_calls"] = [call for call, _ in results]
+    return checked, findings + [finding for _, problems in results for finding in problems]
 
 
 def _check_call(call: Any, path: str) -> tuple[Any, list[Finding]]:
@@ -57,35 +58,37 @@ def _check_call(call: Any, path: str) -> tuple[Any, list[Finding]]:
 
 
 def _check_function(function: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[Finding]]:
-    given = function.get("arguments")
-    if given is None:
+    arguments = function.get("arguments")
+    if arguments is None:
         return dict(function), []
     path = f"{path}.arguments"
-    values = decoded(given)
+    values = decoded(arguments)
     if not isinstance(values, Mapping):
-        hint = "; a call without arguments has {}" if given == "" else _syntax(given)
-        return dict(function), [Finding(path, Reason.BAD_ARGUMENTS, f"{type(given).__name__}: {shown(given)}{hint}")]
-    odd = not_json(values, path)
-    if odd is not None:
-        return dict(function), [odd]
+        hint = "; a call without arguments has {}" if arguments == "" else _syntax(arguments)
+        text = f"{type(arguments).__name__}: {shown(arguments)}{hint}"
+        return dict(function), [Finding(path, Reason.BAD_ARGUMENTS, text)]
+    finding = not_json(values, path)
+    if finding is not None:
+        return dict(function), [finding]
     return {**function, "arguments": values}, []
 
 
 def check_tools(value: object) -> tuple[list[Any] | None, Finding | None]:
-    """Tool descriptions as a list of objects; the list, one description and its parameters may each be JSON text.
+    """Return tool descriptions as a list of objects, or None and the reason why they cannot be read.
 
-    In JSON text a null is one that somebody wrote, and stays; elsewhere it may be Arrow's.
+    The list, a description and its parameters may each be JSON text. A null in JSON text was written on purpose and
+    stays; elsewhere a null may have been added by Arrow and is removed.
     """
     tools = decoded(value) if isinstance(value, str) else without_nulls(value)
     if not isinstance(tools, list):
         return None, Finding("tools", Reason.BAD_TOOLS, f"{type(tools).__name__}: {shown(value)}{_syntax(value)}")
-    described: list[Any] = []
+    descriptions: list[Any] = []
     for i, tool in enumerate(tools):
-        checked, finding = _check_tool(decoded(tool), f"tools[{i}]")
+        description, finding = _check_tool(decoded(tool), f"tools[{i}]")
         if finding is not None:
             return None, finding
-        described.append(checked)
-    return described, None
+        descriptions.append(description)
+    return descriptions, None
 
 
 def _check_tool(tool: Any, path: str) -> tuple[Any, Finding | None]:
@@ -100,15 +103,19 @@ def _check_tool(tool: Any, path: str) -> tuple[Any, Finding | None]:
 
 
 def _with_parameters(function: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], Finding | None]:
-    given = function.get("parameters")
-    schema = decoded(given)
-    if isinstance(given, str) and not isinstance(schema, Mapping):
-        return function, Finding(f"{path}.parameters", Reason.BAD_TOOLS, f"text: {shown(given)}{_syntax(given)}")
-    return ({**function, "parameters": schema} if isinstance(given, str) else function), None
+    parameters = function.get("parameters")
+    schema = decoded(parameters)
+    if isinstance(parameters, str) and not isinstance(schema, Mapping):
+        text = f"text: {shown(parameters)}{_syntax(parameters)}"
+        return function, Finding(f"{path}.parameters", Reason.BAD_TOOLS, text)
+    return ({**function, "parameters": schema} if isinstance(parameters, str) else function), None
 
 
 def not_json(value: Any, path: str) -> Finding | None:
-    """The first part of `value` that JSON does not know (a date, NaN, an array): templates could not write it."""
+    """Return a finding for the first part of `value` that JSON cannot represent (a date, NaN, an array), or None.
+
+    A chat template could not write such a value.
+    """
     if isinstance(value, Mapping):
         parts = [(f"{path}.{key}", item) for key, item in value.items()]
     elif isinstance(value, list | tuple):
@@ -117,11 +124,11 @@ def not_json(value: Any, path: str) -> Finding | None:
         return None
     else:
         return Finding(path, Reason.NOT_JSON_VALUE, f"{type(value).__name__}: {shown(value)}")
-    return next((finding for at, item in parts if (finding := not_json(item, at)) is not None), None)
+    return next((finding for place, item in parts if (finding := not_json(item, place)) is not None), None)
 
 
 def decoded(value: Any) -> Any:
-    """What JSON text stands for, if it stands for an object or a list; everything else as it is."""
+    """Decode JSON text that stands for an object or a list; return any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -132,7 +139,7 @@ def decoded(value: Any) -> Any:
 
 
 def _syntax(value: Any) -> str:
-    """What is wrong with the JSON of a text."""
+    """Return the error of the JSON decoder for a text, to be appended to a message; "" where there is none."""
     if not isinstance(value, str):
         return ""
     try:

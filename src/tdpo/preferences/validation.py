@@ -1,4 +1,4 @@
-"""From records to rows that can be trained on, and the problems of all others."""
+"""Validation of records: those that can be trained on become preference rows, all others become problems."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, Literal
 from tdpo.preferences.fields import FINISHED, check_options, check_text
 from tdpo.preferences.formats import nearest_column, require_preference_columns
 from tdpo.preferences.implicit import require_shared_prompts
-from tdpo.preferences.prompts import order_findings, resolve
+from tdpo.preferences.prompt_splitting import resolve
 from tdpo.preferences.reasons import Finding, Reason
+from tdpo.preferences.role_order import order_findings
 from tdpo.preferences.rows import (
     BadPreferences,
     PreferenceRow,
@@ -30,31 +31,32 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, default=str)
 def validate(records: Iterable[Record | RowProblem], source: str, on_bad_rows: OnBadRows) -> Preferences:
     """Check every record, and the records against each other.
 
-    Raises UnreadablePreferences where the source is empty or in another format, and BadPreferences where a row is
-    broken and `on_bad_rows` is "error", or where no row is left.
+    Raises:
+        UnreadablePreferences: the source is empty or in another format.
+        BadPreferences: a row is broken and `on_bad_rows` is "error", or no usable row is left.
     """
     if on_bad_rows not in ("error", "skip"):
         raise ValueError(f"on_bad_rows is {on_bad_rows!r}; it can be 'error' or 'skip'.")
     problems: list[RowProblem] = []
-    kept: list[Record] = []
+    usable: list[Record] = []
     for record in records:
         if isinstance(record, RowProblem):
             problems.append(record)
         elif isinstance(record.values, Mapping):
-            kept.append(record)
+            usable.append(record)
         else:
             text = f"{type(record.values).__name__}: {shown(record.values)}"
             problems.append(RowProblem(source, record.row, "row", Reason.NOT_OBJECT, text))
-    total = len(kept) + len(problems)
+    total = len(usable) + len(problems)
     if not total:
         raise UnreadablePreferences(
             f"{source}: there are no rows in it; expected rows with prompt, chosen and rejected."
         )
-    hint = "" if kept else "Not one record is an object with fields. Does the content fit the file's name?"
-    rows, found = _check_rows(kept, source)
-    if kept and not any("prompt" in record.values for record in kept):
-        require_shared_prompts(rows, found, source)
-    problems = sorted(problems + found, key=lambda problem: problem.row)
+    hint = "" if usable else "Not one record is an object with fields. Does the content fit the file's name?"
+    rows, row_problems = _check_rows(usable, source)
+    if usable and not any("prompt" in record.values for record in usable):
+        require_shared_prompts(rows, row_problems, source)
+    problems = sorted(problems + row_problems, key=lambda problem: problem.row)
     if problems and (on_bad_rows == "error" or not rows):
         raise BadPreferences(problems, source, total, hint)
     return Preferences(rows, problems, source)
@@ -64,18 +66,19 @@ def _check_rows(records: list[Record], source: str) -> tuple[list[PreferenceRow]
     if not records:
         return [], []
     require_preference_columns([(record.row, record.values) for record in records], source)
-    # As in TRL, the prompt is implicit only where no row names one: otherwise a forgotten prompt would be guessed.
+    # As in TRL, prompts are implicit only if no row has a prompt. Otherwise a prompt that is missing by mistake would
+    # be guessed.
     prompt_required = any("prompt" in record.values for record in records)
     rows: list[PreferenceRow] = []
     problems: list[RowProblem] = []
-    seen: dict[bytes, int] = {}
+    first_rows: dict[bytes, int] = {}
     for record in records:
         try:
             row, findings = _check_row(record, source, prompt_required)
         except RecursionError:
             row, findings = None, [Finding("row", Reason.TOO_DEEP, shown(record.values))]
         if row is not None:
-            first = seen.setdefault(_digest(row), row.row)
+            first = first_rows.setdefault(_digest(row), row.row)
             if first == row.row:
                 rows.append(row)
                 continue
@@ -95,10 +98,10 @@ def _check_row(record: Record, source: str, prompt_required: bool) -> tuple[Pref
         if name not in values:
             findings.append(_missing(name, values))
             continue
-        texts[name], found = check_text(name, values[name])
-        findings += found
-    extra, found = check_options(values)
-    findings += found
+        texts[name], text_findings = check_text(name, values[name])
+        findings += text_findings
+    extra, option_findings = check_options(values)
+    findings += option_findings
     if findings:
         return None, findings
     triple = resolve(texts["prompt"], texts["chosen"], texts["rejected"])
@@ -119,21 +122,24 @@ def _missing(name: str, values: Mapping[str, Any]) -> Finding:
 
 
 def _digest(row: PreferenceRow) -> bytes:
-    """What makes two rows the same training example: their texts, and what the chat template is given besides."""
+    """Hash what makes two rows the same training example: their texts and the other arguments of the chat template."""
     template = row.extra.get("tools"), row.extra.get("chat_template_kwargs")
     content = _CANONICAL.encode([row.prompt, row.chosen, row.rejected, template])
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
 def _one_form(rows: list[PreferenceRow]) -> tuple[list[PreferenceRow], list[RowProblem]]:
-    """Keep the form that most rows have; a file of both is two files mixed up, and would train on two formats."""
+    """Keep the rows in the form, plain text or messages, that most rows have, and report the others as problems.
+
+    A file with both is two files mixed up, and would train on two formats.
+    """
     conversational = sum(row.conversational for row in rows)
     if conversational in (0, len(rows)):
         return rows, []
     majority = 2 * conversational >= len(rows)
-    kept = [row for row in rows if row.conversational == majority]
+    same_form = [row for row in rows if row.conversational == majority]
     odd = [row for row in rows if row.conversational != majority]
     problems = [
         RowProblem(row.source, row.row, "row", Reason.MIXED_FILE, f"prompt: {shown(row.prompt)}") for row in odd
     ]
-    return kept, problems
+    return same_form, problems

@@ -1,1 +1,1 @@
-"""What a recipe trains on, read and checked before any model is loaded."""
+"""The data of a recipe: pairs, prompts and rewards. They are read and checked before any model is loaded."""

@@ -1,4 +1,4 @@
-"""What a recipe's run is made of beside the recipe itself, and whether a checkpoint was made of the same."""
+"""Digests of the inputs of a run beside its recipe (rows, weights, functions), and their comparison at a resumption."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ PROMPTS, HELD_OUT_PROMPTS = "training prompts", "held-out prompts"
 
 
 def pairs_inputs(train: Any, held_out: Any) -> dict[str, str]:
-    """Of the tokenised pairs that are trained on and of those held out: a list, several by name, or None."""
+    """Return a digest of the tokenised training pairs and of each set of held-out pairs.
+
+    `held_out` is a list of pairs, several lists by name, or None.
+    """
     parts = held_out if isinstance(held_out, dict) else {"": held_out}
     named = {PAIRS: train, **{f"{HELD_OUT_PAIRS}{name and ' '}{name}": pairs for name, pairs in parts.items()}}
     return {name: digest_of_pairs(pairs) for name, pairs in named.items() if pairs is not None}
 
 
 def prompts_inputs(train: Sequence[Prompt], held_out: Sequence[Prompt] | None) -> dict[str, str]:
-    """Of the prompts that are trained on and of those held out."""
+    """Return a digest of the training prompts and of the held-out prompts."""
     named = {PROMPTS: train, HELD_OUT_PROMPTS: held_out}
     return {name: digest_of_prompts(prompts) for name, prompts in named.items() if prompts}
 
 
 def digest_of_pairs(pairs: Sequence[TokenizedPair]) -> str:
-    """How many pairs, and a digest of their tokens in their order."""
+    """Return the number of pairs and a digest of their tokens, which depends on their order."""
     total = hashlib.sha256()
     for pair in pairs:
         total.update(pair_digest(pair))
@@ -42,12 +45,12 @@ def digest_of_pairs(pairs: Sequence[TokenizedPair]) -> str:
 
 
 def digest_of_prompts(prompts: Sequence[Prompt]) -> str:
-    """How many prompts, and a digest of them and their columns in their order."""
+    """Return the number of prompts and a digest of them with their columns, which depends on their order."""
     return f"{len(prompts)} prompts ({short(digest_of(prompts))})"
 
 
 def recipe_inputs(recipe: AnyRecipe) -> dict[str, str]:
-    """Digests of the models and of the files of functions that a recipe names, by what it calls them."""
+    """Return digests of the models and of the files of functions that a recipe names, by key and name."""
     named: dict[str, str | None] = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
     functions: dict[str, str | None] = {}
     if isinstance(recipe, PPORecipe):
@@ -57,7 +60,7 @@ def recipe_inputs(recipe: AnyRecipe) -> dict[str, str]:
             functions[f"rewards[{n}].function"] = reward.function
         if recipe.environment is not None:
             functions["environment.reward"] = recipe.environment.reward
-    found = {
+    digests = {
         f"{key} ({name}), {part}": short(digest)
         for key, name in named.items()
         if name is not None
@@ -66,19 +69,19 @@ def recipe_inputs(recipe: AnyRecipe) -> dict[str, str]:
     for key, function in functions.items():
         file = file_of_function(function)
         if file is not None and Path(file).expanduser().is_file():
-            found[f"{key}, the file {file}"] = short(file_digest(Path(file).expanduser()))
-    return found
+            digests[f"{key}, the file {file}"] = short(file_digest(Path(file).expanduser()))
+    return digests
 
 
 def settle_inputs(
     run: RunDirectory, checkpoint: Path, inputs: Mapping[str, str], *, accept: bool, say: Callable[[str], None]
 ) -> dict[str, list[str]]:
-    """Compare the inputs of a resumption with those of its checkpoint; what differs and was accepted.
+    """Compare the inputs of a resumption with those of its checkpoint, and return the differences that were accepted.
 
-    Accepted changes are said, and recorded in the run's environment.json with this resumption.
+    Each accepted change is passed to `say`, and all are recorded with this resumption in the run's environment.json.
 
     Raises:
-        ChangedInputs: something differs, and `accept` is off.
+        ChangedInputs: an input differs and `accept` is False.
     """
     if not (checkpoint / INPUTS_FILE).exists():
         say(

@@ -1,4 +1,4 @@
-"""The rows a recipe trains and evaluates on, read and validated before anything heavy loads."""
+"""The pairs that a recipe trains and evaluates on, read and validated before any model is loaded."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from ..preferences import PreferenceRow, Preferences, load_preferences
 
 @dataclass(frozen=True)
 class RecipeData:
+    """The training rows of a recipe and its held-out rows, None where it has none."""
+
     train: Preferences
     eval: Preferences | None
 
 
 def read_data(recipe: Recipe) -> RecipeData:
-    """Read and validate the recipe's rows; `data.eval_fraction` of their prompts are held out, drawn with the seed.
+    """Read and validate the recipe's rows, and hold out `data.eval_fraction` of their prompts, drawn with the seed.
 
     Raises:
         BadPreferences, UnreadablePreferences: see `tdpo.preferences`.
-        FileNotFoundError: the same, with the key that names the file.
-        ValueError: `data.eval_fraction` leaves one of the two sides empty.
+        FileNotFoundError: a file does not exist; the message begins with the key that names it.
+        ValueError: `data.eval_fraction` leaves no prompts to train on or none to hold out.
     """
     data = recipe.data
     train = _load("data.train", data.train, data.split or "train", data.on_bad_rows)
@@ -45,7 +47,7 @@ def _load(key: str, source: str, split: str, on_bad_rows: Literal["error", "skip
 
 
 def _hold_out(rows: Preferences, fraction: float, seed: int) -> RecipeData:
-    """Hold out by prompt: pairs of one prompt stay on one side, or the held-out rows would not be new."""
+    """Hold out whole prompts. All pairs of a prompt stay on one side, or the held-out rows would not be new."""
     prompts = list(dict.fromkeys(prompt_key(row) for row in rows.rows))
     count = round(len(prompts) * fraction)
     if not 0 < count < len(prompts):
@@ -53,29 +55,32 @@ def _hold_out(rows: Preferences, fraction: float, seed: int) -> RecipeData:
             f"data.eval_fraction={fraction} of {len(prompts)} different prompts holds out {count}; choose a fraction "
             "that leaves prompts on both sides"
         )
-    chosen = set(random.Random(f"{seed}/held-out").sample(prompts, count))
-    train = [row for row in rows.rows if prompt_key(row) not in chosen]
-    held_out = [row for row in rows.rows if prompt_key(row) in chosen]
+    held_out_prompts = set(random.Random(f"{seed}/held-out").sample(prompts, count))
+    train = [row for row in rows.rows if prompt_key(row) not in held_out_prompts]
+    held_out = [row for row in rows.rows if prompt_key(row) in held_out_prompts]
     name = f"{rows.source} (held out {fraction:g} of the prompts)"
     return RecipeData(Preferences(train, rows.problems, rows.source), Preferences(held_out, [], name))
 
 
 def prompt_key(row: PreferenceRow) -> str:
-    """What makes two prompts the same: their text, and what the chat template is given besides."""
-    besides = template_columns(row.extra)
-    return json.dumps([row.prompt, besides] if besides else row.prompt, sort_keys=True, default=str)
+    """Return a key that is equal for equal prompts: the text and the other arguments of the chat template."""
+    columns = template_columns(row.extra)
+    return json.dumps([row.prompt, columns] if columns else row.prompt, sort_keys=True, default=str)
 
 
 def tokenize_data(
     data: RecipeData, recipe: Recipe, tokenizer: object, facts: ModelFacts
 ) -> tuple[TokenizedPairs, TokenizedPairs | None]:
-    """Both sides tokenised; what was cut or dropped is in their reports."""
+    """Tokenise the training rows and the held-out rows. Their reports say what was cut or dropped."""
     held_out = None if data.eval is None else tokenize_rows(data.eval, recipe, tokenizer, facts)
     return tokenize_rows(data.train, recipe, tokenizer, facts), held_out
 
 
 def tokenize_rows(rows: Preferences, recipe: Recipe, tokenizer: object, facts: ModelFacts) -> TokenizedPairs:
-    """Rows as the recipe trains on them; `tdpo doctor` and evaluation ask here too. Raises as `tokenize_pairs`."""
+    """Tokenise rows as the recipe says. Training, evaluation and `tdpo doctor` all use this function.
+
+    Raises what `tokenize_pairs` raises.
+    """
     limit = facts.max_length(recipe.data.max_length)
     return tokenize_pairs(
         rows.rows,

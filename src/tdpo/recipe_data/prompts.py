@@ -1,4 +1,4 @@
-"""The prompts and the rewards that a PPO recipe names."""
+"""The prompts and the rewards that a PPO recipe names, read and checked before any model is loaded."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from ..chat_templates import TemplateRefusal
 from ..config import PPORecipe
 from ..config.ppo_schema import Reward as RewardEntry
 from ..environments import Environment, Prompt, PromptReward
-from ..environments.files import load_function, load_prompts
-from ..rewards.functions import Reward, Rewards, rewards_of, told_apart
+from ..environments.function_loading import load_function
+from ..environments.prompt_files import load_prompts
+from ..rewards.functions import Reward, Rewards, rewards_of, with_distinct_names
 from ..sampling.sampler import encode_prompts
 
 
 def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
-    """The prompts and the reward of a PPO recipe, from its environment or from its files and functions.
+    """Return the prompts and the reward of a PPO recipe, from its environment or from its files and functions.
 
     Raises:
-        ValueError, RewardError, FileNotFoundError: as reading prompts, functions and reward models does.
+        ValueError, RewardError, FileNotFoundError: prompts, functions or reward models cannot be read.
     """
     if recipe.environment is not None:
         return recipe.environment.load()
@@ -38,7 +39,10 @@ def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
 
 
 def read_recipe_prompts(recipe: PPORecipe) -> tuple[list[Prompt], list[Prompt], dict[str, dict[str, Any]]]:
-    """Prompts to train on, those held out (maybe none), and what data.json says of both, skipped rows included.
+    """Read the prompts of a PPO recipe.
+
+    Returns the training prompts, the held-out prompts (perhaps none), and the description of both for data.json, which
+    includes the skipped rows.
 
     Raises:
         BadPreferences, UnreadablePreferences, FileNotFoundError: see `load_prompts`.
@@ -46,82 +50,89 @@ def read_recipe_prompts(recipe: PPORecipe) -> tuple[list[Prompt], list[Prompt], 
     if recipe.environment is not None:
         environment = recipe.environment.load()
         files = {"train": environment.train, "eval": environment.held_out}
-        described = {name: _described(environment.name, prompts, []) for name, prompts in files.items() if prompts}
-        return environment.train, environment.held_out, described
+        descriptions = {name: _describe(environment.name, prompts, []) for name, prompts in files.items() if prompts}
+        return environment.train, environment.held_out, descriptions
     source = recipe.prompts
     assert source is not None
     train = load_prompts(source.train, on_bad_rows=source.on_bad_rows)
-    described = {"train": _described(train.source, train.prompts, train.problems)}
+    descriptions = {"train": _describe(train.source, train.prompts, train.problems)}
     if source.eval is None:
-        return train.prompts, [], described
+        return train.prompts, [], descriptions
     held_out = load_prompts(source.eval, split="test", on_bad_rows=source.on_bad_rows)
-    described["eval"] = _described(held_out.source, held_out.prompts, held_out.problems)
-    return train.prompts, held_out.prompts, described
+    descriptions["eval"] = _describe(held_out.source, held_out.prompts, held_out.problems)
+    return train.prompts, held_out.prompts, descriptions
 
 
 def read_usable_prompts(
     recipe: PPORecipe, tokenizer: Any
 ) -> tuple[list[Prompt], list[Prompt], dict[str, dict[str, Any]]]:
-    """`read_recipe_prompts`, without the prompts that the chat template refuses where the recipe skips bad rows.
+    """Read the prompts as `read_recipe_prompts` does, and check that the chat template renders them.
+
+    If the recipe skips bad rows, prompts that the chat template refuses are left out, and the descriptions count them.
 
     Raises:
-        TemplateRefusal, ValueError: a prompt that cannot be rendered, named; also where none would be left.
+        TemplateRefusal, ValueError: a prompt cannot be rendered; the message names it. With `on_bad_rows: skip` it is
+            raised only if no prompt would be left.
     """
-    train, held_out, described = read_recipe_prompts(recipe)
+    train, held_out, descriptions = read_recipe_prompts(recipe)
     skips = recipe.prompts is not None and recipe.prompts.on_bad_rows == "skip"
-    kept = []
+    usable_prompts = []
     for name, prompts in (("train", train), ("eval", held_out)):
-        usable, refused = _rendered(prompts, tokenizer, skips)
-        if refused:
-            part = described[name]
-            described[name] = {
+        usable, refusals = _separate_refused(prompts, tokenizer, skips)
+        if refusals:
+            part = descriptions[name]
+            descriptions[name] = {
                 **part,
                 "prompts": len(usable),
-                "skipped": part["skipped"] + len(refused),
-                "problems": [*part["problems"], *refused],
-                "refused_by_template": len(refused),
+                "skipped": part["skipped"] + len(refusals),
+                "problems": [*part["problems"], *refusals],
+                "refused_by_template": len(refusals),
             }
-        kept.append(usable)
-    return kept[0], kept[1], described
+        usable_prompts.append(usable)
+    return usable_prompts[0], usable_prompts[1], descriptions
 
 
-def _rendered(prompts: list[Prompt], tokenizer: Any, skips: bool) -> tuple[list[Prompt], list[str]]:
-    """Prompts that the chat template renders, and its words on those that it refuses."""
-    usable, refused, first = [], [], None
+def _separate_refused(prompts: list[Prompt], tokenizer: Any, skips: bool) -> tuple[list[Prompt], list[str]]:
+    """Return the prompts that the chat template renders, and the messages about those that it refuses."""
+    usable, refusals, first = [], [], None
     for prompt in prompts:
         try:
             encode_prompts(tokenizer, [prompt.rendered_from], [prompt.id])
         except TemplateRefusal as refusal:
             if not skips or isinstance(refusal.__cause__, TimeoutError):
                 raise
-            refused.append(str(refusal))
+            refusals.append(str(refusal))
             first = first or refusal
         else:
             usable.append(prompt)
     if first is not None and not usable:
         raise first
-    return usable, refused
+    return usable, refusals
 
 
-def _described(source: str, prompts: list[Prompt], problems: Sequence[Any]) -> dict[str, Any]:
+def _describe(source: str, prompts: list[Prompt], problems: Sequence[Any]) -> dict[str, Any]:
     return {
         "source": source, "prompts": len(prompts), "skipped": len(problems), "problems": [str(p) for p in problems],
     }  # fmt: skip
 
 
 def recipe_rewards(recipe: PPORecipe, tokenizer: Any) -> Rewards:
-    """The rewards of a PPO recipe; reward models are loaded. Errors as `rewards_of` and `load_function`."""
+    """Return the rewards of a PPO recipe, with its reward models loaded.
+
+    Raises what `rewards_of` and `load_function` raise.
+    """
     if recipe.environment is not None:
         environment = recipe.environment.load()
-        # Only environments made of rows lack a reward, and only those of a recipe's own prompts have one in parts.
+        # Only environments made of preference rows lack a reward, and only those made of a recipe's own prompts have
+        # one with several parts.
         assert environment.reward is not None and not isinstance(environment.reward, PromptReward)
         return Rewards([Reward(environment.reward_name, environment.reward)])
     assert recipe.rewards is not None
     trust = recipe.model.trust_remote_code
-    return Rewards(told_apart([part_of_recipe(entry, tokenizer, trust) for entry in recipe.rewards]))
+    return Rewards(with_distinct_names([part_of_recipe(entry, tokenizer, trust) for entry in recipe.rewards]))
 
 
 def part_of_recipe(entry: RewardEntry, tokenizer: Any, trust_remote_code: bool) -> Reward:
-    """One entry of a recipe's `rewards`. Errors as `rewards_of` and `load_function`."""
+    """Return the reward of one entry of a recipe's `rewards`. Raises what `rewards_of` and `load_function` raise."""
     source = load_function(entry.function) if entry.function else str(entry.model)
     return rewards_of(source, [entry.weight], tokenizer, trust_remote_code=trust_remote_code).parts[0]

@@ -1,4 +1,7 @@
-"""What a completion is worth: reward functions and reward models, weighted, called once and checked every time."""
+"""Rewards of responses: weighted sums of reward functions and reward models, and the checks of what they return.
+
+The parameter `completions` holds the texts of the responses. The name is TRL's.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from ..environments import (
     check_reward,
     score,
 )
-from ..environments.files import refuse_reserved_columns
+from ..environments.prompt_files import refuse_reserved_columns
 from ..preferences.readers import read_dataset
 from ..preferences.text_files import Record
 from .models import RewardModel
@@ -29,19 +32,19 @@ FLAT_ITERATIONS = 3
 
 @dataclass(frozen=True)
 class Reward:
-    """One source of reward. `function` has the signature of TRL's GRPO: (prompts, completions, **columns) → floats."""
+    """One reward with its weight. `function` has the signature of TRL's GRPO: (prompts, completions, **columns)."""
 
     name: str
     function: RewardFunction
     weight: float = 1.0
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        """Unweighted, one number a completion. Raises RewardError naming prompt and value."""
+        """Return the unweighted reward of every response. Raises RewardError, which names the prompt and the value."""
         return score(self.environment, prompts, completions)
 
     @property
     def environment(self) -> Environment:
-        """The reward as an environment without prompts, which is what rewards are called and checked through."""
+        """The reward as an environment without prompts, because rewards are called and checked through environments."""
         return Environment(self.name, [], [], self.function, self.name, 1, "")
 
 
@@ -52,10 +55,10 @@ class Rewards(PromptReward):
     parts: list[Reward]
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> tuple[list[float], dict[str, float]]:
-        """The reward of every completion, and the mean of each part where there are several.
+        """Return the reward of every response, and the mean of each part by the name of its log if there are several.
 
         Raises:
-            RewardError: a function raised, or gave something that is not one finite number a completion.
+            RewardError: a function raised, or returned something other than one finite number per response.
         """
         columns = [part(prompts, completions) for part in self.parts]
         totals = [sum(p.weight * v for p, v in zip(self.parts, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -63,29 +66,32 @@ class Rewards(PromptReward):
         return totals, {f"rewards/{part.name}": sum(column) / max(len(column), 1) for part, column in several}
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        """Return the reward of every response. Raises RewardError."""
         return self(prompts, completions)[0]
 
     def check(self, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+        """Check every part before sampling. Raises what `check_reward` raises."""
         for part in self.parts:
             check_reward(part.environment, prompts, max_new_tokens)
 
 
 @dataclass
 class ConstancyWatch:
-    """Tells a reward function that says the same of everything from an iteration without a difference.
+    """Distinguishes a constant reward function from a single iteration in which all responses got the same reward.
 
-    A hard task gives no reward at first, a learned one the same to all: that costs an iteration and is said. A reward
-    that has never differed in the first `FLAT_ITERATIONS` teaches nothing and is an error.
+    A hard task gives no reward at first, and a learned task gives the same reward to all responses. Such an iteration
+    is wasted, and a message says so. A reward that did not vary in any of the first `FLAT_ITERATIONS` iterations
+    teaches nothing, and is an error.
     """
 
     flat: int = 0
     varied: bool = False
 
     def see(self, rewards: Sequence[float], prompts: Sequence[Prompt], completions: Sequence[str]) -> str | None:
-        """What to say of this iteration's rewards, if anything.
+        """Record the rewards of an iteration, and return a message if all are the same though the responses differ.
 
         Raises:
-            RewardError: different completions got one and the same reward, in the first `FLAT_ITERATIONS` of a run.
+            RewardError: that was so in each of the first `FLAT_ITERATIONS` iterations of a run.
         """
         self.varied = self.varied or len(set(rewards)) > 1
         if len(set(rewards)) > 1 or len(set(completions)) == 1:
@@ -104,21 +110,21 @@ class ConstancyWatch:
 
 
 def rewards_of(
-    given: Any,
+    reward_funcs: Any,
     weights: Sequence[float] | None,
     tokenizer: Any,
     *,
     device: Any = "cpu",
     trust_remote_code: bool = False,
 ) -> Rewards:
-    """Rewards from what a user passes: a function, the name of a sequence-classification model, or a list of these.
+    """Make rewards of what a user passes: a function, the name of a sequence-classification model, or a list of these.
 
     Raises:
-        ValueError: nothing was given, the weights do not match, or a reward model that does not fit (`RewardModel`).
+        ValueError: there is no reward, the number of weights is wrong, or a reward model does not fit (`RewardModel`).
     """
-    if isinstance(given, Rewards):
-        return given
-    sources = list(given) if isinstance(given, list | tuple) else [given]
+    if isinstance(reward_funcs, Rewards):
+        return reward_funcs
+    sources = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     if not sources or any(source is None for source in sources):
         raise ValueError("reward_funcs is missing: pass a function (prompts, completions, **columns) -> list[float]")
     if weights is not None and len(weights) != len(sources):
@@ -132,24 +138,24 @@ def rewards_of(
             parts.append(Reward(getattr(source, "__name__", type(source).__name__), source, weight))
         else:
             raise ValueError(f"a reward is a function or the name of a model, got {type(source).__name__}")
-    return Rewards(told_apart(parts))
+    return Rewards(with_distinct_names(parts))
 
 
-def told_apart(parts: list[Reward]) -> list[Reward]:
-    """The parts, numbered where two have one name."""
+def with_distinct_names(parts: list[Reward]) -> list[Reward]:
+    """Return the parts, with numbers added to all names if two are equal."""
     if len({part.name for part in parts}) == len(parts):
         return parts
     return [Reward(f"{part.name} ({i})", part.function, part.weight) for i, part in enumerate(parts, start=1)]
 
 
 def prompts_of(dataset: Any, name: str) -> list[Prompt]:
-    """Prompts from what a user passes: `Prompt`s, texts, lists of messages, or rows with `prompt` and other columns.
+    """Make prompts of what a user passes: `Prompt`s, texts, lists of messages, or rows with `prompt` and other columns.
 
-    Rows are numbered from 0, and checked as those of files are.
+    Rows are numbered from 0 and get the checks of prompt files.
 
     Raises:
-        ValueError: no rows, or a row without a prompt, named by its number; UnreadablePreferences and BadPreferences
-            as `load_prompts`.
+        ValueError: there are no rows, or a row has no prompt; the message gives its number.
+        UnreadablePreferences, BadPreferences: see `load_prompts`.
     """
     rows = [record.values for record in read_dataset(dataset, name) if isinstance(record, Record)]
     if not rows:
@@ -161,7 +167,7 @@ def prompts_of(dataset: Any, name: str) -> list[Prompt]:
 
 
 def digest_of(prompts: Sequence[Prompt]) -> str:
-    """A hash of the prompts in their order, with the columns that reach the reward functions."""
+    """Return a SHA-256 digest of the prompts and their columns, which depends on the order of prompts."""
     content = [[prompt.prompt, dict(prompt.columns)] for prompt in prompts]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

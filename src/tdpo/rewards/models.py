@@ -1,4 +1,4 @@
-"""A reward model: a sequence classifier with one output, asked for the reward of a prompt with its completion."""
+"""Reward models: sequence classifiers with one output, the reward of a prompt with its response."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..models.trust import own_code_refused
 logger = logging.getLogger(__name__)
 
 REWARD_BATCH = 16
-# Files of which one lies beside every model that was saved with its tokenizer.
+# A model that was saved with its tokenizer has at least one of these files.
 TOKENIZER_FILES = ("*token*", "*vocab*", "*.model", "merges.txt", "tekken.json")
-# Rows that an embedding may have beyond its tokenizer's vocabulary: libraries round its size up.
+# An embedding may have this many rows beyond its tokenizer's vocabulary, because libraries round its size up.
 SPARE_ROWS = 1024
 PROBES = ("The cat sat.", "What a wonderful day it was, said the cat, and sat down on the mat in the sun.")
 
@@ -31,14 +31,14 @@ Side = Literal["right", "left"]
 class RewardModel:
     """A sequence-classification model with one output, as a reward function.
 
-    Texts go through the model's own tokenizer, messages through its chat template. A model saved without a tokenizer
-    reads the policy's tokens, and then both must have one vocabulary. Texts are scored in batches, padded so that each
-    gets the reward that it gets alone; where no padding does that, they are scored one by one.
+    Texts are encoded with the model's own tokenizer, and messages with its chat template. A model that was saved
+    without a tokenizer reads the policy's tokens; both must then have the same vocabulary. Texts are scored in batches,
+    padded such that each gets the same reward as alone. If no padding achieves that, they are scored one by one.
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: weights that are missing, several outputs, a tokenizer with tokens that the model does not know, or
-            code of its own that may not run.
+        ValueError: weights are missing, the model has several outputs, its tokenizer has tokens that the model does not
+            know, or it has code of its own that may not run.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
-        """The model's output for each prompt with its completion."""
+        """Return the model's output for each prompt with its response. Raises ValueError if one is too long."""
         encoded = [self._encode(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         for ids in encoded:
             if self.positions is not None and len(ids) > self.positions:
@@ -65,15 +65,15 @@ class RewardModel:
         return self._score(encoded, self.padding_side)
 
     def check(self, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
-        """Whether the model can read every prompt and has room for a response of `max_new_tokens` tokens.
+        """Check that the model can read every prompt and has room for a response of `max_new_tokens` tokens.
 
         Raises:
-            ValueError: it has not; the message names the prompt.
+            ValueError: it cannot read a prompt or has too little room; the message names the prompt.
         """
         for prompt in prompts:
             try:
                 length = len(self._encode(prompt.prompt, ""))
-            except Exception as error:  # templates raise what they like
+            except Exception as error:  # a template can raise any exception
                 what = "its tokenizer has no chat template" if not self._has_template else str(error)
                 raise ValueError(f"the reward model {self.name} cannot read prompt {prompt.id!r}: {what}") from error
             if self.positions is not None and length + max_new_tokens > self.positions:
@@ -101,37 +101,37 @@ class RewardModel:
                 "their vocabularies do not match. Save the reward model together with its own tokenizer."
             )
 
-    def _encode(self, prompt: Any, completion: str) -> list[int]:
+    def _encode(self, prompt: Any, response: str) -> list[int]:
         if isinstance(prompt, str):
-            return list(self.tokenizer(prompt + completion)["input_ids"])
-        messages = [*prompt, {"role": "assistant", "content": completion}]
+            return list(self.tokenizer(prompt + response)["input_ids"])
+        messages = [*prompt, {"role": "assistant", "content": response}]
         return list(self.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
 
     # ---- batches ----
 
     def _score(self, encoded: list[list[int]], side: Side | None) -> list[float]:
-        """The rewards of token sequences, in batches that are padded on `side`; None: each alone."""
+        """Return the rewards of token sequences, in batches that are padded on `side`, or one by one if it is None."""
         size = REWARD_BATCH if side is not None else 1
         rewards: list[float] = []
         for start in range(0, len(encoded), size):
             batch = encoded[start : start + size]
-            configured = self._pad_id
-            pad = self._unused_id(batch) if configured is None else configured
+            own_pad = self._pad_id
+            pad = self._unused_id(batch) if own_pad is None else own_pad
             input_ids, mask = _padded(batch, pad, side)
-            if configured is None and len(batch) > 1:
-                self._pad_id = pad  # by which the model tells where a text ends
+            if own_pad is None and len(batch) > 1:
+                self._pad_id = pad  # the model finds the end of a text by it
             try:
                 output = self.model(
                     input_ids=input_ids.to(self.model.device), attention_mask=mask.to(self.model.device)
                 )
             finally:
-                self._pad_id = configured
+                self._pad_id = own_pad
             rewards += output.logits[:, 0].float().tolist()
         return rewards
 
     @property
     def _pad_id(self) -> int | None:
-        """The padding token that the model was saved with. Not always its tokenizer's: the model looks for this one."""
+        """The padding token that the model was saved with and looks for. It may differ from its tokenizer's."""
         pad = self.model.config.get_text_config().pad_token_id
         rows = self.model.get_input_embeddings().weight.shape[0]
         return pad if pad is not None and 0 <= pad < rows else None
@@ -142,17 +142,22 @@ class RewardModel:
             config.pad_token_id = pad
 
     def _unused_id(self, batch: list[list[int]]) -> int:
-        """Padding for a model without a padding token: its tokenizer's, its end of sequence, or else any token that
-        none of these texts holds. A text that ends with it would be taken to end earlier than the model takes it to
-        end alone."""
+        """Return a padding token for a model without one: the first candidate that occurs in none of these texts.
+
+        The candidates are the tokenizer's padding token, its end-of-sequence token, and then all tokens. If a text
+        ended with the padding token, the model would place the end of that text too early.
+        """
         used = {token for ids in batch for token in ids}
         rows = self.model.get_input_embeddings().weight.shape[0]
-        offered = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *range(rows))
-        return next(token for token in offered if token is not None and token not in used)
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *range(rows))
+        return next(token for token in candidates if token is not None and token not in used)
 
     @torch.no_grad()
     def _side_that_changes_nothing(self) -> Side | None:
-        """The side on which to pad so that texts of unequal length get in one batch what each gets alone."""
+        """Return the side on which padding does not change the rewards of texts of unequal length, or None.
+
+        Two texts are scored alone and in one batch, padded on either side.
+        """
         probes = self._probes()
         alone = torch.tensor(self._score(probes, None))
         precision = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 5e-2
@@ -174,13 +179,13 @@ class RewardModel:
         return None
 
     def _probes(self) -> list[list[int]]:
-        """Two token sequences of unequal length that the model has room for."""
+        """Return two token sequences of unequal length that the model has room for."""
         short, long = (list(self.tokenizer(text)["input_ids"])[: self.positions] for text in PROBES)
         return [short if len(short) < len(long) else long[: max(1, len(long) // 2)], long]
 
 
 def _padded(batch: list[list[int]], pad: int, side: Side | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask `[B, T]`."""
+    """Return token ids `[R, T]` and attention mask `[R, T]` of R rows with T positions."""
     longest = max(len(ids) for ids in batch)
     fill = [longest - len(ids) for ids in batch]
     if side == "left":
@@ -193,7 +198,7 @@ def _padded(batch: list[list[int]], pad: int, side: Side | None) -> tuple[torch.
 
 
 def _own_tokenizer(name: str | Path, trust_remote_code: bool) -> Any | None:
-    """The tokenizer that was saved with the model, or with the base of an adapter; None where there is none."""
+    """Return the tokenizer that was saved with the model, or with the base model of an adapter; None without one."""
     from transformers import AutoTokenizer
 
     folder = check_folder(name)
@@ -208,9 +213,9 @@ def _own_tokenizer(name: str | Path, trust_remote_code: bool) -> Any | None:
 
 
 def _positions(model: Any) -> int | None:
-    """How many tokens the model has room for; None where nothing says so."""
-    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limits = [stated] if isinstance(stated, int) and stated > 0 else []
+    """Return how many tokens the model has room for, or None if neither configuration nor embeddings limit them."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [context] if isinstance(context, int) and context > 0 else []
     for name, module in model.named_modules():
         # RoBERTa counts its positions from the one after padding on.
         if isinstance(module, nn.Embedding) and module.padding_idx is not None and "position" in name:
