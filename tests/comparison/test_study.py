@@ -24,7 +24,7 @@ from tdpo.comparison.running import CELL_FILE, DONE, Failure, Outcome, Report, r
 from tdpo.comparison.study import LOCK_FILE, _changed, check
 from tdpo.comparison.tables import CellKey, read_curves, read_prompts, read_responses, read_results
 from tdpo.config import PPORecipe, Recipe, RecipeError, Study, dump_study, load_study
-from tdpo.runs import read_json, write_json
+from tdpo.records.json_files import read_json, write_json
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

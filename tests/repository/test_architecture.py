@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     MATHEMATICS,
     {"exact"},
     {"guards"},
+    {"records"},
     {"preferences"},
     {"chat_templates"},
     {"batches"},

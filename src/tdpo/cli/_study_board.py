@@ -64,7 +64,7 @@ class Board:
 
     def _take_in_finished(self) -> None:
         from ..comparison.running import CELL_FILE, is_done
-        from ..runs import read_json
+        from ..records.json_files import read_json
 
         for cell in self.cells:
             if is_done(self.files, cell):
@@ -105,7 +105,7 @@ class Board:
 
     def _numbers(self, cell: CellKey) -> str:
         from ..comparison.cells import MEASURED_FILE
-        from ..runs import read_json
+        from ..records.json_files import read_json
 
         found = read_json(self.files.cell(cell) / MEASURED_FILE)["by_prompt"]
         named = {"reward_mean": "reward", "reverse_kl": "reverse KL", "forward_kl": "forward KL"}

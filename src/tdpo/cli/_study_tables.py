@@ -63,7 +63,7 @@ def _table_of(task: str, rows: Sequence[ResultRow]) -> Table:
 
 def claims_text(folder: Path) -> Iterator[str]:
     """Each claim with its verdict and why."""
-    from ..runs import read_json
+    from ..records.json_files import read_json
 
     judged = read_json(folder / "claims.json")
     provisional = " so far" if judged.get("missing_cells") else ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..config import Study
-from ..runs import RunDirectory, read_json
+from ..records.json_files import read_json
+from ..runs import RunDirectory
 from .arms import ARM_KINDS
 from .cells import StudyFiles, task_of
 from .tables import CellKey

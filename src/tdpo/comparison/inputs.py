@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Study, Task
-from ..runs import read_json
+from ..records.json_files import read_json
 from ..runs.inputs import file_digest, file_of_function
 from .cells import StudyFiles, task_of
 from .running import CELL_FILE

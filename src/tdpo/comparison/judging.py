@@ -18,7 +18,8 @@ from ..config import Study
 from ..diversity import Diversity, measure_diversity
 from ..embeddings import SentenceEmbedder
 from ..environments import Environment
-from ..runs import RunDirectory, read_jsonl, write_json
+from ..records.json_files import read_jsonl, write_json
+from ..runs import RunDirectory
 from .cells import MEASURED_FILE, StudyFiles, task_environment, task_of
 from .costs import costs
 from .tables import CellKey

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..config import Study
-from ..runs import read_json, write_json
+from ..records.json_files import read_json, write_json
 from .cells import StudyFiles, reference_cell
 from .tables import CellKey
 

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..config import STUDY_FILE, Study, dump_study, flatten, load_study
+from ..config import Study, dump_study, flatten, load_study
 from ..environments import check_reward
-from ..runs import RunError, accelerators, read_json, usable_cores, write_text
-from ..runs.files import lock, now
+from ..records.files import now, write_text
+from ..records.json_files import read_json
+from ..records.locks import lock
+from ..records.names import ABOUT_FILE, LOCK_FILE, STUDY_FILE
+from ..runs import RunError, accelerators, usable_cores
 from .cells import StudyFiles, cells_of, check_recipes, task_environment, training_prompts
 from .inputs import ChangedInput, changed_inputs
 from .running import Failure, Observer, Outcome, Report, Stopped, run_cells
 from .tables import CellKey
 from .writing import write_study
 
-LOCK_FILE = ".lock"
 # How a study is run, not what it is.
 FREE = ("workers", "study_dir")
 # What a study may gain without touching the runs it has.
@@ -124,7 +126,7 @@ def workers_of(study: Study) -> int:
 
 def _seconds_before(files: StudyFiles) -> float:
     """What earlier calls took."""
-    path = files.folder / "about.json"
+    path = files.folder / ABOUT_FILE
     return float(read_json(path).get("seconds", 0.0)) if path.exists() else 0.0
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..guards.texts import cell_text, spreadsheet_cell
-from ..runs import write_text
+from ..records.files import write_text
 from .arms import LABELS
 
 ARMS = tuple(LABELS)

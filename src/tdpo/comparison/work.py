@@ -17,8 +17,9 @@ from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
 from ..preferences import PreferenceRow, write_preferences
 from ..recipe_data.pairs import read_data
-from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory, write_json
-from ..runs.folders import remove
+from ..records.folders import remove
+from ..records.json_files import write_json
+from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory
 from ..sampling.pairs import pair_settings, sample_pairs
 from ..workflows.ppo import train_ppo
 from ..workflows.train import train

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..config import Study
-from ..runs import RunDirectory, describe_environment, read_json, read_jsonl, write_json
-from ..runs.files import now
+from ..records.files import now
+from ..records.json_files import read_json, read_jsonl, write_json
+from ..runs import RunDirectory, describe_machine
 from .arms import ARM_KINDS, LABELS
 from .bootstrap import cell_results, means_over_seeds
 from .cells import MEASURED_FILE, StudyFiles, applies, cells_of, strength_text, task_environment, task_of
@@ -139,7 +140,7 @@ def _judging(seconds: Mapping[str, float]) -> float:
 def _about(
     study: Study, files: StudyFiles, done: Sequence[CellKey], planned: Sequence[CellKey], failures: Sequence[Failure]
 ) -> dict[str, Any]:
-    made_with = describe_environment(0)
+    made_with = describe_machine(0)
     arms = [{"name": "reference", "strengths": []}, *(arm.model_dump() for arm in study.arms)]
     return {
         "schema": 1,

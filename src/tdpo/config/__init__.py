@@ -4,8 +4,6 @@ from ._explain import nearest_key
 from ._sections import Section
 from .environment_schema import EnvironmentChoice
 from .loading import (
-    RECIPE_FILE,
-    STUDY_FILE,
     AnyRecipe,
     RecipeError,
     RecipeProblem,
@@ -33,8 +31,6 @@ __all__ = [
     "ARM_NAMES",
     "KL",
     "PPO",
-    "RECIPE_FILE",
-    "STUDY_FILE",
     "AnyRecipe",
     "Arm",
     "Data",

@@ -13,6 +13,8 @@ from pydantic_core import ErrorDetails
 
 from ..guards.documents import DocumentError, read_limited
 from ..guards.texts import printable, why_no_plain_text
+from ..records import dotted
+from ..records.names import RECIPE_FILE, STUDY_FILE
 from ._explain import (
     COUNTERPARTS,
     advice,
@@ -32,7 +34,6 @@ from .schema import Recipe
 from .study_schema import Study
 
 AnyRecipe = Recipe | PPORecipe
-RECIPE_FILE, STUDY_FILE = "recipe.yaml", "study.yaml"
 Path_ = tuple[str, ...]
 MOST_PROBLEMS = 100  # that are explained: a person reads no more, and each takes a search for the key that was meant
 
@@ -150,17 +151,7 @@ def dump_study(study: Study) -> str:
 
 def flatten(recipe: AnyRecipe | Study) -> dict[str, Any]:
     """Every value of the recipe by its dotted key."""
-    flat: dict[str, Any] = {}
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(inner, f"{path}.{key}" if path else key)
-        else:
-            flat[path] = value
-
-    walk(recipe.model_dump(), "")
-    return flat
+    return dotted.flatten(recipe.model_dump())
 
 
 def _read(

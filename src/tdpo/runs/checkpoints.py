@@ -8,8 +8,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import now, read_json, sync_folder, write_text
-from .folders import remove, sync_tree
+from ..records.files import now, sync_folder, write_text
+from ..records.folders import remove, sync_tree
+from ..records.json_files import read_json
 
 COMPLETE = "COMPLETE"
 TRAINER_STATE = "trainer_state.json"

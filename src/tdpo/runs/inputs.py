@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from .files import read_json, write_json
+from ..records.json_files import read_json, write_json
 
 INPUTS_FILE = "inputs.json"
 
