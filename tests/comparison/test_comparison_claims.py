@@ -15,7 +15,9 @@ from tdpo.comparison import claims
 from tdpo.comparison.bootstrap import TaskResamples
 from tdpo.comparison.claims import Answer, Question, judge, judge_claims, verdict_of
 from tdpo.comparison.frontiers import Frontier, arm_frontier, gap
-from tdpo.comparison.tables import CellKey, PromptTable
+from tdpo.comparison.prompt_table import PromptTable
+from tdpo.methods import ARMS
+from tdpo.records.study_tables import CellKey
 
 FEW = 300  # resamples, where the number of them is not the point
 
@@ -268,7 +270,7 @@ def test_the_order_of_rows_and_runs_does_not_matter() -> None:
 
 
 def test_missing_cells_are_left_out_and_named() -> None:
-    table, planned = study(noise=0.01, diversity={"tdpo2": 0.05}), cells_of(("keywords", "imdb"), claims.LABELS)
+    table, planned = study(noise=0.01, diversity={"tdpo2": 0.05}), cells_of(("keywords", "imdb"), ARMS)
     lost = [
         CellKey("keywords", "tdpo2", "0.3", 2),  # its point is seed 1's
         *(CellKey("imdb", "dpo", strength, 1) for strength in ("0.03", "0.1", "0.3", "1")),  # only seed 2 is compared

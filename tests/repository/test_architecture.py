@@ -21,6 +21,7 @@ MATHEMATICS = {
 # From top to bottom. A new room gets its place here before anything imports it.
 LAYERS: list[set[str]] = [
     MATHEMATICS,
+    {"methods"},
     {"exact"},
     {"guards"},
     {"records"},

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .tables import ALL_SEEDS, CellKey, PromptTable, ResultRow
+from ..records.study_tables import ALL_SEEDS, CellKey, ResultRow
+from .prompt_table import PromptTable
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000

@@ -10,10 +10,8 @@ from typing import Any
 
 from ..config import AnyRecipe, Arm, RecipeError, RecipeProblem, Study, Task, load_recipe
 from ..environments import Environment
-from .arms import ARM_KINDS
-from .tables import CellKey
-
-MEASURED_FILE = "measured.json"
+from ..methods import ARMS
+from ..records.study_tables import CellKey
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def cells_of(study: Study) -> list[CellKey]:
 
 def applies(arm: str, task: Task) -> bool:
     """Whether an arm can learn a task: PPO needs a reward, which preference rows do not have."""
-    return ARM_KINDS[arm].kind != "ppo" or task.environment is not None
+    return ARMS[arm].kind != "ppo" or task.environment is not None
 
 
 def strength_text(strength: float) -> str:
@@ -137,7 +135,7 @@ def _arm(study: Study, cell: CellKey) -> Arm:
 
 
 def _values(study: Study, files: StudyFiles, cell: CellKey) -> dict[str, Any]:
-    task, kind = task_of(study, cell.task), ARM_KINDS[cell.arm]
+    task, kind = task_of(study, cell.task), ARMS[cell.arm]
     values: dict[str, Any] = {
         "run_dir": str(files.run(cell)),
         "seed": cell.seed,
@@ -165,7 +163,7 @@ def _given(section: Any) -> dict[str, Any]:
 
 
 def _loaded(values: dict[str, Any], arm: Arm, cell: CellKey, files: StudyFiles) -> AnyRecipe:
-    kind = ARM_KINDS[cell.arm]
+    kind = ARMS[cell.arm]
     strength = next(value for value in arm.strengths if strength_text(value) == cell.strength)
     overrides = {**kind.fixed, kind.key: strength, **arm.set}
     try:

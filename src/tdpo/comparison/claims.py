@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .arms import LABELS
+from ..methods import ARMS
+from ..records.study_tables import CellKey
 from .bootstrap import CONFIDENCE, RESAMPLES, SEED, VARIANCE, Draws, TaskResamples, interval, same_but_for_the_seed
 from .frontiers import KLS, arm_frontier, gap
-from .tables import CellKey, PromptTable
+from .prompt_table import PromptTable
 
 PRIMARY_DIVERSITY = "embedding_diversity"
 # What is shown beside it: its unit, and whether less of it is more diverse.
@@ -54,7 +55,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        names = f"{LABELS[self.first]} {self.relation} {LABELS[self.second]}"
+        names = f"{ARMS[self.first].label} {self.relation} {ARMS[self.second].label}"
         how = "averaged over strengths" if self.matched is None else MATCHED[self.matched]
         return f"{names}, {how}{', between trained points only' if self.trained_only else ''}"
 
@@ -224,11 +225,11 @@ def _on_task(draws: TaskResamples, question: Question) -> tuple[Draws, list[floa
     """(what speaks for the claim [1 + R], the common range), or why there is none."""
     seeds = {cell.seed for cell in draws.table.of(draws.task, "reference")}
     if not seeds:
-        return f"no cell of {LABELS['reference']}"
+        return f"no cell of {ARMS['reference'].label}"
     for arm in (question.first, question.second):
         own = {cell.seed for cell in draws.table.of(draws.task, arm)}
         if not own:
-            return f"no cell of {LABELS[arm]}"
+            return f"no cell of {ARMS[arm].label}"
         seeds &= own
     if not seeds:
         return "no seed that both arms and the reference have"
@@ -249,7 +250,7 @@ def _gap(draws: TaskResamples, question: Question, seeds: list[int]) -> tuple[Dr
         )
         if frontier is None:
             metrics = _words(f"{question.metric} or {question.matched}")
-            return f"{metrics} not measured for {LABELS[arm]} or the reference"
+            return f"{metrics} not measured for {ARMS[arm].label} or the reference"
         frontiers.append(frontier)
     difference = gap(*frontiers)
     if np.isnan(difference.mean[0]):
@@ -283,7 +284,7 @@ def _log_ratio(draws: TaskResamples, question: Question, seeds: list[int]) -> tu
                 ratio = np.where(start > 0, variance / start, np.nan)
             logs.append(np.log(np.maximum(ratio, LEAST_RATIO)))
     if not logs:
-        return f"{_words(question.metric)} not measured for {LABELS[question.first]}"
+        return f"{_words(question.metric)} not measured for {ARMS[question.first].label}"
     # A strength whose only seed was not drawn is left out of that resample.
     known = ~np.isnan(logs)
     count = known.sum(axis=0)

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..records.study_tables import CellKey
 from .bootstrap import Draws, TaskResamples, same_but_for_the_seed
-from .tables import CellKey
 
 GRID = 41
 KLS = ("forward_kl", "reverse_kl")

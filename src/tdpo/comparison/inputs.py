@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ..config import Study, Task
 from ..records.json_files import read_json
+from ..records.names import CELL_FILE
+from ..records.study_tables import CellKey
 from ..runs.inputs import file_digest, file_of_function
 from .cells import StudyFiles, task_of
-from .running import CELL_FILE
-from .tables import CellKey
 
 
 @dataclass(frozen=True)

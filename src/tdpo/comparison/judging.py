@@ -19,10 +19,11 @@ from ..diversity import Diversity, measure_diversity
 from ..embeddings import SentenceEmbedder
 from ..environments import Environment
 from ..records.json_files import read_jsonl, write_json
+from ..records.names import EVALUATION_FILE, MEASURED_FILE, SAMPLES_FILE
+from ..records.study_tables import CellKey
 from ..runs import RunDirectory
-from .cells import MEASURED_FILE, StudyFiles, task_environment, task_of
+from .cells import StudyFiles, task_environment, task_of
 from .costs import costs
-from .tables import CellKey
 
 Line = dict[str, Any]
 
@@ -37,7 +38,7 @@ class Answers:
 
     @classmethod
     def read(cls, run: RunDirectory, *, is_reference: bool) -> Answers:
-        lines = read_jsonl(run.path / "samples.jsonl")
+        lines = read_jsonl(run.path / SAMPLES_FILE)
         prompts = list(dict.fromkeys(line["prompt_id"] for line in lines))
 
         def by_prompt(model: str) -> list[list[Line]]:
@@ -59,7 +60,7 @@ def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
     answers = Answers.read(run, is_reference=cell.arm == "reference")
     environment = task_environment(task_of(study, cell.task))
     by_prompt = _means(answers)
-    overall: dict[str, float | None] = _overall(answers, run.read_json("evaluation.json"))
+    overall: dict[str, float | None] = _overall(answers, run.read_json(EVALUATION_FILE))
     found = _diversity(answers, environment, study.embeddings)
     overall |= found.overall | costs(study, files, cell, run)
     write_json(

@@ -23,10 +23,10 @@ from typing import Any, Protocol
 
 from ..config import Study
 from ..records.json_files import read_json, write_json
+from ..records.names import CELL_FILE, LOG_FILE
+from ..records.study_tables import CellKey
 from .cells import StudyFiles, reference_cell
-from .tables import CellKey
 
-CELL_FILE, LOG_FILE = "cell.json", "cell.log"
 DONE, FAILED = "done", "failed"
 Report = Callable[[str, int, int, str], None]  # stage, done, total, note
 Job = Callable[[Study, StudyFiles, CellKey, Report], None]

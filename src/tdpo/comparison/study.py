@@ -14,11 +14,11 @@ from ..records.files import now, write_text
 from ..records.json_files import read_json
 from ..records.locks import lock
 from ..records.names import ABOUT_FILE, LOCK_FILE, STUDY_FILE
+from ..records.study_tables import CellKey
 from ..runs import RunError, accelerators, usable_cores
 from .cells import StudyFiles, cells_of, check_recipes, task_environment, training_prompts
 from .inputs import ChangedInput, changed_inputs
 from .running import Failure, Observer, Outcome, Report, Stopped, run_cells
-from .tables import CellKey
 from .writing import write_study
 
 # How a study is run, not what it is.

@@ -19,6 +19,8 @@ from ..preferences import PreferenceRow, write_preferences
 from ..recipe_data.pairs import read_data
 from ..records.folders import remove
 from ..records.json_files import write_json
+from ..records.names import CELL_FILE
+from ..records.study_tables import CellKey
 from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory
 from ..sampling.pairs import pair_settings, sample_pairs
 from ..workflows.ppo import train_ppo
@@ -34,8 +36,7 @@ from .cells import (
 )
 from .inputs import inputs_of
 from .judging import judge
-from .running import CELL_FILE, DONE, Report
-from .tables import CellKey
+from .running import DONE, Report
 
 
 def do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:

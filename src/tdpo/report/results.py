@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from .loading import Run, at, text_at
+from ..records.dotted import at, text_at
+from .loading import Run
 from .numbers import excludes_zero, join_words, number, show, show_interval, show_share
 
 BASE_COLOR = -1

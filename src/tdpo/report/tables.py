@@ -6,7 +6,8 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
-from .loading import Run, at, dict_at, text_at
+from ..records.dotted import at, dict_at, flatten, text_at
+from .loading import Run
 from .numbers import MISSING, join_words, number, show, show_duration, show_interval, show_signed
 from .results import (
     GENERATION_METRICS,
@@ -126,7 +127,7 @@ def provenance_table(runs: list[Run]) -> Table:
 
 
 def _facts(run: Run) -> dict[str, str]:
-    recipe, hardware = run.recipe, at(run.environment, "hardware")
+    recipe, hardware = run.recipe, at(run.machine, "hardware")
     steps, planned = at(run.status, "step"), at(run.status, "max_steps")
     facts = {
         "Folder": str(run.path),
@@ -148,10 +149,10 @@ def _facts(run: Run) -> dict[str, str]:
         "Median throughput": _throughput(run),
         "Peak memory": _peak(run),
         "Machine": _machine(hardware),
-        "Seed": plain(at(run.environment, "seed") if "seed" in run.environment else recipe.get("seed")),
-        "Started": plain(run.environment.get("started")),
+        "Seed": plain(at(run.machine, "seed") if "seed" in run.machine else recipe.get("seed")),
+        "Started": plain(run.machine.get("started")),
         "Resumed": _resumptions(run),
-        "Versions": ", ".join(f"{k} {plain(v)}" for k, v in flatten(run.environment.get("versions")).items() if v),
+        "Versions": ", ".join(f"{k} {plain(v)}" for k, v in flatten(run.machine.get("versions")).items() if v),
     }
     return facts
 
@@ -173,7 +174,7 @@ def data_facts(run: Run, split: str) -> dict[str, str]:
 
 
 def _resumptions(run: Run) -> str:
-    resumed = run.environment.get("resumed")
+    resumed = run.machine.get("resumed")
     steps = [plain(at(entry, "step")) for entry in resumed] if isinstance(resumed, list) else []
     return f"at update {join_words(steps)}" if steps else ""
 
@@ -250,7 +251,7 @@ def wall_seconds(run: Run) -> float | None:
     if times:
         return max(times)
     try:
-        started = dt.datetime.fromisoformat(text_at(run.environment, "started"))
+        started = dt.datetime.fromisoformat(text_at(run.machine, "started"))
         return (dt.datetime.fromisoformat(text_at(run.status, "updated")) - started).total_seconds()
     except (ValueError, TypeError):  # no date, or one with and one without a time zone
         return None
@@ -290,15 +291,6 @@ def recipe_differences(runs: list[Run]) -> Table | None:
         if len(set(values)) > 1:
             rows.append(Row(key, "", [Cell(value) for value in values]))
     return Table("Settings that differ", [run.label for run in runs], rows, [run.index for run in runs])
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}; anything but a mapping gives no entries."""
-    flat: dict[str, Any] = {}
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        name = f"{prefix}{key}"
-        flat |= flatten(inner, f"{name}.") if isinstance(inner, dict) and inner else {name: inner}
-    return flat
 
 
 def plain(value: Any) -> str:

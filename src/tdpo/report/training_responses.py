@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .loading import Run, at
+from ..records.dotted import at
+from .loading import Run
 from .numbers import number, shorten, show
 from .tables import Cell, Row, Table, plain
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..loading import at, text_at
+from ...records.dotted import at, text_at
+from ...records.metrics import named
 from ..numbers import MINUS, MISSING, interval, number, show, show_interval, show_signed
 from .loading import Study
-from .metrics import named
 
 VERDICTS = ("supported", "contradicted", "undecided")
 MARGIN = 0.06  # of the axis, left free on either side

@@ -6,9 +6,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean, median, pvariance
 
+from ...methods import REFERENCE
 from ..numbers import MISSING, show, show_interval
 from .loading import Estimate, Study, Task
-from .methods import REFERENCE
 from .strengths import Choice
 
 BINS = 24

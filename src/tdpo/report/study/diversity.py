@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...methods import REFERENCE
+from ...records.metrics import DIVERSITY, Metric, named
 from ..numbers import show, show_interval
 from .loading import Estimate, Study, Task
-from .methods import REFERENCE
-from .metrics import DIVERSITY, Metric, named
 from .strengths import Choice
 
 CONTEXT = ("reverse_kl", "reward_mean")

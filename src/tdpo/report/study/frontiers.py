@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...methods import REFERENCE
+from ...records.metrics import ALL_DIVERSITY, KINDS, KL, MODES, Metric, named
 from ..drawing import Figure
 from ..numbers import MISSING, show, show_interval
 from .loading import Estimate, Study, Task
-from .methods import REFERENCE
-from .metrics import ALL_DIVERSITY, KINDS, KL, MODES, Metric, named
 
 HEIGHT = 350
 DIGITS = 5

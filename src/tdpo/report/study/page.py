@@ -6,9 +6,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ...records.dotted import text_at
 from ..drawing import Figure, base_layout
 from ..embedding import checked_script, embed_json, security_policy
-from ..loading import text_at
 from ..page import RECIPE_CHARACTERS
 from ..templating import template_environment, template_text
 from .claims import VERDICTS, read_claims

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..loading import dict_at, text_at
+from ...records.dotted import dict_at, text_at
+from ...records.metrics import COSTS
+from ...records.study_tables import ALL_SEEDS
 from ..numbers import MISSING, number, show, show_duration
 from ..tables import Cell, Row, Table, plain
-from .loading import ALL_SEEDS, Study, Task, seeds_of
-from .metrics import COSTS
+from .loading import Study, Task, seeds_of
 
 
 def settings_facts(study: Study) -> list[tuple[str, str]]:
@@ -42,14 +43,14 @@ def _budget(about: dict[str, Any]) -> str:
 
 
 TASK_FACTS: tuple[tuple[str, Callable[[Task], Any]], ...] = (
-    ("What it asks", lambda task: task.facts.get("description")),
-    ("Kind", lambda task: task.facts.get("kind")),
-    ("Reward", lambda task: task.facts.get("reward")),
-    ("A response is good from", lambda task: task.facts.get("threshold")),
+    ("What it asks", lambda task: task.facts.description),
+    ("Kind", lambda task: task.facts.kind),
+    ("Reward", lambda task: task.facts.reward),
+    ("A response is good from", lambda task: task.facts.threshold),
     ("Known modes", lambda task: ", ".join(task.modes) or "none"),
-    ("Held-out prompts", lambda task: task.facts.get("prompts")),
-    ("Responses to each", lambda task: task.facts.get("samples_per_prompt")),
-    ("Longest response, tokens", lambda task: task.facts.get("max_new_tokens")),
+    ("Held-out prompts", lambda task: task.facts.prompts),
+    ("Responses to each", lambda task: task.facts.samples_per_prompt),
+    ("Longest response, tokens", lambda task: task.facts.max_new_tokens),
 )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ...methods import REFERENCE
 from .loading import Study
-from .methods import REFERENCE
 
 RULES = {
     "matched": "reverse KL nearest to a common value",

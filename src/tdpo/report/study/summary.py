@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..loading import dict_at, text_at
+from ...methods import REFERENCE
+from ...records.dotted import dict_at, text_at
 from ..numbers import join_words, number, show, show_duration
 from .claims import Claim, tally
 from .curves import TaskCurves
 from .frontiers import TaskFrontiers
 from .loading import Study, counted, seeds_of
-from .methods import REFERENCE
 from .provenance import changed_inputs, failures
 from .samples import Samples
 
@@ -37,7 +37,7 @@ def summary(study: Study, claims: list[Claim]) -> str:
 
 
 def _measured(study: Study) -> list[str]:
-    sizes = {(task.facts.get("prompts"), task.facts.get("samples_per_prompt")) for task in study.tasks}
+    sizes = {(task.facts.prompts, task.facts.samples_per_prompt) for task in study.tasks}
     if len(sizes) != 1:
         return []
     prompts, samples = sizes.pop()
