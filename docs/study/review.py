@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdpo.comparison.bootstrap import Draws, TaskResamples, interval, same_but_for_the_seed
+from tdpo.comparison.cell_statistics import Draws, TaskResamples, interval, same_but_for_the_seed
 from tdpo.comparison.frontiers import GRID, KLS, Frontier, arm_frontier, gap
 from tdpo.comparison.prompt_table import read_prompt_table
 from tdpo.environments import load_environment

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.comparison_cases import REFERENCE_SD, cells_of, study
 from tdpo.comparison import claims
-from tdpo.comparison.bootstrap import TaskResamples
+from tdpo.comparison.cell_statistics import TaskResamples
 from tdpo.comparison.claims import Answer, Question, judge, judge_claims, verdict_of
 from tdpo.comparison.frontiers import Frontier, arm_frontier, gap
 from tdpo.comparison.prompt_table import PromptTable

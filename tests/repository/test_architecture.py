@@ -22,6 +22,7 @@ MATHEMATICS = {
 LAYERS: list[set[str]] = [
     MATHEMATICS,
     {"methods"},
+    {"bootstrap"},
     {"exact"},
     {"guards"},
     {"records"},

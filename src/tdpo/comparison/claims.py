@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..bootstrap import CONFIDENCE
 from ..methods import ARMS
 from ..records.study_tables import CellKey
-from .bootstrap import CONFIDENCE, RESAMPLES, SEED, VARIANCE, Draws, TaskResamples, interval, same_but_for_the_seed
+from .cell_statistics import RESAMPLES, SEED, VARIANCE, Draws, TaskResamples, interval, same_but_for_the_seed
 from .frontiers import KLS, arm_frontier, gap
 from .prompt_table import PromptTable
 

@@ -14,7 +14,7 @@ that both reach. The rule is the same for every arm, and does not look at the or
   the good and the bad branch in turn. It is not cut down to its best points: choosing the best of noisy points favours
   the noisier arm and the arm with more points.
 
-Points are arrays [1 + R], as `bootstrap` makes them: reference, range and gap are drawn anew in each resample.
+Points are arrays [1 + R], as `cell_statistics` makes them: reference, range and gap are drawn anew in each resample.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records.study_tables import CellKey
-from .bootstrap import Draws, TaskResamples, same_but_for_the_seed
+from .cell_statistics import Draws, TaskResamples, same_but_for_the_seed
 
 GRID = 41
 KLS = ("forward_kl", "reverse_kl")

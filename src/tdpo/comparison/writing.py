@@ -38,7 +38,7 @@ from ..records.study_tables import (
     write_results,
 )
 from ..runs import RunDirectory, describe_machine
-from .bootstrap import cell_results, means_over_seeds
+from .cell_statistics import cell_results, means_over_seeds
 from .cells import StudyFiles, applies, cells_of, strength_text, task_environment, task_of
 from .claims import judge_claims
 from .prompt_table import PromptTable

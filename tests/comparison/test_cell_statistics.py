@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.comparison_cases import study
-from tdpo.comparison.bootstrap import (
+from tdpo.comparison.cell_statistics import (
     TaskResamples,
     cell_results,
     interval,
