@@ -1,7 +1,8 @@
-"""The four claims of the study, judged by rules that `docs/the_study.md` fixed before any study had run.
+"""How the claims of a study are judged: by rules that `docs/the_study.md` fixed before any study had run.
 
-A claim has parts. A part is one number with its 95 % interval, the mean over tasks of a comparison between two arms,
-signed so that positive speaks for the claim. The primary parts decide, the others are shown beside them.
+What is asked stands in the study (`claims`). Each question gets one number with its 95 % interval, the mean over tasks
+of a comparison between two arms, signed so that positive speaks for the claim. The primary questions decide, the others
+are shown beside them.
 """
 
 from __future__ import annotations
@@ -14,51 +15,16 @@ from typing import Any
 import numpy as np
 
 from ..bootstrap import CONFIDENCE
+from ..config import Claim, built_in_claims
 from ..methods import ARMS
 from ..records.study_tables import CellKey
 from .cell_statistics import RESAMPLES, SEED, VARIANCE, Draws, TaskResamples, interval, same_but_for_the_seed
 from .frontiers import KLS, arm_frontier, gap
 from .prompt_table import PromptTable
+from .questions import Question, questions_of
 
 PRIMARY_DIVERSITY = "embedding_diversity"
-# What is shown beside it: its unit, and whether less of it is more diverse.
-OTHER_DIVERSITY = {
-    "ead": ("", False),
-    "self_bleu": ("lower", True),
-    "vendi": ("effective responses", False),
-    "gated_embedding_diversity": ("", False),
-}
-MATCHED = {
-    "reward_mean": "at matched reward",
-    "forward_kl": "at matched forward KL",
-    "reverse_kl": "at matched reverse KL",
-}
-NOT_BELOW = math.log(0.9)  # a variance counts as kept if a loss of a tenth or more is excluded
 LEAST_RATIO = 1e-3  # of variances: a cell without any variance would otherwise decide alone, with −infinity
-OF_SD = "SDs of the reference's reward"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A part before it is answered: what `first` has over `second`, a gap of frontiers or a log ratio of variances."""
-
-    first: str
-    second: str
-    metric: str
-    matched: str | None  # None: log ratio of reward variances, averaged over strengths
-    primary: bool = True
-    unit: str = ""
-    negative: bool = False  # the claim says less
-    trained_only: bool = False  # without the reference as a point
-    scale: str = ""  # "sd" or "variance" of the reference's reward, by which a task's numbers are divided
-    supports_above: float = 0.0
-    relation: str = "against"
-
-    @property
-    def text(self) -> str:
-        names = f"{ARMS[self.first].label} {self.relation} {ARMS[self.second].label}"
-        how = "averaged over strengths" if self.matched is None else MATCHED[self.matched]
-        return f"{names}, {how}{', between trained points only' if self.trained_only else ''}"
 
 
 @dataclass
@@ -87,95 +53,30 @@ def judge_claims(
     table: PromptTable,
     planned: Iterable[CellKey] | None = None,
     *,
+    claims: Sequence[Claim] | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> dict[str, Any]:
-    """The content of `claims.json`. `planned`: the cells that the study was to have, so that missing ones are named."""
+    """The content of `claims.json`.
+
+    `planned` are the cells that the study was to have, so that missing ones are named; `claims` are the study's own,
+    None for the built-in ones.
+    """
     draws = [TaskResamples(table, task, resamples=resamples, seed=seed) for task in table.tasks()]
     missing = sorted(set(planned or ()) - set(table.cells))
     arms = {cell.arm for cell in (*table.cells, *missing)}
-    claims = []
-    for number, (text, questions) in enumerate(the_claims(arms), start=1):
+    judged = []
+    for number, claim in enumerate(built_in_claims() if claims is None else claims, start=1):
+        questions = questions_of(claim, arms)
         answers = [answer(draws, question) for question in questions]
         used = {arm for question in questions if question.primary for arm in (question.first, question.second)}
         verdict, why = judge(answers, [cell for cell in missing if cell.arm in used | {"reference"}])
         if missing:
             why = f"Provisional: {len(table.cells)} of {len(table.cells) + len(missing)} runs are there. {why}"
         parts = [found.as_json() for found in answers]
-        claims.append({"id": str(number), "text": text, "verdict": verdict, "why": why, "parts": parts})
+        judged.append({"id": str(number), "text": claim.text, "verdict": verdict, "why": why, "parts": parts})
     settings = {"schema": 1, "confidence": CONFIDENCE, "resamples": resamples, "primary_diversity": PRIMARY_DIVERSITY}
-    return {**settings, "missing_cells": len(missing), "claims": claims}
-
-
-def the_claims(arms: set[str]) -> list[tuple[str, list[Question]]]:
-    """The claims with their questions; `arms` are the study's, since PPO with the exact reverse KL enters if there."""
-    return [
-        (
-            "At matched reward and at matched KL, TDPO2's outputs are more diverse than PPO's and than DPO's.",
-            _diversity(),
-        ),
-        ("PPO's reward variance is below the starting model's; TDPO2's is not.", _variance()),
-        ("TDPO2's frontier of reward against KL lies above DPO's.", _reward_per_kl()),
-        ("PPO held by the forward KL keeps more modes than PPO held by the reverse KL.", _modes(arms)),
-    ]
-
-
-def _diversity() -> list[Question]:
-    against = [(other, matched) for other in ("ppo_reverse", "dpo") for matched in MATCHED]
-    primary = [Question("tdpo2", other, PRIMARY_DIVERSITY, matched) for other, matched in against]
-    others = [
-        Question("tdpo2", other, metric, matched, primary=False, unit=unit, negative=negative)
-        for metric, (unit, negative) in OTHER_DIVERSITY.items()
-        for other, matched in against
-    ]
-    return [*primary, *_trained_only(primary), *others]
-
-
-def _variance() -> list[Question]:
-    return [
-        Question(
-            "ppo_reverse", "reference", VARIANCE, None,
-            unit="ln(reference's variance / PPO's)", negative=True, relation="below",
-        ),
-        Question(
-            "tdpo2", "reference", VARIANCE, None,
-            unit="ln(TDPO2's variance / reference's)", supports_above=NOT_BELOW, relation="not below",
-        ),
-        Question(
-            "tdpo2", "ppo_reverse", VARIANCE, "reward_mean",
-            primary=False, unit="of the reference's variance", scale="variance",
-        ),
-    ]  # fmt: skip
-
-
-def _reward_per_kl() -> list[Question]:
-    primary = [
-        Question("tdpo2", "dpo", "reward_mean", kl, unit=OF_SD, scale="sd") for kl in ("forward_kl", "reverse_kl")
-    ]
-    return [*primary, *_trained_only(primary)]
-
-
-def _modes(arms: set[str]) -> list[Question]:
-    exact = ["ppo_reverse_exact"] if "ppo_reverse_exact" in arms else []
-    against = [(other, matched) for other in (*exact, "ppo_reverse") for matched in MATCHED]
-    share = "share of the known modes"
-    primary = [Question("ppo_forward", other, "mode_coverage", matched, unit=share) for other, matched in against]
-    entropy = [
-        Question("ppo_forward", other, "mode_entropy", matched, primary=False, unit="effective modes")
-        for other, matched in against
-    ]
-    return [*primary, *_trained_only(primary), *entropy]
-
-
-def _trained_only(questions: Sequence[Question]) -> list[Question]:
-    """The same without the straight line from the reference to an arm's first point, which nobody measured."""
-    return [
-        Question(
-            q.first, q.second, q.metric, q.matched,
-            primary=False, unit=q.unit, negative=q.negative, scale=q.scale, trained_only=True,
-        )
-        for q in questions
-    ]  # fmt: skip
+    return {**settings, "missing_cells": len(missing), "claims": judged}
 
 
 def answer(tasks: Sequence[TaskResamples], question: Question) -> Answer:
@@ -269,7 +170,7 @@ def _scale(draws: TaskResamples, name: str, seeds: list[int]) -> float:
         return 1.0
     variance = draws.over_seeds(draws.table.of(draws.task, "reference"), VARIANCE, seeds)
     value = 0.0 if variance is None else float(variance[0])
-    return math.sqrt(value) if name == "sd" else value
+    return math.sqrt(value) if name == "reference_sd" else value
 
 
 def _log_ratio(draws: TaskResamples, question: Question, seeds: list[int]) -> tuple[Draws, None] | str:

@@ -21,8 +21,8 @@ from .inputs import ChangedInput, changed_inputs
 from .running import Failure, Observer, Outcome, Report, Stopped, run_cells
 from .writing import write_study
 
-# How a study is run, not what it is.
-FREE = ("workers", "study_dir")
+# How a study is run and judged: no run depends on it.
+FREE = ("workers", "study_dir", "claims")
 # What a study may gain without touching the runs it has.
 GROWS = ("tasks", "arms", "seeds")
 

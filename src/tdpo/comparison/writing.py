@@ -69,7 +69,7 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     write_responses(files.folder / RESPONSES_FILE, (row for cell in done for row in _responses(study, files, cell)))
     write_curves(files.folder / CURVES_FILE, (row for cell in done for row in _curves(study, files, cell)))
     write_results(files.folder / TIMINGS_FILE, _timings(files, done))
-    write_json(files.folder / CLAIMS_FILE, judge_claims(table, planned))
+    write_json(files.folder / CLAIMS_FILE, judge_claims(table, planned, claims=study.claims))
     write_json(files.folder / ABOUT_FILE, {**_about(study, files, done, planned, failures), **about})
 
 

@@ -2,6 +2,7 @@
 
 from ._explain import nearest_key
 from ._sections import Section
+from .claims_schema import Claim, ClaimPart, built_in_claims
 from .environment_schema import EnvironmentChoice
 from .loading import (
     AnyRecipe,
@@ -33,6 +34,8 @@ __all__ = [
     "PPO",
     "AnyRecipe",
     "Arm",
+    "Claim",
+    "ClaimPart",
     "Data",
     "EnvironmentChoice",
     "Evaluation",
@@ -52,6 +55,7 @@ __all__ = [
     "Study",
     "Task",
     "Training",
+    "built_in_claims",
     "dump_recipe",
     "dump_study",
     "flatten",

@@ -146,6 +146,8 @@ def dump_study(study: Study) -> str:
     del values["ppo"]["iterations"]  # follows from the budget
     for key in study.idle_sections:
         del values[key]
+    if study.claims is None:
+        del values["claims"]  # the built-in ones
     return write_yaml(values)
 
 
@@ -261,7 +263,7 @@ def _explain(details: ErrorDetails, context: _Context) -> list[RecipeProblem]:
     path = tuple(str(part) for part in details["loc"])
     if details["type"] == "key_problems":
         conflicts = details["ctx"]["problems"]
-        return [RecipeProblem(key, reason, context.place(tuple(key.split(".")))) for key, reason in conflicts]
+        return [RecipeProblem(key, reason, context.place(_path_of(key))) for key, reason in conflicts]
     if details["type"] in ("extra_forbidden", "invalid_key"):  # the latter: a key that is a number
         return [_unknown_key(path, context)]
     while path and _generic(path) not in known:
@@ -319,6 +321,11 @@ def _section(key: str) -> str:
 def _dotted(path: Path_) -> str:
     """The path as a person reads it: rewards[0].weight."""
     return _join(path, "[{}]")
+
+
+def _path_of(key: str) -> Path_:
+    """The path of a key as `_dotted` writes it."""
+    return tuple(key.replace("[", ".").replace("]", "").split("."))
 
 
 def _generic(path: Path_) -> str:
