@@ -44,10 +44,10 @@ def drawn_units(
 
 def unit_counts(generator: np.random.Generator, units: int, resamples: int) -> Numbers:
     """How often each resample has each unit, `[1 + resamples, units]`; the first row counts each once."""
-    (drawn,) = drawn_units(generator, units, resamples)
+    (draws,) = drawn_units(generator, units, resamples)
     counts = np.zeros((1 + resamples, units))
     counts[0] = 1.0
-    np.add.at(counts, (np.arange(1, 1 + resamples)[:, None], drawn), 1.0)
+    np.add.at(counts, (np.arange(1, 1 + resamples)[:, None], draws), 1.0)
     return counts
 
 
@@ -61,7 +61,7 @@ def statistic_interval(
     table = values.reshape(len(values), -1)
     block = max(1, BLOCK_VALUES // table.size)
     draws = drawn_units(np.random.default_rng(seed), len(table), resamples, block)
-    estimates = [statistic(table[drawn].reshape(len(drawn), -1)) for drawn in draws]
+    estimates = [statistic(table[units_of_draw].reshape(len(units_of_draw), -1)) for units_of_draw in draws]
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(estimates), [tail, 1 - tail])
     return float(low), float(high)

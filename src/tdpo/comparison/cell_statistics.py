@@ -100,9 +100,9 @@ class TaskResamples:
         """
         weights = self.seed_weights(seeds)
         above = below = np.zeros(1 + self._resamples)
-        found = {cell.seed: self.cell(cell, statistic) for cell in cells}
+        by_seed = {cell.seed: self.cell(cell, statistic) for cell in cells}
         for column, seed in enumerate(sorted(seeds)):
-            values = found.get(seed)
+            values = by_seed.get(seed)
             if values is not None:
                 weight = np.where(np.isnan(values), 0.0, weights[:, column])
                 above, below = above + weight * np.where(weight > 0, values, 0.0), below + weight
@@ -121,10 +121,10 @@ def interval(draws: Draws) -> tuple[float | None, float | None]:
 
 def statistics_of(metrics: Iterable[str]) -> list[str]:
     """The statistics that prompts with these metrics allow, sorted."""
-    found = set(metrics)
-    per_token = {name for name, needed in PER_TOKEN.items() if found.issuperset(needed)}
-    variance = {VARIANCE} if found.issuperset({"reward_mean", "reward_square"}) else set()
-    return sorted((found - _INGREDIENTS) | per_token | variance)
+    names = set(metrics)
+    per_token = {name for name, ingredients in PER_TOKEN.items() if names.issuperset(ingredients)}
+    variance = {VARIANCE} if names.issuperset({"reward_mean", "reward_square"}) else set()
+    return sorted((names - _INGREDIENTS) | per_token | variance)
 
 
 def cell_results(table: PromptTable, *, resamples: int = RESAMPLES, seed: int = SEED) -> list[ResultRow]:

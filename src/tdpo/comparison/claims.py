@@ -40,11 +40,11 @@ class Answer:
     without: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        asked = self.question
-        text = asked.text if self.value is not None else f"{asked.text}: {'; '.join(self.without)}"
+        question = self.question
+        text = question.text if self.value is not None else f"{question.text}: {'; '.join(self.without)}"
         return {
-            "text": text, "primary": asked.primary,
-            "metric": asked.metric, "matched": asked.matched, "unit": asked.unit,
+            "text": text, "primary": question.primary,
+            "metric": question.metric, "matched": question.matched, "unit": question.unit,
             "value": self.value, "low": self.low, "high": self.high, "verdict": self.verdict, "tasks": self.tasks,
         }  # fmt: skip
 
@@ -65,7 +65,7 @@ def judge_claims(
     draws = [TaskResamples(table, task, resamples=resamples, seed=seed) for task in table.tasks()]
     missing = sorted(set(planned or ()) - set(table.cells))
     arms = {cell.arm for cell in (*table.cells, *missing)}
-    judged = []
+    verdicts = []
     for number, claim in enumerate(built_in_claims() if claims is None else claims, start=1):
         questions = questions_of(claim, arms)
         answers = [answer(draws, question) for question in questions]
@@ -73,33 +73,33 @@ def judge_claims(
         verdict, why = judge(answers, [cell for cell in missing if cell.arm in used | {"reference"}])
         if missing:
             why = f"Provisional: {len(table.cells)} of {len(table.cells) + len(missing)} runs are there. {why}"
-        parts = [found.as_json() for found in answers]
-        judged.append({"id": str(number), "text": claim.text, "verdict": verdict, "why": why, "parts": parts})
+        parts = [part.as_json() for part in answers]
+        verdicts.append({"id": str(number), "text": claim.text, "verdict": verdict, "why": why, "parts": parts})
     settings = {"schema": 1, "confidence": CONFIDENCE, "resamples": resamples, "primary_diversity": PRIMARY_DIVERSITY}
-    return {**settings, "missing_cells": len(missing), "claims": judged}
+    return {**settings, "missing_cells": len(missing), "claims": verdicts}
 
 
 def answer(tasks: Sequence[TaskResamples], question: Question) -> Answer:
     """The mean over the tasks that allow the comparison; the others are named in `without`."""
-    found, numbers = Answer(question), []
-    measured = [draws for draws in tasks if all(draws.table.measured(draws.task, m) for m in _needed(question))]
-    if not measured:
-        found.without.append(f"no task measures {_words(' and '.join(_needed(question)))}")
-    for draws in measured:
-        result = _on_task(draws, question)
-        if isinstance(result, str):
-            found.without.append(f"{draws.task}: {result}")
+    result, numbers = Answer(question), []
+    with_metrics = [draws for draws in tasks if all(draws.table.measured(draws.task, m) for m in _needed(question))]
+    if not with_metrics:
+        result.without.append(f"no task measures {_words(' and '.join(_needed(question)))}")
+    for draws in with_metrics:
+        on_task = _on_task(draws, question)
+        if isinstance(on_task, str):
+            result.without.append(f"{draws.task}: {on_task}")
             continue
-        number, span = result
+        number, span = on_task
         low, high = interval(number)
-        found.tasks.append({"task": draws.task, "value": float(number[0]), "low": low, "high": high, "range": span})
+        result.tasks.append({"task": draws.task, "value": float(number[0]), "low": low, "high": high, "range": span})
         numbers.append(number)
     if numbers:
         mean = np.mean(numbers, axis=0)
-        found.value = float(mean[0])
-        found.low, found.high = interval(mean)
-        found.verdict = verdict_of(found.low, found.high, question.supports_above)
-    return found
+        result.value = float(mean[0])
+        result.low, result.high = interval(mean)
+        result.verdict = verdict_of(result.low, result.high, question.supports_above)
+    return result
 
 
 def _words(metrics: str) -> str:
@@ -135,8 +135,10 @@ def _on_task(draws: TaskResamples, question: Question) -> tuple[Draws, list[floa
         seeds &= own
     if not seeds:
         return "no seed that both arms and the reference have"
-    matched = sorted(seeds)
-    result = _log_ratio(draws, question, matched) if question.matched is None else _gap(draws, question, matched)
+    seeds_of_all = sorted(seeds)
+    result = (
+        _log_ratio(draws, question, seeds_of_all) if question.matched is None else _gap(draws, question, seeds_of_all)
+    )
     if isinstance(result, str):
         return result
     number, span = result
@@ -188,15 +190,15 @@ def _log_ratio(draws: TaskResamples, question: Question, seeds: list[int]) -> tu
     if not logs:
         return f"{_words(question.metric)} not measured for {ARMS[question.first].label}"
     # A strength whose only seed was not drawn is left out of that resample.
-    known = ~np.isnan(logs)
-    count = known.sum(axis=0)
-    total = np.where(known, logs, 0.0).sum(axis=0)
+    is_defined = ~np.isnan(logs)
+    count = is_defined.sum(axis=0)
+    total = np.where(is_defined, logs, 0.0).sum(axis=0)
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0), None
 
 
 def judge(answers: Sequence[Answer], missing: Sequence[CellKey] = ()) -> tuple[str, str]:
     """The claim's verdict and why: supported if all primary parts are, contradicted if any is, else undecided."""
-    primary = [found for found in answers if found.question.primary]
+    primary = [result for result in answers if result.question.primary]
     by = {v: [a for a in primary if a.verdict == v] for v in ("supported", "contradicted", "undecided")}
     if by["contradicted"]:
         verdict = "contradicted"
@@ -210,12 +212,12 @@ def _sentence(verdict: str, by: dict[str, list[Answer]], total: int) -> str:
     if verdict == "supported":
         return f"All {total} comparisons agree with the claim, each with its whole 95 % interval."
     if verdict == "contradicted":
-        named = "; ".join(found.question.text for found in by["contradicted"])
+        questions = "; ".join(result.question.text for result in by["contradicted"])
         return (
-            f"{against} of {total} comparisons point the other way with the whole 95 % interval ({named}); "
+            f"{against} of {total} comparisons point the other way with the whole 95 % interval ({questions}); "
             f"{agree} agree with the claim and {open_} {'is' if open_ == 1 else 'are'} open."
         )
-    impossible = sum(found.value is None for found in by["undecided"])
+    impossible = sum(result.value is None for result in by["undecided"])
     reasons = [f"the 95 % interval of {open_ - impossible} does not settle it"] if open_ > impossible else []
     reasons += [f"{impossible} could not be made"] if impossible else []
     return f"{agree} of {total} comparisons agree with the claim and none contradicts it, but {' and '.join(reasons)}."
@@ -223,15 +225,15 @@ def _sentence(verdict: str, by: dict[str, list[Answer]], total: int) -> str:
 
 def _remarks(answers: Sequence[Answer], missing: Sequence[CellKey]) -> list[str]:
     remarks = []
-    others = [found for found in answers if not found.question.primary and found.value is not None]
-    against = sum(found.verdict == "contradicted" for found in others)
+    others = [result for result in answers if not result.question.primary and result.value is not None]
+    against = sum(result.verdict == "contradicted" for result in others)
     if against:
         remarks.append(f"Of {len(others)} secondary comparisons, which do not count, {against} point the other way.")
-    without = list(dict.fromkeys(reason for found in answers if found.question.primary for reason in found.without))
+    without = list(dict.fromkeys(reason for result in answers if result.question.primary for reason in result.without))
     if without:
         remarks.append(f"Left out: {_few(without)}.")
     unsure = {
-        task["task"] for found in answers if found.question.primary for task in found.tasks if task["low"] is None
+        task["task"] for result in answers if result.question.primary for task in result.tasks if task["low"] is None
     }
     if unsure:
         remarks.append(f"Without an interval, as many resamples have no common range: {_few(sorted(unsure))}.")

@@ -59,17 +59,19 @@ def arm_frontier(
     With `reference=False` only what was trained. None where no strength has both statistics, or where the reference
     is wanted and has not.
     """
-    points = [_point(draws, group, x, y, seeds) for group in same_but_for_the_seed(draws.table.of(draws.task, arm))]
-    found = [point for point in points if point is not None]
-    if not found:
+    of_strengths = [
+        _point(draws, group, x, y, seeds) for group in same_but_for_the_seed(draws.table.of(draws.task, arm))
+    ]
+    points = [point for point in of_strengths if point is not None]
+    if not points:
         return None
     start = None
     if reference:
         limit = _point(draws, draws.table.of(draws.task, "reference"), x, y, seeds)
         if limit is None:
             return None
-        start, found = limit[0], [limit, *found]
-    return Frontier(np.stack([p[0] for p in found]), np.stack([p[1] for p in found]), start)
+        start, points = limit[0], [limit, *points]
+    return Frontier(np.stack([p[0] for p in points]), np.stack([p[1] for p in points]), start)
 
 
 def _point(

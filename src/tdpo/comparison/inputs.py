@@ -44,24 +44,24 @@ class ChangedInput:
 
 def inputs_of(task: Task) -> dict[str, str]:
     """SHA-256 of each file that a task names, by that name: prompts, rows, and files of functions."""
-    named: list[str | None] = []
+    names: list[str | None] = []
     if task.environment is not None:
         chosen = task.environment
-        named = [chosen.prompts, chosen.held_out, file_of_function(chosen.reward), file_of_function(chosen.mode_of)]
+        names = [chosen.prompts, chosen.held_out, file_of_function(chosen.reward), file_of_function(chosen.mode_of)]
     if task.data is not None:
-        named = [task.data.train, task.data.eval]
-    files = {name: Path(name).expanduser() for name in named if name is not None}
+        names = [task.data.train, task.data.eval]
+    files = {name: Path(name).expanduser() for name in names if name is not None}
     return {name: file_digest(path) for name, path in files.items() if path.is_file()}
 
 
 def changed_inputs(study: Study, files: StudyFiles, done: Sequence[CellKey]) -> list[ChangedInput]:
     """Files that have changed since finished cells were made with them, in the order of the tasks."""
     now = {task.label: inputs_of(task) for task in study.tasks}
-    found: dict[str, list[str]] = {}
+    cells_by_file: dict[str, list[str]] = {}
     for cell in done:
         before = read_json(files.cell(cell) / CELL_FILE).get("inputs", {})
         current = now[task_of(study, cell.task).label]
         for name, digest in before.items():
             if current.get(name) != digest:
-                found.setdefault(name, []).append(files.name(cell))
-    return [ChangedInput(name, cells) for name, cells in found.items()]
+                cells_by_file.setdefault(name, []).append(files.name(cell))
+    return [ChangedInput(name, cells) for name, cells in cells_by_file.items()]

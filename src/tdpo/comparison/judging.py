@@ -42,11 +42,11 @@ class Answers:
         prompts = list(dict.fromkeys(line["prompt_id"] for line in lines))
 
         def by_prompt(model: str) -> list[list[Line]]:
-            found: dict[str, list[Line]] = {prompt: [] for prompt in prompts}
+            groups: dict[str, list[Line]] = {prompt: [] for prompt in prompts}
             for line in lines:
                 if line["model"] == model:
-                    found[line["prompt_id"]].append(line)
-            return [sorted(found[prompt], key=lambda line: line["sample_index"]) for prompt in prompts]
+                    groups[line["prompt_id"]].append(line)
+            return [sorted(groups[prompt], key=lambda line: line["sample_index"]) for prompt in prompts]
 
         return cls(prompts, by_prompt("base" if is_reference else "trained"), by_prompt("base"))
 
@@ -61,11 +61,11 @@ def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
     environment = task_environment(task_of(study, cell.task))
     by_prompt = _means(answers)
     overall: dict[str, float | None] = _overall(answers, run.read_json(EVALUATION_FILE))
-    found = _diversity(answers, environment, study.embeddings)
-    overall |= found.overall | costs(study, files, cell, run)
+    diversity = _diversity(answers, environment, study.embeddings)
+    overall |= diversity.overall | costs(study, files, cell, run)
     write_json(
         files.cell(cell) / MEASURED_FILE,
-        {"prompts": answers.prompts, "by_prompt": by_prompt | found.per_prompt, "overall": overall},
+        {"prompts": answers.prompts, "by_prompt": by_prompt | diversity.per_prompt, "overall": overall},
     )
 
 
@@ -91,13 +91,13 @@ def _means(answers: Answers) -> dict[str, list[float | None]]:
     return {name: values for name, values in numbers.items() if any(value is not None for value in values)}
 
 
-def _tokens_where(line: Line, measured: str) -> float | None:
-    return None if line[measured] is None else float(line["tokens"])
+def _tokens_where(line: Line, metric: str) -> float | None:
+    return None if line[metric] is None else float(line["tokens"])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None
 
 
 def _overall(answers: Answers, evaluation: dict[str, Any] | None) -> dict[str, float | None]:
@@ -113,10 +113,10 @@ def _diversity(answers: Answers, environment: Environment | None, embedder: str 
     prompts = {prompt.id: prompt for prompt in environment.held_out} if environment is not None else {}
     labels, modes = None, None
     if environment is not None and environment.mode_of is not None:
-        asked = [prompts[prompt_id] for prompt_id in answers.prompts]
-        modes = [environment.modes_of(prompt) for prompt in asked]
+        held_out = [prompts[prompt_id] for prompt_id in answers.prompts]
+        modes = [environment.modes_of(prompt) for prompt in held_out]
         labels = [
-            [environment.mode_of(prompt, text) for text in group] for prompt, group in zip(asked, texts, strict=True)
+            [environment.mode_of(prompt, text) for text in group] for prompt, group in zip(held_out, texts, strict=True)
         ]
     return measure_diversity(
         texts,

@@ -27,20 +27,20 @@ class PromptTable:
     @classmethod
     def from_rows(cls, rows: Iterable[PromptRow]) -> PromptTable:
         """Raises TableError where a (cell, metric) lacks a prompt of its task, or has one twice."""
-        found: dict[CellKey, dict[str, dict[str, float]]] = {}
+        by_cell: dict[CellKey, dict[str, dict[str, float]]] = {}
         for row in rows:
-            values = found.setdefault(row.cell, {}).setdefault(row.metric, {})
+            values = by_cell.setdefault(row.cell, {}).setdefault(row.metric, {})
             if row.prompt_id in values:
                 raise TableError(f"{row.cell}: prompt {row.prompt_id!r} has {row.metric} twice")
             values[row.prompt_id] = math.nan if row.value is None else row.value
         ids: dict[str, set[str]] = {}
-        for cell, metrics in found.items():
+        for cell, metrics in by_cell.items():
             ids.setdefault(cell.task, set()).update(*metrics.values())
         table = cls({task: tuple(sorted(ids[task], key=prompt_order)) for task in sorted(ids)})
-        for cell in sorted(found):
+        for cell in sorted(by_cell):
             table.cells[cell] = {
-                metric: _aligned(cell, metric, found[cell][metric], table.prompts[cell.task])
-                for metric in sorted(found[cell])
+                metric: _aligned(cell, metric, by_cell[cell][metric], table.prompts[cell.task])
+                for metric in sorted(by_cell[cell])
             }
         return table
 
@@ -59,8 +59,8 @@ class PromptTable:
 
     def measured(self, task: str, metric: str) -> bool:
         """Whether any cell of the task has a value of the metric."""
-        found = (self.cells[cell].get(metric) for cell in self.of(task))
-        return any(values is not None and bool(np.isfinite(values).any()) for values in found)
+        values_of_cells = (self.cells[cell].get(metric) for cell in self.of(task))
+        return any(values is not None and bool(np.isfinite(values).any()) for values in values_of_cells)
 
 
 def _aligned(cell: CellKey, metric: str, values: dict[str, float], prompts: Sequence[str]) -> NDArray[np.float64]:

@@ -56,8 +56,8 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
     check(study, files, cells)
     _refuse_foreign_folder(study, files)
     files.folder.mkdir(parents=True, exist_ok=True)
-    with lock(files.folder / LOCK_FILE) as held:
-        if not held:
+    with lock(files.folder / LOCK_FILE) as has_lock:
+        if not has_lock:
             raise RunError(
                 f"{files.folder} is in use by another `tdpo compare`; wait for it, or choose another study_dir=…"
             )

@@ -162,13 +162,13 @@ class _Work:
         """Begin the run or take it up; one that cannot be taken up as it was begun is begun anew, which is logged."""
         if run.is_run():
             try:
-                with RunDirectory.training(recipe, resume=True) as begun:
-                    self._learn(recipe, begun, resume=True)
+                with RunDirectory.training(recipe, resume=True) as holder:
+                    self._learn(recipe, holder, resume=True)
                 return
             except (ChangedInputs, DamagedCheckpoint) as error:
                 print(f"{error}\nThe run is begun anew: half of it with other inputs would be no run of this study.")
-        with RunDirectory.training(recipe, overwrite=True) as begun:
-            self._learn(recipe, begun, resume=False)
+        with RunDirectory.training(recipe, overwrite=True) as holder:
+            self._learn(recipe, holder, resume=False)
 
     def _learn(self, recipe: AnyRecipe, run: RunDirectory, *, resume: bool) -> None:
         if isinstance(recipe, PPORecipe):

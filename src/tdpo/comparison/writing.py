@@ -61,9 +61,9 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     and inputs that have changed."""
     planned = cells_of(study)
     done = [cell for cell in planned if is_done(files, cell)]
-    measured = {cell: read_json(files.cell(cell) / MEASURED_FILE) for cell in done}
-    table = PromptTable.from_rows(_prompt_rows(measured))
-    results = [*cell_results(table), *_overall_rows(measured)]
+    numbers = {cell: read_json(files.cell(cell) / MEASURED_FILE) for cell in done}
+    table = PromptTable.from_rows(_prompt_rows(numbers))
+    results = [*cell_results(table), *_overall_rows(numbers)]
     write_results(files.folder / RESULTS_FILE, results)
     write_prompts(files.folder / PROMPTS_FILE, table.rows())
     write_responses(files.folder / RESPONSES_FILE, (row for cell in done for row in _responses(study, files, cell)))
@@ -73,20 +73,20 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     write_json(files.folder / ABOUT_FILE, {**_about(study, files, done, planned, failures), **about})
 
 
-def _prompt_rows(measured: Mapping[CellKey, dict[str, Any]]) -> Iterator[PromptRow]:
-    for cell, found in measured.items():
-        for metric, values in found["by_prompt"].items():
-            for prompt, value in zip(found["prompts"], values, strict=True):
+def _prompt_rows(numbers: Mapping[CellKey, dict[str, Any]]) -> Iterator[PromptRow]:
+    for cell, of_cell in numbers.items():
+        for metric, values in of_cell["by_prompt"].items():
+            for prompt, value in zip(of_cell["prompts"], values, strict=True):
                 yield PromptRow(cell, prompt, metric, value)
 
 
-def _overall_rows(measured: Mapping[CellKey, dict[str, Any]]) -> list[ResultRow]:
+def _overall_rows(numbers: Mapping[CellKey, dict[str, Any]]) -> list[ResultRow]:
     """What is not a mean over prompts: such numbers have no interval."""
     rows = [
         ResultRow(cell.task, cell.arm, cell.strength, cell.seed, metric, value)
-        for cell, found in measured.items()
-        for metric, value in found["overall"].items()
-        if metric not in found["by_prompt"]
+        for cell, of_cell in numbers.items()
+        for metric, value in of_cell["overall"].items()
+        if metric not in of_cell["by_prompt"]
     ]
     return [*rows, *means_over_seeds(rows)]
 
@@ -136,12 +136,12 @@ def _timings(files: StudyFiles, done: Iterable[CellKey]) -> list[ResultRow]:
     rows = []
     for cell in done:
         seconds = read_json(files.cell(cell) / CELL_FILE)["seconds"]
-        named = {"train_seconds": seconds.get("training"), "judging_seconds": _judging(seconds)}
+        by_name = {"train_seconds": seconds.get("training"), "judging_seconds": _judging(seconds)}
         if cell.arm == "reference":
-            named["sampling_seconds"] = seconds.get("preferences")
+            by_name["sampling_seconds"] = seconds.get("preferences")
         rows += [
             ResultRow(cell.task, cell.arm, cell.strength, cell.seed, name, value)
-            for name, value in named.items()
+            for name, value in by_name.items()
             if value is not None
         ]
     return [*rows, *means_over_seeds(rows)]

@@ -106,18 +106,18 @@ class ClaimPart(Section):
 
     def problems(self, arms: Collection[str], *, has_reward: bool, has_embeddings: bool) -> list[Problem]:
         """What keeps a study with these arms from judging it: (key of the part, reason)."""
-        found = []
+        reasons = []
         missing = self.missing_arms(arms)
         if missing and not self.optional:
             key = "arm" if missing[0] == self.arm else "against"
-            found.append((key, f"names {missing[0]}, which is no arm of this study: add it to arms, or set optional"))
+            reasons.append((key, f"names {missing[0]}, which is no arm of this study: add it to arms, or set optional"))
         if not has_embeddings and self.metric in OF_EMBEDDINGS:
-            found.append(("metric", f"{self.metric} needs sentence embeddings, and embeddings is null"))
+            reasons.append(("metric", f"{self.metric} needs sentence embeddings, and embeddings is null"))
         if not has_reward and (self.metric in OF_REWARDS or self.divided_by):
-            found.append(("metric", f"cannot be judged by {self.metric}: no task has a reward"))
+            reasons.append(("metric", f"cannot be judged by {self.metric}: no task has a reward"))
         if not has_reward and "reward_mean" in self.at_matched:
-            found.append(("at_matched", "has reward_mean, but no task has a reward"))
-        return found
+            reasons.append(("at_matched", "has reward_mean, but no task has a reward"))
+        return reasons
 
 
 class Claim(Section):
@@ -140,14 +140,14 @@ def claim_problems(
     claims: list[Claim], arms: Collection[str], *, has_reward: bool, has_embeddings: bool
 ) -> list[Problem]:
     """What keeps a study from judging `claims`: (full key, reason)."""
-    found = []
+    all_problems = []
     for number, claim in enumerate(claims):
         for place, part in enumerate(claim.parts):
             problems = part.problems(arms, has_reward=has_reward, has_embeddings=has_embeddings)
-            found += [(f"claims[{number}].parts[{place}].{key}", reason) for key, reason in problems]
+            all_problems += [(f"claims[{number}].parts[{place}].{key}", reason) for key, reason in problems]
         if not any(part.decides and not (part.optional and part.missing_arms(arms)) for part in claim.parts):
-            found.append((f"claims[{number}].parts", "has no part that decides and whose arms the study has"))
-    return found
+            all_problems.append((f"claims[{number}].parts", "has no part that decides and whose arms the study has"))
+    return all_problems
 
 
 @cache

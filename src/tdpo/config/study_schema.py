@@ -78,7 +78,7 @@ class Arm(Section):
     @classmethod
     def _no_strength_twice(cls, strengths: list[float]) -> list[float]:
         counts = Counter(f"{strength:g}" for strength in strengths)
-        twice = [shown for shown, count in counts.items() if count > 1]
+        twice = [as_text for as_text, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"names {twice[0]} twice; give each strength once")
         return strengths

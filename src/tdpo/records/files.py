@@ -61,10 +61,10 @@ def naming(path: Path, size: int | None = None) -> Iterator[None]:
 def full_disk(path: Path, number: int | None = None, size: int | None = None) -> OSError:
     """The error of a disk that could not hold `path`, which has `size` bytes where that is known."""
     number = errno.ENOSPC if number is None else number
-    needed = "" if size is None else f"{size:,} bytes to write, "
+    to_write = "" if size is None else f"{size:,} bytes to write, "
     with contextlib.suppress(OSError):
         free = f"{free_bytes(path):,} bytes free"
-        return OSError(number, f"{os.strerror(number)} ({needed}{free}); free some, then go on", str(path))
+        return OSError(number, f"{os.strerror(number)} ({to_write}{free}); free some, then go on", str(path))
     return OSError(number, os.strerror(number), str(path))
 
 

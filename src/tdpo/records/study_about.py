@@ -40,12 +40,12 @@ def read_facts(kind: type[Facts], entries: Any) -> dict[str, Facts]:
 
     A value of another type than the schema's is left out; entries without a name are, too.
     """
-    found = {}
+    facts = {}
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("name"), str) and entry["name"]:
             values = {f.name: entry[f.name] for f in fields(kind) if _fits(entry.get(f.name), str(f.type))}
-            found[entry["name"]] = kind(**values)
-    return found
+            facts[entry["name"]] = kind(**values)
+    return facts
 
 
 def _fits(value: Any, annotation: str) -> bool:

@@ -186,10 +186,10 @@ def _labels(runs: list[Run]) -> list[str]:
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
-    seen: Counter[str] = Counter()
+    uses: Counter[str] = Counter()
     for position, name in enumerate(names):
-        seen[name] += 1
-        names[position] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+        uses[name] += 1
+        names[position] = name if uses[name] == 1 else f"{name} ({uses[name]})"
     return names
 
 

@@ -104,17 +104,17 @@ def difference_method(runs: list[Run]) -> str:
 
 def pairs_table(runs: list[Run]) -> Table | None:
     """Held-out pairs of every run that has them, or None."""
-    judged = [run for run in runs if isinstance(run.evaluation.get("pairs"), dict)]
-    if not judged:
+    with_pairs = [run for run in runs if isinstance(run.evaluation.get("pairs"), dict)]
+    if not with_pairs:
         return None
-    numbers = [run.evaluation["pairs"] for run in judged]
+    numbers = [run.evaluation["pairs"] for run in with_pairs]
     rows = [
         Row(metric.title, metric.unit, [_estimate(metric, n, pair_interval(n, metric.key)) for n in numbers])
         for metric in metric_rows(PAIR_METRICS, numbers)
     ]
     sources = [Cell(text_at(entry, "source") or MISSING) for entry in numbers]
     rows.append(Row("Source", "", sources))
-    return Table("Held-out preference pairs", [r.label for r in judged], rows, [r.index for r in judged])
+    return Table("Held-out preference pairs", [r.label for r in with_pairs], rows, [r.index for r in with_pairs])
 
 
 def provenance_table(runs: list[Run]) -> Table:

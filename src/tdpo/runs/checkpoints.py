@@ -62,12 +62,12 @@ def unmark(checkpoint: Path) -> None:
 
 def find_checkpoints(folder: Path) -> Checkpoints:
     """All checkpoints directly inside `folder`."""
-    found = sorted(
+    folders = sorted(
         (p for p in folder.glob("checkpoint-*") if p.is_dir() and is_checkpoint(p.name)), key=checkpoint_step
     )
     return Checkpoints(
-        complete=[p for p in found if (p / COMPLETE).exists()],
-        incomplete=[p for p in found if not (p / COMPLETE).exists()],
+        complete=[p for p in folders if (p / COMPLETE).exists()],
+        incomplete=[p for p in folders if not (p / COMPLETE).exists()],
     )
 
 
@@ -121,13 +121,15 @@ def rotate_checkpoints(folder: Path, limit: int | None, newest: int, keep: Path 
     """
     if limit is None or limit <= 0:
         return
-    found = find_checkpoints(folder)
-    for checkpoint in found.incomplete:
+    checkpoints = find_checkpoints(folder)
+    for checkpoint in checkpoints.incomplete:
         remove(checkpoint)
-    oldest_first = sorted(found.complete, key=lambda path: (checkpoint_step(path) <= newest, checkpoint_step(path)))
-    kept = {newest} | ({checkpoint_step(keep)} if keep is not None and is_checkpoint(keep.name) else set())
-    spare = [path for path in oldest_first if checkpoint_step(path) not in kept]
-    for checkpoint in spare[: max(0, len(oldest_first) - max(limit, len(kept)))]:
+    oldest_first = sorted(
+        checkpoints.complete, key=lambda path: (checkpoint_step(path) <= newest, checkpoint_step(path))
+    )
+    staying_steps = {newest} | ({checkpoint_step(keep)} if keep is not None and is_checkpoint(keep.name) else set())
+    spare = [path for path in oldest_first if checkpoint_step(path) not in staying_steps]
+    for checkpoint in spare[: max(0, len(oldest_first) - max(limit, len(staying_steps)))]:
         remove(checkpoint)
 
 

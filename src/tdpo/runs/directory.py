@@ -158,9 +158,9 @@ class RunDirectory:
             raise RunError(f"run_dir {self.path} is a file; choose another run_dir=…")
         names = sorted(p.name for p in self.path.iterdir() if p.name != LOCK_FILE)
         if names and not self.is_run() and not self._is_half_begun():
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            first_names = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise RunError(
-                f"run_dir {self.path} holds files that are no run of tdpo ({shown}); choose another run_dir=…"
+                f"run_dir {self.path} holds files that are no run of tdpo ({first_names}); choose another run_dir=…"
             )
 
     def why_not_new(self) -> str | None:

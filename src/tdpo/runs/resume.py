@@ -45,33 +45,33 @@ _PPO = _Freedom(
 )
 
 
-def check_resumable(stored: AnyRecipe, given: AnyRecipe) -> dict[str, list[Any]]:
+def check_resumable(stored: AnyRecipe, recipe: AnyRecipe) -> dict[str, list[Any]]:
     """The keys that differ and may, each with [stored, given].
 
     Free are bookkeeping keys and the sections that training does not read; also the length of the run where the
     learning rate is constant, since any other schedule is laid out over the whole length. Raises ValueError that
     names every other difference, or says that the recipe is of the other kind.
     """
-    if isinstance(stored, PPORecipe) != isinstance(given, PPORecipe):
+    if isinstance(stored, PPORecipe) != isinstance(recipe, PPORecipe):
         raise ValueError(
-            f"  the run is {_kind(stored)}, the recipe is {_kind(given)}\n"
+            f"  the run is {_kind(stored)}, the recipe is {_kind(recipe)}\n"
             "resume with the run's own recipe, or start a new run with another run_dir=…"
         )
     free = _PPO if isinstance(stored, PPORecipe) else _PREFERENCES
-    before, after = flatten(stored), flatten(given)
+    before, after = flatten(stored), flatten(recipe)
     changed = {
         key: [before.get(key), after.get(key)]
         for key in [*before, *(key for key in after if key not in before)]
         if before.get(key) != after.get(key)
     }
-    constant = _optimisation(given).scheduler.startswith("constant")
-    refused = [
+    constant = _optimisation(recipe).scheduler.startswith("constant")
+    refusals = [
         f"  {key}: the run has {old!r}, the recipe {new!r}{_why(key, free)}"
         for key, (old, new) in changed.items()
         if not (key in free.keys or key.startswith(free.sections) or (key in free.length and constant))
     ]
-    if refused:
-        lines = "\n".join(refused)
+    if refusals:
+        lines = "\n".join(refusals)
         raise ValueError(f"{lines}\nset these keys back, or start a new run with another run_dir=…")
     return changed
 

@@ -55,8 +55,8 @@ class TaskCurves:
 
 def task_curves(study: Study, task: Task) -> TaskCurves:
     figures, lines = [], []
-    known = {kind.key for kind in KINDS}
-    others = sorted({key[3] for key in study.curves if key[0] == task.name} - known)
+    keys = {kind.key for kind in KINDS}
+    others = sorted({key[3] for key in study.curves if key[0] == task.name} - keys)
     for kind in (*KINDS, *(Kind(key, key.replace("_", " "), "") for key in others)):
         own = [
             _line(arm.name, arm.label, s, seeds)
@@ -95,8 +95,8 @@ def _figure(task: Task, kind: Kind, lines: list[Line]) -> Figure:
         [line.label, line.strength or MISSING, show(line.mean[0]), show(line.mean[-1]), show(int(line.steps[-1]))]
         for line in lines
     ]
-    told = " ".join(f"{label} at {s}: from {first} to {last}." for label, s, first, last, _ in rows)
-    alt = f"{task.name}: {kind.title} while training. {told}"
+    in_words = " ".join(f"{label} at {s}: from {first} to {last}." for label, s, first, last, _ in rows)
+    alt = f"{task.name}: {kind.title} while training. {in_words}"
     heads = ["Method", "Strength", "First", "Last", "Updates"]
     figure = f"{task.id}-curve-{kind.key}"
     return Figure(figure, kind.title, kind.unit, kind.note, alt, heads, rows, [], {"height": HEIGHT})

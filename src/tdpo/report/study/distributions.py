@@ -49,8 +49,8 @@ def distributions(study: Study, chosen: dict[str, Choice]) -> list[Distribution]
     for response in study.responses:
         if response.reward is not None:
             rewards[response.task, response.arm, response.strength].append(response.reward)
-    found = (_distribution(study, task, rewards, chosen[task.name].rules["matched"]) for task in study.tasks)
-    return [distribution for distribution in found if distribution]
+    of_tasks = (_distribution(study, task, rewards, chosen[task.name].rules["matched"]) for task in study.tasks)
+    return [distribution for distribution in of_tasks if distribution]
 
 
 def _distribution(
@@ -76,8 +76,8 @@ def _distribution(
             )
         )  # fmt: skip
     reference = next((row.path for row in rows if row.arm == REFERENCE), "")
-    told = " ".join(f"{r.label}: mean {r.mean}, variance {r.variance}." for r in rows if r.shown)
-    alt = f"Distribution of {task.reward} over single responses of {task.name}. {told}"
+    in_words = " ".join(f"{r.label}: mean {r.mean}, variance {r.variance}." for r in rows if r.shown)
+    alt = f"Distribution of {task.reward} over single responses of {task.name}. {in_words}"
     return Distribution(task, rows, reference, show(low), show(high), alt)
 
 

@@ -93,12 +93,12 @@ def _figure(study: Study, task: Task, group: str, default: list[Metric], title: 
          for key in (height, *(m.key for m in columns)))]
         for arm, s in cells
     ]  # fmt: skip
-    told = " ".join(
+    in_words = " ".join(
         f"{arm.label}{f' at {s}' if s else ''}: {_value(study, task, arm.name, s, default[0].key)}, "
         f"{_value(study, task, arm.name, s, height)}."
         for arm, s in points
     )
-    alt = f"{task.name}: {axis_title(study, task)} against {default[0].axis}. {told}"
+    alt = f"{task.name}: {axis_title(study, task)} against {default[0].axis}. {in_words}"
     layout = {"height": HEIGHT}
     return Figure(f"{task.id}-{group}", title, "", note, alt, heads, rows, [], layout)
 
@@ -150,12 +150,12 @@ def _start(study: Study, task: Task, figure: Figure) -> str:
 
 
 def _values(study: Study, task: str, arm: str, strength: str, keys: list[str]) -> dict[str, list[float | None]]:
-    found: dict[str, list[float | None]] = {}
+    values: dict[str, list[float | None]] = {}
     for key in keys:
         estimate = study.estimate(task, arm, strength, key)
         if estimate:
-            found[key] = [rounded(estimate.value), *(rounded(limit) for limit in estimate.limits or ())]
-    return found
+            values[key] = [rounded(estimate.value), *(rounded(limit) for limit in estimate.limits or ())]
+    return values
 
 
 def rounded(value: float) -> float:
@@ -167,4 +167,4 @@ def diversity_groups(study: Study) -> list[tuple[str, list[Metric]]]:
     metrics = shown_metrics(study, "diversity")
     prefixes = {"": [m for m in metrics if not m.key.startswith(("gated_", "across_"))]}
     prefixes |= {p: [m for m in metrics if m.key.startswith(p)] for p in ("gated_", "across_")}
-    return [(KINDS[prefix], found) for prefix, found in prefixes.items() if found]
+    return [(KINDS[prefix], group) for prefix, group in prefixes.items() if group]

@@ -125,7 +125,7 @@ class Study:
         return [(arm, strength) for arm in self.arms for _, strength in arm.cells]
 
     def label(self, arm: str) -> str:
-        return next((known.label for known in self.arms if known.name == arm), arm)
+        return next((own.label for own in self.arms if own.name == arm), arm)
 
 
 def load_study(path: Path) -> Study:
@@ -182,17 +182,17 @@ def _results(files: LenientFolder) -> dict[tuple[str, str, str, str], dict[str, 
 
 def _responses(files: LenientFolder) -> list[Response]:
     words = ("task", "arm", "strength", "seed", "prompt_id", "prompt", "sample", "text")
-    found = []
+    responses = []
     for line in files.table(RESPONSES_FILE, "there are no responses to read"):
         finished = line.get("finished", "").strip().lower()
         reward, tokens, kl = (_number(line.get(name)) for name in ("reward", "tokens", "reverse_kl"))
-        known = None if not finished else finished in ("1", "1.0", "true")
+        is_finished = None if not finished else finished in ("1", "1.0", "true")
         task, arm, strength, seed, prompt_id, prompt, sample, text = (line.get(word, "") for word in words)
-        found.append(
-            Response(task, arm, strength, seed, prompt_id, prompt, sample, text, reward, tokens, known, kl,
+        responses.append(
+            Response(task, arm, strength, seed, prompt_id, prompt, sample, text, reward, tokens, is_finished, kl,
                      line.get("mode", ""))
         )  # fmt: skip
-    return found
+    return responses
 
 
 def _curves(files: LenientFolder) -> dict[tuple[str, str, str, str], dict[str, Curve]]:
@@ -248,8 +248,8 @@ def seeds_of(study: Study) -> list[str]:
 
 def counted(count: Any, one: str, many: str = "") -> str:
     """3 tasks, 1 task."""
-    known = number(count)
-    return f"{int(known) if known is not None else count} {one if known == 1 else many or one + 's'}"
+    finite = number(count)
+    return f"{int(finite) if finite is not None else count} {one if finite == 1 else many or one + 's'}"
 
 
 def named_list(names: list[str]) -> str:

@@ -78,7 +78,7 @@ def notices(
     state += changed_inputs(study)
     if len(seeds_of(study)) == 1:
         state.append("With one seed, intervals tell how the prompts vary, and nothing about how training varies.")
-    found = [("The study", state)] if state else []
+    subjects = [("The study", state)] if state else []
     for shown, learned in zip(frontiers, curves, strict=True):
         gaps = [shown.missing] if shown.missing else []
         if not study.has(shown.task.name, "reward_mean") and not shown.missing:
@@ -86,10 +86,10 @@ def notices(
         if not learned.figures and study.curves:
             gaps.append("No training curves.")
         if gaps:
-            found.append((shown.task.name, gaps))
+            subjects.append((shown.task.name, gaps))
     if samples and samples.shown < samples.total:
-        found.append(("Responses", [subset_words(samples)]))
-    return found + ([("Files", study.notes)] if study.notes else [])
+        subjects.append(("Responses", [subset_words(samples)]))
+    return subjects + ([("Files", study.notes)] if study.notes else [])
 
 
 def subset_words(samples: Samples) -> str:
