@@ -84,10 +84,10 @@ class TaskResamples:
         if mean is None or mean_square is None:
             return None
         variance = mean_square - mean**2
-        return np.where(variance <= 1e-12 * mean_square, 0.0, variance)  # what is left of a constant is rounding
+        return np.where(variance <= 1e-12 * mean_square, 0.0, variance)  # a constant leaves rounding only
 
     def seed_weights(self, seeds: Sequence[int]) -> NDArray[np.float64]:
-        """How often each of these seeds counts, [1 + R, seeds], in ascending order; one draw for all who ask."""
+        """How often each of these seeds counts, `[1 + R, seeds]`, in ascending order. Equal seeds get the same draw."""
         key = tuple(sorted(seeds))
         if key not in self._seeds:
             self._seeds[key] = unit_counts(np.random.default_rng((*self._entropy, 1, *key)), len(key), self._resamples)

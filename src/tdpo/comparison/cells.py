@@ -1,4 +1,4 @@
-"""The cells of a study, and the recipe of each: the same sections for all, and what makes the arm and its strength."""
+"""The cells of a study and their recipes: sections that all share, and the keys of the arm and its strength."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..records.study_tables import CellKey
 
 @dataclass(frozen=True)
 class StudyFiles:
-    """Where everything of a study is."""
+    """Paths of a study's files."""
 
     folder: Path
 
@@ -26,7 +26,7 @@ class StudyFiles:
         return self.folder / "cells" / cell.task / name
 
     def run(self, cell: CellKey) -> Path:
-        """The run directory of a cell; of the reference only its samples."""
+        """The run directory of a cell. The reference has only samples in it."""
         return self.cell(cell) / "run"
 
     def name(self, cell: CellKey) -> str:
@@ -34,7 +34,7 @@ class StudyFiles:
         return self.cell(cell).relative_to(self.folder / "cells").as_posix()
 
     def pairs(self, task: str, seed: int, split: str = "train") -> Path:
-        """The preferences of a task: made by its reference cell."""
+        """The preference pairs of a task, which its reference cell writes."""
         return self.folder / "pairs" / f"{task}-s{seed}-{split}.jsonl"
 
     @property
@@ -47,8 +47,8 @@ def reference_cell(task: str, seed: int) -> CellKey:
 
 
 def cells_of(study: Study) -> list[CellKey]:
-    """All cells: reference cells first, then by seed, task and strength with the arms side by side, so that a study
-    that is stopped early has something to compare."""
+    """All cells: reference cells first, then by seed, strength and task with the arms side by side. A study that is
+    stopped early can then compare the arms."""
     references = [reference_cell(task.label, seed) for seed in study.seeds for task in study.tasks]
     most = max(len(arm.strengths) for arm in study.arms)
     trained = [
@@ -76,7 +76,7 @@ def task_of(study: Study, name: str) -> Task:
 
 
 def task_environment(task: Task) -> Environment | None:
-    """The task's environment, under the task's name; None for preference rows. Errors as loading it has them."""
+    """The task's environment, under the task's name; None for preference rows. Raises what loading it raises."""
     if task.environment is None:
         return None
     return replace(task.environment.load(), name=task.label)
@@ -99,7 +99,7 @@ def training_prompts(study: Study, environment: Environment) -> Environment:
 
 
 def training_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe:
-    """What a cell is trained with.
+    """The recipe that a cell is trained with.
 
     Raises:
         RecipeError: the study's sections and the arm's own keys do not make a recipe; names the cell.
@@ -108,7 +108,7 @@ def training_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe
 
 
 def evaluation_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe:
-    """What it is judged with: the held-out pairs of a task without a reward besides, which training has no use for."""
+    """The recipe that a cell is evaluated with. Without a reward it also names held-out pairs."""
     values = _values(study, files, cell)
     if task_of(study, cell.task).environment is None:
         values["data"]["eval"] = str(files.pairs(cell.task, cell.seed, "held-out"))
@@ -157,7 +157,7 @@ def _values(study: Study, files: StudyFiles, cell: CellKey) -> dict[str, Any]:
 
 
 def _given(section: Any) -> dict[str, Any]:
-    """What was written of a section: what follows from it is worked out anew, beside the keys of the arm."""
+    """The keys of a section that somebody wrote. The others are resolved anew, together with the keys of the arm."""
     values: dict[str, Any] = section.model_dump(exclude_unset=True)
     return values
 

@@ -29,7 +29,7 @@ LEAST_RATIO = 1e-3  # of variances: a cell without any variance would otherwise 
 
 @dataclass
 class Answer:
-    """A question's number: the estimate, the interval, what it says, and what of the study could not enter."""
+    """The answer to a question: estimate, interval, verdict, and the tasks that could not be used, with the reason."""
 
     question: Question
     value: float | None = None
@@ -80,7 +80,7 @@ def judge_claims(
 
 
 def answer(tasks: Sequence[TaskResamples], question: Question) -> Answer:
-    """The mean over the tasks that allow the comparison; the others are named in `without`."""
+    """Answer a question by the mean over the tasks that allow the comparison; `without` names the others."""
     result, numbers = Answer(question), []
     with_metrics = [draws for draws in tasks if all(draws.table.measured(draws.task, m) for m in _needed(question))]
     if not with_metrics:
@@ -103,19 +103,19 @@ def answer(tasks: Sequence[TaskResamples], question: Question) -> Answer:
 
 
 def _words(metrics: str) -> str:
-    """Names of metrics as a sentence has them."""
+    """Names of metrics in words."""
     return metrics.replace("_kl", " KL").replace("reward_mean", "reward").replace("_", " ")
 
 
 def _needed(question: Question) -> list[str]:
-    """Metrics of prompts without which a task has nothing to say."""
+    """Metrics of prompts that a task must have for this question."""
     return [
         "reward_square" if metric == VARIANCE else metric for metric in (question.metric, question.matched) if metric
     ]
 
 
 def verdict_of(low: float | None, high: float | None, supports_above: float = 0.0) -> str:
-    """Contradicted if the interval lies wholly below 0; else supported if wholly above `supports_above`; else open."""
+    """Contradicted if the whole interval lies below 0, supported if it lies above `supports_above`, else undecided."""
     if low is None or high is None:
         return "undecided"
     if high < 0:
@@ -124,7 +124,7 @@ def verdict_of(low: float | None, high: float | None, supports_above: float = 0.
 
 
 def _on_task(draws: TaskResamples, question: Question) -> tuple[Draws, list[float] | None] | str:
-    """(what speaks for the claim [1 + R], the common range), or why there is none."""
+    """(the number, signed so that positive speaks for the claim, `[1 + R]`; the common range), or why there is none."""
     seeds = {cell.seed for cell in draws.table.of(draws.task, "reference")}
     if not seeds:
         return f"no cell of {ARMS['reference'].label}"
@@ -167,7 +167,8 @@ def _gap(draws: TaskResamples, question: Question, seeds: list[int]) -> tuple[Dr
 
 
 def _scale(draws: TaskResamples, name: str, seeds: list[int]) -> float:
-    """What a task's numbers are divided by, to average tasks with different rewards: the estimate, in all resamples."""
+    """The number by which a task's numbers are divided, so that tasks with different rewards can be averaged. It is the
+    estimate, the same for all resamples."""
     if not name:
         return 1.0
     variance = draws.over_seeds(draws.table.of(draws.task, "reference"), VARIANCE, seeds)

@@ -1,4 +1,4 @@
-"""What a cell took: responses scored, updates, tokens. Seconds are kept apart, since no two runs share them."""
+"""What a cell cost: responses scored, updates, tokens. Seconds are kept apart, since they differ between equal runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def costs(study: Study, files: StudyFiles, cell: CellKey, run: RunDirectory) -> 
         return {}
     updates = float(run.status()["step"])
     if kind == "ppo":
-        # Logged once an iteration: the mean length of its completions.
+        # Logged once an iteration: the mean length of its responses, in tokens.
         lengths = [line["length_mean"] for line in run.metrics() if "length_mean" in line and line["split"] == "train"]
         generated = sum(lengths) * study.rollouts.completions
         passes = float(study.ppo.epochs)

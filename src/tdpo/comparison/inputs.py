@@ -1,4 +1,4 @@
-"""The files that a study's tasks name: a run keeps what they were, so that a later change of one is told.
+"""The files that a study's tasks name. A cell keeps their digests, so that a later change of a file is reported.
 
 It is told and not refused: a function that failed in some cells is there to be mended, and the others stay as good as
 they were where the change does not touch them. Only whoever made it can know that.
@@ -20,14 +20,14 @@ from .cells import StudyFiles, task_of
 
 @dataclass(frozen=True)
 class ChangedInput:
-    """A file that is another than it was when some finished cells were made with it."""
+    """A file that has changed since some finished cells were made with it."""
 
     file: str
     cells: list[str]
 
     @property
     def sentence(self) -> str:
-        """What to tell, and what to do about it."""
+        """What has changed, and what to do about it."""
         first, count = self.cells[0], len(self.cells)
         runs, them = ("a run", "it") if count == 1 else (f"{count} runs", "them")
         more = "" if count == 1 else " and others"
@@ -38,12 +38,12 @@ class ChangedInput:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """As about.json has it."""
+        """The entry in about.json."""
         return {"file": self.file, "cells": self.cells, "sentence": self.sentence}
 
 
 def inputs_of(task: Task) -> dict[str, str]:
-    """SHA-256 of each file that a task names, by that name: prompts, rows, and files of functions."""
+    """SHA-256 of each file that a task names (prompts, rows, files of functions), by the name in the study."""
     names: list[str | None] = []
     if task.environment is not None:
         chosen = task.environment

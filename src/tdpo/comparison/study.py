@@ -23,13 +23,13 @@ from .writing import write_study
 
 # How a study is run and judged: no run depends on it.
 FREE = ("workers", "study_dir", "claims")
-# What a study may gain without touching the runs it has.
+# Lists to which a study may add without changing the runs it has.
 GROWS = ("tasks", "arms", "seeds")
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a study: its folder's files are written for the cells that are done, or why they could not be."""
+    """The outcome of a study. Its tables cover the finished cells; `unwritten` says why they could not be written."""
 
     files: StudyFiles
     done: int
@@ -78,7 +78,7 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
             try:
                 if outcome.done:
                     write_study(study, files, outcome.failures, about)
-            except OSError as error:  # a full disk: which cells it stopped is still to be told
+            except OSError as error:  # a full disk: the caller must still learn which cells it stopped
                 unwritten = error
             return Finished(
                 files, len(outcome.done), outcome.failures, len(outcome.waiting), seconds, changed, unwritten
@@ -93,14 +93,14 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
 
 
 def _do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
-    """The job of a cell's process; this one need not load what trains."""
+    """The job of a cell's process. It imports here, so that the study's own process loads no training code."""
     from .work import do_cell
 
     do_cell(study, files, cell, report)
 
 
 def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
-    """Raise what would stop cells later: recipes, environments and their packages, prompts, the embedder."""
+    """Raise now what would fail cells later: recipes, environments and their packages, prompts, the embedder."""
     check_recipes(study, files, cells)
     for task in study.tasks:
         environment = task_environment(task)
@@ -118,14 +118,14 @@ def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
 
 
 def workers_of(study: Study) -> int:
-    """Cells at a time."""
+    """How many cells run at a time."""
     if study.workers is not None:
         return study.workers
     return 1 if accelerators() else max(1, usable_cores() // study.threads)
 
 
 def _seconds_before(files: StudyFiles) -> float:
-    """What earlier calls took."""
+    """Seconds that earlier calls took."""
     path = files.folder / ABOUT_FILE
     return float(read_json(path).get("seconds", 0.0)) if path.exists() else 0.0
 
@@ -151,7 +151,7 @@ def _refuse_foreign_folder(study: Study, files: StudyFiles) -> None:
 
 
 def _changed(before: Study, after: Study) -> list[str]:
-    """Lines on what keeps the runs of `before` from being runs of `after`."""
+    """A line for each key that differs and because of which runs of `before` cannot be runs of `after`."""
     old, new = flatten(before), flatten(after)
     return [
         f"  {key}: the study has {old.get(key)!r}, now {new.get(key)!r}"
@@ -164,7 +164,7 @@ def _changed(before: Study, after: Study) -> list[str]:
 
 
 def _grown(before: Study, after: Study, key: str) -> bool:
-    """Whether a list has all it had. The seeds' first stays: it splits the rows of tasks without a reward."""
+    """Whether a list still has all entries. The first seed must stay first: it splits the rows of tasks."""
     if key == "tasks":
         return all(task in after.tasks for task in before.tasks)
     if key == "seeds":

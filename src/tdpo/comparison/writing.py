@@ -1,4 +1,4 @@
-"""The files of a study from what its finished cells left: tables, claims, and what the study was.
+"""Writes the files of a study from the numbers of its finished cells: tables, claims, about.json.
 
 Everything but the seconds (timings.csv, about.json) depends on the cells alone, not on when or in which order they ran.
 """
@@ -81,7 +81,7 @@ def _prompt_rows(numbers: Mapping[CellKey, dict[str, Any]]) -> Iterator[PromptRo
 
 
 def _overall_rows(numbers: Mapping[CellKey, dict[str, Any]]) -> list[ResultRow]:
-    """What is not a mean over prompts: such numbers have no interval."""
+    """Numbers that are no mean over prompts. They have no interval."""
     rows = [
         ResultRow(cell.task, cell.arm, cell.strength, cell.seed, metric, value)
         for cell, of_cell in numbers.items()
@@ -116,7 +116,8 @@ def _responses(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[Respo
 
 
 def _curves(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[CurveRow]:
-    """Training logs; a PPO run's also by responses scored so far, of which runs on preferences have all beforehand."""
+    """Training logs by update. Those of PPO also have the responses scored so far; runs on preferences have all
+    responses scored before they begin."""
     if cell.arm == "reference":
         return
     is_ppo = ARMS[cell.arm].kind == "ppo"
@@ -132,7 +133,7 @@ def _curves(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[CurveRow
 
 
 def _timings(files: StudyFiles, done: Iterable[CellKey]) -> list[ResultRow]:
-    """Seconds by stage; a cell that was interrupted has those of its last call for the stage under way."""
+    """Seconds by stage. Of a stage that was interrupted they are those of the last call."""
     rows = []
     for cell in done:
         seconds = read_json(files.cell(cell) / CELL_FILE)["seconds"]

@@ -47,7 +47,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path, size: int | None = None) -> Iterator[None]:
-    """Inside, an error of the system that names no file is about `path`; of a full disk it says how full it is."""
+    """Inside the block, an OSError without a file name gets `path`; one of a full disk also says how much is free."""
     try:
         yield
     except OSError as error:
@@ -59,7 +59,7 @@ def naming(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def full_disk(path: Path, number: int | None = None, size: int | None = None) -> OSError:
-    """The error of a disk that could not hold `path`, which has `size` bytes where that is known."""
+    """The error for a disk that is too full for `path`; `size` is the number of bytes to write, if known."""
     number = errno.ENOSPC if number is None else number
     to_write = "" if size is None else f"{size:,} bytes to write, "
     with contextlib.suppress(OSError):
@@ -69,7 +69,7 @@ def full_disk(path: Path, number: int | None = None, size: int | None = None) ->
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space where `folder` is or will be."""
+    """Free bytes on the disk where `folder` is or will be."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -77,7 +77,7 @@ def free_bytes(folder: Path) -> int:
 
 @contextlib.contextmanager
 def open_no_link(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """`path` opened to be written, which must be no symbolic link: it would lead out of the folder."""
+    """Open `path` for writing. A symbolic link is refused, since it could lead out of the folder."""
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -95,7 +95,7 @@ def open_no_link(path: Path, mode: str) -> Iterator[IO[Any]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Let the names in `folder` be on disk, as far as the system can promise that of a folder."""
+    """Wait until the names in `folder` are on disk, as far as the system can do that for a folder."""
     with contextlib.suppress(OSError):  # not every system opens folders
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -124,7 +124,7 @@ def _load_run(path: Path, index: int) -> Run:
 
 
 def _read_status(run: LenientFolder) -> dict[str, Any]:
-    """status.json; a run that says it is running, though no process holds its lock, is dead and was interrupted."""
+    """The content of status.json. A run that says "running" while no process holds its lock was interrupted."""
     status = run.json(STATUS_FILE, "whether training finished is unknown")
     is_dead = status.get("state") == "running" and is_locked(run.path / LOCK_FILE) is False
     return {**status, "state": "interrupted"} if is_dead else status

@@ -66,13 +66,13 @@ def show_interval(value: Any, form: Callable[[Any], str] = show) -> str:
 
 
 def show_share(value: Any) -> str:
-    """0.7 → 70 %."""
+    """A share as percent: 0.7 → 70 %."""
     finite = number(value)
     return show(value) if finite is None else f"{100 * finite:.0f}{THIN_SPACE}%".replace("-", MINUS)
 
 
 def show_duration(seconds: Any) -> str:
-    """0.4 s, 33 s, 2 min 5 s, 3 h 12 min."""
+    """A duration in seconds as people say it: 0.4 s, 33 s, 2 min 5 s, 3 h 12 min."""
     finite = number(seconds)
     if finite is None or finite < 0:
         return MISSING
@@ -94,7 +94,7 @@ def excludes_zero(value: Any) -> bool | None:
 
 
 def join_words(words: list[str]) -> str:
-    """a; a and b; a, b and c."""
+    """Words as a sentence lists them: a; a and b; a, b and c."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 

@@ -20,7 +20,7 @@ from ..records.names import (
 )
 from .checkpoints import is_checkpoint
 
-# There while a run is begun: until it is gone, the folder is none, and may be begun anew.
+# This file is there while a run directory is set up. As long as it is, the folder is no run and may be set up again.
 BEGINNING = ".run-being-begun"
 STAGED_MODEL = ".model-being-saved"
 FILES = (
@@ -30,7 +30,7 @@ FILES = (
 FOLDERS = (MODEL_FOLDER, STAGED_MODEL)
 LEFT_OVER = ("metrics.tmp",)  # of earlier versions
 TENSORBOARD = "runs"  # where transformers lets TensorBoard write, with report_to: [tensorboard]
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")  # as `write_text` names what it has not finished
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")  # how `write_bytes` names a file that is not finished
 
 
 def is_ours(entry: Path) -> bool:

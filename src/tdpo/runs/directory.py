@@ -1,4 +1,4 @@
-"""The run directory: what one training run leaves behind, readable at any moment and after any end.
+"""The run directory: what one training run leaves behind. It can be read at any moment and after any end.
 
     recipe.yaml        the resolved recipe, written before anything loads
     environment.json   command, versions, hardware, seed; one more entry for every resumption
@@ -40,7 +40,7 @@ STATES = ("running", "finished", "interrupted", "failed")
 
 
 class RunError(ValueError):
-    """A run directory that cannot be used as asked, with what to do instead."""
+    """A run directory that cannot be used for what was wanted; the message says what to do instead."""
 
 
 class RunDirectory:
@@ -74,7 +74,7 @@ class RunDirectory:
     @classmethod
     @contextlib.contextmanager
     def training(cls, recipe: AnyRecipe, *, resume: bool = False, overwrite: bool = False) -> Iterator[RunDirectory]:
-        """Hold the run in `recipe.run_dir` while it trains: begun afresh, or taken up where it stopped.
+        """Lock the run in `recipe.run_dir` while it trains. It is begun anew, or continued where it stopped (`resume`).
 
         The status is running inside and finished, interrupted or failed after it, whatever happens. Raises `RunError`
         where the folder cannot be used (see `create`, `take_up`) or another process holds it.
@@ -130,7 +130,7 @@ class RunDirectory:
             self.set_status("running")
 
     def note_resumption(self, **facts: Any) -> None:
-        """Add to what environment.json says of the resumption under way."""
+        """Add facts to the newest entry under "resumed" in environment.json."""
         machine = self.read_json(MACHINE_FILE) or {}
         *earlier, last = machine.get("resumed") or [{}]
         self.write_json(MACHINE_FILE, {**machine, "resumed": [*earlier, {**last, **facts}]})
@@ -141,11 +141,11 @@ class RunDirectory:
         return all(file.is_file() for file in files) and not self._is_half_begun()
 
     def _is_half_begun(self) -> bool:
-        """Whether a disk or a kill stopped a run while it was begun: what it wrote is worth nothing."""
+        """Whether a full disk or a kill stopped a run while its folder was set up: no file of it is of use."""
         return (self.path / BEGINNING).exists()
 
     def check_resumable(self, recipe: AnyRecipe) -> dict[str, list[Any]]:
-        """The keys in which `recipe` differs from the stored one, each [stored, given]; `RunError` if it may not."""
+        """The keys in which `recipe` differs from the stored one, each [stored, new]; `RunError` if one must not."""
         try:
             return check_resumable(self.recipe(), recipe)
         except ValueError as error:
@@ -182,7 +182,7 @@ class RunDirectory:
         )
 
     def got_somewhere(self) -> bool:
-        """Whether there is anything to lose: updates, metrics, checkpoints, a model."""
+        """Whether deleting the run would lose anything: updates, metrics, checkpoints, a model."""
         if self._is_half_begun():
             return False
         checkpoints = self.checkpoints()
@@ -213,7 +213,7 @@ class RunDirectory:
         return read_json(path) if path.exists() else None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every logged line, oldest first; a last line cut off by a kill is left out, a broken one is warned of."""
+        """Every logged line, oldest first. A cut-off last line is left out, and a broken line with a warning."""
         return read_log(self.path / METRICS_FILE)
 
     @property
@@ -236,7 +236,7 @@ class RunDirectory:
         return self.read_json(STATUS_FILE) or {}
 
     def state(self) -> str:
-        """How the run is doing: one of STATES, or "unknown". One that says it is running and holds no lock is dead."""
+        """One of STATES, or "unknown". A run that says "running" while no process holds its lock was interrupted."""
         state = str(self.status().get("state", "unknown"))
         dead = state == "running" and not self._has_lock and is_locked(self.path / LOCK_FILE) is False
         return "interrupted" if dead else state
@@ -272,7 +272,7 @@ class RunDirectory:
         self.set_status("finished")
 
     def _record_the_end(self, state: State, error: str | None = None) -> None:
-        """As `set_status`; a disk that takes no status must not hide the error that ended the run."""
+        """Set the status, but only warn where it cannot be written: that must not hide the error that ended the run."""
         try:
             self.set_status(state, error=error)
         except OSError as unwritten:
@@ -280,7 +280,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out; the system lets go when this process ends, however it ends."""
+        """Keep other processes out until the block ends. The system releases the lock if this process dies."""
         if not self.writes or self._has_lock:
             yield
             return

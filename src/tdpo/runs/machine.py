@@ -57,7 +57,7 @@ def hardware() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which in a container can be fewer than the machine has."""
+    """The number of cores that this process may run on; in a container it can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -8,7 +8,7 @@ from typing import Any
 from ...records.dotted import at, text_at
 from ...records.metrics import named
 from ..numbers import MINUS, MISSING, interval, number, show, show_interval, show_signed
-from .loading import Study
+from .loading import StudyRecord
 
 VERDICTS = ("supported", "contradicted", "undecided")
 MARGIN = 0.06  # of the axis, left free on either side
@@ -64,7 +64,7 @@ class Claim:
         return [part for part in self.parts if not part.primary]
 
 
-def read_claims(study: Study) -> list[Claim]:
+def read_claims(study: StudyRecord) -> list[Claim]:
     listed = study.claims.get("claims")
     claims = []
     for position, entry in enumerate(listed if isinstance(listed, list) else [], 1):
@@ -139,7 +139,7 @@ def _row(label: str, entry: dict[str, Any], mean: bool, low: float, high: float,
 
 
 def tally(claims: list[Claim]) -> str:
-    """Of 3 claims 1 is supported, 1 is contradicted and 1 is undecided."""
+    """One sentence on all verdicts: Of 3 claims 1 is supported, 1 is contradicted and 1 is undecided."""
     counts = [(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS]
     words = [f"{count} {'is' if count == 1 else 'are'} {verdict}" for verdict, count in counts if count]
     sentence = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -8,7 +8,7 @@ from typing import Any
 from ..drawing import Figure
 from ..numbers import MISSING, show
 from .frontiers import rounded
-from .loading import Curve, Study, Task
+from .loading import Curve, StudyRecord, TaskRecord
 
 POINTS = 40
 HEIGHT = 250
@@ -48,12 +48,12 @@ class Line:
 
 @dataclass(frozen=True)
 class TaskCurves:
-    task: Task
+    task: TaskRecord
     figures: list[Figure]
     lines: list[list[Line]]  # of each figure
 
 
-def task_curves(study: Study, task: Task) -> TaskCurves:
+def task_curves(study: StudyRecord, task: TaskRecord) -> TaskCurves:
     figures, lines = [], []
     keys = {kind.key for kind in KINDS}
     others = sorted({key[3] for key in study.curves if key[0] == task.name} - keys)
@@ -90,7 +90,7 @@ def _thinned(steps: list[float]) -> list[float]:
     return [steps[round(i * (len(steps) - 1) / (POINTS - 1))] for i in range(POINTS)]
 
 
-def _figure(task: Task, kind: Kind, lines: list[Line]) -> Figure:
+def _figure(task: TaskRecord, kind: Kind, lines: list[Line]) -> Figure:
     rows = [
         [line.label, line.strength or MISSING, show(line.mean[0]), show(line.mean[-1]), show(int(line.steps[-1]))]
         for line in lines

@@ -8,7 +8,7 @@ from statistics import fmean, median, pvariance
 
 from ...methods import REFERENCE
 from ..numbers import MISSING, show, show_interval
-from .loading import Estimate, Study, Task
+from .loading import Estimate, StudyRecord, TaskRecord
 from .strengths import Choice
 
 BINS = 24
@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Distribution:
-    task: Task
+    task: TaskRecord
     rows: list[Spread]
     reference: str
     low: str
@@ -43,8 +43,8 @@ class Distribution:
     alt: str
 
 
-def distributions(study: Study, chosen: dict[str, Choice]) -> list[Distribution]:
-    """One for each task whose responses have rewards that differ."""
+def distributions(study: StudyRecord, chosen: dict[str, Choice]) -> list[Distribution]:
+    """One distribution for each task whose responses have different rewards."""
     rewards: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for response in study.responses:
         if response.reward is not None:
@@ -54,7 +54,7 @@ def distributions(study: Study, chosen: dict[str, Choice]) -> list[Distribution]
 
 
 def _distribution(
-    study: Study, task: Task, rewards: dict[tuple[str, str, str], list[float]], chosen: dict[str, str]
+    study: StudyRecord, task: TaskRecord, rewards: dict[tuple[str, str, str], list[float]], chosen: dict[str, str]
 ) -> Distribution | None:
     cells = [(arm, s, own) for arm, s in study.cells if (own := rewards.get((task.name, arm.name, s)))]
     values = [value for _, _, own in cells for value in own]

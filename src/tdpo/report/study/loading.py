@@ -48,7 +48,7 @@ class Response(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmRecord:
     """`strengths` from the tightest tie to the reference to the loosest; `kind` says what a strength is."""
 
     name: str
@@ -64,7 +64,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskRecord:
     index: int
     facts: TaskFacts
 
@@ -94,14 +94,14 @@ Curve = list[tuple[float, float | None, float]]  # (step, scored completions, va
 
 
 @dataclass(frozen=True)
-class Study:
-    """`results` by (task, arm, strength, metric), then seed; `curves` by (task, arm, strength, metric), then seed."""
+class StudyRecord:
+    """A study as its folder shows it. `results` and `curves` are by (task, arm, strength, metric), then by seed."""
 
     path: Path
     about: dict[str, Any]
     claims: dict[str, Any]
-    tasks: list[Task]
-    arms: list[Arm]
+    tasks: list[TaskRecord]
+    arms: list[ArmRecord]
     results: dict[tuple[str, str, str, str], dict[str, Estimate]]
     responses: list[Response]
     curves: dict[tuple[str, str, str, str], dict[str, Curve]]
@@ -121,14 +121,14 @@ class Study:
         return any(self.estimate(task, *cell, metric) for arm in self.arms for cell in arm.cells)
 
     @property
-    def cells(self) -> list[tuple[Arm, str]]:
+    def cells(self) -> list[tuple[ArmRecord, str]]:
         return [(arm, strength) for arm in self.arms for _, strength in arm.cells]
 
     def label(self, arm: str) -> str:
         return next((own.label for own in self.arms if own.name == arm), arm)
 
 
-def load_study(path: Path) -> Study:
+def load_study(path: Path) -> StudyRecord:
     """Read the folder of a study.
 
     Raises FileNotFoundError when it is no study's folder, ValueError when about.json is no JSON object. Whatever else
@@ -146,7 +146,7 @@ def load_study(path: Path) -> Study:
         raise ValueError(f"{path / ABOUT_FILE} is no JSON object; give the study's `tdpo compare` command again")
     results = _results(files)
     recipe = path / STUDY_FILE
-    return Study(
+    return StudyRecord(
         path,
         about,
         files.json(CLAIMS_FILE, "no claim is judged"),
@@ -210,14 +210,14 @@ def _curves(files: LenientFolder) -> dict[tuple[str, str, str, str], dict[str, C
     return curves
 
 
-def _tasks(about: dict[str, Any], with_results: set[str]) -> list[Task]:
+def _tasks(about: dict[str, Any], with_results: set[str]) -> list[TaskRecord]:
     """The tasks that about.json names, then those that only have results."""
     facts = read_facts(TaskFacts, about.get("tasks"))
     names = [*facts, *sorted(with_results - set(facts))]
-    return [Task(index, facts.get(name, TaskFacts(name))) for index, name in enumerate(names)]
+    return [TaskRecord(index, facts.get(name, TaskFacts(name))) for index, name in enumerate(names)]
 
 
-def _arms(about: dict[str, Any], with_results: set[tuple[str, str]]) -> list[Arm]:
+def _arms(about: dict[str, Any], with_results: set[tuple[str, str]]) -> list[ArmRecord]:
     """The arms that about.json names and those that only have results, in the order of all figures."""
     facts = read_facts(ArmFacts, about.get("arms"))
     arms = []
@@ -227,7 +227,7 @@ def _arms(about: dict[str, Any], with_results: set[tuple[str, str]]) -> list[Arm
         strengths += sorted({strength for arm, strength in with_results if arm == name and strength} - set(strengths))
         kind = own.strength or ""
         ordered = [] if name == REFERENCE else _tightest_first(strengths, rising="rate" in kind or name == "sft")
-        arms.append(Arm(name, own.label or name, kind, ordered, own.what or ""))
+        arms.append(ArmRecord(name, own.label or name, kind, ordered, own.what or ""))
     return arms
 
 
@@ -239,7 +239,7 @@ def _tightest_first(strengths: list[str], *, rising: bool) -> list[str]:
     return sorted(strengths, key=lambda s: float(s), reverse=not rising)
 
 
-def seeds_of(study: Study) -> list[str]:
+def seeds_of(study: StudyRecord) -> list[str]:
     listed = study.about.get("seeds")
     if isinstance(listed, list) and listed:
         return [str(seed) for seed in listed]
@@ -247,7 +247,7 @@ def seeds_of(study: Study) -> list[str]:
 
 
 def counted(count: Any, one: str, many: str = "") -> str:
-    """3 tasks, 1 task."""
+    """A count with its noun: 3 tasks, 1 task."""
     finite = number(count)
     return f"{int(finite) if finite is not None else count} {one if finite == 1 else many or one + 's'}"
 

@@ -12,7 +12,7 @@ from ..embedding import embed_json
 from ..numbers import number
 from ..samples import TEXT_CHARACTERS
 from .frontiers import rounded
-from .loading import Response, Study
+from .loading import Response, StudyRecord
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Samples:
     prompts: int | None
 
 
-def collect_samples(study: Study, max_bytes: int) -> Samples | None:
+def collect_samples(study: StudyRecord, max_bytes: int) -> Samples | None:
     """As many responses as fit into `max_bytes`, all methods alike; None where the study has no responses."""
     ranked = _ranked(study)
     if not ranked:
@@ -54,7 +54,7 @@ def collect_samples(study: Study, max_bytes: int) -> Samples | None:
     )
 
 
-def _ranked(study: Study) -> list[tuple[Response, int, int]]:
+def _ranked(study: StudyRecord) -> list[tuple[Response, int, int]]:
     """Responses by task, prompt, method, strength, seed and sample, each with its rank within its cell's prompt and its
     prompt's place within the task. Neighbours are alike, which is what compression needs."""
     cells = {(arm.name, s): i for i, (arm, s) in enumerate(study.cells)}
@@ -77,7 +77,7 @@ def _ranked(study: Study) -> list[tuple[Response, int, int]]:
     return ranked
 
 
-def _payload(study: Study, responses: list[Response]) -> dict[str, Any]:
+def _payload(study: StudyRecord, responses: list[Response]) -> dict[str, Any]:
     """Columns with an entry for each response. A text that stood before is the number of the response that had it."""
     cells = {(arm.name, s): i for i, (arm, s) in enumerate(study.cells)}
     tasks = {task.name: task.index for task in study.tasks}
@@ -112,7 +112,7 @@ def _payload(study: Study, responses: list[Response]) -> dict[str, Any]:
     }
 
 
-def _scale(study: Study, task: str, responses: list[Response]) -> dict[str, float]:
+def _scale(study: StudyRecord, task: str, responses: list[Response]) -> dict[str, float]:
     """Where the colours of rewards turn and end: at zero if there are rewards on both sides, else at the middle."""
     rewards = [r.reward for r in responses if r.task == task and r.reward is not None]
     low, high = (min(rewards), max(rewards)) if rewards else (0.0, 1.0)

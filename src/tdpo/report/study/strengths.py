@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ...methods import REFERENCE
-from .loading import Study
+from .loading import StudyRecord
 
 RULES = {
     "matched": "reverse KL nearest to a common value",
@@ -24,11 +24,11 @@ class Choice:
     rules: dict[str, dict[str, str]]
 
 
-def choices(study: Study) -> dict[str, Choice]:
+def choices(study: StudyRecord) -> dict[str, Choice]:
     return {task.name: _choice(study, task.name) for task in study.tasks}
 
 
-def _choice(study: Study, task: str) -> Choice:
+def _choice(study: StudyRecord, task: str) -> Choice:
     kls = _reverse_kls(study, task)
     target = _common(kls)
     rules: dict[str, dict[str, str]] = {rule: {} for rule in RULES}
@@ -46,7 +46,7 @@ def _choice(study: Study, task: str) -> Choice:
     return Choice(target, rules)
 
 
-def _reverse_kls(study: Study, task: str) -> dict[str, dict[str, float]]:
+def _reverse_kls(study: StudyRecord, task: str) -> dict[str, dict[str, float]]:
     """Reverse KLs above zero, by arm and strength."""
     kls: dict[str, dict[str, float]] = {}
     for arm in study.arms:

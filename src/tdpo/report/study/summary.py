@@ -8,13 +8,13 @@ from ..numbers import join_words, number, show, show_duration
 from .claims import Claim, tally
 from .curves import TaskCurves
 from .frontiers import TaskFrontiers
-from .loading import Study, counted, seeds_of
+from .loading import StudyRecord, counted, seeds_of
 from .provenance import changed_inputs, failures
 from .samples import Samples
 
 
-def summary(study: Study, claims: list[Claim]) -> str:
-    """One paragraph."""
+def summary(study: StudyRecord, claims: list[Claim]) -> str:
+    """One paragraph on what was compared and what came of it."""
     methods = [arm.label for arm in study.arms if arm.name != REFERENCE]
     tasks, seeds = [task.name for task in study.tasks], seeds_of(study)
     model = text_at(study.about, "model")
@@ -36,7 +36,7 @@ def summary(study: Study, claims: list[Claim]) -> str:
     return " ".join(sentences)
 
 
-def _measured(study: Study) -> list[str]:
+def _measured(study: StudyRecord) -> list[str]:
     sizes = {(task.facts.prompts, task.facts.samples_per_prompt) for task in study.tasks}
     if len(sizes) != 1:
         return []
@@ -46,7 +46,7 @@ def _measured(study: Study) -> list[str]:
     return [f"All were measured on {counted(prompts, 'held-out prompt')}, with {counted(samples, 'response')} to each."]
 
 
-def glance(study: Study) -> list[tuple[str, str]]:
+def glance(study: StudyRecord) -> list[tuple[str, str]]:
     """A few facts for the top of the page, as (name, value)."""
     about = study.about
     done = number(dict_at(about, "cells").get("done"))
@@ -64,7 +64,7 @@ def glance(study: Study) -> list[tuple[str, str]]:
 
 
 def notices(
-    study: Study, frontiers: list[TaskFrontiers], curves: list[TaskCurves], samples: Samples | None
+    study: StudyRecord, frontiers: list[TaskFrontiers], curves: list[TaskCurves], samples: Samples | None
 ) -> list[tuple[str, list[str]]]:
     """What a reader should know before trusting the numbers, by subject."""
     cells = dict_at(study.about, "cells")
