@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tdpo.config import RecipeError, built_in_claims, dump_study, load_study
 from tdpo.methods import ARMS, REFERENCE
@@ -33,6 +34,13 @@ def test_without_claims_the_built_in_ones_are_meant_and_not_written() -> None:
     study = load_study(BASE)
     assert study.claims is None and "claims" not in dump_study(study)
     assert [len(claim.parts) for claim in built_in_claims()] == [6, 3, 2, 6]
+
+
+def test_the_example_of_the_page_can_be_judged() -> None:
+    page = (Path(__file__).parents[2] / "docs/the_study.md").read_text(encoding="utf-8")
+    example = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    claims = load_study({**BASE, **example}).claims
+    assert claims is not None and [len(claim.parts) for claim in claims] == [3]
 
 
 def test_the_built_in_claims_can_be_judged_where_all_arms_are() -> None:
