@@ -6,6 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
+from ..methods import METHODS
 from ..records.dotted import at, dict_at, flatten, text_at
 from .loading import Run
 from .numbers import MISSING, join_words, number, show, show_duration, show_interval, show_signed
@@ -212,7 +213,7 @@ def _method(run: Run) -> str:
 def _ppo_method(kl: dict[str, Any]) -> str:
     """PPO, and how it is held to the reference: PPO, reverse KL, sampled, off the reward, coefficient …"""
     place = {"reward": "taken off the reward", "loss": "added to the loss"}
-    parts = ["PPO"]
+    parts = [METHODS["ppo"].name]
     if direction := text_at(kl, "direction"):
         parts.append(f"{direction} KL")
         parts += [text_at(kl, "form"), place.get(text_at(kl, "place"), text_at(kl, "place"))]
