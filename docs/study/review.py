@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tdpo.comparison.bootstrap import Draws, TaskResamples, interval, same_but_for_the_seed
+from tdpo.comparison.cell_statistics import Draws, TaskResamples, interval, same_but_for_the_seed
 from tdpo.comparison.frontiers import GRID, KLS, Frontier, arm_frontier, gap
-from tdpo.comparison.tables import read_prompts
+from tdpo.comparison.prompt_table import read_prompt_table
 from tdpo.environments import load_environment
 
 HERE = Path(__file__).parent
@@ -84,7 +84,7 @@ def prompts(draws: TaskResamples) -> None:
 
 
 def main() -> None:
-    table = read_prompts(HERE / "prompts.csv")
+    table = read_prompt_table(HERE / "prompts.csv")
     tasks = [TaskResamples(table, task) for task in table.tasks()]
     for other in OTHERS:
         for matched in ("reward_mean", *KLS):

@@ -24,7 +24,8 @@ from tdpo.cli import demo as demo_module
 from tdpo.cli.app import app
 from tdpo.config import load_recipe
 from tdpo.environments import Environment, Prompt
-from tdpo.runs import RunDirectory, mark_complete, read_json
+from tdpo.records.json_files import read_json
+from tdpo.runs import RunDirectory, mark_complete
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (

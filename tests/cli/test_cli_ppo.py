@@ -19,7 +19,8 @@ from tdpo.cli.ppo import ppo_recipe
 from tdpo.cli.recipe import load_ppo_example
 from tdpo.config import PPORecipe, load_recipe
 from tdpo.environments import Environment, Prompt
-from tdpo.runs import RunDirectory, mark_complete, read_json
+from tdpo.records.json_files import read_json
+from tdpo.runs import RunDirectory, mark_complete
 
 Call = Callable[..., Result]
 

@@ -12,10 +12,13 @@ import pytest
 
 from helpers.comparison_cases import REFERENCE_SD, cells_of, study
 from tdpo.comparison import claims
-from tdpo.comparison.bootstrap import TaskResamples
-from tdpo.comparison.claims import Answer, Question, judge, judge_claims, verdict_of
+from tdpo.comparison.cell_statistics import TaskResamples
+from tdpo.comparison.claims import Answer, judge, judge_claims, verdict_of
 from tdpo.comparison.frontiers import Frontier, arm_frontier, gap
-from tdpo.comparison.tables import CellKey, PromptTable
+from tdpo.comparison.prompt_table import PromptTable
+from tdpo.comparison.questions import NOT_BELOW, Question
+from tdpo.methods import ARMS
+from tdpo.records.study_tables import CellKey
 
 FEW = 300  # resamples, where the number of them is not the point
 
@@ -127,9 +130,9 @@ def test_arms_on_one_curve_do_not_differ_by_where_their_points_lie() -> None:
         (-0.1, 0.0, 0.0, "undecided"),
         (None, None, 0.0, "undecided"),
         # "Not below": a loss of a tenth must be excluded; significantly below is below, however little.
-        (-0.10, 0.1, claims.NOT_BELOW, "supported"),
-        (-0.11, 0.1, claims.NOT_BELOW, "undecided"),
-        (-0.08, -0.02, claims.NOT_BELOW, "contradicted"),
+        (-0.10, 0.1, NOT_BELOW, "supported"),
+        (-0.11, 0.1, NOT_BELOW, "undecided"),
+        (-0.08, -0.02, NOT_BELOW, "contradicted"),
     ],
 )
 def test_a_parts_verdict(low: float | None, high: float | None, above: float, expected: str) -> None:
@@ -268,7 +271,7 @@ def test_the_order_of_rows_and_runs_does_not_matter() -> None:
 
 
 def test_missing_cells_are_left_out_and_named() -> None:
-    table, planned = study(noise=0.01, diversity={"tdpo2": 0.05}), cells_of(("keywords", "imdb"), claims.LABELS)
+    table, planned = study(noise=0.01, diversity={"tdpo2": 0.05}), cells_of(("keywords", "imdb"), ARMS)
     lost = [
         CellKey("keywords", "tdpo2", "0.3", 2),  # its point is seed 1's
         *(CellKey("imdb", "dpo", strength, 1) for strength in ("0.03", "0.1", "0.3", "1")),  # only seed 2 is compared

@@ -20,11 +20,12 @@ from helpers.several_processes import clean_processes
 from helpers.study_cases import read, start, start_from_nothing, tables, write_study
 from tdpo.cli.app import app
 from tdpo.comparison.cells import StudyFiles, cells_of, evaluation_recipe, training_recipe
+from tdpo.comparison.prompt_table import read_prompt_table
 from tdpo.comparison.running import CELL_FILE, DONE, Failure, Outcome, Report, run_cells
 from tdpo.comparison.study import LOCK_FILE, _changed, check
-from tdpo.comparison.tables import CellKey, read_curves, read_prompts, read_responses, read_results
 from tdpo.config import PPORecipe, Recipe, RecipeError, Study, dump_study, load_study
-from tdpo.runs import read_json, write_json
+from tdpo.records.json_files import read_json, write_json
+from tdpo.records.study_tables import CellKey, read_curves, read_responses, read_results
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def test_a_study_leaves_tables_claims_and_a_report(whole: tuple[Path, str]) -> N
     study = read(path)
     cells = cells_of(study)
     assert len(cells) == 2 + 5 + 3  # the reference of both tasks; five runs with a reward, three without
-    table = read_prompts(folder / "prompts.csv")
+    table = read_prompt_table(folder / "prompts.csv")
     assert set(table.cells) == set(cells)
     results = {(r.task, r.arm, r.strength, r.seed, r.metric): r for r in read_results(folder / "results.csv")}
     for arm, strength in (("reference", ""), ("tdpo2", "0.1"), ("ppo_forward", "0.1")):
@@ -79,7 +80,7 @@ def test_the_tables_of_a_study_fit_80_columns() -> None:
     from rich.console import Console
 
     from tdpo.cli._study_tables import SHOWN, _table_of, results_tables
-    from tdpo.comparison.tables import ResultRow
+    from tdpo.records.study_tables import ResultRow
 
     longest = [ResultRow("t", "ppo_reverse_exact", "0.0001", 0, metric, -0.01234) for metric in SHOWN]
     console = Console(width=80)

@@ -24,12 +24,12 @@ from typer.testing import CliRunner
 from tdpo.cli import _console, _errors
 from tdpo.cli._tables import comparison_table
 from tdpo.cli.app import app
-from tdpo.comparison.tables import CellKey, ResponseRow, read_responses, write_responses
 from tdpo.config import load_recipe
 from tdpo.guards.texts import cell_text, markdown_text, printable, printable_json, quoted_yaml, spreadsheet_cell
+from tdpo.records.json_files import read_json
+from tdpo.records.study_tables import CellKey, ResponseRow, read_responses, write_responses
 from tdpo.report.loading import load_runs
 from tdpo.report.study.loading import load_study
-from tdpo.runs import read_json
 from tdpo.workflows.model_card import model_card, ppo_model_card
 
 RED = "\x1b[31mred\x1b]0;title\x07"

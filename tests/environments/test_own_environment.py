@@ -15,7 +15,7 @@ from tdpo.cli.app import app
 from tdpo.config import EnvironmentChoice, PPORecipe, load_recipe
 from tdpo.environments import Environment, FunctionError, RewardError, load_environment, load_function, score
 from tdpo.preferences import UnreadablePreferences
-from tdpo.runs import read_json
+from tdpo.records.json_files import read_json
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_environment"
 FUNCTIONS = """

@@ -15,7 +15,8 @@ from tdpo.environments import Environment, Prompt, RewardError
 from tdpo.evaluation import evaluate_run
 from tdpo.evaluation.base_samples import FILE
 from tdpo.models import LoraSettings, add_lora
-from tdpo.runs import RunDirectory, read_json
+from tdpo.records.json_files import read_json
+from tdpo.runs import RunDirectory
 
 SETTINGS = {"samples_per_prompt": 2, "max_new_tokens": 6, "seed": 3}
 

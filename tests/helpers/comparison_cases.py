@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from tdpo.comparison.tables import ARMS, CellKey, PromptTable
+from tdpo.comparison.prompt_table import PromptTable
+from tdpo.methods import ARMS
+from tdpo.records.study_tables import CellKey
 
 STRENGTHS = ("0.03", "0.1", "0.3", "1")
 REWARD_AT = {"0.03": 0.8, "0.1": 0.7, "0.3": 0.6, "1": 0.5}  # the reference has 0.4

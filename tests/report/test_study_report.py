@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import tdpo.report
 from helpers.report_checks import VISIONS, Outline, contrast, lab, visible_text
 from helpers.study_fixtures import ARMS, HOSTILE, make_study, read, write
-from tdpo.comparison.arms import LABELS
+from tdpo import methods
 from tdpo.report import is_study, write_study_report
 from tdpo.report.embedding import script_hash
 from tdpo.report.numbers import show
@@ -405,7 +405,7 @@ def test_what_is_no_study_is_refused(tmp_path: Path, folder: Path) -> None:
 
 
 def test_methods_are_told_apart_by_every_colour_vision_and_by_their_markers() -> None:
-    assert list(COLORS) == list(SYMBOLS) == list(LABELS) == list(ARMS)
+    assert list(COLORS) == list(SYMBOLS) == list(methods.ARMS) == list(ARMS)
     assert len(set(SYMBOLS.values())) == len(SYMBOLS)
     for vision in VISIONS.values():
         seen = [lab(color, vision) for color in COLORS.values()]

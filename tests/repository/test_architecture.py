@@ -21,8 +21,11 @@ MATHEMATICS = {
 # From top to bottom. A new room gets its place here before anything imports it.
 LAYERS: list[set[str]] = [
     MATHEMATICS,
+    {"methods"},
+    {"bootstrap"},
     {"exact"},
     {"guards"},
+    {"records"},
     {"preferences"},
     {"chat_templates"},
     {"batches"},
@@ -157,10 +160,11 @@ def test_the_mathematics_needs_torch_only() -> None:
     assert outside_imports("losses.py", "def f():\n    import numpy.linalg") == {"numpy"}
 
 
-def test_the_report_never_imports_torch() -> None:
+@pytest.mark.parametrize("room", ["report", "records", "methods"])
+def test_who_reads_what_lies_on_disk_never_imports_torch(room: str) -> None:
     """Neither itself nor through a room that it uses."""
     files = package_files()
-    rooms, waiting = set(), {"report"}
+    rooms, waiting = set(), {room}
     while waiting:
         room = waiting.pop()
         rooms.add(room)
@@ -187,6 +191,17 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_importing_tdpo_loads_nothing_that_is_not_asked_for() -> None:
     assert loaded_by("import tdpo; dir(tdpo); tdpo.__version__") & (HEAVY | {"torch"}) == set()
+
+
+def test_the_records_load_no_torch() -> None:
+    modules = [
+        path.removesuffix(".py").replace("/", ".")
+        for path in package_files()
+        if path.startswith(("records/", "report/"))
+    ]
+    assert len(modules) > 20
+    names = ", ".join(f"tdpo.{module.removesuffix('.__init__')}" for module in modules)
+    assert loaded_by(f"import tdpo.methods, tdpo.bootstrap, {names}") & {"torch", "transformers", "datasets"} == set()
 
 
 def test_the_mathematics_loads_torch_and_nothing_heavier() -> None:

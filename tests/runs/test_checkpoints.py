@@ -14,6 +14,7 @@ import torch
 
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora, make_trainer, plain_rows, train_logs
+from tdpo.records.folders import staged_folder
 from tdpo.runs.checkpoints import (
     COMPLETE,
     DamagedCheckpoint,
@@ -22,7 +23,6 @@ from tdpo.runs.checkpoints import (
     mark_complete,
     rotate_checkpoints,
 )
-from tdpo.runs.folders import staged_folder
 from tdpo.runs.inputs import ChangedInputs
 from tdpo.training import TDPOTrainer
 from tdpo.training.saving import telling_of_a_full_disk

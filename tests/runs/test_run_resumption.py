@@ -17,7 +17,9 @@ import torch
 from helpers.tiny_models import build_model
 from helpers.training_cases import move_away, plain_rows
 from tdpo.config import AnyRecipe, PPORecipe, Recipe, load_recipe
-from tdpo.runs import ChangedInputs, DamagedCheckpoint, RunDirectory, RunError, read_json
+from tdpo.records.json_files import append_jsonl, read_json
+from tdpo.records.names import METRICS_FILE
+from tdpo.runs import ChangedInputs, DamagedCheckpoint, RunDirectory, RunError
 from tdpo.workflows.ppo import train_ppo
 from tdpo.workflows.train import train
 
@@ -99,7 +101,7 @@ def victim(folder: str, where: str, *overrides: str) -> None:
     from tdpo.runs import directory
 
     if where == "while it begins":
-        directory.describe_environment = kill_myself  # type: ignore[assignment]  # after recipe.yaml
+        directory.describe_machine = kill_myself  # type: ignore[assignment]  # after recipe.yaml
     elif where == "before its status":
         RunDirectory.set_status = kill_myself  # type: ignore[method-assign]
     elif where == "while the model is saved":
@@ -153,7 +155,7 @@ def test_a_run_killed_while_it_began_can_be_begun_in_every_way(inputs: Path, whe
 
 def test_a_run_overwritten_by_one_that_was_killed_is_neither(inputs: Path) -> None:
     with RunDirectory.training(recipe_in(inputs)) as run:
-        run.append_metrics({"step": 1})
+        append_jsonl(run.path / METRICS_FILE, {"step": 1})
         (run.path / "mine.txt").write_text("mine")
     killed(inputs, "before its status")
     run = RunDirectory(inputs / "run")

@@ -18,21 +18,12 @@ from typing import Any
 import pytest
 
 from tdpo.config import PPORecipe, Recipe, RecipeError, load_recipe
-from tdpo.runs import (
-    RunDirectory,
-    RunError,
-    append_jsonl,
-    check_resumable,
-    checkpoint_step,
-    describe_environment,
-    mark_complete,
-    read_json,
-    read_jsonl,
-    write_json,
-    write_text,
-)
+from tdpo.records.files import write_text
+from tdpo.records.folders import remove
+from tdpo.records.json_files import append_jsonl, read_json, write_json
+from tdpo.records.names import METRICS_FILE
+from tdpo.runs import RunDirectory, RunError, check_resumable, checkpoint_step, describe_machine, mark_complete
 from tdpo.runs.contents import FILES
-from tdpo.runs.folders import remove
 
 
 def recipe_for(path: Path, *overrides: str) -> Recipe:
@@ -80,7 +71,7 @@ def test_the_recipe_is_written_before_anything_else(tmp_path: Path, monkeypatch:
         assert (tmp_path / "run" / "recipe.yaml").exists()
         raise RuntimeError("stop here")
 
-    monkeypatch.setattr("tdpo.runs.directory.describe_environment", fail)
+    monkeypatch.setattr("tdpo.runs.directory.describe_machine", fail)
     with pytest.raises(RuntimeError, match="stop here"):
         RunDirectory(tmp_path / "run").create(recipe_for(tmp_path / "run"))
 
@@ -94,7 +85,7 @@ def test_the_recipe_is_written_before_anything_else(tmp_path: Path, monkeypatch:
     ],
 )
 def test_the_command_can_be_given_again(argv: list[str], command: str) -> None:
-    described = describe_environment(0, argv)
+    described = describe_machine(0, argv)
     assert described["command"] == command and described["argv"][0] == "tdpo"
 
 
@@ -141,7 +132,7 @@ def test_a_run_that_failed_before_its_first_update_is_replaced(run: RunDirectory
 
 def test_overwrite_removes_what_a_run_wrote_and_nothing_else(run: RunDirectory) -> None:
     checkpoint(run, 3)
-    run.append_metrics({"step": 1})
+    append_jsonl(run.path / METRICS_FILE, {"step": 1})
     for name in ("pairs.jsonl", "checkpoint-notes"):
         (run.path / name).write_text("mine", encoding="utf-8")
     (run.path / "model").mkdir()
@@ -327,7 +318,7 @@ def test_another_process_is_kept_out_until_a_kill_lets_go(tmp_path: Path) -> Non
 def test_only_the_first_process_of_a_launch_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     with RunDirectory.training(recipe_for(tmp_path / "run")) as run:
-        run.append_metrics({"step": 1})
+        run.set_status("running", step=1)
         run.write_json("data.json", {})
     assert not (tmp_path / "run").exists()
 
@@ -350,25 +341,19 @@ def test_the_newest_complete_checkpoint_is_found_by_number(run: RunDirectory) ->
 def test_metrics_keep_every_number(run: RunDirectory) -> None:
     entries = [{"step": 1, "split": "train", "loss": 0.1 + 0.2}, {"step": 2, "loss": math.nan, "kl": math.inf}]
     for entry in entries:
-        run.append_metrics(entry)
+        append_jsonl(run.path / METRICS_FILE, entry)
     first, second = run.metrics()
     assert first == entries[0] and math.isnan(second["loss"]) and second["kl"] == math.inf
 
 
 @pytest.mark.parametrize("rest", [b'{"step": 2, "lo', b'{"step": 2}', '{"text": "é'.encode()[:-1]])
 def test_a_line_cut_off_by_a_kill_is_left_out_and_then_mended(run: RunDirectory, rest: bytes) -> None:
-    run.append_metrics({"step": 1})
+    append_jsonl(run.path / METRICS_FILE, {"step": 1})
     with (run.path / "metrics.jsonl").open("ab") as file:
         file.write(rest)
     assert run.metrics() == [{"step": 1}]
-    run.append_metrics({"step": 2})
+    append_jsonl(run.path / METRICS_FILE, {"step": 2})
     assert run.metrics() == [{"step": 1}, {"step": 2}]
-
-
-def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"a": 1}\nnot json\n{"a": 2}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a\.jsonl:2: not a line of JSON"):
-        read_jsonl(tmp_path / "a.jsonl")
 
 
 def test_a_broken_line_of_metrics_is_warned_of_and_the_later_ones_stay(
@@ -377,21 +362,6 @@ def test_a_broken_line_of_metrics_is_warned_of_and_the_later_ones_stay(
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n[3]\n{"step": 4}\n', encoding="utf-8")
     assert run.metrics() == [{"step": 1}, {"step": 4}]
     assert "metrics.jsonl:2: not a line of JSON" in caplog.text and "metrics.jsonl:3" in caplog.text
-
-
-def test_lines_of_text_may_hold_any_character(tmp_path: Path) -> None:
-    entry = {"text": "two\u2028lines\x85 and \r more"}
-    append_jsonl(tmp_path / "a.jsonl", entry)
-    append_jsonl(tmp_path / "a.jsonl", entry)
-    assert read_jsonl(tmp_path / "a.jsonl") == [entry, entry]
-
-
-def test_metrics_beyond_the_checkpoint_are_forgotten(run: RunDirectory) -> None:
-    run.forget_metrics_after(3)
-    for step in range(1, 6):
-        run.append_metrics({"step": step, "kl": math.inf})
-    run.forget_metrics_after(3)
-    assert [entry["step"] for entry in run.metrics()] == [1, 2, 3]
 
 
 def test_a_finished_model_is_found_and_a_missing_one_explained(run: RunDirectory) -> None:
@@ -442,7 +412,7 @@ def test_a_file_has_the_rights_of_an_ordinary_file(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from tdpo.runs import write_json
+from tdpo.records.json_files import write_json
 n = 0
 while True:
     n += 1

@@ -19,7 +19,9 @@ from ..exact import study
 from ..exact.problems import all_problems, make_problem
 from ..exact.settings import Settings
 from ..exact.trees import Tree
-from ..runs import hardware, read_json, usable_cores, versions, write_json, write_text
+from ..records.files import write_text
+from ..records.json_files import read_json, write_json
+from ..runs import hardware, usable_cores, versions
 from ._console import Update
 from ._errors import CommandError
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..comparison.running import Failure
-    from ..comparison.tables import CellKey
     from ..config import Study
+    from ..records.study_tables import CellKey
 
 SECONDS_BETWEEN_LINES = 60.0
 RECENT = 8
@@ -68,8 +68,9 @@ class Board:
             self.live.stop()
 
     def _take_in_finished(self) -> None:
-        from ..comparison.running import CELL_FILE, is_done
-        from ..runs import read_json
+        from ..comparison.running import is_done
+        from ..records.json_files import read_json
+        from ..records.names import CELL_FILE
 
         for cell in self.cells:
             if is_done(self.files, cell):
@@ -109,8 +110,8 @@ class Board:
             say(f"{self.files.name(cell)}: {how} · {self._summary()}")
 
     def _numbers(self, cell: CellKey) -> str:
-        from ..comparison.cells import MEASURED_FILE
-        from ..runs import read_json
+        from ..records.json_files import read_json
+        from ..records.names import MEASURED_FILE
 
         by_prompt = read_json(self.files.cell(cell) / MEASURED_FILE)["by_prompt"]
         labels = {"reward_mean": "reward", "reverse_kl": "reverse KL", "forward_kl": "forward KL"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..comparison.tables import ResultRow
+    from ..records.study_tables import ResultRow
 
 SHOWN = {
     "reward_mean": "reward",
@@ -28,7 +28,7 @@ def results_tables(folder: Path) -> Iterator[Table]:
 
     KLs are in nats per response. Diversity is 1 − mean cosine of sentence embeddings. A table fits into 80 columns.
     """
-    from ..comparison.tables import ALL_SEEDS, read_results
+    from ..records.study_tables import ALL_SEEDS, read_results
 
     rows = [row for row in read_results(folder / "results.csv") if row.seed == ALL_SEEDS and row.metric in SHOWN]
     for task in dict.fromkeys(row.task for row in rows):
@@ -40,7 +40,7 @@ def _table_of(task: str, rows: Sequence[ResultRow]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from ..comparison.arms import LABELS
+    from ..methods import ARMS
 
     headings = {metric: name for metric, name in SHOWN.items() if any(row.metric == metric for row in rows)}
     table = Table(
@@ -57,13 +57,15 @@ def _table_of(task: str, rows: Sequence[ResultRow]) -> Table:
     values = {(row.arm, row.strength, row.metric): row.value for row in rows}
     for arm, strength in dict.fromkeys((row.arm, row.strength) for row in rows):
         numbers = [values.get((arm, strength, metric)) for metric in headings]
-        table.add_row(LABELS[arm], Text(strength), *("–" if number is None else f"{number:.3g}" for number in numbers))
+        table.add_row(
+            ARMS[arm].label, Text(strength), *("–" if number is None else f"{number:.3g}" for number in numbers)
+        )
     return table
 
 
 def claims_text(folder: Path) -> Iterator[str]:
     """Yield each claim with its verdict and the reason for it."""
-    from ..runs import read_json
+    from ..records.json_files import read_json
 
     verdicts = read_json(folder / "claims.json")
     provisional = " so far" if verdicts.get("missing_cells") else ""

@@ -202,7 +202,7 @@ class Demo:
         return write_report([Path(recipe.run_dir) for recipe in recipes.values()], self.folder / "report.html")
 
     def _summarise(self, recipes: Mapping[str, AnyRecipe], budgets: Mapping[str, int], report: Path) -> None:
-        from ..runs import read_json
+        from ..records.json_files import read_json
         from ._tables import comparison_table, notes
 
         evaluations = {label: read_json(Path(r.run_dir) / "evaluation.json") for label, r in recipes.items()}
@@ -240,7 +240,7 @@ class Demo:
 
     def _read_record(self) -> None:
         """Read what earlier calls finished. Only a folder that is empty or holds a demo is ever written to."""
-        from ..runs import read_json
+        from ..records.json_files import read_json
 
         if (self.folder / RECORD).exists():
             self.stages = read_json(self.folder / RECORD)["stages"]
@@ -251,7 +251,7 @@ class Demo:
             self._write_record()
 
     def _write_record(self) -> None:
-        from ..runs import write_json
+        from ..records.json_files import write_json
 
         write_json(self.folder / RECORD, {"stages": self.stages})
 

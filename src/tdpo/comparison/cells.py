@@ -1,4 +1,4 @@
-"""The cells of a study, and the recipe of each: the same sections for all, and what makes the arm and its strength."""
+"""The cells of a study and their recipes: sections that all share, and the keys of the arm and its strength."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import Any
 
 from ..config import AnyRecipe, Arm, RecipeError, RecipeProblem, Study, Task, load_recipe
 from ..environments import Environment
-from .arms import ARM_KINDS
-from .tables import CellKey
-
-MEASURED_FILE = "measured.json"
+from ..methods import ARMS
+from ..records.study_tables import CellKey
 
 
 @dataclass(frozen=True)
 class StudyFiles:
-    """Where everything of a study is."""
+    """Paths of a study's files."""
 
     folder: Path
 
@@ -28,7 +26,7 @@ class StudyFiles:
         return self.folder / "cells" / cell.task / name
 
     def run(self, cell: CellKey) -> Path:
-        """The run directory of a cell; of the reference only its samples."""
+        """The run directory of a cell. The reference has only samples in it."""
         return self.cell(cell) / "run"
 
     def name(self, cell: CellKey) -> str:
@@ -36,7 +34,7 @@ class StudyFiles:
         return self.cell(cell).relative_to(self.folder / "cells").as_posix()
 
     def pairs(self, task: str, seed: int, split: str = "train") -> Path:
-        """The preferences of a task: made by its reference cell."""
+        """The preference pairs of a task, which its reference cell writes."""
         return self.folder / "pairs" / f"{task}-s{seed}-{split}.jsonl"
 
     @property
@@ -49,8 +47,8 @@ def reference_cell(task: str, seed: int) -> CellKey:
 
 
 def cells_of(study: Study) -> list[CellKey]:
-    """All cells: reference cells first, then by seed, task and strength with the arms side by side, so that a study
-    that is stopped early has something to compare."""
+    """All cells: reference cells first, then by seed, strength and task with the arms side by side. A study that is
+    stopped early can then compare the arms."""
     references = [reference_cell(task.label, seed) for seed in study.seeds for task in study.tasks]
     most = max(len(arm.strengths) for arm in study.arms)
     trained = [
@@ -66,7 +64,7 @@ def cells_of(study: Study) -> list[CellKey]:
 
 def applies(arm: str, task: Task) -> bool:
     """Whether an arm can learn a task: PPO needs a reward, which preference rows do not have."""
-    return ARM_KINDS[arm].kind != "ppo" or task.environment is not None
+    return ARMS[arm].kind != "ppo" or task.environment is not None
 
 
 def strength_text(strength: float) -> str:
@@ -78,7 +76,7 @@ def task_of(study: Study, name: str) -> Task:
 
 
 def task_environment(task: Task) -> Environment | None:
-    """The task's environment, under the task's name; None for preference rows. Errors as loading it has them."""
+    """The task's environment, under the task's name; None for preference rows. Raises what loading it raises."""
     if task.environment is None:
         return None
     return replace(task.environment.load(), name=task.label)
@@ -101,7 +99,7 @@ def training_prompts(study: Study, environment: Environment) -> Environment:
 
 
 def training_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe:
-    """What a cell is trained with.
+    """The recipe that a cell is trained with.
 
     Raises:
         RecipeError: the study's sections and the arm's own keys do not make a recipe; names the cell.
@@ -110,7 +108,7 @@ def training_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe
 
 
 def evaluation_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe:
-    """What it is judged with: the held-out pairs of a task without a reward besides, which training has no use for."""
+    """The recipe that a cell is evaluated with. Without a reward it also names held-out pairs."""
     values = _values(study, files, cell)
     if task_of(study, cell.task).environment is None:
         values["data"]["eval"] = str(files.pairs(cell.task, cell.seed, "held-out"))
@@ -137,7 +135,7 @@ def _arm(study: Study, cell: CellKey) -> Arm:
 
 
 def _values(study: Study, files: StudyFiles, cell: CellKey) -> dict[str, Any]:
-    task, kind = task_of(study, cell.task), ARM_KINDS[cell.arm]
+    task, kind = task_of(study, cell.task), ARMS[cell.arm]
     values: dict[str, Any] = {
         "run_dir": str(files.run(cell)),
         "seed": cell.seed,
@@ -159,13 +157,13 @@ def _values(study: Study, files: StudyFiles, cell: CellKey) -> dict[str, Any]:
 
 
 def _given(section: Any) -> dict[str, Any]:
-    """What was written of a section: what follows from it is worked out anew, beside the keys of the arm."""
+    """The keys of a section that somebody wrote. The others are resolved anew, together with the keys of the arm."""
     values: dict[str, Any] = section.model_dump(exclude_unset=True)
     return values
 
 
 def _loaded(values: dict[str, Any], arm: Arm, cell: CellKey, files: StudyFiles) -> AnyRecipe:
-    kind = ARM_KINDS[cell.arm]
+    kind = ARMS[cell.arm]
     strength = next(value for value in arm.strengths if strength_text(value) == cell.strength)
     overrides = {**kind.fixed, kind.key: strength, **arm.set}
     try:

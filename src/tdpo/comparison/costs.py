@@ -1,27 +1,29 @@
-"""What a cell took: responses scored, updates, tokens. Seconds are kept apart, since no two runs share them."""
+"""What a cell cost: responses scored, updates, tokens. Seconds are kept apart, since they differ between equal runs."""
 
 from __future__ import annotations
 
 from ..config import Study
-from ..runs import RunDirectory, read_json
-from .arms import ARM_KINDS
+from ..methods import ARMS
+from ..records.json_files import read_json
+from ..records.names import DATA_FILE
+from ..records.study_tables import CellKey
+from ..runs import RunDirectory
 from .cells import StudyFiles, task_of
-from .tables import CellKey
 
 
 def costs(study: Study, files: StudyFiles, cell: CellKey, run: RunDirectory) -> dict[str, float | None]:
     """`scored_completions`, `updates`, `generated_tokens` (to learn from) and `trained_tokens` (responses × passes)."""
-    kind = ARM_KINDS[cell.arm].kind
+    kind = ARMS[cell.arm].kind
     if kind == "reference":
         return {}
     updates = float(run.status()["step"])
     if kind == "ppo":
-        # Logged once an iteration: the mean length of its completions.
+        # Logged once an iteration: the mean length of its responses, in tokens.
         lengths = [line["length_mean"] for line in run.metrics() if "length_mean" in line and line["split"] == "train"]
         generated = sum(lengths) * study.rollouts.completions
         passes = float(study.ppo.epochs)
         return _row(study.budget, updates, generated, generated * passes)
-    described = run.read_json("data.json")["train"]
+    described = run.read_json(DATA_FILE)["train"]
     a_pass = 2 * described["pairs"] * described["mean_response_tokens"]
     passes = updates * study.training.batch_size / described["pairs"]
     generated, scored = None, None

@@ -14,7 +14,7 @@ that both reach. The rule is the same for every arm, and does not look at the or
   the good and the bad branch in turn. It is not cut down to its best points: choosing the best of noisy points favours
   the noisier arm and the arm with more points.
 
-Points are arrays [1 + R], as `bootstrap` makes them: reference, range and gap are drawn anew in each resample.
+Points are arrays [1 + R], as `cell_statistics` makes them: reference, range and gap are drawn anew in each resample.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .bootstrap import Draws, TaskResamples, same_but_for_the_seed
-from .tables import CellKey
+from ..records.study_tables import CellKey
+from .cell_statistics import Draws, TaskResamples, same_but_for_the_seed
 
 GRID = 41
 KLS = ("forward_kl", "reverse_kl")
@@ -59,17 +59,19 @@ def arm_frontier(
     With `reference=False` only what was trained. None where no strength has both statistics, or where the reference
     is wanted and has not.
     """
-    points = [_point(draws, group, x, y, seeds) for group in same_but_for_the_seed(draws.table.of(draws.task, arm))]
-    found = [point for point in points if point is not None]
-    if not found:
+    of_strengths = [
+        _point(draws, group, x, y, seeds) for group in same_but_for_the_seed(draws.table.of(draws.task, arm))
+    ]
+    points = [point for point in of_strengths if point is not None]
+    if not points:
         return None
     start = None
     if reference:
         limit = _point(draws, draws.table.of(draws.task, "reference"), x, y, seeds)
         if limit is None:
             return None
-        start, found = limit[0], [limit, *found]
-    return Frontier(np.stack([p[0] for p in found]), np.stack([p[1] for p in found]), start)
+        start, points = limit[0], [limit, *points]
+    return Frontier(np.stack([p[0] for p in points]), np.stack([p[1] for p in points]), start)
 
 
 def _point(

@@ -18,33 +18,35 @@ from ..config import Study
 from ..diversity import Diversity, measure_diversity
 from ..embeddings import SentenceEmbedder
 from ..environments import Environment
-from ..runs import RunDirectory, read_jsonl, write_json
-from .cells import MEASURED_FILE, StudyFiles, task_environment, task_of
+from ..records.json_files import read_jsonl, write_json
+from ..records.names import EVALUATION_FILE, MEASURED_FILE, SAMPLES_FILE
+from ..records.study_tables import CellKey
+from ..runs import RunDirectory
+from .cells import StudyFiles, task_environment, task_of
 from .costs import costs
-from .tables import CellKey
 
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Lines of samples.jsonl as `[prompts][samples]`: what a cell's policy said, and the reference, in one order."""
+class Responses:
+    """Lines of samples.jsonl as `[prompts][samples]`: responses of policy and reference, in one order."""
 
     prompts: list[str]
     own: list[list[Line]]
     reference: list[list[Line]]
 
     @classmethod
-    def read(cls, run: RunDirectory, *, is_reference: bool) -> Answers:
-        lines = read_jsonl(run.path / "samples.jsonl")
+    def read(cls, run: RunDirectory, *, is_reference: bool) -> Responses:
+        lines = read_jsonl(run.path / SAMPLES_FILE)
         prompts = list(dict.fromkeys(line["prompt_id"] for line in lines))
 
         def by_prompt(model: str) -> list[list[Line]]:
-            found: dict[str, list[Line]] = {prompt: [] for prompt in prompts}
+            groups: dict[str, list[Line]] = {prompt: [] for prompt in prompts}
             for line in lines:
                 if line["model"] == model:
-                    found[line["prompt_id"]].append(line)
-            return [sorted(found[prompt], key=lambda line: line["sample_index"]) for prompt in prompts]
+                    groups[line["prompt_id"]].append(line)
+            return [sorted(groups[prompt], key=lambda line: line["sample_index"]) for prompt in prompts]
 
         return cls(prompts, by_prompt("base" if is_reference else "trained"), by_prompt("base"))
 
@@ -53,22 +55,22 @@ class Answers:
 
 
 def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
-    """Measure a cell whose evaluation is there, and write measured.json."""
+    """Measure a cell that has been evaluated, and write measured.json."""
     run = RunDirectory(files.run(cell))
-    answers = Answers.read(run, is_reference=cell.arm == "reference")
+    responses = Responses.read(run, is_reference=cell.arm == "reference")
     environment = task_environment(task_of(study, cell.task))
-    by_prompt = _means(answers)
-    overall: dict[str, float | None] = _overall(answers, run.read_json("evaluation.json"))
-    found = _diversity(answers, environment, study.embeddings)
-    overall |= found.overall | costs(study, files, cell, run)
+    by_prompt = _means(responses)
+    overall: dict[str, float | None] = _overall(responses, run.read_json(EVALUATION_FILE))
+    diversity = _diversity(responses, environment, study.embeddings)
+    overall |= diversity.overall | costs(study, files, cell, run)
     write_json(
         files.cell(cell) / MEASURED_FILE,
-        {"prompts": answers.prompts, "by_prompt": by_prompt | found.per_prompt, "overall": overall},
+        {"prompts": responses.prompts, "by_prompt": by_prompt | diversity.per_prompt, "overall": overall},
     )
 
 
-def _means(answers: Answers) -> dict[str, list[float | None]]:
-    """What is a mean over a prompt's responses."""
+def _means(responses: Responses) -> dict[str, list[float | None]]:
+    """Metrics that are the mean over the responses to a prompt: one value a prompt."""
 
     def means(groups: Sequence[Sequence[Line]], value: Callable[[Line], float | None]) -> list[float | None]:
         return [_mean([value(line) for line in group]) for group in groups]
@@ -77,44 +79,44 @@ def _means(answers: Answers) -> dict[str, list[float | None]]:
         return None if line["reward"] is None else line["reward"] ** 2
 
     numbers = {
-        "reward_mean": means(answers.own, lambda line: line["reward"]),
-        "reward_square": means(answers.own, squared),
-        "forward_kl": means(answers.reference, lambda line: line["forward_kl"]),
-        "forward_kl_tokens": means(answers.reference, lambda line: _tokens_where(line, "forward_kl")),
-        "reverse_kl": means(answers.own, lambda line: line["reverse_kl"]),
-        "reverse_kl_tokens": means(answers.own, lambda line: _tokens_where(line, "reverse_kl")),
-        "response_tokens": means(answers.own, lambda line: line["tokens"]),
-        "policy_entropy": means(answers.own, lambda line: line["policy_entropy"]),
+        "reward_mean": means(responses.own, lambda line: line["reward"]),
+        "reward_square": means(responses.own, squared),
+        "forward_kl": means(responses.reference, lambda line: line["forward_kl"]),
+        "forward_kl_tokens": means(responses.reference, lambda line: _tokens_where(line, "forward_kl")),
+        "reverse_kl": means(responses.own, lambda line: line["reverse_kl"]),
+        "reverse_kl_tokens": means(responses.own, lambda line: _tokens_where(line, "reverse_kl")),
+        "response_tokens": means(responses.own, lambda line: line["tokens"]),
+        "policy_entropy": means(responses.own, lambda line: line["policy_entropy"]),
     }
     return {name: values for name, values in numbers.items() if any(value is not None for value in values)}
 
 
-def _tokens_where(line: Line, measured: str) -> float | None:
-    return None if line[measured] is None else float(line["tokens"])
+def _tokens_where(line: Line, metric: str) -> float | None:
+    return None if line[metric] is None else float(line["tokens"])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None
 
 
-def _overall(answers: Answers, evaluation: dict[str, Any] | None) -> dict[str, float | None]:
-    finished = [line["finished"] for group in answers.own for line in group]
+def _overall(responses: Responses, evaluation: dict[str, Any] | None) -> dict[str, float | None]:
+    finished = [line["finished"] for group in responses.own for line in group]
     pairs = (evaluation or {}).get("pairs")
     accuracy = {} if pairs is None else {"accuracy": pairs["accuracy"]}
     return {"finished": sum(finished) / len(finished), **accuracy}
 
 
-def _diversity(answers: Answers, environment: Environment | None, embedder: str | None) -> Diversity:
-    texts = answers.values("text")
-    rewards = answers.values("reward") if environment is not None else None
+def _diversity(responses: Responses, environment: Environment | None, embedder: str | None) -> Diversity:
+    texts = responses.values("text")
+    rewards = responses.values("reward") if environment is not None else None
     prompts = {prompt.id: prompt for prompt in environment.held_out} if environment is not None else {}
     labels, modes = None, None
     if environment is not None and environment.mode_of is not None:
-        asked = [prompts[prompt_id] for prompt_id in answers.prompts]
-        modes = [environment.modes_of(prompt) for prompt in asked]
+        held_out = [prompts[prompt_id] for prompt_id in responses.prompts]
+        modes = [environment.modes_of(prompt) for prompt in held_out]
         labels = [
-            [environment.mode_of(prompt, text) for text in group] for prompt, group in zip(asked, texts, strict=True)
+            [environment.mode_of(prompt, text) for text in group] for prompt, group in zip(held_out, texts, strict=True)
         ]
     return measure_diversity(
         texts,

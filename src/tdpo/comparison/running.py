@@ -1,7 +1,7 @@
-"""Runs the cells of a study, each in a process of its own: what one of them does to itself, no other notices.
+"""Runs the cells of a study, each in a process of its own, so that a crash of one does not touch the others.
 
-A cell is finished when its folder says so; any other is begun or taken up again. A process that ends without a word
-(killed, out of memory) is a failure like one that raises, and the rest goes on.
+A cell is finished when its folder says so; any other is begun or taken up again. A process that ends without a report
+(killed, out of memory) is a failure like one that raises; the other cells go on.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..config import Study
-from ..runs import read_json, write_json
+from ..records.json_files import read_json, write_json
+from ..records.names import CELL_FILE, LOG_FILE
+from ..records.study_tables import CellKey
 from .cells import StudyFiles, reference_cell
-from .tables import CellKey
 
-CELL_FILE, LOG_FILE = "cell.json", "cell.log"
 DONE, FAILED = "done", "failed"
 Report = Callable[[str, int, int, str], None]  # stage, done, total, note
 Job = Callable[[Study, StudyFiles, CellKey, Report], None]
@@ -44,7 +44,7 @@ class Failure:
     log: Path
 
     def as_dict(self, files: StudyFiles) -> dict[str, Any]:
-        """As about.json has it."""
+        """The entry in about.json."""
         return {
             "cell": files.name(self.cell),
             **{key: getattr(self.cell, key) for key in ("task", "arm", "strength", "seed")},
@@ -56,7 +56,7 @@ class Failure:
 
 
 class Observer(Protocol):
-    """Who is told how a study goes."""
+    """Receives the events of a study while it runs."""
 
     def started(self, cell: CellKey) -> None: ...
     def moved(self, cell: CellKey, stage: str, done: int, total: int, note: str) -> None: ...
@@ -107,7 +107,7 @@ class _Supervisor:
         self.study, self.files, self.job, self.workers, self.observer = study, files, job, workers, observer
         self.running: dict[int, _Running] = {}
         self.outcome = Outcome()
-        # A server that has the libraries loaded gives birth to a process in no time.
+        # A fork server that has loaded the libraries starts a process at once.
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.context = multiprocessing.get_context(method)
         if method == "forkserver":
@@ -165,7 +165,7 @@ class _Supervisor:
         self.observer.started(cell)
 
     def _listen(self) -> None:
-        """Wait a moment for news from the running cells, and take it in."""
+        """Wait up to half a second for reports and ends of running cells, and record them."""
         channels: dict[Any, _Running] = {run.reports: run for run in self.running.values()}
         ready = wait([*channels, *self.running], timeout=0.5)
         for channel in ready:
@@ -212,12 +212,12 @@ class _Supervisor:
         self.outcome.failures.append(failure)
         self.outcome.disk_full |= os.strerror(errno.ENOSPC) in failure.error
         record = {"state": FAILED, "stage": failure.stage, "error": failure.error, "next": failure.next}
-        with contextlib.suppress(OSError):  # a full disk takes no record; what is said here is said anyway
+        with contextlib.suppress(OSError):  # a full disk takes no record; the observer is told anyway
             write_json(self.files.cell(failure.cell) / CELL_FILE, record)
         self.observer.failed(failure)
 
     def _stop(self) -> None:
-        """Running cells are asked to stop as by Ctrl-C, once; a second Ctrl-C ends them."""
+        """Ask running cells once to stop, as Ctrl-C does, and wait for them. A second Ctrl-C kills them."""
         for run in self.running.values():
             with contextlib.suppress(ProcessLookupError, TypeError):
                 os.kill(run.process.pid, signal.SIGTERM)
@@ -231,7 +231,7 @@ class _Supervisor:
 
 
 def _start_forkserver() -> None:
-    """Started deaf to Ctrl-C, which a terminal sends to it too: it would die of it with a traceback."""
+    """Start the fork server with Ctrl-C ignored: a terminal sends it Ctrl-C too, and it would end with a traceback."""
     from multiprocessing import forkserver  # not everywhere
 
     if threading.current_thread() is not threading.main_thread():
@@ -244,7 +244,7 @@ def _start_forkserver() -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, after running cells have stopped; `interrupt` is what it was, for whoever tells its kinds apart."""
+    """Ctrl-C, raised again once running cells have stopped. `interrupt` is the original exception."""
 
     def __init__(self, outcome: Outcome, interrupt: KeyboardInterrupt) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Channel:
-    """Reports to the supervisor, a few a second at most."""
+    """Sends progress to the supervisor, at most about three times a second."""
 
     def __init__(self, reports: Connection) -> None:
         self.reports, self.sent, self.stage = reports, 0.0, "starting"
@@ -290,7 +290,7 @@ def _interrupted(_signal: int, _frame: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A study that is killed takes its cells along: they would hold folders that the next call needs."""
+    """End this process when the study's process ends: it would lock folders that the next call needs."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

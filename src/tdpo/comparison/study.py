@@ -8,26 +8,28 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..config import STUDY_FILE, Study, dump_study, flatten, load_study
+from ..config import Study, dump_study, flatten, load_study
 from ..environments import check_reward
-from ..runs import RunError, accelerators, read_json, usable_cores, write_text
-from ..runs.files import lock, now
+from ..records.files import now, write_text
+from ..records.json_files import read_json
+from ..records.locks import lock
+from ..records.names import ABOUT_FILE, LOCK_FILE, STUDY_FILE
+from ..records.study_tables import CellKey
+from ..runs import RunError, accelerators, usable_cores
 from .cells import StudyFiles, cells_of, check_recipes, task_environment, training_prompts
 from .inputs import ChangedInput, changed_inputs
 from .running import Failure, Observer, Outcome, Report, Stopped, run_cells
-from .tables import CellKey
 from .writing import write_study
 
-LOCK_FILE = ".lock"
-# How a study is run, not what it is.
-FREE = ("workers", "study_dir")
-# What a study may gain without touching the runs it has.
+# How a study is run and judged: no run depends on it.
+FREE = ("workers", "study_dir", "claims")
+# Lists to which a study may add without changing the runs it has.
 GROWS = ("tasks", "arms", "seeds")
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a study: its folder's files are written for the cells that are done, or why they could not be."""
+    """The outcome of a study. Its tables cover the finished cells; `unwritten` says why they could not be written."""
 
     files: StudyFiles
     done: int
@@ -54,8 +56,8 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
     check(study, files, cells)
     _refuse_foreign_folder(study, files)
     files.folder.mkdir(parents=True, exist_ok=True)
-    with lock(files.folder / LOCK_FILE) as held:
-        if not held:
+    with lock(files.folder / LOCK_FILE) as has_lock:
+        if not has_lock:
             raise RunError(
                 f"{files.folder} is in use by another `tdpo compare`; wait for it, or choose another study_dir=…"
             )
@@ -76,7 +78,7 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
             try:
                 if outcome.done:
                     write_study(study, files, outcome.failures, about)
-            except OSError as error:  # a full disk: which cells it stopped is still to be told
+            except OSError as error:  # a full disk: the caller must still learn which cells it stopped
                 unwritten = error
             return Finished(
                 files, len(outcome.done), outcome.failures, len(outcome.waiting), seconds, changed, unwritten
@@ -91,14 +93,14 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
 
 
 def _do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
-    """The job of a cell's process; this one need not load what trains."""
+    """The job of a cell's process. It imports here, so that the study's own process loads no training code."""
     from .work import do_cell
 
     do_cell(study, files, cell, report)
 
 
 def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
-    """Raise what would stop cells later: recipes, environments and their packages, prompts, the embedder."""
+    """Raise now what would fail cells later: recipes, environments and their packages, prompts, the embedder."""
     check_recipes(study, files, cells)
     for task in study.tasks:
         environment = task_environment(task)
@@ -116,15 +118,15 @@ def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
 
 
 def workers_of(study: Study) -> int:
-    """Cells at a time."""
+    """How many cells run at a time."""
     if study.workers is not None:
         return study.workers
     return 1 if accelerators() else max(1, usable_cores() // study.threads)
 
 
 def _seconds_before(files: StudyFiles) -> float:
-    """What earlier calls took."""
-    path = files.folder / "about.json"
+    """Seconds that earlier calls took."""
+    path = files.folder / ABOUT_FILE
     return float(read_json(path).get("seconds", 0.0)) if path.exists() else 0.0
 
 
@@ -149,7 +151,7 @@ def _refuse_foreign_folder(study: Study, files: StudyFiles) -> None:
 
 
 def _changed(before: Study, after: Study) -> list[str]:
-    """Lines on what keeps the runs of `before` from being runs of `after`."""
+    """A line for each key that differs and because of which runs of `before` cannot be runs of `after`."""
     old, new = flatten(before), flatten(after)
     return [
         f"  {key}: the study has {old.get(key)!r}, now {new.get(key)!r}"
@@ -162,7 +164,7 @@ def _changed(before: Study, after: Study) -> list[str]:
 
 
 def _grown(before: Study, after: Study, key: str) -> bool:
-    """Whether a list has all it had. The seeds' first stays: it splits the rows of tasks without a reward."""
+    """Whether a list still has all entries. The first seed must stay first: it splits the rows of tasks."""
     if key == "tasks":
         return all(task in after.tasks for task in before.tasks)
     if key == "seeds":

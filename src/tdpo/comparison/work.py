@@ -1,4 +1,4 @@
-"""The work of one cell: sample or train what it asks for, judge it, leave the numbers in its folder."""
+"""The work of one cell: sample or train, evaluate, and write the numbers into its folder."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
 from ..preferences import PreferenceRow, write_preferences
 from ..recipe_data.pairs import read_data
-from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory, write_json
-from ..runs.folders import remove
+from ..records.folders import remove
+from ..records.json_files import write_json
+from ..records.names import CELL_FILE
+from ..records.study_tables import CellKey
+from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory
 from ..sampling.pairs import pair_settings, sample_pairs
 from ..workflows.ppo import train_ppo
 from ..workflows.train import train
@@ -33,18 +36,17 @@ from .cells import (
 )
 from .inputs import inputs_of
 from .judging import judge
-from .running import CELL_FILE, DONE, Report
-from .tables import CellKey
+from .running import DONE, Report
 
 
 def do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
-    """All that a cell asks for; what an interrupted call has finished is not done again."""
+    """Do all work of a cell. What an interrupted call has finished is not done again."""
     _Work(study, files, cell, report).do()
 
 
 @dataclass
 class _Work:
-    """A cell under way: which stage it is in, how long each took, and who is told."""
+    """The state of a cell's work: its stage, the seconds of each stage, and where progress is reported."""
 
     study: Study
     files: StudyFiles
@@ -59,7 +61,7 @@ class _Work:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """A stage of the work; what it takes is added up over resumptions only where it is one call."""
+        """Report a stage and time it. After an interruption the seconds are those of the last call alone."""
         self.stage = stage
         self.report(stage, 0, 0, "")
         started = time.monotonic()
@@ -70,7 +72,7 @@ class _Work:
         self.report(self.stage, done, total, note)
 
     def do(self) -> None:
-        """All that the cell asks for; what an interrupted call has finished is not done again."""
+        """Do all work of the cell."""
         torch.set_num_threads(self.study.threads)
         inputs = inputs_of(task_of(self.study, self.cell.task))
         self.run.path.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,7 @@ class _Work:
             judge(self.study, self.files, self.cell)
         write_json(self.files.cell(self.cell) / CELL_FILE, {"state": DONE, "seconds": self.seconds, "inputs": inputs})
 
-    # The reference: preferences of the task, and its own answers
+    # The reference: preferences of the task, and its own responses
 
     def _reference(self) -> None:
         task = task_of(self.study, self.cell.task)
@@ -157,16 +159,16 @@ class _Work:
             remove(checkpoint)
 
     def _train(self, recipe: AnyRecipe, run: RunDirectory) -> None:
-        """Begin the run or take it up; one that cannot be taken up as it was begun is begun anew, which is logged."""
+        """Begin the run or resume it. With changed inputs or a damaged checkpoint it begins anew; the log says so."""
         if run.is_run():
             try:
-                with RunDirectory.training(recipe, resume=True) as begun:
-                    self._learn(recipe, begun, resume=True)
+                with RunDirectory.training(recipe, resume=True) as holder:
+                    self._learn(recipe, holder, resume=True)
                 return
             except (ChangedInputs, DamagedCheckpoint) as error:
                 print(f"{error}\nThe run is begun anew: half of it with other inputs would be no run of this study.")
-        with RunDirectory.training(recipe, overwrite=True) as begun:
-            self._learn(recipe, begun, resume=False)
+        with RunDirectory.training(recipe, overwrite=True) as holder:
+            self._learn(recipe, holder, resume=False)
 
     def _learn(self, recipe: AnyRecipe, run: RunDirectory, *, resume: bool) -> None:
         if isinstance(recipe, PPORecipe):

@@ -1,4 +1,4 @@
-"""The files of a study from what its finished cells left: tables, claims, and what the study was.
+"""Writes the files of a study from the numbers of its finished cells: tables, claims, about.json.
 
 Everything but the seconds (timings.csv, about.json) depends on the cells alone, not on when or in which order they ran.
 """
@@ -6,21 +6,30 @@ Everything but the seconds (timings.csv, about.json) depends on the cells alone,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from ..config import Study
-from ..runs import RunDirectory, describe_environment, read_json, read_jsonl, write_json
-from ..runs.files import now
-from .arms import ARM_KINDS, LABELS
-from .bootstrap import cell_results, means_over_seeds
-from .cells import MEASURED_FILE, StudyFiles, applies, cells_of, strength_text, task_environment, task_of
-from .claims import judge_claims
-from .running import CELL_FILE, Failure, is_done
-from .tables import (
+from ..methods import ARMS, REFERENCE
+from ..records.files import now
+from ..records.json_files import read_json, read_jsonl, write_json
+from ..records.names import (
+    ABOUT_FILE,
+    CELL_FILE,
+    CLAIMS_FILE,
+    CURVES_FILE,
+    MEASURED_FILE,
+    PROMPTS_FILE,
+    RESPONSES_FILE,
+    RESULTS_FILE,
+    SAMPLES_FILE,
+    TIMINGS_FILE,
+)
+from ..records.study_about import ArmFacts, TaskFacts
+from ..records.study_tables import (
     CellKey,
     CurveRow,
     PromptRow,
-    PromptTable,
     ResponseRow,
     ResultRow,
     write_curves,
@@ -28,6 +37,12 @@ from .tables import (
     write_responses,
     write_results,
 )
+from ..runs import RunDirectory, describe_machine
+from .cell_statistics import cell_results, means_over_seeds
+from .cells import StudyFiles, applies, cells_of, strength_text, task_environment, task_of
+from .claims import judge_claims
+from .prompt_table import PromptTable
+from .running import Failure, is_done
 
 CURVES = {
     "reward_mean": "reward_mean",
@@ -46,32 +61,32 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     and inputs that have changed."""
     planned = cells_of(study)
     done = [cell for cell in planned if is_done(files, cell)]
-    measured = {cell: read_json(files.cell(cell) / MEASURED_FILE) for cell in done}
-    table = PromptTable.from_rows(_prompt_rows(measured))
-    results = [*cell_results(table), *_overall_rows(measured)]
-    write_results(files.folder / "results.csv", results)
-    write_prompts(files.folder / "prompts.csv", table)
-    write_responses(files.folder / "responses.csv", (row for cell in done for row in _responses(study, files, cell)))
-    write_curves(files.folder / "curves.csv", (row for cell in done for row in _curves(study, files, cell)))
-    write_results(files.folder / "timings.csv", _timings(files, done))
-    write_json(files.folder / "claims.json", judge_claims(table, planned))
-    write_json(files.folder / "about.json", {**_about(study, files, done, planned, failures), **about})
+    numbers = {cell: read_json(files.cell(cell) / MEASURED_FILE) for cell in done}
+    table = PromptTable.from_rows(_prompt_rows(numbers))
+    results = [*cell_results(table), *_overall_rows(numbers)]
+    write_results(files.folder / RESULTS_FILE, results)
+    write_prompts(files.folder / PROMPTS_FILE, table.rows())
+    write_responses(files.folder / RESPONSES_FILE, (row for cell in done for row in _responses(study, files, cell)))
+    write_curves(files.folder / CURVES_FILE, (row for cell in done for row in _curves(study, files, cell)))
+    write_results(files.folder / TIMINGS_FILE, _timings(files, done))
+    write_json(files.folder / CLAIMS_FILE, judge_claims(table, planned, claims=study.claims))
+    write_json(files.folder / ABOUT_FILE, {**_about(study, files, done, planned, failures), **about})
 
 
-def _prompt_rows(measured: Mapping[CellKey, dict[str, Any]]) -> Iterator[PromptRow]:
-    for cell, found in measured.items():
-        for metric, values in found["by_prompt"].items():
-            for prompt, value in zip(found["prompts"], values, strict=True):
+def _prompt_rows(numbers: Mapping[CellKey, dict[str, Any]]) -> Iterator[PromptRow]:
+    for cell, of_cell in numbers.items():
+        for metric, values in of_cell["by_prompt"].items():
+            for prompt, value in zip(of_cell["prompts"], values, strict=True):
                 yield PromptRow(cell, prompt, metric, value)
 
 
-def _overall_rows(measured: Mapping[CellKey, dict[str, Any]]) -> list[ResultRow]:
-    """What is not a mean over prompts: such numbers have no interval."""
+def _overall_rows(numbers: Mapping[CellKey, dict[str, Any]]) -> list[ResultRow]:
+    """Numbers that are no mean over prompts. They have no interval."""
     rows = [
         ResultRow(cell.task, cell.arm, cell.strength, cell.seed, metric, value)
-        for cell, found in measured.items()
-        for metric, value in found["overall"].items()
-        if metric not in found["by_prompt"]
+        for cell, of_cell in numbers.items()
+        for metric, value in of_cell["overall"].items()
+        if metric not in of_cell["by_prompt"]
     ]
     return [*rows, *means_over_seeds(rows)]
 
@@ -80,7 +95,7 @@ def _responses(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[Respo
     environment = task_environment(task_of(study, cell.task))
     prompts = {} if environment is None else {prompt.id: prompt for prompt in environment.held_out}
     model = "base" if cell.arm == "reference" else "trained"
-    for line in read_jsonl(files.run(cell) / "samples.jsonl"):
+    for line in read_jsonl(files.run(cell) / SAMPLES_FILE):
         if line["model"] != model:
             continue
         mode = None
@@ -101,10 +116,11 @@ def _responses(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[Respo
 
 
 def _curves(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[CurveRow]:
-    """Training logs; a PPO run's also by responses scored so far, of which runs on preferences have all beforehand."""
+    """Training logs by update. Those of PPO also have the responses scored so far; runs on preferences have all
+    responses scored before they begin."""
     if cell.arm == "reference":
         return
-    is_ppo = ARM_KINDS[cell.arm].kind == "ppo"
+    is_ppo = ARMS[cell.arm].kind == "ppo"
     iteration = 0
     for line in RunDirectory(files.run(cell)).metrics():
         if line["split"] != "train" or (is_ppo and "reward_mean" not in line):
@@ -117,16 +133,16 @@ def _curves(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[CurveRow
 
 
 def _timings(files: StudyFiles, done: Iterable[CellKey]) -> list[ResultRow]:
-    """Seconds by stage; a cell that was interrupted has those of its last call for the stage under way."""
+    """Seconds by stage. Of a stage that was interrupted they are those of the last call."""
     rows = []
     for cell in done:
         seconds = read_json(files.cell(cell) / CELL_FILE)["seconds"]
-        named = {"train_seconds": seconds.get("training"), "judging_seconds": _judging(seconds)}
+        by_name = {"train_seconds": seconds.get("training"), "judging_seconds": _judging(seconds)}
         if cell.arm == "reference":
-            named["sampling_seconds"] = seconds.get("preferences")
+            by_name["sampling_seconds"] = seconds.get("preferences")
         rows += [
             ResultRow(cell.task, cell.arm, cell.strength, cell.seed, name, value)
-            for name, value in named.items()
+            for name, value in by_name.items()
             if value is not None
         ]
     return [*rows, *means_over_seeds(rows)]
@@ -139,28 +155,19 @@ def _judging(seconds: Mapping[str, float]) -> float:
 def _about(
     study: Study, files: StudyFiles, done: Sequence[CellKey], planned: Sequence[CellKey], failures: Sequence[Failure]
 ) -> dict[str, Any]:
-    made_with = describe_environment(0)
-    arms = [{"name": "reference", "strengths": []}, *(arm.model_dump() for arm in study.arms)]
+    machine = describe_machine(0)
+    arms = [_arm(REFERENCE, []), *(_arm(arm.name, arm.strengths) for arm in study.arms)]
     return {
         "schema": 1,
         "title": files.folder.resolve().name,
-        "tdpo": made_with["versions"]["tdpo"],
-        "versions": made_with["versions"],
-        "hardware": made_with["hardware"],
+        "tdpo": machine["versions"]["tdpo"],
+        "versions": machine["versions"],
+        "hardware": machine["hardware"],
         "model": study.model.name,
         "budget": study.budget,
         "updated": now(),
-        "tasks": [_task(study, files, task.label, done) for task in study.tasks],
-        "arms": [
-            {
-                "name": arm["name"],
-                "label": LABELS[arm["name"]],
-                "what": ARM_KINDS[arm["name"]].what,
-                "strength": ARM_KINDS[arm["name"]].strength,
-                "strengths": [strength_text(strength) for strength in arm["strengths"]],
-            }
-            for arm in arms
-        ],
+        "tasks": [asdict(_task(study, files, task.label, done)) for task in study.tasks],
+        "arms": [asdict(arm) for arm in arms],
         "seeds": study.seeds,
         "cells": {
             "done": len(done),
@@ -171,31 +178,35 @@ def _about(
     }
 
 
-def _task(study: Study, files: StudyFiles, name: str, done: Sequence[CellKey]) -> dict[str, Any]:
+def _arm(name: str, strengths: Sequence[float]) -> ArmFacts:
+    kind = ARMS[name]
+    return ArmFacts(name, kind.label, kind.what, kind.strength, [strength_text(strength) for strength in strengths])
+
+
+def _task(study: Study, files: StudyFiles, name: str, done: Sequence[CellKey]) -> TaskFacts:
     task = task_of(study, name)
-    environment = task_environment(task)
-    left_out = [LABELS[arm.name] for arm in study.arms if not applies(arm.name, task)]
     prompts = [read_json(files.cell(cell) / MEASURED_FILE)["prompts"] for cell in done if cell.task == name][:1]
-    described: dict[str, Any] = {
-        "name": name,
-        "kind": "preferences" if environment is None else "environment",
-        "description": f"preferences from {task.data.train}" if task.data is not None else "",
-        "reward": "",
-        "threshold": None,
-        "modes": [],
-        "max_new_tokens": study.evaluation.max_new_tokens or 64,
-    }
-    if environment is not None:
-        modes = {mode for prompt in environment.held_out for mode in environment.modes_of(prompt)}
-        described |= {
-            "description": environment.description,
-            "reward": environment.reward_name,
-            "threshold": environment.threshold,
-            "modes": sorted(modes),
-            "max_new_tokens": study.evaluation.max_new_tokens or environment.max_new_tokens,
-        }
-    return described | {
-        "prompts": len(prompts[0]) if prompts else 0,
-        "samples_per_prompt": study.evaluation.samples_per_prompt,
-        "left_out": left_out,
-    }
+    facts = TaskFacts(
+        name,
+        kind="preferences",
+        description=f"preferences from {task.data.train}" if task.data is not None else "",
+        reward="",
+        modes=[],
+        max_new_tokens=study.evaluation.max_new_tokens or 64,
+        prompts=len(prompts[0]) if prompts else 0,
+        samples_per_prompt=study.evaluation.samples_per_prompt,
+        left_out=[ARMS[arm.name].label for arm in study.arms if not applies(arm.name, task)],
+    )
+    environment = task_environment(task)
+    if environment is None:
+        return facts
+    modes = {mode for prompt in environment.held_out for mode in environment.modes_of(prompt)}
+    return replace(
+        facts,
+        kind="environment",
+        description=environment.description,
+        reward=environment.reward_name,
+        threshold=environment.threshold,
+        modes=sorted(modes),
+        max_new_tokens=study.evaluation.max_new_tokens or environment.max_new_tokens,
+    )

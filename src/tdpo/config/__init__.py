@@ -2,10 +2,9 @@
 
 from ._explain import nearest_key
 from ._sections import Section
+from .claims_schema import Claim, ClaimPart, built_in_claims
 from .environment_schema import EnvironmentChoice
 from .loading import (
-    RECIPE_FILE,
-    STUDY_FILE,
     AnyRecipe,
     RecipeError,
     RecipeProblem,
@@ -33,10 +32,10 @@ __all__ = [
     "ARM_NAMES",
     "KL",
     "PPO",
-    "RECIPE_FILE",
-    "STUDY_FILE",
     "AnyRecipe",
     "Arm",
+    "Claim",
+    "ClaimPart",
     "Data",
     "EnvironmentChoice",
     "Evaluation",
@@ -56,6 +55,7 @@ __all__ = [
     "Study",
     "Task",
     "Training",
+    "built_in_claims",
     "dump_recipe",
     "dump_study",
     "flatten",

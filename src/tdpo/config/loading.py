@@ -13,6 +13,8 @@ from pydantic_core import ErrorDetails
 
 from ..guards.documents import DocumentError, read_limited
 from ..guards.texts import printable, why_no_plain_text
+from ..records import dotted
+from ..records.names import RECIPE_FILE, STUDY_FILE
 from ._explain import (
     COUNTERPARTS,
     advice,
@@ -32,7 +34,6 @@ from .schema import Recipe
 from .study_schema import Study
 
 AnyRecipe = Recipe | PPORecipe
-RECIPE_FILE, STUDY_FILE = "recipe.yaml", "study.yaml"
 Path_ = tuple[str, ...]
 MOST_PROBLEMS = 100  # that are explained: a person reads no more, and each takes a search for the key that was meant
 
@@ -145,22 +146,14 @@ def dump_study(study: Study) -> str:
     del values["ppo"]["iterations"]  # follows from the budget
     for key in study.idle_sections:
         del values[key]
+    if study.claims is None:
+        del values["claims"]  # the built-in ones
     return write_yaml(values)
 
 
 def flatten(recipe: AnyRecipe | Study) -> dict[str, Any]:
     """Every value of the recipe by its dotted key."""
-    flat: dict[str, Any] = {}
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(inner, f"{path}.{key}" if path else key)
-        else:
-            flat[path] = value
-
-    walk(recipe.model_dump(), "")
-    return flat
+    return dotted.flatten(recipe.model_dump())
 
 
 def _read(
@@ -270,7 +263,7 @@ def _explain(details: ErrorDetails, context: _Context) -> list[RecipeProblem]:
     path = tuple(str(part) for part in details["loc"])
     if details["type"] == "key_problems":
         conflicts = details["ctx"]["problems"]
-        return [RecipeProblem(key, reason, context.place(tuple(key.split(".")))) for key, reason in conflicts]
+        return [RecipeProblem(key, reason, context.place(_path_of(key))) for key, reason in conflicts]
     if details["type"] in ("extra_forbidden", "invalid_key"):  # the latter: a key that is a number
         return [_unknown_key(path, context)]
     while path and _generic(path) not in known:
@@ -328,6 +321,11 @@ def _section(key: str) -> str:
 def _dotted(path: Path_) -> str:
     """The path as a person reads it: rewards[0].weight."""
     return _join(path, "[{}]")
+
+
+def _path_of(key: str) -> Path_:
+    """The path of a key as `_dotted` writes it."""
+    return tuple(key.replace("[", ".").replace("]", "").split("."))
 
 
 def _generic(path: Path_) -> str:

@@ -93,6 +93,7 @@ def recipe_markdown() -> str:
     """The text of docs/recipe.md."""
     rows, ppo_rows = recipe_reference(), recipe_reference(PPORecipe)
     studies = only_in_studies()
+    own_of_studies = ("tasks", "arms", "claims", "claims[].parts")
     of_their_own = [row for row in only_in_ppo() if row.is_section]
     return "\n".join(
         [
@@ -101,7 +102,10 @@ def recipe_markdown() -> str:
             PPO_HEADER,
             *_sections(ppo_rows, of_their_own),
             STUDY_HEADER,
-            *_sections(studies, [row for row in studies if row.is_section and row.key in ("tasks", "arms")]),
+            *_sections(
+                studies,
+                [row for row in studies if row.is_section and row.key in own_of_studies],
+            ),
         ]
     )
 

@@ -7,16 +7,16 @@ recipe refuses is refused here too, before anything runs.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ._sections import PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
+from .claims_schema import ArmName, Claim, claim_problems
 from .environment_schema import EnvironmentChoice
 from .ppo_schema import PPO, Rollouts
 from .schema import Data, Evaluation, Model, Sampling, Training
 
-ArmName = Literal["sft", "dpo", "tdpo1", "tdpo2", "ppo_reverse", "ppo_reverse_exact", "ppo_forward"]
 ARM_NAMES: tuple[str, ...] = get_args(ArmName)
 Budget = Annotated[int, Field(ge=2)]
 
@@ -78,7 +78,7 @@ class Arm(Section):
     @classmethod
     def _no_strength_twice(cls, strengths: list[float]) -> list[float]:
         counts = Counter(f"{strength:g}" for strength in strengths)
-        twice = [shown for shown, count in counts.items() if count > 1]
+        twice = [as_text for as_text, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"names {twice[0]} twice; give each strength once")
         return strengths
@@ -106,6 +106,9 @@ class Study(Section):
     embeddings: Text | None = "minilm"
     """Sentence embeddings for diversity: `minilm` (a package, no download), a sentence-transformers name or folder, or
     null for none."""
+    claims: Annotated[list[Claim] | None, Field(min_length=1)] = None
+    """What is asked of the results; null takes the built-in claims (docs/the_study.md). They may change once all runs
+    are there: the same command judges anew."""
     workers: PositiveInt | None = None
     """Runs at a time; null is one for each `study.threads` cores, and one on a GPU."""
     threads: PositiveInt = 1
@@ -167,6 +170,21 @@ class Study(Section):
             reason = f"is null, but task {rows[0]} has rows and no environment: say how many of its held-out prompts"
             raise key_problems(("evaluation.max_prompts", reason))
         return evaluation
+
+    @field_validator("claims")
+    @classmethod
+    def _claims_can_be_judged(cls, claims: list[Claim] | None, info: ValidationInfo) -> list[Claim] | None:
+        if claims is None or not {"tasks", "arms", "embeddings"} <= info.data.keys():
+            return claims
+        problems = claim_problems(
+            claims,
+            [arm.name for arm in info.data["arms"]],
+            has_reward=any(task.environment is not None for task in info.data["tasks"]),
+            has_embeddings=info.data["embeddings"] is not None,
+        )
+        if problems:
+            raise key_problems(*problems)
+        return claims
 
     @property
     def idle_sections(self) -> dict[str, str]:

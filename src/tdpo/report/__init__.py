@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..records.files import write_text
+from ..records.names import ABOUT_FILE, REPORT_FILE, RESULTS_FILE
 
 __all__ = ["is_study", "write_exact_report", "write_report", "write_study_report", "write_two_kls"]
 
@@ -32,7 +33,8 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         raise ImportError(
             f"the report needs jinja2 and plotly ({error}); install them with: pip install 'tdpo[eval]'"
         ) from error
-    _replace(out, page.encode("utf-8", errors="replace"))  # lone surrogates in model text have no UTF-8 form
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page, errors="replace")  # lone surrogates in model text have no UTF-8 form
     return out
 
 
@@ -50,13 +52,14 @@ def write_two_kls(out: Path) -> Path:
         page = render_two_kls()
     except ImportError as error:
         raise ImportError(f"the page needs jinja2 ({error}); install it with: pip install 'tdpo[eval]'") from error
-    _replace(out, page.encode("utf-8"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page)
     return out
 
 
 def is_study(folder: Path) -> bool:
     """Whether `folder` is that of a study (`tdpo compare`), and not a run directory."""
-    return all((Path(folder) / name).is_file() for name in ("about.json", "results.csv"))
+    return all((Path(folder) / name).is_file() for name in (ABOUT_FILE, RESULTS_FILE))
 
 
 def write_study_report(study_dir: Path, out: Path | None = None) -> Path:
@@ -70,7 +73,7 @@ def write_study_report(study_dir: Path, out: Path | None = None) -> Path:
     IsADirectoryError when `out` is a folder, ImportError when jinja2 or plotly is missing.
     """
     study_dir = Path(study_dir)
-    out = study_dir / "report.html" if out is None else Path(out)
+    out = study_dir / REPORT_FILE if out is None else Path(out)
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; give the report a file name, for instance {out / 'report.html'}")
     try:
@@ -81,7 +84,8 @@ def write_study_report(study_dir: Path, out: Path | None = None) -> Path:
         raise ImportError(
             f"the report needs jinja2 and plotly ({error}); install them with: pip install 'tdpo[eval]'"
         ) from error
-    _replace(out, page.encode("utf-8", errors="replace"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page, errors="replace")
     return out
 
 
@@ -98,18 +102,6 @@ def write_exact_report(folder: Path) -> Path:
         raise ImportError(
             f"the page needs jinja2 and plotly ({error}); install them with: pip install 'tdpo[eval]'"
         ) from error
-    _replace(Path(folder) / "report.html", page.encode("utf-8"))
-    return Path(folder) / "report.html"
-
-
-def _replace(out: Path, content: bytes) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(out)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    out = Path(folder) / REPORT_FILE
+    write_text(out, page)
+    return out

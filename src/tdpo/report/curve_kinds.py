@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .loading import Run, text_at
+from ..records.dotted import text_at
+from .loading import Run
 
 
 @dataclass(frozen=True)

@@ -147,8 +147,8 @@ def thinned(points: Points, limit: int = MAX_POINTS) -> Points:
 
 
 def _in_words(line: Line) -> str:
-    known = [(step, value) for step, value in line.points if value is not None]
-    (first, start), (last, end) = known[0], known[-1]
+    points = [(step, value) for step, value in line.points if value is not None]
+    (first, start), (last, end) = points[0], points[-1]
     if first == last:
         return f"{line.name}: {show(start)} at update {show(int(first))}."
     return f"{line.name}: from {show(start)} at update {show(int(first))} to {show(end)} at update {show(int(last))}."
@@ -160,10 +160,10 @@ def _table(lines: list[Line]) -> list[list[str]]:
     held_out = sorted({step for line in lines if line.split == "eval" for step, _ in line.points})
     candidates = held_out or steps
     count = min(TABLE_ROWS, len(candidates))
-    picked = {candidates[round(i * (len(candidates) - 1) / max(count - 1, 1))] for i in range(count)}
+    spread_steps = {candidates[round(i * (len(candidates) - 1) / max(count - 1, 1))] for i in range(count)}
     lookup = [dict(line.points) for line in lines]
     rows = []
-    for step in sorted(picked | {steps[0], steps[-1]}):
+    for step in sorted(spread_steps | {steps[0], steps[-1]}):
         rows.append(
             [show(int(step)), *(MISSING if values.get(step) is None else show(values[step]) for values in lookup)]
         )

@@ -99,12 +99,12 @@ class Point:
 
 def error_bar(limits: Iterable[tuple[float, float] | None], values: Iterable[float], tint: str) -> dict[str, Any]:
     """Plotly's asymmetric error bars from absolute limits; a value without limits gets none."""
-    known = [(value, pair or (value, value)) for value, pair in zip(values, limits, strict=True)]
+    ranges = [(value, pair or (value, value)) for value, pair in zip(values, limits, strict=True)]
     return {
         "type": "data",
         "symmetric": False,
-        "array": [max(high - value, 0.0) for value, (_, high) in known],
-        "arrayminus": [max(value - low, 0.0) for value, (low, _) in known],
+        "array": [max(high - value, 0.0) for value, (_, high) in ranges],
+        "arrayminus": [max(value - low, 0.0) for value, (low, _) in ranges],
         "color": tint,
         "thickness": 2,
         "width": 0,

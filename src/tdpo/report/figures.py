@@ -6,8 +6,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from ..records.dotted import at
 from .drawing import Figure, Point, base_layout, color, dot_figure, error_bar, plot_text, symbol, translucent
-from .loading import Run, at
+from .loading import Run
 from .numbers import interval, number, show, show_interval
 from .results import (
     BASE_COLOR,

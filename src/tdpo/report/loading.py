@@ -8,19 +8,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..guards.documents import DocumentError, load_yaml, parse_json
-from .numbers import number
-
-LOSS_NAMES = {"tdpo2": "TDPO2", "tdpo1": "TDPO1", "dpo": "DPO", "sft": "SFT", "ppo": "PPO"}
-RUN_FILES = (
-    "recipe.yaml",
-    "environment.json",
-    "data.json",
-    "metrics.jsonl",
-    "status.json",
-    "evaluation.json",
-    "samples.jsonl",
+from ..guards.documents import DocumentError, load_yaml
+from ..methods import METHODS, public_name
+from ..records.dotted import dict_at, text_at
+from ..records.locks import is_locked
+from ..records.names import (
+    COMPLETIONS_FILE,
+    DATA_FILE,
+    EVALUATION_FILE,
+    LOCK_FILE,
+    MACHINE_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    SAMPLES_FILE,
+    STATUS_FILE,
 )
+from .numbers import number
+from .reading import LenientFolder
+
+RUN_FILES = (RECIPE_FILE, MACHINE_FILE, DATA_FILE, METRICS_FILE, STATUS_FILE, EVALUATION_FILE, SAMPLES_FILE)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Run:
     index: int
     recipe: dict[str, Any] = field(default_factory=dict)
     recipe_text: str = ""
-    environment: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=dict)
@@ -47,12 +53,12 @@ class Run:
         name = text_at(self.evaluation, "run", "loss") or text_at(self.recipe, "loss", "name")
         if not name and "ppo" in self.recipe:
             name = "ppo"
-        return LOSS_NAMES.get(name.lower(), name)
+        return public_name(name)
 
     @property
     def is_ppo(self) -> bool:
         """Whether the run learned from rewards of its own responses, and not from pairs."""
-        return self.loss == "PPO"
+        return self.loss == METHODS["ppo"].name
 
     @property
     def kl(self) -> dict[str, Any]:
@@ -71,25 +77,6 @@ class Run:
             if line.get("split", "train") == split and step is not None and line.get(key) is not None:
                 points[step] = number(line[key])
         return sorted(points.items())
-
-
-def at(mapping: Any, *keys: str) -> Any:
-    """mapping[key][key]…, or None as soon as something on the way is missing or no mapping."""
-    for key in keys:
-        if not isinstance(mapping, dict):
-            return None
-        mapping = mapping.get(key)
-    return mapping
-
-
-def dict_at(mapping: Any, *keys: str) -> dict[str, Any]:
-    value = at(mapping, *keys)
-    return value if isinstance(value, dict) else {}
-
-
-def text_at(mapping: Any, *keys: str) -> str:
-    value = at(mapping, *keys)
-    return value if isinstance(value, str) else ""
 
 
 def load_runs(run_dirs: Sequence[Path]) -> list[Run]:
@@ -115,104 +102,42 @@ def _load_run(path: Path, index: int) -> Run:
         )
     if not any((path / name).exists() for name in RUN_FILES):
         raise FileNotFoundError(f"{path}: not a run directory; expected at least one of {', '.join(RUN_FILES)}")
-    notes: list[str] = []
-    recipe, recipe_text = _read_recipe(path / "recipe.yaml", notes)
+    files = LenientFolder(path)
+    recipe, recipe_text = _read_recipe(files)
     run = Run(
         path=path,
         label=path.resolve().name,
         index=index,
         recipe=recipe,
         recipe_text=recipe_text,
-        environment=_read_json(path / "environment.json", notes, "versions, hardware and command are unknown"),
-        data=_read_json(path / "data.json", notes, "what the training data held is unknown"),
-        metrics=_read_lines(path / "metrics.jsonl", notes, "there are no training curves"),
-        status=_read_status(path, notes),
-        evaluation=_read_json(
-            path / "evaluation.json", notes, f"run `tdpo evaluate {path}` to compare it with the base model"
-        ),
-        samples=_read_lines(path / "samples.jsonl", notes, "there are no generations to read"),
-        completions=_read_completions(path / "completions.jsonl", notes),
-        notes=notes,
+        machine=files.json(MACHINE_FILE, "versions, hardware and command are unknown"),
+        data=files.json(DATA_FILE, "what the training data held is unknown"),
+        metrics=files.json_lines(METRICS_FILE, "there are no training curves"),
+        status=_read_status(files),
+        evaluation=files.json(EVALUATION_FILE, f"run `tdpo evaluate {path}` to compare it with the base model"),
+        samples=files.json_lines(SAMPLES_FILE, "there are no generations to read"),
+        completions=_read_completions(files),
+        notes=files.notes,
     )
-    notes.extend(_gaps(run))
+    run.notes.extend(_gaps(run))
     return run
 
 
-def _read(path: Path, notes: list[str], consequence: str) -> str | None:
-    if not path.exists():
-        notes.append(f"{path.name} is missing: {consequence}.")
-        return None
-    try:
-        return path.read_bytes().decode("utf-8", errors="replace")
-    except OSError as error:
-        notes.append(f"{path.name} cannot be read ({error.strerror}): {consequence}.")
-        return None
+def _read_status(run: LenientFolder) -> dict[str, Any]:
+    """The content of status.json. A run that says "running" while no process holds its lock was interrupted."""
+    status = run.json(STATUS_FILE, "whether training finished is unknown")
+    is_dead = status.get("state") == "running" and is_locked(run.path / LOCK_FILE) is False
+    return {**status, "state": "interrupted"} if is_dead else status
 
 
-def _read_json(path: Path, notes: list[str], consequence: str) -> dict[str, Any]:
-    text = _read(path, notes, consequence)
-    if text is None:
-        return {}
-    try:
-        value = parse_json(text)
-    except ValueError as error:
-        notes.append(f"{path.name} is not valid JSON ({error}): {consequence}.")
-        return {}
-    if not isinstance(value, dict):
-        notes.append(f"{path.name} holds a {type(value).__name__} where an object is expected: {consequence}.")
-        return {}
-    return value
+def _read_completions(run: LenientFolder) -> list[dict[str, Any]]:
+    """Responses of a run's rollouts; only PPO writes them, and not if it was told not to."""
+    there = (run.path / COMPLETIONS_FILE).exists()
+    return run.json_lines(COMPLETIONS_FILE, "there are no responses from training to read") if there else []
 
 
-def _read_status(path: Path, notes: list[str]) -> dict[str, Any]:
-    """status.json; a run that says it is running, though no process holds its lock, is dead and was interrupted."""
-    status = _read_json(path / "status.json", notes, "whether training finished is unknown")
-    return {**status, "state": "interrupted"} if status.get("state") == "running" and _is_let_go(path) else status
-
-
-def _is_let_go(path: Path) -> bool:
-    """Whether no process holds the run any more, as `RunDirectory.state` asks too; False where that is unknown."""
-    try:
-        import fcntl
-
-        with (path / ".lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
-
-
-def _read_lines(path: Path, notes: list[str], consequence: str) -> list[dict[str, Any]]:
-    text = _read(path, notes, consequence)
-    if text is None:
-        return []
-    rows, broken = [], []
-    for line_number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            broken.append(line_number)
-    if broken:
-        which = f"line {broken[0]}" if len(broken) == 1 else f"{len(broken)} lines, the first is line {broken[0]}"
-        notes.append(f"{path.name}: {which} is not a JSON object and was left out; an interrupted write does this.")
-    if not rows:
-        notes.append(f"{path.name} is empty: {consequence}.")
-    return rows
-
-
-def _read_completions(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Samples of a run's rollouts; only PPO writes them, and not if it was told not to."""
-    return _read_lines(path, notes, "there are no responses from training to read") if path.exists() else []
-
-
-def _read_recipe(path: Path, notes: list[str]) -> tuple[dict[str, Any], str]:
-    text = _read(path, notes, "the settings of this run are unknown")
+def _read_recipe(run: LenientFolder) -> tuple[dict[str, Any], str]:
+    text = run.text(RECIPE_FILE, "the settings of this run are unknown")
     if text is None:
         return {}, ""
     import yaml
@@ -220,10 +145,10 @@ def _read_recipe(path: Path, notes: list[str]) -> tuple[dict[str, Any], str]:
     try:
         value = load_yaml(text)
     except DocumentError as error:
-        notes.append(f"recipe.yaml {error}: it is shown as it is.")
+        run.notes.append(f"recipe.yaml {error}: it is shown as it is.")
         return {}, text
     except yaml.YAMLError as error:
-        notes.append(f"recipe.yaml is not valid YAML ({error}): it is shown as it is.")
+        run.notes.append(f"recipe.yaml is not valid YAML ({error}): it is shown as it is.")
         return {}, text
     return (value if isinstance(value, dict) else {}), text
 
@@ -261,10 +186,10 @@ def _labels(runs: list[Run]) -> list[str]:
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
-    seen: Counter[str] = Counter()
+    uses: Counter[str] = Counter()
     for position, name in enumerate(names):
-        seen[name] += 1
-        names[position] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+        uses[name] += 1
+        names[position] = name if uses[name] == 1 else f"{name} ({uses[name]})"
     return names
 
 

@@ -34,29 +34,29 @@ def show(value: Any) -> str:
     """About three significant digits: 1 234, 57.1, 0.57, 0.0042, 2.0e−7, 0. What is no number is shown as it is."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else f"{MINUS}∞")
-    known = number(value)
-    if known is None:
+    finite = number(value)
+    if finite is None:
         return MISSING if value is None else str(value)
-    size = abs(known)
+    size = abs(finite)
     if size < 1e-12:  # rounding noise: nothing here is measured that finely
         return "0"
-    if (known == int(known) and (size >= 100 or isinstance(value, int))) or size >= 100:
-        digits = f"{known:,.0f}"
+    if (finite == int(finite) and (size >= 100 or isinstance(value, int))) or size >= 100:
+        digits = f"{finite:,.0f}"
     elif size >= 9.995:
-        digits = f"{known:.1f}"
+        digits = f"{finite:.1f}"
     elif size >= 0.095:
-        digits = f"{known:.2f}"
+        digits = f"{finite:.2f}"
     elif size >= 1e-4:
-        digits = f"{known:.{1 - math.floor(math.log10(size))}f}"
+        digits = f"{finite:.{1 - math.floor(math.log10(size))}f}"
     else:
-        digits = f"{known:.1e}".replace("e-0", "e-").replace("e+0", "e")
+        digits = f"{finite:.1e}".replace("e-0", "e-").replace("e+0", "e")
     return digits.replace(",", THIN_SPACE).replace("-", MINUS)
 
 
 def show_signed(value: Any) -> str:
     """Like `show`, with a plus sign in front of what is positive: for differences."""
-    known = number(value)
-    return f"+{show(value)}" if known is not None and known > 0 else show(value)
+    finite = number(value)
+    return f"+{show(value)}" if finite is not None and finite > 0 else show(value)
 
 
 def show_interval(value: Any, form: Callable[[Any], str] = show) -> str:
@@ -66,24 +66,24 @@ def show_interval(value: Any, form: Callable[[Any], str] = show) -> str:
 
 
 def show_share(value: Any) -> str:
-    """0.7 → 70 %."""
-    known = number(value)
-    return show(value) if known is None else f"{100 * known:.0f}{THIN_SPACE}%".replace("-", MINUS)
+    """A share as percent: 0.7 → 70 %."""
+    finite = number(value)
+    return show(value) if finite is None else f"{100 * finite:.0f}{THIN_SPACE}%".replace("-", MINUS)
 
 
 def show_duration(seconds: Any) -> str:
-    """0.4 s, 33 s, 2 min 5 s, 3 h 12 min."""
-    known = number(seconds)
-    if known is None or known < 0:
+    """A duration in seconds as people say it: 0.4 s, 33 s, 2 min 5 s, 3 h 12 min."""
+    finite = number(seconds)
+    if finite is None or finite < 0:
         return MISSING
-    if known < 10:
-        return f"{known:.1f} s"
-    whole = round(known)
+    if finite < 10:
+        return f"{finite:.1f} s"
+    whole = round(finite)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
-    minutes = round(known / 60)
+    minutes = round(finite / 60)
     return f"{minutes // 60} h {minutes % 60} min"
 
 
@@ -94,7 +94,7 @@ def excludes_zero(value: Any) -> bool | None:
 
 
 def join_words(words: list[str]) -> str:
-    """a; a and b; a, b and c."""
+    """Words as a sentence lists them: a; a and b; a, b and c."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
+from ..records.dotted import at, text_at
 from .curves import curve_groups
 from .drawing import Figure, color, symbol
 from .embedding import checked_script, embed_json, security_policy
 from .figures import distribution_figure, frontier_figures, pair_figures, result_figures
-from .loading import Run, at, text_at
+from .loading import Run
 from .numbers import join_words, number, show, show_duration
 from .results import BASE_COLOR, confidence, evaluated_columns, reward_name, summary_sentences
 from .samples import Samples, collect_samples
@@ -87,7 +88,7 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
         "provenance": provenance_table(runs),
         "differences": recipe_differences(runs),
         "recipes": [(run, _cut(run.recipe_text)) for run in runs if run.recipe_text],
-        "commands": [(run, text_at(run.environment, "command")) for run in runs if text_at(run.environment, "command")],
+        "commands": [(run, text_at(run.machine, "command")) for run in runs if text_at(run.machine, "command")],
         "evaluation_settings": _evaluation_settings(runs),
         "reward": reward_name(runs),
         "confidence": confidence(runs[0]),

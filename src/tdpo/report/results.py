@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from .loading import Run, at, text_at
+from ..records.dotted import at, text_at
+from .loading import Run
 from .numbers import excludes_zero, join_words, number, show, show_interval, show_share
 
 BASE_COLOR = -1
@@ -100,11 +101,11 @@ def _base_identity(run: Run) -> str:
     return json.dumps([run.model, run.evaluation.get("settings"), numbers], sort_keys=True, default=str)
 
 
-def metric_rows(known: tuple[Metric, ...], numbers: list[dict[str, Any]]) -> list[Metric]:
+def metric_rows(metrics: tuple[Metric, ...], numbers: list[dict[str, Any]]) -> list[Metric]:
     """The known metrics that at least one of `numbers` holds, then every other number that an evaluation added."""
     present = {key for entry in numbers for key, value in entry.items() if isinstance(value, int | float)}
-    rows = [metric for metric in known if metric.key in present]
-    extra = sorted(present - {metric.key for metric in known})
+    rows = [metric for metric in metrics if metric.key in present]
+    extra = sorted(present - {metric.key for metric in metrics})
     return rows + [Metric(key, key.replace("_", " ").capitalize()) for key in extra]
 
 

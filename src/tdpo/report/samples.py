@@ -41,27 +41,27 @@ def collect_samples(runs: list[Run], *, max_bytes: int = SAMPLE_BYTES) -> Sample
     prompts: dict[str, dict[str, Any]] = {}
     rewards: list[tuple[str, int, list[float]]] = []
     for position, source in enumerate(sources):
-        known: list[float] = []
+        of_source: list[float] = []
         for sample in _in_order(source):
             value = number(sample.get("reward"))
-            known.extend([] if value is None else [value])
+            of_source.extend([] if value is None else [value])
             _place(prompts, sample, position, len(sources), value)
-        rewards.append((source.label, source.color, known))
-    kept: list[dict[str, Any]] = []
+        rewards.append((source.label, source.color, of_source))
+    shown_prompts: list[dict[str, Any]] = []
     size = 0
     for entry in prompts.values():
         size += len(embed_json(entry))
-        if kept and size > max_bytes:
+        if shown_prompts and size > max_bytes:
             break
-        kept.append(entry)
-    values = [value for _, _, known in rewards for value in known]
+        shown_prompts.append(entry)
+    values = [value for _, _, of_source in rewards for value in of_source]
     payload = {
         "columns": [{"label": source.label, "color": source.color} for source in sources],
-        "prompts": kept,
+        "prompts": shown_prompts,
         "reward": reward_name(runs),
         "scale": _scale(values),
     }
-    return Samples(payload, len(kept), len(prompts), rewards)
+    return Samples(payload, len(shown_prompts), len(prompts), rewards)
 
 
 def _sources(runs: list[Run]) -> list[_Source]:
@@ -69,9 +69,9 @@ def _sources(runs: list[Run]) -> list[_Source]:
     sources: list[_Source] = []
     for column in evaluated_columns(runs):
         sources.append(_Source(column.label, column.color, column.run, "base" if column.is_base else "trained"))
-    known = {source.run.path for source in sources}
+    paths = {source.run.path for source in sources}
     for run in runs:
-        if run.path not in known:
+        if run.path not in paths:
             base = "Base" if len(runs) == 1 else f"Base of {run.label}"
             sources += [_Source(base, BASE_COLOR, run, "base"), _Source(run.label, run.index, run, "trained")]
     return [s for s in sources if any(sample.get("model") == s.model for sample in s.run.samples)]

@@ -6,7 +6,9 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
-from .loading import Run, at, dict_at, text_at
+from ..methods import METHODS
+from ..records.dotted import at, dict_at, flatten, text_at
+from .loading import Run
 from .numbers import MISSING, join_words, number, show, show_duration, show_interval, show_signed
 from .results import (
     GENERATION_METRICS,
@@ -103,17 +105,17 @@ def difference_method(runs: list[Run]) -> str:
 
 def pairs_table(runs: list[Run]) -> Table | None:
     """Held-out pairs of every run that has them, or None."""
-    judged = [run for run in runs if isinstance(run.evaluation.get("pairs"), dict)]
-    if not judged:
+    with_pairs = [run for run in runs if isinstance(run.evaluation.get("pairs"), dict)]
+    if not with_pairs:
         return None
-    numbers = [run.evaluation["pairs"] for run in judged]
+    numbers = [run.evaluation["pairs"] for run in with_pairs]
     rows = [
         Row(metric.title, metric.unit, [_estimate(metric, n, pair_interval(n, metric.key)) for n in numbers])
         for metric in metric_rows(PAIR_METRICS, numbers)
     ]
     sources = [Cell(text_at(entry, "source") or MISSING) for entry in numbers]
     rows.append(Row("Source", "", sources))
-    return Table("Held-out preference pairs", [r.label for r in judged], rows, [r.index for r in judged])
+    return Table("Held-out preference pairs", [r.label for r in with_pairs], rows, [r.index for r in with_pairs])
 
 
 def provenance_table(runs: list[Run]) -> Table:
@@ -126,7 +128,7 @@ def provenance_table(runs: list[Run]) -> Table:
 
 
 def _facts(run: Run) -> dict[str, str]:
-    recipe, hardware = run.recipe, at(run.environment, "hardware")
+    recipe, hardware = run.recipe, at(run.machine, "hardware")
     steps, planned = at(run.status, "step"), at(run.status, "max_steps")
     facts = {
         "Folder": str(run.path),
@@ -148,10 +150,10 @@ def _facts(run: Run) -> dict[str, str]:
         "Median throughput": _throughput(run),
         "Peak memory": _peak(run),
         "Machine": _machine(hardware),
-        "Seed": plain(at(run.environment, "seed") if "seed" in run.environment else recipe.get("seed")),
-        "Started": plain(run.environment.get("started")),
+        "Seed": plain(at(run.machine, "seed") if "seed" in run.machine else recipe.get("seed")),
+        "Started": plain(run.machine.get("started")),
         "Resumed": _resumptions(run),
-        "Versions": ", ".join(f"{k} {plain(v)}" for k, v in flatten(run.environment.get("versions")).items() if v),
+        "Versions": ", ".join(f"{k} {plain(v)}" for k, v in flatten(run.machine.get("versions")).items() if v),
     }
     return facts
 
@@ -173,7 +175,7 @@ def data_facts(run: Run, split: str) -> dict[str, str]:
 
 
 def _resumptions(run: Run) -> str:
-    resumed = run.environment.get("resumed")
+    resumed = run.machine.get("resumed")
     steps = [plain(at(entry, "step")) for entry in resumed] if isinstance(resumed, list) else []
     return f"at update {join_words(steps)}" if steps else ""
 
@@ -211,7 +213,7 @@ def _method(run: Run) -> str:
 def _ppo_method(kl: dict[str, Any]) -> str:
     """PPO, and how it is held to the reference: PPO, reverse KL, sampled, off the reward, coefficient …"""
     place = {"reward": "taken off the reward", "loss": "added to the loss"}
-    parts = ["PPO"]
+    parts = [METHODS["ppo"].name]
     if direction := text_at(kl, "direction"):
         parts.append(f"{direction} KL")
         parts += [text_at(kl, "form"), place.get(text_at(kl, "place"), text_at(kl, "place"))]
@@ -250,7 +252,7 @@ def wall_seconds(run: Run) -> float | None:
     if times:
         return max(times)
     try:
-        started = dt.datetime.fromisoformat(text_at(run.environment, "started"))
+        started = dt.datetime.fromisoformat(text_at(run.machine, "started"))
         return (dt.datetime.fromisoformat(text_at(run.status, "updated")) - started).total_seconds()
     except (ValueError, TypeError):  # no date, or one with and one without a time zone
         return None
@@ -290,15 +292,6 @@ def recipe_differences(runs: list[Run]) -> Table | None:
         if len(set(values)) > 1:
             rows.append(Row(key, "", [Cell(value) for value in values]))
     return Table("Settings that differ", [run.label for run in runs], rows, [run.index for run in runs])
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}; anything but a mapping gives no entries."""
-    flat: dict[str, Any] = {}
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        name = f"{prefix}{key}"
-        flat |= flatten(inner, f"{name}.") if isinstance(inner, dict) and inner else {name: inner}
-    return flat
 
 
 def plain(value: Any) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def template_environment() -> Environment:
-    """For all pages alike: values are escaped, and one that is missing is an error. ImportError without jinja2."""
+    """jinja2 as all pages use it: values are escaped, and a missing value is an error. ImportError without jinja2."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .loading import Run, at
+from ..records.dotted import at
+from .loading import Run
 from .numbers import number, shorten, show
 from .tables import Cell, Row, Table, plain
 
@@ -18,11 +19,11 @@ def training_responses(run: Run) -> Table | None:
         iteration = number(line.get("iteration"))
         if iteration is not None:
             by_iteration.setdefault(iteration, []).append(line)
-    known = sorted(by_iteration)
-    if not known:
+    iterations = sorted(by_iteration)
+    if not iterations:
         return None
-    picked = dict.fromkeys((known[0], known[len(known) // 2], known[-1]))
-    rows = [_training_response(iteration, line) for iteration in picked for line in by_iteration[iteration]]
+    shown_iterations = dict.fromkeys((iterations[0], iterations[len(iterations) // 2], iterations[-1]))
+    rows = [_training_response(iteration, line) for iteration in shown_iterations for line in by_iteration[iteration]]
     return Table(f"What {run.label} said while training", ["Prompt", "Response", "Reward"], rows, [None] * 3)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders: `checkpoint-<step>`, whole once they hold the file COMPLETE, which lists their files."""
+"""Checkpoint folders, `checkpoint-<step>`. One is whole once it holds the file COMPLETE, which lists its files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import now, read_json, sync_folder, write_text
-from .folders import remove, sync_tree
+from ..records.files import now, sync_folder, write_text
+from ..records.folders import remove, sync_tree
+from ..records.json_files import read_json
 
 COMPLETE = "COMPLETE"
 TRAINER_STATE = "trainer_state.json"
@@ -17,12 +18,12 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that was whole once, and of which a file is now missing, cut short or unreadable."""
+    """A checkpoint that was written whole and of which a file is now missing, cut short or unreadable."""
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of a run, by step; incomplete ones were cut off while being written and are never used."""
+    """The checkpoints of a run by step. Incomplete ones were interrupted while they were written and are never used."""
 
     complete: list[Path]
     incomplete: list[Path]
@@ -37,7 +38,7 @@ def is_checkpoint(name: str) -> bool:
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The number of updates that a checkpoint folder holds, by its name."""
+    """The number of updates after which a checkpoint was written, by the name of its folder."""
     match = _NAME.fullmatch(checkpoint.name)
     if match is None:
         raise ValueError(f"{checkpoint} is not named checkpoint-<step>")
@@ -54,19 +55,19 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def unmark(checkpoint: Path) -> None:
-    """Declare a checkpoint not whole: nothing resumes from it any more."""
+    """Declare a checkpoint incomplete: no run resumes from it any more."""
     (checkpoint / COMPLETE).unlink(missing_ok=True)
     sync_folder(checkpoint)
 
 
 def find_checkpoints(folder: Path) -> Checkpoints:
     """All checkpoints directly inside `folder`."""
-    found = sorted(
+    folders = sorted(
         (p for p in folder.glob("checkpoint-*") if p.is_dir() and is_checkpoint(p.name)), key=checkpoint_step
     )
     return Checkpoints(
-        complete=[p for p in found if (p / COMPLETE).exists()],
-        incomplete=[p for p in found if not (p / COMPLETE).exists()],
+        complete=[p for p in folders if (p / COMPLETE).exists()],
+        incomplete=[p for p in folders if not (p / COMPLETE).exists()],
     )
 
 
@@ -97,7 +98,7 @@ def require_whole(checkpoint: Path) -> None:
 
 
 def what_else(damaged: Path) -> str:
-    """A sentence on the checkpoint to use instead of a damaged one."""
+    """A sentence that says which checkpoint can be used instead of a damaged one."""
     older = newest_whole(damaged.parent, before=checkpoint_step(damaged)) if is_checkpoint(damaged.name) else None
     if older is None:
         return "No older checkpoint beside it is whole: restore the file from a copy, or start the run anew"
@@ -105,7 +106,7 @@ def what_else(damaged: Path) -> str:
 
 
 def newest_whole(folder: Path, before: int | None = None) -> Path | None:
-    """The newest complete checkpoint without damage, of a step below `before` where that is given."""
+    """The newest complete checkpoint without damage; only of steps below `before` where that is not None."""
     for checkpoint in reversed(find_checkpoints(folder).complete):
         if (before is None or checkpoint_step(checkpoint) < before) and damage_of(checkpoint) is None:
             return checkpoint
@@ -113,20 +114,22 @@ def newest_whole(folder: Path, before: int | None = None) -> Path | None:
 
 
 def rotate_checkpoints(folder: Path, limit: int | None, newest: int, keep: Path | None = None) -> None:
-    """Delete all but `limit` whole checkpoints, by step and not by the clock, and what was cut off while written.
+    """Delete all but `limit` complete checkpoints, those of the lowest steps first, and all incomplete ones.
 
-    The one of step `newest`, just written, always stays, and so does `keep`. Those of later steps, left from a course
-    that was given up, go first.
+    The checkpoint of step `newest`, which was just written, always stays, and so does `keep`. Checkpoints of later
+    steps belong to a course that was abandoned (the run was resumed before them) and are deleted first.
     """
     if limit is None or limit <= 0:
         return
-    found = find_checkpoints(folder)
-    for checkpoint in found.incomplete:
+    checkpoints = find_checkpoints(folder)
+    for checkpoint in checkpoints.incomplete:
         remove(checkpoint)
-    oldest_first = sorted(found.complete, key=lambda path: (checkpoint_step(path) <= newest, checkpoint_step(path)))
-    kept = {newest} | ({checkpoint_step(keep)} if keep is not None and is_checkpoint(keep.name) else set())
-    spare = [path for path in oldest_first if checkpoint_step(path) not in kept]
-    for checkpoint in spare[: max(0, len(oldest_first) - max(limit, len(kept)))]:
+    oldest_first = sorted(
+        checkpoints.complete, key=lambda path: (checkpoint_step(path) <= newest, checkpoint_step(path))
+    )
+    staying_steps = {newest} | ({checkpoint_step(keep)} if keep is not None and is_checkpoint(keep.name) else set())
+    spare = [path for path in oldest_first if checkpoint_step(path) not in staying_steps]
+    for checkpoint in spare[: max(0, len(oldest_first) - max(limit, len(staying_steps)))]:
         remove(checkpoint)
 
 
@@ -147,7 +150,7 @@ def _is_of_transformers(checkpoint: Path) -> bool:
 
 
 def _misformed(path: Path) -> str | None:
-    """How a file is not of the form that its name promises; None where it is, or promises none."""
+    """What is wrong with the outer form of a file, by its suffix; None if nothing is, or the suffix says nothing."""
     size = path.stat().st_size
     if path.suffix == ".json":
         try:

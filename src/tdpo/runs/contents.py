@@ -5,26 +5,36 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..config import RECIPE_FILE
+from ..records.names import (
+    BASE_SAMPLES_FILE,
+    COMPLETIONS_FILE,
+    DATA_FILE,
+    EVALUATION_FILE,
+    MACHINE_FILE,
+    METRICS_FILE,
+    MODEL_FOLDER,
+    RECIPE_FILE,
+    REPORT_FILE,
+    SAMPLES_FILE,
+    STATUS_FILE,
+)
 from .checkpoints import is_checkpoint
 
-STATUS_FILE = "status.json"
-LOCK_FILE = ".lock"
-# There while a run is begun: until it is gone, the folder is none, and may be begun anew.
+# This file is there while a run directory is set up. As long as it is, the folder is no run and may be set up again.
 BEGINNING = ".run-being-begun"
-MODEL, STAGED_MODEL = "model", ".model-being-saved"
+STAGED_MODEL = ".model-being-saved"
 FILES = (
-    RECIPE_FILE, "environment.json", STATUS_FILE, "data.json", "metrics.jsonl", "completions.jsonl", "evaluation.json",
-    "samples.jsonl", "base_samples.json", "report.html",
+    RECIPE_FILE, MACHINE_FILE, STATUS_FILE, DATA_FILE, METRICS_FILE, COMPLETIONS_FILE, EVALUATION_FILE, SAMPLES_FILE,
+    BASE_SAMPLES_FILE, REPORT_FILE,
 )  # fmt: skip
-FOLDERS = (MODEL, STAGED_MODEL)
+FOLDERS = (MODEL_FOLDER, STAGED_MODEL)
 LEFT_OVER = ("metrics.tmp",)  # of earlier versions
 TENSORBOARD = "runs"  # where transformers lets TensorBoard write, with report_to: [tensorboard]
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")  # as `write_text` names what it has not finished
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")  # how `write_bytes` names a file that is not finished
 
 
 def is_ours(entry: Path) -> bool:
-    """Whether `entry`, directly inside a run directory, was written by tdpo. The lock is held, and no content."""
+    """Whether `entry`, directly inside a run directory, was written by tdpo. The lock file is no content."""
     name = entry.name
     if name in (*FILES, *FOLDERS, *LEFT_OVER) or is_checkpoint(name):
         return True

@@ -1,4 +1,4 @@
-"""The run directory: what one training run leaves behind, readable at any moment and after any end.
+"""The run directory: what one training run leaves behind. It can be read at any moment and after any end.
 
     recipe.yaml        the resolved recipe, written before anything loads
     environment.json   command, versions, hardware, seed; one more entry for every resumption
@@ -17,29 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import RECIPE_FILE, AnyRecipe, PPORecipe, RecipeError, dump_recipe, load_recipe
+from ..config import AnyRecipe, PPORecipe, RecipeError, dump_recipe, load_recipe
+from ..records.files import now, open_no_link, sync_folder, write_text
+from ..records.folders import remove
+from ..records.json_files import read_json, read_log, write_json
+from ..records.locks import is_locked, lock
+from ..records.names import LOCK_FILE, MACHINE_FILE, METRICS_FILE, MODEL_FOLDER, RECIPE_FILE, STATUS_FILE
 from .checkpoints import Checkpoints, checkpoint_step, find_checkpoints
-from .contents import BEGINNING, LOCK_FILE, MODEL, STATUS_FILE, is_ours
-from .environment import describe_environment
-from .files import (
-    append_jsonl,
-    is_locked,
-    is_main_process,
-    json_line,
-    lock,
-    now,
-    open_no_link,
-    read_json,
-    read_sound_lines,
-    sync_folder,
-    write_json,
-    write_text,
-)
-from .folders import remove
+from .contents import BEGINNING, is_ours
+from .machine import describe_machine
 from .resume import check_resumable
 
 logger = logging.getLogger(__name__)
@@ -49,7 +40,7 @@ STATES = ("running", "finished", "interrupted", "failed")
 
 
 class RunError(ValueError):
-    """A run directory that cannot be used as asked, with what to do instead."""
+    """A run directory that cannot be used for what was wanted; the message says what to do instead."""
 
 
 class RunDirectory:
@@ -57,8 +48,8 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.writes = is_main_process()
-        self._held = False
+        self.writes = _is_main_process()
+        self._has_lock = False
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
@@ -70,9 +61,9 @@ class RunDirectory:
         """An existing run. Raises `RunError` where there is none."""
         run = cls(path)
         if not run.path.is_dir():
-            found = "it is a file" if run.path.exists() else "it does not exist"
+            reason = "it is a file" if run.path.exists() else "it does not exist"
             raise RunError(
-                f"{run.path} is no run directory: {found}; expected a folder that `tdpo train` or `tdpo ppo` wrote"
+                f"{run.path} is no run directory: {reason}; expected a folder that `tdpo train` or `tdpo ppo` wrote"
             )
         if not run.is_run():
             inside = sorted(str(p.parent) for p in run.path.glob(f"*/{STATUS_FILE}"))
@@ -83,7 +74,7 @@ class RunDirectory:
     @classmethod
     @contextlib.contextmanager
     def training(cls, recipe: AnyRecipe, *, resume: bool = False, overwrite: bool = False) -> Iterator[RunDirectory]:
-        """Hold the run in `recipe.run_dir` while it trains: begun afresh, or taken up where it stopped.
+        """Lock the run in `recipe.run_dir` while it trains. It is begun anew, or continued where it stopped (`resume`).
 
         The status is running inside and finished, interrupted or failed after it, whatever happens. Raises `RunError`
         where the folder cannot be used (see `create`, `take_up`) or another process holds it.
@@ -120,7 +111,7 @@ class RunDirectory:
                 if is_ours(entry):
                     remove(entry)
             write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
-            self.write_json("environment.json", describe_environment(recipe.seed))
+            self.write_json(MACHINE_FILE, describe_machine(recipe.seed))
             self.set_status("running", step=0, max_steps=_updates(recipe))
             mark.unlink()  # from here on it is a run
             sync_folder(self.path)
@@ -132,17 +123,17 @@ class RunDirectory:
         if not self.writes:
             return
         with self.locked():
-            stored = self.read_json("environment.json") or {}
-            entry = {**describe_environment(recipe.seed), "step": self.resume_step(), "changed": changed}
-            self.write_json("environment.json", {**stored, "resumed": [*stored.get("resumed", []), entry]})
+            stored = self.read_json(MACHINE_FILE) or {}
+            entry = {**describe_machine(recipe.seed), "step": self.resume_step(), "changed": changed}
+            self.write_json(MACHINE_FILE, {**stored, "resumed": [*stored.get("resumed", []), entry]})
             write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
             self.set_status("running")
 
     def note_resumption(self, **facts: Any) -> None:
-        """Add to what environment.json says of the resumption under way."""
-        environment = self.read_json("environment.json") or {}
-        *earlier, last = environment.get("resumed") or [{}]
-        self.write_json("environment.json", {**environment, "resumed": [*earlier, {**last, **facts}]})
+        """Add facts to the newest entry under "resumed" in environment.json."""
+        machine = self.read_json(MACHINE_FILE) or {}
+        *earlier, last = machine.get("resumed") or [{}]
+        self.write_json(MACHINE_FILE, {**machine, "resumed": [*earlier, {**last, **facts}]})
 
     def is_run(self) -> bool:
         """Whether a run was begun here. A recipe alone is none: it may be a user's own file."""
@@ -150,11 +141,11 @@ class RunDirectory:
         return all(file.is_file() for file in files) and not self._is_half_begun()
 
     def _is_half_begun(self) -> bool:
-        """Whether a disk or a kill stopped a run while it was begun: what it wrote is worth nothing."""
+        """Whether a full disk or a kill stopped a run while its folder was set up: no file of it is of use."""
         return (self.path / BEGINNING).exists()
 
     def check_resumable(self, recipe: AnyRecipe) -> dict[str, list[Any]]:
-        """The keys in which `recipe` differs from the stored one, each [stored, given]; `RunError` if it may not."""
+        """The keys in which `recipe` differs from the stored one, each [stored, new]; `RunError` if one must not."""
         try:
             return check_resumable(self.recipe(), recipe)
         except ValueError as error:
@@ -167,9 +158,9 @@ class RunDirectory:
             raise RunError(f"run_dir {self.path} is a file; choose another run_dir=…")
         names = sorted(p.name for p in self.path.iterdir() if p.name != LOCK_FILE)
         if names and not self.is_run() and not self._is_half_begun():
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            first_names = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise RunError(
-                f"run_dir {self.path} holds files that are no run of tdpo ({shown}); choose another run_dir=…"
+                f"run_dir {self.path} holds files that are no run of tdpo ({first_names}); choose another run_dir=…"
             )
 
     def why_not_new(self) -> str | None:
@@ -182,7 +173,7 @@ class RunDirectory:
 
     def _occupied(self) -> str:
         status, state = self.status(), self.state()
-        if state == "running" and self._held:  # by this process, which has not begun: whoever ran is gone
+        if state == "running" and self._has_lock:  # by this process, which has not begun: whoever ran is gone
             state = "interrupted"
         resume = "" if state == "finished" else "--resume continues it, "
         return (
@@ -191,11 +182,11 @@ class RunDirectory:
         )
 
     def got_somewhere(self) -> bool:
-        """Whether there is anything to lose: updates, metrics, checkpoints, a model."""
+        """Whether deleting the run would lose anything: updates, metrics, checkpoints, a model."""
         if self._is_half_begun():
             return False
-        found = self.checkpoints()
-        traces = [*found.complete, *found.incomplete, self.path / "metrics.jsonl", self.path / MODEL]
+        checkpoints = self.checkpoints()
+        traces = [*checkpoints.complete, *checkpoints.incomplete, self.path / METRICS_FILE, self.path / MODEL_FOLDER]
         return bool(self.status().get("step")) or any(trace.exists() for trace in traces)
 
     # Files
@@ -221,31 +212,14 @@ class RunDirectory:
         path = self.path / name
         return read_json(path) if path.exists() else None
 
-    def append_metrics(self, entry: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        if self.writes:
-            append_jsonl(self.path / "metrics.jsonl", entry)
-
     def metrics(self) -> list[dict[str, Any]]:
-        """Every logged line, oldest first; a last line cut off by a kill is left out, a broken one is warned of."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines, broken = read_sound_lines(path)
-        for sentence in broken:
-            logger.warning("%s; it is left out", sentence)
-        return lines
-
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop what was logged beyond `step`, which a resumed run logs again."""
-        path = self.path / "metrics.jsonl"
-        if self.writes and path.exists():
-            write_text(path, "".join(json_line(e) for e in self.metrics() if e.get("step", 0) <= step))
+        """Every logged line, oldest first. A cut-off last line is left out, and a broken line with a warning."""
+        return read_log(self.path / METRICS_FILE)
 
     @property
     def model_path(self) -> Path:
         """The trained model. Raises `RunError` where training has not finished."""
-        path = self.path / MODEL
+        path = self.path / MODEL_FOLDER
         if not path.is_dir():
             status, state = self.status(), self.state()
             if state == "failed":
@@ -262,9 +236,9 @@ class RunDirectory:
         return self.read_json(STATUS_FILE) or {}
 
     def state(self) -> str:
-        """How the run is doing: one of STATES, or "unknown". One that says it is running and holds no lock is dead."""
+        """One of STATES, or "unknown". A run that says "running" while no process holds its lock was interrupted."""
         state = str(self.status().get("state", "unknown"))
-        dead = state == "running" and not self._held and is_locked(self.path / LOCK_FILE) is False
+        dead = state == "running" and not self._has_lock and is_locked(self.path / LOCK_FILE) is False
         return "interrupted" if dead else state
 
     def set_status(
@@ -298,7 +272,7 @@ class RunDirectory:
         self.set_status("finished")
 
     def _record_the_end(self, state: State, error: str | None = None) -> None:
-        """As `set_status`; a disk that takes no status must not hide the error that ended the run."""
+        """Set the status, but only warn where it cannot be written: that must not hide the error that ended the run."""
         try:
             self.set_status(state, error=error)
         except OSError as unwritten:
@@ -306,18 +280,18 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out; the system lets go when this process ends, however it ends."""
-        if not self.writes or self._held:
+        """Keep other processes out until the block ends. The system releases the lock if this process dies."""
+        if not self.writes or self._has_lock:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        with lock(self.path / LOCK_FILE) as self._held:
-            if not self._held:
+        with lock(self.path / LOCK_FILE) as self._has_lock:
+            if not self._has_lock:
                 raise RunError(f"{self.path} is in use by another process; wait for it or choose another run_dir=…")
             try:
                 yield
             finally:
-                self._held = False
+                self._has_lock = False
 
     # Checkpoints
 
@@ -329,6 +303,11 @@ class RunDirectory:
         """The step that a resumption starts from; 0 without a complete checkpoint."""
         newest = self.checkpoints().newest
         return checkpoint_step(newest) if newest else 0
+
+
+def _is_main_process() -> bool:
+    """Whether this process writes: the first of a distributed launch (by RANK), or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _updates(recipe: AnyRecipe) -> int | None:

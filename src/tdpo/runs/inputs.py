@@ -1,4 +1,4 @@
-"""What a run is made of, as digests in each of its checkpoints: a resumption with other inputs is another run."""
+"""Digests of what a run is trained with, kept in each checkpoint: with other inputs a resumed run is another run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from .files import read_json, write_json
+from ..records.json_files import read_json, write_json
 
 INPUTS_FILE = "inputs.json"
 
 
 class ChangedInputs(ValueError):
-    """Rows, weights or functions are others than those that a checkpoint was trained with."""
+    """Rows, weights or functions differ from those that a checkpoint was trained with."""
 
     def __init__(self, checkpoint: Path, changed: Mapping[str, list[str]]) -> None:
         lines = "\n".join(f"  {line}" for line in in_words(changed))
@@ -30,19 +30,19 @@ def in_words(changed: Mapping[str, list[str]]) -> list[str]:
 
 
 def write_inputs(checkpoint: Path, inputs: Mapping[str, str]) -> None:
-    """Record in a checkpoint what it was trained with: a short text for each input, by its name."""
+    """Record in a checkpoint what it was trained with: a digest or another short text for each input, by its name."""
     write_json(checkpoint / INPUTS_FILE, dict(inputs))
 
 
 def changed_inputs(checkpoint: Path, inputs: Mapping[str, str]) -> dict[str, list[str]]:
-    """The inputs that are others now, each [recorded, now]; only those that both sides know are compared."""
+    """The inputs that differ now, each [recorded, now]. Only inputs that stand on both sides are compared."""
     path = checkpoint / INPUTS_FILE
     recorded = read_json(path) if path.exists() else {}
     return {what: [recorded[what], now] for what, now in inputs.items() if what in recorded and recorded[what] != now}
 
 
 def require_same_inputs(checkpoint: Path, inputs: Mapping[str, str]) -> None:
-    """Raise `ChangedInputs` that names what is another now."""
+    """Raise `ChangedInputs`, which names the inputs that differ, if there are any."""
     if changed := changed_inputs(checkpoint, inputs):
         raise ChangedInputs(checkpoint, changed)
 
@@ -54,7 +54,7 @@ def file_digest(path: Path) -> str:
 
 
 def file_of_function(function: str | None) -> str | None:
-    """The file of a function named `file.py:name` or `package.module:name`; None where there is none to be found."""
+    """The file of a function named `file.py:name` or `package.module:name`; None where no file can be found."""
     if function is None:
         return None
     place = function.rpartition(":")[0]
@@ -68,5 +68,5 @@ def file_of_function(function: str | None) -> str | None:
 
 
 def short(digest: str) -> str:
-    """As much of a digest as a person compares."""
+    """The first characters of a digest: enough for a person to compare."""
     return digest[:12]

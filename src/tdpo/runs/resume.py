@@ -1,4 +1,4 @@
-"""May a run be continued with this recipe? Yes, where the trajectory stays the one that was begun."""
+"""Whether a run may be continued with a recipe: only if that leaves its trajectory as it would have been."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from ..config import PPO, AnyRecipe, PPORecipe, Recipe, Training, flatten
 
-# These change where things are written, how often, or how fast, never what is computed beyond rounding.
+# These keys change where and how often files are written, or the speed. Numbers change by rounding at most.
 _BOOKKEEPING = ("micro_batch_size", "gradient_checkpointing", "save_total_limit", "report_to", "num_threads")
 
 
 @dataclass(frozen=True)
 class _Freedom:
-    """What may differ when a run of one kind is resumed; its length only where the learning rate is constant."""
+    """The keys that may differ when a run of one kind is resumed; `length` only with a constant learning rate."""
 
     keys: frozenset[str]
     sections: tuple[str, ...]
@@ -30,7 +30,7 @@ _PREFERENCES = _Freedom(
     sections=("environment", "sampling", "evaluation"),
     length=frozenset({"training.epochs", "training.max_steps"}),
 )
-# The environment is what a PPO run learns from, and not free here.
+# The environment is what a PPO run learns from: it may not differ.
 _PPO = _Freedom(
     keys=frozenset(
         [
@@ -45,33 +45,33 @@ _PPO = _Freedom(
 )
 
 
-def check_resumable(stored: AnyRecipe, given: AnyRecipe) -> dict[str, list[Any]]:
-    """The keys that differ and may, each with [stored, given].
+def check_resumable(stored: AnyRecipe, recipe: AnyRecipe) -> dict[str, list[Any]]:
+    """The keys that differ and may, each with [stored, new].
 
-    Free are bookkeeping keys and the sections that training does not read; also the length of the run where the
-    learning rate is constant, since any other schedule is laid out over the whole length. Raises ValueError that
-    names every other difference, or says that the recipe is of the other kind.
+    Bookkeeping keys and sections that training does not read may differ. So may the length of the run where the
+    learning rate is constant; any other schedule is laid out over the whole length. Raises ValueError that names every
+    other difference, or says that the recipe is of the other kind.
     """
-    if isinstance(stored, PPORecipe) != isinstance(given, PPORecipe):
+    if isinstance(stored, PPORecipe) != isinstance(recipe, PPORecipe):
         raise ValueError(
-            f"  the run is {_kind(stored)}, the recipe is {_kind(given)}\n"
+            f"  the run is {_kind(stored)}, the recipe is {_kind(recipe)}\n"
             "resume with the run's own recipe, or start a new run with another run_dir=…"
         )
     free = _PPO if isinstance(stored, PPORecipe) else _PREFERENCES
-    before, after = flatten(stored), flatten(given)
+    before, after = flatten(stored), flatten(recipe)
     changed = {
         key: [before.get(key), after.get(key)]
         for key in [*before, *(key for key in after if key not in before)]
         if before.get(key) != after.get(key)
     }
-    constant = _optimisation(given).scheduler.startswith("constant")
-    refused = [
+    constant = _optimisation(recipe).scheduler.startswith("constant")
+    refusals = [
         f"  {key}: the run has {old!r}, the recipe {new!r}{_why(key, free)}"
         for key, (old, new) in changed.items()
         if not (key in free.keys or key.startswith(free.sections) or (key in free.length and constant))
     ]
-    if refused:
-        lines = "\n".join(refused)
+    if refusals:
+        lines = "\n".join(refusals)
         raise ValueError(f"{lines}\nset these keys back, or start a new run with another run_dir=…")
     return changed
 

@@ -20,8 +20,10 @@ from typing import Any
 from tdpo.config import Sampling
 from tdpo.environments import Environment, Prompt, check_reward, score
 from tdpo.preferences import write_preferences
-from tdpo.runs import RunError, append_jsonl, read_jsonl, versions, write_json
-from tdpo.runs.files import lock, open_no_link
+from tdpo.records.files import open_no_link
+from tdpo.records.json_files import append_jsonl, read_jsonl, write_json
+from tdpo.records.locks import lock
+from tdpo.runs import RunError, versions
 from tdpo.sampling.sampler import Progress, SamplingSettings, check_fit, encode_prompts, sample
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import Trainer
 
+from ..records.folders import remove
+from ..records.json_files import read_json, write_json
 from ..runs.checkpoints import mark_complete, rotate_checkpoints
-from ..runs.files import read_json, write_json
-from ..runs.folders import remove
 from ..runs.inputs import require_same_inputs, write_inputs
 from .resume import reading, whole_checkpoint
 from .saving import telling_of_a_full_disk

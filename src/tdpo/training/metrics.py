@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..runs.files import append_jsonl, json_line, read_sound_lines, write_text
+from ..records.files import write_text
+from ..records.json_files import append_jsonl, json_line, read_sound_lines
 from ..scoring.pair_metrics import PAIR_METRICS, averages
 
 logger = logging.getLogger(__name__)

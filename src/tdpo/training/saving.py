@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..models import load_causal_lm, load_tokenizer, logits_distance, merge_adapter, probe_logits
-from ..runs.files import FULL, free_bytes, full_disk, naming
-from ..runs.folders import staged_folder
+from ..records.files import FULL, free_bytes, full_disk, naming
+from ..records.folders import staged_folder
 
 # How libraries that write by themselves say that a disk is full; torch says only that a write failed.
 WORDS_OF_A_FULL_DISK = ("No space left", "StorageFull", "os error 28", "Disk quota exceeded")

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..config import Model
 from ..models import LoraSettings, add_lora, has_no_units_for, load_causal_lm
+from ..records.folders import staged_folder
+from ..records.names import MODEL_FOLDER
 from ..runs import RunDirectory
-from ..runs.contents import MODEL, STAGED_MODEL
-from ..runs.folders import staged_folder
+from ..runs.contents import STAGED_MODEL
 from ..training.callbacks import Say
 from ..training.saving import telling_of_a_full_disk
 
@@ -52,7 +53,7 @@ def split_batch(batch_size: int, micro_batch_size: int | None, key: str, micro_k
 
 def save_trained(trainer: Any, run: RunDirectory, card: str) -> Path:
     """Save the model whole beside its place in the run directory and move it there, with its card."""
-    place, staging = run.path / MODEL, run.path / STAGED_MODEL
+    place, staging = run.path / MODEL_FOLDER, run.path / STAGED_MODEL
     if not trainer.args.should_save:  # takes part where the model is gathered from all processes
         trainer.accelerator.wait_for_everyone()
         trainer.save_model(str(staging))

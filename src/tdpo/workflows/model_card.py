@@ -7,13 +7,8 @@ from typing import Any
 
 from ..config import AnyRecipe, PPORecipe, Recipe
 from ..guards.texts import markdown_text, quoted_yaml
+from ..methods import METHODS, Method
 
-PAPERS = {
-    "tdpo2": ("TDPO2", "Token-level Direct Preference Optimization", "2404.11999"),
-    "tdpo1": ("TDPO1", "Token-level Direct Preference Optimization", "2404.11999"),
-    "dpo": ("DPO", "Direct Preference Optimization", "2305.18290"),
-    "sft": ("SFT", "supervised fine-tuning on the chosen responses", None),
-}
 SHOWN = (
     ("loss", "loss, nats"),
     ("accuracy", "accuracy (margin > 0)"),
@@ -39,9 +34,8 @@ def model_card(
     recipe: Recipe, data: Mapping[str, Any], train: Numbers, held_out: Numbers | None, versions: Mapping[str, Any]
 ) -> str:
     """Markdown with the metadata block that the hub reads."""
-    name, title, arxiv = PAPERS[recipe.loss.name]
     numbers = _numbers(SHOWN, "held-out pairs", train, held_out)
-    return _card(recipe, name, recipe.loss.name, title, arxiv, _method(recipe), _data(data), numbers, versions)
+    return _card(recipe, METHODS[recipe.loss.name], _method(recipe), _data(data), numbers, versions)
 
 
 def ppo_model_card(
@@ -50,28 +44,32 @@ def ppo_model_card(
     """The card of a model that PPO trained on so many prompts."""
     data = [f"- {prompts} prompts of {_source(recipe)}"]
     numbers = _numbers(PPO_SHOWN, "held-out prompts", train, held_out)
-    title = "Proximal Policy Optimization"
-    return _card(recipe, "PPO", "ppo", title, "1707.06347", _ppo_method(recipe), data, numbers, versions)
+    return _card(recipe, METHODS["ppo"], _ppo_method(recipe), data, numbers, versions)
 
 
 def _card(
-    recipe: AnyRecipe, name: str, tag: str, title: str, arxiv: str | None, method: list[str], data: list[str],
-    numbers: list[str], versions: Mapping[str, Any],
-) -> str:  # fmt: skip
+    recipe: AnyRecipe,
+    method: Method,
+    settings: list[str],
+    data: list[str],
+    numbers: list[str],
+    versions: Mapping[str, Any],
+) -> str:
     library = "peft" if recipe.model.lora else "transformers"
+    paper = f", arXiv {method.paper}" if method.paper else ""
     head = [
         "---",
         f"library_name: {library}",
         f"base_model: {quoted_yaml(recipe.model.name)}",
-        f"tags: [tdpo, {tag}, preference-optimization]",
+        f"tags: [tdpo, {method.key}, preference-optimization]",
         "---",
-        f"# {markdown_text(recipe.model.name)}, trained with {name}",
+        f"# {markdown_text(recipe.model.name)}, trained with {method.name}",
         "",
-        f"Trained by tdpo with {name} ({title}{f', arXiv {arxiv}' if arxiv else ''}).",
+        f"Trained by tdpo with {method.name} ({method.title}{paper}).",
         "",
     ]
-    known = [f"- {package} {version}" for package, version in versions.items() if version]
-    sections = {"Method": method, "Data": data, "Numbers": numbers, "Versions": known}
+    installed = [f"- {package} {version}" for package, version in versions.items() if version]
+    sections = {"Method": settings, "Data": data, "Numbers": numbers, "Versions": installed}
     return "\n".join([*head, *(line for title, lines in sections.items() for line in _section(title, lines))])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from ...records.csv_files import csv_lines
+from ...records.json_files import read_json
+from ...records.names import ABOUT_FILE
 
 Row = dict[str, Any]
 NAMES = {"tree", "shape", "rewards", "method", "learner", "matched"}  # columns that hold words
@@ -34,17 +36,14 @@ class Exact:
 
 def load_exact(folder: Path) -> Exact:
     """Raises FileNotFoundError where a table is missing, ValueError where about.json is none."""
-    try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / 'about.json'}: not JSON: {error}") from None
+    about = read_json(folder / ABOUT_FILE)
     infinite, matched, finite = (_rows(folder / f"{name}.csv") for name in ("infinite", "matched", "finite"))
     return Exact(infinite, matched, finite, about)
 
 
 def _rows(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
+    (_, columns), *lines = csv_lines(path)
+    return [{key: _value(key, text) for key, text in zip(columns, cells, strict=True)} for _, cells in lines]
 
 
 def _value(column: str, text: str) -> Any:

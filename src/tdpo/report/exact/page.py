@@ -26,7 +26,7 @@ def render_exact(folder: Path) -> str:
         for tree in exact.values("infinite", "tree")
     ]
     finite = [(tree, learning(exact, tree)) for tree in exact.values("finite", "tree")]
-    drawn = [figure for _, figures in sections for figure in figures] + [figure for _, figure in finite]
+    all_figures = [figure for _, figures in sections for figure in figures] + [figure for _, figure in finite]
     return environment.get_template("exact.html.jinja").render(
         sections=sections,
         finite=finite,
@@ -38,7 +38,7 @@ def render_exact(folder: Path) -> str:
         policy=security_policy(list(scripts.values())),
         css=Markup(template_text("report.css")),
         scripts={name: Markup(script) for name, script in scripts.items()},
-        figure_data=Markup(embed_json([figure.spec for figure in drawn])),
+        figure_data=Markup(embed_json([figure.spec for figure in all_figures])),
         writer=metadata.version("tdpo"),
         color=str,
         marker=str,

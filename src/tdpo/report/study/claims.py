@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..loading import at, text_at
+from ...records.dotted import at, text_at
+from ...records.metrics import named
 from ..numbers import MINUS, MISSING, interval, number, show, show_interval, show_signed
-from .loading import Study
-from .metrics import named
+from .loading import StudyRecord
 
 VERDICTS = ("supported", "contradicted", "undecided")
 MARGIN = 0.06  # of the axis, left free on either side
@@ -64,7 +64,7 @@ class Claim:
         return [part for part in self.parts if not part.primary]
 
 
-def read_claims(study: Study) -> list[Claim]:
+def read_claims(study: StudyRecord) -> list[Claim]:
     listed = study.claims.get("claims")
     claims = []
     for position, entry in enumerate(listed if isinstance(listed, list) else [], 1):
@@ -76,8 +76,8 @@ def read_claims(study: Study) -> list[Claim]:
 
 
 def _verdict(entry: dict[str, Any]) -> str:
-    said = text_at(entry, "verdict")
-    return said if said in VERDICTS else "undecided"
+    verdict = text_at(entry, "verdict")
+    return verdict if verdict in VERDICTS else "undecided"
 
 
 def _part(part: dict[str, Any]) -> Part:
@@ -110,10 +110,10 @@ def _ends(low: float, high: float) -> tuple[str, str]:
 
 def _axis(entries: list[dict[str, Any]]) -> tuple[float, float]:
     """From the lowest to the highest limit, zero included, with a margin."""
-    known = [
+    ends = [
         value for entry in entries for key in ("value", "low", "high") if (value := number(entry.get(key))) is not None
     ]
-    low, high = min([0.0, *known]), max([0.0, *known])
+    low, high = min([0.0, *ends]), max([0.0, *ends])
     if low == high:
         low, high = -1.0, 1.0
     margin = MARGIN * (high - low)
@@ -139,8 +139,8 @@ def _row(label: str, entry: dict[str, Any], mean: bool, low: float, high: float,
 
 
 def tally(claims: list[Claim]) -> str:
-    """Of 3 claims 1 is supported, 1 is contradicted and 1 is undecided."""
+    """One sentence on all verdicts: Of 3 claims 1 is supported, 1 is contradicted and 1 is undecided."""
     counts = [(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS]
     words = [f"{count} {'is' if count == 1 else 'are'} {verdict}" for verdict, count in counts if count]
-    joined = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-    return f"Of {len(claims)} claims {joined}." if len(claims) > 1 else f"The claim {words[0].partition(' ')[2]}."
+    sentence = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return f"Of {len(claims)} claims {sentence}." if len(claims) > 1 else f"The claim {words[0].partition(' ')[2]}."

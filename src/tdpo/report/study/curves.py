@@ -8,7 +8,7 @@ from typing import Any
 from ..drawing import Figure
 from ..numbers import MISSING, show
 from .frontiers import rounded
-from .loading import Curve, Study, Task
+from .loading import Curve, StudyRecord, TaskRecord
 
 POINTS = 40
 HEIGHT = 250
@@ -48,15 +48,15 @@ class Line:
 
 @dataclass(frozen=True)
 class TaskCurves:
-    task: Task
+    task: TaskRecord
     figures: list[Figure]
     lines: list[list[Line]]  # of each figure
 
 
-def task_curves(study: Study, task: Task) -> TaskCurves:
+def task_curves(study: StudyRecord, task: TaskRecord) -> TaskCurves:
     figures, lines = [], []
-    known = {kind.key for kind in KINDS}
-    others = sorted({key[3] for key in study.curves if key[0] == task.name} - known)
+    keys = {kind.key for kind in KINDS}
+    others = sorted({key[3] for key in study.curves if key[0] == task.name} - keys)
     for kind in (*KINDS, *(Kind(key, key.replace("_", " "), "") for key in others)):
         own = [
             _line(arm.name, arm.label, s, seeds)
@@ -90,13 +90,13 @@ def _thinned(steps: list[float]) -> list[float]:
     return [steps[round(i * (len(steps) - 1) / (POINTS - 1))] for i in range(POINTS)]
 
 
-def _figure(task: Task, kind: Kind, lines: list[Line]) -> Figure:
+def _figure(task: TaskRecord, kind: Kind, lines: list[Line]) -> Figure:
     rows = [
         [line.label, line.strength or MISSING, show(line.mean[0]), show(line.mean[-1]), show(int(line.steps[-1]))]
         for line in lines
     ]
-    told = " ".join(f"{label} at {s}: from {first} to {last}." for label, s, first, last, _ in rows)
-    alt = f"{task.name}: {kind.title} while training. {told}"
+    in_words = " ".join(f"{label} at {s}: from {first} to {last}." for label, s, first, last, _ in rows)
+    alt = f"{task.name}: {kind.title} while training. {in_words}"
     heads = ["Method", "Strength", "First", "Last", "Updates"]
     figure = f"{task.id}-curve-{kind.key}"
     return Figure(figure, kind.title, kind.unit, kind.note, alt, heads, rows, [], {"height": HEIGHT})

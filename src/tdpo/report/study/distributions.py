@@ -6,9 +6,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean, median, pvariance
 
+from ...methods import REFERENCE
 from ..numbers import MISSING, show, show_interval
-from .loading import Estimate, Study, Task
-from .methods import REFERENCE
+from .loading import Estimate, StudyRecord, TaskRecord
 from .strengths import Choice
 
 BINS = 24
@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Distribution:
-    task: Task
+    task: TaskRecord
     rows: list[Spread]
     reference: str
     low: str
@@ -43,18 +43,18 @@ class Distribution:
     alt: str
 
 
-def distributions(study: Study, chosen: dict[str, Choice]) -> list[Distribution]:
-    """One for each task whose responses have rewards that differ."""
+def distributions(study: StudyRecord, chosen: dict[str, Choice]) -> list[Distribution]:
+    """One distribution for each task whose responses have different rewards."""
     rewards: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for response in study.responses:
         if response.reward is not None:
             rewards[response.task, response.arm, response.strength].append(response.reward)
-    found = (_distribution(study, task, rewards, chosen[task.name].rules["matched"]) for task in study.tasks)
-    return [distribution for distribution in found if distribution]
+    of_tasks = (_distribution(study, task, rewards, chosen[task.name].rules["matched"]) for task in study.tasks)
+    return [distribution for distribution in of_tasks if distribution]
 
 
 def _distribution(
-    study: Study, task: Task, rewards: dict[tuple[str, str, str], list[float]], chosen: dict[str, str]
+    study: StudyRecord, task: TaskRecord, rewards: dict[tuple[str, str, str], list[float]], chosen: dict[str, str]
 ) -> Distribution | None:
     cells = [(arm, s, own) for arm, s in study.cells if (own := rewards.get((task.name, arm.name, s)))]
     values = [value for _, _, own in cells for value in own]
@@ -76,8 +76,8 @@ def _distribution(
             )
         )  # fmt: skip
     reference = next((row.path for row in rows if row.arm == REFERENCE), "")
-    told = " ".join(f"{r.label}: mean {r.mean}, variance {r.variance}." for r in rows if r.shown)
-    alt = f"Distribution of {task.reward} over single responses of {task.name}. {told}"
+    in_words = " ".join(f"{r.label}: mean {r.mean}, variance {r.variance}." for r in rows if r.shown)
+    alt = f"Distribution of {task.reward} over single responses of {task.name}. {in_words}"
     return Distribution(task, rows, reference, show(low), show(high), alt)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...methods import REFERENCE
+from ...records.metrics import DIVERSITY, Metric, named
 from ..numbers import show, show_interval
-from .loading import Estimate, Study, Task
-from .methods import REFERENCE
-from .metrics import DIVERSITY, Metric, named
+from .loading import Estimate, StudyRecord, TaskRecord
 from .strengths import Choice
 
 CONTEXT = ("reverse_kl", "reward_mean")
@@ -43,15 +43,15 @@ class Line:
 
 @dataclass(frozen=True)
 class DiversityTable:
-    task: Task
+    task: TaskRecord
     caption: str
     heads: list[tuple[str, str, int]]  # (title, note, columns)
     columns: list[Column]
     lines: list[Line]
 
 
-def diversity_tables(study: Study, task: Task, choice: Choice) -> list[DiversityTable]:
-    """Within prompts, raw and gated side by side; then across prompts. Those that the task has."""
+def diversity_tables(study: StudyRecord, task: TaskRecord, choice: Choice) -> list[DiversityTable]:
+    """The tables that the task has numbers for: within prompts, raw and gated side by side; then across prompts."""
     within: list[Group] = [(m, (m.key, f"gated_{m.key}"), ("raw", "good only")) for m in DIVERSITY]
     within.append((named("gated_share"), ("gated_share",), ("",)))
     across: list[Group] = [(m, (f"across_{m.key}",), ("",)) for m in DIVERSITY]
@@ -64,8 +64,8 @@ def diversity_tables(study: Study, task: Task, choice: Choice) -> list[Diversity
 
 
 def _table(
-    study: Study,
-    task: Task,
+    study: StudyRecord,
+    task: TaskRecord,
     choice: Choice,
     caption: str,
     groups: list[Group],
@@ -89,7 +89,7 @@ def _table(
     return DiversityTable(task, caption, heads, columns, _rows(study, task, choice, columns))
 
 
-def _rows(study: Study, task: Task, choice: Choice, columns: list[Column]) -> list[Line]:
+def _rows(study: StudyRecord, task: TaskRecord, choice: Choice, columns: list[Column]) -> list[Line]:
     cells = [
         (arm, s, [study.estimate(task.name, arm.name, s, c.metric.key) for c in columns]) for arm, s in study.cells
     ]

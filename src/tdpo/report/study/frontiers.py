@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...methods import REFERENCE
+from ...records.metrics import ALL_DIVERSITY, KINDS, KL, MODES, Metric, named
 from ..drawing import Figure
 from ..numbers import MISSING, show, show_interval
-from .loading import Estimate, Study, Task
-from .methods import REFERENCE
-from .metrics import ALL_DIVERSITY, KINDS, KL, MODES, Metric, named
+from .loading import Estimate, StudyRecord, TaskRecord
 
 HEIGHT = 350
 DIGITS = 5
@@ -20,39 +20,40 @@ DIGITS = 5
 
 @dataclass(frozen=True)
 class TaskFrontiers:
-    task: Task
+    task: TaskRecord
     figures: list[Figure]
     missing: str = ""
 
 
-def height_axis(study: Study, task: Task) -> str:
+def height_axis(study: StudyRecord, task: TaskRecord) -> str:
     """What a frontier of the task has on its vertical axis: reward, or held-out accuracy where there is none."""
     return "reward_mean" if study.has(task.name, "reward_mean") else "accuracy"
 
 
-def axis_title(study: Study, task: Task) -> str:
+def axis_title(study: StudyRecord, task: TaskRecord) -> str:
     return named(height_axis(study, task)).title
 
 
-def shown_metrics(study: Study, group: str) -> list[Metric]:
+def shown_metrics(study: StudyRecord, group: str) -> list[Metric]:
     """The metrics of a group that some task has."""
     metrics = {"kl": KL, "diversity": ALL_DIVERSITY, "modes": MODES}[group]
     return [m for m in metrics if any(study.has(task.name, m.key) for task in study.tasks)]
 
 
-def default_metric(study: Study, task: Task, group: str) -> Metric | None:
-    """The reverse KL, the study's primary diversity; the first that the task has where it lacks that one."""
+def default_metric(study: StudyRecord, task: TaskRecord, group: str) -> Metric | None:
+    """The metric that a group shows first: the reverse KL, or the study's primary diversity. If the task lacks it, the
+    first metric that it has."""
     own = [m for m in shown_metrics(study, group) if study.has(task.name, m.key)]
     wanted = primary_diversity(study) if group == "diversity" else "reverse_kl"
     return next((m for m in own if m.key == wanted), own[0] if own else None)
 
 
-def primary_diversity(study: Study) -> str:
+def primary_diversity(study: StudyRecord) -> str:
     key = study.claims.get("primary_diversity")
     return key if isinstance(key, str) else "embedding_diversity"
 
 
-def task_frontiers(study: Study, task: Task) -> TaskFrontiers:
+def task_frontiers(study: StudyRecord, task: TaskRecord) -> TaskFrontiers:
     height = height_axis(study, task)
     word = "Reward" if height == "reward_mean" else "Held-out accuracy"
     figures = [
@@ -72,13 +73,15 @@ def task_frontiers(study: Study, task: Task) -> TaskFrontiers:
     return TaskFrontiers(task, drawn, missing)
 
 
-def _modes_note(task: Task, metric: Metric) -> str:
+def _modes_note(task: TaskRecord, metric: Metric) -> str:
     if metric.key == "mode_coverage" and task.modes:
         return f"Of {len(task.modes)} known modes. Up and to the right is better."
     return "Up and to the right is better."
 
 
-def _figure(study: Study, task: Task, group: str, default: list[Metric], title: str, note: str) -> Figure | None:
+def _figure(
+    study: StudyRecord, task: TaskRecord, group: str, default: list[Metric], title: str, note: str
+) -> Figure | None:
     height = height_axis(study, task)
     columns = default
     if group in ("kl", "diversity"):
@@ -93,12 +96,12 @@ def _figure(study: Study, task: Task, group: str, default: list[Metric], title: 
          for key in (height, *(m.key for m in columns)))]
         for arm, s in cells
     ]  # fmt: skip
-    told = " ".join(
+    in_words = " ".join(
         f"{arm.label}{f' at {s}' if s else ''}: {_value(study, task, arm.name, s, default[0].key)}, "
         f"{_value(study, task, arm.name, s, height)}."
         for arm, s in points
     )
-    alt = f"{task.name}: {axis_title(study, task)} against {default[0].axis}. {told}"
+    alt = f"{task.name}: {axis_title(study, task)} against {default[0].axis}. {in_words}"
     layout = {"height": HEIGHT}
     return Figure(f"{task.id}-{group}", title, "", note, alt, heads, rows, [], layout)
 
@@ -107,12 +110,12 @@ def _words(estimate: Estimate | None) -> str:
     return f"{show(estimate.value)} {show_interval(estimate.limits)}".strip() if estimate else MISSING
 
 
-def _value(study: Study, task: Task, arm: str, strength: str, key: str) -> str:
+def _value(study: StudyRecord, task: TaskRecord, arm: str, strength: str, key: str) -> str:
     estimate = study.estimate(task.name, arm, strength, key)
     return show(estimate.value) if estimate else MISSING
 
 
-def frontier_data(study: Study, frontiers: list[TaskFrontiers]) -> dict[str, Any]:
+def frontier_data(study: StudyRecord, frontiers: list[TaskFrontiers]) -> dict[str, Any]:
     """Everything that the page's script needs to draw any frontier: per task the points with all their metrics."""
     used = [m for group in ("kl", "diversity", "modes") for m in shown_metrics(study, group)]
     tasks = []
@@ -143,28 +146,28 @@ def frontier_data(study: Study, frontiers: list[TaskFrontiers]) -> dict[str, Any
     }  # fmt: skip
 
 
-def _start(study: Study, task: Task, figure: Figure) -> str:
+def _start(study: StudyRecord, task: TaskRecord, figure: Figure) -> str:
     group = figure.id.removeprefix(f"{task.id}-")
     metric = default_metric(study, task, group) if group in ("kl", "diversity") else None
     return metric.key if metric else group
 
 
-def _values(study: Study, task: str, arm: str, strength: str, keys: list[str]) -> dict[str, list[float | None]]:
-    found: dict[str, list[float | None]] = {}
+def _values(study: StudyRecord, task: str, arm: str, strength: str, keys: list[str]) -> dict[str, list[float | None]]:
+    values: dict[str, list[float | None]] = {}
     for key in keys:
         estimate = study.estimate(task, arm, strength, key)
         if estimate:
-            found[key] = [rounded(estimate.value), *(rounded(limit) for limit in estimate.limits or ())]
-    return found
+            values[key] = [rounded(estimate.value), *(rounded(limit) for limit in estimate.limits or ())]
+    return values
 
 
 def rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def diversity_groups(study: Study) -> list[tuple[str, list[Metric]]]:
+def diversity_groups(study: StudyRecord) -> list[tuple[str, list[Metric]]]:
     """The choices of the diversity axis, by how the diversity is taken."""
     metrics = shown_metrics(study, "diversity")
     prefixes = {"": [m for m in metrics if not m.key.startswith(("gated_", "across_"))]}
     prefixes |= {p: [m for m in metrics if m.key.startswith(p)] for p in ("gated_", "across_")}
-    return [(KINDS[prefix], found) for prefix, found in prefixes.items() if found]
+    return [(KINDS[prefix], group) for prefix, group in prefixes.items() if group]

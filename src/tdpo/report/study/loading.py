@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...guards.documents import parse_json
-from ...guards.texts import cell_text
-from ..loading import dict_at, text_at
+from ...methods import REFERENCE
+from ...records.names import (
+    ABOUT_FILE,
+    CLAIMS_FILE,
+    CURVES_FILE,
+    RESPONSES_FILE,
+    RESULTS_FILE,
+    STUDY_FILE,
+    TIMINGS_FILE,
+)
+from ...records.study_about import ArmFacts, TaskFacts, read_facts
+from ...records.study_tables import ALL_SEEDS
 from ..numbers import join_words, number
-from .methods import REFERENCE, in_order
-
-ALL_SEEDS = "all"
-FIELD_CHARACTERS = 16_000_000  # a response of any length; the csv module's own limit is 128 KiB
+from ..reading import LenientFolder
+from .methods import in_order
 
 
 class Estimate(NamedTuple):
@@ -43,7 +48,7 @@ class Response(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmRecord:
     """`strengths` from the tightest tie to the reference to the loosest; `kind` says what a strength is."""
 
     name: str
@@ -59,10 +64,13 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Task:
-    name: str
+class TaskRecord:
     index: int
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: TaskFacts
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
 
     @property
     def id(self) -> str:
@@ -70,30 +78,30 @@ class Task:
 
     @property
     def description(self) -> str:
-        return text_at(self.facts, "description")
+        return self.facts.description or ""
 
     @property
     def reward(self) -> str:
-        return text_at(self.facts, "reward") or "reward"
+        """What the reward is called."""
+        return self.facts.reward or "reward"
 
     @property
     def modes(self) -> list[str]:
-        modes = self.facts.get("modes")
-        return [str(mode) for mode in modes] if isinstance(modes, list) else []
+        return [str(mode) for mode in self.facts.modes or []]
 
 
 Curve = list[tuple[float, float | None, float]]  # (step, scored completions, value) by step
 
 
 @dataclass(frozen=True)
-class Study:
-    """`results` by (task, arm, strength, metric), then seed; `curves` by (task, arm, strength, metric), then seed."""
+class StudyRecord:
+    """A study as its folder shows it. `results` and `curves` are by (task, arm, strength, metric), then by seed."""
 
     path: Path
     about: dict[str, Any]
     claims: dict[str, Any]
-    tasks: list[Task]
-    arms: list[Arm]
+    tasks: list[TaskRecord]
+    arms: list[ArmRecord]
     results: dict[tuple[str, str, str, str], dict[str, Estimate]]
     responses: list[Response]
     curves: dict[tuple[str, str, str, str], dict[str, Curve]]
@@ -113,78 +121,43 @@ class Study:
         return any(self.estimate(task, *cell, metric) for arm in self.arms for cell in arm.cells)
 
     @property
-    def cells(self) -> list[tuple[Arm, str]]:
+    def cells(self) -> list[tuple[ArmRecord, str]]:
         return [(arm, strength) for arm in self.arms for _, strength in arm.cells]
 
     def label(self, arm: str) -> str:
-        return next((known.label for known in self.arms if known.name == arm), arm)
+        return next((own.label for own in self.arms if own.name == arm), arm)
 
 
-def load_study(path: Path) -> Study:
+def load_study(path: Path) -> StudyRecord:
     """Read the folder of a study.
 
     Raises FileNotFoundError when it is no study's folder, ValueError when about.json is no JSON object. Whatever else
     is missing or broken is said in the report instead.
     """
-    for name in ("about.json", "results.csv"):
+    for name in (ABOUT_FILE, RESULTS_FILE):
         if not (path / name).is_file():
             raise FileNotFoundError(
                 f"{path} is no study's folder: it has no {name}; `tdpo compare` writes one, for instance "
                 "tdpo compare recipes/study_quick.yaml"
             )
-    notes: list[str] = []
-    about = _json(path / "about.json", notes, "")
+    files = LenientFolder(path)
+    about = files.json(ABOUT_FILE, "")
     if not about:
-        raise ValueError(f"{path / 'about.json'} is no JSON object; give the study's `tdpo compare` command again")
-    results = _results(path, notes)
-    tasks = _tasks(about, {key[0] for key in results})
-    recipe = path / "study.yaml"
-    return Study(
+        raise ValueError(f"{path / ABOUT_FILE} is no JSON object; give the study's `tdpo compare` command again")
+    results = _results(files)
+    recipe = path / STUDY_FILE
+    return StudyRecord(
         path,
         about,
-        _json(path / "claims.json", notes, "no claim is judged"),
-        tasks,
+        files.json(CLAIMS_FILE, "no claim is judged"),
+        _tasks(about, {key[0] for key in results}),
         _arms(about, {key[1:3] for key in results}),
         results,
-        _responses(path, notes),
-        _curves(path, notes),
+        _responses(files),
+        _curves(files),
         recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
-        notes,
+        files.notes,
     )
-
-
-def _json(path: Path, notes: list[str], consequence: str) -> dict[str, Any]:
-    try:
-        content = parse_json(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        notes.append(f"{path.name} is missing: {consequence}.")
-        return {}
-    except ValueError as error:
-        notes.append(f"{path.name} is not valid JSON ({error}): {consequence}.")
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _lines(path: Path, notes: list[str], consequence: str) -> Iterator[dict[str, str]]:
-    """The lines of a table; a missing file and lines with too few fields become notes."""
-    if not path.is_file():
-        notes.append(f"{path.name} is missing: {consequence}.")
-        return
-    broken = 0
-    before = csv.field_size_limit(FIELD_CHARACTERS)
-    try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            for line in csv.DictReader(file):
-                if None in line or None in line.values():
-                    broken += 1
-                else:
-                    yield {name: cell_text(cell) for name, cell in line.items()}
-    except csv.Error as error:
-        notes.append(f"{path.name} cannot be read to its end: {error}.")
-    finally:
-        csv.field_size_limit(before)
-    if broken:
-        notes.append(f"{path.name}: {broken} {'line has' if broken == 1 else 'lines have'} the wrong number of fields.")
 
 
 def _number(text: str | None) -> float | None:
@@ -195,11 +168,10 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _results(path: Path, notes: list[str]) -> dict[tuple[str, str, str, str], dict[str, Estimate]]:
+def _results(files: LenientFolder) -> dict[tuple[str, str, str, str], dict[str, Estimate]]:
     results: dict[tuple[str, str, str, str], dict[str, Estimate]] = {}
-    timings = path / "timings.csv"  # apart from the results, since no two studies take equally long
-    lines = [*_lines(path / "results.csv", notes, ""), *(_lines(timings, notes, "") if timings.exists() else ())]
-    for line in lines:
+    timings = files.table(TIMINGS_FILE, "") if (files.path / TIMINGS_FILE).exists() else ()
+    for line in (*files.table(RESULTS_FILE, ""), *timings):
         key = tuple(line.get(name, "") for name in ("task", "arm", "strength", "metric"))
         value, low, high = (_number(line.get(name)) for name in ("value", "low", "high"))
         if value is not None:
@@ -208,24 +180,24 @@ def _results(path: Path, notes: list[str]) -> dict[tuple[str, str, str, str], di
     return results
 
 
-def _responses(path: Path, notes: list[str]) -> list[Response]:
+def _responses(files: LenientFolder) -> list[Response]:
     words = ("task", "arm", "strength", "seed", "prompt_id", "prompt", "sample", "text")
-    found = []
-    for line in _lines(path / "responses.csv", notes, "there are no responses to read"):
+    responses = []
+    for line in files.table(RESPONSES_FILE, "there are no responses to read"):
         finished = line.get("finished", "").strip().lower()
         reward, tokens, kl = (_number(line.get(name)) for name in ("reward", "tokens", "reverse_kl"))
-        known = None if not finished else finished in ("1", "1.0", "true")
+        is_finished = None if not finished else finished in ("1", "1.0", "true")
         task, arm, strength, seed, prompt_id, prompt, sample, text = (line.get(word, "") for word in words)
-        found.append(
-            Response(task, arm, strength, seed, prompt_id, prompt, sample, text, reward, tokens, known, kl,
+        responses.append(
+            Response(task, arm, strength, seed, prompt_id, prompt, sample, text, reward, tokens, is_finished, kl,
                      line.get("mode", ""))
         )  # fmt: skip
-    return found
+    return responses
 
 
-def _curves(path: Path, notes: list[str]) -> dict[tuple[str, str, str, str], dict[str, Curve]]:
+def _curves(files: LenientFolder) -> dict[tuple[str, str, str, str], dict[str, Curve]]:
     curves: dict[tuple[str, str, str, str], dict[str, Curve]] = {}
-    for line in _lines(path / "curves.csv", notes, "there are no training curves"):
+    for line in files.table(CURVES_FILE, "there are no training curves"):
         step, value = _number(line.get("step")), _number(line.get("value"))
         if step is None or value is None:
             continue
@@ -238,27 +210,24 @@ def _curves(path: Path, notes: list[str]) -> dict[tuple[str, str, str, str], dic
     return curves
 
 
-def _tasks(about: dict[str, Any], seen: set[str]) -> list[Task]:
+def _tasks(about: dict[str, Any], with_results: set[str]) -> list[TaskRecord]:
     """The tasks that about.json names, then those that only have results."""
-    listed = about.get("tasks")
-    facts = {text_at(task, "name"): task for task in listed or [] if text_at(task, "name")}
-    names = [*facts, *sorted(seen - set(facts))]
-    return [Task(name, index, facts.get(name, {})) for index, name in enumerate(names)]
+    facts = read_facts(TaskFacts, about.get("tasks"))
+    names = [*facts, *sorted(with_results - set(facts))]
+    return [TaskRecord(index, facts.get(name, TaskFacts(name))) for index, name in enumerate(names)]
 
 
-def _arms(about: dict[str, Any], seen: set[tuple[str, str]]) -> list[Arm]:
-    listed = about.get("arms")
-    facts = {text_at(arm, "name"): arm for arm in listed or [] if text_at(arm, "name")}
+def _arms(about: dict[str, Any], with_results: set[tuple[str, str]]) -> list[ArmRecord]:
+    """The arms that about.json names and those that only have results, in the order of all figures."""
+    facts = read_facts(ArmFacts, about.get("arms"))
     arms = []
-    for name in in_order({*facts, *(arm for arm, _ in seen)}):
-        about_arm = dict_at(facts, name)
-        given = about_arm.get("strengths")
-        strengths = [str(s) for s in given] if isinstance(given, list) else []
-        strengths += sorted({s for arm, s in seen if arm == name and s} - set(strengths))
-        kind = text_at(about_arm, "strength")
-        label = text_at(about_arm, "label") or name
+    for name in in_order({*facts, *(arm for arm, _ in with_results)}):
+        own = facts.get(name, ArmFacts(name))
+        strengths = [str(strength) for strength in own.strengths or []]
+        strengths += sorted({strength for arm, strength in with_results if arm == name and strength} - set(strengths))
+        kind = own.strength or ""
         ordered = [] if name == REFERENCE else _tightest_first(strengths, rising="rate" in kind or name == "sft")
-        arms.append(Arm(name, label, kind, ordered, text_at(about_arm, "what")))
+        arms.append(ArmRecord(name, own.label or name, kind, ordered, own.what or ""))
     return arms
 
 
@@ -270,7 +239,7 @@ def _tightest_first(strengths: list[str], *, rising: bool) -> list[str]:
     return sorted(strengths, key=lambda s: float(s), reverse=not rising)
 
 
-def seeds_of(study: Study) -> list[str]:
+def seeds_of(study: StudyRecord) -> list[str]:
     listed = study.about.get("seeds")
     if isinstance(listed, list) and listed:
         return [str(seed) for seed in listed]
@@ -278,9 +247,9 @@ def seeds_of(study: Study) -> list[str]:
 
 
 def counted(count: Any, one: str, many: str = "") -> str:
-    """3 tasks, 1 task."""
-    known = number(count)
-    return f"{int(known) if known is not None else count} {one if known == 1 else many or one + 's'}"
+    """A count with its noun: 3 tasks, 1 task."""
+    finite = number(count)
+    return f"{int(finite) if finite is not None else count} {one if finite == 1 else many or one + 's'}"
 
 
 def named_list(names: list[str]) -> str:

@@ -1,10 +1,10 @@
-"""The methods of a study in the order in which they always appear, each with one colour and one marker everywhere."""
+"""The arms of a study in the order in which they always appear, each with one colour and one marker everywhere."""
 
 from __future__ import annotations
 
+from ...methods import ARMS
 from ..drawing import BASE_GREY
 
-REFERENCE = "reference"
 # Found by search: any two are told apart by people of every colour vision, and each has 3:1 against either page.
 COLORS = {
     "reference": BASE_GREY,
@@ -37,6 +37,6 @@ def method_symbol(name: str) -> str:
 
 
 def in_order(names: set[str]) -> list[str]:
-    """Known methods in their order, then others by name."""
-    known = [name for name in COLORS if name in names]
-    return known + sorted(names - set(known))
+    """The arms that there are in their order, then others by name."""
+    ours = [name for name in ARMS if name in names]
+    return ours + sorted(names - set(ours))

@@ -6,9 +6,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ...records.dotted import text_at
 from ..drawing import Figure, base_layout
 from ..embedding import checked_script, embed_json, security_policy
-from ..loading import text_at
 from ..page import RECIPE_CHARACTERS
 from ..templating import template_environment, template_text
 from .claims import VERDICTS, read_claims
@@ -16,7 +16,7 @@ from .curves import curve_data, task_curves
 from .distributions import distributions, spread_numbers
 from .diversity import diversity_tables
 from .frontiers import diversity_groups, frontier_data, shown_metrics, task_frontiers
-from .loading import Study, load_study
+from .loading import StudyRecord, load_study
 from .methods import method_color, method_symbol
 from .provenance import cost_rows, failures, settings_facts, task_table
 from .samples import collect_samples
@@ -58,7 +58,7 @@ def render_study(study_dir: Path) -> str:
     return page(collect_samples(study, max(PAGE_BYTES - rest, LEAST_SAMPLES)))
 
 
-def study_content(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
+def study_content(study: StudyRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the template shows, and what the page's script draws from, as plain data."""
     claims = read_claims(study)
     chosen = choices(study)
@@ -114,6 +114,6 @@ def _numbers_of(spread: Any) -> Figure:
     return Figure(f"{spread.task.id}-rewards", "Rewards of single responses", "", "", spread.alt, heads, rows, [])
 
 
-def _confidence(study: Study) -> str:
+def _confidence(study: StudyRecord) -> str:
     value = study.claims.get("confidence", 0.95)
     return f"{100 * value:g}\u2009%" if isinstance(value, float) else "95\u2009%"

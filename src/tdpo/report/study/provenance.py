@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..loading import dict_at, text_at
+from ...records.dotted import dict_at, text_at
+from ...records.metrics import COSTS
+from ...records.study_tables import ALL_SEEDS
 from ..numbers import MISSING, number, show, show_duration
 from ..tables import Cell, Row, Table, plain
-from .loading import ALL_SEEDS, Study, Task, seeds_of
-from .metrics import COSTS
+from .loading import StudyRecord, TaskRecord, seeds_of
 
 
-def settings_facts(study: Study) -> list[tuple[str, str]]:
+def settings_facts(study: StudyRecord) -> list[tuple[str, str]]:
     """What holds for the whole study, as (name, value); what is not known is left out."""
     about = study.about
     versions = ", ".join(f"{name} {version}" for name, version in dict_at(about, "versions").items())
@@ -32,7 +33,7 @@ def settings_facts(study: Study) -> list[tuple[str, str]]:
 
 
 def _in_words(facts: dict[str, Any]) -> str:
-    """cpu AMD EPYC, cores 2; what is empty is left out."""
+    """Facts as text, such as "cpu AMD EPYC, cores 2"; empty ones are left out."""
     return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in facts.items() if value)
 
 
@@ -41,19 +42,19 @@ def _budget(about: dict[str, Any]) -> str:
     return f"{show(budget)} scored completions a cell" if number(budget) is not None else ""
 
 
-TASK_FACTS: tuple[tuple[str, Callable[[Task], Any]], ...] = (
-    ("What it asks", lambda task: task.facts.get("description")),
-    ("Kind", lambda task: task.facts.get("kind")),
-    ("Reward", lambda task: task.facts.get("reward")),
-    ("A response is good from", lambda task: task.facts.get("threshold")),
+TASK_FACTS: tuple[tuple[str, Callable[[TaskRecord], Any]], ...] = (
+    ("What it asks", lambda task: task.facts.description),
+    ("Kind", lambda task: task.facts.kind),
+    ("Reward", lambda task: task.facts.reward),
+    ("A response is good from", lambda task: task.facts.threshold),
     ("Known modes", lambda task: ", ".join(task.modes) or "none"),
-    ("Held-out prompts", lambda task: task.facts.get("prompts")),
-    ("Responses to each", lambda task: task.facts.get("samples_per_prompt")),
-    ("Longest response, tokens", lambda task: task.facts.get("max_new_tokens")),
+    ("Held-out prompts", lambda task: task.facts.prompts),
+    ("Responses to each", lambda task: task.facts.samples_per_prompt),
+    ("Longest response, tokens", lambda task: task.facts.max_new_tokens),
 )
 
 
-def task_table(study: Study) -> Table:
+def task_table(study: StudyRecord) -> Table:
     rows = []
     for title, fact in TASK_FACTS:
         values = [fact(task) for task in study.tasks]
@@ -63,7 +64,7 @@ def task_table(study: Study) -> Table:
     return Table("Tasks", names, rows, [None] * len(names), "")
 
 
-def cost_rows(study: Study) -> tuple[list[str], list[tuple[str, str, list[Cell]]]]:
+def cost_rows(study: StudyRecord) -> tuple[list[str], list[tuple[str, str, list[Cell]]]]:
     """(heads, rows) of the cost of every method: (name, label, cells), each cell a total and the mean of a cell."""
     totals: dict[tuple[str, str], list[float]] = {}
     for (_, name, _, key), seeds in study.results.items():
@@ -87,16 +88,16 @@ def _whole(value: float) -> str:
     return show(round(value))
 
 
-def failures(study: Study) -> list[dict[str, str]]:
+def failures(study: StudyRecord) -> list[dict[str, str]]:
     return _entries(study, "failures", ("cell", "stage", "error", "next", "log", "task", "arm"))
 
 
-def changed_inputs(study: Study) -> list[str]:
+def changed_inputs(study: StudyRecord) -> list[str]:
     """A sentence for each file that finished runs were made with and that is another now."""
     return [f"{entry['sentence']}." for entry in _entries(study, "changed_inputs", ("sentence",)) if entry["sentence"]]
 
 
-def _entries(study: Study, name: str, keys: tuple[str, ...]) -> list[dict[str, str]]:
+def _entries(study: StudyRecord, name: str, keys: tuple[str, ...]) -> list[dict[str, str]]:
     """What about.json lists under a name; nothing of another shape."""
     listed = study.about.get(name)
     return [

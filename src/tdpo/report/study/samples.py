@@ -12,7 +12,7 @@ from ..embedding import embed_json
 from ..numbers import number
 from ..samples import TEXT_CHARACTERS
 from .frontiers import rounded
-from .loading import Response, Study
+from .loading import Response, StudyRecord
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Samples:
     prompts: int | None
 
 
-def collect_samples(study: Study, max_bytes: int) -> Samples | None:
+def collect_samples(study: StudyRecord, max_bytes: int) -> Samples | None:
     """As many responses as fit into `max_bytes`, all methods alike; None where the study has no responses."""
     ranked = _ranked(study)
     if not ranked:
@@ -36,8 +36,8 @@ def collect_samples(study: Study, max_bytes: int) -> Samples | None:
     widest = max(place for _, _, place in ranked) + 1
     per_prompt, prompts = deepest, widest
     while True:
-        kept = [r for r, rank, place in ranked if rank < per_prompt and place < prompts]
-        data = _packed(_payload(study, kept))
+        responses = [r for r, rank, place in ranked if rank < per_prompt and place < prompts]
+        data = _packed(_payload(study, responses))
         if len(data) <= max_bytes or (per_prompt == 1 and prompts == 1):
             break
         fits = max_bytes / len(data)
@@ -47,21 +47,21 @@ def collect_samples(study: Study, max_bytes: int) -> Samples | None:
             prompts = max(1, min(prompts - 1, int(prompts * fits)))
     return Samples(
         data,
-        len(kept),
+        len(responses),
         len(ranked),
         per_prompt if per_prompt < deepest else None,
         prompts if prompts < widest else None,
     )
 
 
-def _ranked(study: Study) -> list[tuple[Response, int, int]]:
+def _ranked(study: StudyRecord) -> list[tuple[Response, int, int]]:
     """Responses by task, prompt, method, strength, seed and sample, each with its rank within its cell's prompt and its
     prompt's place within the task. Neighbours are alike, which is what compression needs."""
     cells = {(arm.name, s): i for i, (arm, s) in enumerate(study.cells)}
     tasks = {task.name: task.index for task in study.tasks}
     prompts: dict[str, dict[str, int]] = {name: {} for name in tasks}
-    known = [r for r in study.responses if r.task in tasks and (r.arm, r.strength) in cells]
-    for response in known:
+    responses = [r for r in study.responses if r.task in tasks and (r.arm, r.strength) in cells]
+    for response in responses:
         prompts[response.task].setdefault(response.prompt_id, len(prompts[response.task]))
 
     def key(r: Response) -> tuple[Any, ...]:
@@ -69,30 +69,30 @@ def _ranked(study: Study) -> list[tuple[Response, int, int]]:
         return tasks[r.task], prompts[r.task][r.prompt_id], cells[r.arm, r.strength], r.seed, sample
 
     ranked = []
-    seen: dict[tuple[Any, ...], int] = defaultdict(int)
-    for response in sorted(known, key=key):
+    rank_of_group: dict[tuple[Any, ...], int] = defaultdict(int)
+    for response in sorted(responses, key=key):
         group = key(response)[:4]
-        ranked.append((response, seen[group], prompts[response.task][response.prompt_id]))
-        seen[group] += 1
+        ranked.append((response, rank_of_group[group], prompts[response.task][response.prompt_id]))
+        rank_of_group[group] += 1
     return ranked
 
 
-def _payload(study: Study, responses: list[Response]) -> dict[str, Any]:
+def _payload(study: StudyRecord, responses: list[Response]) -> dict[str, Any]:
     """Columns with an entry for each response. A text that stood before is the number of the response that had it."""
     cells = {(arm.name, s): i for i, (arm, s) in enumerate(study.cells)}
     tasks = {task.name: task.index for task in study.tasks}
     seeds = sorted({r.seed for r in responses}, key=lambda s: (len(s), s))
     modes = sorted({r.mode for r in responses})
     prompts: dict[tuple[str, str], int] = {}
-    asked: list[list[Any]] = []
+    prompt_rows: list[list[Any]] = []
     texts: dict[str, int] = {}
     columns: dict[str, list[Any]] = {
         name: [] for name in ("prompt", "cell", "seed", "text", "reward", "tokens", "cut", "kl", "mode")
     }
     for i, r in enumerate(responses):
         if (r.task, r.prompt_id) not in prompts:
-            prompts[r.task, r.prompt_id] = len(asked)
-            asked.append([tasks[r.task], r.prompt_id, _cut(r.prompt)])
+            prompts[r.task, r.prompt_id] = len(prompt_rows)
+            prompt_rows.append([tasks[r.task], r.prompt_id, _cut(r.prompt)])
         text = _cut(r.text)
         row = (
             prompts[r.task, r.prompt_id], cells[r.arm, r.strength], seeds.index(r.seed), texts.get(text, text),
@@ -106,13 +106,13 @@ def _payload(study: Study, responses: list[Response]) -> dict[str, Any]:
         "cells": [[arm.name, s] for arm, s in study.cells],
         "seeds": seeds,
         "modes": modes,
-        "prompts": asked,
+        "prompts": prompt_rows,
         "scales": [_scale(study, task.name, responses) for task in study.tasks],
         "columns": columns,
     }
 
 
-def _scale(study: Study, task: str, responses: list[Response]) -> dict[str, float]:
+def _scale(study: StudyRecord, task: str, responses: list[Response]) -> dict[str, float]:
     """Where the colours of rewards turn and end: at zero if there are rewards on both sides, else at the middle."""
     rewards = [r.reward for r in responses if r.task == task and r.reward is not None]
     low, high = (min(rewards), max(rewards)) if rewards else (0.0, 1.0)
@@ -121,10 +121,10 @@ def _scale(study: Study, task: str, responses: list[Response]) -> dict[str, floa
 
 
 def _short(value: float | None, digits: int) -> float | int | None:
-    known = number(value)
-    if known is None:
+    finite = number(value)
+    if finite is None:
         return None
-    short = float(f"{known:.{digits}g}")
+    short = float(f"{finite:.{digits}g}")
     return int(short) if short == int(short) else short
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .loading import Study
-from .methods import REFERENCE
+from ...methods import REFERENCE
+from .loading import StudyRecord
 
 RULES = {
     "matched": "reverse KL nearest to a common value",
@@ -24,11 +24,11 @@ class Choice:
     rules: dict[str, dict[str, str]]
 
 
-def choices(study: Study) -> dict[str, Choice]:
+def choices(study: StudyRecord) -> dict[str, Choice]:
     return {task.name: _choice(study, task.name) for task in study.tasks}
 
 
-def _choice(study: Study, task: str) -> Choice:
+def _choice(study: StudyRecord, task: str) -> Choice:
     kls = _reverse_kls(study, task)
     target = _common(kls)
     rules: dict[str, dict[str, str]] = {rule: {} for rule in RULES}
@@ -36,25 +36,25 @@ def _choice(study: Study, task: str) -> Choice:
         tied = [s for s in arm.strengths if any(key[:3] == (task, arm.name, s) for key in study.results)]
         if arm.name == REFERENCE or not tied:
             continue
-        known = kls.get(arm.name, {})
+        own_kls = kls.get(arm.name, {})
         rewards = {s: e.value for s in tied if (e := study.estimate(task, arm.name, s, "reward_mean"))}
         middle = tied[len(tied) // 2]
-        near = min(known, key=lambda s: abs(math.log(known[s] / target))) if known and target else middle
+        near = min(own_kls, key=lambda s: abs(math.log(own_kls[s] / target))) if own_kls and target else middle
         best = max(rewards, key=lambda s: rewards[s]) if rewards else middle
         for rule, strength in {"matched": near, "tight": tied[0], "loose": tied[-1], "best": best}.items():
             rules[rule][arm.name] = strength
     return Choice(target, rules)
 
 
-def _reverse_kls(study: Study, task: str) -> dict[str, dict[str, float]]:
+def _reverse_kls(study: StudyRecord, task: str) -> dict[str, dict[str, float]]:
     """Reverse KLs above zero, by arm and strength."""
-    found: dict[str, dict[str, float]] = {}
+    kls: dict[str, dict[str, float]] = {}
     for arm in study.arms:
         for strength in arm.strengths:
             estimate = study.estimate(task, arm.name, strength, "reverse_kl")
             if estimate and estimate.value > 0:
-                found.setdefault(arm.name, {})[strength] = estimate.value
-    return found
+                kls.setdefault(arm.name, {})[strength] = estimate.value
+    return kls
 
 
 def _common(kls: dict[str, dict[str, float]]) -> float | None:
@@ -63,6 +63,6 @@ def _common(kls: dict[str, dict[str, float]]) -> float | None:
     """
     if not kls:
         return None
-    low = max(min(known.values()) for known in kls.values())
-    high = min(max(known.values()) for known in kls.values())
+    low = max(min(of_arm.values()) for of_arm in kls.values())
+    high = min(max(of_arm.values()) for of_arm in kls.values())
     return math.sqrt(low * high)

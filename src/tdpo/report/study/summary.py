@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from ..loading import dict_at, text_at
+from ...methods import REFERENCE
+from ...records.dotted import dict_at, text_at
 from ..numbers import join_words, number, show, show_duration
 from .claims import Claim, tally
 from .curves import TaskCurves
 from .frontiers import TaskFrontiers
-from .loading import Study, counted, seeds_of
-from .methods import REFERENCE
+from .loading import StudyRecord, counted, seeds_of
 from .provenance import changed_inputs, failures
 from .samples import Samples
 
 
-def summary(study: Study, claims: list[Claim]) -> str:
-    """One paragraph."""
+def summary(study: StudyRecord, claims: list[Claim]) -> str:
+    """One paragraph on what was compared and what came of it."""
     methods = [arm.label for arm in study.arms if arm.name != REFERENCE]
     tasks, seeds = [task.name for task in study.tasks], seeds_of(study)
     model = text_at(study.about, "model")
@@ -36,8 +36,8 @@ def summary(study: Study, claims: list[Claim]) -> str:
     return " ".join(sentences)
 
 
-def _measured(study: Study) -> list[str]:
-    sizes = {(task.facts.get("prompts"), task.facts.get("samples_per_prompt")) for task in study.tasks}
+def _measured(study: StudyRecord) -> list[str]:
+    sizes = {(task.facts.prompts, task.facts.samples_per_prompt) for task in study.tasks}
     if len(sizes) != 1:
         return []
     prompts, samples = sizes.pop()
@@ -46,7 +46,7 @@ def _measured(study: Study) -> list[str]:
     return [f"All were measured on {counted(prompts, 'held-out prompt')}, with {counted(samples, 'response')} to each."]
 
 
-def glance(study: Study) -> list[tuple[str, str]]:
+def glance(study: StudyRecord) -> list[tuple[str, str]]:
     """A few facts for the top of the page, as (name, value)."""
     about = study.about
     done = number(dict_at(about, "cells").get("done"))
@@ -64,7 +64,7 @@ def glance(study: Study) -> list[tuple[str, str]]:
 
 
 def notices(
-    study: Study, frontiers: list[TaskFrontiers], curves: list[TaskCurves], samples: Samples | None
+    study: StudyRecord, frontiers: list[TaskFrontiers], curves: list[TaskCurves], samples: Samples | None
 ) -> list[tuple[str, list[str]]]:
     """What a reader should know before trusting the numbers, by subject."""
     cells = dict_at(study.about, "cells")
@@ -78,7 +78,7 @@ def notices(
     state += changed_inputs(study)
     if len(seeds_of(study)) == 1:
         state.append("With one seed, intervals tell how the prompts vary, and nothing about how training varies.")
-    found = [("The study", state)] if state else []
+    subjects = [("The study", state)] if state else []
     for shown, learned in zip(frontiers, curves, strict=True):
         gaps = [shown.missing] if shown.missing else []
         if not study.has(shown.task.name, "reward_mean") and not shown.missing:
@@ -86,10 +86,10 @@ def notices(
         if not learned.figures and study.curves:
             gaps.append("No training curves.")
         if gaps:
-            found.append((shown.task.name, gaps))
+            subjects.append((shown.task.name, gaps))
     if samples and samples.shown < samples.total:
-        found.append(("Responses", [subset_words(samples)]))
-    return found + ([("Files", study.notes)] if study.notes else [])
+        subjects.append(("Responses", [subset_words(samples)]))
+    return subjects + ([("Files", study.notes)] if study.notes else [])
 
 
 def subset_words(samples: Samples) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ...runs.files import append_jsonl, json_line, read_sound_lines, write_text
+from ...records.files import write_text
+from ...records.json_files import append_jsonl, json_line, read_sound_lines
 from .rollouts import Sampled
 
 logger = logging.getLogger(__name__)

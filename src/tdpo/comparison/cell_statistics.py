@@ -4,10 +4,10 @@ Every quantity is an array [1 + R]: first the estimate itself (each prompt and s
 A difference, a ratio or a frontier of such arrays is thereby computed for the estimate and for each resample by the
 same code.
 
-Percentile bootstrap (Efron & Tibshirani 1993, ch. 13) with two crossed levels (Owen 2007, "The pigeonhole bootstrap",
-Annals of Applied Statistics 1(2)): prompts are drawn with replacement, the same draw for all arms, strengths and seeds
-of a task; seeds are drawn with replacement, the same draw for all arms and strengths. Tasks are drawn from
-independently, by generators that depend on the task's name, so that another task or arm in the study changes nothing.
+The percentile bootstrap has two crossed levels here (Owen 2007, "The pigeonhole bootstrap", Annals of Applied
+Statistics 1(2)): prompts are drawn with replacement, the same draw for all arms, strengths and seeds of a task; seeds
+are drawn with replacement, the same draw for all arms and strengths. The draws of a task follow from its name alone, so
+that another task or arm in the study changes nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .tables import ALL_SEEDS, CellKey, PromptTable, ResultRow
+from ..bootstrap import resample_interval, unit_counts
+from ..records.study_tables import ALL_SEEDS, CellKey, ResultRow
+from .prompt_table import PromptTable
 
-CONFIDENCE = 0.95
 RESAMPLES = 2000
 SEED = 20240411
 
@@ -42,7 +43,7 @@ class TaskResamples:
         self.table, self.task = table, task
         self._resamples, self._entropy = resamples, (seed, zlib.crc32(task.encode()))
         prompts = len(table.prompts[task])
-        self._prompt_counts = _counts(np.random.default_rng((*self._entropy, 0)), resamples, prompts)
+        self._prompt_counts = unit_counts(np.random.default_rng((*self._entropy, 0)), prompts, resamples)
         self._cells: dict[tuple[CellKey, str], Draws | None] = {}
         self._seeds: dict[tuple[int, ...], NDArray[np.float64]] = {}
 
@@ -83,13 +84,13 @@ class TaskResamples:
         if mean is None or mean_square is None:
             return None
         variance = mean_square - mean**2
-        return np.where(variance <= 1e-12 * mean_square, 0.0, variance)  # what is left of a constant is rounding
+        return np.where(variance <= 1e-12 * mean_square, 0.0, variance)  # a constant leaves rounding only
 
     def seed_weights(self, seeds: Sequence[int]) -> NDArray[np.float64]:
-        """How often each of these seeds counts, [1 + R, seeds], in ascending order; one draw for all who ask."""
+        """How often each of these seeds counts, `[1 + R, seeds]`, in ascending order. Equal seeds get the same draw."""
         key = tuple(sorted(seeds))
         if key not in self._seeds:
-            self._seeds[key] = _counts(np.random.default_rng((*self._entropy, 1, *key)), self._resamples, len(key))
+            self._seeds[key] = unit_counts(np.random.default_rng((*self._entropy, 1, *key)), len(key), self._resamples)
         return self._seeds[key]
 
     def over_seeds(self, cells: Sequence[CellKey], statistic: str, seeds: Sequence[int]) -> Draws | None:
@@ -99,9 +100,9 @@ class TaskResamples:
         """
         weights = self.seed_weights(seeds)
         above = below = np.zeros(1 + self._resamples)
-        found = {cell.seed: self.cell(cell, statistic) for cell in cells}
+        by_seed = {cell.seed: self.cell(cell, statistic) for cell in cells}
         for column, seed in enumerate(sorted(seeds)):
-            values = found.get(seed)
+            values = by_seed.get(seed)
             if values is not None:
                 weight = np.where(np.isnan(values), 0.0, weights[:, column])
                 above, below = above + weight * np.where(weight > 0, values, 0.0), below + weight
@@ -109,40 +110,21 @@ class TaskResamples:
         return None if np.isnan(mean[0]) else mean
 
 
-def _counts(generator: np.random.Generator, resamples: int, units: int) -> NDArray[np.float64]:
-    """How often each unit is drawn, [1 + R, units]; the first row counts each once."""
-    drawn = generator.integers(0, units, size=(resamples, units))
-    counts = np.zeros((1 + resamples, units))
-    counts[0] = 1.0
-    np.add.at(counts, (np.arange(1, 1 + resamples)[:, None], drawn), 1.0)
-    return counts
-
-
 def _divide(above: Draws, below: Draws) -> Draws:
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
 
 
-def interval(draws: Draws, confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:
-    """(low, high) of the resamples of `draws` [1 + R], by percentiles.
-
-    A resample in which the quantity is undefined counts as infinitely low and as infinitely high: it speaks for neither
-    side. Where there are so many of them that an end is infinite, both ends are None.
-    """
-    drawn = draws[1:]
-    if drawn.size == 0:
-        return None, None
-    skip = int(np.floor((1 - confidence) / 2 * drawn.size))  # so many on each side lie outside
-    low = np.sort(np.where(np.isnan(drawn), -np.inf, drawn))[skip]
-    high = np.sort(np.where(np.isnan(drawn), np.inf, drawn))[-1 - skip]
-    return (float(low), float(high)) if np.isfinite(low) and np.isfinite(high) else (None, None)
+def interval(draws: Draws) -> tuple[float | None, float | None]:
+    """(low, high) at 95 % of the resamples of `draws` `[1 + R]`; both None where too many of them are undefined."""
+    return resample_interval(draws[1:])
 
 
 def statistics_of(metrics: Iterable[str]) -> list[str]:
     """The statistics that prompts with these metrics allow, sorted."""
-    found = set(metrics)
-    per_token = {name for name, needed in PER_TOKEN.items() if found.issuperset(needed)}
-    variance = {VARIANCE} if found.issuperset({"reward_mean", "reward_square"}) else set()
-    return sorted((found - _INGREDIENTS) | per_token | variance)
+    names = set(metrics)
+    per_token = {name for name, ingredients in PER_TOKEN.items() if names.issuperset(ingredients)}
+    variance = {VARIANCE} if names.issuperset({"reward_mean", "reward_square"}) else set()
+    return sorted((names - _INGREDIENTS) | per_token | variance)
 
 
 def cell_results(table: PromptTable, *, resamples: int = RESAMPLES, seed: int = SEED) -> list[ResultRow]:

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.comparison_cases import cells_of, study
-from tdpo.comparison import tables
-from tdpo.comparison.tables import ARMS, CellKey, CurveRow, PromptRow, PromptTable, ResponseRow, ResultRow, TableError
+from tdpo.comparison.prompt_table import PromptTable, read_prompt_table
+from tdpo.methods import ARMS
+from tdpo.records import study_tables as tables
+from tdpo.records.study_tables import CellKey, CurveRow, PromptRow, ResponseRow, ResultRow, TableError
 
 CELL = CellKey("keywords", "dpo", "0.1", 1)
 
@@ -80,11 +82,11 @@ def test_equal_studies_give_equal_bytes_whatever_the_order_of_their_rows(tmp_pat
     written = []
     for number in range(3):
         random.Random(number).shuffle(rows)
-        tables.write_prompts(tmp_path / "prompts.csv", PromptTable.from_rows(rows))
+        tables.write_prompts(tmp_path / "prompts.csv", PromptTable.from_rows(rows).rows())
         written.append((tmp_path / "prompts.csv").read_bytes())
     assert written[0] == written[1] == written[2]
-    back = tables.read_prompts(tmp_path / "prompts.csv")
-    tables.write_prompts(tmp_path / "again.csv", back)
+    back = read_prompt_table(tmp_path / "prompts.csv")
+    tables.write_prompts(tmp_path / "again.csv", back.rows())
     assert (tmp_path / "again.csv").read_bytes() == written[0]
     assert back.prompts == {"a": tuple(map(str, range(12))), "b": tuple(map(str, range(12)))}  # 2 before 10
     original = {(r.cell, r.prompt_id, r.metric): r.value for r in rows}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.comparison_cases import study
-from tdpo.comparison.bootstrap import (
+from tdpo.comparison.cell_statistics import (
     TaskResamples,
     cell_results,
     interval,
@@ -14,7 +14,8 @@ from tdpo.comparison.bootstrap import (
     same_but_for_the_seed,
     statistics_of,
 )
-from tdpo.comparison.tables import CellKey, PromptTable, ResultRow
+from tdpo.comparison.prompt_table import PromptTable
+from tdpo.records.study_tables import CellKey, ResultRow
 
 ONE, TWO = CellKey("t", "dpo", "0.1", 1), CellKey("t", "dpo", "0.1", 2)
 

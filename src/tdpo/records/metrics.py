@@ -72,6 +72,17 @@ def _with_kind(metric: Metric, prefix: str) -> Metric:
 
 
 ALL_DIVERSITY = tuple(_with_kind(metric, prefix) for prefix, metric in product(KINDS, DIVERSITY))
+# What claims are judged by: these have a value for each prompt, or follow from such values, and so have intervals.
+PER_PROMPT = (
+    *("reward_mean", "reward_variance", "policy_entropy", "response_tokens"),
+    *(metric.key for metric in KL),
+    *(prefix + metric.key for prefix in ("", "gated_") for metric in DIVERSITY),
+    *(metric.key for metric in MODES),
+    *("gated_share", "valid_share"),
+)
+# Of these, what a task without rewards, or a study without sentence embeddings, does not measure.
+OF_REWARDS = frozenset(key for key in PER_PROMPT if key.startswith(("reward_", "gated_")))
+OF_EMBEDDINGS = frozenset(key for key in PER_PROMPT if key.endswith(("embedding_diversity", "vendi")))
 BY_KEY = {metric.key: metric for metric in (*KL, *ALL_DIVERSITY, *MODES, *OTHER, *COSTS)}
 
 

@@ -1,4 +1,4 @@
-"""Folders that are written whole: staged beside their place, empty at first, and moved there at the end."""
+"""Folders that appear whole or not at all: they are written beside their place and moved there at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .files import naming, sync_folder
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a folder with all it holds, or a symbolic link and not what it leads to; nothing is no error."""
+    """Delete a file, a folder with its content, or a symbolic link (not its target). A missing path is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -20,7 +20,7 @@ def remove(path: Path) -> None:
 
 
 def empty_folder(path: Path) -> Path:
-    """A folder that holds nothing, whatever was at `path` before."""
+    """Make an empty folder at `path`; what was there before is deleted."""
     remove(path)
     path.mkdir(parents=True)
     return path
@@ -28,7 +28,7 @@ def empty_folder(path: Path) -> Path:
 
 @contextmanager
 def staged_folder(place: Path, staging: Path) -> Iterator[Path]:
-    """An empty folder to write into; it takes the place of `place` once the block has ended and all is on disk.
+    """Give an empty folder to write into. It replaces `place` once the block has ended and all files are on disk.
 
     After an error it is deleted. After a kill it stays, and the next call starts with an empty one.
     """
@@ -47,7 +47,7 @@ def staged_folder(place: Path, staging: Path) -> Iterator[Path]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Let every file below `folder`, and their names, be on disk."""
+    """Wait until every file below `folder`, and its name, is on disk."""
     for path in folder.rglob("*"):
         if path.is_dir() and not path.is_symlink():
             sync_folder(path)

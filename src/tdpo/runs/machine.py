@@ -1,4 +1,4 @@
-"""What a run was made with: command, versions, hardware."""
+"""The machine that a run was made on: command, versions, hardware. They are kept in environment.json."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .files import now
+from ..records.files import now
 
 PACKAGES = (
     "tdpo", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "pydantic",
 )  # fmt: skip
 
 
-def describe_environment(seed: int, argv: Sequence[str] | None = None) -> dict[str, Any]:
+def describe_machine(seed: int, argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The content of environment.json: JSON-ready, without names of the machine or of its user."""
     name, *rest = sys.argv if argv is None else argv
     # Under `python -m` and `accelerate launch` the name is a file of this package.
@@ -57,7 +57,7 @@ def hardware() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which in a container can be fewer than the machine has."""
+    """The number of cores that this process may run on; in a container it can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,0 +1,149 @@
+"""The table of methods: names, papers, and what each learns from; and the arms of a study. Loads no torch.
+
+A method is what a recipe trains with: a loss on pairs, or PPO on rewards. An arm of a study is a method with the keys
+that make it what it is (which KL holds PPO, and where) and the key that its strengths are written to. Whoever names a
+method to a person takes the name from here: recipes, model cards, studies, reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Source = Literal["pairs", "rewards"]
+RecipeKind = Literal["reference", "preferences", "ppo"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """`key` is the name in a recipe, `name` the public one. `paper` is an arXiv number, `equation` the loss in it."""
+
+    key: str
+    name: str
+    title: str
+    learns_from: Source
+    summary: str
+    paper: str | None = None
+    equation: str = ""
+    has_beta: bool = False
+    has_alpha: bool = False
+
+
+METHODS: dict[str, Method] = {
+    method.key: method
+    for method in (
+        Method(
+            "tdpo2",
+            "TDPO2",
+            "Token-level Direct Preference Optimization",
+            "pairs",
+            "DPO with α times the rejected response's exact forward sequence KL in the margin",
+            paper="2404.11999",
+            equation="eq. 17",
+            has_beta=True,
+            has_alpha=True,
+        ),
+        Method(
+            "tdpo1",
+            "TDPO1",
+            "Token-level Direct Preference Optimization",
+            "pairs",
+            "DPO with the difference of the exact forward sequence KLs in the margin",
+            paper="2404.11999",
+            equation="eq. 14",
+            has_beta=True,
+        ),
+        Method(
+            "dpo",
+            "DPO",
+            "Direct Preference Optimization",
+            "pairs",
+            "−log σ(β h), h the difference of the log-ratios",
+            paper="2305.18290",
+            equation="eq. 7",
+            has_beta=True,
+        ),
+        Method(
+            "sft",
+            "SFT",
+            "supervised fine-tuning on the chosen responses",
+            "pairs",
+            "supervised fine-tuning on the chosen responses",
+        ),
+        Method(
+            "ppo",
+            "PPO",
+            "Proximal Policy Optimization",
+            "rewards",
+            "the clipped policy gradient on rewards, held by a KL to the reference",
+            paper="1707.06347",
+            equation="eq. 7",
+        ),
+    )
+}
+
+
+def public_name(key: str) -> str:
+    """The public name of a method; a key that is not known is its own name."""
+    method = METHODS.get(key.lower())
+    return key if method is None else method.name
+
+
+@dataclass(frozen=True)
+class ArmKind:
+    """An arm of a study. `method` is None for the reference, which is only sampled.
+
+    `strength` says in words what its strengths are, `key` is the key of the recipe that a strength is written to, and
+    `fixed` are the keys that make the arm what it is.
+    """
+
+    label: str
+    what: str
+    method: str | None = None
+    strength: str = ""
+    key: str = ""
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> RecipeKind:
+        """Which recipe it is trained with: one for preferences, one for PPO, or none."""
+        if self.method is None:
+            return "reference"
+        return "preferences" if METHODS[self.method].learns_from == "pairs" else "ppo"
+
+
+def _loss(name: str) -> ArmKind:
+    method = METHODS[name]
+    return ArmKind(method.name, method.summary, name, "β", "loss.beta", {"loss.name": name})
+
+
+def _ppo(label: str, what: str, direction: str, form: str, place: str) -> ArmKind:
+    constraint = {"kl.direction": direction, "kl.form": form, "kl.place": place, "kl.controller": "fixed"}
+    return ArmKind(label, what, "ppo", "KL coefficient", "kl.coefficient", constraint)
+
+
+REFERENCE = "reference"
+# In the order in which they appear everywhere.
+ARMS: dict[str, ArmKind] = {
+    REFERENCE: ArmKind("Reference", "the model before training"),
+    "sft": ArmKind(
+        "SFT on chosen",
+        METHODS["sft"].summary,
+        "sft",
+        "learning rate",
+        "training.learning_rate",
+        {"loss.name": "sft"},
+    ),
+    "dpo": _loss("dpo"),
+    "tdpo1": _loss("tdpo1"),
+    "tdpo2": _loss("tdpo2"),
+    "ppo_reverse": _ppo(
+        "PPO (reverse KL)", "PPO with the sampled reverse KL taken off every reward", "reverse", "sampled", "reward"
+    ),
+    "ppo_reverse_exact": _ppo(
+        "PPO (exact reverse KL)", "PPO with the exact reverse KL added to the loss", "reverse", "exact", "loss"
+    ),
+    "ppo_forward": _ppo(
+        "PPO (forward KL)", "PPO with the exact forward KL added to the loss", "forward", "exact", "loss"
+    ),
+}

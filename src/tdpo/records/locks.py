@@ -1,0 +1,99 @@
+"""Lock files: whether a process is at work, and how another one waits for it.
+
+The system releases a lock when its process ends, however it ends. `fcntl.flock` is used directly and not the package
+filelock: whether somebody holds a lock must be asked without creating, writing or taking the file (a report may read a
+folder that it must not write to), and filelock has no such question. Both lock the same way, so that processes of
+earlier versions, which used filelock for the reference cache, and later ones see each other's locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .files import open_no_link
+
+try:
+    import fcntl
+except ImportError:  # Windows has no locks of this kind: nothing is protected there
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_TRIES, LOCK_PAUSE = 5, 0.02  # a process that only asks whether a lock is held holds it for a moment
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, remove: bool = False) -> Iterator[bool]:
+    """Try to take the lock file `path`; gives whether this process holds it now. `remove` deletes it afterwards."""
+    if fcntl is None:
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_no_link(path, "a") as file:
+        # Whoever held the lock may have removed the file that was opened here.
+        if not _take(file) or not _is_at(file, path):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            if remove:
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def waiting_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Take the lock file `path`, which stays; where another process holds it, call `on_wait` and wait for its end."""
+    if fcntl is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_no_link(path, "a") as file:
+        if not _take(file):
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether some process holds the lock file; None where that cannot be known. Writes nothing."""
+    if fcntl is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            if not _try_to_lock(file, fcntl.LOCK_SH):
+                return True
+            fcntl.flock(file, fcntl.LOCK_UN)
+            return False
+    except OSError:
+        return None
+
+
+def _take(file: IO[Any]) -> bool:
+    """Try to lock an open file for this process alone, a few times."""
+    return any(_try_to_lock(file, fcntl.LOCK_EX, LOCK_PAUSE if tries else 0.0) for tries in range(LOCK_TRIES))
+
+
+def _try_to_lock(file: IO[Any], how: int, pause: float = 0.0) -> bool:
+    time.sleep(pause)
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False

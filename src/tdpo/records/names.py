@@ -1,0 +1,32 @@
+"""Names of the files in a run directory and in a study's folder."""
+
+from __future__ import annotations
+
+LOCK_FILE = ".lock"  # of a run directory and of a study's folder: held while a process works there
+
+# A run directory
+RECIPE_FILE = "recipe.yaml"
+MACHINE_FILE = "environment.json"
+STATUS_FILE = "status.json"
+DATA_FILE = "data.json"
+METRICS_FILE = "metrics.jsonl"
+COMPLETIONS_FILE = "completions.jsonl"
+EVALUATION_FILE = "evaluation.json"
+SAMPLES_FILE = "samples.jsonl"
+BASE_SAMPLES_FILE = "base_samples.json"
+REPORT_FILE = "report.html"
+MODEL_FOLDER = "model"
+
+# A study's folder
+STUDY_FILE = "study.yaml"
+ABOUT_FILE = "about.json"
+CLAIMS_FILE = "claims.json"
+RESULTS_FILE = "results.csv"
+TIMINGS_FILE = "timings.csv"  # apart from the results, since no two studies take equally long
+PROMPTS_FILE = "prompts.csv"
+RESPONSES_FILE = "responses.csv"
+CURVES_FILE = "curves.csv"
+# The folder of one of its cells
+CELL_FILE = "cell.json"
+LOG_FILE = "cell.log"
+MEASURED_FILE = "measured.json"

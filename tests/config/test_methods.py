@@ -1,0 +1,35 @@
+"""The table of methods agrees with what recipes, trainers, studies and the exact benchmark call by these names."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from tdpo.config import ARM_NAMES, Loss, RecipeError, load_recipe
+from tdpo.config.claims_schema import Opponent
+from tdpo.exact.methods import METHODS as EXACT
+from tdpo.methods import ARMS, METHODS, REFERENCE, public_name
+from tdpo.report.study.methods import COLORS, SYMBOLS
+
+ON_PAIRS = [method for method in METHODS.values() if method.learns_from == "pairs"]
+
+
+def test_every_name_is_in_the_table_and_in_one_order() -> None:
+    assert set(get_args(Loss.model_fields["name"].annotation)) == {method.key for method in ON_PAIRS}
+    assert (REFERENCE, *ARM_NAMES) == tuple(ARMS) == get_args(Opponent)
+    assert list(COLORS) == list(SYMBOLS) == list(ARMS)
+    assert {EXACT[key].label for key in ("dpo", "tdpo1", "tdpo2")} == {"DPO", "TDPO1", "TDPO2"}
+    assert public_name("TDPO2") == "TDPO2" and public_name("kto") == "kto"
+
+
+@pytest.mark.parametrize("method", ON_PAIRS, ids=lambda method: method.key)
+@pytest.mark.parametrize("key", ["beta", "alpha"])
+def test_a_recipe_takes_the_strengths_that_the_table_says(method: object, key: str) -> None:
+    takes = getattr(method, f"has_{key}")
+    values = {"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": {"name": method.key, key: 0.3}}  # type: ignore[attr-defined]
+    if takes:
+        assert getattr(load_recipe(values).loss, key) == 0.3  # type: ignore[union-attr]
+    else:
+        with pytest.raises(RecipeError, match=f"loss.{key}: has no effect"):
+            load_recipe(values)
