@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tdpo import Head, TokenStats
-from tdpo.token_statistics import Extra, tiled
+from tdpo.token_statistics import Extra, tiles
 
 EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 FLOAT = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -62,8 +62,8 @@ def make_case(kind: str = "plain", dtype: torch.dtype = torch.float64, tokens: i
 
 
 def use_tiles_of(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled, "TILE", width)
-    monkeypatch.setattr(tiled, "MIN_TILE", 1)
+    monkeypatch.setattr(tiles, "TILE", width)
+    monkeypatch.setattr(tiles, "MIN_TILE", 1)
 
 
 class LargestTensor(TorchDispatchMode):
