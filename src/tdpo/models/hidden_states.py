@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..token_statistics import Head
 from .sharding import gather, is_fsdp_unit, modules_around
-from .span_attention import note_spans
+from .span_attention import install_span_attention
+from .spans import SpanMask, with_spans
 
 
 def causal_lm_of(model: Any) -> Any:
@@ -91,7 +92,10 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if mask is None or mask.dim() != 4:
         return mask
     additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    return note_spans(additive, mask)
+    additive = with_spans(additive, mask)
+    if isinstance(additive, SpanMask):
+        install_span_attention()
+    return additive
 
 
 def find_head(model: Any) -> Callable[[], Head] | None:
