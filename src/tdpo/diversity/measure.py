@@ -52,7 +52,7 @@ def measure_diversity(
     """All diversity metrics of responses `texts[prompt][response]`; rewards, labels and embeddings are aligned to them.
 
     Per input: `embedding_diversity`, `ead`, `distinct_1`, `distinct_2`, `self_bleu` (lower is more diverse), `vendi`.
-    `across_…`: the same across inputs. `gated_…`: the same per input, of responses with a reward of at least `threshold`.
+    `across_…`: the same across inputs. `gated_…`: the same per input, of responses with a reward ≥ `threshold`.
     `gated_share`, `valid_share`: shares of all responses that have words and pass the threshold, or are in a mode.
     `mode_coverage`, `mode_entropy`: over the labels of a prompt's responses (None: in no mode).
 

@@ -1,9 +1,10 @@
 """Every problem with every method: the tables of the exact benchmark.
 
 - `infinite`: each method at each of its strengths, with infinite data.
-- `matched`: each method at the strength at which it has a given reward or KL, found and not interpolated.
-- `finite`: what 100 studies of 50, 500 and 5,000 scored responses make of it, at the strength that would have given
-  half of the possible gain in reward.
+- `matched`: each method at the strength at which it has a given reward or KL; the strength is searched for, and not
+  interpolated.
+- `finite`: 100 studies each with 50, 500 and 5,000 scored responses, at the strength that gives half of the possible
+  gain in reward with infinite data.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from .measures import distance, measure
 from .methods import METHODS, path
 from .problems import Problem, make_problem
 
-LOG_STRENGTH = 1e-5  # to which the logarithm of the strength is found at which a method has a target
+LOG_STRENGTH = 1e-5  # precision, in its logarithm, of the strength at which a method has a target
 TRIES = 12  # of that search; smooth methods need half of them
-MISSED = 1e-5  # of the target: farther away, the optimum jumps over it
-TRIAL_SEED = 1  # added to the seed of the settings: the rate is chosen where other symbols are likely, on other data
+MISSED = 1e-5  # largest distance from the target; if it is larger, the optimum jumps over the target
+TRIAL_SEED = 1  # added to the seed of the settings: rates are chosen on other data, where other symbols are likely
 DIGITS = 5  # of a number in a table
 
 Row = dict[str, Any]
@@ -74,10 +75,10 @@ def _place(problem: Problem, name: str) -> Row:
 def reached(
     problem: Problem, name: str, points: Sequence[tuple[float, Tensor]], measured: str, target: float
 ) -> tuple[float, Tensor] | None:
-    """The first strength, from the strongest hold on, at which the method has `target`, and its node_logp there.
+    """The first strength, from the strongest on, at which the method has the `target`, and its node_logp there.
 
-    A root in the logarithm of the strength, between the two `points` that have the target between them. None where
-    the method never has it, jumps over it, has it already at its strongest hold, or has no strengths between two.
+    It is a root in the logarithm of the strength, between the two `points` on both sides of the target. None where
+    the method never has the target, jumps over it, is beyond it at its strongest, or has only whole strengths.
     """
     from scipy.optimize import brentq
 
@@ -90,7 +91,7 @@ def reached(
     first = next((i for i, (_, node_logp) in enumerate(points) if beyond(node_logp) >= 0), None)
     if not first:
         return None
-    (held, start), (free, _) = points[first - 1], points[first]
+    (stronger, start), (weaker, _) = points[first - 1], points[first]
 
     def gap(log_strength: float) -> float:
         nonlocal start
@@ -99,7 +100,7 @@ def reached(
             start = node_logp
         return missing
 
-    strength = math.exp(brentq(gap, math.log(held), math.log(free), xtol=LOG_STRENGTH, maxiter=TRIES, disp=False))
+    strength = math.exp(brentq(gap, math.log(stronger), math.log(weaker), xtol=LOG_STRENGTH, maxiter=TRIES, disp=False))
     node_logp = METHODS[name].optimum(problem, strength, start)
     return (strength, node_logp) if abs(beyond(node_logp)) < MISSED else None
 
@@ -141,12 +142,12 @@ def _distances(problem: Problem, best: Tensor, node_logp: Tensor) -> Tensor:
 
 
 def _moments(name: str, values: Tensor) -> Row:
-    """Mean over studies, and standard deviation between them."""
+    """The mean over the studies, and the standard deviation between them."""
     return {name: float(values.mean()), f"{name}_sd": float(values.std())}
 
 
 def table_text(rows: Iterable[Row]) -> str:
-    """Rows as CSV; numbers with five digits, so that a repetition gives the same bytes. No rows, no text."""
+    """The rows as CSV, "" without rows. Numbers have five digits, so that a repetition gives the same bytes."""
     rows = list(rows)
     if not rows:
         return ""
@@ -162,7 +163,7 @@ def _shown(value: Any) -> Any:
 
 
 def methods_record() -> list[dict[str, str]]:
-    """What a reader of the tables needs to know of the methods; the reference first."""
+    """The methods as a reader of the tables needs them: name, label, data, direction; the reference comes first."""
     reference = {"name": "reference", "label": "Reference", "data": "reference", "direction": ""}
     own = [{"name": n, "label": m.label, "data": m.data, "direction": m.direction} for n, m in METHODS.items()]
     return [reference, *own]
