@@ -48,8 +48,8 @@ class Case:
 
     def leaves(self) -> list[Tensor]:
         """The policy's tensors, each requiring a gradient from now on."""
-        found = [self.hidden, self.head.weight, *([] if self.head.bias is None else [self.head.bias])]
-        return [leaf.requires_grad_() for leaf in found]
+        tensors = [self.hidden, self.head.weight, *([] if self.head.bias is None else [self.head.bias])]
+        return [tensor.requires_grad_() for tensor in tensors]
 
 
 def make_case(kind: str = "plain", dtype: torch.dtype = torch.float64, tokens: int = 6) -> Case:
@@ -80,8 +80,8 @@ class LargestTensor(TorchDispatchMode):
 
 
 def differentiable(stats: TokenStats) -> list[Tensor]:
-    found = [stats.policy_logp, stats.forward_kl, stats.reverse_kl, stats.policy_entropy]
-    return [f for f in found if f is not None]
+    values = [stats.policy_logp, stats.forward_kl, stats.reverse_kl, stats.policy_entropy]
+    return [value for value in values if value is not None]
 
 
 def weighted_sum(stats: TokenStats) -> Tensor:

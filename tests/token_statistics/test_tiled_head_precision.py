@@ -102,16 +102,16 @@ def test_products_keep_float32_accuracy_whatever_the_operands(left: torch.dtype,
 
 
 def test_bf16_units_are_used_only_where_both_operands_hold_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what is asked of the kernel: processors without such units would hide a mistake."""
-    asked: dict[tuple[torch.dtype, torch.dtype], bool] = {}
+    """The switch of the kernel is watched, because processors without such units would hide a mistake."""
+    switched: dict[tuple[torch.dtype, torch.dtype], bool] = {}
     original = products.float32_products_in_bf16
 
     def recorded(enabled: bool) -> Any:
-        asked[left, right] = enabled
+        switched[left, right] = enabled
         return original(enabled)
 
     monkeypatch.setattr(products, "float32_products_in_bf16", recorded)
     for left in FLOAT:
         for right in FLOAT:
             products.wide_product(torch.randn(2, 2).to(left), torch.randn(2, 2).to(right))
-    assert [pair for pair, enabled in asked.items() if enabled] == [(torch.bfloat16, torch.bfloat16)]
+    assert [pair for pair, enabled in switched.items() if enabled] == [(torch.bfloat16, torch.bfloat16)]

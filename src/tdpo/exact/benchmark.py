@@ -41,10 +41,10 @@ def run_problem(problem: Problem) -> Tables:
     for name in METHODS:
         points = path(problem, name)
         tables["infinite"] += [_row(problem, name, strength, node_logp) for strength, node_logp in points]
-        for measured, target in _targets(problem):
-            if point := reached(problem, name, points, measured, target):
+        for measure_name, target in _targets(problem):
+            if point := reached(problem, name, points, measure_name, target):
                 row = _row(problem, name, *point)
-                tables["matched"].append({"matched": measured, "target": target, **row})
+                tables["matched"].append({"matched": measure_name, "target": target, **row})
         if problem.tree in problem.settings.finite_trees and problem.reward in problem.settings.finite_rewards:
             tables["finite"] += _finite(problem, name, points)
     return tables
@@ -73,7 +73,7 @@ def _place(problem: Problem, name: str) -> Row:
 
 
 def reached(
-    problem: Problem, name: str, points: Sequence[tuple[float, Tensor]], measured: str, target: float
+    problem: Problem, name: str, points: Sequence[tuple[float, Tensor]], measure_name: str, target: float
 ) -> tuple[float, Tensor] | None:
     """The first strength, from the strongest on, at which the method has the `target`, and its node_logp there.
 
@@ -86,7 +86,7 @@ def reached(
         return None
 
     def beyond(node_logp: Tensor) -> float:
-        return float(measure(problem, node_logp)[measured]) - target
+        return float(measure(problem, node_logp)[measure_name]) - target
 
     first = next((i for i, (_, node_logp) in enumerate(points) if beyond(node_logp) >= 0), None)
     if not first:
@@ -116,8 +116,8 @@ def _finite(problem: Problem, name: str, points: Sequence[tuple[float, Tensor]])
     for learner in METHODS[name].learners:
         for scored, _ in settings.rollouts:
             rates = torch.tensor(settings.rates, dtype=torch.float64).repeat_interleave(settings.trial_studies)
-            tried = _learn(trial, name, learner, strength, scored, rates, settings.seed + TRIAL_SEED)
-            distances = _distances(trial, trial_best, tried).view(len(settings.rates), -1).mean(-1)
+            trials = _learn(trial, name, learner, strength, scored, rates, settings.seed + TRIAL_SEED)
+            distances = _distances(trial, trial_best, trials).view(len(settings.rates), -1).mean(-1)
             rate = settings.rates[int(distances.argmin())]
             rates = torch.full((settings.studies,), rate, dtype=torch.float64)
             node_logp = _learn(problem, name, learner, strength, scored, rates, settings.seed)

@@ -36,8 +36,8 @@ def sampled_pairs(problem: Problem, scored: int, studies: int, generator: torch.
     """`studies` samples of scored // 2 pairs each, [studies, K, K]; a pair of equal responses does not count."""
     size = problem.tree.responses
     reference = problem.reference_logp.exp()
-    drawn = torch.multinomial(reference.expand(studies, -1), scored // 2 * 2, replacement=True, generator=generator)
-    first, second = drawn.chunk(2, dim=-1)
+    samples = torch.multinomial(reference.expand(studies, -1), scored // 2 * 2, replacement=True, generator=generator)
+    first, second = samples.chunk(2, dim=-1)
     gap = problem.settings.preference_scale * (problem.rewards[first] - problem.rewards[second])
     first_wins = torch.rand(first.shape, generator=generator, dtype=torch.float64) < torch.sigmoid(gap)
     chosen, rejected = torch.where(first_wins, first, second), torch.where(first_wins, second, first)

@@ -91,10 +91,10 @@ def _from_pretrained(name: str | Path, folder: str, trust_remote_code: bool, **c
 
 
 def _refuse_other_shapes(name: str | Path, model: Any, info: Any) -> None:
-    for key, saved, wanted in sorted(info["mismatched_keys"]):
+    for key, saved_shape, needed_shape in sorted(info["mismatched_keys"]):
         raise ValueError(
-            f"the weight {key} of {name} is {tuple(saved)}, and {type(model).__name__} needs {tuple(wanted)}: it would "
-            f"start at random. {NO_REWARD_MODEL}"
+            f"the weight {key} of {name} is {tuple(saved_shape)}, and {type(model).__name__} needs "
+            f"{tuple(needed_shape)}: it would start at random. {NO_REWARD_MODEL}"
         )
 
 

@@ -200,10 +200,10 @@ def _read_weights(name: str | Path, folder: str, dtype: str, trust_remote_code: 
             "would start at random. Is it a causal language model, saved whole?"
         )
     if others := sorted(info["mismatched_keys"]):
-        key, saved, wanted = others[0]
+        key, saved_shape, needed_shape = others[0]
         raise ValueError(
             f"{name} holds {len(others)} weights of other sizes than its config.json says, such as {key}: "
-            f"{list(saved)} instead of {list(wanted)}. Correct config.json, or save the model again."
+            f"{list(saved_shape)} instead of {list(needed_shape)}. Correct config.json, or save the model again."
         )
     if unused := sorted(info["unexpected_keys"]):
         _warn_of_unused(str(name), len(unused), type(model).__name__, unused[0])
@@ -303,11 +303,11 @@ def facts_of(model: Any, tokenizer: Any) -> ModelFacts:
 
 
 def _facts(config: Any, generation: Any, tokenizer: Any, source: str) -> ModelFacts:
-    named = getattr(generation, "eos_token_id", None)
-    ids = named if isinstance(named, list | tuple) else [named]
+    setting = getattr(generation, "eos_token_id", None)
+    ids = setting if isinstance(setting, list | tuple) else [setting]
     if odd := [i for i in ids if i is not None and (not isinstance(i, int) or i < 0)]:
         raise ValueError(f"{source}: eos_token_id must be a token's number or a list of them, got {odd[0]!r}")
-    ends = set(end_ids(tokenizer, named))
+    ends = set(end_ids(tokenizer, setting))
     return ModelFacts(ends, getattr(config.get_text_config(), "max_position_embeddings", None))
 
 

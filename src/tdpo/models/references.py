@@ -64,14 +64,14 @@ def _adapter_off(policy: Any) -> Iterator[None]:
         yield
 
 
-def reference_at_start(policy: Any, given: Any | None = None) -> Reference:
+def reference_at_start(policy: Any, ref_model: Any | None = None) -> Reference:
     """The reference of a policy before it is trained; where `reference_for` would make a copy, of the kind "start".
 
     Arguments and errors are those of `reference_for`. A start is due also for some adapters: one that changes the model
     already, and one that is trained along with weights of its base. Switched off, they would not give the start.
     """
-    if given is not None or (has_adapter(policy) and not _start_needs_copy(policy)):
-        return reference_for(policy, given)
+    if ref_model is not None or (has_adapter(policy) and not _start_needs_copy(policy)):
+        return reference_for(policy, ref_model)
     return Reference("start", policy, find_head(policy))
 
 
@@ -85,22 +85,22 @@ def kept_reference(policy: Any, start: Reference) -> Reference:
     return Reference("copy", copied, find_head(copied))
 
 
-def reference_for(policy: Any, given: Any | None = None) -> Reference:
-    """The reference of `policy`: the given model, else the policy's adapter switched off, else a frozen copy of it.
+def reference_for(policy: Any, ref_model: Any | None = None) -> Reference:
+    """The reference of `policy`: `ref_model`, else the policy's adapter switched off, else a frozen copy of it.
 
     Args:
         policy: the model that is trained or evaluated.
-        given: the model to use as reference; it is frozen and put into evaluation mode.
+        ref_model: the model to use as reference; it is frozen and put into evaluation mode.
 
     Raises:
-        ValueError: the given model looks ahead, shares trained weights with the policy, or its vocabulary has another
+        ValueError: `ref_model` looks ahead, shares trained weights with the policy, or its vocabulary has another
             size.
     """
-    if given is not None:
-        check_causal(given, "the reference")
-        _check_apart(policy, given)
-        check_vocabulary(policy, given)
-        return Reference("second model", _frozen(given), find_head(given))
+    if ref_model is not None:
+        check_causal(ref_model, "the reference")
+        _check_apart(policy, ref_model)
+        check_vocabulary(policy, ref_model)
+        return Reference("second model", _frozen(ref_model), find_head(ref_model))
     if has_adapter(policy):
         return Reference("adapter-off", None, find_head(policy))
     copied = _frozen(copy.deepcopy(policy))

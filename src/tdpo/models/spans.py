@@ -66,22 +66,22 @@ def spans_of(visible: Tensor) -> list[Span] | None:
 
     Positions that do not see themselves are padding. Nothing sees them, and it does not matter what they see.
     """
-    filled = int(visible.diagonal().sum())
-    seen = visible[:filled]
-    if not filled or not bool(visible.diagonal()[:filled].all()):
+    length = int(visible.diagonal().sum())
+    part = visible[:length]
+    if not length or not bool(visible.diagonal()[:length].all()):
         return None
-    count = seen.sum(dim=1)
-    continues = seen.diagonal(-1)[: filled - 1] & (count[1:] == count[:-1] + 1)
+    count = part.sum(dim=1)
+    continues = part.diagonal(-1)[: length - 1] & (count[1:] == count[:-1] + 1)
     starts = [0, *((~continues).nonzero()[:, 0] + 1).tolist()]
-    rebuilt = torch.zeros_like(seen)
+    of_spans = torch.zeros_like(part)
     spans = []
-    for start, end in zip(starts, [*starts[1:], filled], strict=True):
-        before = seen[start, :start].nonzero()[:, 0].tolist()
+    for start, end in zip(starts, [*starts[1:], length], strict=True):
+        before = part[start, :start].nonzero()[:, 0].tolist()
         span = Span(start, end, *((before[0], before[-1] + 1) if before else (0, 0)))
-        rebuilt[start:end, span.prompt_start : span.prompt_end] = True
-        rebuilt[start:end, start:end] = torch.ones(span.length, span.length, dtype=torch.bool).tril_()
+        of_spans[start:end, span.prompt_start : span.prompt_end] = True
+        of_spans[start:end, start:end] = torch.ones(span.length, span.length, dtype=torch.bool).tril_()
         spans.append(span)
-    return spans if torch.equal(rebuilt, seen) else None
+    return spans if torch.equal(of_spans, part) else None
 
 
 def with_spans(additive: Tensor, visible: Tensor) -> Tensor:

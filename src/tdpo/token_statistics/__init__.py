@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import checks, dense
 from .checks import index_range
-from .head_paths import head_path
+from .implementations import implementation_for
 from .types import Extra, Head, Impl, ReferenceSummary, TokenStats
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def linear_token_stats(
         targets: `[N]` int64.
         extras: any of "reverse_kl", "policy_entropy"; both with exact gradients.
         impl: "tiled" walks the vocabulary in tiles and recomputes them in the backward pass; "dense"
-            builds the logits in float64 and serves as oracle; "auto" is the fastest path (`head_paths.py`).
+            builds the logits in float64 and serves as oracle; "auto" is the fastest one (`implementations.py`).
 
     Returns:
         TokenStats `[N]`; logits are float32 also when the operands are half precision, because logits
@@ -105,8 +105,8 @@ def linear_token_stats(
     """
     checks.check_both_models(policy_hidden, policy_head, reference_hidden, reference_head)
     checks.check_targets_and_extras(targets, policy_hidden.shape[0], policy_head.weight.shape[0], extras)
-    path = head_path(impl, policy_hidden.device)
-    return path.linear(policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras))
+    linear = implementation_for(impl, policy_hidden.device).linear
+    return linear(policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras))
 
 
 def summarize_reference(
@@ -124,7 +124,8 @@ def summarize_reference(
     """
     checks.check_shared_head("reference_hidden", reference_hidden, head, targets)
     with torch.no_grad():
-        return head_path("auto", reference_hidden.device).summarize(reference_hidden.detach(), head, targets)
+        implementation = implementation_for("auto", reference_hidden.device)
+        return implementation.summarize(reference_hidden.detach(), head, targets)
 
 
 def frozen_head_token_stats(
@@ -157,5 +158,5 @@ def frozen_head_token_stats(
     """
     checks.check_shared_head("policy_hidden", policy_hidden, head, targets, extras)
     checks.check_summary(policy_hidden, head, summary, extras)
-    path = head_path("auto", policy_hidden.device)
-    return path.frozen(policy_hidden, head, summary, targets, frozenset(extras))
+    implementation = implementation_for("auto", policy_hidden.device)
+    return implementation.frozen(policy_hidden, head, summary, targets, frozenset(extras))

@@ -1,4 +1,4 @@
-"""Checks of the arguments: every public function of the package makes them once, and the head paths rely on them."""
+"""Checks of the arguments: the public functions of the package make them once, and the implementations rely on them."""
 
 from __future__ import annotations
 

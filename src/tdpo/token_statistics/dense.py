@@ -1,4 +1,4 @@
-"""Statistics from full logits `[N, V]`: the definition, and the oracle of the other head paths."""
+"""Statistics from full logits `[N, V]`: the definition, and the oracle of the other implementations."""
 
 from __future__ import annotations
 
