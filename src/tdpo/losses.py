@@ -1,19 +1,23 @@
 """DPO, TDPO1 and TDPO2, and SFT beside them: functions from pair scores to one loss value per pair.
 
-`margin` is what stands inside the sigmoid, and every reward contains everything that its loss
-contains, so chosen_reward − rejected_reward equals margin for each method and accuracy (margin > 0)
-cannot disagree with the loss. SFT alone knows no margin; the one it reports is a measurement.
+`margin` is what stands inside the sigmoid. Every reward contains all that its loss contains, so chosen_reward −
+rejected_reward equals margin for each method, and accuracy (margin > 0) cannot disagree with the loss. SFT alone
+has no margin in its loss; the one it reports is a measurement.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .scores import PairScores
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,10 @@ class PreferenceLoss:
     rewards (β·nats). Rewards and margin keep their gradient.
     """
 
-    per_pair: Tensor
-    margin: Tensor
-    chosen_reward: Tensor
-    rejected_reward: Tensor
+    per_pair: Float[Tensor, " P"]
+    margin: Float[Tensor, " P"]
+    chosen_reward: Float[Tensor, " P"]
+    rejected_reward: Float[Tensor, " P"]
 
 
 def dpo_loss(scores: PairScores, *, beta: float, label_smoothing: float = 0.0) -> PreferenceLoss:
@@ -86,9 +90,9 @@ def tdpo2_loss(scores: PairScores, *, beta: float, alpha: float, label_smoothing
 def sft_loss(scores: PairScores) -> PreferenceLoss:
     """SFT on the chosen response: −log π(chosen) + log π_ref(chosen) = −chosen_log_ratio, nats per sequence.
 
-    The reference's part is a constant, so the gradient is that of the negative log-likelihood, and the value starts at
-    0. Margin and rewards are the log-ratios themselves (a preference loss with β = 1): the loss does not contain
-    them, so the rejected response has no gradient.
+    The reference's part is a constant, so the gradient is that of the negative log-likelihood, and the value is 0 at
+    the start. Margin and rewards are those of a preference loss with β = 1, the log-ratios themselves. The loss does
+    not contain them, so the rejected response gets no gradient.
     """
     chosen, rejected = scores.chosen_log_ratio, scores.rejected_log_ratio
     return PreferenceLoss(-chosen, chosen - rejected, chosen, rejected)

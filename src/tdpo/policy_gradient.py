@@ -1,7 +1,8 @@
-"""What PPO is made of, torch only: advantages, clipped losses, the KL penalty in every form that is right, controllers.
+"""The mathematics of PPO, torch only: advantages, clipped losses, the KL penalty in every right form, controllers.
 
-Everything works on tokens; nats are nats per token unless a name says otherwise. The KL constraint has a direction, a
-form and a place, and not every combination has the gradient that its name promises: `_kl_choices` has the table.
+Everything works on tokens, in nats per token unless a name says otherwise. The KL constraint has a direction, a
+form and a place, and not every combination has the gradient that its name promises: `kl_choices` has the table.
+Shapes: the legend is in `token_statistics`; `*N` are tokens in any arrangement.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch import Tensor
 from .divergences import sampled_kl
 from .kl_choices import KLController, KLDirection, KLForm, KLPlace, estimator_of, kl_obstacle
 from .token_statistics import TokenStats
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,25 @@ class KLConstraint:
 # ---- advantages ----
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Float[Tensor, "S T"],
+    values: Float[Tensor, "S T"],
+    mask: Bool[Tensor, "S T"],
+    *,
+    gamma: float,
+    lam: float,
+) -> tuple[Float[Tensor, "S T"], Float[Tensor, "S T"]]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16), and the value targets.
 
-    A_t = δ_t + γλ·A_{t+1}, δ_t = r_t + γ·V(s_{t+1}) − V(s_t). Beyond a sequence's last token there is nothing: no
-    value is bootstrapped there, whether the response ended or was cut off.
+    A_t = δ_t + γλ·A_{t+1}, δ_t = r_t + γ·V(s_{t+1}) − V(s_t). After a sequence's last token the value is 0: nothing
+    is bootstrapped there, whether the response ended or was cut off.
 
     Args:
-        rewards: `[S, T]`, one a token, after every penalty.
-        values: `[S, T]`, V(s_t) of the state in which token t was drawn.
+        rewards: `[S, T]`, one per token, after every penalty.
+        values: `[S, T]`, V(s_t) of the state in which token t was sampled.
         mask: `[S, T]` bool, true for the tokens of a sequence, which come first in its row.
+        gamma: γ, the discount.
+        lam: λ, which weights the later terms of the advantage.
 
     Returns:
         Advantages and returns (advantage + value), `[S, T]` each; 0 beyond the end.
@@ -104,17 +117,17 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
-def moments(values: Tensor, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> tuple[float, float]:
-    """Mean and standard deviation (population) of all `values`; `total` adds sums up over processes."""
+def moments(values: Float[Tensor, "*N"], total: Callable[[Tensor], Tensor] = lambda sums: sums) -> tuple[float, float]:
+    """Mean and standard deviation (of the population) of all `values`; `total` adds sums over processes."""
     wide = values.double().flatten()
     count, first = total(torch.stack([wide.new_tensor(wide.numel()), wide.sum()])).tolist()
     mean = first / max(count, 1.0)
-    # The squares around the common mean, not the mean of squares: advantages far from 0 would lose their digits.
+    # Squares around the common mean, and not the mean of squares: that would lose the digits of values far from 0.
     square = float(total((wide - mean).square().sum()[None])[0])
     return mean, math.sqrt(square / max(count, 1.0))
 
 
-def explained_variance(values: Tensor, returns: Tensor) -> float:
+def explained_variance(values: Float[Tensor, "*N"], returns: Float[Tensor, "*N"]) -> float:
     """1 − Var(returns − values)/Var(returns): 1 for a perfect critic, 0 for a constant one; 0 if nothing varies."""
     spread = float(returns.double().var(correction=0))
     return 1.0 - float((returns.double() - values.double()).var(correction=0)) / spread if spread > 0 else 0.0
@@ -125,45 +138,53 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """`per_token` `[N]` to be minimised, the `ratio` `[N]` to the sampling policy, and which tokens are `clipped`."""
+    """`per_token` is to be minimised, `ratio` is π/π_old, `clipped` says where the clip decides; `[N]` each."""
 
-    per_token: Tensor
-    ratio: Tensor
-    clipped: Tensor
+    per_token: Float[Tensor, "*N"]
+    ratio: Float[Tensor, "*N"]
+    clipped: Bool[Tensor, "*N"]
 
 
-def clipped_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_range: float) -> PolicyLoss:
+def clipped_policy_loss(
+    logp: Float[Tensor, "*N"], old_logp: Float[Tensor, "*N"], advantages: Float[Tensor, "*N"], clip_range: float
+) -> PolicyLoss:
     """PPO's clipped surrogate, negated: max(−A·ρ, −A·clip(ρ, 1 ± ε)) (Schulman et al. 2017, arXiv 1707.06347, eq. 7).
 
     Args:
-        logp: `[N]`, with gradient. old_logp, advantages: `[N]`, constants.
+        logp: `[N]` log-probabilities of the sampled tokens, with gradient.
+        old_logp: `[N]` the same under the policy that sampled them, constants.
+        advantages: `[N]`, constants.
         clip_range: ε > 0.
     """
     ratio = (logp - old_logp).exp()
-    free = -advantages * ratio
-    held = -advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    return PolicyLoss(torch.maximum(free, held), ratio.detach(), (held > free).detach())
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return PolicyLoss(torch.maximum(unclipped, clipped), ratio.detach(), (clipped > unclipped).detach())
 
 
 @dataclass(frozen=True)
 class ValueLoss:
-    """`per_token` `[N]`, half a squared error, and which tokens' values are clipped."""
+    """`per_token` is half a squared error, `clipped` says where the clip decides; `[N]` each."""
 
-    per_token: Tensor
-    clipped: Tensor
+    per_token: Float[Tensor, "*N"]
+    clipped: Bool[Tensor, "*N"]
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> ValueLoss:
+def clipped_value_loss(
+    values: Float[Tensor, "*N"], old_values: Float[Tensor, "*N"], returns: Float[Tensor, "*N"], clip_range: float | None
+) -> ValueLoss:
     """½·max((V − R)², (clip(V, V_old ± ε) − R)²), `[N]` each; ½·(V − R)² where `clip_range` is None."""
-    free = 0.5 * (values - returns).square()
+    unclipped = 0.5 * (values - returns).square()
     if clip_range is None:
-        return ValueLoss(free, torch.zeros_like(free, dtype=torch.bool))
-    held = 0.5 * (torch.clamp(values, old_values - clip_range, old_values + clip_range) - returns).square()
-    return ValueLoss(torch.maximum(free, held), (held > free).detach())
+        return ValueLoss(unclipped, torch.zeros_like(unclipped, dtype=torch.bool))
+    clipped = 0.5 * (torch.clamp(values, old_values - clip_range, old_values + clip_range) - returns).square()
+    return ValueLoss(torch.maximum(unclipped, clipped), (clipped > unclipped).detach())
 
 
-def kl_penalty(constraint: KLConstraint, policy_logp: Tensor, reference_logp: Tensor) -> Tensor:
-    """What is taken off the reward of each drawn token, before the coefficient, `[N]` nats; 0 if the KL is in the loss.
+def kl_penalty(
+    constraint: KLConstraint, policy_logp: Float[Tensor, "*N"], reference_logp: Float[Tensor, "*N"]
+) -> Float[Tensor, "*N"]:
+    """What is taken off each sampled token's reward, before the coefficient, `[N]` nats; 0 if the KL is in the loss.
 
     In a detached reward only k1 = log π − log π_ref has the gradient of the reverse KL.
     """
@@ -172,13 +193,13 @@ def kl_penalty(constraint: KLConstraint, policy_logp: Tensor, reference_logp: Te
     return sampled_kl(policy_logp, reference_logp, "k1")
 
 
-def kl_loss(constraint: KLConstraint, stats: TokenStats, old_logp: Tensor) -> Tensor | None:
+def kl_loss(constraint: KLConstraint, stats: TokenStats, old_logp: Float[Tensor, " N"]) -> Float[Tensor, " N"] | None:
     """The KL term of the loss, before the coefficient, `[N]` nats with gradient; None if the KL is in the reward.
 
-    Sampled: k2 has the reverse KL's gradient as a loss, k3 the forward KL's. Both only on tokens that the policy drew
-    itself: tokens of the older policy that sampled them are weighted with the ratio of the two. Exact: the KL over the
-    vocabulary at each position, which needs no weight. In the loss a KL acts on the position it belongs to; what a
-    token does to the KL of later positions is seen by k1 in the reward alone.
+    Sampled: as a loss, k2 has the reverse KL's gradient and k3 the forward KL's. This holds for tokens that the policy
+    samples itself; these were sampled by an older policy, so each is weighted with the ratio of the two. Exact: the KL
+    over the vocabulary at each position, which needs no weight. In the loss a KL acts on its own position only; k1 in
+    the reward also sees what a token does to the KL of later positions.
     """
     if constraint.place == "reward":
         return None
@@ -194,7 +215,7 @@ def kl_loss(constraint: KLConstraint, stats: TokenStats, old_logp: Tensor) -> Te
 
 
 class KLCoefficient:
-    """The coefficient of the KL: as it is, or after Ziegler et al. 2019.
+    """The coefficient of the KL: fixed, or adaptive after Ziegler et al. 2019.
 
     Adaptive: e = clip(KL/target − 1, ±0.2), coefficient ← coefficient·(1 + e·episodes/horizon), KL in nats per
     sequence, averaged over the episodes of one iteration.
@@ -207,7 +228,7 @@ class KLCoefficient:
         self.value = constraint.coefficient
 
     def update(self, kl: float, episodes: int) -> None:
-        """Take in one iteration's mean `kl` per sequence over so many `episodes`.
+        """Adapt the coefficient to one iteration: `kl` is the mean per sequence, in nats, over `episodes` sequences.
 
         Raises:
             ValueError: the KL is not a finite number.
@@ -234,15 +255,15 @@ class RewardScale:
         self.count, self.mean, self.square = 0.0, 0.0, 0.0
 
     def update(self, count: float, mean: float, std: float) -> None:
-        """Take in a batch by its size, mean and standard deviation."""
+        """Add a batch, given by its size, mean and standard deviation."""
         total = self.count + count
         gap = mean - self.mean
         self.square += std**2 * count + gap**2 * self.count * count / total
         self.mean += gap * count / total
         self.count = total
 
-    def apply(self, rewards: Tensor) -> Tensor:
-        """`[S]` rewards, normalised; unchanged in spread where nothing has varied yet."""
+    def apply(self, rewards: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
+        """`[S]` rewards, normalised; their spread is unchanged as long as no reward has differed from another."""
         std = math.sqrt(self.square / self.count) if self.count else 0.0
         return (rewards - self.mean) / (std if std > 0 else 1.0)
 

@@ -1,36 +1,42 @@
-"""From statistics of tokens to scores of pairs: log-ratios and sequence KLs."""
+"""Scores of pairs from the statistics of their tokens: log-ratios and sequence KLs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .token_statistics import TokenStats, index_range
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
+
 
 @dataclass(frozen=True)
 class PairScores:
-    """What the losses need to know of P pairs; each field is `[P]`, in nats per sequence.
+    """What the losses need to know of P pairs; `[P]` each, in nats per sequence.
 
     `*_log_ratio` is log π(y|x) − log π_ref(y|x); `*_sequence_kl` is D(x, y) = Σ_t KL(π_ref‖π) over the
     response's positions (arXiv 2404.11999, eq. 8).
     """
 
-    chosen_log_ratio: Tensor
-    rejected_log_ratio: Tensor
-    chosen_sequence_kl: Tensor
-    rejected_sequence_kl: Tensor
+    chosen_log_ratio: Float[Tensor, " P"]
+    rejected_log_ratio: Float[Tensor, " P"]
+    chosen_sequence_kl: Float[Tensor, " P"]
+    rejected_sequence_kl: Float[Tensor, " P"]
 
 
-def sum_by_sequence(values: Tensor, sequence_index: Tensor, num_pairs: int) -> tuple[Tensor, Tensor]:
+def sum_by_sequence(
+    values: Float[Tensor, " N"], sequence_index: Int64[Tensor, " N"], num_pairs: int
+) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
     """Sum per-token values `[N]` into sequences: (chosen `[P]`, rejected `[P]`); an empty response sums to 0."""
     totals = values.new_zeros(2 * num_pairs).index_add(0, sequence_index, values)
     return totals[:num_pairs], totals[num_pairs:]
 
 
-def score_pairs(stats: TokenStats, sequence_index: Tensor, num_pairs: int) -> PairScores:
+def score_pairs(stats: TokenStats, sequence_index: Int64[Tensor, " N"], num_pairs: int) -> PairScores:
     """Sum token statistics into pair scores.
 
     Args:
@@ -55,7 +61,7 @@ def score_pairs(stats: TokenStats, sequence_index: Tensor, num_pairs: int) -> Pa
             f"sequence_index must lie in [0, {2 * num_pairs}) for {num_pairs} pairs, got values from {low} to {high}"
         )
     log_ratio = stats.policy_logp - stats.reference_logp
-    # A token to which both models give probability zero says nothing about their ratio (−inf − −inf).
+    # A token to which both models give probability zero counts nothing: its ratio would be −inf − (−inf), NaN.
     both_zero = (stats.policy_logp == -torch.inf) & (stats.reference_logp == -torch.inf)
     log_ratio = torch.where(both_zero, torch.zeros_like(log_ratio), log_ratio)
     chosen_ratio, rejected_ratio = sum_by_sequence(log_ratio, sequence_index, num_pairs)

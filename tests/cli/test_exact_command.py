@@ -14,7 +14,7 @@ from tdpo.cli import _exact_run
 from tdpo.cli._errors import CommandError
 from tdpo.cli._exact_run import ExactRun, Stopped
 from tdpo.cli.app import app
-from tdpo.exact import study
+from tdpo.exact import benchmark
 from tdpo.exact.problems import Problem
 from tdpo.exact.settings import Settings
 from tdpo.exact.trees import Tree
@@ -28,9 +28,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the problems that were computed, each in no time: two methods of every table."""
     names: list[str] = []
 
-    def rows(problem: Problem) -> study.Tables:
+    def rows(problem: Problem) -> benchmark.Tables:
         names.append(problem.name)
-        row = study._row(problem, "dpo", 1.0, problem.reference)
+        row = benchmark._row(problem, "dpo", 1.0, problem.reference)
         other = {**row, "method": "rewards_forward_loss", "reward": 1 / 3, "entropy": 0.5}
         finite = [
             {**row, "learner": learner, "scored": n, "distance": 0.1, "distance_sd": 0.01, "reward_sd": 0.02}
@@ -40,7 +40,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         matched = [{"matched": "reward", "target": 0.5, **r} for r in (row, other)]
         return {"infinite": [row, other], "matched": matched, "finite": finite if problem.tree == Tree(3) else []}
 
-    monkeypatch.setattr(study, "run_problem", rows)
+    monkeypatch.setattr(benchmark, "run_problem", rows)
     return names
 
 

@@ -10,6 +10,7 @@ import pytest
 import sacrebleu
 import torch
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -134,6 +135,7 @@ def test_vendi_by_hand() -> None:
     assert vendi_score([[1.0, 0.0], [0.6, 0.8]]) == pytest.approx(expected, rel=1e-14)
 
 
+@examples(deadline=None)
 @given(ROWS)
 def test_embedding_metrics_against_the_explicit_kernel(rows: np.ndarray) -> None:
     kept = [row / np.linalg.norm(row) for row in rows if row.any()]

@@ -73,7 +73,7 @@ def test_minilm_without_a_network_knows_what_is_alike(monkeypatch: pytest.Monkey
     close, far = float(found[0] @ found[1]), float(found[0] @ found[2])
     assert close > 0.5 > 0.2 > far
     # A folder is read as well as the name, and order does not change a bit.
-    again = SentenceEmbedder.load(str(embeddings.carried_folder()), device="cpu")
+    again = SentenceEmbedder.load(str(embeddings.minilm_folder()), device="cpu")
     assert (again.embed(texts[::-1])[::-1] == found).all()
 
 

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import brentq, minimize
 from torch import Tensor
 
-from tdpo.exact import optima, searching, study
+from tdpo.exact import benchmark, optima, searching
 from tdpo.exact.learning import Constraint, learn_from_pairs, learn_from_rewards
 from tdpo.exact.measures import distance, measure
 from tdpo.exact.methods import METHODS, path
@@ -259,7 +259,8 @@ def test_learners_come_closer_to_their_own_optimum_with_more_data(
     name = f"rewards_{direction}_loss" if learner in ("ppo", "rloo") else learner
     optimum = METHODS[name].optimum(problem, strength, problem.reference)
     few, many = (
-        study._distances(problem, optimum, learned(problem, learner, direction, strength, n)).mean() for n in (50, 5000)
+        benchmark._distances(problem, optimum, learned(problem, learner, direction, strength, n)).mean()
+        for n in (50, 5000)
     )
     assert many < 0.06 and many < few / 2
 
@@ -268,7 +269,7 @@ def test_a_wrong_direction_ends_elsewhere() -> None:
     problem = make_problem(TOKEN, "peaked", "rare")
     policy = learned(problem, "ppo", "forward", 0.15, 5000)
     right, wrong = (optima.kl_in_loss(problem, direction, 0.15) for direction in ("forward", "reverse"))
-    near, far = (float(study._distances(problem, optimum, policy).mean()) for optimum in (right, wrong))
+    near, far = (float(benchmark._distances(problem, optimum, policy).mean()) for optimum in (right, wrong))
     assert far > 4 * near
 
 
@@ -288,7 +289,7 @@ SMALL = Settings(
 
 
 def test_matched_rows_have_what_they_are_matched_on() -> None:
-    tables = study.run_problem(
+    tables = benchmark.run_problem(
         make_problem(TOKEN, "peaked", "rare", Settings(finite_trees=(), strengths=6, gains=(0.8,)))
     )
     assert tables["finite"] == [] and len(tables["matched"]) > 15
@@ -300,9 +301,9 @@ def test_matched_rows_have_what_they_are_matched_on() -> None:
 
 def test_a_problem_gives_the_same_rows_twice() -> None:
     problem = make_problem(Tree(2), "multimodal", "rare", SMALL)
-    first, second = study.run_problem(problem), study.run_problem(problem)
+    first, second = benchmark.run_problem(problem), benchmark.run_problem(problem)
     assert first == second and first["finite"]
-    text = study.table_text(first["finite"])
+    text = benchmark.table_text(first["finite"])
     assert text.splitlines()[0].startswith(
         "tree,shape,rewards,method,learner,strength,scored,rate,distance,distance_sd"
     )

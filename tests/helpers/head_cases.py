@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tdpo import Head, TokenStats
-from tdpo.token_statistics import Extra, tiled
+from tdpo.token_statistics import Extra, tiles
 
 EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 FLOAT = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -48,8 +48,8 @@ class Case:
 
     def leaves(self) -> list[Tensor]:
         """The policy's tensors, each requiring a gradient from now on."""
-        found = [self.hidden, self.head.weight, *([] if self.head.bias is None else [self.head.bias])]
-        return [leaf.requires_grad_() for leaf in found]
+        tensors = [self.hidden, self.head.weight, *([] if self.head.bias is None else [self.head.bias])]
+        return [tensor.requires_grad_() for tensor in tensors]
 
 
 def make_case(kind: str = "plain", dtype: torch.dtype = torch.float64, tokens: int = 6) -> Case:
@@ -62,8 +62,8 @@ def make_case(kind: str = "plain", dtype: torch.dtype = torch.float64, tokens: i
 
 
 def use_tiles_of(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled, "TILE", width)
-    monkeypatch.setattr(tiled, "MIN_TILE", 1)
+    monkeypatch.setattr(tiles, "TILE", width)
+    monkeypatch.setattr(tiles, "MIN_TILE", 1)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -80,8 +80,8 @@ class LargestTensor(TorchDispatchMode):
 
 
 def differentiable(stats: TokenStats) -> list[Tensor]:
-    found = [stats.policy_logp, stats.forward_kl, stats.reverse_kl, stats.policy_entropy]
-    return [f for f in found if f is not None]
+    values = [stats.policy_logp, stats.forward_kl, stats.reverse_kl, stats.policy_entropy]
+    return [value for value in values if value is not None]
 
 
 def weighted_sum(stats: TokenStats) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from helpers.tiny_models import FAMILIES, build_model
 from tdpo.batches import PairBatch, PairCollator, TokenizedPair, shared_prefix_batch
-from tdpo.models import hidden_states, policy_hidden, span_attention
-from tdpo.models.span_attention import Span, note_spans, spans_of
+from tdpo.models import hidden_states, policy_hidden, spans
+from tdpo.models.span_attention import SpanAttention, attention_restored
+from tdpo.models.spans import Span, SpanMask, spans_of, with_spans
 
 PAIRS = [
     TokenizedPair([5, 6, 7, 8, 9], [20, 21, 22, 1], [30, 31, 1]),
@@ -28,17 +29,13 @@ IDS = st.lists(st.integers(1, 30), min_size=1, max_size=9)
 
 @pytest.fixture(autouse=True)
 def _attention_as_it_was() -> Iterator[None]:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    before = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
-    yield
-    ALL_ATTENTION_FUNCTIONS._local_mapping.clear()
-    ALL_ATTENTION_FUNCTIONS._local_mapping.update(before)
+    with attention_restored():
+        yield
 
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(span_attention, "SPAN_COST", -(10**6))
+    monkeypatch.setattr(spans, "SPAN_COST", -(10**6))
 
 
 def row_of(pairs: list[TokenizedPair], rows: list[list[int]] | None = None, group: bool = False) -> Tensor:
@@ -70,10 +67,10 @@ def test_packed_and_grouped_rows_are_cut_at_every_sequence() -> None:
 def test_every_layout_is_made_of_spans(pairs: list[TokenizedPair], budget: int | None) -> None:
     batch = PairBatch.from_inputs(PairCollator(0, True, budget, group_prompts=budget is None)(pairs))
     for row in batch.attention_mask[:, 0]:
-        spans = spans_of(row)
-        assert spans is not None
-        assert [span.end for span in spans[:-1]] == [span.start for span in spans[1:]], "no gap"
-        assert spans[-1].end == int(row.diagonal().sum()), "up to the padding"
+        cut = spans_of(row)
+        assert cut is not None
+        assert [span.end for span in cut[:-1]] == [span.start for span in cut[1:]], "no gap"
+        assert cut[-1].end == int(row.diagonal().sum()), "up to the padding"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +88,8 @@ def test_a_mask_of_another_make_has_no_spans(mask: Tensor) -> None:
 
 def test_a_sliding_window_is_too_many_spans_to_pay() -> None:
     mask = torch.ones(96, 96, dtype=torch.bool).tril().triu(-31)
-    spans = spans_of(mask)
-    assert spans is not None and len(spans) == 96 - 31 and spans[1] == Span(32, 33, 1, 32)
+    cut = spans_of(mask)
+    assert cut is not None and len(cut) == 96 - 31 and cut[1] == Span(32, 33, 1, 32)
     assert not noted(mask[None, None])
 
 
@@ -117,7 +114,7 @@ def states_and_gradients(model: Any, batch: PairBatch) -> list[Tensor]:
 
 def without_spans(monkeypatch: pytest.MonkeyPatch, model: Any, batch: PairBatch) -> list[Tensor]:
     with monkeypatch.context() as patch:
-        patch.setattr(hidden_states, "note_spans", lambda additive, _: additive)
+        patch.setattr(hidden_states, "with_spans", lambda additive, _: additive)
         return states_and_gradients(model, batch)
 
 
@@ -209,7 +206,24 @@ def test_attention_without_spans_is_what_it_was(always: None, monkeypatch: pytes
 def span_attention_is_installed() -> bool:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    return hasattr(ALL_ATTENTION_FUNCTIONS["sdpa"], "looks_for_spans")
+    return isinstance(ALL_ATTENTION_FUNCTIONS["sdpa"], SpanAttention)
+
+
+def test_it_is_taken_away_again(always: None) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with attention_restored():
+        policy_hidden(build_model("llama"), shared_prefix_batch(PAIRS, 0).model_inputs(), torch.tensor([0]))
+        assert span_attention_is_installed()
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before and not span_attention_is_installed()
+
+
+def test_what_is_computed_from_a_mask_with_spans_has_none(always: None) -> None:
+    mask = row_of(PAIRS)[:, None]
+    noted_mask = with_spans(torch.zeros(mask.shape), mask)
+    assert type(noted_mask) is SpanMask and noted_mask.to(torch.float32) is noted_mask
+    assert {type(other) for other in (noted_mask.clone(), noted_mask[..., :3], noted_mask + 1)} == {Tensor}
 
 
 def test_asked_for_twice_it_is_there_once(always: None) -> None:
@@ -227,7 +241,7 @@ def test_asked_for_twice_it_is_there_once(always: None) -> None:
 
 
 def noted(mask: Tensor) -> bool:
-    return hasattr(note_spans(torch.zeros(mask.shape), mask), "tdpo_blocks")
+    return isinstance(with_spans(torch.zeros(mask.shape), mask), SpanMask)
 
 
 def test_many_short_sequences_stay_under_the_mask() -> None:

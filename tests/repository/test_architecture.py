@@ -141,6 +141,54 @@ def test_the_walker_lets_pass_what_is_right(path: str, source: str) -> None:
     assert violations({path: source}) == []
 
 
+def imported_files(path: str, source: str, files: Mapping[str, str]) -> set[str]:
+    """The files of the package that a file imports, also within functions and for type checkers alone.
+
+    A name that a folder's face shows counts as an import of the face, a submodule as an import of its file.
+    """
+    package, targets = ("tdpo", *Path(path).parts[:-1]), set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = package[: len(package) - node.level + 1] if node.level else ()
+        parts = [*base, *(node.module.split(".") if node.module else [])]
+        module = "/".join(parts[1:])
+        for alias in node.names:
+            inner = f"{module}/{alias.name}".strip("/")
+            places = (f"{inner}.py", f"{inner}/__init__.py", f"{module}.py", f"{module}/__init__.py")
+            targets.add(next((place for place in places if place in files), ""))
+    return targets - {""}
+
+
+def circles(files: Mapping[str, str]) -> list[str]:
+    """The files that import themselves by way of others."""
+    direct = {path: imported_files(path, source, files) for path, source in files.items()}
+
+    def reached_from(path: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = set(direct[path])
+        while waiting:
+            seen |= waiting
+            waiting = {target for place in waiting for target in direct[place]} - seen
+        return seen
+
+    return sorted(path for path in files if path in reached_from(path))
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    files = package_files()
+    assert imported_files("scores.py", files["scores.py"], files) == {"token_statistics/__init__.py"}
+    assert circles(files) == []
+
+
+def test_circles_are_noticed() -> None:
+    one, face, needs_one = "from .two import x", "from .one import x", "if TYPE_CHECKING:\n    from . import one"
+    assert circles({"a/one.py": one, "a/two.py": needs_one}) == ["a/one.py", "a/two.py"]
+    assert circles({"a/one.py": one, "a/two.py": "def f():\n    from .one import x"}) == ["a/one.py", "a/two.py"]
+    assert circles({"a/__init__.py": face, "a/one.py": "from ..a import x"}) == ["a/__init__.py", "a/one.py"]
+    assert circles({"a/__init__.py": face, "a/one.py": "from . import two", "a/two.py": ""}) == []
+
+
 def outside_imports(path: str, source: str) -> set[str]:
     package = ("tdpo", *Path(path).parts[:-1])
     tops = {module.split(".")[0] for _, module in imported_modules(source, package)}
@@ -149,13 +197,14 @@ def outside_imports(path: str, source: str) -> set[str]:
 
 def test_the_mathematics_needs_torch_only() -> None:
     # What they import beside torch on first use, or to name a type.
-    also = {"diversity/texts.py": {"sacrebleu"}, "diversity/vectors.py": {"numpy"}}
+    also = {"diversity/words.py": {"sacrebleu"}, "diversity/vectors.py": {"numpy"}}
     seen = set()
     for path, source in package_files().items():
         room = path.split("/")[0].removesuffix(".py")
         if room in MATHEMATICS:
             seen.add(room)
-            assert outside_imports(path, source) <= {"torch"} | also.get(path, set()), path
+            # jaxtyping names the shapes for type checkers, and is never loaded (test_shapes.py).
+            assert outside_imports(path, source) <= {"torch", "jaxtyping"} | also.get(path, set()), path
     assert seen == MATHEMATICS
     assert outside_imports("losses.py", "def f():\n    import numpy.linalg") == {"numpy"}
 
@@ -180,6 +229,7 @@ def test_who_reads_what_lies_on_disk_never_imports_torch(room: str) -> None:
 HEAVY = {
     "transformers", "datasets", "peft", "accelerate", "trl", "plotly", "matplotlib", "jinja2",
     "typer", "rich", "pydantic", "vaderSentiment", "gguf", "playwright", "sacrebleu", "sentence_transformers",
+    "jaxtyping", "beartype",
 }  # fmt: skip
 
 

@@ -156,8 +156,8 @@ def test_the_likeliest_are_found_wherever_they_stand(bounds: list[int]) -> None:
     z[1, -frozen_head.LIKELIEST :] += 50
     peaks = frozen_head._Peaks()
     for start, end in itertools.pairwise(bounds):
-        peaks.look(z[:, start:end], start, end)
-    ids, values = peaks.found()
+        peaks.add_tile(z[:, start:end], start, end)
+    ids, values = peaks.ids_and_logits()
     expected = z.topk(min(frozen_head.LIKELIEST, z.shape[1]), dim=1)
     assert torch.equal(values, expected.values) and torch.equal(ids, expected.indices)
 

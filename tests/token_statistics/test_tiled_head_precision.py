@@ -10,7 +10,7 @@ import torch
 from helpers import oracle
 from helpers.head_cases import EXTRAS, FLOAT, gradients, make_case
 from tdpo import Head, linear_token_stats
-from tdpo.token_statistics import tiled
+from tdpo.token_statistics import products
 
 
 @pytest.mark.parametrize("weight_dtype", FLOAT)
@@ -82,10 +82,10 @@ def test_the_cpus_precision_switch_is_restored() -> None:
     before = switch.fp32_precision
     try:
         switch.fp32_precision = "ieee"
-        tiled.wide_product(half, half)
+        products.wide_product(half, half)
         assert switch.fp32_precision == "ieee"
         with pytest.raises(RuntimeError, match="cannot be multiplied"):
-            tiled.wide_product(half, half[:3])
+            products.wide_product(half, half[:3])
         assert switch.fp32_precision == "ieee"
     finally:
         switch.fp32_precision = before
@@ -96,22 +96,22 @@ def test_the_cpus_precision_switch_is_restored() -> None:
 def test_products_keep_float32_accuracy_whatever_the_operands(left: torch.dtype, right: torch.dtype) -> None:
     """Only where both operands hold bf16 values may the kernel use bf16 units."""
     a, b = torch.randn(128, 256).to(left), torch.randn(256, 512).to(right)
-    product = tiled.wide_product(a, b)
+    product = products.wide_product(a, b)
     assert product.dtype == (torch.float64 if torch.float64 in (left, right) else torch.float32)
     assert (product.double() - a.double() @ b.double()).abs().max() < 1e-4
 
 
 def test_bf16_units_are_used_only_where_both_operands_hold_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what is asked of the kernel: processors without such units would hide a mistake."""
-    asked: dict[tuple[torch.dtype, torch.dtype], bool] = {}
-    original = tiled.float32_products_in_bf16
+    """The switch of the kernel is watched, because processors without such units would hide a mistake."""
+    switched: dict[tuple[torch.dtype, torch.dtype], bool] = {}
+    original = products.float32_products_in_bf16
 
     def recorded(enabled: bool) -> Any:
-        asked[left, right] = enabled
+        switched[left, right] = enabled
         return original(enabled)
 
-    monkeypatch.setattr(tiled, "float32_products_in_bf16", recorded)
+    monkeypatch.setattr(products, "float32_products_in_bf16", recorded)
     for left in FLOAT:
         for right in FLOAT:
-            tiled.wide_product(torch.randn(2, 2).to(left), torch.randn(2, 2).to(right))
-    assert [pair for pair, enabled in asked.items() if enabled] == [(torch.bfloat16, torch.bfloat16)]
+            products.wide_product(torch.randn(2, 2).to(left), torch.randn(2, 2).to(right))
+    assert [pair for pair, enabled in switched.items() if enabled] == [(torch.bfloat16, torch.bfloat16)]

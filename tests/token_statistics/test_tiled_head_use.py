@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from helpers.head_cases import EXTRAS, LargestTensor, gradients, make_case, use_tiles_of, weighted_sum
 from tdpo import Head, linear_token_stats
-from tdpo.token_statistics import tiled
+from tdpo.token_statistics import tiled_backward, tiles
 
 
 @pytest.mark.parametrize("impl", ["tiled", "dense"])
@@ -106,7 +106,7 @@ def test_nothing_of_the_size_of_the_logits_is_ever_held(monkeypatch: pytest.Monk
 
 
 def test_long_batches_narrow_the_tile() -> None:
-    widths = {n: next(iter(tiled.tile_bounds(n, 10**6)))[1] for n in (0, 1, 4096, 8192, 10**6)}
+    widths = {n: next(iter(tiles.tile_bounds(n, 10**6)))[1] for n in (0, 1, 4096, 8192, 10**6)}
     assert widths == {0: 1024, 1: 1024, 4096: 1024, 8192: 1024, 10**6: 512}
 
 
@@ -117,13 +117,13 @@ def test_the_reference_is_recomputed_only_where_its_kl_has_a_gradient(
     leaves = case.leaves()
     stats = linear_token_stats(*case.arguments())
     tokens: dict[int, list[int]] = {3: [], 5: []}  # by size of hidden state: 3 the policy, 5 the reference
-    original = tiled.tile_logits
+    original = tiled_backward.tile_logits
 
     def recorded(hidden: Tensor, *rest: Any) -> Tensor:
         tokens[hidden.shape[1]].append(hidden.shape[0])
         return original(hidden, *rest)
 
-    monkeypatch.setattr(tiled, "tile_logits", recorded)
+    monkeypatch.setattr(tiled_backward, "tile_logits", recorded)
     loss = stats.policy_logp.sum() + stats.forward_kl[[1, 4]].sum()
     ours = torch.autograd.grad(loss, leaves)
     assert tokens == {3: [6], 5: [2]}

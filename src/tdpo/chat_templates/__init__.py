@@ -1,8 +1,7 @@
-"""Conversations and prompts as token ids: the one room that calls a tokenizer's chat template.
+"""Conversations and prompts as token ids: the only room that calls a tokenizer's chat template.
 
-Preference rows, PPO's prompts, pair sampling, evaluation, a study and `tdpo generate` all come through here, so that
-what is trained on is what is sampled from. What a template does is asked of it with small conversations, never looked
-up by name.
+Preference rows, prompts of PPO, pair sampling, evaluation, a study and `tdpo generate` all use it, so that training and
+sampling see the same prompts. How a template behaves is found out with small conversations; there is no list of names.
 """
 
 from .conversations import Conversation, PromptInput, prompt_input, template_columns

@@ -1,4 +1,4 @@
-"""Messages together with what their chat template is given besides: tools and named arguments."""
+"""Messages together with the other inputs of their chat template: tools and named arguments."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Conversation:
         return replace(self, messages=[*self.messages, *turns])
 
     def columns(self) -> dict[str, Any]:
-        """As `template_columns`."""
+        """The columns of a row that carry the tools and arguments, as `template_columns` gives them."""
         return template_columns({TOOLS: self.tools, ARGUMENTS: dict(self.arguments)})
 
 
 def template_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Those columns of a row that its chat template is given beside the messages; none where there is nothing."""
+    """The columns of a row that are inputs of its chat template beside the messages, without empty ones."""
     return {name: columns[name] for name in (TOOLS, ARGUMENTS) if columns.get(name)}
 
 
@@ -39,18 +39,18 @@ PromptInput = Text | Conversation
 
 
 def prompt_input(text: Text, columns: Mapping[str, Any], name: str) -> PromptInput:
-    """A prompt with the columns `tools` and `chat_template_kwargs` of its row, as what is to be rendered.
+    """A prompt together with the columns `tools` and `chat_template_kwargs` of its row.
 
-    Raises ValueError, naming the prompt, where the two columns are not what a chat template takes, or stand beside
-    plain text, which goes through no template.
+    Raises ValueError, naming the prompt, where a chat template cannot take the two columns, or where they stand beside
+    plain text, for which no template is used.
     """
-    given = template_columns(columns)
-    if not given:
+    options = template_columns(columns)
+    if not options:
         return text
-    checked, findings = check_template_options(given, plain=isinstance(text, str))
+    valid_options, findings = check_template_options(options, plain=isinstance(text, str))
     if findings:
         hint = "; give the prompt as messages, or the column another name" if isinstance(text, str) else ""
         raise ValueError(f"prompt {name}: {findings[0].field}: {findings[0].reason} ({findings[0].text}){hint}")
-    if isinstance(text, str) or not checked:
+    if isinstance(text, str) or not valid_options:
         return text
-    return Conversation(list(text), checked.get(TOOLS), checked.get(ARGUMENTS) or {})
+    return Conversation(list(text), valid_options.get(TOOLS), valid_options.get(ARGUMENTS) or {})

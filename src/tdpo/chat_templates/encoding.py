@@ -16,7 +16,10 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Encoder:
-    """A tokenizer with what was asked of it once. `begun_twice` counts texts that lost a second beginning token."""
+    """A tokenizer, and what is found out about it only once.
+
+    `begun_twice` counts the texts that had a second beginning-of-sequence token, which was removed.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -24,7 +27,7 @@ class Encoder:
 
     @cached_property
     def _wrapping(self) -> tuple[list[int], list[int]]:
-        """The special tokens that the tokenizer puts before and behind every text."""
+        """The special tokens that the tokenizer puts before and after every text."""
         bare = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
         whole = list(self.tokenizer("a")["input_ids"])
         for start in range(len(whole) - len(bare) + 1):
@@ -33,17 +36,17 @@ class Encoder:
         return [], []
 
     def plain(self, text: str, *, is_prompt: bool = False) -> list[int]:
-        """The ids of a text; without the tokens with which a tokenizer ends every text where it `is_prompt`."""
+        """The ids of a text; those of a prompt are without the tokens that the tokenizer puts after every text."""
         ids = self._begun_once(list(self.tokenizer(text)["input_ids"]))
         behind = self._wrapping[1] if is_prompt else []
         return ids[: -len(behind)] if behind and ids[-len(behind) :] == behind else ids
 
     def rendered(self, text: str) -> list[int]:
-        """The ids of what a chat template wrote, to which the tokenizer adds nothing."""
+        """The ids of a text that a chat template wrote; the tokenizer adds no special tokens to it."""
         return self._begun_once(list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     def prompt(self, prompt: PromptInput) -> list[int]:
-        """The ids of a prompt up to where the answer begins.
+        """The ids of a prompt up to where the response begins.
 
         Raises TemplateRefusal; ValueError for messages where the tokenizer has no chat template.
         """
@@ -67,7 +70,7 @@ class Encoder:
         return wants_text(self.tokenizer)
 
     def _as_taken(self, conversation: Conversation) -> Conversation:
-        """The conversation with arguments of tool calls in the form that the template takes."""
+        """The conversation with the arguments of tool calls as the template takes them: objects, or JSON text."""
         return with_text(conversation) if has_objects(conversation) and self._takes_text else conversation
 
     def generation_mask(self, conversation: Conversation) -> tuple[list[int], list[int]] | None:
@@ -75,14 +78,14 @@ class Encoder:
         template = self.tokenizer.get_chat_template(tools=conversation.tools)
         if not GENERATION.search(template):
             return None
-        asked = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-        masked = apply(self.tokenizer, self._as_taken(conversation), asked)
+        options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        masked = apply(self.tokenizer, self._as_taken(conversation), options)
         ids, mask = list(masked["input_ids"]), list(masked["assistant_masks"])
         begun = self._begun_once(ids)
         return begun, mask[len(ids) - len(begun) :]
 
     def _begun_once(self, ids: list[int]) -> list[int]:
-        """A text may hold the beginning-of-sequence token already, as a rendered conversation does."""
+        """The ids with one beginning-of-sequence token at most: a text that a template wrote often has one already."""
         start = self._wrapping[0]
         bos = getattr(self.tokenizer, "bos_token_id", None)
         if not start and bos is not None:

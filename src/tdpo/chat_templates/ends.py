@@ -1,4 +1,4 @@
-"""Where the assistant's turn ends, asked of the chat template itself."""
+"""Where the assistant's turn ends, found out with the chat template itself."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .conversations import Conversation
 from .prefixes import prefix_length
 from .rendering import TemplateRefusal, render
 
-# Words that no template writes of itself, one a turn.
-QUESTION, ANSWER, NEXT_QUESTION, NEXT_ANSWER = "Probequestion", "Probeanswer", "Nextquestion", "Nextanswer"
-SHORTEST_TEXT = 4  # characters of a constant text that ends a turn; a full stop is none
+# The contents of four turns, words that no template writes itself.
+QUESTION, RESPONSE, NEXT_QUESTION, NEXT_RESPONSE = "Probequestion", "Probeanswer", "Nextquestion", "Nextanswer"
+SHORTEST_TEXT = 4  # characters of a constant text that can end a turn; a full stop cannot
 
 
 @dataclass(frozen=True)
 class EndOfTurn:
-    """What a template writes behind the content of the last assistant turn.
+    """What a template writes after the content of the last assistant turn.
 
-    `tail` is all of it; the turn ends with the token `token_id`, or, where no special token stands there, with the
-    constant text `text`, which the tokenizer may split; `behind` is what follows it. None and "" where nothing that a
-    model could stop at is written.
+    `tail` is all of it. The turn ends with the token `token_id` or, where there is no special token, with the
+    constant text `text`, which the tokenizer may split. `behind` is what follows the end. They are None and "" where
+    the template writes nothing that a model could stop at.
     """
 
     tail: str = ""
@@ -30,68 +30,71 @@ class EndOfTurn:
     text: str = ""
 
 
-def end_of_turn(tokenizer: Any, known: Collection[int] = ()) -> EndOfTurn:
-    """How the tokenizer's chat template ends a turn; nothing where there is no template, or it refuses the question.
+def end_of_turn(tokenizer: Any, other_ends: Collection[int] = ()) -> EndOfTurn:
+    """How the tokenizer's chat template ends a turn; empty where there is no template or it refuses to be tried.
 
-    `known` are token ids that end a response for another reason, such as the tokenizer's end-of-sequence token: where
-    the template writes one of them after every turn, it is the end. Otherwise it is the first special or added token
-    that stands there, unless it opens a turn as well; and where there is none, a word of constant text.
+    `other_ends` are token ids that end a response for another reason, such as the tokenizer's end-of-sequence token. If
+    the template writes one of them after every turn, that is the end. Otherwise the end is the first special or added
+    token there, unless it opens a turn as well; and where there is none, a word of constant text.
     """
     if not getattr(tokenizer, "chat_template", None):
         return EndOfTurn()
-    last, inner, openings = _behind_answers(tokenizer)
+    last, inner, openings = _around_responses(tokenizer)
     if last is None:
         return EndOfTurn()
-    token = _end_token(tokenizer, last, inner, openings, known)
+    token = _end_token(tokenizer, last, inner, openings, other_ends)
     written = _end_text(last, inner) if token is None else str(tokenizer.decode([token]))
     at = last.find(written)
     behind = last[at + len(written) :] if written and at >= 0 else ""
     return EndOfTurn(last, behind, token, written if token is None else "")
 
 
-def _end_token(tokenizer: Any, last: str, inner: str | None, openings: str, known: Collection[int]) -> int | None:
+def _end_token(tokenizer: Any, last: str, inner: str | None, openings: str, other_ends: Collection[int]) -> int | None:
     tail = _ids(tokenizer, last)
     shared = tail if inner is None else tail[: prefix_length(tail, _ids(tokenizer, inner))]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     opening = set(_ids(tokenizer, openings))
     candidates = [token for token in shared if token in special]
     candidates = candidates or [token for token in tail if token in special and token not in opening]
-    return next((token for token in candidates if token in known), candidates[0] if candidates else None)
+    return next((token for token in candidates if token in other_ends), candidates[0] if candidates else None)
 
 
 def _end_text(last: str, inner: str | None) -> str:
-    """The first word behind every answer, if it is long enough not to stand within an answer."""
+    """The first word after every response, if it is long enough not to occur within one."""
     words = (last if inner is None else last[: prefix_length(last, inner)]).split()
     return words[0] if words and len(words[0]) >= SHORTEST_TEXT else ""
 
 
 def end_ids(tokenizer: Any, configured: Any) -> frozenset[int]:
-    """All tokens that end a response: those that a generation configuration names (an id, a list of them, or None),
-    the tokenizer's own, and the one with which the chat template ends a turn."""
-    named = configured if isinstance(configured, list | tuple | set | frozenset) else [configured]
-    known = {int(token) for token in [*named, tokenizer.eos_token_id] if token is not None}
-    token = end_of_turn(tokenizer, known).token_id
-    return frozenset(known if token is None else {*known, token})
+    """All tokens that end a response.
+
+    These are the ids in a generation configuration (`configured`: an id, a list of them, or None), the tokenizer's own,
+    and the token with which the chat template ends a turn.
+    """
+    in_config = configured if isinstance(configured, list | tuple | set | frozenset) else [configured]
+    ids = {int(token) for token in [*in_config, tokenizer.eos_token_id] if token is not None}
+    token = end_of_turn(tokenizer, ids).token_id
+    return frozenset(ids if token is None else {*ids, token})
 
 
 def without_tail(whole: str, end: EndOfTurn, finished: bool) -> str:
-    """A rendered conversation up to the end of its last turn, or up to the end of its content where that is open."""
-    unsaid = end.behind if finished else end.tail
-    return whole.removesuffix(unsaid) if whole.endswith(end.tail) else whole
+    """A rendered conversation up to the end of its last turn or, if that is not `finished`, of its content."""
+    surplus = end.behind if finished else end.tail
+    return whole.removesuffix(surplus) if whole.endswith(end.tail) else whole
 
 
-def _behind_answers(tokenizer: Any) -> tuple[str | None, str | None, str]:
-    """What stands behind the last answer of a conversation, behind an answer before another question, and before the
-    first answer."""
-    turns = [("user", QUESTION), ("assistant", ANSWER), ("user", NEXT_QUESTION), ("assistant", NEXT_ANSWER)]
+def _around_responses(tokenizer: Any) -> tuple[str | None, str | None, str]:
+    """What the template writes after the last response, between a response and the next question, and before the first
+    response."""
+    turns = [("user", QUESTION), ("assistant", RESPONSE), ("user", NEXT_QUESTION), ("assistant", NEXT_RESPONSE)]
     messages = [{"role": role, "content": content} for role, content in turns]
     whole = _rendered(tokenizer, messages)
     if whole is not None and all(whole.count(content) == 1 for _, content in turns):
-        before, _, rest = whole.partition(ANSWER)
-        return whole.partition(NEXT_ANSWER)[2], rest.partition(NEXT_QUESTION)[0], before.replace(QUESTION, "\n")
-    single = _rendered(tokenizer, messages[:2])  # some templates take one question only
-    if single is not None and single.count(ANSWER) == 1:
-        before, _, rest = single.partition(ANSWER)
+        before, _, rest = whole.partition(RESPONSE)
+        return whole.partition(NEXT_RESPONSE)[2], rest.partition(NEXT_QUESTION)[0], before.replace(QUESTION, "\n")
+    single = _rendered(tokenizer, messages[:2])  # some templates allow one question only
+    if single is not None and single.count(RESPONSE) == 1:
+        before, _, rest = single.partition(RESPONSE)
         return rest, None, before.replace(QUESTION, "\n")
     return None, None, ""
 

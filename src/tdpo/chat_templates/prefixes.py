@@ -1,4 +1,4 @@
-"""How far texts, or lists of token ids, are the same."""
+"""The common prefix of texts or of lists of token ids."""
 
 from __future__ import annotations
 

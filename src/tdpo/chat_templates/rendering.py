@@ -12,27 +12,27 @@ SECONDS = 10.0  # for one conversation; a template takes well under a millisecon
 
 
 class TemplateRefusal(ValueError):
-    """The chat template does not render a conversation: it refuses a role or an order, fails, or comes to no end."""
+    """The chat template does not render a conversation: it refuses a role or an order, fails, or does not end."""
 
 
 def render(tokenizer: Any, conversation: Conversation, *, generation_prompt: bool = False) -> str:
-    """The text of a conversation; `generation_prompt` adds what comes before the assistant's next answer.
+    """The text of a conversation; `generation_prompt` adds what comes before the assistant's next response.
 
     Raises TemplateRefusal with the template's own words.
     """
-    asked = {"tokenize": False, "add_generation_prompt": generation_prompt}
-    return str(apply(tokenizer, conversation, asked))
+    options = {"tokenize": False, "add_generation_prompt": generation_prompt}
+    return str(apply(tokenizer, conversation, options))
 
 
-def apply(tokenizer: Any, conversation: Conversation, asked: Mapping[str, Any]) -> Any:
-    """The tokenizer's `apply_chat_template` within a time limit, with arguments `asked` beside the conversation's.
+def apply(tokenizer: Any, conversation: Conversation, options: Mapping[str, Any]) -> Any:
+    """The tokenizer's `apply_chat_template` within a time limit, with `options` beside the conversation's arguments.
 
     Raises TemplateRefusal.
     """
 
     def applied() -> Any:
         return tokenizer.apply_chat_template(
-            conversation.messages, tools=conversation.tools, **conversation.arguments, **asked
+            conversation.messages, tools=conversation.tools, **conversation.arguments, **options
         )
 
     try:
@@ -40,6 +40,6 @@ def apply(tokenizer: Any, conversation: Conversation, asked: Mapping[str, Any]) 
     except TimeoutError as error:
         raise TemplateRefusal(f"the chat template does not come to an end: {error}") from error
     except Exception as error:  # whatever a template raises, it is about this conversation
-        said = str(error).strip() or type(error).__name__
-        named = said if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: {said}"
-        raise TemplateRefusal(f"the chat template refuses it: {named}") from error
+        message = str(error).strip() or type(error).__name__
+        reason = message if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: {message}"
+        raise TemplateRefusal(f"the chat template refuses it: {reason}") from error

@@ -1,4 +1,4 @@
-"""An end for computations that may have none: a chat template is a program of somebody else's."""
+"""A time limit for computations that may not end: a chat template is somebody else's program."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-INTERVAL = 0.1  # seconds between two looks of the watching thread
+INTERVAL = 0.1  # seconds after which the watching thread compares the deadlines again
 
 
 class _Overtime(BaseException):
-    """Raised within the computation; no `except Exception` of a library may catch it."""
+    """Raised within the computation. It is no Exception, so that no `except Exception` of a library catches it."""
 
 
 class _Watch:
-    """Interrupts threads that are past their deadline. Entering and leaving costs a lock and a dictionary entry."""
+    """Interrupts threads after their deadline. One background thread watches all of them.
+
+    Entering and leaving costs a lock and a dictionary entry.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,15 +32,15 @@ class _Watch:
         with self._lock:
             self._deadlines[threading.get_ident()] = time.monotonic() + seconds
             if self._thread is None or not self._thread.is_alive():  # the first time, and in a forked process
-                self._thread = threading.Thread(target=self._look, name="tdpo-time-limit", daemon=True)
+                self._thread = threading.Thread(target=self._watch_deadlines, name="tdpo-time-limit", daemon=True)
                 self._thread.start()
 
     def leave(self) -> bool:
-        """Whether the deadline was kept; if not, `_Overtime` is raised in this thread in a moment."""
+        """Whether the thread is in time; if not, `_Overtime` will be raised in it at any moment."""
         with self._lock:
             return self._deadlines.pop(threading.get_ident(), None) is not None
 
-    def _look(self) -> None:
+    def _watch_deadlines(self) -> None:
         while True:
             time.sleep(INTERVAL)
             with self._lock:
@@ -47,12 +50,14 @@ class _Watch:
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Overtime))
 
 
-_watch = _Watch()
+_watch = _Watch()  # one for the process, so that its thread is started once
 
 
 def within(seconds: float, compute: Callable[[], T]) -> T:
-    """`compute()`, or TimeoutError where it takes longer; it is interrupted between two steps of Python, not within
-    one. Not to be nested."""
+    """The result of `compute()`, or TimeoutError if it takes longer than `seconds`.
+
+    It is interrupted between two steps of Python, not within one. Calls must not be nested.
+    """
     interrupted = False
     try:
         _watch.enter(seconds)

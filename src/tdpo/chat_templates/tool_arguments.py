@@ -1,4 +1,4 @@
-"""Whether a chat template takes a tool call's arguments as an object or as JSON text, asked of the template itself."""
+"""Whether a chat template takes a tool call's arguments as an object or as JSON text; the template itself is tried."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ARGUMENTS = {"probekey": "probevalue"}
 
 
 def wants_text(tokenizer: Any) -> bool:
-    """Whether arguments have to be JSON text: the template joins them to other text, or writes them as they are.
+    """Whether arguments have to be JSON text: the template concatenates them with other text, or writes them unchanged.
 
-    Of an object the first fails, and the second writes Python's notation. A template that turns them into JSON itself
-    takes an object; text it would quote a second time.
+    With an object, the former fails and the latter writes Python's notation. A template that makes JSON itself takes
+    an object; it would quote text a second time.
     """
     try:
         as_text = render(tokenizer, _call(json.dumps(ARGUMENTS)))
@@ -45,8 +45,8 @@ def has_objects(conversation: Conversation) -> bool:
 def _call(arguments: Any) -> Conversation:
     function = {"name": "probetool", "arguments": arguments}
     call = {"id": "probecall1", "type": "function", "function": function}
-    asked, called = {"role": "user", "content": "Probequestion"}, {"role": "assistant", "content": ""}
-    return Conversation([asked, {**called, "tool_calls": [call]}])
+    question = {"role": "user", "content": "Probequestion"}
+    return Conversation([question, {"role": "assistant", "content": "", "tool_calls": [call]}])
 
 
 def _calls(message: Message) -> list[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..exact import study
+from ..exact import benchmark
 from ..exact.problems import all_problems, make_problem
 from ..exact.settings import Settings
 from ..exact.trees import Tree
@@ -89,10 +89,10 @@ class ExactRun:
 
     def _write(self) -> float:
         finished = {name: read_json(self._file(name)) for name in self.problems}
-        for name in study.TABLES:
+        for name in benchmark.TABLES:
             rows = [row for record in finished.values() for row in record["tables"][name]]
             if rows:
-                write_text(self.folder / f"{name}.csv", study.table_text(rows))
+                write_text(self.folder / f"{name}.csv", benchmark.table_text(rows))
                 self.tables.append(f"{name}.csv")
         seconds = sum(float(record["seconds"]) for record in finished.values())
         about = {
@@ -101,7 +101,7 @@ class ExactRun:
             **self.provenance,
             "hardware": hardware(),
             "problems": list(self.problems),
-            "methods": study.methods_record(),
+            "methods": benchmark.methods_record(),
             "seconds_of_all_problems": round(seconds, 1),
         }
         write_json(self.folder / "about.json", about)
@@ -115,7 +115,7 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-Results = Iterator[tuple[str, study.Tables, float]]
+Results = Iterator[tuple[str, benchmark.Tables, float]]
 
 
 @contextlib.contextmanager
@@ -139,14 +139,14 @@ def _pool(workers: int) -> Iterator[Any]:
 
 
 def _as_they_come(pool: Executor, settings: Settings, keys: dict[str, Key]) -> Results:
-    futures: dict[Future[tuple[study.Tables, float]], str] = {
+    futures: dict[Future[tuple[benchmark.Tables, float]], str] = {
         pool.submit(_compute, settings, key): name for name, key in keys.items()
     }
     for future in as_completed(futures):
         yield (futures[future], *future.result())
 
 
-def _compute(settings: Settings, key: Key) -> tuple[study.Tables, float]:
+def _compute(settings: Settings, key: Key) -> tuple[benchmark.Tables, float]:
     """Return the tables of a problem and the seconds that they took.
 
     One thread is used: tables this small are slower on several, and their sums would differ in the last bit.
@@ -155,7 +155,7 @@ def _compute(settings: Settings, key: Key) -> tuple[study.Tables, float]:
     torch.set_num_threads(1)
     started = time.process_time()
     try:
-        return study.run_problem(make_problem(*key, settings)), time.process_time() - started
+        return benchmark.run_problem(make_problem(*key, settings)), time.process_time() - started
     finally:
         torch.set_num_threads(threads)
 

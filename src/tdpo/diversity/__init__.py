@@ -1,14 +1,14 @@
-"""How much outputs differ from one another: words, sentence embeddings, known modes.
+"""How much responses differ from one another: in their words, their sentence embeddings, their modes.
 
-The metrics are functions of one set of outputs; `per_input` and `across_inputs` say which sets; `measure_diversity`
-gives all that the study reports at once. docs/diversity.md holds the formulas, the ranges and what each metric misses.
+The metrics are functions of one set of responses; `per_input` and `across_inputs` choose the sets; `measure_diversity`
+computes everything that the study reports. docs/diversity.md has the formulas, the ranges and what each metric misses.
 """
 
 from .grouping import across_inputs, mean_of_defined, per_input, quality_gate
 from .measure import Diversity, measure_diversity
 from .modes import mode_coverage, mode_entropy
-from .texts import distinct_n, expectation_adjusted_distinct, has_words, self_bleu
 from .vectors import embedding_diversity, vendi_score
+from .words import distinct_n, expectation_adjusted_distinct, has_words, self_bleu
 
 __all__ = [
     "Diversity",

@@ -1,4 +1,4 @@
-"""Everything that the study reports about the diversity of one cell."""
+"""Everything that a study reports about the diversity of one cell."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .grouping import Metric, across_inputs, mean_of_defined, passes, per_input, quality_gate
 from .modes import mode_coverage, mode_entropy
-from .texts import distinct_n, expectation_adjusted_distinct, has_words, self_bleu
 from .vectors import as_rows, embedding_diversity, vendi_score
+from .words import distinct_n, expectation_adjusted_distinct, has_words, self_bleu
 
 if TYPE_CHECKING:
     from .vectors import Embeddings
 
-# Name → metric and what it takes, in the order of the study's tables.
+# Name → the metric's input and the metric, in the order of a study's tables.
 METRICS: dict[str, tuple[str, Metric]] = {
     "embedding_diversity": ("embeddings", embedding_diversity),
     "ead": ("texts", expectation_adjusted_distinct),
@@ -30,10 +30,10 @@ METRICS: dict[str, tuple[str, Metric]] = {
 
 @dataclass(frozen=True)
 class Diversity:
-    """Metrics by name, of one study cell. None: not defined there, for want of outputs.
+    """Metrics of one cell of a study by name; None where there are too few responses to define them.
 
-    `per_prompt`: one value a prompt. `overall`: their mean over the prompts that have one, and the metrics `across_…`,
-    which no single prompt has.
+    `per_prompt` has one value per prompt. `overall` has the mean over the prompts that have a value, and the metrics
+    `across_…`, which belong to no single prompt.
     """
 
     per_prompt: dict[str, list[float | None]]
@@ -49,23 +49,25 @@ def measure_diversity(
     labels: Sequence[Sequence[str | None]] | None = None,
     embeddings: Sequence[Embeddings] | None = None,
 ) -> Diversity:
-    """All diversity metrics of the outputs `texts[prompt][sample]`; rewards, labels and embeddings are aligned to them.
+    """All diversity metrics of responses `texts[prompt][response]`; rewards, labels and embeddings are aligned to them.
 
     Per input: `embedding_diversity`, `ead`, `distinct_1`, `distinct_2`, `self_bleu` (lower is more diverse), `vendi`.
-    `across_…`: the same across inputs. `gated_…`: the same per input, of outputs whose reward is at least `threshold`.
+    `across_…`: the same across inputs. `gated_…`: the same per input, of responses with a reward ≥ `threshold`.
     `gated_share`, `valid_share`: shares of all responses that have words and pass the threshold, or are in a mode.
-    `mode_coverage`, `mode_entropy`: over the labels of a prompt's outputs (None: in no mode).
+    `mode_coverage`, `mode_entropy`: over the labels of a prompt's responses (None: in no mode).
 
-    What was not given is not measured and has no entry: `embedding_diversity` and `vendi` need `embeddings` (one [K, D]
-    a prompt), `gated_…` need `rewards` and `threshold`, the modes need `modes` and `labels`. Outputs without a word are
-    ignored everywhere but in the two shares, whose denominators count every response: saying nothing is no success.
+    Metrics without their inputs have no entry: `embedding_diversity` and `vendi` need `embeddings` (one `[K, D]` per
+    prompt), `gated_…` need `rewards` and `threshold`, the modes need `modes` and `labels`. Responses without a word are
+    ignored, except in the denominators of the two shares: an empty response is no success.
 
-    Raises ValueError for shapes that do not agree, modes without labels, a label that is not among the modes, and
-    embeddings that are not finite; ModuleNotFoundError without sacrebleu.
+    Raises:
+        ValueError: shapes that do not agree, modes without labels, a label that is not among the modes, or embeddings
+            that are not finite.
+        ModuleNotFoundError: sacrebleu is not installed.
     """
-    for name, aligned in (("rewards", rewards), ("labels", labels), ("embeddings", embeddings)):
-        if aligned is not None:
-            _check_aligned(name, aligned, texts)
+    for name, values in (("rewards", rewards), ("labels", labels), ("embeddings", embeddings)):
+        if values is not None:
+            _check_aligned(name, values, texts)
     kinds: dict[str, Sequence[Any]] = {"texts": texts}
     if embeddings is not None:
         kinds["embeddings"] = [_without_empty(*pair) for pair in zip(embeddings, texts, strict=True)]
@@ -90,13 +92,13 @@ def _modes(
         raise ValueError("modes are known, but no labels say which output is in which; pass labels")
     if len(modes) != len(texts):
         raise ValueError(f"modes are given for {len(modes)} prompts, texts for {len(texts)}")
-    kept = [
+    of_words = [
         [label for text, label in zip(group, marks, strict=True) if has_words(text)]
         for group, marks in zip(texts, labels, strict=True)
     ]
     return {
-        "mode_coverage": [mode_coverage(group, known) for group, known in zip(kept, modes, strict=True)],
-        "mode_entropy": [mode_entropy(group) for group in kept],
+        "mode_coverage": [mode_coverage(group, names) for group, names in zip(of_words, modes, strict=True)],
+        "mode_entropy": [mode_entropy(group) for group in of_words],
         "valid_share": _shares(texts, labels, lambda label: label is not None),
     }
 
@@ -104,7 +106,7 @@ def _modes(
 def _shares(
     texts: Sequence[Sequence[str]], marks: Sequence[Sequence[Any]], accepted: Callable[[Any], bool]
 ) -> list[float | None]:
-    """Per prompt the share of its responses that have words and an accepted mark; None without a response."""
+    """For each prompt the share of its responses that have words and an accepted mark; None without a response."""
     good = [
         [has_words(text) and accepted(mark) for text, mark in zip(group, values, strict=True)]
         for group, values in zip(texts, marks, strict=True)
@@ -113,13 +115,13 @@ def _shares(
 
 
 def _without_empty(embeddings: Embeddings, texts: Sequence[str]) -> Tensor:
-    """The embeddings [K, D] with rows of zeros for texts without words, however a model may have embedded them."""
+    """The embeddings `[K, D]` with rows of zeros for texts without words, however a model embedded these."""
     return as_rows(embeddings, blank=[not has_words(text) for text in texts])
 
 
 def _check_aligned(name: str, values: Sequence[Any], texts: Sequence[Sequence[str]]) -> None:
     if len(values) != len(texts):
         raise ValueError(f"{name} are given for {len(values)} prompts, texts for {len(texts)}")
-    for prompt, (group, outputs) in enumerate(zip(values, texts, strict=True)):
-        if len(group) != len(outputs):
-            raise ValueError(f"prompt {prompt} has {len(outputs)} texts, but {len(group)} {name}")
+    for prompt, (group, responses) in enumerate(zip(values, texts, strict=True)):
+        if len(group) != len(responses):
+            raise ValueError(f"prompt {prompt} has {len(responses)} texts, but {len(group)} {name}")

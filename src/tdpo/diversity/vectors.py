@@ -1,4 +1,4 @@
-"""How much sentence embeddings differ: mean cosine, Vendi score. float64 on the CPU, whatever comes in."""
+"""How much sentence embeddings differ: mean cosine, Vendi score. Computed in float64 on the CPU for any input."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def embedding_diversity(embeddings: Embeddings) -> float | None:
-    """1 − mean cosine over the pairs of different rows of `embeddings` [K, D], in [0, K/(K − 1)].
+    """1 − mean cosine over the pairs of different rows of `embeddings` `[K, D]`, in [0, K/(K − 1)].
 
     0 for one direction, 1 for orthogonal rows, above 1 only where rows point away from one another. The embedding
     metric of Kirk et al. 2024 (arXiv 2310.06452), after Tevet and Berant 2021 (arXiv 2004.02990). Rows of zeros stand
-    for outputs without words and are ignored; None for fewer than two others. Raises ValueError for anything but a
-    matrix of finite numbers.
+    for responses without words and are ignored; None if fewer than two others remain. Raises ValueError for anything
+    but a matrix of finite numbers.
     """
     rows = _unit_rows(embeddings)
     if len(rows) < 2:
@@ -32,11 +32,11 @@ def embedding_diversity(embeddings: Embeddings) -> float | None:
 
 
 def vendi_score(embeddings: Embeddings) -> float | None:
-    """exp(−Σ λ log λ) with λ the eigenvalues of the cosine kernel of `embeddings` [K, D] divided by K, in [1, K].
+    """exp(−Σ λ log λ) with λ the eigenvalues of the cosine kernel of `embeddings` `[K, D]` divided by K, in [1, K].
 
     The effective number of different rows (Friedman and Dieng 2023, arXiv 2210.02410): 1 where all
-    point in one direction, K where all are orthogonal. Rows of zeros are ignored as in `embedding_diversity`; None for
-    fewer than two others. Raises ValueError for anything but a matrix of finite numbers.
+    point in one direction, K where all are orthogonal. Rows of zeros are ignored as in `embedding_diversity`; None if
+    fewer than two others remain. Raises ValueError for anything but a matrix of finite numbers.
     """
     rows = _unit_rows(embeddings)
     if len(rows) < 2:
@@ -47,9 +47,9 @@ def vendi_score(embeddings: Embeddings) -> float | None:
 
 
 def as_rows(embeddings: Embeddings, *, blank: Sequence[bool] | None = None) -> Tensor:
-    """A float64 copy [K, D] of `embeddings`, with zeros in the rows that are `blank`.
+    """A float64 copy `[K, D]` of `embeddings`, with zeros in the rows that are `blank`.
 
-    Raises ValueError for what is no matrix, and for rows that are not blank and hold NaN or infinity.
+    Raises ValueError if it is no matrix, or if a row that is not blank contains NaN or infinity.
     """
     if isinstance(embeddings, Sequence):
         rows = torch.stack([_float64(row) for row in embeddings]) if embeddings else torch.zeros(0, 0).double()

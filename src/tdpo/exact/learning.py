@@ -1,8 +1,8 @@
-"""What a method makes of a finite number of scored responses: many studies at once, each with its own data.
+"""Learning from a finite number of scored responses: many studies at once, each with its own data.
 
-Every study is a table of its own in one tensor [studies, nodes, symbols], so that a hundred cost little more than
-one. All methods learn with Adam. Pairs are drawn from the reference before learning, and every update sees them all;
-PPO and RLOO draw from the policy as it is, and see each response once (RLOO) or in four passes (PPO).
+The studies are the tables of one tensor [studies, nodes, symbols], so that a hundred cost little more than
+one. All methods learn with Adam. Pairs are sampled from the reference before learning, and every update uses them all.
+PPO and RLOO sample from the current policy, and use each response once (RLOO) or in four passes (PPO).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .problems import Problem
 
 @dataclass(frozen=True)
 class Constraint:
-    """The KL of a method that learns from rewards: "forward" or "reverse", taken off the "reward" or in the "loss"."""
+    """The KL of a method that learns from rewards: "forward" or "reverse", in the "reward" or in the "loss"."""
 
     direction: str
     place: str
@@ -29,7 +29,7 @@ class Constraint:
 def learn_from_pairs(
     problem: Problem, method: str, strength: float, *, scored: int, rates: Tensor, seed: int
 ) -> Tensor:
-    """node_logp [studies, nodes, symbols] after `scored` responses of the reference in scored // 2 pairs.
+    """The learned node_logp [studies, nodes, symbols], from `scored` responses of the reference in scored // 2 pairs.
 
     `method` and `strength` are those of `objectives.pair_objective`, `rates` [studies] are Adam's learning rates.
     """
@@ -52,7 +52,10 @@ def learn_from_rewards(
     rates: Tensor,
     seed: int,
 ) -> Tensor:
-    """node_logp [studies, nodes, symbols] after `scored` responses of the policy; `algorithm` "ppo" or "rloo"."""
+    """The learned node_logp [studies, nodes, symbols], from `scored` responses of the policy.
+
+    `algorithm` is "ppo" or "rloo", `rates` [studies] are Adam's learning rates.
+    """
     learner = _Learner(problem, constraint, coefficient, rates)
     update = {"ppo": _update_ppo, "rloo": _update_rloo}[algorithm]
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +71,7 @@ def _start(problem: Problem, studies: int) -> Tensor:
 
 
 class _Adam:
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980) of one tensor, whose studies may have rates of their own."""
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980) for one tensor, in which each study may have its own rate."""
 
     def __init__(self, parameter: Tensor, rate: Tensor | float) -> None:
         self.parameter, self.rate, self.steps = parameter, rate, 0
@@ -92,7 +95,7 @@ def _descend(loss: Tensor, *optimizers: _Adam) -> None:
 
 
 class _Learner:
-    """What PPO and RLOO change: logits, and values of the nodes, which RLOO does not use."""
+    """What PPO and RLOO train: logits, and values of the nodes, which RLOO does not use."""
 
     def __init__(self, problem: Problem, constraint: Constraint, coefficient: float, rates: Tensor) -> None:
         self.problem, self.constraint, self.coefficient = problem, constraint, coefficient
@@ -102,7 +105,7 @@ class _Learner:
         self.critic = _Adam(self.values, problem.settings.critic_rate)
 
     def kl_loss(self, node_logp: Tensor, responses: Tensor) -> Tensor:
-        """The coefficient times the exact KL at the nodes of the responses, [studies]; 0 where it is in the reward."""
+        """The coefficient times the exact KL at the nodes of the responses, [studies]; 0 if the KL is in the reward."""
         if self.constraint.place == "reward":
             return node_logp.new_zeros(len(node_logp))
         per_response = self.problem.tree.along_path(node_kl(self.problem, node_logp, self.constraint.direction))
@@ -110,7 +113,7 @@ class _Learner:
 
 
 def _update_rloo(learner: _Learner, responses: Tensor) -> None:
-    """One update on drawn `responses` [studies, B]: REINFORCE with the mean of the other responses as baseline.
+    """One update on sampled `responses` [studies, B]: REINFORCE with the mean of the other responses as baseline.
 
     Ahmadian et al. 2024, arXiv 2402.14740.
     """
@@ -125,32 +128,32 @@ def _update_rloo(learner: _Learner, responses: Tensor) -> None:
 
 
 def _update_ppo(learner: _Learner, responses: Tensor) -> None:
-    """Some passes over drawn `responses` [studies, B]: the clipped loss, and a critic that is a table of values."""
+    """Some passes over sampled `responses` [studies, B]: the clipped loss, and a critic that is a table of values."""
     problem, settings = learner.problem, learner.problem.settings
     nodes, symbols = problem.tree.path_nodes[responses], problem.tree.path_symbols[responses]  # [studies, B, depth]
     entries = (nodes * problem.tree.symbols + symbols).flatten(1)
 
-    def drawn(table: Tensor) -> Tensor:
+    def at_responses(table: Tensor) -> Tensor:
         return table.flatten(1).gather(1, entries).view(nodes.shape)
 
     def values() -> Tensor:
         return learner.values.gather(1, nodes.flatten(1)).view(nodes.shape)
 
-    old = drawn(learner.logits.detach().log_softmax(-1))
+    old = at_responses(learner.logits.detach().log_softmax(-1))
     rewards = torch.zeros_like(old)
     rewards[..., -1] = problem.rewards[responses]
     if learner.constraint.place == "reward":
-        rewards -= learner.coefficient * (old - drawn(problem.reference.expand_as(learner.logits)))
+        rewards -= learner.coefficient * (old - at_responses(problem.reference.expand_as(learner.logits)))
     advantages, returns = _advantages(rewards, values().detach(), settings.gae_lambda)
     for _ in range(settings.passes):
         node_logp = learner.logits.log_softmax(-1)
-        policy = clipped_policy_loss(drawn(node_logp), old, advantages, settings.clip).per_token.sum(-1).mean(-1)
+        policy = clipped_policy_loss(at_responses(node_logp), old, advantages, settings.clip).per_token.sum(-1).mean(-1)
         critic = 0.5 * (values() - returns).square().mean((1, 2))
         _descend(policy + learner.kl_loss(node_logp, responses) + critic, learner.adam, learner.critic)
 
 
 def _advantages(rewards: Tensor, values: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages, centred in each study, and returns; all [studies, B, depth]."""
+    """Advantages, centred in each study, and returns, [studies, B, depth] each."""
     flat = rewards.flatten(0, 1)
     mask = torch.ones_like(flat, dtype=torch.bool)
     advantages, returns = gae(flat, values.flatten(0, 1), mask, gamma=1.0, lam=lam)

@@ -1,4 +1,4 @@
-"""Exact numbers of a policy: every response is looked at, nothing is sampled."""
+"""Exact numbers of a policy: sums over all responses, without sampling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MEASURES = ("reward", "reward_variance", "forward_kl", "reverse_kl", "entropy", 
 
 
 def measure(problem: Problem, node_logp: Tensor) -> dict[str, Tensor]:
-    """What there is to know of policies `node_logp` [..., nodes, symbols]; each number is [...].
+    """The numbers of policies `node_logp` [..., nodes, symbols] by name, `[...]` each.
 
     `reward` is its expectation and `reward_variance` its variance; `forward_kl` is KL(reference‖policy) and
     `reverse_kl` KL(policy‖reference), nats a response; `entropy` is of the response, nats. `mode_coverage` is the

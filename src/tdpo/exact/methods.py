@@ -1,4 +1,4 @@
-"""The methods that are compared, and where each ends with infinite data."""
+"""The methods that are compared, and the optimum of each with infinite data."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ Optimum = Callable[[Problem, float, Tensor], Tensor]  # problem, strength, where
 
 @dataclass(frozen=True)
 class Method:
-    """`data` is what it learns from: "rewards", "pairs", or "reference" for what is only sampled otherwise.
+    """A method with its strengths and its optimum.
 
-    `direction` is the KL that holds it ("" for none or another divergence). `ends` are its strongest hold and its
-    weakest, between which strengths are spaced evenly in the logarithm; `steps` are strengths where these are numbers
-    of their own kind. `learners` are what `learning` has for it: algorithms that learn from rewards, or the loss.
+    `data` is what it learns from: "rewards", "pairs", or "reference" for another way to sample the reference.
+    `direction` is the KL that ties it to the reference ("" for none or another divergence). Its strengths are spaced
+    evenly in the logarithm between `ends`, the strongest tie and the weakest, or they are `steps`. `learners` are the
+    names under which `learning` trains it: algorithms for rewards, or a loss of pairs.
     """
 
     label: str
@@ -36,7 +37,7 @@ class Method:
     constraint: Constraint | None = None
 
     def strengths(self, count: int) -> tuple[float, ...]:
-        """From the strongest hold to the weakest."""
+        """Its strengths, from the strongest tie to the reference to the weakest."""
         return self.steps or tuple(float(x) for x in np.geomspace(*self.ends, count))
 
 
@@ -59,12 +60,12 @@ def _rewards(label: str, direction: str, place: str, optimum: Optimum) -> Method
 
 
 def _pairs(name: str, label: str, direction: str, optimum: Optimum) -> Method:
-    """A loss of pairs that holds itself, by β."""
+    """A loss of pairs that is tied to the reference by its β."""
     return Method(label, "pairs", direction, optimum, (40.0, 0.08), learners=(name,))
 
 
-def _held(name: str, label: str, direction: str, optimum: Optimum) -> Method:
-    """A loss of pairs beside a KL, held by the KL's coefficient."""
+def _beside_kl(name: str, label: str, direction: str, optimum: Optimum) -> Method:
+    """A loss of pairs beside a KL, tied to the reference by the KL's coefficient."""
     return Method(label, "pairs", direction, optimum, (10.0, 0.005), learners=(name,))
 
 
@@ -81,10 +82,10 @@ METHODS: dict[str, Method] = {
     "tdpo2": _pairs("tdpo2", public_name("tdpo2"), "forward", _search("tdpo2")),
     "f_dpo_forward": _pairs("f_dpo_forward", "f-DPO, forward KL", "forward", _closed(optima.f_dpo_forward)),
     "f_dpo_js": _pairs("f_dpo_js", "f-DPO, Jensen–Shannon", "", _closed(optima.f_dpo_js)),
-    "dpo_forward": _held("dpo_forward", "DPO + forward KL", "forward", _search("dpo_forward")),
-    "dpo_reverse": _held("dpo_reverse", "DPO + reverse KL", "reverse", _search("dpo_reverse")),
-    "sft_forward": _held("sft_forward", "SFT + forward KL", "forward", _closed(optima.anchored_imitation)),
-    "sft_reverse": _held("sft_reverse", "SFT + reverse KL", "reverse", _search("sft_reverse")),
+    "dpo_forward": _beside_kl("dpo_forward", "DPO + forward KL", "forward", _search("dpo_forward")),
+    "dpo_reverse": _beside_kl("dpo_reverse", "DPO + reverse KL", "reverse", _search("dpo_reverse")),
+    "sft_forward": _beside_kl("sft_forward", "SFT + forward KL", "forward", _closed(optima.anchored_imitation)),
+    "sft_reverse": _beside_kl("sft_reverse", "SFT + reverse KL", "reverse", _search("sft_reverse")),
     "best_of": Method(
         "Best of n", "reference", "", lambda p, n, _: optima.best_of(p, int(n)), steps=(2, 3, 4, 6, 8, 12, 16, 32, 64)
     ),

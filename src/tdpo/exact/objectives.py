@@ -1,8 +1,10 @@
-"""The losses of pairs on tables, made of the losses that models are trained with.
+"""The losses of pairs on tables, computed by the losses that train models.
 
-Pairs are two responses of the reference, labelled as Bradley–Terry has it from the difference of their rewards. Data
-are a weight for every ordered pair, [..., K, K], chosen first: its probability with infinite data, its share of a
-sample.
+A pair is two responses of the reference, labelled at random by Bradley–Terry from the difference of their rewards.
+Data are a weight for every ordered pair, [..., K, K], chosen first: its probability with infinite data, else its share
+of the sample.
+
+The losses of `tdpo.losses` get scores whose fields are [..., K, 1] and [..., 1, K], and broadcast them to all pairs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from ..scores import PairScores
 from .measures import node_kl
 from .problems import Problem
 
-PairLoss = Callable[[PairScores, float, Problem], Tensor]  # scores, β, problem → nats a pair
+PairLoss = Callable[[PairScores, float, Problem], Tensor]  # scores, β, problem → nats per pair
 
 
 def all_pairs(problem: Problem) -> Tensor:
@@ -31,11 +33,11 @@ def all_pairs(problem: Problem) -> Tensor:
 
 
 def sampled_pairs(problem: Problem, scored: int, studies: int, generator: torch.Generator) -> Tensor:
-    """`studies` samples of scored // 2 pairs each, [studies, K, K]; a pair of one response twice counts nothing."""
+    """`studies` samples of scored // 2 pairs each, [studies, K, K]; a pair of equal responses does not count."""
     size = problem.tree.responses
     reference = problem.reference_logp.exp()
-    drawn = torch.multinomial(reference.expand(studies, -1), scored // 2 * 2, replacement=True, generator=generator)
-    first, second = drawn.chunk(2, dim=-1)
+    samples = torch.multinomial(reference.expand(studies, -1), scored // 2 * 2, replacement=True, generator=generator)
+    first, second = samples.chunk(2, dim=-1)
     gap = problem.settings.preference_scale * (problem.rewards[first] - problem.rewards[second])
     first_wins = torch.rand(first.shape, generator=generator, dtype=torch.float64) < torch.sigmoid(gap)
     chosen, rejected = torch.where(first_wins, first, second), torch.where(first_wins, second, first)
@@ -47,7 +49,7 @@ def sampled_pairs(problem: Problem, scored: int, studies: int, generator: torch.
 def _f_dpo(derivative: Callable[[Tensor], Tensor]) -> PairLoss:
     """f-DPO: −log σ(β·f′(u_w) − β·f′(u_l)), u = π/π_ref of a response (Wang et al. 2023, arXiv 2309.16240, eq. 9).
 
-    A transform of the sequence's ratio; not the KL over the vocabulary at each position.
+    It transforms the ratio of the sequence, and is not the KL over the vocabulary at each position.
     """
 
     def loss(scores: PairScores, beta: float, _: Problem) -> Tensor:
@@ -65,7 +67,8 @@ PAIR_LOSSES: dict[str, PairLoss] = {
     "f_dpo_js": _f_dpo(logsigmoid),
 }
 STOPS_A_GRADIENT = {"tdpo2"}
-HELD = {
+# The loss of pairs, and the direction of the KL beside it.
+BESIDE_KL = {
     "dpo_forward": ("dpo", "forward"),
     "dpo_reverse": ("dpo", "reverse"),
     "sft_forward": ("sft", "forward"),
@@ -74,24 +77,24 @@ HELD = {
 
 
 def pair_objective(problem: Problem, weight: Tensor, method: str, strength: float) -> Callable[[Tensor], Tensor]:
-    """The loss of node logits [..., nodes, symbols] on pairs `weight` [..., K, K]: [...] nats a pair.
+    """The loss as a function of node logits [..., nodes, symbols], on pairs `weight` [..., K, K]: [...] nats per pair.
 
-    `strength` is β of the losses that hold themselves; of DPO (β = 0.1) and SFT beside a KL it is the coefficient of
+    `strength` is the β of a loss of pairs alone. For DPO (β = 0.1) and SFT beside a KL it is the coefficient of
     the KL, which is taken at the nodes of both responses of every pair.
     """
     if method in PAIR_LOSSES:
         return lambda logits: _pair_loss(problem, weight, logits, PAIR_LOSSES[method], strength)
-    inner, direction = HELD[method]
+    inner, direction = BESIDE_KL[method]
     visits = 0.5 * (weight.sum(-1) + weight.sum(-2))
 
-    def held(logits: Tensor) -> Tensor:
+    def with_kl(logits: Tensor) -> Tensor:
         kl = problem.tree.along_path(node_kl(problem, logits.log_softmax(-1), direction))
         anchor = strength * (visits * kl).sum(-1)
         if inner == "sft":
             return anchor + _imitation(problem, weight, logits)
         return anchor + _pair_loss(problem, weight, logits, PAIR_LOSSES["dpo"], problem.settings.held_beta)
 
-    return held
+    return with_kl
 
 
 def _pair_loss(problem: Problem, weight: Tensor, logits: Tensor, loss: PairLoss, beta: float) -> Tensor:

@@ -1,8 +1,8 @@
-"""Where a method ends with infinite data, in closed form: everything that learns from rewards, DPO, f-DPO, imitation.
+"""Optima with infinite data in closed form: everything that learns from rewards, DPO, f-DPO, imitation.
 
-Two of the closed forms differ on trees though they are called by one name: a KL in the *reward* is paid for by the
-symbols that lead to it, a KL in the *loss* acts on its own node alone (see `tdpo.policy_gradient.kl_loss`). What has no
-closed form is searched for in `searching.py`.
+A KL in the *reward* and a KL in the *loss* have different optima on trees: in the reward, the symbols that lead to a
+node pay for its KL, and in the loss it acts on its own node alone (see `tdpo.policy_gradient.kl_loss`). Optima without
+a closed form are searched for in `searching.py`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def kl_in_reward(problem: Problem, coefficient: float) -> Tensor:
 
 
 def kl_in_loss(problem: Problem, direction: str, coefficient: float) -> Tensor:
-    """Where E_π[advantage] − c·Σ KL of the visited nodes stands still: node_logp [nodes, symbols].
+    """The stationary point of E_π[advantage] − c·Σ KL of the visited nodes: node_logp [nodes, symbols].
 
-    In each node the next symbol's distribution is best for the reward expected below it; KLs further down are not
-    part of that expectation. `direction` is "forward" or "reverse".
+    In each node the distribution of the next symbol is the best for the reward expected below it; KLs further down are
+    not part of that expectation. `direction` is "forward" or "reverse".
     """
 
     def solve(logq: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,14 +45,14 @@ def kl_in_loss(problem: Problem, direction: str, coefficient: float) -> Tensor:
 def forward_kl_of_responses(problem: Problem, coefficient: float) -> Tensor:
     """max E_π[r] − c·KL(π_ref‖π) over responses: π(y) = c·π_ref(y)/(λ − r(y)), λ making it sum to one.
 
-    The KL is taken where the *reference* goes, as it is on data.
+    The KL is taken over responses of the *reference*, as it is on data.
     """
     logp = _best_forward(problem.reference_logp[None], problem.rewards[None], coefficient)[0]
     return problem.tree.from_responses(logp.exp())
 
 
 def dpo(problem: Problem, beta: float) -> Tensor:
-    """Where preferences are Bradley–Terry of s·r, π ∝ π_ref·exp(s·r/β) (Rafailov et al. 2023, eq. 4)."""
+    """With preferences that are Bradley–Terry of s·r, π ∝ π_ref·exp(s·r/β) (Rafailov et al. 2023, eq. 4)."""
     return kl_in_reward(problem, beta / problem.settings.preference_scale)
 
 
@@ -65,7 +65,7 @@ def f_dpo_js(problem: Problem, beta: float) -> Tensor:
     """f-DPO with Jensen–Shannon: log(u/(1 + u)) = s·r/β − λ, so u = 1/(exp(λ − s·r/β) − 1), E_ref[u] = 1."""
     scaled = problem.rewards * problem.settings.preference_scale / beta
     reference = problem.reference_logp.exp()
-    # λ = max + gap: E_ref[u] falls in gap; it is 1 or less where all u are, at gap = log 2, and without bound at 0.
+    # λ = max + gap. E_ref[u] falls with the gap: it is at most 1 at gap = log 2, where all u are, and unbounded at 0.
     low, high = 0.0, 0.6931471805599454
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -80,8 +80,8 @@ def f_dpo_js(problem: Problem, beta: float) -> Tensor:
 def anchored_imitation(problem: Problem, coefficient: float) -> Tensor:
     """SFT on chosen responses plus c·KL(π_ref‖π) at the nodes of both: in each node a mixture with the reference.
 
-    With t(a) the mass of chosen responses that take symbol a, and m the mass of responses of pairs that come through
-    the node, π(a) = (t(a) + c·m·q(a))/(Σ t + c·m).
+    With t(a) the mass of chosen responses that take symbol a, and m the mass of the pairs' responses that pass
+    through the node, π(a) = (t(a) + c·m·q(a))/(Σ t + c·m).
     """
     pairs = all_pairs(problem)
     chosen, rejected = problem.tree.taken(pairs.sum(-1)), problem.tree.taken(pairs.sum(-2))
@@ -91,7 +91,7 @@ def anchored_imitation(problem: Problem, coefficient: float) -> Tensor:
 
 
 def best_of(problem: Problem, count: int) -> Tensor:
-    """The best of `count` responses of the reference, equal rewards by chance: node_logp [nodes, symbols]."""
+    """The best of `count` responses of the reference, a random one of equals: node_logp [nodes, symbols]."""
     reference = problem.reference_logp.exp()
     at_most = (reference * (problem.rewards[None] <= problem.rewards[:, None])).sum(-1)
     same = (reference * (problem.rewards[None] == problem.rewards[:, None])).sum(-1)
@@ -105,7 +105,7 @@ def cooled(problem: Problem, temperature: float) -> Tensor:
 
 
 def _from_the_end(problem: Problem, solve: Solve) -> Tensor:
-    """Solve the nodes level by level, the last first; values of a level's nodes are those of its parents' symbols."""
+    """Solve the nodes level by level from the last; the values of a level's nodes are those of its parents' symbols."""
     tree, values, tables = problem.tree, problem.rewards, []
     for level in reversed(range(tree.depth)):
         table, values = solve(problem.reference[tree.level(level)], values.reshape(-1, tree.symbols))
@@ -117,7 +117,7 @@ def _best_forward(logq: Tensor, values: Tensor, coefficient: float) -> Tensor:
     """log π of the best π for Σ π·v − c·KL(q‖π), rows [n, symbols]: π = c·q/(λ − v), λ > max v by bisection."""
     q, peak = logq.exp(), values.amax(-1, keepdim=True)
     low, high = torch.zeros_like(peak), torch.full_like(peak, coefficient)
-    # λ = peak + gap: Σ c·q/(peak + gap − v) falls in gap, is 1 or less at gap = c, and at least 1 at gap = c·q(peak).
+    # λ = peak + gap. Σ c·q/(peak + gap − v) falls with the gap: at most 1 at gap = c, at least 1 at gap = c·q(peak).
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         too_small = (coefficient * q / (peak + middle - values)).sum(-1, keepdim=True) > 1

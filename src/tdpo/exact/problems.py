@@ -1,8 +1,8 @@
-"""What is asked of a method: a reference, a reward of every response, and which responses are good.
+"""The problems of the benchmark: a reference, a reward of every response, and which responses are good.
 
-Three shapes of reference (how its probability is spread) times three rewards (which of the good responses are worth
+There are three shapes of reference (how its probability is spread) and three rewards (which good responses are worth
 more), on choices among a few symbols and on trees. Good responses, the *modes*, are every second response in the order
-of the reference's probability, six at most, so that some are common and some are rare; all others have reward 0.
+of the reference's probability, six at most, so that some are common and some are rare. All others have reward 0.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Problem:
 def make_problem(
     tree: Tree, shape: str, reward: str, settings: Settings | None = None, seed: int | None = None
 ) -> Problem:
-    """A problem of these kinds; `seed` (default: that of the settings) says which symbols are likely in which node.
+    """A problem of this shape and reward; `seed` (default: that of the settings) decides which symbols are likely.
 
     Raises:
-        ValueError: `shape` or `reward` is none of those above.
+        ValueError: `shape` is not in SHAPES or `reward` not in REWARDS.
     """
     if shape not in SHAPES or reward not in REWARDS:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Where a loss has no closed form for its optimum: Newton's method on its gradient, float64.
+"""Optima of losses without a closed form: Newton's method on the gradient, float64.
 
-The search begins at the optimum of a slightly stronger hold, and so follows the branch of optima that starts in the
-reference. Where a branch ends, as that of DPO with a reverse KL does, a minimum is the next one downhill.
+A search begins at the optimum of a slightly stronger tie to the reference, and so follows the branch of optima that
+starts at the reference. Where a branch ends, as that of DPO with a reverse KL does, the next minimum downhill is taken.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from torch import Tensor
 Loss = Callable[[Tensor], Tensor]  # node logits [..., nodes, symbols] to a loss [...]
 Vector = NDArray[np.float64]
 
-STEP = 1e-6  # of the differences that the Jacobian is made of; where the search ends does not depend on it
-TOLERANCE = 1e-8  # of every entry of the gradient where a search has ended
-CLOSE = 1e-8  # of every entry of Newton's last step, in logits
-STEPS = 200
-NOTHING = 1e-13  # a gradient below which the search has ended whatever the step: responses that have gone
+STEP = 1e-6  # of the finite differences of the Jacobian; the end of a search does not depend on it
+TOLERANCE = 1e-8  # largest entry of the gradient at the end of a search
+CLOSE = 1e-8  # largest entry of Newton's last step, in logits
+STEPS = 200  # of Newton, at most
+NOTHING = 1e-13  # a gradient below which the search ends whatever the step is: some response has vanished
 FLATTEST = 1e-9  # curvature below which a direction counts as flat
-LONGEST = 5.0  # of a step towards a minimum, in logits
+LONGEST = 5.0  # length of a step towards a minimum, in logits
 
 
 def minimum(loss: Loss, start: Tensor) -> Tensor:
-    """node_logp [nodes, symbols] of the least `loss` downhill from `start`: no gradient, and no direction that falls.
+    """The node_logp [nodes, symbols] of the minimum of `loss` downhill from `start`.
 
-    Newton's steps with the curvature's absolute value (Dauphin et al. 2014, arXiv 1406.2572), halved till it falls.
+    Newton's steps use the absolute value of the curvature (Dauphin et al. 2014, arXiv 1406.2572), and are halved until
+    the loss falls.
 
     Raises:
         RuntimeError: as `root_of_gradient`.
@@ -45,14 +46,14 @@ def minimum(loss: Loss, start: Tensor) -> Tensor:
         if share > 1e-6:
             place = place + share * step
         if min(np.abs(step).max(), np.abs(gradient).max() / NOTHING * CLOSE) < CLOSE or share <= 1e-6:
-            break  # there, or the loss no longer shows a fall
+            break  # at the minimum, or so near that rounding hides the fall of the loss
     return slopes.solution(place)
 
 
 def root_of_gradient(loss: Loss, start: Tensor) -> Tensor:
-    """node_logp [nodes, symbols] where the gradient of `loss` vanishes, from `start` on.
+    """The node_logp [nodes, symbols] at which the gradient of `loss` vanishes, searched from `start`.
 
-    For a loss that stops a gradient, as TDPO2 does: its value need not be least where the gradient vanishes.
+    This is for a loss that stops a gradient, as TDPO2 does: its gradient need not vanish where its value is least.
 
     Raises:
         RuntimeError: an entry of the gradient stays above 1e-8; the message says how large it is.
@@ -73,16 +74,16 @@ def _flat(table: Tensor) -> Vector:
 
 
 class _Slopes:
-    """A loss of tables as functions of flat numpy vectors: value, gradient, and its Jacobian by finite differences."""
+    """A loss of tables as functions of flat numpy vectors: value, gradient, and the Jacobian by finite differences."""
 
     def __init__(self, loss: Loss, shape: torch.Size) -> None:
         self.loss, self.shape = loss, shape
         nodes, symbols = shape
-        # A constant on all logits of a node changes no policy: this makes the Jacobian regular and moves no root.
+        # A constant added to all logits of a node changes no policy. This makes the Jacobian regular and moves no root.
         self.gauge = np.kron(np.eye(nodes), np.full((symbols, symbols), 1.0 / symbols))
 
     def newton(self, place: Vector) -> Vector | None:
-        """The root that Newton's steps, halved while they do not come closer, reach from `place`; None: they do not."""
+        """The root that Newton's steps reach from `place`, or None; a step is halved until it comes closer."""
         for _ in range(STEPS):
             _, gradient, jacobian = self.expansion(place)
             step = np.linalg.solve(jacobian, -gradient)
@@ -90,7 +91,7 @@ class _Slopes:
                 if np.linalg.norm(self.gradient(place + share * step)) < np.linalg.norm(gradient):
                     place = place + share * step
                     break
-            else:  # no nearer: at the root but for rounding, or lost
+            else:  # no step comes closer: this is the root up to rounding, or the search is lost
                 return place if np.abs(gradient).max() <= TOLERANCE and np.abs(step).max() < 1e-5 else None
             if share == 1.0 and np.abs(step).max() < CLOSE:
                 return place
@@ -104,7 +105,7 @@ class _Slopes:
         return self._gradients(torch.from_numpy(flat)[None])[1][0]
 
     def expansion(self, flat: Vector) -> tuple[float, Vector, Vector]:
-        """The value, the gradient, and its Jacobian by differences, the gauge added; all in one batch."""
+        """The value, the gradient, and the Jacobian by differences plus the gauge; all in one batch."""
         steps = STEP * torch.eye(flat.size, dtype=torch.float64)
         values, rows = self._gradients(torch.from_numpy(flat) + torch.cat([torch.zeros_like(steps[:1]), steps]))
         jacobian = (rows[1:] - rows[0]).T / STEP

@@ -1,8 +1,8 @@
 """Responses as the leaves of a tree of symbols, and policies as tables of next-symbol log-probabilities.
 
-A response is `depth` symbols out of `symbols`. A node is a prefix; nodes are numbered level by level, so that the child
-of node n under symbol a is n·symbols + a + 1. A policy is `node_logp` [..., nodes, symbols], leading dimensions being
-policies of their own; every entry is finite. K = symbols^depth responses, in lexicographic order.
+A response is a sequence of `depth` symbols. A node is a prefix; nodes are numbered level by level, so that the child
+of node n under symbol a is n·symbols + a + 1. A policy is `node_logp` [..., nodes, symbols], and every entry is finite.
+There are K = symbols^depth responses, in lexicographic order.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tree:
-    """All responses of `depth` symbols; with depth 1 a choice among `symbols` responses."""
+    """All responses of `depth` symbols, each one of `symbols`; with depth 1 a choice among `symbols` responses."""
 
     symbols: int
     depth: int = 1
 
     def __reduce__(self) -> tuple[type[Tree], tuple[int, int]]:
-        """Tables that were looked up stay behind: torch would send them to another process by open files."""
+        """Pickle the two numbers and not the cached tables, which torch would send to a process as open files."""
         return Tree, (self.symbols, self.depth)
 
     @property
@@ -32,12 +32,12 @@ class Tree:
 
     @property
     def responses(self) -> int:
-        """K."""
+        """K, the number of responses."""
         return self.symbols**self.depth
 
     @property
     def nodes(self) -> int:
-        """How many prefixes there are, the empty one included."""
+        """The number of prefixes, including the empty one."""
         return sum(self.symbols**level for level in range(self.depth))
 
     @cached_property
@@ -56,13 +56,13 @@ class Tree:
 
     @cached_property
     def _takes(self) -> Tensor:
-        """1 where a response takes a symbol in a node, [nodes·symbols, K]: a product is quicker than an index."""
+        """1 where a response takes a symbol in a node, [nodes·symbols, K]; a product is faster than indexing."""
         entries = self.path_nodes * self.symbols + self.path_symbols
         return torch.zeros(self.responses, self.nodes * self.symbols, dtype=torch.float64).scatter_(1, entries, 1.0).T
 
     @cached_property
     def _passes(self) -> Tensor:
-        """1 where a response comes through a node, [nodes, K]."""
+        """1 where a response passes through a node, [nodes, K]."""
         return torch.zeros(self.responses, self.nodes, dtype=torch.float64).scatter_(1, self.path_nodes, 1.0).T
 
     def response_logp(self, node_logp: Tensor) -> Tensor:
@@ -70,11 +70,11 @@ class Tree:
         return node_logp.flatten(-2) @ self._takes
 
     def along_path(self, per_node: Tensor) -> Tensor:
-        """The sum of `per_node` [..., nodes] over the nodes of every response, [..., K]: a KL of each response."""
+        """The sum of `per_node` [..., nodes] over the nodes of every response, [..., K], such as its KL."""
         return per_node @ self._passes
 
     def taken(self, per_response: Tensor) -> Tensor:
-        """The sum of `per_response` [..., K] over the responses that take each symbol in each node, its mass."""
+        """The sum of `per_response` [..., K] over the responses that take a symbol in a node, [..., nodes, symbols]."""
         return (per_response @ self._takes.T).unflatten(-1, (self.nodes, self.symbols))
 
     def level(self, level: int) -> slice:

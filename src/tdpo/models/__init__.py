@@ -1,4 +1,4 @@
-"""Models: loading policy and reference, adapters, the head, the bundled model."""
+"""Models: loading policy and reference, adapters, hidden states and the head, the bundled model."""
 
 from .adapters import LoraSettings, add_lora, has_adapter, merged_adapter
 from .bundled import BUNDLED, bundled_folder, cache_folder

@@ -60,7 +60,7 @@ def has_adapter(model: Any) -> bool:
 
 
 def load_adapter(base: Any, folder: str | Path, *, trainable: bool = False) -> Any:
-    """`base` with the adapter that lies in `folder`, frozen unless `trainable`; `base` gets the tokens that it adds.
+    """`base` with the adapter in `folder`, frozen unless `trainable`; `base` gets the tokens that the adapter added.
 
     Raises:
         FileNotFoundError: the folder holds no safetensors weights.
@@ -99,7 +99,7 @@ def load_adapter(base: Any, folder: str | Path, *, trainable: bool = False) -> A
 
 
 def _missing_weights(model: Any, folder: str | Path) -> list[str]:
-    """The adapter's weights that its file does not hold."""
+    """The names of the adapter's weights that its file does not contain."""
     from peft import get_peft_model_state_dict
 
     return sorted(get_peft_model_state_dict(model, save_embedding_layers=False).keys() - adapter_shapes(folder).keys())
@@ -107,25 +107,27 @@ def _missing_weights(model: Any, folder: str | Path) -> list[str]:
 
 @contextmanager
 def merged_adapter(model: Any) -> Iterator[bool]:
-    """While it lasts, the LoRA adapters of `model` are folded into its weights: it samples at the base model's speed.
+    """A context in which the LoRA adapters of `model` are part of its weights, so that it samples as fast as its base.
 
-    Afterwards every weight is what it was, to the last bit and as the same object (optimizers, gradients and ties
-    hold), also after an exception. Meanwhile nothing trains and the adapter cannot be switched off to give the
-    reference; the adapted layers' weights are held twice. Each sum is formed in float32 and rounded once.
+    Afterwards every weight is what it was before, to the last bit and as the same object, so optimizers, gradients and
+    ties stay valid; also after an exception. Within the context nothing can be trained, the adapter cannot be
+    switched off to give the reference, and the weights of adapted layers take twice the memory. Each sum of weights
+    is computed in float32 and rounded once.
 
-    Yields whether the model runs without products of an adapter. Where a part of it is no plain LoRA on a plain layer
-    (DoRA, quantized or sharded weights, `modules_to_save`, another method), nothing is merged: right, only slower.
+    Yields whether the model now runs without separate products for an adapter. If some adapter is not plain LoRA on a
+    plain layer (DoRA, quantized or sharded weights, `modules_to_save`, another method), nothing is merged: the results
+    are the same, and sampling is slower.
     """
     layers = _layers_to_merge(model)
     with ExitStack() as undo:
         for layer in layers or ():
             base = layer.get_base_layer()
-            # A new parameter rather than new data: an embedding tied to an adapted head must not move along.
+            # A new parameter, and not new data: an embedding tied to an adapted head must not change with it.
             merged = nn.Parameter(_merged_weight(layer), requires_grad=False)
             undo.callback(setattr, base, "weight", base.weight)
             undo.callback(setattr, layer, "merged_adapters", layer.merged_adapters)
             base.weight = merged
-            layer.merged_adapters = _adapters_in_use(layer)  # by which peft's forward leaves them out
+            layer.merged_adapters = _adapters_in_use(layer)  # the forward of peft leaves these out
         yield layers is not None
 
 
@@ -134,23 +136,23 @@ def _layers_to_merge(model: nn.Module) -> list[Any] | None:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    found = []
+    layers = []
     for module in model.modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
             return None
         if not isinstance(module, BaseTunerLayer) or module.disable_adapters or module.merged:
-            continue  # peft's forward takes the base layer alone
+            continue  # the forward of peft uses the base layer alone
         if not _is_plain_lora(module):
             return None
         if _adapters_in_use(module):
-            found.append(module)
-    return found
+            layers.append(module)
+    return layers
 
 
 def _is_plain_lora(layer: Any) -> bool:
-    """Whether the layer's output is that of its base layer with the weight W + scale·BA.
+    """Whether the layer computes what its base layer would with the weight W + scale·BA.
 
-    By exact type: subclasses (quantized layers, embeddings that scale) may compute something else.
+    Types are compared exactly, because subclasses (quantized layers, embeddings that scale) may compute something else.
     """
     from peft.tuners.lora.layer import Embedding, Linear
     from transformers.pytorch_utils import Conv1D
@@ -172,7 +174,7 @@ def _adapters_in_use(layer: Any) -> list[str]:
 
 
 def _factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
-    """The factors whose product, left times right, has the layout of the base layer's weight."""
+    """The two factors of the adapter; left times right has the layout of the base layer's weight."""
     if name in layer.lora_embedding_A:
         return layer.lora_embedding_A[name].T, layer.lora_embedding_B[name].T
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight

@@ -20,9 +20,9 @@ INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
 
 
 def cache_folder() -> Path:
-    """Where tdpo keeps what it can make again: $TDPO_CACHE, else $XDG_CACHE_HOME/tdpo, else ~/.cache/tdpo."""
-    if chosen := os.environ.get("TDPO_CACHE"):
-        return Path(chosen).expanduser()
+    """The folder for files that tdpo can make again: $TDPO_CACHE, else $XDG_CACHE_HOME/tdpo, else ~/.cache/tdpo."""
+    if folder := os.environ.get("TDPO_CACHE"):
+        return Path(folder).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tdpo"
 
@@ -44,7 +44,7 @@ def bundled_file() -> Path:
 
 
 def bundled_folder() -> Path:
-    """A folder that `from_pretrained` reads, converting the packaged file on first use (about 20 s)."""
+    """A folder of the model for `from_pretrained`; the first use converts the packaged file, in about 20 s."""
     version = distribution(PACKAGE).version if bundled_file() else ""
     folder = cache_folder() / "models" / f"{BUNDLED}-{version}"
     if (folder / "config.json").exists():
@@ -57,7 +57,7 @@ def bundled_folder() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the converted copy beside its place and move it there whole, so that a kill leaves nothing half."""
+    """Write the converted copy beside `folder` and rename it once complete, so that a kill leaves no half copy."""
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         model, tokenizer = _read_gguf(gguf)
@@ -79,7 +79,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )
-    # The weights are dequantised; what still says "quantised" would make save_pretrained refuse.
+    # The weights are dequantised now; marks that say otherwise would make save_pretrained refuse.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     vars(model).update(hf_quantizer=None, is_quantized=False)

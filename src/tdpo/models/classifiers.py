@@ -1,4 +1,4 @@
-"""Load a sequence classifier with one output, as reward models are: a whole model, or an adapter with its head."""
+"""Loading of reward models, sequence classifiers with one output: a whole model, or an adapter with its head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_REWARD_MODEL = (
 
 @names_untrusted_code
 def load_reward_classifier(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """A sequence classifier with one output, frozen and in evaluation mode; every weight of it comes from a file.
+    """A sequence classifier with one output, frozen and in evaluation mode. Every weight comes from a file.
 
     Raises:
         FileNotFoundError: nothing is there, or pickled weights only.
@@ -45,19 +45,19 @@ def _whole(name: str | Path, folder: str, trust_remote_code: bool) -> Any:
 
 
 def _adapted(name: str | Path, folder: str, trust_remote_code: bool) -> Any:
-    """The adapter on its base. The base of a reward adapter is mostly a language model: the head is the adapter's."""
+    """The adapter on its base, which mostly is a language model; the head then comes from the adapter."""
     base_name = adapter_base(folder)
     base = check_folder(base_name)
     model, info = _from_pretrained(base_name, base, trust_remote_code, num_labels=1)
-    brought = _names_in(folder)
-    missing = {key for key in info["missing_keys"] if f"base_model.model.{key}" not in brought}
+    own_weights = _names_in(folder)
+    missing = {key for key in info["missing_keys"] if f"base_model.model.{key}" not in own_weights}
     if missing:
         raise ValueError(
             f"the reward model {name} is an adapter of {base_name}, and neither of them holds {sorted(missing)[0]}: it "
             "would start at random, and so would the rewards. Save the adapter with its head (modules_to_save; "
             'task_type="SEQ_CLS" does it), or merge it into a whole classifier'
         )
-    replaced = {key for key, *_ in info["mismatched_keys"] if f"base_model.model.{key}" in brought}
+    replaced = {key for key, *_ in info["mismatched_keys"] if f"base_model.model.{key}" in own_weights}
     info["mismatched_keys"] = [entry for entry in info["mismatched_keys"] if entry[0] not in replaced]
     _refuse_other_shapes(base_name, model, info)
     return load_adapter(model, folder)
@@ -75,7 +75,7 @@ def _from_pretrained(name: str | Path, folder: str, trust_remote_code: bool, **c
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused in words of ours
+            ignore_mismatched_sizes=True,  # refused later, with a message that says what to do
             **changes,
         )
         return model, info
@@ -91,15 +91,15 @@ def _from_pretrained(name: str | Path, folder: str, trust_remote_code: bool, **c
 
 
 def _refuse_other_shapes(name: str | Path, model: Any, info: Any) -> None:
-    for key, saved, wanted in sorted(info["mismatched_keys"]):
+    for key, saved_shape, needed_shape in sorted(info["mismatched_keys"]):
         raise ValueError(
-            f"the weight {key} of {name} is {tuple(saved)}, and {type(model).__name__} needs {tuple(wanted)}: it would "
-            f"start at random. {NO_REWARD_MODEL}"
+            f"the weight {key} of {name} is {tuple(saved_shape)}, and {type(model).__name__} needs "
+            f"{tuple(needed_shape)}: it would start at random. {NO_REWARD_MODEL}"
         )
 
 
 def _names_in(folder: str) -> set[str]:
-    """The weights of an adapter's file; none where there is no file, which loading it says."""
+    """The names of the weights in an adapter's file; none if there is no file, which the loader reports."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(folder) / "adapter_model.safetensors"

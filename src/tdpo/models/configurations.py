@@ -1,4 +1,4 @@
-"""What a model's configuration tells before any weight loads: whether this is a causal language model that can run."""
+"""Checks of a model's configuration before any weight is loaded: is it a causal language model that can run here?"""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def is_quantized(config: Any) -> bool:
 
 
 def stays_quantized(config: Any, name: str) -> bool:
-    """Whether they still are once they are loaded: some kinds become plain weights on a machine without units for them.
+    """Whether the weights stay quantised when they are loaded.
+
+    Some kinds become plain weights on a machine that cannot multiply them.
 
     Raises:
         ValueError: they cannot be loaded here.
@@ -80,27 +82,29 @@ def check_quantized_training(quantized: bool, has_adapter: bool) -> None:
 
 
 def check_plausible(config: Any, name: str, folder: Path) -> None:
-    """Raise ValueError where the configuration asks for far more than the folder's weights are, before anything of that
-    size is made."""
+    """Raise ValueError where the configuration describes a model far larger than the folder's weights.
+
+    This is checked before anything of that size is allocated.
+    """
     from safetensors import SafetensorError, safe_open
 
-    held: dict[str, int] = {}
+    numbers: dict[str, int] = {}  # of the numbers in each tensor
     try:
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
-                held |= {key: math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+                numbers |= {key: math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError):
-        return  # said where they are read
+        return  # reported when the weights are read
     text = text_config(config)
     layers, *sizes = (getattr(text, key, None) for key in ("num_hidden_layers", "vocab_size", "hidden_size"))
-    if held and isinstance(layers, int) and layers > len(held):
-        raise ValueError(f"{name}: config.json says {layers} layers, and the weights are {len(held)} tensors in all")
-    # A quantised number may be a quarter of a stored one.
+    if numbers and isinstance(layers, int) and layers > len(numbers):
+        raise ValueError(f"{name}: config.json says {layers} layers, and the weights are {len(numbers)} tensors in all")
+    # A quantised weight may take a quarter of a stored number.
     vocabulary = math.prod(size for size in sizes if isinstance(size, int))
-    if held and vocabulary > 16 * sum(held.values()):
+    if numbers and vocabulary > 16 * sum(numbers.values()):
         raise ValueError(
             f"{name}: config.json says vocab_size {sizes[0]} and hidden_size {sizes[1]}, and all weights together are "
-            f"{sum(held.values())} numbers. Correct config.json, or save the model again."
+            f"{sum(numbers.values())} numbers. Correct config.json, or save the model again."
         )
 
 
@@ -108,12 +112,12 @@ def text_config(config: Any) -> Any:
     """The part of a configuration that describes the language model."""
     try:
         return config.get_text_config()
-    except (AttributeError, ValueError):  # none of its own, or several
+    except (AttributeError, ValueError):  # the configuration has no such part, or several
         return config
 
 
 def first_sentence(error: Exception, limit: int = 300) -> str:
-    """The first line of a library's message, cut where it would fill the screen."""
+    """The first line of a library's message, cut off if it is very long."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, KeyError):
         return f"{lines[0]} is not a value that can be used"
@@ -148,7 +152,7 @@ def _check_sizes(config: Any, name: str) -> None:
 
 
 def _quantizer(config: Any, name: str) -> Any:
-    """What loads quantised weights, asked whether it can do so on this machine."""
+    """The loader of quantised weights; raises ValueError where it cannot work on this machine."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     settings = _quantization(config)
@@ -157,7 +161,7 @@ def _quantizer(config: Any, name: str) -> Any:
     try:
         quantizer = AutoHfQuantizer.from_config(settings or {}, pre_quantized=True)
         quantizer.validate_environment(device_map=None, weights_only=True)
-    except Exception as error:  # libraries that are missing, versions, machines, settings: each raises as it likes
+    except Exception as error:  # a missing library, a version, the machine, a setting: each raises another class
         raise ValueError(
             f"{name} holds weights quantised with {method or 'an unknown method'}, which cannot be loaded here: "
             f"{first_sentence(error)} Install what is missing, or give the model before it was quantised."

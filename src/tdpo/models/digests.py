@@ -1,8 +1,8 @@
-"""Digests of models as they lie on disk, before anything is loaded: enough to tell one training from another.
+"""Digests of the files of a model, before anything is loaded: enough to tell the results of two trainings apart.
 
-Weights are sampled: the header of every safetensors file, its size, and `SLICES` short slices of every tensor. That
-takes some milliseconds where a hash of everything takes seconds, and another training moves every tensor; a change of a
-few values within a large tensor can go unseen. Small files are hashed whole.
+Of large files only a part is hashed: the header of a safetensors file, its size, and `SLICES` short slices of every
+tensor. That takes milliseconds where a hash of everything takes seconds, and it suffices because training changes every
+tensor. A change of a few values within a large tensor can go unseen. Small files are hashed whole.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ SLICES, SLICE_BYTES = 16, 64
 WHOLE_BELOW = 1 << 22
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 OTHERS = (".json", ".jinja", ".txt", ".model", ".py")
-# What a library writes anew with every saving, and what a model does not hang on.
+# What a library writes anew with every saving, and what does not change the model.
 VOLATILE = ("_name_or_path", "transformers_version", "base_model_name_or_path", "peft_version")
 IGNORED = ("training_args.bin", "trainer_state.json")
 
 
 def model_digests(name: str | Path) -> dict[str, str]:
-    """{"weights": …, "configuration and tokenizer": …} of a model by name or folder; an adapter's base is part of it.
+    """Digests "weights" and "configuration and tokenizer" of a model, given by name or folder.
 
-    {} for a model of the hub that is not on this machine yet.
+    Those of an adapter include its base. A model of the hub that is not on this machine yet has none: {}.
     """
     folder = _folder_of(name)
     if folder is None:
@@ -67,8 +67,8 @@ def _small_digest(path: Path) -> bytes:
         except ValueError:
             values = None
         if isinstance(values, dict):
-            kept = {key: value for key, value in values.items() if key not in VOLATILE}
-            content = json.dumps(kept, sort_keys=True).encode()
+            lasting = {key: value for key, value in values.items() if key not in VOLATILE}
+            content = json.dumps(lasting, sort_keys=True).encode()
     return hashlib.sha256(content).digest()
 
 
@@ -87,7 +87,7 @@ def _weights_digest(path: Path) -> bytes:
 
 
 def _parts(file: IO[bytes], size: int, suffix: str) -> Iterator[tuple[int, int]]:
-    """(start, length) of what is sampled: the tensors of a safetensors file, else a thousand equal parts."""
+    """(start, length) of the parts that are hashed: the tensors of a safetensors file, else a thousand equal parts."""
     if suffix == ".safetensors":
         length = int.from_bytes(file.read(8), "little")
         try:

@@ -1,4 +1,4 @@
-"""The JSON files of a model's folder: each is read as what it must be, or named in the error."""
+"""Reads the JSON files of a model's folder. A file that is broken is named in the error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# What transformers and peft read from a folder, an object each. A tokenizer.json is left to the tokenizer: it is large.
+# The files that transformers and peft read, each a JSON object. tokenizer.json is large and left to the tokenizer.
 JSON_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "model.safetensors.index.json",
@@ -21,10 +21,10 @@ def check_json_files(folder: Path) -> None:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """The object in a JSON file.
 
     Raises:
-        ValueError: it is no UTF-8, no JSON, or holds something else than an object.
+        ValueError: the file is not UTF-8, not JSON, or contains something other than an object.
     """
     advice = "copy the file from where the model came from, or save the model again"
     try:
@@ -43,14 +43,15 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def is_adapter_folder(folder: str | Path) -> bool:
+    """Whether the folder contains an adapter of peft."""
     return (Path(folder) / "adapter_config.json").is_file()
 
 
 def adapter_base(folder: str | Path) -> str:
-    """The base model that an adapter folder names.
+    """The base model that an adapter's folder names.
 
     Raises:
-        ValueError: it names none, itself, or another adapter.
+        ValueError: it names no model, itself, or another adapter.
     """
     file = Path(folder) / "adapter_config.json"
     base = read_json_object(file).get("base_model_name_or_path")

@@ -1,8 +1,8 @@
 """Hidden states without logits, for any architecture that transformers loads as a causal language model.
 
-The head belongs to the operator, so the model's forward must stop before it. For the length of one call
-the causal LM's `forward` is replaced by its body's. The call still goes through every wrapper around it
-(DDP, FSDP, peft, autocast), so their hooks run as always.
+The head belongs to the mathematics, so the model's forward must stop before it. During one call,
+the causal language model's `forward` is replaced by that of its body. The call still goes through every wrapper around
+the model (DDP, FSDP, peft, autocast), so their hooks run as always.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..token_statistics import Head
-from .sharding import gather, is_fsdp_unit, modules_around
-from .span_attention import note_spans
+from .configurations import text_config
+from .sharded_head import gather, is_fsdp_unit, modules_around
+from .span_attention import install_span_attention
+from .spans import SpanMask, with_spans
 
 
 def causal_lm_of(model: Any) -> Any:
@@ -35,29 +37,29 @@ def causal_lm_of(model: Any) -> Any:
 
 
 def policy_hidden(model: Any, inputs: Mapping[str, Tensor], response_index: Tensor) -> Tensor:
-    """Hidden states `[N, D]` at the flat positions `response_index` of `[R, T]` inputs, head not applied."""
+    """Hidden states `[N, D]` at the flat positions `response_index` `[N]` of `[R, T]` inputs, without the head."""
     lm = causal_lm_of(model)
     with _replaced_forward(lm, _body_forward(lm, response_index, keep_graph=is_fsdp_unit(model))):
         return model(**inputs)[0]
 
 
 def select_logits(model: Any, inputs: Mapping[str, Tensor], response_index: Tensor) -> Tensor:
-    """Logits `[N, V]` at `response_index` from the model's own forward, where its head is not understood."""
+    """Logits `[N, V]` at `response_index` `[N]` from the model's own forward, for heads that `find_head` refuses."""
     logits = model(**inputs, use_cache=False).logits
     return logits.flatten(0, 1)[response_index]
 
 
 @contextmanager
 def _replaced_forward(lm: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    kept = lm.__dict__.get("forward")
+    before = lm.__dict__.get("forward")
     lm.forward = forward
     try:
         yield
     finally:
-        if kept is None:
+        if before is None:
             del lm.forward
         else:
-            lm.forward = kept
+            lm.forward = before
 
 
 def _body_forward(lm: Any, response_index: Tensor, keep_graph: bool = False) -> Callable[..., tuple[Tensor]]:
@@ -79,7 +81,8 @@ def _body_forward(lm: Any, response_index: Tensor, keep_graph: bool = False) -> 
         hidden = body(**inputs, return_dict=True).last_hidden_state
         selected = hidden.flatten(0, 1)[response_index]
         if keep_graph and torch.is_grad_enabled() and not selected.requires_grad:
-            # Only the head is trained. FSDP2 scatters its gradient at the end of a backward pass through the model.
+            # Only the head is trained. FSDP2 scatters its gradient at the end of a backward pass through the model, so
+            # the hidden states must take part in one.
             selected.requires_grad_()
         return (selected,)
 
@@ -87,19 +90,22 @@ def _body_forward(lm: Any, response_index: Tensor, keep_graph: bool = False) -> 
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A boolean 4-D mask as the additive one that every attention of transformers takes; others unchanged."""
+    """A boolean 4-D mask as the additive one that every attention of transformers takes; other masks unchanged."""
     if mask is None or mask.dim() != 4:
         return mask
     additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    return note_spans(additive, mask)
+    additive = with_spans(additive, mask)
+    if isinstance(additive, SpanMask):
+        install_span_attention()
+    return additive
 
 
 def find_head(model: Any) -> Callable[[], Head] | None:
-    """A function giving the model's current `Head`, or None where logits are not cap(scale·(W·h + b)).
+    """A function that gives the model's current `Head`, or None where logits are not cap(scale·(W·h + b)).
 
-    It is to be called after the model's forward: that is when the weights that FSDP2 shards can be gathered.
-    No list of architectures: a candidate (no scale, the scale fitted to the logits, the soft cap that the
-    configuration names) is accepted only if it reproduces the model's own logits on a probe.
+    Call the function after the model's forward, because only then can weights that FSDP2 shards be gathered.
+    There is no list of architectures. A candidate (no scale, the scale fitted to the logits, the soft cap of the
+    configuration) is accepted only if it reproduces the model's own logits on a probe.
     """
     lm = causal_lm_of(model)
     output = lm.get_output_embeddings()
@@ -129,9 +135,9 @@ def _live_head(around: Sequence[nn.Module], scale: float, softcap: float | None)
 
 
 def _is_understood(output: Any) -> bool:
-    """Whether `_effective_weight` accounts for all that adapters on the output layer can come to do.
+    """Whether `_effective_weight` accounts for everything that adapters on the output layer can do once trained.
 
-    A fresh adapter changes nothing, so the probe cannot tell: DoRA, IA3, biases and dropout on this layer
+    The probe cannot tell, because a fresh adapter changes nothing: DoRA, IA3, biases and dropout on this layer
     look like a plain head until they are trained.
     """
     if type(output).__module__.partition(".")[0] != "peft":
@@ -166,7 +172,7 @@ def _effective_weight(output: Any) -> tuple[Tensor, Tensor | None]:
 
 @torch.no_grad()
 def probe(model: Any) -> tuple[Tensor, Tensor] | None:
-    """Hidden states and the model's own logits at a few positions of a made-up input; None if it has no such parts."""
+    """Hidden states and the model's own logits at the positions of a made-up input; None if it gives no such things."""
     lm = causal_lm_of(model)
     device = next(lm.parameters()).device
     vocabulary = lm.get_input_embeddings().weight.shape[0]
@@ -184,13 +190,12 @@ def probe(model: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _softcaps(lm: Any) -> list[float | None]:
-    config = lm.config.get_text_config() if hasattr(lm.config, "get_text_config") else lm.config
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = getattr(text_config(lm.config), "final_logit_softcapping", None)
     return [float(cap), None] if cap else [None]
 
 
 def _fit_scale(raw: Tensor, logits: Tensor, softcap: float | None) -> float:
-    """The factor between raw and observed logits, by least squares; 1.0 when it is 1.0 up to rounding."""
+    """The factor between raw and observed logits, by least squares; exactly 1.0 if it is 1.0 up to rounding."""
     inside = raw.isfinite() & logits.isfinite()  # a masked vocabulary has logits of -inf
     if softcap is not None:
         inside &= logits.abs() < 0.95 * softcap
@@ -201,8 +206,8 @@ def _fit_scale(raw: Tensor, logits: Tensor, softcap: float | None) -> float:
 
 
 def _same(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
-    # Half-precision models round their logits to 8 or 11 bits; 1 % of the range is far above that and
-    # far below what a missing bias, norm or soft cap does.
+    # Half-precision models round their logits to 8 or 11 bits. 1 % of the range is far above that, and
+    # far below the effect of a missing bias, norm or soft cap.
     tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 1e-2
     finite = theirs.isfinite()
     if not torch.equal(ours[~finite], theirs[~finite]):

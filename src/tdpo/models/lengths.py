@@ -1,21 +1,21 @@
-"""At which lengths of a sequence a model changes what it computes, read off its configuration."""
+"""The lengths of a sequence at which a model computes something else, according to its configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Rotary embeddings whose frequencies transformers recomputes in every forward, for all rows of the batch at once, from
-# the longest of them (`modeling_rope_utils.dynamic_rope_update`); "su" is what LongRoPE was called at first.
+# Rotary embeddings whose frequencies transformers computes anew in every forward, for all rows of the batch, from the
+# longest row (`modeling_rope_utils.dynamic_rope_update`). "su" is an early name of LongRoPE.
 LONGROPE = ("longrope", "su")
 DYNAMIC = "dynamic"
 
-# Numbers in configurations that no length is ever compared with.
+# Numbers of a configuration that a length is never compared with.
 SIZES = {"hidden_size", "intermediate_size", "vocab_size", "head_dim", "n_embd", "n_head", "n_layer", "n_inner"}
 
 
 def independent_length(config: Any) -> int | None:
-    """Tokens up to which a sequence's hidden states do not depend on the longest row of its batch; None: at any length.
+    """The length in tokens up to which hidden states do not depend on the longest row of the batch; None: any length.
 
     Beyond that length, LongRoPE changes to its long factors for all rows at once, and dynamic NTK scaling to
     frequencies for the longest row.
@@ -28,22 +28,22 @@ def independent_length(config: Any) -> int | None:
         if DYNAMIC in kind:
             limits.append(positions)
         elif kind in LONGROPE and rope.get("short_factor") != rope.get("long_factor"):
-            named = rope.get("original_max_position_embeddings")
-            limits.append(named or getattr(text, "original_max_position_embeddings", None) or positions)
+            original = rope.get("original_max_position_embeddings")
+            limits.append(original or getattr(text, "original_max_position_embeddings", None) or positions)
     return min((int(limit) for limit in limits if limit), default=None)
 
 
 def _rope_parameters(text: Any) -> Iterator[Mapping[str, Any]]:
-    """The parameters of a configuration's rotary embeddings: one set, or one a kind of layer."""
+    """The parameters of a configuration's rotary embeddings: one set, or one per kind of layer."""
     for name in ("rope_parameters", "rope_scaling"):
-        given = getattr(text, name, None)
-        if isinstance(given, Mapping):
-            yield given
-            yield from (nested for nested in given.values() if isinstance(nested, Mapping))
+        parameters = getattr(text, name, None)
+        if isinstance(parameters, Mapping):
+            yield parameters
+            yield from (nested for nested in parameters.values() if isinstance(nested, Mapping))
 
 
 def why_dependent(limit: int, longest: int) -> str:
-    """A sentence for a sequence that is longer than `independent_length` says."""
+    """The predicate of a sentence about a sequence of `longest` tokens, more than `independent_length` allows."""
     return (
         f"has {longest} tokens, and beyond {limit} this model's rotary embeddings depend on the longest row of a batch "
         "(LongRoPE or dynamic scaling): what it says of a sequence would depend on its neighbours, and policy and "
@@ -52,9 +52,9 @@ def why_dependent(limit: int, longest: int) -> str:
 
 
 def length_thresholds(config: Any) -> set[int]:
-    """Every number in a configuration that the length of a sequence may be compared with: windows, chunks, positions.
+    """All numbers of a configuration that a length may be compared with: windows, chunks, positions.
 
-    By their values, since architectures call them by many names; sizes and counts that are no lengths are left out.
+    Architectures have many names for them, so every number counts whose name is not that of a size or a count.
     """
     return set(_numbers(config.get_text_config().to_dict()))
 

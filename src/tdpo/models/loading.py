@@ -34,7 +34,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def has_no_units_for(dtype: str) -> bool:
-    """Whether models would run on a CPU that cannot multiply `dtype`, which then takes far longer than float32."""
+    """Whether models run on a CPU without units for `dtype`, on which it takes far longer than float32."""
     if dtype not in ("bfloat16", "float16") or torch.accelerator.is_available():
         return False
     supported = torch.ops.mkldnn
@@ -42,10 +42,10 @@ def has_no_units_for(dtype: str) -> bool:
 
 
 def check_folder(name: str | Path) -> str:
-    """Where to load `name` from: the bundled model's folder, an existing folder, or the name itself for the hub.
+    """The place to load `name` from: the bundled model's folder, an existing folder, or the name itself for the hub.
 
     Raises:
-        FileNotFoundError: `name` looks like a path but no model lies there.
+        FileNotFoundError: `name` looks like a path, but there is no model.
         ValueError: one of its JSON files is broken.
     """
     text = str(name)
@@ -54,9 +54,9 @@ def check_folder(name: str | Path) -> str:
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists() and not is_adapter_folder(path):
-            held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+            names = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise FileNotFoundError(
-                f"{path} holds no model: expected config.json or adapter_config.json, found {held}. "
+                f"{path} holds no model: expected config.json or adapter_config.json, found {names}. "
                 "Give the folder that save_pretrained wrote (a run keeps its model in <run>/model)."
             )
         check_json_files(path)
@@ -71,18 +71,23 @@ def check_folder(name: str | Path) -> str:
 
 @names_untrusted_code
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of `name`, with a pad token (the end-of-sequence token when it has none of its own)."""
+    """The tokenizer of `name`, with a pad token: the end-of-sequence token, if it has none of its own.
+
+    Raises:
+        FileNotFoundError: there is no tokenizer, or it cannot be reached.
+        ValueError: it is broken, has neither of the two tokens, or needs code that may not run.
+    """
     from transformers import AutoTokenizer
 
     folder = check_folder(name)
     if is_adapter_folder(folder) and not (Path(folder) / "tokenizer_config.json").exists():
-        with _of_adapter(folder):
+        with _naming_the_adapter(folder):
             folder = check_folder(adapter_base(folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise _unreachable(name, error) from error
-    except Exception as error:  # a broken tokenizer.json raises whatever its reader meets
+    except Exception as error:  # a broken tokenizer.json raises errors of many classes
         if "trust_remote_code" in str(error):
             raise ValueError(str(error)) from error
         if Path(folder).is_dir() and not any(Path(folder).glob("*token*")):
@@ -91,7 +96,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
                 "or pass a tokenizer yourself (processing_class)"
             ) from error
         if (Path(folder) / "config.json").is_file():
-            read_config(folder, trust_remote_code=trust_remote_code)  # which the tokenizer's class is found by
+            read_config(folder, trust_remote_code=trust_remote_code)  # a broken one would be the cause
         raise ValueError(
             f"the tokenizer of {name} cannot be read ({first_sentence(error)}): copy its files from where the model "
             "came from, or save it again with save_pretrained"
@@ -107,16 +112,16 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
 def load_causal_lm(
     name: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False, trainable: bool = False
 ) -> Any:
-    """A causal language model in evaluation mode; a folder holding an adapter loads base and adapter.
+    """A causal language model in evaluation mode; for the folder of an adapter, its base with the adapter.
 
     Args:
         name: "smollm2-135m" (bundled), a hub name or a folder.
         dtype: "auto" (the dtype it was saved in), "float32", "bfloat16" or "float16".
         trust_remote_code: whether code shipped with the model may run.
-        trainable: whether the adapter of an adapter folder is to be trained on; a full model always can be.
+        trainable: whether an adapter will be trained further; a full model always can be.
 
     Raises:
-        FileNotFoundError: nothing is there; the message says what was looked for.
+        FileNotFoundError: there is no model; the message says where it was looked for.
         ValueError: an unknown dtype, code that may not run, weights that are broken, missing or of other sizes than the
             configuration says, a model that is no causal language model, or one that looks ahead.
     """
@@ -127,8 +132,9 @@ def load_causal_lm(
 
 @names_untrusted_code
 def outline_causal_lm(name: str | Path, *, trust_remote_code: bool = False) -> Any | None:
-    """What `load_causal_lm` would load, with names and shapes of all weights and none of their values (on the device
-    "meta"): takes no memory and little time. None for quantised weights, which have shapes of their own.
+    """The model that `load_causal_lm` would load, on the device "meta": names and shapes of weights, and no values.
+
+    It takes no memory and little time. None for quantised weights, which have shapes of their own.
 
     Raises:
         FileNotFoundError, ValueError: as `load_causal_lm`, but for a model that looks ahead.
@@ -138,7 +144,7 @@ def outline_causal_lm(name: str | Path, *, trust_remote_code: bool = False) -> A
 
 @names_untrusted_code
 def will_be_quantized(name: str | Path, *, trust_remote_code: bool = False) -> bool:
-    """Whether the loaded model's weights are quantised, an adapter's base's for an adapter."""
+    """Whether the weights of the loaded model will be quantised; for an adapter, those of its base."""
     folder = check_folder(name)
     if is_adapter_folder(folder):
         return will_be_quantized(adapter_base(folder), trust_remote_code=trust_remote_code)
@@ -148,7 +154,7 @@ def will_be_quantized(name: str | Path, *, trust_remote_code: bool = False) -> b
 def _load(name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool, *, outline: bool) -> Any:
     folder = check_folder(name)
     if is_adapter_folder(folder):
-        with _of_adapter(folder):
+        with _naming_the_adapter(folder):
             base = _load(adapter_base(folder), dtype, trust_remote_code, False, outline=outline)
         return base if base is None else load_adapter(base, folder, trainable=trainable)
     config = _config(name, folder, trust_remote_code)
@@ -170,7 +176,7 @@ def _read_weights(name: str | Path, folder: str, dtype: str, trust_remote_code: 
     auto: Any = AutoModelForCausalLM
     places = {"device_map": "meta", "ignore_mismatched_sizes": True} if outline else {}
     try:
-        model, found = auto.from_pretrained(
+        model, info = auto.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -186,26 +192,26 @@ def _read_weights(name: str | Path, folder: str, dtype: str, trust_remote_code: 
         raise
     except Exception as error:  # sizes that make no sense, weights of other sizes, code of the model's own
         if not outline and not is_quantized(_config(name, folder, trust_remote_code)):
-            _read_weights(name, folder, dtype, trust_remote_code, outline=True)  # which says more
+            _read_weights(name, folder, dtype, trust_remote_code, outline=True)  # its errors say more
         raise ValueError(f"{name} cannot be loaded as its config.json describes it: {first_sentence(error)}") from error
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} weights that {type(model).__name__} needs, such as {missing[0]}: they "
             "would start at random. Is it a causal language model, saved whole?"
         )
-    if others := sorted(found["mismatched_keys"]):
-        key, saved, wanted = others[0]
+    if others := sorted(info["mismatched_keys"]):
+        key, saved_shape, needed_shape = others[0]
         raise ValueError(
             f"{name} holds {len(others)} weights of other sizes than its config.json says, such as {key}: "
-            f"{list(saved)} instead of {list(wanted)}. Correct config.json, or save the model again."
+            f"{list(saved_shape)} instead of {list(needed_shape)}. Correct config.json, or save the model again."
         )
-    if unused := sorted(found["unexpected_keys"]):
-        _say_unused(str(name), len(unused), type(model).__name__, unused[0])
+    if unused := sorted(info["unexpected_keys"]):
+        _warn_of_unused(str(name), len(unused), type(model).__name__, unused[0])
     return model.eval()
 
 
-@lru_cache  # said once, however often the model is loaded
-def _say_unused(name: str, count: int, kind: str, example: str) -> None:
+@lru_cache  # one warning, however often the model is loaded
+def _warn_of_unused(name: str, count: int, kind: str, example: str) -> None:
     logger.warning(
         "%s holds %d weights that %s has no place for, such as %s: they are left out.", name, count, kind, example
     )
@@ -216,7 +222,7 @@ def configuration_of(name: str | Path, *, trust_remote_code: bool = False) -> An
     """The configuration of a model that is not loaded; for an adapter, that of its base. Raises as `model_facts`."""
     folder = check_folder(name)
     if is_adapter_folder(folder):
-        with _of_adapter(folder):
+        with _naming_the_adapter(folder):
             return configuration_of(adapter_base(folder), trust_remote_code=trust_remote_code)
     return _config(name, folder, trust_remote_code)
 
@@ -229,8 +235,8 @@ def _config(name: str | Path, folder: str, trust_remote_code: bool) -> Any:
 
 
 @contextmanager
-def _of_adapter(folder: str | Path) -> Iterator[None]:
-    """Errors about the base model of the adapter in `folder` say who names it."""
+def _naming_the_adapter(folder: str | Path) -> Iterator[None]:
+    """A context in which an error about a missing base model names the adapter that refers to it."""
     try:
         yield
     except FileNotFoundError as error:
@@ -240,7 +246,7 @@ def _of_adapter(folder: str | Path) -> Iterator[None]:
 
 
 def refuse_pickles(folder: Path, auto: str = "AutoModelForCausalLM") -> None:
-    """Say what to do where a folder's weights are pickles only; loading those can run code."""
+    """Raise FileNotFoundError, with the remedy, if a folder's weights are pickles only: loading these can run code."""
     if any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")):
         return
     raise FileNotFoundError(
@@ -252,16 +258,19 @@ def refuse_pickles(folder: Path, auto: str = "AutoModelForCausalLM") -> None:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What tokenisation needs to know of a model before its weights load."""
+    """What tokenisation needs to know of a model before its weights are loaded.
+
+    `positions` is how many positions the model has, None if its configuration does not say.
+    """
 
     end_token_ids: set[int]
     positions: int | None
 
-    def max_length(self, asked: int | None) -> int | None:
-        """The length limit asked for, no longer than the positions that the model has."""
+    def max_length(self, limit: int | None) -> int | None:
+        """The length limit in tokens, cut to the number of positions that the model has; None for no limit."""
         if self.positions is None:
-            return asked
-        return self.positions if asked is None else min(asked, self.positions)
+            return limit
+        return self.positions if limit is None else min(limit, self.positions)
 
 
 @names_untrusted_code
@@ -275,12 +284,12 @@ def model_facts(name: str | Path, tokenizer: Any, *, trust_remote_code: bool = F
 
     folder = check_folder(name)
     if is_adapter_folder(folder):
-        with _of_adapter(folder):
+        with _naming_the_adapter(folder):
             return model_facts(adapter_base(folder), tokenizer, trust_remote_code=trust_remote_code)
     config = configuration_of(name, trust_remote_code=trust_remote_code)
     try:
         generation = GenerationConfig.from_pretrained(folder)
-    except OSError:  # not every model ships one
+    except OSError:  # not every model has one
         generation = None
     except Exception as error:
         file = Path(folder) / "generation_config.json"
@@ -294,11 +303,11 @@ def facts_of(model: Any, tokenizer: Any) -> ModelFacts:
 
 
 def _facts(config: Any, generation: Any, tokenizer: Any, source: str) -> ModelFacts:
-    named = getattr(generation, "eos_token_id", None)
-    ids = named if isinstance(named, list | tuple) else [named]
+    setting = getattr(generation, "eos_token_id", None)
+    ids = setting if isinstance(setting, list | tuple) else [setting]
     if odd := [i for i in ids if i is not None and (not isinstance(i, int) or i < 0)]:
         raise ValueError(f"{source}: eos_token_id must be a token's number or a list of them, got {odd[0]!r}")
-    ends = set(end_ids(tokenizer, named))
+    ends = set(end_ids(tokenizer, setting))
     return ModelFacts(ends, getattr(config.get_text_config(), "max_position_embeddings", None))
 
 

@@ -1,7 +1,7 @@
-"""An adapter folded into its base for good, in memory; `training.saving` writes such a model.
+"""Merging an adapter into its base for good, in memory; `training.saving` writes such a model.
 
-Where the head is tied to the embedding, an adapter on one of them alone cannot be folded into the weight of both. The
-two are untied then, and the configuration says so, because whoever loads the model would tie them again.
+If head and embedding are tied, an adapter on one of them cannot be merged into the weight of both. The
+two are then untied, and the configuration says so, because otherwise loading the model would tie them again.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from .adapters import has_adapter
 from .configurations import first_sentence, text_config
 from .hidden_states import causal_lm_of
 
-# Largest difference of logits, relative to the largest of them. A sum of weights is rounded once more than the sum of
-# two products; half precision rounds to 8 or 11 bits, in every layer.
+# Largest difference of logits, relative to the largest logit. The merged weight is rounded, the separate product of the
+# adapter is not; half precision rounds to 8 or 11 bits, in every layer.
 MERGING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 HALF_TOLERANCE = 0.1
 
 
 def merge_adapter(model: Any) -> Any:
-    """Fold the adapter into the base weights: one plain model that needs no peft, with the adapter's logits.
+    """Merge the adapter into the base weights: one plain model that needs no peft, with the adapter's logits.
 
     Raises:
-        ValueError: `model` has no adapter, one that cannot be merged, or the merged model says something else.
+        ValueError: `model` has no adapter or one that cannot be merged, or the merged model has other logits.
     """
     if not has_adapter(model):
         raise ValueError("this model has no adapter to merge: it is a full model already")
@@ -34,7 +34,7 @@ def merge_adapter(model: Any) -> Any:
     untied = _untie(causal_lm_of(model))
     try:
         merged = model.merge_and_unload()
-    except Exception as error:  # prompts of their own, quantised layers, variants: peft raises as it likes
+    except Exception as error:  # learned prompts, quantised layers, variants: peft raises errors of many classes
         raise ValueError(f"this adapter cannot be merged into its base: {first_sentence(error)}") from error
     if has_adapter(merged):
         raise ValueError("this adapter lies on top of another one, which merging would leave out: merge that one first")
@@ -51,8 +51,10 @@ def merge_adapter(model: Any) -> Any:
 
 @torch.no_grad()
 def probe_logits(model: Any) -> Tensor:
-    """Logits `[1, T, V]` of tokens from all over the vocabulary, its first and its last among them, which adapters of
-    single tokens change alone."""
+    """Logits `[1, T, V]` of tokens from all over the vocabulary.
+
+    The first and the last tokens are among them, and some that an adapter trains alone, as these change nothing else.
+    """
     lm = causal_lm_of(model)
     device = next(lm.parameters()).device
     vocabulary = lm.get_input_embeddings().weight.shape[0]
@@ -76,15 +78,15 @@ def _single_tokens(model: nn.Module) -> Iterator[int]:
             return
 
 
-def logits_distance(expected: Tensor, found: Tensor) -> float:
+def logits_distance(expected: Tensor, actual: Tensor) -> float:
     """The largest difference relative to the largest logit; inf where one is finite and the other is not."""
-    length = min(expected.shape[1], found.shape[1])
-    expected, found = expected[:, :length], found[:, :length]
-    if expected.shape != found.shape or not torch.equal(expected.isfinite(), found.isfinite()):
+    length = min(expected.shape[1], actual.shape[1])
+    expected, actual = expected[:, :length], actual[:, :length]
+    if expected.shape != actual.shape or not torch.equal(expected.isfinite(), actual.isfinite()):
         return float("inf")
-    inside = expected.isfinite()
-    size = expected[inside].abs().max().clamp_min(1e-6)
-    return float((expected - found)[inside].abs().max() / size)
+    finite = expected.isfinite()
+    size = expected[finite].abs().max().clamp_min(1e-6)
+    return float((expected - actual)[finite].abs().max() / size)
 
 
 def _ends(lm: Any) -> tuple[Any, Any] | None:
@@ -94,7 +96,7 @@ def _ends(lm: Any) -> tuple[Any, Any] | None:
 
 
 def _untie(lm: Any) -> bool:
-    """Give a head that is tied to an adapted embedding, or adapted itself, weights of its own; whether it was."""
+    """Give the head weights of its own if it is tied to the embedding and one of the two is adapted; whether it was."""
     ends = _ends(lm)
     if ends is None or not any(_is_adapted(end) for end in ends):
         return False
@@ -102,23 +104,23 @@ def _untie(lm: Any) -> bool:
     if embedding.weight is not head.weight:
         return False
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
-    _say_tied(lm, False)
+    _record_tying(lm, False)
     return True
 
 
 def _tie_where_equal(lm: Any) -> None:
-    """Both ends got the same, as adapters made for tied weights give: tie them again."""
+    """Tie both ends again if they became equal, as they do with adapters that were made for tied weights."""
     ends = _ends(lm)
     if ends is not None and torch.equal(ends[0].weight, ends[1].weight):
-        _say_tied(lm, True)
+        _record_tying(lm, True)
         lm.tie_weights()
 
 
-def _say_tied(lm: Any, tied: bool) -> None:
+def _record_tying(lm: Any, tied: bool) -> None:
     for config in (lm.config, text_config(lm.config)):
         if hasattr(config, "tie_word_embeddings"):
             config.tie_word_embeddings = tied
-    # What transformers noted when the model was made, and saves by.
+    # transformers noted this when the model was made, and uses it when it saves.
     lm.all_tied_weights_keys = lm.get_expanded_tied_weights_keys(all_submodels=True)
 
 
@@ -127,7 +129,7 @@ def _is_adapted(end: nn.Module) -> bool:
 
 
 def _base(end: Any) -> Any:
-    """The layer itself, inside what peft has put around it."""
+    """The layer itself, inside the wrappers of peft."""
     while True:
         if hasattr(end, "get_base_layer"):
             end = end.get_base_layer()

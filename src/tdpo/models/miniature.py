@@ -1,4 +1,4 @@
-"""A small fresh model of an architecture: what `tdpo doctor` asks where training asks the model itself."""
+"""A small fresh model of an architecture, which `tdpo doctor` probes where training probes the model itself."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from .loading import check_folder
 from .probing import CannotRunError, check_causal, check_whole_loss
 
 VOCABULARY = 64
-LARGEST = 60_000_000  # weights that are worth making for a question
+LARGEST = 60_000_000  # weights of a model that is still made for a probe
 
 
 def check_architecture(name: str | Path, *, trust_remote_code: bool = False, trained: bool = False) -> None:
-    """Raise ValueError where a model of the architecture of `name` looks ahead or, to be `trained`, asks for a loss
-    that is not part of training; says nothing of what is too large to be made on the spot."""
+    """Raise ValueError where models of this architecture cannot be used, as `check_causal` on a small one says.
+
+    If the model is to be `trained`, `check_whole_loss` is asked too. An architecture that cannot be made small enough
+    passes.
+    """
     folder = check_folder(name)
     if is_adapter_folder(folder):
         folder = check_folder(adapter_base(folder))
@@ -26,14 +29,14 @@ def check_architecture(name: str | Path, *, trust_remote_code: bool = False, tra
         return
     try:
         check_causal(small, str(name))
-    except CannotRunError:  # sizes that no longer fit one another; the model itself is asked when it is loaded
+    except CannotRunError:  # its smaller sizes do not fit one another; the model itself is probed when it is loaded
         return
     if trained:
         check_whole_loss(small)
 
 
 def miniature(config: Any, *, trust_remote_code: bool = False) -> Any | None:
-    """A model of fresh weights like that of `config`, with few layers and tokens; None where none can be made."""
+    """A model of `config` with fresh weights, few layers and a small vocabulary; None where none can be made."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -49,7 +52,7 @@ def miniature(config: Any, *, trust_remote_code: bool = False) -> Any | None:
                     small, dtype=torch.float32, trust_remote_code=trust_remote_code
                 )
                 return model.eval()
-        except Exception:  # an architecture that cannot be shrunk in this way; training asks the model itself
+        except Exception:  # an architecture that cannot be shrunk in this way; training probes the model itself
             return None
     return None
 

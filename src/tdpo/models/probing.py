@@ -1,4 +1,4 @@
-"""Questions to a loaded model, answered by its own forward on a few tokens, instead of lists of architectures."""
+"""Probes of a loaded model: its own forward on a few tokens decides, and no list of architectures."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from torch.nn import functional
 from .configurations import first_sentence, text_config
 from .hidden_states import causal_lm_of
 
-# Relative to the largest logit. Rounding stays far below; looking ahead changes even fresh weights' logits by 1e-3.
+# Relative to the largest logit. Rounding stays far below; a model that looks ahead changes even the logits of fresh
+# weights by 1e-3.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 HALF_TOLERANCE = 2e-2
 TOKENS = 8
 
-_causal: WeakSet[nn.Module] = WeakSet()
+# Models that passed `check_causal`. Sampling checks its model every time, and the forward may be one of many processes.
+_passed: WeakSet[nn.Module] = WeakSet()
 
 
 class CannotRunError(ValueError):
-    """A model's forward fails on a few plain tokens."""
+    """The model's forward fails on a few plain tokens."""
 
 
 def check_causal(model: Any, what: str = "the model") -> None:
     """Raise ValueError unless `model` is a causal language model: no later token may change an earlier logit.
 
-    A model is asked once in its life. Two rows that differ in their second half are compared in their first.
+    Two rows that differ in their second half are compared in their first half. A model that passed is not run again.
     """
     lm = causal_lm_of(model)
-    if not isinstance(lm, nn.Module) or lm in _causal:
+    if not isinstance(lm, nn.Module) or lm in _passed:
         return
     config = getattr(lm, "config", None)
     if getattr(config, "is_encoder_decoder", False):
@@ -40,7 +42,7 @@ def check_causal(model: Any, what: str = "the model") -> None:
         )
     logits = _logits(model, lm, what)
     if logits is None:
-        return  # what cannot be asked in this way fails, or not, where it is used
+        return  # a model that cannot be probed in this way fails, or not, where it is used
     first, second = logits[:, : TOKENS // 2].double()
     both = first.isfinite() & second.isfinite()
     size = float(logits[logits.isfinite()].abs().max()) if bool(logits.isfinite().any()) else 1.0
@@ -52,19 +54,19 @@ def check_causal(model: Any, what: str = "the model") -> None:
             "anything. Give a causal language model (a decoder; for BERT and its kin one that was trained with "
             "is_decoder: true)."
         )
-    _causal.add(lm)
+    _passed.add(lm)
 
 
 def check_whole_loss(model: Any) -> None:
     """Raise ValueError where the model's configuration asks for a loss beside cross-entropy, such as a router's.
 
-    The losses here are made of hidden states and never call the model's own. A router's loss is a product of means
-    over the tokens of a forward: it would depend on how an update is split into micro-batches and on the layout of
-    rows, which nothing else here does. So it is refused instead of being left out.
+    The losses here are computed from hidden states, and the model's own loss is never called. A router's loss is a
+    product of means over the tokens of a forward, so it would depend on how an update is split into micro-batches and
+    on the layout of rows. Nothing else here does. So it is refused, and not silently left out.
     """
     lm = causal_lm_of(model)
-    asked = _auxiliary_loss(model, lm)
-    if asked is None:
+    added = _auxiliary_loss(model, lm)
+    if added is None:
         return
     flag = getattr(text_config(lm.config), "output_router_logits", None)
     what = "a router's auxiliary loss (output_router_logits: true)" if flag else "a loss beside that of its predictions"
@@ -76,13 +78,13 @@ def check_whole_loss(model: Any) -> None:
         else "Switch it off in the model's config.json to train without it"
     )
     raise ValueError(
-        f"the model's configuration asks for {what}{asked}. It cannot be part of this training: it depends on how an "
+        f"the model's configuration asks for {what}{added}. It cannot be part of this training: it depends on how an "
         f"update is split into micro-batches. {advice}."
     )
 
 
 def _two_rows(lm: Any) -> Tensor:
-    """Two rows `[2, TOKENS]` of made-up tokens with one first half and different second halves."""
+    """Two rows `[2, TOKENS]` of made-up tokens with the same first half and different second halves."""
     vocabulary = lm.get_input_embeddings().weight.shape[0]
     device = next(lm.parameters()).device
     ids = torch.arange(1, TOKENS + 1, device=device) * 7919
@@ -93,7 +95,7 @@ def _two_rows(lm: Any) -> Tensor:
 
 @torch.no_grad()
 def _logits(model: Any, lm: Any, what: str) -> Tensor | None:
-    """The model's own logits of `_two_rows`; None where it does not take them, or has no weights."""
+    """The model's own logits of `_two_rows`; None where it cannot take them, or its weights are not all there."""
     if any(weight.is_meta or not weight.numel() for weight in lm.parameters()):
         return None  # sharded or not loaded
     was_training = model.training
@@ -117,10 +119,10 @@ def _logits(model: Any, lm: Any, what: str) -> Tensor | None:
 
 @torch.no_grad()
 def _auxiliary_loss(model: Any, lm: Any) -> str | None:
-    """In words, what the model adds to the cross-entropy of its logits; None where it adds nothing.
+    """What the model's own loss adds to the cross-entropy of its logits, in words; None where it adds nothing.
 
-    Only a model whose configuration speaks of a router is asked with labels: other losses of its own (a scale,
-    smoothing) are the model's way to say the same.
+    Only a model whose configuration mentions a router is run with labels. Other differences of a model's loss (a scale,
+    smoothing) are variants of the same cross-entropy.
     """
     config = text_config(lm.config)
     if not any("router" in name or "aux_loss" in name for name in vars(config)):
@@ -132,7 +134,7 @@ def _auxiliary_loss(model: Any, lm: Any) -> str | None:
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # what cannot be asked is taken by its word
+    except Exception:  # a model that cannot be run is judged by its configuration
         return "" if getattr(config, "output_router_logits", False) else None
     finally:
         model.train(was_training)

@@ -1,4 +1,4 @@
-"""The reference: the adapter switched off, a second model, or the policy's start, as it is or as a frozen copy."""
+"""The reference: the policy with its adapter off, a second model, or the policy's start, itself or as a frozen copy."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Reference:
-    """Gives the reference's hidden states (or logits); never a gradient.
+    """Computes the reference's hidden states (or logits), without gradients.
 
-    `model` is None where the reference is the policy itself with its adapter switched off. Of the kind "start",
-    `model` is the policy itself, and the reference only until the policy is trained.
+    `model` is None where the reference is the policy with its adapter switched off. With the kind "start", `model` is
+    the policy itself, which is the reference only until it is trained.
     """
 
     kind: Literal["adapter-off", "second model", "start", "copy"]
@@ -34,7 +34,7 @@ class Reference:
 
     @torch.no_grad()
     def hidden_and_head(self, policy: Any, inputs: Mapping[str, Tensor], index: Tensor) -> tuple[Tensor, Head]:
-        """Hidden states `[N, D]` and the head as it acts on them."""
+        """Hidden states `[N, D]` at the flat positions `index` `[N]`, and the head that belongs to them."""
         assert self.head is not None
         model = policy if self.model is None else self.model
         with self._as_reference(policy):
@@ -42,7 +42,7 @@ class Reference:
 
     @torch.no_grad()
     def logits(self, policy: Any, inputs: Mapping[str, Tensor], index: Tensor) -> Tensor:
-        """Logits `[N, V]` from the model's own forward, for heads that are not understood."""
+        """Logits `[N, V]` from the model's own forward, for heads that `find_head` refuses."""
         with self._as_reference(policy):
             return select_logits(policy if self.model is None else self.model, inputs, index)
 
@@ -54,29 +54,29 @@ class Reference:
 
 @contextmanager
 def _adapter_off(policy: Any) -> Iterator[None]:
-    """The policy with its adapter switched off, its weights still known as trained."""
+    """A context in which the policy's adapter is switched off and its weights still require gradients."""
     trained = [p for p in policy.parameters() if p.requires_grad]
     with _unwrapped(policy).disable_adapter():
-        # peft freezes the adapter meanwhile. Weights that FSDP2 gathers then, and keeps whole, would be thawed as whole
-        # ones only: their shards stayed frozen, and were left out of checkpoints.
+        # peft freezes the adapter in this context. If FSDP2 gathers its weights here and keeps them whole, only the
+        # whole weights are unfrozen afterwards; their shards would stay frozen and be missing in checkpoints.
         for parameter in trained:
             parameter.requires_grad_(True)
         yield
 
 
-def reference_at_start(policy: Any, given: Any | None = None) -> Reference:
-    """The reference of a policy that is about to be trained, without a copy: where one is due, of the kind "start".
+def reference_at_start(policy: Any, ref_model: Any | None = None) -> Reference:
+    """The reference of a policy before it is trained; where `reference_for` would make a copy, of the kind "start".
 
-    Arguments and errors are those of `reference_for`. An adapter that changes the model already, or that is trained
-    along with weights of its base, gives the start only as it is now, and not switched off.
+    Arguments and errors are those of `reference_for`. A start is due also for some adapters: one that changes the model
+    already, and one that is trained along with weights of its base. Switched off, they would not give the start.
     """
-    if given is not None or (has_adapter(policy) and not _start_needs_copy(policy)):
-        return reference_for(policy, given)
+    if ref_model is not None or (has_adapter(policy) and not _start_needs_copy(policy)):
+        return reference_for(policy, ref_model)
     return Reference("start", policy, find_head(policy))
 
 
 def kept_reference(policy: Any, start: Reference) -> Reference:
-    """`start` as a reference that lasts while the policy is trained."""
+    """`start` as a reference that stays the same while the policy is trained: a copy where it is of that kind."""
     if start.kind != "start":
         return start
     # What is not trained is never changed, so the copy shares it.
@@ -85,22 +85,22 @@ def kept_reference(policy: Any, start: Reference) -> Reference:
     return Reference("copy", copied, find_head(copied))
 
 
-def reference_for(policy: Any, given: Any | None = None) -> Reference:
-    """The reference of `policy`: the one given, else its adapter switched off, else a frozen copy made now.
+def reference_for(policy: Any, ref_model: Any | None = None) -> Reference:
+    """The reference of `policy`: `ref_model`, else the policy's adapter switched off, else a frozen copy of it.
 
     Args:
-        policy: the model that is trained or judged.
-        given: the reference; it is frozen and put into evaluation mode.
+        policy: the model that is trained or evaluated.
+        ref_model: the model to use as reference; it is frozen and put into evaluation mode.
 
     Raises:
-        ValueError: the given model looks ahead, shares trained weights with the policy, or its vocabulary has another
+        ValueError: `ref_model` looks ahead, shares trained weights with the policy, or its vocabulary has another
             size.
     """
-    if given is not None:
-        check_causal(given, "the reference")
-        _check_apart(policy, given)
-        check_vocabulary(policy, given)
-        return Reference("second model", _frozen(given), find_head(given))
+    if ref_model is not None:
+        check_causal(ref_model, "the reference")
+        _check_apart(policy, ref_model)
+        check_vocabulary(policy, ref_model)
+        return Reference("second model", _frozen(ref_model), find_head(ref_model))
     if has_adapter(policy):
         return Reference("adapter-off", None, find_head(policy))
     copied = _frozen(copy.deepcopy(policy))
@@ -108,14 +108,14 @@ def reference_for(policy: Any, given: Any | None = None) -> Reference:
 
 
 def _start_needs_copy(policy: Any) -> bool:
-    """Whether `policy` with its adapter off is another model than it is now, or will be once it is trained."""
+    """Whether `policy` with its adapter off differs from what it is now, or will differ once it is trained."""
     adapter = (getattr(policy.base_model, "prefix", "lora_"), "modules_to_save.", "token_adapter.")
     if any(p.requires_grad and not any(part in name for part in adapter) for name, p in policy.named_parameters()):
         return True
-    now = probe(policy)
+    with_adapter = probe(policy)
     with policy.disable_adapter():
-        off = probe(policy)
-    return now is not None and off is not None and not torch.equal(now[1], off[1])
+        without = probe(policy)
+    return with_adapter is not None and without is not None and not torch.equal(with_adapter[1], without[1])
 
 
 def _frozen(model: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Code that a model's folder brings along runs only where the user said so; everywhere else it is refused in words.
+"""Python code in a model's folder runs only if the user allowed it; otherwise loading raises `UntrustedCode`.
 
-transformers asks on the terminal where nobody told it whether to trust, and a pipe that says yes is enough then. So
-every loader of the project says it, and what is refused is named as one thing, whoever refused it.
+Where the caller does not say whether to trust, transformers asks on the terminal, and a pipe that says yes is enough.
+So every loader of the project says it, and a refusal has one class and one message, whichever library refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class UntrustedCode(ValueError):
-    """A model, tokenizer or embedder needs code from its own folder, which was not allowed to run."""
+    """A model, tokenizer or embedder needs code from its own folder, which may not run."""
 
     def __init__(self, name: object) -> None:
         super().__init__(
@@ -27,7 +27,7 @@ class UntrustedCode(ValueError):
 
 @contextmanager
 def own_code_refused(name: object) -> Iterator[None]:
-    """Turn what a library says of code that may not run into `UntrustedCode`."""
+    """A context in which a library's error about code that may not run becomes `UntrustedCode`."""
     try:
         yield
     except UntrustedCode:
@@ -39,7 +39,7 @@ def own_code_refused(name: object) -> Iterator[None]:
 
 
 def names_untrusted_code(load: Callable[P, R]) -> Callable[P, R]:
-    """`load(name, …)`, which raises `UntrustedCode` where code of `name` may not run."""
+    """The function `load(name, …)`, made to raise `UntrustedCode` where `name` needs code that may not run."""
 
     @functools.wraps(load)
     def loading(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""One frozen head shared by policy and reference: the reference as a few vectors a token.
+"""The frozen head path: policy and reference share one frozen head, and the reference is a few vectors a token.
 
 For logits z = s·(W·h + b), log Z(h) = logsumexp(z) is convex in h with gradient E_p[s·W], and
 
@@ -8,37 +8,36 @@ is its Bregman divergence. With the bias the same holds, E_q[s·b] cancelling be
 
 Two numbers of size |logZ| that differ by a KL of 1e-3 leave float32 products no room for error: what a
 product rounds off the likeliest logits goes straight into log Z, and into e. Those few logits are therefore
-known by name (the reference's likeliest tokens, which are the policy's as long as the KL is small) and
-corrected to float64, in both.
+corrected to float64 in both. They are those of the reference's likeliest tokens, which are also the policy's
+likeliest as long as the KL is small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .tiled import Accumulator, Workspace, add_wide_product, tile_bounds, tile_logits
-
-if TYPE_CHECKING:
-    from .types import Head, ReferenceSummary
+from .products import Workspace, add_wide_product
+from .tiles import Accumulator, tile_bounds, tile_logits
+from .types import Extra, Head, ReferenceSummary, TokenStats
 
 # How many of the reference's likeliest tokens are corrected. With 16 the median error is at most two thirds of the
 # naive code's on every distribution tried (benchmarks/precision.py), with 8 equal to it on some; 32 buy little more.
 LIKELIEST = 16
-# Float64 numbers held at once where few are needed of each token: small enough for a CPU's cache, and on a GPU large
-# enough to keep it busy.
+# How many float64 numbers are held at once where the work goes piece by piece over the tokens: few enough for the cache
+# of a CPU, and enough to keep a GPU busy.
 PIECE_ENTRIES = {"cpu": 1 << 18}
 PIECE_ENTRIES_ELSEWHERE = 1 << 24
 
 
 @dataclass(frozen=True)
 class Walked:
-    """What one walk over the vocabulary leaves of N tokens."""
+    """What one walk over the vocabulary computes for N tokens."""
 
     log_z: Tensor  # [N], float64
     expected_weight: Tensor  # E[s·W] [N, D], float32 or float64
@@ -47,7 +46,8 @@ class Walked:
 
 
 def walk(hidden: Tensor, head: Head, likeliest: Tensor | None = None) -> Walked:
-    """One walk over the tiles. `likeliest` names the logits to correct; None finds them, at a sixth more time."""
+    """Walk over the tiles once. `likeliest` names the tokens whose logits are corrected; None has the walk find them,
+    which takes a sixth more time."""
     tokens = hidden.shape[0]
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     expected = hidden.new_zeros(hidden.shape, dtype=wide)
@@ -57,7 +57,7 @@ def walk(hidden: Tensor, head: Head, likeliest: Tensor | None = None) -> Walked:
     work = Workspace()
     for start, end in tile_bounds(tokens, head.weight.shape[0]):
         z = tile_logits(hidden, head, start, end, work)
-        peaks.look(z, start, end)
+        peaks.add_tile(z, start, end)
         shrink = sums.raise_maximum(z)
         # The weights stay wide: rounded to bf16 they would put first-order errors into a second-order KL.
         weights = sums.exponentials(z)
@@ -66,7 +66,7 @@ def walk(hidden: Tensor, head: Head, likeliest: Tensor | None = None) -> Walked:
         if head.bias is not None:
             bias = head.bias[start:end].to(wide).nan_to_num(neginf=0.0)  # what is masked has no weight
             expected_bias.mul_(shrink).add_(weights @ bias)
-    ids, computed = peaks.found()
+    ids, computed = peaks.ids_and_logits()
     missing = _add_missing_weights(expected, hidden, head, ids, computed, sums.maximum.double())
     sums.total += missing.sum(dim=1)
     if head.bias is not None:
@@ -76,26 +76,26 @@ def walk(hidden: Tensor, head: Head, likeliest: Tensor | None = None) -> Walked:
 
 
 def _shrink_rows(expected: Tensor, shrink: Tensor) -> None:
-    """expected `[N, D]` times shrink `[N]`, the product in float64: a factor rounded first would put all of e off."""
+    """Multiply expected `[N, D]` by shrink `[N]` in float64: a factor that is rounded first would falsify all of e."""
     if expected.device.type != "cpu":
-        expected.mul_(shrink[:, None])  # to ask which rows change would be to wait for the device
+        expected.mul_(shrink[:, None])  # asking which rows change would mean waiting for the device
         return
     changed = (shrink != 1).nonzero()[:, 0]  # a maximum rises a few times in a walk
     expected[changed] = (expected[changed] * shrink[changed, None]).to(expected.dtype)
 
 
 class _Peaks:
-    """The likeliest tokens, found tile by tile.
+    """Finds the likeliest tokens tile by tile.
 
-    All of them, not the largest of groups: vocabularies are often ordered by frequency, so that the likeliest share
-    a tile or two, and digits or words of one language are neighbours.
+    It keeps the largest of all logits, and not the largest of each group of neighbours: vocabularies are often ordered
+    by frequency, so the likeliest tokens often share a tile or two, and digits or words of one language are neighbours.
     """
 
     def __init__(self) -> None:
         self.values: Tensor | None = None
         self.ids: Tensor | None = None
 
-    def look(self, z: Tensor, start: int, end: int) -> None:
+    def add_tile(self, z: Tensor, start: int, end: int) -> None:
         values, columns = z.topk(min(LIKELIEST, end - start), dim=1)
         ids = columns + start
         if self.values is not None and self.ids is not None:
@@ -104,32 +104,32 @@ class _Peaks:
             ids = ids.gather(1, order)
         self.values, self.ids = values, ids
 
-    def found(self) -> tuple[Tensor, Tensor]:
+    def ids_and_logits(self) -> tuple[Tensor, Tensor]:
         assert self.values is not None and self.ids is not None, "a vocabulary has entries"
         return self.ids, self.values
 
 
 class _Named:
-    """The logits, as they were computed, of tokens `[N, K]` that are known beforehand."""
+    """Collects the computed logits of tokens `ids` `[N, K]` that were chosen before the walk."""
 
     def __init__(self, ids: Tensor, vocabulary: int) -> None:
         self.ids = ids.long()
         self.values = torch.zeros(self.ids.shape, dtype=torch.float64, device=ids.device)
-        # In the order of the vocabulary, so that each tile reads its own and no others; where its own begin is asked
-        # once for all tiles, as every answer waits for the device.
+        # In the order of the vocabulary, so that each tile reads only the entries that lie in it. Where these begin is
+        # computed once for all tiles, because every answer means waiting for the device.
         self.sorted, self.places = self.ids.flatten().sort()
         self.rows = self.places // max(1, ids.shape[1])
         edges = [0, *(end for _, end in tile_bounds(len(ids), vocabulary))]
         begins = torch.searchsorted(self.sorted, torch.tensor(edges, device=ids.device)).tolist()
         self.begins = dict(zip(edges, begins, strict=True))
 
-    def look(self, z: Tensor, start: int, end: int) -> None:
+    def add_tile(self, z: Tensor, start: int, end: int) -> None:
         first, last = self.begins[start], self.begins[end]
         if first < last:
             own = z[self.rows[first:last], self.sorted[first:last] - start]
             self.values.view(-1)[self.places[first:last]] = own.double()
 
-    def found(self) -> tuple[Tensor, Tensor]:
+    def ids_and_logits(self) -> tuple[Tensor, Tensor]:
         return self.ids, self.values
 
 
@@ -146,7 +146,7 @@ def _add_missing_weights(
         exact = torch.bmm(rows, hidden[piece, :, None].double())[:, :, 0]
         if head.bias is not None:
             exact += head.bias[ids[piece]].double()
-        # Masked entries are −inf both times; of no mass nothing is missing.
+        # Masked entries are −inf both times: they have no mass, so rounding took nothing from them.
         error = torch.where(z == -torch.inf, 0.0, exact * head.scale - z)
         missing[piece] = (z - maximum[piece, None]).exp() * torch.expm1(error)
         expected[piece] += torch.bmm(missing[piece, None], rows)[:, 0]
@@ -154,7 +154,7 @@ def _add_missing_weights(
 
 
 def _pieces(tokens: int, numbers: int, device: torch.device) -> Iterator[slice]:
-    """The tokens in pieces that may hold `numbers` in float64 of each of theirs; no pieces where there are none."""
+    """Slices of the tokens, so small that `numbers` float64 values per token may be held; none if `numbers` is 0."""
     if not numbers:
         return
     step = max(1, PIECE_ENTRIES.get(device.type, PIECE_ENTRIES_ELSEWHERE) // numbers)
@@ -178,56 +178,58 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def summarize(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """expected_weight, offset, reference_logp and likeliest of a ReferenceSummary."""
+def summarize(hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
+    """`summarize_reference` on arguments that were checked and have no gradient."""
     with torch.autocast(hidden.device.type, enabled=False):
-        found = walk(hidden, head)
+        walked = walk(hidden, head)
     # From the *stored* e, so that its rounding multiplies h − h_ref only.
-    offset = row_dot(found.expected_weight, hidden) - found.log_z
-    reference_logp = own_logits(hidden, head, targets) - found.log_z
-    return found.expected_weight, offset, reference_logp.to(found.expected_weight.dtype), found.likeliest.int()
+    offset = row_dot(walked.expected_weight, hidden) - walked.log_z
+    reference_logp = (own_logits(hidden, head, targets) - walked.log_z).to(walked.expected_weight.dtype)
+    return ReferenceSummary(walked.expected_weight, offset, reference_logp, walked.likeliest.int(), hidden)
 
 
-def policy_statistics(
-    hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[str]
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """policy_logp and forward_kl, `[N]` each, differentiable in `hidden`; reverse_kl and entropy, detached or None."""
+def statistics(
+    hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[Extra]
+) -> TokenStats:
+    """`frozen_head_token_stats` on arguments that were checked."""
     with torch.autocast(hidden.device.type, enabled=False):
         logp, kl, reverse_kl, entropy = _FrozenHeadStats.apply(hidden, head, summary, targets, extras)
-    return (
+    return TokenStats(
         logp,
+        summary.reference_logp,
         kl,
         reverse_kl if "reverse_kl" in extras else None,
         entropy if "policy_entropy" in extras else None,
     )
 
 
-def _reverse_kl(hidden: Tensor, found: Walked, summary: ReferenceSummary, extras: frozenset[str]) -> Tensor:
+def _reverse_kl(hidden: Tensor, walked: Walked, summary: ReferenceSummary) -> Tensor:
     """KL(p‖q) = logZ(h_ref) − logZ(h) + E_p[s·W]·(h − h_ref), the same divergence with the roles exchanged."""
-    if "reverse_kl" not in extras:
-        return torch.zeros_like(found.log_z)
     assert summary.hidden is not None
     log_z_ref = row_dot(summary.expected_weight, summary.hidden) - summary.offset
     step = hidden.double() - summary.hidden.double()
-    return log_z_ref - found.log_z + row_dot(found.expected_weight, step)
+    return log_z_ref - walked.log_z + row_dot(walked.expected_weight, step)
 
 
 class _FrozenHeadStats(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[str]
+        ctx: Any, hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[Extra]
     ) -> tuple[Tensor, ...]:
-        nothing_named = targets.new_empty(len(targets), 0)
-        found = walk(hidden, head, nothing_named if summary.likeliest is None else summary.likeliest)
-        log_z, expected = found.log_z, found.expected_weight
+        no_ids = targets.new_empty(len(targets), 0)
+        walked = walk(hidden, head, no_ids if summary.likeliest is None else summary.likeliest)
+        log_z, expected = walked.log_z, walked.expected_weight
         ctx.head = head
         ctx.save_for_backward(expected, summary.expected_weight, targets)
         ctx.hidden_dtype = hidden.dtype
         logp = own_logits(hidden, head, targets) - log_z
         kl = log_z + summary.offset - row_dot(summary.expected_weight, hidden)
-        asked = "policy_entropy" in extras
-        entropy = log_z - row_dot(expected, hidden) - found.expected_bias if asked else torch.zeros_like(log_z)
-        out = [value.to(expected.dtype) for value in (logp, kl, _reverse_kl(hidden, found, summary, extras), entropy)]
+        reverse_kl = entropy = torch.zeros_like(log_z)
+        if "reverse_kl" in extras:
+            reverse_kl = _reverse_kl(hidden, walked, summary)
+        if "policy_entropy" in extras:
+            entropy = log_z - row_dot(expected, hidden) - walked.expected_bias
+        out = [value.to(expected.dtype) for value in (logp, kl, reverse_kl, entropy)]
         ctx.mark_non_differentiable(*out[2:])
         return tuple(out)
 

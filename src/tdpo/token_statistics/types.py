@@ -1,13 +1,16 @@
-"""Types of the statistics: a head, what is known of a reference at each token, and the result."""
+"""Types of the statistics: a head, the summary of a reference, and the result. Shapes: see the package's legend."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64, Int
 
 Extra = Literal["reverse_kl", "policy_entropy"]
 Impl = Literal["auto", "tiled", "dense"]
@@ -22,26 +25,26 @@ class TokenStats:
     KL(π‖π_ref) and `policy_entropy` the entropy of π there, both None unless asked for.
     """
 
-    policy_logp: Tensor
-    reference_logp: Tensor
-    forward_kl: Tensor
-    reverse_kl: Tensor | None = None
-    policy_entropy: Tensor | None = None
+    policy_logp: Float[Tensor, " N"]
+    reference_logp: Float[Tensor, " N"]
+    forward_kl: Float[Tensor, " N"]
+    reverse_kl: Float[Tensor, " N"] | None = None
+    policy_entropy: Float[Tensor, " N"] | None = None
 
 
 @dataclass(frozen=True)
 class Head:
     """The last layer of a language model: logits = cap(scale·(h·weightᵀ + bias)).
 
-    `weight` is `[V, D]`, `bias` `[V]` or None; `softcap` c, where given, maps z to c·tanh(z/c)
-    (Gemma 2); `scale` multiplies the raw logits (Cohere, Granite).
+    `weight` is `[V, D]`, `bias` `[V]` or None; `softcap` c maps z to c·tanh(z/c) (Gemma 2), None does not;
+    `scale` multiplies the raw logits (Cohere, Granite).
 
     Raises:
         ValueError: shapes that do not fit, a scale that is not finite, a softcap that is not positive.
     """
 
-    weight: Tensor
-    bias: Tensor | None = None
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None = None
     scale: float = 1.0
     softcap: float | None = None
 
@@ -55,7 +58,7 @@ class Head:
         if self.softcap is not None and not (self.softcap > 0 and math.isfinite(self.softcap)):
             raise ValueError(f"a head's softcap must be positive and finite, or None, got {self.softcap}")
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Dense logits `[N, V]` of hidden states `[N, D]`, float32 also from half-precision operands."""
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         with torch.autocast(hidden.device.type, enabled=False):
@@ -78,8 +81,8 @@ class ReferenceSummary:
     confident models are less exact. `hidden` `[N, D]` is h_ref itself, which only the reverse KL needs.
     """
 
-    expected_weight: Tensor
-    offset: Tensor
-    reference_logp: Tensor
-    likeliest: Tensor | None = None
-    hidden: Tensor | None = None
+    expected_weight: Float[Tensor, "N D"]
+    offset: Float64[Tensor, " N"]
+    reference_logp: Float[Tensor, " N"]
+    likeliest: Int[Tensor, "N K"] | None = None
+    hidden: Float[Tensor, "N D"] | None = None

@@ -105,7 +105,7 @@ class TDPOConfig(Arguments):
             found.append(f"prefix_sharing must be one of {choices}, got {self.prefix_sharing!r}")
         found += self._packing_problems()
         found += [f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None)]
-        strategy = getattr(self, "train_sampling_strategy", "random")
+        strategy = self.train_sampling_strategy
         if strategy not in SAMPLING:
             found.append(f"train_sampling_strategy must be one of {', '.join(SAMPLING)}, got {strategy!r}")
         yield from found
@@ -131,12 +131,10 @@ class TDPOConfig(Arguments):
 
 
 def grouping_by_length() -> dict[str, Any]:
-    """The argument that groups batches by length, under the name that the installed transformers gives it."""
-    if "train_sampling_strategy" in TDPOConfig.__dataclass_fields__:
-        return {"train_sampling_strategy": "group_by_length"}
-    return {"group_by_length": True}  # before transformers 5.2
+    """The argument that makes batches of pairs of similar lengths."""
+    return {"train_sampling_strategy": "group_by_length"}
 
 
 def groups_by_length(args: TDPOConfig) -> bool:
-    """Whether batches are asked to be of pairs of similar lengths."""
-    return all(getattr(args, name, None) == value for name, value in grouping_by_length().items())
+    """Whether the arguments ask for batches of pairs of similar lengths."""
+    return bool(args.train_sampling_strategy == "group_by_length")

@@ -1,9 +1,10 @@
 """Every problem with every method: the tables of the exact benchmark.
 
 - `infinite`: each method at each of its strengths, with infinite data.
-- `matched`: each method at the strength at which it has a given reward or KL, found and not interpolated.
-- `finite`: what 100 studies of 50, 500 and 5,000 scored responses make of it, at the strength that would have given
-  half of the possible gain in reward.
+- `matched`: each method at the strength at which it has a given reward or KL; the strength is searched for, and not
+  interpolated.
+- `finite`: 100 studies each with 50, 500 and 5,000 scored responses, at the strength that gives half of the possible
+  gain in reward with infinite data.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from .measures import distance, measure
 from .methods import METHODS, path
 from .problems import Problem, make_problem
 
-LOG_STRENGTH = 1e-5  # to which the logarithm of the strength is found at which a method has a target
+LOG_STRENGTH = 1e-5  # precision, in its logarithm, of the strength at which a method has a target
 TRIES = 12  # of that search; smooth methods need half of them
-MISSED = 1e-5  # of the target: farther away, the optimum jumps over it
-TRIAL_SEED = 1  # added to the seed of the settings: the rate is chosen where other symbols are likely, on other data
+MISSED = 1e-5  # largest distance from the target; if it is larger, the optimum jumps over the target
+TRIAL_SEED = 1  # added to the seed of the settings: rates are chosen on other data, where other symbols are likely
 DIGITS = 5  # of a number in a table
 
 Row = dict[str, Any]
@@ -40,10 +41,10 @@ def run_problem(problem: Problem) -> Tables:
     for name in METHODS:
         points = path(problem, name)
         tables["infinite"] += [_row(problem, name, strength, node_logp) for strength, node_logp in points]
-        for measured, target in _targets(problem):
-            if point := reached(problem, name, points, measured, target):
+        for measure_name, target in _targets(problem):
+            if point := reached(problem, name, points, measure_name, target):
                 row = _row(problem, name, *point)
-                tables["matched"].append({"matched": measured, "target": target, **row})
+                tables["matched"].append({"matched": measure_name, "target": target, **row})
         if problem.tree in problem.settings.finite_trees and problem.reward in problem.settings.finite_rewards:
             tables["finite"] += _finite(problem, name, points)
     return tables
@@ -72,12 +73,12 @@ def _place(problem: Problem, name: str) -> Row:
 
 
 def reached(
-    problem: Problem, name: str, points: Sequence[tuple[float, Tensor]], measured: str, target: float
+    problem: Problem, name: str, points: Sequence[tuple[float, Tensor]], measure_name: str, target: float
 ) -> tuple[float, Tensor] | None:
-    """The first strength, from the strongest hold on, at which the method has `target`, and its node_logp there.
+    """The first strength, from the strongest on, at which the method has the `target`, and its node_logp there.
 
-    A root in the logarithm of the strength, between the two `points` that have the target between them. None where
-    the method never has it, jumps over it, has it already at its strongest hold, or has no strengths between two.
+    It is a root in the logarithm of the strength, between the two `points` on both sides of the target. None where
+    the method never has the target, jumps over it, is beyond it at its strongest, or has only whole strengths.
     """
     from scipy.optimize import brentq
 
@@ -85,12 +86,12 @@ def reached(
         return None
 
     def beyond(node_logp: Tensor) -> float:
-        return float(measure(problem, node_logp)[measured]) - target
+        return float(measure(problem, node_logp)[measure_name]) - target
 
     first = next((i for i, (_, node_logp) in enumerate(points) if beyond(node_logp) >= 0), None)
     if not first:
         return None
-    (held, start), (free, _) = points[first - 1], points[first]
+    (stronger, start), (weaker, _) = points[first - 1], points[first]
 
     def gap(log_strength: float) -> float:
         nonlocal start
@@ -99,7 +100,7 @@ def reached(
             start = node_logp
         return missing
 
-    strength = math.exp(brentq(gap, math.log(held), math.log(free), xtol=LOG_STRENGTH, maxiter=TRIES, disp=False))
+    strength = math.exp(brentq(gap, math.log(stronger), math.log(weaker), xtol=LOG_STRENGTH, maxiter=TRIES, disp=False))
     node_logp = METHODS[name].optimum(problem, strength, start)
     return (strength, node_logp) if abs(beyond(node_logp)) < MISSED else None
 
@@ -115,8 +116,8 @@ def _finite(problem: Problem, name: str, points: Sequence[tuple[float, Tensor]])
     for learner in METHODS[name].learners:
         for scored, _ in settings.rollouts:
             rates = torch.tensor(settings.rates, dtype=torch.float64).repeat_interleave(settings.trial_studies)
-            tried = _learn(trial, name, learner, strength, scored, rates, settings.seed + TRIAL_SEED)
-            distances = _distances(trial, trial_best, tried).view(len(settings.rates), -1).mean(-1)
+            trials = _learn(trial, name, learner, strength, scored, rates, settings.seed + TRIAL_SEED)
+            distances = _distances(trial, trial_best, trials).view(len(settings.rates), -1).mean(-1)
             rate = settings.rates[int(distances.argmin())]
             rates = torch.full((settings.studies,), rate, dtype=torch.float64)
             node_logp = _learn(problem, name, learner, strength, scored, rates, settings.seed)
@@ -141,12 +142,12 @@ def _distances(problem: Problem, best: Tensor, node_logp: Tensor) -> Tensor:
 
 
 def _moments(name: str, values: Tensor) -> Row:
-    """Mean over studies, and standard deviation between them."""
+    """The mean over the studies, and the standard deviation between them."""
     return {name: float(values.mean()), f"{name}_sd": float(values.std())}
 
 
 def table_text(rows: Iterable[Row]) -> str:
-    """Rows as CSV; numbers with five digits, so that a repetition gives the same bytes. No rows, no text."""
+    """The rows as CSV, "" without rows. Numbers have five digits, so that a repetition gives the same bytes."""
     rows = list(rows)
     if not rows:
         return ""
@@ -162,7 +163,7 @@ def _shown(value: Any) -> Any:
 
 
 def methods_record() -> list[dict[str, str]]:
-    """What a reader of the tables needs to know of the methods; the reference first."""
+    """The methods as a reader of the tables needs them: name, label, data, direction; the reference comes first."""
     reference = {"name": "reference", "label": "Reference", "data": "reference", "direction": ""}
     own = [{"name": n, "label": m.label, "data": m.data, "direction": m.direction} for n, m in METHODS.items()]
     return [reference, *own]

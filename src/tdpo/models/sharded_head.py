@@ -1,12 +1,14 @@
-"""The head under FSDP2: the operator needs it whole, FSDP2 keeps it in shards.
+"""The head under FSDP2: the token statistics need it whole, FSDP2 keeps it in shards.
 
-FSDP2 gathers the weights of a unit when one of the unit's modules runs, and the head never runs here. Where its
-unit holds a module that does (the final norm, a tied embedding), the weights are whole after the forward; where
-it does not (a head alone in its unit, a root that lets go of its weights), they are still in shards. Then its
-unit is asked to gather them. In both cases the operator gets the very parameters that FSDP2 made whole: what
-accumulates in their `.grad` is scattered by FSDP2's own hooks, averaged over processes, in its reduction dtype,
-together with a tied embedding's share and with micro-batches that `no_sync` held back, and the whole weights are let
-go after the backward pass. `DTensor.full_tensor` would do none of this.
+FSDP2 gathers the weights of a unit when one of the unit's modules runs, and the head never runs here. If its
+unit contains a module that does (the final norm, a tied embedding), the weights are whole after the forward. If
+not (a head alone in its unit, a root that releases its weights), they are still in shards, and the unit is asked to
+gather them.
+
+In both cases the statistics get the very parameters that FSDP2 made whole. FSDP2's own hooks scatter what accumulates
+in their `.grad`: averaged over processes, in its reduction dtype, together with the share of a tied embedding and with
+the micro-batches that `no_sync` held back. They also release the whole weights after the backward pass.
+`DTensor.full_tensor` would do none of this.
 """
 
 from __future__ import annotations
@@ -26,22 +28,22 @@ def modules_around(model: nn.Module, inner: nn.Module) -> list[nn.Module]:
 
 def is_fsdp_unit(module: Any) -> bool:
     """Whether FSDP2 shards this module's weights."""
-    # What is not imported has made no unit; importing it takes 0.7 s.
+    # If the module is not imported, it has made no unit; importing it takes 0.7 s.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def holds_shards(module: nn.Module) -> bool:
-    """Whether some weight of the module is in shards now."""
+    """Whether some weight of the module is in shards at the moment."""
     dtensor = sys.modules.get("torch.distributed.tensor")
     return dtensor is not None and any(isinstance(p, dtensor.DTensor) for p in module.parameters())
 
 
 def gather(around: Sequence[nn.Module]) -> None:
-    """Have FSDP2 make the weights of a module whole, if they are not; to be called after the model's forward.
+    """Have FSDP2 make the weights of a module whole, if they are in shards. Call it after the model's forward.
 
     Args:
-        around: the module and those that contain it, as `modules_around` gives them.
+        around: the module and those that contain it, as `modules_around` returns them.
 
     Raises:
         RuntimeError: the weights are in shards that are not FSDP2's.

@@ -1,4 +1,4 @@
-"""How much texts differ in their words: distinct-n, EAD, self-BLEU. Pure Python; sacrebleu on first use."""
+"""How much texts differ in their words: distinct-n, EAD, self-BLEU. Pure Python; sacrebleu is imported on first use."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _BLEU_ORDER = 4
 
 
 def has_words(text: str) -> bool:
-    """Whether there is a word in the text; one without (empty, spaces, only punctuation) is ignored by every metric."""
+    """Whether the text contains a word. Every metric ignores texts without one (empty, spaces, punctuation alone)."""
     return _WORD.search(text) is not None
 
 
 def distinct_n(texts: Iterable[str], n: int) -> float | None:
     """Share of different n-grams among all n-grams of the texts (Li et al. 2016, arXiv 1510.03055), in (0, 1].
 
-    n-grams of words, in lower case and without punctuation, never across two texts. None where no text has n words:
-    there is nothing to be diverse. The share falls with the amount of text, so compare equal amounts only.
+    The n-grams are of words, in lower case and without punctuation, and never cross the end of a text. None where no
+    text has n words. The share falls with the amount of text, so compare equal amounts only.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
@@ -32,12 +32,14 @@ def distinct_n(texts: Iterable[str], n: int) -> float | None:
 def expectation_adjusted_distinct(
     texts: Iterable[str], *, vocabulary: int = 50257, orders: Sequence[int] = (1, 2, 3, 4, 5)
 ) -> float | None:
-    """EAD: different n-grams, divided by how many to expect of uniform draws (Liu et al. 2022, arXiv 2202.13587).
+    """EAD: different n-grams, divided by the number expected of uniform draws (Liu et al. 2022, arXiv 2202.13587).
 
-    Of each order, N / (V·(1 − ((V − 1)/V)^C)) with N different among C n-grams and V = `vocabulary`, the same for all
-    orders as in Kirk et al. 2024 (arXiv 2310.06452; 50257 is GPT-2's vocabulary); then the mean over those `orders` of
-    which there are n-grams. n-grams as in `distinct_n`. Positive; 1 for what uniform draws would give, above 1 by at
-    most a factor C/(V·(1 − (1 − 1/V)^C)), which is 1 + C/2V for few n-grams. None where there is no n-gram at all.
+    For each order it is N / (V·(1 − ((V − 1)/V)^C)), with N different ones among C n-grams and V = `vocabulary`. V is
+    the same for all orders, as in Kirk et al. 2024 (arXiv 2310.06452; 50257 is GPT-2's vocabulary). The result is the
+    mean over those `orders` of which there are n-grams, which are those of `distinct_n`; None where there are none.
+
+    It is positive, and 1 for what uniform draws would give. It exceeds 1 by at most a factor
+    C/(V·(1 − (1 − 1/V)^C)), which is 1 + C/2V for few n-grams.
 
     Raises ValueError for a vocabulary below 2, and for no orders or one below 1.
     """
@@ -47,7 +49,7 @@ def expectation_adjusted_distinct(
         raise ValueError(f"orders must be one or more numbers from 1 on, not {tuple(orders)}")
     words = [_words(text) for text in texts]
     counts = [_count_ngrams(words, n) for n in orders]
-    # 1 − (1 − 1/V)^C without the cancellation that few n-grams among a large vocabulary bring.
+    # 1 − (1 − 1/V)^C, without the cancellation that occurs with few n-grams and a large vocabulary.
     shares = [
         different / (vocabulary * -math.expm1(total * math.log1p(-1 / vocabulary)))
         for different, total in counts
@@ -62,14 +64,15 @@ def self_bleu(texts: Iterable[str]) -> float | None:
     LOWER is more diverse: 1 for identical texts, 0 without a common token. The BLEU is `sacrebleu.sentence_bleu`'s with
     its defaults (13a tokens, case kept, up to 4-grams, effective order, exponential smoothing), divided by 100. Each
     text is tokenised and counted once; the highest count of an n-gram among the others follows from its two highest.
-    Texts without a word are ignored; None for fewer than two others. Raises ModuleNotFoundError without sacrebleu.
+    Texts without a word are ignored; None if fewer than two others remain. Raises ModuleNotFoundError if sacrebleu is
+    not installed.
     """
-    kept = [text for text in texts if has_words(text)]
-    if len(kept) < 2:
+    usable = [text for text in texts if has_words(text)]
+    if len(usable) < 2:
         return None
     bleu, extract = _sacrebleu()
     tokenize = bleu(effective_order=True).tokenizer
-    counted: list[tuple[Counter[Any], int]] = [extract(tokenize(text.rstrip()), 1, _BLEU_ORDER) for text in kept]
+    counted: list[tuple[Counter[Any], int]] = [extract(tokenize(text.rstrip()), 1, _BLEU_ORDER) for text in usable]
     highest = _two_highest([counts for counts, _ in counted])
     lengths = [length for _, length in counted]
     scores = []
@@ -112,7 +115,7 @@ def _words(text: str) -> list[str]:
 
 
 def _count_ngrams(texts: Sequence[list[str]], n: int) -> tuple[int, int]:
-    """How many different n-grams the texts hold, and how many in all."""
+    """The number of different n-grams in the texts, and the number of all."""
     grams = [gram for words in texts for gram in _ngrams(words, n)]
     return len(set(grams)), len(grams)
 

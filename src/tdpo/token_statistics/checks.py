@@ -1,0 +1,92 @@
+"""Checks of the arguments: the public functions of the package make them once, and the implementations rely on them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from .types import Extra, Head, ReferenceSummary
+
+
+def index_range(index: Tensor) -> tuple[int, int]:
+    """Smallest and largest entry of a non-empty integer tensor, with one wait for the device."""
+    low, high = torch.stack(index.aminmax()).tolist()
+    return low, high
+
+
+def check_targets_and_extras(targets: Tensor, tokens: int, vocabulary: int, extras: Collection[str]) -> None:
+    """Raise ValueError unless `targets` are N entries of the vocabulary and `extras` are names of statistics."""
+    if targets.shape != (tokens,):
+        raise ValueError(f"targets must be [N] = [{tokens}], got {tuple(targets.shape)}")
+    low, high = index_range(targets) if tokens else (0, 0)
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"targets must lie in [0, {vocabulary}), got values from {low} to {high}. "
+            "Padding (-100) does not belong here: pass counted tokens only"
+        )
+    unknown = set(extras) - set(get_args(Extra))
+    if unknown:
+        raise ValueError(f"unknown extras {sorted(unknown)}; known are {', '.join(get_args(Extra))}")
+
+
+def check_logits(policy_logits: Tensor, reference_logits: Tensor) -> None:
+    """Raise ValueError unless both models have logits `[N, V]`."""
+    if policy_logits.dim() != 2 or policy_logits.shape != reference_logits.shape:
+        raise ValueError(
+            f"policy_logits and reference_logits must both be [N, V], got {tuple(policy_logits.shape)} and "
+            f"{tuple(reference_logits.shape)}. Do the two models share a vocabulary?"
+        )
+
+
+def check_hidden(name: str, hidden: Tensor, head: Head) -> None:
+    """Raise ValueError unless `hidden` is `[N, D]` for the head's D; `name` is the argument's."""
+    if hidden.dim() != 2 or hidden.shape[1] != head.weight.shape[1]:
+        raise ValueError(
+            f"{name} must be [N, {head.weight.shape[1]}] to fit its head [V, D] = "
+            f"{tuple(head.weight.shape)}, got {tuple(hidden.shape)}"
+        )
+
+
+def check_both_models(policy_hidden: Tensor, policy_head: Head, reference_hidden: Tensor, reference_head: Head) -> None:
+    """Raise ValueError unless both have hidden states of the same N tokens and heads of one vocabulary."""
+    check_hidden("policy_hidden", policy_hidden, policy_head)
+    check_hidden("reference_hidden", reference_hidden, reference_head)
+    if policy_head.weight.shape[0] != reference_head.weight.shape[0]:
+        raise ValueError(
+            f"the policy's head has {policy_head.weight.shape[0]} vocabulary entries and the reference's "
+            f"{reference_head.weight.shape[0]}: a KL over the vocabulary needs one tokenizer for both"
+        )
+    if reference_hidden.shape[0] != policy_hidden.shape[0]:
+        raise ValueError(
+            f"policy_hidden holds {policy_hidden.shape[0]} tokens, reference_hidden {reference_hidden.shape[0]}"
+        )
+
+
+def check_shared_head(name: str, hidden: Tensor, head: Head, targets: Tensor, extras: Collection[str] = ()) -> None:
+    """Raise ValueError unless hidden states and targets fit a head that policy and reference can share."""
+    check_hidden(name, hidden, head)
+    check_targets_and_extras(targets, hidden.shape[0], head.weight.shape[0], extras)
+    if head.softcap is not None:
+        raise ValueError(
+            "a head with a softcap has no exact summary: its log Z is not a function of W·h alone; "
+            "use linear_token_stats"
+        )
+
+
+def check_summary(policy_hidden: Tensor, head: Head, summary: ReferenceSummary, extras: Collection[str]) -> None:
+    """Raise ValueError unless the head is frozen and the summary is of these tokens and suffices for the extras."""
+    if head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad):
+        raise ValueError(
+            "frozen_head_token_stats treats the head as a constant, but it requires a gradient; "
+            "freeze it or use linear_token_stats"
+        )
+    if summary.expected_weight.shape != policy_hidden.shape:
+        raise ValueError(
+            f"the summary holds {tuple(summary.expected_weight.shape)} for hidden states "
+            f"{tuple(policy_hidden.shape)}: it was made for other tokens or another model"
+        )
+    if "reverse_kl" in extras and summary.hidden is None:
+        raise ValueError("reverse_kl needs the reference's hidden states, and the summary's `hidden` is None")

@@ -1,0 +1,45 @@
+"""Which code computes the statistics from hidden states: the one place where this is chosen.
+
+An implementation computes what `linear_token_stats`, `summarize_reference` and `frozen_head_token_stats` promise, from
+arguments that were checked. A new one (kernels of a device, for instance) is a module or a folder beside this file, an
+`Implementation` of its functions, and a line in `implementation_for`. Its tests compare it with the dense one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from . import dense, frozen, tiled
+from .types import Extra, Head, Impl, ReferenceSummary, TokenStats
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """The three operations on hidden states, with the arguments of the public functions.
+
+    The last argument of `linear` and `frozen` is the set of extras.
+    """
+
+    linear: Callable[[Tensor, Head, Tensor, Head, Tensor, frozenset[Extra]], TokenStats]
+    summarize: Callable[[Tensor, Head, Tensor], ReferenceSummary]
+    frozen: Callable[[Tensor, Head, ReferenceSummary, Tensor, frozenset[Extra]], TokenStats]
+
+
+TILED = Implementation(tiled.linear_statistics, frozen.summarize, frozen.statistics)
+DENSE = replace(TILED, linear=dense.linear_statistics)
+
+
+def implementation_for(impl: Impl, device: torch.device) -> Implementation:
+    """The implementation with the name `impl`, or for "auto" the fastest one on `device`.
+
+    Raises:
+        ValueError: `impl` is no such name.
+    """
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, got {impl!r}")
+    return DENSE if impl == "dense" else TILED  # tiles are the fastest on every device so far
