@@ -13,7 +13,7 @@ from ._errors import CommandError
 from ._options import Debug
 
 if TYPE_CHECKING:
-    from ..config import AnyRecipe, KeyReference, PPORecipe, Recipe
+    from ..config import AnyRecipe, KeyDocumentation, PPORecipe, Recipe
 
 Example = Literal["preferences", "sentiment_tdpo2", "sentiment_dpo", "ppo_sentiment", "study_quick", "study"]
 
@@ -86,9 +86,9 @@ def _load_example(name: str, overrides: Sequence[str]) -> AnyRecipe:
 
 
 def _print_keys(wanted: str | None) -> None:
-    from ..config import PPORecipe, Recipe, Study, nearest_key, only_in_ppo, only_in_studies, recipe_reference
+    from ..config import PPORecipe, Recipe, Study, documented_keys, nearest_key, only_in_ppo, only_in_studies
 
-    rows = _chosen(recipe_reference(), wanted)
+    rows = _chosen(documented_keys(), wanted)
     of_ppo, of_studies = _chosen(only_in_ppo(), wanted), _chosen(only_in_studies(), wanted)
     if not rows and not of_ppo and not of_studies:
         found = (nearest_key(str(wanted), schema) for schema in (Recipe, PPORecipe, Study))
@@ -105,13 +105,13 @@ def _print_keys(wanted: str | None) -> None:
         _print_rows(of_studies)
 
 
-def _chosen(rows: list[KeyReference], wanted: str | None) -> list[KeyReference]:
+def _chosen(rows: list[KeyDocumentation], wanted: str | None) -> list[KeyDocumentation]:
     """All rows, or the key `wanted` with what is inside it."""
     inside = (f"{wanted}.", f"{wanted}[]")
     return [row for row in rows if wanted is None or row.key == wanted or row.key.startswith(inside)]
 
 
-def _print_rows(rows: list[KeyReference]) -> None:
+def _print_rows(rows: list[KeyDocumentation]) -> None:
     for row in rows:
         if row.is_section:
             write(f"\n{row.key}", style="bold")

@@ -3,6 +3,7 @@
 from ._explain import nearest_key
 from ._sections import Section
 from .environment_schema import EnvironmentChoice
+from .key_documentation import KeyDocumentation, documented_keys, only_in_ppo, only_in_studies, recipe_markdown
 from .loading import (
     RECIPE_FILE,
     STUDY_FILE,
@@ -15,17 +16,22 @@ from .loading import (
     load_recipe,
     load_study,
 )
-from .ppo_schema import KL, PPO, PPORecipe, Prompts, Reward, Rollouts
-from .reference import KeyReference, only_in_ppo, only_in_studies, recipe_markdown, recipe_reference
+from .optimization import Optimizing, Recording
+from .ppo_schema import KL, PPO, VALUE_LEARNING_RATES, PPORecipe, Prompts, Reward, Rollouts
+from .python_fields import RecipeFields
 from .schema import (
     Data,
     Evaluation,
     Lora,
     Loss,
+    LossName,
     Model,
+    PrefixSharing,
     Recipe,
+    ReferenceSource,
     Sampling,
     Training,
+    TurnsToCount,
 )
 from .study_schema import ARM_NAMES, Arm, Study, Task
 
@@ -35,20 +41,27 @@ __all__ = [
     "PPO",
     "RECIPE_FILE",
     "STUDY_FILE",
+    "VALUE_LEARNING_RATES",
     "AnyRecipe",
     "Arm",
     "Data",
     "EnvironmentChoice",
     "Evaluation",
-    "KeyReference",
+    "KeyDocumentation",
     "Lora",
     "Loss",
+    "LossName",
     "Model",
+    "Optimizing",
     "PPORecipe",
+    "PrefixSharing",
     "Prompts",
     "Recipe",
     "RecipeError",
+    "RecipeFields",
     "RecipeProblem",
+    "Recording",
+    "ReferenceSource",
     "Reward",
     "Rollouts",
     "Sampling",
@@ -56,6 +69,8 @@ __all__ = [
     "Study",
     "Task",
     "Training",
+    "TurnsToCount",
+    "documented_keys",
     "dump_recipe",
     "dump_study",
     "flatten",
@@ -65,5 +80,4 @@ __all__ = [
     "only_in_ppo",
     "only_in_studies",
     "recipe_markdown",
-    "recipe_reference",
 ]
