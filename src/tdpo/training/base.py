@@ -14,6 +14,7 @@ from ..runs.checkpoints import mark_complete, rotate_checkpoints
 from ..runs.files import read_json, write_json
 from ..runs.folders import remove
 from ..runs.inputs import require_same_inputs, write_inputs
+from .arguments import other_values
 from .resume import reading, whole_checkpoint
 from .saving import telling_of_a_full_disk
 
@@ -69,20 +70,16 @@ class CheckpointedTrainer(Trainer):
         return {}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The mark comes last, so that a checkpoint cut short by a kill is never resumed from, but before older ones
-        # are deleted, so that there always is one to resume from.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = Path(self._get_output_dir(trial=trial))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             remove(checkpoint)  # one that was cut off, or a link: what is written starts empty
         self.accelerator.wait_for_everyone()
         with telling_of_a_full_disk(checkpoint):
-            try:
-                with self._outside_training():
-                    super()._save_checkpoint(model, trial)
-            finally:
-                self.args.save_total_limit = limit
+            # The mark comes last, so that a checkpoint cut short by a kill is never resumed from, but before older
+            # ones are deleted, so that there always is one to resume from: transformers must not delete any.
+            with self._outside_training(), other_values(self.args, save_total_limit=None):
+                super()._save_checkpoint(model, trial)
             self._save_own_state(checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -91,7 +88,9 @@ class CheckpointedTrainer(Trainer):
                 mark_complete(checkpoint)
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            rotate_checkpoints(folder, limit, self.state.global_step, None if best is None else Path(best))
+            rotate_checkpoints(
+                folder, self.args.save_total_limit, self.state.global_step, None if best is None else Path(best)
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with reading(resume_from_checkpoint, "the weights"):

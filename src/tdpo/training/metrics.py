@@ -1,4 +1,4 @@
-"""What is summed up between two logs, and `metrics.jsonl`, which is always written."""
+"""What `TDPOTrainer` sums up between two logs, and `metrics.jsonl`, which every trainer writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingMeter:
-    """Sums what the steps since the last log did, on this process."""
+    """Sums what the updates between two logs did, on this process. Each log begins a new meter."""
 
     def __init__(self) -> None:
         self.sums = torch.zeros(len(PAIR_METRICS), dtype=torch.float64)
@@ -33,12 +33,13 @@ class TrainingMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The clock stands still, also where this is nested: what happens here is not training."""
+        """Inside, the clock stands still, also where one of these is inside another: what happens is not training."""
         started, since = time.perf_counter(), self.since
         yield
         self.since = since + time.perf_counter() - started
 
     def add(self, table: Tensor, tokens: int) -> None:
+        """Take in a micro-batch: a row of metrics for each pair (`pair_metrics`), and how many tokens it computed."""
         self.sums += table.sum(dim=0).cpu()
         self.pairs += table.shape[0]
         self.tokens += tokens
@@ -48,18 +49,16 @@ class TrainingMeter:
         extra = torch.tensor([self.pairs, self.tokens], dtype=torch.float64)
         return torch.cat([self.sums, extra]).to(device)
 
-    def logged(self, totals: Tensor) -> dict[str, float]:
-        """Averages and rates from the totals of all processes; starts counting anew."""
+    def averages(self, totals: Tensor) -> dict[str, float]:
+        """Averages and rates, from the `totals` of all processes."""
         *_, pairs, tokens = totals.tolist()
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        numbers = averages(totals[:-2].cpu(), pairs)
-        numbers |= {
+        return {
+            **averages(totals[:-2].cpu(), pairs),
             "tokens_per_second": tokens / seconds,
             "pairs_per_second": pairs / seconds,
             "peak_memory_mib": peak_memory_mib(),
         }
-        self.__init__()  # type: ignore[misc]
-        return numbers
 
 
 def peak_memory_mib() -> float:

@@ -28,7 +28,7 @@ from ...scoring.losses import configured_loss
 from ...scoring.pair_metrics import averages, pair_metrics
 from ...scoring.statistics import PolicyStatistics
 from ...token_statistics import Extra
-from ..arguments import one_process_a_device
+from ..arguments import one_process_a_device, other_values
 from ..base import CheckpointedTrainer
 from ..metrics import MetricsFile, TrainingMeter
 from ..policy import prepare_policy, prepare_tokenizer
@@ -293,12 +293,8 @@ class TDPOTrainer(CheckpointedTrainer):
         if pairs is None or isinstance(pairs, dict):
             raise ValueError("predict() needs one dataset of rows with prompt, chosen and rejected")
         self._cover(_all(pairs))
-        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            with self._meter.paused():
-                return super().predict(pairs, ignore_keys, metric_key_prefix)
-        finally:
-            self.args.dataloader_drop_last = drop
+        with self._meter.paused():
+            return super().predict(pairs, ignore_keys, metric_key_prefix)
 
     def _cover(self, pairs: list[TokenizedPair]) -> None:
         """Rows that come later may be longer than those that the layout was chosen for."""
@@ -312,11 +308,13 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any | None = None) -> Any:
         """As transformers', but `dataloader_drop_last` drops nothing here: an evaluation counts every pair."""
-        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
+        with other_values(self.args, dataloader_drop_last=False):
             return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = drop
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As `get_eval_dataloader`."""
+        with other_values(self.args, dataloader_drop_last=False):
+            return super().get_test_dataloader(test_dataset)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -347,7 +345,8 @@ class TDPOTrainer(CheckpointedTrainer):
         self._check_gradient(logs)
         if "loss" in logs and self._meter.pairs:
             totals = self.accelerator.reduce(self._meter.totals(self.args.device), reduction="sum")
-            numbers = self._meter.logged(totals)
+            numbers = self._meter.averages(totals)
+            self._meter = TrainingMeter()
             numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
             logs = {**logs, **numbers}
         super().log(logs, start_time)

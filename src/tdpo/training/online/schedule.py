@@ -47,7 +47,7 @@ class Schedule:
 
     def prompts(self, prompts: Sequence[Prompt], iteration: int) -> tuple[list[Prompt], int]:
         """This process's prompts of an iteration, and the number of the first among those of all processes."""
-        count = self.args.rollout_size // self.args.samples_per_prompt
+        count = self.args.completions // self.args.samples_per_prompt
         own = count // self.args.world_size
         first = own * self.args.process_index
         return prompts_of_iteration(prompts, count, iteration, self.args.seed)[first : first + own], first

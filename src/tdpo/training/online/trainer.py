@@ -191,7 +191,7 @@ class PPOTrainer(CheckpointedTrainer):
         held = f"held at {kl.target:g} nats a sequence" if kl.controller == "adaptive" else "fixed"
         return (
             f"KL constraint: {kl.direction}, {kl.estimator} in the {kl.place}, coefficient {kl.coefficient:g}, {held}. "
-            f"{args.iterations} iterations of {args.rollout_size} completions, {args.updates_per_iteration} updates "
+            f"{args.iterations} iterations of {args.completions} completions, {args.updates_per_iteration} updates "
             f"each. {self.statistics.describe()}"
         )
 
@@ -252,7 +252,7 @@ class PPOTrainer(CheckpointedTrainer):
         }  # fmt: skip
         if args.constraint.target is not None:
             self._rollout_logs["kl_target"] = args.constraint.target
-        self.kl_coefficient.update(of_rollout[f"{args.constraint.direction}_kl"], args.rollout_size)
+        self.kl_coefficient.update(of_rollout[f"{args.constraint.direction}_kl"], args.completions)
         self._learning = LearningMeter()
         self._completions.add(sampled, iteration, self.state.global_step)
 
