@@ -116,6 +116,14 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
     return model
 
 
+def load_beside(model: Any, policy: Any, args: Arguments) -> Any:
+    """A reference or a critic that is given by name, loaded in the policy's precision; anything else as it is."""
+    if not isinstance(model, str | Path):
+        return model
+    dtype = str(policy.dtype).removeprefix("torch.")
+    return load_causal_lm(model, dtype=dtype, trust_remote_code=args.trust_remote_code)
+
+
 def _refuse_prompt_learning(peft_config: Any) -> None:
     if getattr(peft_config, "is_prompt_learning", False):
         raise ValueError(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import tdpo.training.online.trainer as online
+import tdpo.training.online.objective as online
 from helpers.ppo_cases import (
     ACCEPTED,
     PROMPT,

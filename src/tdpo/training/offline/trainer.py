@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
-from ...models import Reference, causal_lm_of, facts_of, kept_reference, load_causal_lm, reference_at_start
+from ...models import Reference, causal_lm_of, facts_of, kept_reference, reference_at_start
 from ...preferences import PreferenceRow, preferences_from_dataset
 from ...recipe_data.inputs import pairs_inputs
 from ...scores import PairScores, score_pairs
@@ -31,7 +31,7 @@ from ...token_statistics import Extra
 from ..arguments import one_process_a_device, other_values
 from ..base import CheckpointedTrainer
 from ..metrics import MetricsFile, TrainingMeter
-from ..policy import prepare_policy, prepare_tokenizer
+from ..policy import load_beside, prepare_policy, prepare_tokenizer
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .order import LengthGroupedOrder
@@ -88,10 +88,7 @@ class TDPOTrainer(CheckpointedTrainer):
         check_sharding(args)
         processing_class = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
-        if isinstance(ref_model, str | Path):
-            dtype = str(model.dtype).removeprefix("torch.")
-            ref_model = load_causal_lm(ref_model, dtype=dtype, trust_remote_code=args.trust_remote_code)
-        start = reference_at_start(model, ref_model)
+        start = reference_at_start(model, load_beside(ref_model, model, args))
         self.statistics = PolicyStatistics.of(model, start, args.head_impl)
         self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
         self.tokenization: dict[str, dict[str, Any]] = {}

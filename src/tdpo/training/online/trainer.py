@@ -21,24 +21,24 @@ from transformers import TrainerCallback
 
 from ...batches import Extent, PairCollator, TokenizedPair
 from ...environments import Prompt
-from ...models import has_adapter, kept_reference, load_causal_lm, policy_hidden, reference_at_start
-from ...policy_gradient import KLCoefficient, RewardScale, clipped_policy_loss, clipped_value_loss, kl_loss, moments
+from ...models import has_adapter, kept_reference, policy_hidden, reference_at_start
+from ...policy_gradient import KLCoefficient, RewardScale, moments
 from ...recipe_data.inputs import prompts_inputs
 from ...rewards.functions import ConstancyWatch, Rewards, digest_of, prompts_of, rewards_of
 from ...sampling.sampler import check_fit, encode_prompts
 from ...scoring.layout import cover, grouped_collator
 from ...scoring.statistics import PolicyStatistics
-from ...token_statistics import Extra
 from ..arguments import one_process_a_device
 from ..base import CheckpointedTrainer
 from ..metrics import MetricsFile, peak_memory_mib
 from ..offline.reference import copied_head
-from ..policy import prepare_policy, prepare_tokenizer
+from ..policy import load_beside, prepare_policy, prepare_tokenizer
 from ..resume import reading
 from .completions_file import CompletionsFile
 from .config import PPOConfig
 from .critic import Critic
-from .meter import LearningMeter
+from .iteration import Iteration, iteration_in
+from .objective import head_impl, loss_extras, objective
 from .rollouts import (
     Judge,
     Rollout,
@@ -52,9 +52,6 @@ from .rollouts import (
 from .schedule import EndOfIteration, Schedule
 
 logger = logging.getLogger(__name__)
-
-STOP_BEYOND = 1.5  # times target_kl
-CRITIC_RATE = {"head": 1e-3, "model": 1e-5}
 
 
 class PPOTrainer(CheckpointedTrainer):
@@ -123,8 +120,8 @@ class PPOTrainer(CheckpointedTrainer):
         self.rewards.check([*self.train_prompts, *(self.eval_prompts or [])], args.max_new_tokens)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
-        start = reference_at_start(model, _loaded(ref_model, model, args))
-        self.statistics = PolicyStatistics.of(model, start, self._head_impl(args))
+        start = reference_at_start(model, load_beside(ref_model, model, args))
+        self.statistics = PolicyStatistics.of(model, start, head_impl(args))
         if self.statistics.path == "logits":
             raise ValueError(f"PPO reads values and statistics off hidden states, but {self.statistics.why}")
         super().__init__(
@@ -141,7 +138,7 @@ class PPOTrainer(CheckpointedTrainer):
             optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole update itself
-        self.critic = Critic.of(model, _loaded(value_model, model, args)).to(args.device)
+        self.critic = Critic.of(model, load_beside(value_model, model, args)).to(args.device)
         for other in (start.model, self.critic.body):
             for named in to_fit if other is not None else []:
                 check_fit(other, named, args.max_new_tokens)
@@ -155,35 +152,13 @@ class PPOTrainer(CheckpointedTrainer):
             self.accelerator.autocast,
         )  # fmt: skip
         self.kl_coefficient, self.reward_scale = KLCoefficient(args.constraint), RewardScale()
-        self._rollout: Rollout | None = None
-        self._rollout_logs: dict[str, float] = {}
-        self._update_tokens: list[int] = []
+        self._iteration: Iteration | None = None
         self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
         self._constancy = ConstancyWatch()
         self._layout_is_chosen = False
-        self._stopped = False
-        self._skipped = 0
-        self._learning = LearningMeter()
         logger.info(self.describe())
 
     # ---- set-up ----
-
-    @staticmethod
-    def _head_impl(args: PPOConfig) -> Any:
-        """The frozen path only measures the reverse KL and the entropy; for a loss on them it is the tiled one."""
-        exact_reverse = args.constraint.place == "loss" and args.constraint.estimator == "exact"
-        needs_gradient = (exact_reverse and args.constraint.direction == "reverse") or args.entropy_coefficient > 0
-        return "tiled" if needs_gradient else "auto"
-
-    @property
-    def _loss_extras(self) -> tuple[Extra, ...]:
-        constraint = self.args.constraint
-        found: list[Extra] = []
-        if constraint.place == "loss" and constraint.form == "exact" and constraint.direction == "reverse":
-            found.append("reverse_kl")
-        if self.args.entropy_coefficient > 0:
-            found.append("policy_entropy")
-        return tuple(found)
 
     def describe(self) -> str:
         """Which constraint holds and which paths run, in sentences for the log."""
@@ -199,9 +174,8 @@ class PPOTrainer(CheckpointedTrainer):
         """As transformers', with a group of its own for the critic."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        ours = {id(p) for p in self.critic.parameters()}
-        if fresh or not any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
-            rate = self.args.value_learning_rate or CRITIC_RATE["head" if self.critic.body is None else "model"]
+        if fresh or not self.critic.is_trained_by(optimizer):
+            rate = self.args.value_learning_rate or self.critic.default_learning_rate
             trained = [p for p in self.critic.parameters() if p.requires_grad]
             optimizer.add_param_group({"params": trained, "lr": rate, "weight_decay": 0.0})
         return optimizer
@@ -217,23 +191,27 @@ class PPOTrainer(CheckpointedTrainer):
     ) -> Tensor:
         """One micro-batch; the first of an iteration samples it, the first of an update may find it stopped."""
         place = self._schedule.place(int(inputs["place"]))
-        if self._rollout is None or self._rollout.iteration != place.iteration:
+        if self._iteration is None or self._iteration.rollout.iteration != place.iteration:
             self._begin_iteration(place.iteration)
+        iteration = self._under_way()
         if place.part == 0:
             self.critic.zero_grad(set_to_none=True)
-            self._stopped = self._stopped or self._has_moved_too_far()
-            self._skipped += self._stopped
-        if self._stopped:  # without gradients the optimizer changes nothing
+            iteration.begin_update(self.args.target_kl, self._total)
+        if iteration.is_stopped:  # without gradients the optimizer changes nothing
             return torch.zeros((), device=self.args.device)
         started = time.perf_counter()
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._learning.seconds += time.perf_counter() - started
+        iteration.learning.seconds += time.perf_counter() - started
         return loss
+
+    def _under_way(self) -> Iteration:
+        assert self._iteration is not None
+        return self._iteration
 
     def _begin_iteration(self, iteration: int) -> None:
         """Sample, score and judge the completions of an iteration; nothing of the last one is kept."""
         args = self.args
-        self._rollout, self._stopped, self._skipped = None, False, 0
+        self._iteration = None
         sampled = self._sample(iteration)
         started = time.perf_counter()
         units, owner = units_of(sampled, args.samples_per_prompt, self._pairs_completions)
@@ -242,18 +220,18 @@ class PPOTrainer(CheckpointedTrainer):
         rewards, logged = task_rewards(sampled, args, self.reward_scale, self._total)
         by_sequence = torch.stack([rewards[i] if i >= 0 else rewards.new_zeros(()) for i in owner])
         coefficient = self.kl_coefficient.value
-        self._rollout, of_rollout = make_rollout(
+        rollout, of_rollout = make_rollout(
             iteration, units, scored, by_sequence, args.constraint, coefficient, args, self._total
         )
-        self._count_tokens()
-        self._rollout_logs = {
+        update_tokens = self._count_tokens(rollout)
+        logs = {
             "iteration": iteration, **logged, **of_rollout, "kl_coefficient": coefficient,
             "judging_seconds": time.perf_counter() - started,
         }  # fmt: skip
         if args.constraint.target is not None:
-            self._rollout_logs["kl_target"] = args.constraint.target
+            logs["kl_target"] = args.constraint.target
         self.kl_coefficient.update(of_rollout[f"{args.constraint.direction}_kl"], args.completions)
-        self._learning = LearningMeter()
+        self._iteration = Iteration(rollout, coefficient, logs, update_tokens)
         self._completions.add(sampled, iteration, self.state.global_step)
 
     def _settle_layout(self, units: list[TokenizedPair]) -> None:
@@ -296,26 +274,17 @@ class PPOTrainer(CheckpointedTrainer):
         reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         return reduced.cpu()
 
-    def _count_tokens(self) -> None:
+    def _count_tokens(self, rollout: Rollout) -> list[int]:
         """How many tokens each update of the iteration learns from, over all processes."""
-        assert self._rollout is not None
-        rollout = self._rollout
         own = [
-            sum(len(rollout.units[u].chosen_ids) + len(rollout.units[u].rejected_ids) for u in self._units(update))
-            for update in range(self.args.updates_per_iteration)
+            sum(len(rollout.units[u].chosen_ids) + len(rollout.units[u].rejected_ids) for u in units)
+            for units in (self._units(rollout, update) for update in range(self.args.updates_per_iteration))
         ]
-        self._update_tokens = self._total(torch.tensor(own, dtype=torch.float64)).long().tolist()
+        tokens: list[int] = self._total(torch.tensor(own, dtype=torch.float64)).long().tolist()
+        return tokens
 
-    def _units(self, update: int) -> list[int]:
-        assert self._rollout is not None
-        return self._schedule.units(len(self._rollout.units), self._rollout.iteration, update)
-
-    def _has_moved_too_far(self) -> bool:
-        """Whether the last update found the policy further from the one that sampled than `target_kl` allows."""
-        if self.args.target_kl is None or not self._learning.updates:
-            return False
-        moved, tokens = self._total(self._learning.last_update()).tolist()
-        return bool(moved / max(tokens, 1.0) > STOP_BEYOND * self.args.target_kl)
+    def _units(self, rollout: Rollout, update: int) -> list[int]:
+        return self._schedule.units(len(rollout.units), rollout.iteration, update)
 
     # ---- one update ----
 
@@ -327,9 +296,9 @@ class PPOTrainer(CheckpointedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The sum over this micro-batch's tokens divided by the tokens of the whole update, on all processes."""
-        args, rollout, place = self.args, self._rollout, self._schedule.place(int(inputs["place"]))
-        assert rollout is not None
-        chosen = self._schedule.part(self._units(place.update), place.part)
+        args, iteration, place = self.args, self._under_way(), self._schedule.place(int(inputs["place"]))
+        rollout = iteration.rollout
+        chosen = self._schedule.part(self._units(rollout, place.update), place.part)
         batch = self._judge.batch([rollout.units[u] for u in chosen])
         tokens = rollout.tokens_of(chosen)
         known = {name: value[tokens.to(value.device)] for name, value in rollout.reference.items()}
@@ -340,21 +309,18 @@ class PPOTrainer(CheckpointedTrainer):
         with self.accelerator.autocast():
             hidden = policy_hidden(model, batch.model_inputs(), batch.response_index)
             stats = self.statistics.of_hidden(
-                hidden, known, self._judge.reference_head, batch.target_ids, extras=self._loss_extras
+                hidden, known, self._judge.reference_head, batch.target_ids, extras=loss_extras(args)
             )
             values = self._critic_called(hidden, batch)
-        policy = clipped_policy_loss(stats.policy_logp, old_logp, advantages, args.clip_range)
-        value = clipped_value_loss(values, old_values, returns, args.value_clip_range)
-        per_token = policy.per_token + args.value_coefficient * value.per_token
-        constraint = kl_loss(args.constraint, stats, old_logp)
-        if constraint is not None:
-            per_token = per_token + self._rollout_logs["kl_coefficient"] * rollout.kl_scale * constraint
-        if stats.policy_entropy is not None:
-            per_token = per_token - args.entropy_coefficient * stats.policy_entropy
-        self._learning.add(place.part == 0, batch.num_tokens, policy, value, stats.policy_logp.detach() - old_logp)
-        loss = per_token.sum() * args.world_size / max(self._update_tokens[place.update], 1)
+        minimised = objective(
+            args, stats, values, old_logp=old_logp, old_values=old_values, advantages=advantages, returns=returns,
+            kl_weight=iteration.coefficient * rollout.kl_scale,
+        )  # fmt: skip
+        log_ratio = stats.policy_logp.detach() - old_logp
+        iteration.learning.add(place.part == 0, batch.num_tokens, minimised.policy, minimised.value, log_ratio)
+        loss = minimised.per_token.sum() * args.world_size / max(iteration.update_tokens[place.update], 1)
         if not torch.isfinite(loss):
-            raise FloatingPointError(self._non_finite(loss, policy.ratio, values))
+            raise FloatingPointError(self._non_finite(loss, minimised.policy.ratio, values))
         return (loss, None) if return_outputs else loss
 
     def _non_finite(self, loss: Tensor, ratio: Tensor, values: Tensor) -> str:
@@ -373,10 +339,10 @@ class PPOTrainer(CheckpointedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check_gradient(logs)
-        if "loss" in logs and self._rollout_logs:
-            learned = self._learning.logged(self._total)
+        if "loss" in logs and self._iteration is not None:
+            learned = self._iteration.learning.averages(self._total)
             logs = {
-                **logs, **self._rollout_logs, **learned, "skipped_updates": self._skipped,
+                **logs, **self._iteration.logs, **learned, "skipped_updates": self._iteration.skipped_updates,
                 "peak_memory_mib": peak_memory_mib(),
             }  # fmt: skip
         super().log(logs, start_time)
@@ -422,7 +388,7 @@ class PPOTrainer(CheckpointedTrainer):
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **more: Any) -> Any:  # type: ignore[override]
         """As `CheckpointedTrainer.train`."""
-        self._rollout, self._rollout_logs = None, {}
+        self._iteration = None
         if not resume_from_checkpoint:
             self._completions.forget_from(0)
         return super().train(resume_from_checkpoint, **more)
@@ -431,16 +397,12 @@ class PPOTrainer(CheckpointedTrainer):
         return prompts_inputs(self.train_prompts, self.eval_prompts)
 
     def _save_own_state(self, checkpoint: Path) -> None:
-        """The critic, the controller, and the rollout that is being learned from."""
-        args, rollout = self.args, self._rollout
+        """The critic, the controller, and the iteration that the checkpoint lies within."""
+        args, iteration = self.args, self._iteration
         trusted = self._judge.collator.trusted
         is_used_up = self.state.global_step % args.updates_per_iteration == 0
         state = {
-            "rollout": None if rollout is None or is_used_up else rollout.state_dict(),
-            "logs": self._rollout_logs,
-            "stopped": self._stopped,
-            "skipped": self._skipped,
-            "learning": self._learning.state_dict(),
+            "iteration": None if iteration is None or is_used_up else iteration.state_dict(),
             "kl_coefficient": self.kl_coefficient.state_dict(),
             "reward_scale": self.reward_scale.state_dict(),
             "constancy": asdict(self._constancy),
@@ -477,18 +439,8 @@ class PPOTrainer(CheckpointedTrainer):
         collator, self._layout_is_chosen = self._judge.collator, True
         collator.share_prefixes, collator.group_prompts = state["layout"]
         collator.trusted = Extent(*state["trusted"]) if state.get("trusted") else None
-        self._rollout = Rollout.from_state_dict(state["rollout"]) if state["rollout"] else None
-        self._rollout_logs, self._stopped, self._skipped = state["logs"], state["stopped"], state["skipped"]
-        self._learning.load_state_dict(state["learning"])
-        if self._rollout is not None:
-            self._count_tokens()
-        begun = 0 if self._rollout is None else 1
+        under_way = iteration_in(state)
+        if under_way is not None:
+            self._iteration = Iteration.from_state_dict(under_way, self._count_tokens)
+        begun = 0 if under_way is None else 1
         self._completions.forget_from(self.state.global_step // self.args.updates_per_iteration + begun)
-
-
-def _loaded(model: Any, policy: Any, args: PPOConfig) -> Any:
-    """A model given by name, in the policy's precision; anything else as it is."""
-    if not isinstance(model, str | Path):
-        return model
-    dtype = str(policy.dtype).removeprefix("torch.")
-    return load_causal_lm(model, dtype=dtype, trust_remote_code=args.trust_remote_code)
