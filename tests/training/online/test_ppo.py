@@ -63,13 +63,13 @@ def test_logged_numbers_are_those_of_full_logits(kind: str, tmp_path: Path) -> N
     reference = copy.deepcopy(base)
     trainer = trainer_of(tmp_path, model=base, peft_config=lora() if kind == "lora" else None, learning_rate=3e-2)
     seen: dict[str, Any] = {}
-    original = trainer._sample
+    original = trainer.collector.sample
 
-    def watched(iteration: int) -> Any:
-        seen["policy"], seen["sampled"] = copy.deepcopy(trainer.model).eval(), original(iteration)
+    def watched(policy: Any, iteration: int) -> Any:
+        seen["policy"], seen["sampled"] = copy.deepcopy(policy).eval(), original(policy, iteration)
         return seen["sampled"]
 
-    trainer._sample = watched  # type: ignore[method-assign]
+    trainer.collector.sample = watched  # type: ignore[method-assign]
     trainer.train()
     last = logs(trainer)[-1]
     assert set(last) >= LOGGED
@@ -162,13 +162,13 @@ def test_rows_shared_by_completions_give_the_update_of_padded_rows(family: str, 
         trainer.train()
         weights.append(trained_weights(trainer))
         if family == "llama":
-            grouped = trainer._judge.collator.group_prompts
+            grouped = trainer.collector.judge.collator.group_prompts
             assert grouped == (name == "auto" and samples == 4), "with four samples two rows have one prompt"
     agree(weights[0], weights[1], 1e-4)
 
 
 def _without_sharing(trainer: PPOTrainer) -> Any:
-    import tdpo.training.online.trainer as online
+    import tdpo.training.online.collecting as online
 
     original = trainer._begin_iteration
 

@@ -81,8 +81,8 @@ def same_end(trainer: PPOTrainer, whole: PPOTrainer, folder: Path) -> None:
         assert torch.equal(weight, expected[name]), name
     for name, value in trainer.critic.state_dict().items():
         assert torch.equal(value, whole.critic.state_dict()[name]), name
-    assert trainer.kl_coefficient.value == whole.kl_coefficient.value
-    assert trainer.reward_scale.state_dict() == whole.reward_scale.state_dict()
+    assert trainer.collector.kl_coefficient.value == whole.collector.kl_coefficient.value
+    assert trainer.collector.reward_scale.state_dict() == whole.collector.reward_scale.state_dict()
     a, b = logs(trainer)[-1], logs(whole)[-1]
     unsteady = {name for name in b if name.endswith("per_second") or name in (*TIMES, "peak_memory_mib")}
     assert {k: v for k, v in a.items() if k not in unsteady} == {k: v for k, v in b.items() if k not in unsteady}

@@ -1,9 +1,9 @@
 """`PPOTrainer`: proximal policy optimisation with an explicit KL constraint, on `transformers.Trainer`.
 
-One of transformers' steps is one update. The data loader yields places in the schedule instead of rows; the first
-place of an iteration samples its completions, scores them, and runs policy, reference and critic over them once
-(`rollouts`). Updates then take minibatches of that rollout. Logging, checkpoints, distribution and optimisers are
-transformers' and accelerate's.
+One of transformers' steps is one update. The data loader yields places in the schedule instead of rows; at the first
+place of an iteration its responses are collected: sampled, rewarded, and judged once by policy, reference and critic
+(`collecting`). Updates then take minibatches of that rollout (`iteration`). Logging, checkpoints, distribution and
+optimisers are transformers' and accelerate's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ...batches import Extent, PairCollator, TokenizedPair
-from ...environments import Prompt
+from ...batches import PairCollator
 from ...models import has_adapter, kept_reference, policy_hidden, reference_at_start
-from ...policy_gradient import KLCoefficient, RewardScale, moments
 from ...recipe_data.inputs import prompts_inputs
-from ...rewards.functions import ConstancyWatch, Rewards, digest_of, prompts_of, rewards_of
-from ...sampling.sampler import check_fit, encode_prompts
-from ...scoring.layout import cover, grouped_collator
+from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
 from ...scoring.statistics import PolicyStatistics
 from ..arguments import one_process_a_device
 from ..base import CheckpointedTrainer
@@ -34,21 +29,14 @@ from ..metrics import MetricsFile, peak_memory_mib
 from ..offline.reference import copied_head
 from ..policy import load_beside, prepare_policy, prepare_tokenizer
 from ..resume import reading
+from .collecting import Collector
 from .completions_file import CompletionsFile
 from .config import PPOConfig
 from .critic import Critic
 from .iteration import Iteration, iteration_in
 from .objective import head_impl, loss_extras, objective
-from .rollouts import (
-    Judge,
-    Rollout,
-    Sampled,
-    make_rollout,
-    measured_kls,
-    sample_completions,
-    task_rewards,
-    units_of,
-)
+from .prompts import check_all_fit, encoded_by_name
+from .rollouts import Judge
 from .schedule import EndOfIteration, Schedule
 
 logger = logging.getLogger(__name__)
@@ -108,12 +96,8 @@ class PPOTrainer(CheckpointedTrainer):
             raise ValueError("merge_adapter=False has no effect: the model has no adapter; leave it out")
         self.train_prompts = prompts_of(train_dataset, "train_dataset")
         self.eval_prompts = None if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
-        to_fit: list[dict[str, list[int]]] = []
-        for prompts in (self.train_prompts, self.eval_prompts or []):
-            names = [f"{i} ({prompt.id})" for i, prompt in enumerate(prompts)]
-            encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts], names)
-            to_fit.append(dict(zip(names, encoded, strict=True)))
-            check_fit(model, to_fit[-1], args.max_new_tokens)
+        encoded = [encoded_by_name(tokenizer, prompts) for prompts in (self.train_prompts, self.eval_prompts or [])]
+        check_all_fit([model], encoded, args.max_new_tokens)
         self.rewards: Rewards = rewards_of(
             reward_funcs, args.reward_weights, tokenizer, device=args.device, trust_remote_code=args.trust_remote_code
         )
@@ -139,9 +123,7 @@ class PPOTrainer(CheckpointedTrainer):
         )
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole update itself
         self.critic = Critic.of(model, load_beside(value_model, model, args)).to(args.device)
-        for other in (start.model, self.critic.body):
-            for named in to_fit if other is not None else []:
-                check_fit(other, named, args.max_new_tokens)
+        check_all_fit([start.model, self.critic.body], encoded, args.max_new_tokens)
         self._critic_called: Any = self.accelerator.prepare_model(self.critic) if args.world_size > 1 else self.critic
         reference_head = None if self.statistics.path == "frozen" else copied_head(start, args.device)
         reference = kept_reference(self.model, start)
@@ -151,11 +133,12 @@ class PPOTrainer(CheckpointedTrainer):
             self.statistics, reference, reference_head, self._critic_called, PairCollator(tokenizer.pad_token_id), args,
             self.accelerator.autocast,
         )  # fmt: skip
-        self.kl_coefficient, self.reward_scale = KLCoefficient(args.constraint), RewardScale()
-        self._iteration: Iteration | None = None
         self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
-        self._constancy = ConstancyWatch()
-        self._layout_is_chosen = False
+        self.collector = Collector(
+            args, tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
+            [reference.model, self.critic.body], self._completions, self._total,
+        )  # fmt: skip
+        self._iteration: Iteration | None = None
         logger.info(self.describe())
 
     # ---- set-up ----
@@ -208,64 +191,9 @@ class PPOTrainer(CheckpointedTrainer):
         assert self._iteration is not None
         return self._iteration
 
-    def _begin_iteration(self, iteration: int) -> None:
-        """Sample, score and judge the completions of an iteration; nothing of the last one is kept."""
-        args = self.args
-        self._iteration = None
-        sampled = self._sample(iteration)
-        started = time.perf_counter()
-        units, owner = units_of(sampled, args.samples_per_prompt, self._pairs_completions)
-        self._settle_layout(units)
-        scored = self._judge.score(self.model, units)
-        rewards, logged = task_rewards(sampled, args, self.reward_scale, self._total)
-        by_sequence = torch.stack([rewards[i] if i >= 0 else rewards.new_zeros(()) for i in owner])
-        coefficient = self.kl_coefficient.value
-        rollout, of_rollout = make_rollout(
-            iteration, units, scored, by_sequence, args.constraint, coefficient, args, self._total
-        )
-        update_tokens = self._count_tokens(rollout)
-        logs = {
-            "iteration": iteration, **logged, **of_rollout, "kl_coefficient": coefficient,
-            "judging_seconds": time.perf_counter() - started,
-        }  # fmt: skip
-        if args.constraint.target is not None:
-            logs["kl_target"] = args.constraint.target
-        self.kl_coefficient.update(of_rollout[f"{args.constraint.direction}_kl"], args.completions)
-        self._iteration = Iteration(rollout, coefficient, logs, update_tokens)
-        self._completions.add(sampled, iteration, self.state.global_step)
-
-    def _settle_layout(self, units: list[TokenizedPair]) -> None:
-        """Ask the models once how completions may share rows, and again where these are longer than any before."""
-        others = [self._judge.reference.model, self.critic.body]
-        if not self._layout_is_chosen:
-            pad_token_id = self._judge.collator.pad_token_id
-            self._judge.collator = grouped_collator(self.model, units, pad_token_id, others=others)
-            self._layout_is_chosen = True
-        cover(self.model, self._judge.collator, units, others=others)
-
-    @property
-    def _pairs_completions(self) -> bool:
-        """Whether two completions of a prompt share its row."""
-        return self.args.samples_per_prompt % 2 == 0 and self.args.per_device_train_batch_size % 2 == 0
-
-    def _sample(self, iteration: int) -> Sampled:
-        prompts, first = self._schedule.prompts(self.train_prompts, iteration)
-        # A seed of its own for every iteration of every run: its completions are drawn anew.
-        seed = (self.args.seed << 32) + iteration
-        sampled = self._sampled(prompts, seed, first=first)
-        texts = [completion.text for completion in sampled.completions]
-        if sentence := self._constancy.see(sampled.rewards.tolist(), sampled.prompts, texts):
-            logger.warning("Iteration %d: %s", iteration, sentence)
-        return sampled
-
-    def _sampled(self, prompts: list[Prompt], seed: int, first: int = 0, samples: int | None = None) -> Sampled:
-        """Completions of the prompts with their rewards."""
-        completions, encoded, seconds = sample_completions(
-            self.model, self.processing_class, prompts, self.args, seed=seed, first=first, samples=samples
-        )
-        asked = [prompts[c.prompt_index - first] for c in completions]
-        values, parts = self.rewards(asked, [c.text for c in completions])
-        return Sampled(asked, completions, encoded, torch.tensor(values, dtype=torch.float64), parts, seconds)
+    def _begin_iteration(self, number: int) -> None:
+        self._iteration = None  # nothing of the last one is kept in memory while the next is collected
+        self._iteration = self.collector.collect(self.model, number, self.state.global_step)
 
     def _total(self, sums: Tensor) -> Tensor:
         """A vector summed over processes, float64."""
@@ -273,18 +201,6 @@ class PPOTrainer(CheckpointedTrainer):
             return sums
         reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         return reduced.cpu()
-
-    def _count_tokens(self, rollout: Rollout) -> list[int]:
-        """How many tokens each update of the iteration learns from, over all processes."""
-        own = [
-            sum(len(rollout.units[u].chosen_ids) + len(rollout.units[u].rejected_ids) for u in units)
-            for units in (self._units(rollout, update) for update in range(self.args.updates_per_iteration))
-        ]
-        tokens: list[int] = self._total(torch.tensor(own, dtype=torch.float64)).long().tolist()
-        return tokens
-
-    def _units(self, rollout: Rollout, update: int) -> list[int]:
-        return self._schedule.units(len(rollout.units), rollout.iteration, update)
 
     # ---- one update ----
 
@@ -298,7 +214,7 @@ class PPOTrainer(CheckpointedTrainer):
         """The sum over this micro-batch's tokens divided by the tokens of the whole update, on all processes."""
         args, iteration, place = self.args, self._under_way(), self._schedule.place(int(inputs["place"]))
         rollout = iteration.rollout
-        chosen = self._schedule.part(self._units(rollout, place.update), place.part)
+        chosen = self._schedule.part(self.collector.units_of_update(rollout, place.update), place.part)
         batch = self._judge.batch([rollout.units[u] for u in chosen])
         tokens = rollout.tokens_of(chosen)
         known = {name: value[tokens.to(value.device)] for name, value in rollout.reference.items()}
@@ -364,17 +280,7 @@ class PPOTrainer(CheckpointedTrainer):
             raise ValueError("evaluate() needs prompts: pass eval_dataset here or when the trainer is made")
         if eval_dataset is not None:
             self.rewards.check(prompts, self.args.max_new_tokens)
-        sampled = self._sampled(prompts, self.args.seed, samples=1)
-        units, _ = units_of(sampled, 1, paired=False)
-        cover(self.model, self._judge.collator, units, others=[self._judge.reference.model, self.critic.body])
-        stats = {name: value.double().cpu() for name, value in self._judge.score(self.model, units).stats.items()}
-        mean, std = moments(sampled.rewards)
-        numbers = {
-            "reward_mean": mean, "reward_std": std, "reward_variance": std**2,
-            **measured_kls(stats, len(units), lambda sums: sums),
-            "length_mean": sum(len(c.token_ids) for c in sampled.completions) / len(units),
-            "finished_share": sum(c.finished for c in sampled.completions) / len(units),
-        }  # fmt: skip
+        numbers = self.collector.judge_held_out(self.model, prompts)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(dict(metrics))  # which adds what is no metric
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -397,17 +303,12 @@ class PPOTrainer(CheckpointedTrainer):
         return prompts_inputs(self.train_prompts, self.eval_prompts)
 
     def _save_own_state(self, checkpoint: Path) -> None:
-        """The critic, the controller, and the iteration that the checkpoint lies within."""
+        """The critic, what outlives an iteration, and the iteration that the checkpoint lies within."""
         args, iteration = self.args, self._iteration
-        trusted = self._judge.collator.trusted
         is_used_up = self.state.global_step % args.updates_per_iteration == 0
         state = {
             "iteration": None if iteration is None or is_used_up else iteration.state_dict(),
-            "kl_coefficient": self.kl_coefficient.state_dict(),
-            "reward_scale": self.reward_scale.state_dict(),
-            "constancy": asdict(self._constancy),
-            "layout": [self._judge.collator.share_prefixes, self._judge.collator.group_prompts],
-            "trusted": trusted and [trusted.sequence, trusted.width],
+            **self.collector.state_dict(),
             "prompts": digest_of(self.train_prompts),
         }
         torch.save(state, checkpoint / f"ppo_state_{args.process_index}.pt")
@@ -433,14 +334,9 @@ class PPOTrainer(CheckpointedTrainer):
         with reading(checkpoint, "critic.pt"):
             critic = torch.load(Path(checkpoint) / "critic.pt", weights_only=True, map_location="cpu")
             self.critic.load_state_dict(critic)
-        self.kl_coefficient.load_state_dict(state["kl_coefficient"])
-        self.reward_scale.load_state_dict(state["reward_scale"])
-        self._constancy = ConstancyWatch(**state["constancy"])
-        collator, self._layout_is_chosen = self._judge.collator, True
-        collator.share_prefixes, collator.group_prompts = state["layout"]
-        collator.trusted = Extent(*state["trusted"]) if state.get("trusted") else None
+        self.collector.load_state_dict(state)
         under_way = iteration_in(state)
         if under_way is not None:
-            self._iteration = Iteration.from_state_dict(under_way, self._count_tokens)
+            self._iteration = self.collector.restored(under_way)
         begun = 0 if under_way is None else 1
         self._completions.forget_from(self.state.global_step // self.args.updates_per_iteration + begun)
