@@ -8,8 +8,6 @@ from .loading import (
     RECIPE_FILE,
     STUDY_FILE,
     AnyRecipe,
-    RecipeError,
-    RecipeProblem,
     dump_recipe,
     dump_study,
     flatten,
@@ -18,6 +16,7 @@ from .loading import (
 )
 from .optimization import Optimizing, Recording
 from .ppo_schema import KL, PPO, VALUE_LEARNING_RATES, PPORecipe, Prompts, Reward, Rollouts
+from .problems import RecipeError, RecipeProblem
 from .python_fields import RecipeFields
 from .schema import (
     Data,

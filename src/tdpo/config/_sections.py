@@ -1,4 +1,4 @@
-"""What the sections of both kinds of recipe are made of: types of values, their base class, and errors about keys."""
+"""What every section of a recipe is made of: types of values, the base class, and errors about several keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def key_problems(*problems: tuple[str, str]) -> PydanticCustomError:
 
 
 def why_no_divisor(part: int | None, key: str, whole: int | None) -> str | None:
-    """Why `part` cannot be a share of `whole`, the value of `key`; None where it can, or where one is not known."""
+    """Why `part` does not divide `whole`, the value of `key`; None where it does, or where one of them is None."""
     if part is None or whole is None or whole % part == 0:
         return None
     small = [divisor for divisor in range(1, math.isqrt(whole) + 1) if whole % divisor == 0]
@@ -46,7 +46,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _is_a_sensible_value(cls, value: Any) -> Any:
-        """Text without control characters, for names reach terminals, files and pages; integers that work can count."""
+        """Refuses text with control characters, since names reach terminals, files and pages, and absurd integers."""
         for part in value if isinstance(value, list) else [value]:
             reason = why_no_plain_text(part) if isinstance(part, str) else None
             if reason is not None:

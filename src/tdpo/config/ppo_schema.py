@@ -1,7 +1,6 @@
 """The recipe of a PPO run, as typed sections; its section `ppo` is what makes a recipe one.
 
-The text under each field is its documentation, and a null whose meaning depends on another key is resolved, as in
-`schema`.
+The text under each field is its documentation. A null whose meaning depends on another key is resolved, as in `schema`.
 """
 
 from __future__ import annotations
@@ -58,10 +57,10 @@ class Reward(Section):
     def _one_of_both(cls, model: str | None, info: ValidationInfo) -> str | None:
         if "function" not in info.data:
             return model
-        given = info.data["function"] is not None
-        if given and model is not None:
+        has_function = info.data["function"] is not None
+        if has_function and model is not None:
             raise ValueError("is given together with function; a reward is one of the two, add another entry")
-        if not given and model is None:
+        if not has_function and model is None:
             raise ValueError("is null, and so is function; a reward needs one of the two")
         return model
 
@@ -296,7 +295,7 @@ class PPORecipe(Section):
 def _source_problems(
     environment: EnvironmentChoice | None, prompts: Prompts | None, rewards: list[Reward] | None
 ) -> list[tuple[str, str]]:
-    """What is wrong with where prompts and reward come from: an environment, or both of the others."""
+    """What is wrong with the sources of prompts and reward: an environment, or both of the others."""
     if environment is not None:
         reason = "has no effect beside environment, which has prompts and a reward of its own; remove one of the two"
         return [(key, reason) for key, value in (("prompts", prompts), ("rewards", rewards)) if value is not None]

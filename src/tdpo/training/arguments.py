@@ -1,4 +1,4 @@
-"""What both trainers ask of `transformers.TrainingArguments`: defaults that are right here, and what is refused."""
+"""The base of both configurations: defaults of `transformers.TrainingArguments` that suit here, and refused options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both trainers add to `transformers.Trainer`: checkpoints that are whole or not used, checked norms."""
+"""What both trainers add to `transformers.Trainer`: only whole checkpoints are resumed from, and norms are checked."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class CheckpointedTrainer(Trainer):
         super().log(logs, start_time)
 
     def _loss_sum(self) -> float:
-        """Over all updates of the run until now: those before a resumption, the logged ones, and those since."""
+        """The sum of the losses of all updates so far: those before a resumption, the logged ones, and those since."""
         return self._loss_before + self._total_loss_scalar + float(getattr(self, "_tr_loss", 0.0))
 
     def _all_inputs(self) -> dict[str, str]:
@@ -106,7 +106,7 @@ class CheckpointedTrainer(Trainer):
 
     @contextmanager
     def _outside_training(self) -> Iterator[None]:
-        """What happens here is no training time."""
+        """Inside, the clock of the training speed stands still."""
         yield
 
     def _save_own_state(self, checkpoint: Path) -> None:
@@ -122,7 +122,7 @@ class CheckpointedTrainer(Trainer):
 
 
 def _loss_until(checkpoint: Path) -> float:
-    """The sum of the losses of all updates until a checkpoint; of an earlier version's, as far as they were logged."""
+    """The sum of the losses of all updates until a checkpoint; of an earlier version's, of those that were logged."""
     path = checkpoint / LOSS_FILE
     if path.exists():
         return float(read_json(path)["sum"])

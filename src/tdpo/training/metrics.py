@@ -70,7 +70,7 @@ def peak_memory_mib() -> float:
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log to `metrics.jsonl` in the output folder; a resumed run continues the file where it resumes."""
+    """Appends every log to `metrics.jsonl` in the output folder. A resumed run goes on from its checkpoint."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = Path(folder) / "metrics.jsonl"
@@ -82,9 +82,10 @@ class MetricsFile(TrainerCallback):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # What was logged after the checkpoint that is resumed from will be logged again.
-        kept = [line for line in self._lines() if line.get("step", 0) <= state.global_step] if state.global_step else []
-        self.time_before = max((line.get("time_s", 0.0) for line in kept), default=0.0)
-        write_text(self.path, "".join(json_line(line) for line in kept))
+        lines = self._lines() if state.global_step else []
+        before = [line for line in lines if line.get("step", 0) <= state.global_step]
+        self.time_before = max((line.get("time_s", 0.0) for line in before), default=0.0)
+        write_text(self.path, "".join(json_line(line) for line in before))
         self.started = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -94,7 +95,7 @@ class MetricsFile(TrainerCallback):
         append_jsonl(self.path, self._line(state, logs))
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The whole lines of the file; a last line that a kill cut short is left out, a broken one warned of."""
+        """The sound lines of the file: a last line that a kill cut short is left out, and a broken one warned of."""
         lines, broken = read_sound_lines(self.path) if self.path.exists() else ([], [])
         for sentence in broken:
             logger.warning("%s; the line is left out, those after it are kept", sentence)

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class PPOTrainer(CheckpointedTrainer):
-    """Train a causal language model on rewards of its own completions, held to its start by an explicit KL.
+    """Train a causal language model on rewards of its own responses, held to its start by an explicit KL.
 
     Args:
         model: a name, a folder or a loaded causal language model. Its dropout is switched off, an adapter's is not.
@@ -270,7 +270,7 @@ class PPOTrainer(CheckpointedTrainer):
     def evaluate(
         self, eval_dataset: Any | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Reward, both exact KLs and length of one completion for each held-out prompt, seeded, alike on every process.
+        """Reward, both exact KLs and length of one response to each held-out prompt, seeded, alike on every process.
 
         Raises:
             ValueError: there are no held-out prompts.
@@ -287,7 +287,7 @@ class PPOTrainer(CheckpointedTrainer):
         return metrics
 
     def predict(self, test_dataset: Any, *_: Any, **__: Any) -> Any:
-        """Not here: what a policy answers is sampled and scored by `evaluate(prompts)`."""
+        """Raises ValueError: responses to other prompts are sampled and scored by `evaluate(prompts)`."""
         raise ValueError("PPO has prompts and no labels to predict: call evaluate(prompts) instead of predict(prompts)")
 
     # ---- checkpoints ----
