@@ -68,7 +68,7 @@ class Schedule:
 
 
 def prompts_of_iteration(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:
-    """The iteration's part of an endless order that the seed draws: all prompts, then all in another order, and so on."""
+    """An iteration's part of an endless order that the seed draws: all prompts, all in another order, and so on."""
     first_turn, place = divmod(iteration * count, len(prompts))
     turns = -(-(place + count) // len(prompts))
     order: list[int] = []
