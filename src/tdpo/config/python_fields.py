@@ -56,8 +56,8 @@ class RecipeFields:
 
     def values(self, recipe: Section) -> dict[str, Any]:
         """The fields with the values that the recipe has for them; without those that may not be None and are null."""
-        found = {name: _value_at(recipe, key) for name, key in self.keys.items()}
-        return {name: value for name, value in found.items() if value is not None or self._nullable[name]}
+        values = {name: _value_at(recipe, key) for name, key in self.keys.items()}
+        return {name: value for name, value in values.items() if value is not None or self._nullable[name]}
 
     def _expected(self, name: str) -> str:
         words = re.sub(r",? or null$", "", expected(self._infos[name]))

@@ -80,11 +80,11 @@ def refuses_old_names(**new_names: str) -> Callable[[type[Config]], type[Config]
         make: Any = config.__init__
 
         @wraps(make)
-        def checked(self: Any, *args: Any, **named: Any) -> None:
+        def checked(self: Any, *args: Any, **arguments: Any) -> None:
             for old, new in new_names.items():
-                if old in named:
-                    raise TypeError(f"{config.__name__}: {old} is now called {new}; write {new}={named[old]!r}")
-            make(self, *args, **named)
+                if old in arguments:
+                    raise TypeError(f"{config.__name__}: {old} is now called {new}; write {new}={arguments[old]!r}")
+            make(self, *args, **arguments)
 
         config.__init__ = checked  # type: ignore[method-assign]
         return config

@@ -70,8 +70,8 @@ def _card(
         f"Trained by tdpo with {name} ({title}{f', arXiv {arxiv}' if arxiv else ''}).",
         "",
     ]
-    known = [f"- {package} {version}" for package, version in versions.items() if version]
-    sections = {"Method": method, "Data": data, "Numbers": numbers, "Versions": known}
+    packages = [f"- {package} {version}" for package, version in versions.items() if version]
+    sections = {"Method": method, "Data": data, "Numbers": numbers, "Versions": packages}
     return "\n".join([*head, *(line for title, lines in sections.items() for line in _section(title, lines))])
 
 
@@ -98,9 +98,9 @@ def _source(recipe: PPORecipe) -> str:
 
 def _ppo_method(recipe: PPORecipe) -> list[str]:
     kl, ppo, rollouts = recipe.kl, recipe.ppo, recipe.rollouts
-    held = f", held at {kl.target:g} nats per sequence" if kl.controller == "adaptive" else ""
+    aim = f", held at {kl.target:g} nats per sequence" if kl.controller == "adaptive" else ""
     return [
-        f"- KL constraint: {kl.direction}, {kl.form}, in the {kl.place}, coefficient {kl.coefficient:g} at first{held}",
+        f"- KL constraint: {kl.direction}, {kl.form}, in the {kl.place}, coefficient {kl.coefficient:g} at first{aim}",
         f"- reference: {_reference(recipe)}",
         _weights(recipe),
         f"- {ppo.iterations} iterations of {rollouts.completions} completions, {ppo.epochs} epochs each, "

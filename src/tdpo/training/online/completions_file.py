@@ -39,5 +39,5 @@ class CompletionsFile:
             lines, broken = read_sound_lines(self.path)
             for sentence in broken:
                 logger.warning("%s; the line is left out, those after it are kept", sentence)
-            kept = [line for line in lines if line.get("iteration", 0) < iteration]
-            write_text(self.path, "".join(json_line(line) for line in kept))
+            earlier = [line for line in lines if line.get("iteration", 0) < iteration]
+            write_text(self.path, "".join(json_line(line) for line in earlier))

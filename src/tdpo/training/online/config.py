@@ -109,8 +109,8 @@ class PPOConfig(Arguments):
 
     def _refused(self) -> Iterator[str]:
         for name, why in REFUSED.items():
-            known = type(self).__dataclass_fields__.get(name)
-            if known is not None and getattr(self, name) not in (known.default, None):
+            option = type(self).__dataclass_fields__.get(name)
+            if option is not None and getattr(self, name) not in (option.default, None):
                 yield f"{name} {why}"
         if self.fsdp or self.deepspeed:
             yield "PPO shards no weights yet: leave fsdp and deepspeed out and start processes with accelerate launch"

@@ -21,5 +21,5 @@ def check_all_fit(
 ) -> None:
     """Raises ValueError where one of the models does not read one of the prompts with a response of this length."""
     for model in models:
-        for named in prompts if model is not None else []:
-            check_fit(model, named, max_new_tokens)
+        for encoded in prompts if model is not None else []:
+            check_fit(model, encoded, max_new_tokens)

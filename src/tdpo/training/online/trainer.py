@@ -146,10 +146,10 @@ class PPOTrainer(CheckpointedTrainer):
     def describe(self) -> str:
         """Which constraint holds and which paths run, in sentences for the log."""
         kl, args = self.args.constraint, self.args
-        held = f"held at {kl.target:g} nats a sequence" if kl.controller == "adaptive" else "fixed"
+        controller = f"held at {kl.target:g} nats a sequence" if kl.controller == "adaptive" else "fixed"
         return (
-            f"KL constraint: {kl.direction}, {kl.estimator} in the {kl.place}, coefficient {kl.coefficient:g}, {held}. "
-            f"{args.iterations} iterations of {args.completions} completions, {args.updates_per_iteration} updates "
+            f"KL constraint: {kl.direction}, {kl.estimator} in the {kl.place}, coefficient {kl.coefficient:g}, "
+            f"{controller}. {args.iterations} iterations of {args.completions} completions, {args.updates_per_iteration} updates "
             f"each. {self.statistics.describe()}"
         )
 
