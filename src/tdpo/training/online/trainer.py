@@ -149,8 +149,8 @@ class PPOTrainer(CheckpointedTrainer):
         controller = f"held at {kl.target:g} nats a sequence" if kl.controller == "adaptive" else "fixed"
         return (
             f"KL constraint: {kl.direction}, {kl.estimator} in the {kl.place}, coefficient {kl.coefficient:g}, "
-            f"{controller}. {args.iterations} iterations of {args.completions} completions, {args.updates_per_iteration} updates "
-            f"each. {self.statistics.describe()}"
+            f"{controller}. {args.iterations} iterations of {args.completions} completions, "
+            f"{args.updates_per_iteration} updates each. {self.statistics.describe()}"
         )
 
     def create_optimizer(self, model: Any | None = None) -> Any:
