@@ -10,12 +10,15 @@ an exact one is a sum over the vocabulary. Not every combination has the gradien
     forward    sampled  loss    k3         KL(reference‖policy), its gradient at each position
     forward    exact    loss    exact
 
-Recipes are checked against this table too, so this module imports nothing heavy.
+The recipe's section `kl` has the fields, the defaults and the rules of `KLConstraint`, which is why nothing heavy is
+imported here.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
 
 KLDirection = Literal["reverse", "forward"]
 KLForm = Literal["sampled", "exact"]
@@ -69,3 +72,73 @@ def shortest_horizon(responses: int) -> int:
     error of the KL is clipped to ±0.2 (Ziegler et al. 2019).
     """
     return -(-2 * responses // 5)
+
+
+def coefficient_obstacle(coefficient: float, controller: KLController) -> str | None:
+    """Why a constraint cannot begin with this coefficient; None where it can."""
+    if coefficient == 0 and controller == "adaptive":
+        return (
+            "0 can never rise under the adaptive controller, which multiplies it; start above 0, or choose "
+            "kl.controller fixed"
+        )
+    return None
+
+
+def controller_obstacle(value: float | None, controller: KLController) -> str | None:
+    """Why a target or a horizon of this value cannot stand beside the controller; None where it can."""
+    if value is not None and controller == "fixed":
+        return "has no effect with kl.controller fixed; remove it (or null), or choose adaptive"
+    return None
+
+
+@dataclass(frozen=True)
+class KLConstraint:
+    """How PPO holds the policy to the reference; the section `kl` of a recipe has the same fields and defaults.
+
+    `direction`: "reverse" is KL(policy‖reference), PPO's; "forward" is KL(reference‖policy), TDPO's. `form`: estimated
+    from the "sampled" token, or "exact" over the vocabulary. `place`: taken off the "reward", or added to the "loss".
+    `controller`: a "fixed" coefficient, or an "adaptive" one that holds the KL at `target` nats per sequence (Ziegler
+    et al. 2019, arXiv 1909.08593, section 2.2), adjusting over `horizon` responses. A target or a horizon of None
+    becomes `DEFAULT_TARGET` or `DEFAULT_HORIZON` under the adaptive controller.
+
+    Raises:
+        ValueError: a combination whose gradient would be another one's, numbers out of range, or a target or a horizon
+            without the adaptive controller.
+    """
+
+    DEFAULT_TARGET: ClassVar[float] = 6.0
+    DEFAULT_HORIZON: ClassVar[int] = 10_000
+
+    direction: KLDirection = "reverse"
+    form: KLForm = "sampled"
+    place: KLPlace = "reward"
+    controller: KLController = "adaptive"
+    coefficient: float = 0.05
+    target: float | None = None
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        if obstacle := kl_obstacle(self.direction, self.form, self.place):
+            raise ValueError(
+                f"kl: direction {self.direction}, form {self.form}, place {self.place} is refused: {obstacle}"
+            )
+        if self.controller not in get_args(KLController):
+            raise ValueError(f"kl.controller must be fixed or adaptive, got {self.controller!r}")
+        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
+            raise ValueError(f"kl.coefficient must be finite and ≥ 0, got {self.coefficient}")
+        if obstacle := coefficient_obstacle(self.coefficient, self.controller):
+            raise ValueError(f"kl.coefficient {obstacle}")
+        for name in ("target", "horizon"):
+            if obstacle := controller_obstacle(getattr(self, name), self.controller):
+                raise ValueError(f"kl.{name} {obstacle}")
+        if self.controller == "fixed":
+            return
+        object.__setattr__(self, "target", self.DEFAULT_TARGET if self.target is None else self.target)
+        object.__setattr__(self, "horizon", self.DEFAULT_HORIZON if self.horizon is None else self.horizon)
+        if not (math.isfinite(self.target or 0) and (self.target or 0) > 0 and (self.horizon or 0) > 0):
+            raise ValueError(f"kl.target and kl.horizon must be > 0, got {self.target} and {self.horizon}")
+
+    @property
+    def estimator(self) -> KLEstimator:
+        """ "k1", "k2", "k3" or "exact"."""
+        return estimator_of(self.direction, self.form, self.place)

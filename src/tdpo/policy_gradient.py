@@ -16,60 +16,11 @@ import torch
 from torch import Tensor
 
 from .divergences import sampled_kl
-from .kl_choices import KLController, KLDirection, KLForm, KLPlace, estimator_of, kl_obstacle
+from .kl_choices import KLConstraint as KLConstraint
 from .token_statistics import TokenStats
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
-
-
-@dataclass(frozen=True)
-class KLConstraint:
-    """How the policy is held to the reference.
-
-    `direction`: "reverse" is KL(policy‖reference), PPO's; "forward" is KL(reference‖policy), TDPO's. `form`: estimated
-    from the "sampled" token, or "exact" over the vocabulary. `place`: taken off the "reward", or added to the "loss".
-    `controller`: a "fixed" coefficient, or an "adaptive" one that holds the KL at `target` nats per sequence (Ziegler
-    et al. 2019, arXiv 1909.08593, section 2.2), adjusting over `horizon` episodes.
-
-    Raises:
-        ValueError: a combination whose gradient would be another one's, numbers out of range, or a target or a horizon
-            without the adaptive controller.
-    """
-
-    direction: KLDirection = "reverse"
-    form: KLForm = "sampled"
-    place: KLPlace = "reward"
-    controller: KLController = "adaptive"
-    coefficient: float = 0.05
-    target: float | None = None
-    horizon: int | None = None
-
-    def __post_init__(self) -> None:
-        if obstacle := kl_obstacle(self.direction, self.form, self.place):
-            raise ValueError(
-                f"kl: direction {self.direction}, form {self.form}, place {self.place} is refused: {obstacle}"
-            )
-        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
-            raise ValueError(f"kl.coefficient must be finite and ≥ 0, got {self.coefficient}")
-        if self.controller not in ("fixed", "adaptive"):
-            raise ValueError(f"kl.controller must be fixed or adaptive, got {self.controller!r}")
-        if self.controller == "fixed":
-            for name in ("target", "horizon"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"kl.{name} has no effect with controller fixed; leave it out or choose adaptive")
-            return
-        if self.coefficient == 0:
-            raise ValueError("kl.coefficient 0 can never rise under the adaptive controller, which multiplies it")
-        object.__setattr__(self, "target", 6.0 if self.target is None else self.target)
-        object.__setattr__(self, "horizon", 10_000 if self.horizon is None else self.horizon)
-        if not (math.isfinite(self.target or 0) and (self.target or 0) > 0 and (self.horizon or 0) > 0):
-            raise ValueError(f"kl.target and kl.horizon must be > 0, got {self.target} and {self.horizon}")
-
-    @property
-    def estimator(self) -> str:
-        """ "k1", "k2", "k3" or "exact"."""
-        return estimator_of(self.direction, self.form, self.place)
 
 
 # ---- advantages ----

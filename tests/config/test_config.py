@@ -16,12 +16,12 @@ from tdpo.config import (
     Recipe,
     RecipeError,
     Section,
+    documented_keys,
     dump_recipe,
     flatten,
     load_recipe,
     load_study,
     recipe_markdown,
-    recipe_reference,
 )
 from tdpo.config._explain import ALIASES, SCHEMAS, fields, nearest_key
 from tdpo.config._yaml import read_yaml, write_yaml
@@ -371,7 +371,7 @@ def test_the_two_sentiment_recipes_differ_in_the_loss_alone() -> None:
 def test_the_reference_is_up_to_date_and_complete() -> None:
     text = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
     assert text == recipe_markdown(), "run: tdpo recipe --markdown > docs/recipe.md"
-    for row in [*recipe_reference(), *recipe_reference(PPORecipe)]:
+    for row in [*documented_keys(), *documented_keys(PPORecipe)]:
         assert row.meaning and row.expected, row.key
         assert (f"## {row.key}" if row.is_section else f"`{row.key}`") in text
 

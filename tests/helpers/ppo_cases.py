@@ -100,7 +100,7 @@ def logs(trainer: PPOTrainer) -> list[dict[str, float]]:
 def ppo_settings(folder: Path | str, **changes: Any) -> PPOConfig:
     common: dict[str, Any] = {
         "output_dir": str(folder), "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
-        "iterations": 2, "rollout_size": 8, "samples_per_prompt": 2, "max_new_tokens": 6, "ppo_epochs": 2,
+        "iterations": 2, "completions": 8, "samples_per_prompt": 2, "max_new_tokens": 6, "ppo_epochs": 2,
         "per_device_train_batch_size": 4, "learning_rate": 1e-2,
     }  # fmt: skip
     return PPOConfig(**{**common, **changes})

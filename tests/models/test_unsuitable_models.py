@@ -187,7 +187,7 @@ def reward(prompts: Any, completions: list[str], **_: Any) -> list[float]:
 
 def ppo(model: Any, folder: Path, tokenizer: Any) -> PPOTrainer:
     arguments = PPOConfig(
-        output_dir=str(folder), use_cpu=True, report_to="none", iterations=1, rollout_size=4, max_new_tokens=4,
+        output_dir=str(folder), use_cpu=True, report_to="none", iterations=1, completions=4, max_new_tokens=4,
         per_device_train_batch_size=4, disable_tqdm=True,
     )  # fmt: skip
     return PPOTrainer(model, reward, args=arguments, train_dataset=["one", "two"], processing_class=tokenizer)

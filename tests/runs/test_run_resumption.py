@@ -201,7 +201,7 @@ def test_a_run_goes_on_with_the_same_inputs_only(stopped: Path, monkeypatch: pyt
     other_weights(stopped / "base")
     named = r"(?s)checkpoint-4 was .*model\.name \(.*base\), weights: was \w+, is .*training pairs: .*--accept-changes"
     with monkeypatch.context() as patch:
-        patch.delattr("tdpo.workflows.train.load_policy")  # it is told before the weights load
+        patch.delattr("tdpo.workflows.training_run.load_policy")  # it is told before the weights load
         with pytest.raises(ChangedInputs, match=named):
             go(longer, resume=True)
     after = {path.name: path.read_bytes() for path in run.glob("*.json*")}

@@ -19,7 +19,7 @@ def prompt_lengths(recipe: PPORecipe) -> Iterator[Check]:
     from ..models import configuration_of, load_tokenizer
     from ..recipe_data.prompts import read_recipe_prompts
     from ..sampling.sampler import check_fit, encode_prompts
-    from ..workflows.ppo import new_tokens_of
+    from ..workflows.trainer_arguments import new_tokens_of
 
     trust = recipe.model.trust_remote_code
     try:

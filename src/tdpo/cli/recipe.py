@@ -13,7 +13,7 @@ from ._errors import CommandError
 from ._options import Debug
 
 if TYPE_CHECKING:
-    from ..config import AnyRecipe, KeyReference, PPORecipe, Recipe
+    from ..config import AnyRecipe, KeyDocumentation, PPORecipe, Recipe
 
 Example = Literal["preferences", "sentiment_tdpo2", "sentiment_dpo", "ppo_sentiment", "study_quick", "study"]
 
@@ -86,9 +86,9 @@ def _load_example(name: str, overrides: Sequence[str]) -> AnyRecipe:
 
 
 def _print_keys(key: str | None) -> None:
-    from ..config import PPORecipe, Recipe, Study, nearest_key, only_in_ppo, only_in_studies, recipe_reference
+    from ..config import PPORecipe, Recipe, Study, documented_keys, nearest_key, only_in_ppo, only_in_studies
 
-    rows = _matching(recipe_reference(), key)
+    rows = _matching(documented_keys(), key)
     of_ppo, of_studies = _matching(only_in_ppo(), key), _matching(only_in_studies(), key)
     if not rows and not of_ppo and not of_studies:
         candidates = (nearest_key(str(key), schema) for schema in (Recipe, PPORecipe, Study))
@@ -105,13 +105,13 @@ def _print_keys(key: str | None) -> None:
         _print_rows(of_studies)
 
 
-def _matching(rows: list[KeyReference], key: str | None) -> list[KeyReference]:
+def _matching(rows: list[KeyDocumentation], key: str | None) -> list[KeyDocumentation]:
     """Return the row of `key` with the keys inside it, or all rows if it is None."""
     inside = (f"{key}.", f"{key}[]")
     return [row for row in rows if key is None or row.key == key or row.key.startswith(inside)]
 
 
-def _print_rows(rows: list[KeyReference]) -> None:
+def _print_rows(rows: list[KeyDocumentation]) -> None:
     for row in rows:
         if row.is_section:
             write(f"\n{row.key}", style="bold")

@@ -4,27 +4,32 @@ from ._explain import nearest_key
 from ._sections import Section
 from .claims_schema import Claim, ClaimPart, built_in_claims
 from .environment_schema import EnvironmentChoice
+from .key_documentation import KeyDocumentation, documented_keys, only_in_ppo, only_in_studies, recipe_markdown
 from .loading import (
     AnyRecipe,
-    RecipeError,
-    RecipeProblem,
     dump_recipe,
     dump_study,
     flatten,
     load_recipe,
     load_study,
 )
-from .ppo_schema import KL, PPO, PPORecipe, Prompts, Reward, Rollouts
-from .reference import KeyReference, only_in_ppo, only_in_studies, recipe_markdown, recipe_reference
+from .optimization import Optimizing, Recording
+from .ppo_schema import KL, PPO, VALUE_LEARNING_RATES, PPORecipe, Prompts, Reward, Rollouts
+from .problems import RecipeError, RecipeProblem
+from .python_fields import RecipeFields
 from .schema import (
     Data,
     Evaluation,
     Lora,
     Loss,
+    LossName,
     Model,
+    PrefixSharing,
     Recipe,
+    ReferenceSource,
     Sampling,
     Training,
+    TurnsToCount,
 )
 from .study_schema import ARM_NAMES, Arm, Study, Task
 
@@ -32,6 +37,7 @@ __all__ = [
     "ARM_NAMES",
     "KL",
     "PPO",
+    "VALUE_LEARNING_RATES",
     "AnyRecipe",
     "Arm",
     "Claim",
@@ -39,15 +45,21 @@ __all__ = [
     "Data",
     "EnvironmentChoice",
     "Evaluation",
-    "KeyReference",
+    "KeyDocumentation",
     "Lora",
     "Loss",
+    "LossName",
     "Model",
+    "Optimizing",
     "PPORecipe",
+    "PrefixSharing",
     "Prompts",
     "Recipe",
     "RecipeError",
+    "RecipeFields",
     "RecipeProblem",
+    "Recording",
+    "ReferenceSource",
     "Reward",
     "Rollouts",
     "Sampling",
@@ -55,7 +67,9 @@ __all__ = [
     "Study",
     "Task",
     "Training",
+    "TurnsToCount",
     "built_in_claims",
+    "documented_keys",
     "dump_recipe",
     "dump_study",
     "flatten",
@@ -65,5 +79,4 @@ __all__ = [
     "only_in_ppo",
     "only_in_studies",
     "recipe_markdown",
-    "recipe_reference",
 ]

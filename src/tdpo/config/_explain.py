@@ -1,4 +1,4 @@
-"""What a key expects, in words, and which key somebody meant."""
+"""Says in words what a key expects, and which key somebody meant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .study_schema import Study
 
 SCHEMAS: tuple[type[Section], ...] = (Recipe, PPORecipe, Study)
 
-# What other trainers call it. Checked by a test: every value is a key of that recipe.
+# Names that other trainers give to a key. A test checks that every value is a key of that recipe.
 _IN_BOTH = {
     "output_dir": "run_dir",
     "model_name_or_path": "model.name",
@@ -120,12 +120,12 @@ ALIASES[Study] = {
     "methods": "arms",
     "num_workers": "workers",
 }
-# Sections that only the other kind of recipe has, with what does their work here.
+# Sections that only the other kind of recipe has, with the section that takes their place.
 COUNTERPARTS = {
     PPORecipe: {"data": "prompts", "loss": "kl", "training": "ppo", "sampling": "rollouts"},
     Recipe: {"prompts": "data", "rewards": "environment", "kl": "loss", "rollouts": "sampling", "ppo": "training"},
 }
-# Keys that people look for here and that are left out on purpose, or are called otherwise in this section.
+# Keys that people look for and that are left out on purpose, or have another name in this section.
 _LEFT_OUT: dict[tuple[type[Section], str], str] = {
     (PPORecipe, f"rollouts.{name}"): "there is no such key: the gradient is that of responses drawn from the policy "
     "itself, at temperature 1 from all tokens"
@@ -138,12 +138,12 @@ _LEFT_OUT: dict[tuple[type[Section], str], str] = {
 
 
 def schema_of(values: Mapping[str, Any]) -> type[Section]:
-    """The schema that these values are meant for: a section `ppo` makes a recipe one of PPO."""
+    """The schema of these values: a section `ppo` makes a recipe one of PPO."""
     return PPORecipe if "ppo" in values else Recipe
 
 
 def why_not_here(key: str, schema: type[Section]) -> str | None:
-    """What there is to say of an unknown key that belongs elsewhere; None of any other."""
+    """A sentence about an unknown key that belongs elsewhere; None for any other unknown key."""
     top = key.partition(".")[0]
     counterpart = COUNTERPARTS.get(schema, {}).get(top)
     if counterpart is None:
@@ -172,28 +172,28 @@ def fields(schema: type[Section] = Recipe) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """The section that a field holds, if it holds one (possibly null)."""
+    """The class of the section that a field holds, also where it may be null; None where it holds no section."""
     arms = () if get_origin(field.annotation) is list else get_args(field.annotation)
     candidates = (field.annotation, *arms)
     return next((item for item in candidates if isinstance(item, type) and issubclass(item, Section)), None)
 
 
 def entry_of(field: FieldInfo) -> type[Section] | None:
-    """The section that each entry of a field is, where it holds a list of them (possibly null)."""
+    """The class of the sections that a field holds a list of, also where it may be null; None where it holds none."""
     lists = [arm for arm in (field.annotation, *get_args(field.annotation)) if get_origin(arm) is list]
     entries = (entry for arm in lists for entry in get_args(arm))
     return next((entry for entry in entries if isinstance(entry, type) and issubclass(entry, Section)), None)
 
 
 def meaning(field: FieldInfo) -> str:
-    """The documentation of a key, in one line; a section's is its own and then the key's."""
+    """The documentation of a key in one line; of a section, the class's documentation comes first."""
     section = section_of(field) or entry_of(field)
     texts = [section.__doc__ if section else None, field.description]
     return " ".join(" ".join(text.split()) for text in texts if text)
 
 
 def expected(field: FieldInfo) -> str:
-    """What the field accepts: "a number > 0 or null"."""
+    """The values that a field accepts, in words such as "a number > 0 or null"."""
     return _in_words(field.annotation, field.metadata)
 
 
@@ -235,7 +235,7 @@ def _in_words(annotation: Any, metadata: list[Any]) -> str:
 
 
 def got(value: Any) -> str:
-    """A value as it came, shortened, with its kind where that is the point."""
+    """A value as somebody wrote it, shortened; text is called text, so that it is not taken for a number."""
     try:
         shown = shorten(repr(value), 60)
     except ValueError:  # Python writes out no integer of thousands of digits
@@ -261,24 +261,24 @@ def _as_entry(value: str | Mapping[str, Any], entry: type[Section]) -> str:
 
 def nearest_key(unknown: str, schema: type[Section] = Recipe) -> str | None:
     """The key that somebody who wrote `unknown` (a full dotted path) into such a recipe most likely meant."""
-    known = [path for path, _ in fields(schema)]
+    keys = [path for path, _ in fields(schema)]
     section, _, last = unknown.rpartition(".")
     if last in ALIASES[schema]:
         return ALIASES[schema][last]
-    same_name = [path for path in known if path.rpartition(".")[2] == last]
+    same_name = [path for path in keys if path.rpartition(".")[2] == last]
     if same_name:
         return same_name[0]
-    siblings = [path for path in known if path.rpartition(".")[0] == section]
-    matches = get_close_matches(unknown, siblings, 1, 0.7) or get_close_matches(unknown, known, 1, 0.7)
+    siblings = [path for path in keys if path.rpartition(".")[0] == section]
+    matches = get_close_matches(unknown, siblings, 1, 0.7) or get_close_matches(unknown, keys, 1, 0.7)
     if matches:
         return matches[0]
-    by_name = {path.rpartition(".")[2]: path for path in reversed(known)}
+    by_name = {path.rpartition(".")[2]: path for path in reversed(keys)}
     names = get_close_matches(last, by_name, 1, 0.75)
     return by_name[names[0]] if names else None
 
 
 def advice(key: str, value: Any, field: FieldInfo) -> str:
-    """What somebody who gave `value` to `key` probably wanted to write; "" without an idea."""
+    """An end for an error message: what somebody who gave `value` to `key` probably meant; "" without an idea."""
     section = section_of(field)
     if section is not None:
         if isinstance(value, str) and "name" in section.model_fields:

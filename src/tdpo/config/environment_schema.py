@@ -56,12 +56,12 @@ class EnvironmentChoice(Section):
 
     @property
     def label(self) -> str:
-        """What it is called: its name, or that of the file of its prompts."""
+        """The environment's name, or that of the file of its prompts."""
         return self.name or Path(str(self.prompts)).stem
 
     @property
     def holds_out(self) -> bool:
-        """Whether it has prompts that are not trained on."""
+        """Whether the environment has prompts that are not trained on."""
         return self.name is not None or self.held_out is not None
 
     def load(self) -> Environment:
@@ -88,14 +88,14 @@ class EnvironmentChoice(Section):
 
 
 def _environment_problems(choice: EnvironmentChoice) -> list[tuple[str, str]]:
-    """What is wrong with how an environment is named: one that is built in, or prompts with a reward and a length."""
-    given = [key for key, value in choice if value is not None and key != "max_prompts"]
+    """What is wrong with the choice of an environment: a built-in one, or prompts with a reward and a length."""
+    keys = [key for key, value in choice if value is not None and key != "max_prompts"]
     if choice.name is not None:
         # A name for the reward is resolved from the function, and then not what somebody wrote.
-        extra = [key for key in given if key != "name" and not (key == "reward_name" and choice.reward is not None)]
+        extra = [key for key in keys if key != "name" and not (key == "reward_name" and choice.reward is not None)]
         reason = f"has no effect beside environment.name {choice.name}, which has its own; remove one of the two"
         return [(key, reason) for key in extra]
-    if not given:
+    if not keys:
         reason = "names none; set environment.name (sentiment, for instance), or prompts, reward and max_new_tokens"
         return [("", reason)]
     missing = {
@@ -103,4 +103,4 @@ def _environment_problems(choice: EnvironmentChoice) -> list[tuple[str, str]]:
         "reward": "is missing: prompts come without a reward; name a function as file.py:name",
         "max_new_tokens": "is missing: prompts of your own name no length; set the longest response, in tokens",
     }
-    return [(key, reason) for key, reason in missing.items() if key not in given]
+    return [(key, reason) for key, reason in missing.items() if key not in keys]

@@ -1,7 +1,6 @@
 """The recipe of a PPO run, as typed sections; its section `ppo` is what makes a recipe one.
 
-The text under each field is its documentation, and a null whose meaning depends on another key is resolved, as in
-`schema`.
+The text under each field is its documentation. A null whose meaning depends on another key is resolved, as in `schema`.
 """
 
 from __future__ import annotations
@@ -10,24 +9,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ..kl_choices import KLController, KLDirection, KLForm, KLPlace, kl_obstacle, shortest_horizon
-from ._sections import (
-    NonNegativeFloat,
-    Optimizer,
-    PositiveFloat,
-    PositiveInt,
-    Scheduler,
-    Section,
-    Seed,
-    Text,
-    Tracker,
-    checked_warmup,
-    key_problems,
-    resolved_save_limit,
-    why_no_divisor,
+from ..kl_choices import (
+    KLConstraint,
+    KLController,
+    KLDirection,
+    KLForm,
+    KLPlace,
+    coefficient_obstacle,
+    controller_obstacle,
+    kl_obstacle,
+    shortest_horizon,
 )
+from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
+from .optimization import Optimizing, Recording
 from .schema import Evaluation, Model
+
+VALUE_LEARNING_RATES = {"head": 1e-3, "model": 1e-5}  # of a critic that is a value head, or a model of its own
 
 
 class Prompts(Section):
@@ -59,10 +57,10 @@ class Reward(Section):
     def _one_of_both(cls, model: str | None, info: ValidationInfo) -> str | None:
         if "function" not in info.data:
             return model
-        given = info.data["function"] is not None
-        if given and model is not None:
+        has_function = info.data["function"] is not None
+        if has_function and model is not None:
             raise ValueError("is given together with function; a reward is one of the two, add another entry")
-        if not given and model is None:
+        if not has_function and model is None:
             raise ValueError("is null, and so is function; a reward needs one of the two")
         return model
 
@@ -77,15 +75,15 @@ class Reward(Section):
 class KL(Section):
     """What ties the policy to the reference: reverse is KL(policy‖reference), forward is KL(reference‖policy)."""
 
-    direction: KLDirection = "reverse"
+    direction: KLDirection = KLConstraint.direction
     """Which of the two KLs is held small."""
-    form: KLForm = "sampled"
+    form: KLForm = KLConstraint.form
     """`sampled` estimates it from the tokens that were drawn; `exact` sums over the whole vocabulary."""
-    place: KLPlace = "reward"
+    place: KLPlace = KLConstraint.place
     """`reward` takes it off the reward of each token (reverse and sampled only); `loss` adds it to the loss."""
-    controller: KLController = "adaptive"
+    controller: KLController = KLConstraint.controller
     """`fixed` keeps the coefficient; `adaptive` moves it so that the KL approaches `kl.target`."""
-    coefficient: NonNegativeFloat = 0.05
+    coefficient: NonNegativeFloat = KLConstraint.coefficient
     """Weight of the KL, at the start where the controller is adaptive."""
     target: PositiveFloat | None = None
     """KL that the adaptive controller holds, in nats per sequence; null is 6."""
@@ -106,22 +104,28 @@ class KL(Section):
     @field_validator("coefficient")
     @classmethod
     def _adaptive_needs_a_start(cls, coefficient: float, info: ValidationInfo) -> float:
-        if coefficient == 0 and info.data.get("controller") == "adaptive":
-            raise ValueError(
-                "0 can never rise under the adaptive controller, which multiplies it; start above 0, or choose "
-                "kl.controller fixed"
-            )
+        obstacle = coefficient_obstacle(coefficient, info.data.get("controller", "fixed"))
+        if obstacle is not None:
+            raise ValueError(obstacle)
         return coefficient
 
     @field_validator("target", "horizon")
     @classmethod
     def _belongs_to_adaptive(cls, value: Any, info: ValidationInfo) -> Any:
         controller = info.data.get("controller")
-        if controller == "fixed" and value is not None:
-            raise ValueError("has no effect with kl.controller fixed; remove it (or null), or choose adaptive")
+        if controller is None:  # it is wrong itself, which is said elsewhere
+            return value
+        obstacle = controller_obstacle(value, controller)
+        if obstacle is not None:
+            raise ValueError(obstacle)
         if controller == "adaptive" and value is None:
-            return 6.0 if info.field_name == "target" else 10_000
+            return KLConstraint.DEFAULT_TARGET if info.field_name == "target" else KLConstraint.DEFAULT_HORIZON
         return value
+
+    @property
+    def constraint(self) -> KLConstraint:
+        """What PPO is given."""
+        return KLConstraint(**self.model_dump())
 
 
 class Rollouts(Section):
@@ -151,9 +155,8 @@ class Rollouts(Section):
         return samples
 
 
-class PPO(Section):
-    """The optimisation. An iteration draws `rollouts.completions` responses and learns from them in several passes.
-    Every key has a default: `ppo: {}` is enough to make a recipe one for `tdpo ppo`."""
+class _Objective(Section):
+    """How often and how an iteration's responses are learned from."""
 
     iterations: PositiveInt = 16
     """Times that responses are drawn and learned from."""
@@ -191,38 +194,23 @@ class PPO(Section):
     target_kl: PositiveFloat | None = None
     """KL between the policy that sampled and the one that learns, in nats a token: beyond 1.5 times it, the rest of
     the iteration's updates is skipped. Null skips none."""
-    scheduler: Scheduler = "linear"
-    """Course of the learning rate: falling to zero in a line or a half cosine, or constant."""
-    warmup_steps: NonNegativeFloat = 0.0
-    """Updates over which the learning rate rises from zero; below 1: a share of all updates."""
-    optimizer: Optimizer = "adamw_torch"
-    """Optimiser, by its transformers name (the 8-bit ones need bitsandbytes)."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients of a larger norm are scaled down to it."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward: less memory, about a third more time."""
+
+
+class _Intervals(Section):
+    """How often something is done, in iterations."""
+
     eval_every: PositiveInt | None = None
     """Iterations between two evaluations on the held-out prompts; null evaluates none while training."""
     save_every: PositiveInt | None = 1
     """Iterations between two checkpoints; null writes none, and an interrupted run then starts over."""
-    save_total_limit: PositiveInt | None = None
-    """Newest checkpoints kept; null is 2."""
-    report_to: list[Tracker] = []  # noqa: RUF012  # pydantic copies it
-    """Trackers that get the metrics too; metrics.jsonl is always written."""
-    num_threads: PositiveInt | None = None
-    """CPU threads for torch; null leaves torch's own choice."""
 
-    @field_validator("warmup_steps")
-    @classmethod
-    def _constant_has_no_warmup(cls, steps: float, info: ValidationInfo) -> float:
-        return checked_warmup(steps, info.data.get("scheduler"))
 
-    @field_validator("save_total_limit")
-    @classmethod
-    def _limit_needs_checkpoints(cls, limit: int | None, info: ValidationInfo) -> int | None:
-        return resolved_save_limit(limit, info, "save_every", "ppo")
+# Inherited keys come in the order of the classes from right to left: that of the file, in which checks look back.
+class PPO(Recording, _Intervals, Optimizing, _Objective):
+    """The optimisation. An iteration draws `rollouts.completions` responses and learns from them in several passes.
+    Every key has a default: `ppo: {}` is enough to make a recipe one for `tdpo ppo`."""
+
+    SAVES_AFTER = "ppo.save_every"
 
 
 class PPORecipe(Section):
@@ -300,14 +288,14 @@ class PPORecipe(Section):
         if ppo.learning_rate is None and model is not None:
             update["learning_rate"] = 1e-6 if model.lora is None else 1e-4
         if ppo.value_learning_rate is None:
-            update["value_learning_rate"] = 1e-3 if ppo.value_model is None else 1e-5
+            update["value_learning_rate"] = VALUE_LEARNING_RATES["head" if ppo.value_model is None else "model"]
         return ppo.model_copy(update=update)
 
 
 def _source_problems(
     environment: EnvironmentChoice | None, prompts: Prompts | None, rewards: list[Reward] | None
 ) -> list[tuple[str, str]]:
-    """What is wrong with where prompts and reward come from: an environment, or both of the others."""
+    """What is wrong with the sources of prompts and reward: an environment, or both of the others."""
     if environment is not None:
         reason = "has no effect beside environment, which has prompts and a reward of its own; remove one of the two"
         return [(key, reason) for key, value in (("prompts", prompts), ("rewards", rewards)) if value is not None]

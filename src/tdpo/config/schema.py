@@ -7,26 +7,18 @@ recipe, so a run directory always shows what was really used.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ._sections import (
-    NonNegativeFloat,
-    Optimizer,
-    PositiveFloat,
-    PositiveInt,
-    Scheduler,
-    Section,
-    Seed,
-    Text,
-    Tracker,
-    checked_warmup,
-    key_problems,
-    resolved_save_limit,
-    why_no_divisor,
-)
+from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
+from .optimization import Optimizing, Recording
+
+LossName = Literal["tdpo2", "tdpo1", "dpo", "sft"]
+TurnsToCount = Literal["assistant", "all"]
+ReferenceSource = Literal["auto", "cache", "model"]
+PrefixSharing = Literal["auto", "on", "off"]
 
 # Readers that are files hold one split; only saved dataset folders and hub names can have several.
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".gz", ".ndjson")
@@ -78,7 +70,7 @@ class Data(Section):
     on_bad_rows: Literal["error", "skip"] = "error"
     """What a row that fails validation, or that the chat template refuses, does: stop before any work, or be left out
     and counted."""
-    counted_turns: Literal["assistant", "all"] = "assistant"
+    counted_turns: TurnsToCount = "assistant"
     """Of a response of several turns: count what the assistant says, or also what users and tools say."""
 
     @field_validator("split")
@@ -114,7 +106,10 @@ class Loss(Section):
     """The objective. With h = chosen − rejected log-ratio and D = Σ_t KL(reference‖policy) of a response:
     dpo −log σ(β h); tdpo1 −log σ(β (h − (D_l − D_w))); tdpo2 −log σ(β (h − α (D_l − sg(D_w)))); sft −log π(chosen)."""
 
-    name: Literal["tdpo2", "tdpo1", "dpo", "sft"] = "tdpo2"
+    DEFAULT_BETA: ClassVar[float] = 0.1
+    DEFAULT_ALPHA: ClassVar[float] = 0.5  # of tdpo2
+
+    name: LossName = "tdpo2"
     """Which of these losses; sft learns the chosen responses, without preference and without a tie to the reference."""
     beta: PositiveFloat | None = None
     """Strength β of the tie to the reference (null is 0.1): larger stays closer. sft has none."""
@@ -127,7 +122,7 @@ class Loss(Section):
     @classmethod
     def _sft_has_no_beta(cls, beta: float | None, info: ValidationInfo) -> float | None:
         if info.data.get("name") != "sft":
-            return 0.1 if beta is None else beta
+            return cls.DEFAULT_BETA if beta is None else beta
         if beta is not None:
             raise ValueError("has no effect with loss.name sft; remove it (or null), or choose dpo or tdpo2")
         return None
@@ -144,14 +139,14 @@ class Loss(Section):
     def _alpha_belongs_to_tdpo2(cls, alpha: float | None, info: ValidationInfo) -> float | None:
         name = info.data.get("name")
         if name == "tdpo2":
-            return 0.5 if alpha is None else alpha
+            return cls.DEFAULT_ALPHA if alpha is None else alpha
         if name is not None and alpha is not None:
             raise ValueError(f"has no effect with loss.name {name}; remove it (or null), or choose tdpo2")
         return alpha
 
 
-class Training(Section):
-    """The optimisation. One update uses `batch_size` pairs however they are split over forwards and processes."""
+class _Batches(Section):
+    """What one update learns from, and how it is computed."""
 
     epochs: PositiveFloat | None = None
     """Passes over the training rows; null is 1. Not together with `training.max_steps`."""
@@ -162,12 +157,12 @@ class Training(Section):
     micro_batch_size: PositiveInt | None = None
     """Pairs per forward, a divisor of `training.batch_size`; smaller needs less memory and gives the same update.
     Null is the whole batch at once."""
-    reference: Literal["auto", "cache", "model"] = "auto"
+    reference: ReferenceSource = "auto"
     """Where the reference's part of a step comes from. `cache`: it runs once over the data, and what it said is kept on
     disk for every run with this model and these rows; `model`: it runs in every step; `auto`: the cheaper one."""
     reference_cache_dir: Text | None = None
     """Folder of these caches, on a disk that all nodes share; null is the user's cache folder."""
-    prefix_sharing: Literal["auto", "on", "off"] = "auto"
+    prefix_sharing: PrefixSharing = "auto"
     """Compute a pair's prompt once for both responses: auto (where the model's results stay the same), on (or stop),
     off."""
     max_tokens_per_row: Annotated[int, Field(ge=2)] | None = None
@@ -177,30 +172,6 @@ class Training(Section):
     """Make batches of pairs of similar lengths, which saves padding; the order is then less random."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate; null is 1e-4 with adapters and 5e-6 (the paper's) when all weights are trained."""
-    scheduler: Scheduler = "linear"
-    """Course of the learning rate: falling to zero in a line or a half cosine, or constant."""
-    warmup_steps: NonNegativeFloat = 0.0
-    """Updates over which the learning rate rises from zero; below 1: a share of all updates."""
-    optimizer: Optimizer = "adamw_torch"
-    """Optimiser, by its transformers name (the 8-bit ones need bitsandbytes)."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients of a larger norm are scaled down to it."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward: less memory, about a third more time."""
-    logging_steps: PositiveInt = 1
-    """Updates between two lines of metrics."""
-    eval_steps: PositiveInt | None = None
-    """Updates between two evaluations on the held-out rows; null evaluates once, at the end."""
-    save_steps: PositiveInt | None = 50
-    """Updates between two checkpoints; null writes none, and an interrupted run then starts over."""
-    save_total_limit: PositiveInt | None = None
-    """Newest checkpoints kept; null is 2."""
-    report_to: list[Tracker] = []  # noqa: RUF012  # pydantic copies it
-    """Trackers that get the metrics too; metrics.jsonl is always written."""
-    num_threads: PositiveInt | None = None
-    """CPU threads for torch; null leaves torch's own choice."""
 
     @field_validator("max_steps")
     @classmethod
@@ -234,15 +205,23 @@ class Training(Section):
                 raise ValueError(f"has no effect with training.{key} 1: pairs of one forward share rows; remove it")
         return tokens
 
-    @field_validator("warmup_steps")
-    @classmethod
-    def _constant_has_no_warmup(cls, steps: float, info: ValidationInfo) -> float:
-        return checked_warmup(steps, info.data.get("scheduler"))
 
-    @field_validator("save_total_limit")
-    @classmethod
-    def _limit_needs_checkpoints(cls, limit: int | None, info: ValidationInfo) -> int | None:
-        return resolved_save_limit(limit, info, "save_steps", "training")
+class _Intervals(Section):
+    """How often something is written, in updates."""
+
+    logging_steps: PositiveInt = 1
+    """Updates between two lines of metrics."""
+    eval_steps: PositiveInt | None = None
+    """Updates between two evaluations on the held-out rows; null evaluates once, at the end."""
+    save_steps: PositiveInt | None = 50
+    """Updates between two checkpoints; null writes none, and an interrupted run then starts over."""
+
+
+# Inherited keys come in the order of the classes from right to left: that of the file, in which checks look back.
+class Training(Recording, _Intervals, Optimizing, _Batches):
+    """The optimisation. One update uses `batch_size` pairs however they are split over forwards and processes."""
+
+    SAVES_AFTER = "training.save_steps"
 
 
 class Sampling(Section):

@@ -1,13 +1,16 @@
-"""What both trainers ask of `transformers.TrainingArguments`: defaults that are right here, and what is refused."""
+"""The base of both configurations: defaults of `transformers.TrainingArguments` that suit here, and refused options."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from transformers import TrainingArguments
+
+Config = TypeVar("Config")
 
 # transformers 5.23 renamed these and warns of the old names, which older versions need.
 RENAMED = {
@@ -70,9 +73,36 @@ class Arguments(TrainingArguments):
             yield "dispatch_batches=True would cut batches apart by rows; leave it out"
 
 
-def is_number(value: Any) -> bool:
-    """A finite number, and no boolean."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def refuses_old_names(**new_names: str) -> Callable[[type[Config]], type[Config]]:
+    """Makes a configuration raise TypeError for an argument by its old name, and name the new one (old="new")."""
+
+    def guarded(config: type[Config]) -> type[Config]:
+        make: Any = config.__init__
+
+        @wraps(make)
+        def checked(self: Any, *args: Any, **arguments: Any) -> None:
+            for old, new in new_names.items():
+                if old in arguments:
+                    raise TypeError(f"{config.__name__}: {old} is now called {new}; write {new}={arguments[old]!r}")
+            make(self, *args, **arguments)
+
+        config.__init__ = checked  # type: ignore[method-assign]
+        return config
+
+    return guarded
+
+
+@contextmanager
+def other_values(args: TrainingArguments, **values: Any) -> Iterator[None]:
+    """Inside, the arguments have these values: for methods of transformers' that read them and take no parameter."""
+    before = {name: getattr(args, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(args, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(args, name, value)
 
 
 def one_process_a_device(args: Arguments, warn: Any) -> None:

@@ -1,4 +1,4 @@
-"""What both trainers add to `transformers.Trainer`: checkpoints that are whole or not used, checked norms."""
+"""What both trainers add to `transformers.Trainer`: only whole checkpoints are resumed from, and norms are checked."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..records.folders import remove
 from ..records.json_files import read_json, write_json
 from ..runs.checkpoints import mark_complete, rotate_checkpoints
 from ..runs.inputs import require_same_inputs, write_inputs
+from .arguments import other_values
 from .resume import reading, whole_checkpoint
 from .saving import telling_of_a_full_disk
 
@@ -56,7 +57,7 @@ class CheckpointedTrainer(Trainer):
         super().log(logs, start_time)
 
     def _loss_sum(self) -> float:
-        """Over all updates of the run until now: those before a resumption, the logged ones, and those since."""
+        """The sum of the losses of all updates so far: those before a resumption, the logged ones, and those since."""
         return self._loss_before + self._total_loss_scalar + float(getattr(self, "_tr_loss", 0.0))
 
     def _all_inputs(self) -> dict[str, str]:
@@ -69,20 +70,16 @@ class CheckpointedTrainer(Trainer):
         return {}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The mark comes last, so that a checkpoint cut short by a kill is never resumed from, but before older ones
-        # are deleted, so that there always is one to resume from.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = Path(self._get_output_dir(trial=trial))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             remove(checkpoint)  # one that was cut off, or a link: what is written starts empty
         self.accelerator.wait_for_everyone()
         with telling_of_a_full_disk(checkpoint):
-            try:
-                with self._outside_training():
-                    super()._save_checkpoint(model, trial)
-            finally:
-                self.args.save_total_limit = limit
+            # The mark comes last, so that a checkpoint cut short by a kill is never resumed from, but before older
+            # ones are deleted, so that there always is one to resume from: transformers must not delete any.
+            with self._outside_training(), other_values(self.args, save_total_limit=None):
+                super()._save_checkpoint(model, trial)
             self._save_own_state(checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -91,7 +88,9 @@ class CheckpointedTrainer(Trainer):
                 mark_complete(checkpoint)
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            rotate_checkpoints(folder, limit, self.state.global_step, None if best is None else Path(best))
+            rotate_checkpoints(
+                folder, self.args.save_total_limit, self.state.global_step, None if best is None else Path(best)
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with reading(resume_from_checkpoint, "the weights"):
@@ -107,7 +106,7 @@ class CheckpointedTrainer(Trainer):
 
     @contextmanager
     def _outside_training(self) -> Iterator[None]:
-        """What happens here is no training time."""
+        """Inside, the clock of the training speed stands still."""
         yield
 
     def _save_own_state(self, checkpoint: Path) -> None:
@@ -123,7 +122,7 @@ class CheckpointedTrainer(Trainer):
 
 
 def _loss_until(checkpoint: Path) -> float:
-    """The sum of the losses of all updates until a checkpoint; of an earlier version's, as far as they were logged."""
+    """The sum of the losses of all updates until a checkpoint; of an earlier version's, of those that were logged."""
     path = checkpoint / LOSS_FILE
     if path.exists():
         return float(read_json(path)["sum"])

@@ -1,4 +1,4 @@
-"""What is summed up between two logs, and `metrics.jsonl`, which is always written."""
+"""What `TDPOTrainer` sums up between two logs, and `metrics.jsonl`, which every trainer writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingMeter:
-    """Sums what the steps since the last log did, on this process."""
+    """Sums what the updates between two logs did, on this process. Each log begins a new meter."""
 
     def __init__(self) -> None:
         self.sums = torch.zeros(len(PAIR_METRICS), dtype=torch.float64)
@@ -34,12 +34,13 @@ class TrainingMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The clock stands still, also where this is nested: what happens here is not training."""
+        """Inside, the clock stands still, also where one of these is inside another: what happens is not training."""
         started, since = time.perf_counter(), self.since
         yield
         self.since = since + time.perf_counter() - started
 
     def add(self, table: Tensor, tokens: int) -> None:
+        """Take in a micro-batch: a row of metrics for each pair (`pair_metrics`), and how many tokens it computed."""
         self.sums += table.sum(dim=0).cpu()
         self.pairs += table.shape[0]
         self.tokens += tokens
@@ -49,18 +50,16 @@ class TrainingMeter:
         extra = torch.tensor([self.pairs, self.tokens], dtype=torch.float64)
         return torch.cat([self.sums, extra]).to(device)
 
-    def logged(self, totals: Tensor) -> dict[str, float]:
-        """Averages and rates from the totals of all processes; starts counting anew."""
+    def averages(self, totals: Tensor) -> dict[str, float]:
+        """Averages and rates, from the `totals` of all processes."""
         *_, pairs, tokens = totals.tolist()
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        numbers = averages(totals[:-2].cpu(), pairs)
-        numbers |= {
+        return {
+            **averages(totals[:-2].cpu(), pairs),
             "tokens_per_second": tokens / seconds,
             "pairs_per_second": pairs / seconds,
             "peak_memory_mib": peak_memory_mib(),
         }
-        self.__init__()  # type: ignore[misc]
-        return numbers
 
 
 def peak_memory_mib() -> float:
@@ -72,7 +71,7 @@ def peak_memory_mib() -> float:
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log to `metrics.jsonl` in the output folder; a resumed run continues the file where it resumes."""
+    """Appends every log to `metrics.jsonl` in the output folder. A resumed run goes on from its checkpoint."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = Path(folder) / "metrics.jsonl"
@@ -84,9 +83,10 @@ class MetricsFile(TrainerCallback):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # What was logged after the checkpoint that is resumed from will be logged again.
-        kept = [line for line in self._lines() if line.get("step", 0) <= state.global_step] if state.global_step else []
-        self.time_before = max((line.get("time_s", 0.0) for line in kept), default=0.0)
-        write_text(self.path, "".join(json_line(line) for line in kept))
+        lines = self._lines() if state.global_step else []
+        before = [line for line in lines if line.get("step", 0) <= state.global_step]
+        self.time_before = max((line.get("time_s", 0.0) for line in before), default=0.0)
+        write_text(self.path, "".join(json_line(line) for line in before))
         self.started = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -96,7 +96,7 @@ class MetricsFile(TrainerCallback):
         append_jsonl(self.path, self._line(state, logs))
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The whole lines of the file; a last line that a kill cut short is left out, a broken one warned of."""
+        """The sound lines of the file: a last line that a kill cut short is left out, and a broken one warned of."""
         lines, broken = read_sound_lines(self.path) if self.path.exists() else ([], [])
         for sentence in broken:
             logger.warning("%s; the line is left out, those after it are kept", sentence)

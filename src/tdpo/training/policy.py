@@ -1,4 +1,4 @@
-"""What the trainer makes of the model and the tokenizer that it is given, before anything is computed."""
+"""Makes policy and tokenizer of what a trainer is called with, before anything is computed."""
 
 from __future__ import annotations
 
@@ -30,46 +30,48 @@ logger = logging.getLogger(__name__)
 RANDOM_RATE = re.compile(r"drop|jitter")
 
 
-def prepare_tokenizer(given: Any | None, model: Any, args: Arguments) -> Any:
-    """The tokenizer given, that of a processor, that of a model named by it, or the model's own; with a pad token.
+def prepare_tokenizer(processing_class: Any | None, model: Any, args: Arguments) -> Any:
+    """The tokenizer that a trainer works with, which has a pad token.
+
+    `processing_class` is a tokenizer, a processor with one, the name of a model that has one, or None: `model`'s own.
 
     Raises:
         ValueError: there is none, or it has neither a pad nor an end-of-sequence token.
-        TypeError: `given` is no tokenizer and has none.
+        TypeError: `processing_class` is no tokenizer and has none.
     """
-    if given is None:
+    if processing_class is None:
         name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", "")
         if not name:
             raise ValueError(
                 "processing_class is missing and the model does not say where it came from: pass a tokenizer"
             )
         return load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-    if isinstance(given, str | Path):
-        return load_tokenizer(given, trust_remote_code=args.trust_remote_code)
-    given = _tokenizer_of(given)
-    if given.pad_token_id is None:
-        if given.eos_token is None:
+    if isinstance(processing_class, str | Path):
+        return load_tokenizer(processing_class, trust_remote_code=args.trust_remote_code)
+    tokenizer = _tokenizer_of(processing_class)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
             raise ValueError("the tokenizer has neither a pad nor an end-of-sequence token; set one")
-        given = copy.deepcopy(given)
-        given.pad_token = given.eos_token
-    return given
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
-def _tokenizer_of(given: Any) -> Any:
-    """`given`, or the tokenizer inside it where it is a processor of several kinds of input."""
+def _tokenizer_of(processor: Any) -> Any:
+    """`processor` where it is a tokenizer, or the tokenizer of a processor for several kinds of input."""
     from transformers import PreTrainedTokenizerBase
 
-    if isinstance(given, PreTrainedTokenizerBase):
-        return given
-    inner = getattr(given, "tokenizer", None)
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return processor
+    inner, kind = getattr(processor, "tokenizer", None), type(processor).__name__
     if isinstance(inner, PreTrainedTokenizerBase):
-        logger.info("processing_class is a %s: its tokenizer is used, as rows are text.", type(given).__name__)
+        logger.info("processing_class is a %s: its tokenizer is used, as rows are text.", kind)
         return inner
-    if hasattr(given, "pad_token_id") and callable(given):
-        return given  # a tokenizer of the user's own
+    if hasattr(processor, "pad_token_id") and callable(processor):
+        return processor  # a tokenizer of the user's own
     raise TypeError(
-        f"processing_class is a {type(given).__name__}, which is no tokenizer and has none: pass a tokenizer, a "
-        "processor with a tokenizer, or the name of a model that has one"
+        f"processing_class is a {kind}, which is no tokenizer and has none: pass a tokenizer, a processor with a "
+        "tokenizer, or the name of a model that has one"
     )
 
 
@@ -114,6 +116,14 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
         )
     switch_off_dropout(model)
     return model
+
+
+def load_beside(model: Any, policy: Any, args: Arguments) -> Any:
+    """A reference or a critic that is given by name, loaded in the policy's precision; anything else as it is."""
+    if not isinstance(model, str | Path):
+        return model
+    dtype = str(policy.dtype).removeprefix("torch.")
+    return load_causal_lm(model, dtype=dtype, trust_remote_code=args.trust_remote_code)
 
 
 def _refuse_prompt_learning(peft_config: Any) -> None:

@@ -68,8 +68,8 @@ def _card(
         f"Trained by tdpo with {method.name} ({method.title}{paper}).",
         "",
     ]
-    installed = [f"- {package} {version}" for package, version in versions.items() if version]
-    sections = {"Method": settings, "Data": data, "Numbers": numbers, "Versions": installed}
+    packages = [f"- {package} {version}" for package, version in versions.items() if version]
+    sections = {"Method": settings, "Data": data, "Numbers": numbers, "Versions": packages}
     return "\n".join([*head, *(line for title, lines in sections.items() for line in _section(title, lines))])
 
 
@@ -96,9 +96,9 @@ def _source(recipe: PPORecipe) -> str:
 
 def _ppo_method(recipe: PPORecipe) -> list[str]:
     kl, ppo, rollouts = recipe.kl, recipe.ppo, recipe.rollouts
-    held = f", held at {kl.target:g} nats per sequence" if kl.controller == "adaptive" else ""
+    aim = f", held at {kl.target:g} nats per sequence" if kl.controller == "adaptive" else ""
     return [
-        f"- KL constraint: {kl.direction}, {kl.form}, in the {kl.place}, coefficient {kl.coefficient:g} at first{held}",
+        f"- KL constraint: {kl.direction}, {kl.form}, in the {kl.place}, coefficient {kl.coefficient:g} at first{aim}",
         f"- reference: {_reference(recipe)}",
         _weights(recipe),
         f"- {ppo.iterations} iterations of {rollouts.completions} completions, {ppo.epochs} epochs each, "

@@ -53,13 +53,13 @@ def test_logged_numbers_are_those_of_full_logits(kind: str, tmp_path: Path) -> N
     reference = copy.deepcopy(base)
     trainer = trainer_of(tmp_path, model=base, peft_config=lora() if kind == "lora" else None, learning_rate=3e-2)
     seen: dict[str, Any] = {}
-    original = trainer._sample
+    original = trainer.collector.sample
 
-    def watched(iteration: int) -> Any:
-        seen["policy"], seen["sampled"] = copy.deepcopy(trainer.model).eval(), original(iteration)
+    def watched(policy: Any, iteration: int) -> Any:
+        seen["policy"], seen["sampled"] = copy.deepcopy(policy).eval(), original(policy, iteration)
         return seen["sampled"]
 
-    trainer._sample = watched  # type: ignore[method-assign]
+    trainer.collector.sample = watched  # type: ignore[method-assign]
     trainer.train()
     last = logs(trainer)[-1]
     assert set(last) >= LOGGED
@@ -145,20 +145,20 @@ def test_rows_shared_by_completions_give_the_update_of_padded_rows(family: str, 
     for name in ("auto", "off"):
         trainer = trainer_of(
             tmp_path / name, model=build_model(family), optim="sgd", learning_rate=0.1, samples_per_prompt=samples,
-            rollout_size=8, per_device_train_batch_size=4,
+            completions=8, per_device_train_batch_size=4,
         )  # fmt: skip
         if name == "off":
             trainer._begin_iteration = _without_sharing(trainer)  # type: ignore[method-assign]
         trainer.train()
         weights.append(trained_weights(trainer))
         if family == "llama":
-            grouped = trainer._judge.collator.group_prompts
+            grouped = trainer.collector.judge.collator.group_prompts
             assert grouped == (name == "auto" and samples == 4), "with four samples two rows have one prompt"
     agree(weights[0], weights[1], 1e-4)
 
 
 def _without_sharing(trainer: PPOTrainer) -> Any:
-    import tdpo.training.online.trainer as online
+    import tdpo.training.online.collecting as online
 
     original = trainer._begin_iteration
 
@@ -187,7 +187,7 @@ def _plain(name: str) -> str:
 
 
 def test_a_batch_of_odd_size_or_a_single_sample_needs_no_pairs(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, samples_per_prompt=1, rollout_size=6, per_device_train_batch_size=3)
+    trainer = trainer_of(tmp_path, samples_per_prompt=1, completions=6, per_device_train_batch_size=3)
     trainer.train()
     assert trainer.state.global_step == 2 * 2 * 2 and math.isfinite(logs(trainer)[-1]["loss"])
 
@@ -377,16 +377,16 @@ def test_what_cannot_be_trained_on_is_refused_before_training(
     ("changes", "reason"),
     [
         (
-            {"rollout_size": 10, "samples_per_prompt": 2, "per_device_train_batch_size": 4},
-            "does not divide rollout_size=10",
+            {"completions": 10, "samples_per_prompt": 2, "per_device_train_batch_size": 4},
+            "does not divide completions=10",
         ),
-        ({"rollout_size": 9, "per_device_train_batch_size": 3}, "no whole number of prompts"),
-        ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
-        ({"gamma": 0.0}, r"gamma must lie in \(0, 1\], got 0.0"),
-        ({"gae_lambda": 1.5}, r"gae_lambda must lie in \[0, 1\], got 1.5"),
-        ({"clip_range": 0.0}, "clip_range must be > 0, got 0.0"),
-        ({"target_kl": -1.0}, "target_kl must be > 0 or None, got -1.0"),
-        ({"value_coefficient": -0.1}, "value_coefficient must be a finite number ≥ 0"),
+        ({"completions": 9, "per_device_train_batch_size": 3}, "no whole number of prompts"),
+        ({"iterations": 0}, "iterations must be a whole number ≥ 1, got 0"),
+        ({"gamma": 0.0}, "gamma must be a number > 0 and ≤ 1, got 0.0"),
+        ({"gae_lambda": 1.5}, "gae_lambda must be a number ≥ 0 and ≤ 1, got 1.5"),
+        ({"clip_range": 0.0}, "clip_range must be a number > 0, got 0.0"),
+        ({"target_kl": -1.0}, "target_kl must be a number > 0 or None, got -1.0"),
+        ({"value_coefficient": -0.1}, "value_coefficient must be a number ≥ 0"),
         ({"max_steps": 7}, "max_steps has no effect"),
         ({"num_train_epochs": 2}, "num_train_epochs has no effect"),
         ({"logging_steps": 5}, "logging_steps has no effect"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import tdpo.training.online.trainer as online
+import tdpo.training.online.objective as online
 from helpers.ppo_cases import (
     ACCEPTED,
     PROMPT,
@@ -37,7 +37,7 @@ def trained(folder: Path, constraint: dict[str, Any], seed: int) -> tuple[Tensor
     completions = 512 if constraint["form"] == "exact" else 256
     trainer = make_ppo(
         model, folder, tokenizer, bandit_reward, [PROMPT], kl={**constraint, "controller": "fixed"}, seed=seed,
-        iterations=50, rollout_size=completions, samples_per_prompt=completions, rollout_batch_size=completions,
+        iterations=50, completions=completions, samples_per_prompt=completions, rollout_batch_size=completions,
         max_new_tokens=1, ppo_epochs=2, per_device_train_batch_size=completions, learning_rate=2e-2,
         lr_scheduler_type="linear", show_every=None,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from helpers.training_cases import lora, trained_weights
 from tdpo.runs.checkpoints import find_checkpoints, mark_complete
 from tdpo.runs.inputs import INPUTS_FILE
 from tdpo.training import PPOTrainer
+from tdpo.training.online.meter import LearningMeter
 
 # 4 iterations of 4 updates, a checkpoint every 3: some lie between iterations, most within one.
 UPDATES, SAVE_STEPS = 16, 3
@@ -80,8 +81,8 @@ def same_end(trainer: PPOTrainer, whole: PPOTrainer, folder: Path) -> None:
         assert torch.equal(weight, expected[name]), name
     for name, value in trainer.critic.state_dict().items():
         assert torch.equal(value, whole.critic.state_dict()[name]), name
-    assert trainer.kl_coefficient.value == whole.kl_coefficient.value
-    assert trainer.reward_scale.state_dict() == whole.reward_scale.state_dict()
+    assert trainer.collector.kl_coefficient.value == whole.collector.kl_coefficient.value
+    assert trainer.collector.reward_scale.state_dict() == whole.collector.reward_scale.state_dict()
     a, b = logs(trainer)[-1], logs(whole)[-1]
     unsteady = {name for name in b if name.endswith("per_second") or name in (*TIMES, "peak_memory_mib")}
     assert {k: v for k, v in a.items() if k not in unsteady} == {k: v for k, v in b.items() if k not in unsteady}
@@ -103,6 +104,36 @@ def test_killed_and_resumed(
     same_end(trainer, uninterrupted[kind], tmp_path)
 
 
+def as_of_earlier_versions(state: dict[str, Any], last_logs: dict[str, Any]) -> dict[str, Any]:
+    """The content of ppo_state_0.pt as it was before an iteration's state became one object."""
+    rest, iteration = {k: v for k, v in state.items() if k != "iteration"}, state["iteration"]
+    if iteration is None:  # the numbers of the iteration that is over were kept
+        fresh = LearningMeter().state_dict()
+        return {**rest, "rollout": None, "logs": last_logs, "stopped": False, "skipped": 0, "learning": fresh}
+    return {
+        **rest, "rollout": iteration["rollout"], "logs": iteration["logs"], "stopped": iteration["is_stopped"],
+        "skipped": iteration["skipped_updates"], "learning": iteration["learning"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [3, 12])
+def test_checkpoints_of_earlier_versions_go_on(step: int, uninterrupted: dict[str, PPOTrainer], tmp_path: Path) -> None:
+    from helpers.training_cases import StopAt
+
+    first = new_trainer(tmp_path, "full")
+    first.add_callback(StopAt(step + 1))
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    path = tmp_path / f"checkpoint-{step}" / "ppo_state_0.pt"
+    earlier = as_of_earlier_versions(torch.load(path, weights_only=True), {"kl_coefficient": 0.1})
+    assert {"rollout", "logs", "stopped", "skipped", "learning"} <= earlier.keys()
+    torch.save(earlier, path)
+    mark_complete(path.parent)
+    again = new_trainer(tmp_path, "full")
+    again.train(resume_from_checkpoint=True)
+    same_end(again, uninterrupted["full"], tmp_path)
+
+
 @pytest.mark.parametrize("step", [3, 12])
 def test_resumed_within_an_iteration_and_between_two(
     step: int, uninterrupted: dict[str, PPOTrainer], tmp_path: Path
@@ -115,7 +146,7 @@ def test_resumed_within_an_iteration_and_between_two(
     with pytest.raises(KeyboardInterrupt):
         first.train()
     state = torch.load(tmp_path / f"checkpoint-{step}" / "ppo_state_0.pt", weights_only=True)
-    assert (state["rollout"] is None) == (step % 4 == 0)
+    assert (state["iteration"] is None) == (step % 4 == 0)
     again = new_trainer(tmp_path, "full")
     again.train(resume_from_checkpoint=True)
     same_end(again, uninterrupted["full"], tmp_path)
@@ -132,7 +163,7 @@ def test_the_trajectory_depends_on_what_is_restored(
     with pytest.raises(KeyboardInterrupt):
         first.train()
     path = tmp_path / "checkpoint-3" / "ppo_state_0.pt"
-    torch.save({**torch.load(path, weights_only=True), "rollout": None}, path)
+    torch.save({**torch.load(path, weights_only=True), "iteration": None}, path)
     mark_complete(path.parent)
     again = new_trainer(tmp_path, "full")
     again.train(resume_from_checkpoint=True)

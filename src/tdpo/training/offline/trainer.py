@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
-from ...models import Reference, causal_lm_of, facts_of, kept_reference, load_causal_lm, reference_at_start
+from ...models import Reference, causal_lm_of, facts_of, kept_reference, reference_at_start
 from ...preferences import PreferenceRow, preferences_from_dataset
 from ...recipe_data.inputs import pairs_inputs
 from ...scores import PairScores, score_pairs
@@ -28,10 +28,10 @@ from ...scoring.losses import configured_loss
 from ...scoring.pair_metrics import averages, pair_metrics
 from ...scoring.statistics import PolicyStatistics
 from ...token_statistics import Extra
-from ..arguments import one_process_a_device
+from ..arguments import one_process_a_device, other_values
 from ..base import CheckpointedTrainer
 from ..metrics import MetricsFile, TrainingMeter
-from ..policy import prepare_policy, prepare_tokenizer
+from ..policy import load_beside, prepare_policy, prepare_tokenizer
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .order import LengthGroupedOrder
@@ -88,10 +88,7 @@ class TDPOTrainer(CheckpointedTrainer):
         check_sharding(args)
         processing_class = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
-        if isinstance(ref_model, str | Path):
-            dtype = str(model.dtype).removeprefix("torch.")
-            ref_model = load_causal_lm(ref_model, dtype=dtype, trust_remote_code=args.trust_remote_code)
-        start = reference_at_start(model, ref_model)
+        start = reference_at_start(model, load_beside(ref_model, model, args))
         self.statistics = PolicyStatistics.of(model, start, args.head_impl)
         self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
         self.tokenization: dict[str, dict[str, Any]] = {}
@@ -293,12 +290,8 @@ class TDPOTrainer(CheckpointedTrainer):
         if pairs is None or isinstance(pairs, dict):
             raise ValueError("predict() needs one dataset of rows with prompt, chosen and rejected")
         self._cover(_all(pairs))
-        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            with self._meter.paused():
-                return super().predict(pairs, ignore_keys, metric_key_prefix)
-        finally:
-            self.args.dataloader_drop_last = drop
+        with self._meter.paused():
+            return super().predict(pairs, ignore_keys, metric_key_prefix)
 
     def _cover(self, pairs: list[TokenizedPair]) -> None:
         """Rows that come later may be longer than those that the layout was chosen for."""
@@ -312,11 +305,13 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any | None = None) -> Any:
         """As transformers', but `dataloader_drop_last` drops nothing here: an evaluation counts every pair."""
-        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
+        with other_values(self.args, dataloader_drop_last=False):
             return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = drop
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As `get_eval_dataloader`."""
+        with other_values(self.args, dataloader_drop_last=False):
+            return super().get_test_dataloader(test_dataset)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -347,7 +342,8 @@ class TDPOTrainer(CheckpointedTrainer):
         self._check_gradient(logs)
         if "loss" in logs and self._meter.pairs:
             totals = self.accelerator.reduce(self._meter.totals(self.args.device), reduction="sum")
-            numbers = self._meter.logged(totals)
+            numbers = self._meter.averages(totals)
+            self._meter = TrainingMeter()
             numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
             logs = {**logs, **numbers}
         super().log(logs, start_time)

@@ -1,4 +1,4 @@
-"""`completions.jsonl`: a few completions of the iterations, for people to read."""
+"""`completions.jsonl`: a few responses of the iterations, for people to read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .rollouts import Sampled
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 4  # completions of an iteration
+SHOWN = 4  # responses of an iteration
 
 
 class CompletionsFile:
-    """Written by one process; `every` so many iterations, None: never."""
+    """The file of one run. It is written by one process (`writes`), after `every` so many iterations; None is never."""
 
     def __init__(self, folder: str, every: int | None, writes: bool) -> None:
         self.path = Path(folder) / "completions.jsonl"
         self.every, self.writes = every, writes
 
     def add(self, sampled: Sampled, iteration: int, step: int) -> None:
-        """Append some of an iteration's completions, with what the reward functions gave them."""
+        """Append some of an iteration's responses with their rewards. The iteration begins after `step` updates."""
         if not self.writes or self.every is None or iteration % self.every:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,10 +35,10 @@ class CompletionsFile:
             append_jsonl(self.path, line)
 
     def forget_from(self, iteration: int) -> None:
-        """Drop what was written of this iteration and later ones, which a resumed run writes again."""
+        """Delete the lines of this iteration and of later ones, which a resumed run writes again."""
         if self.writes and self.path.exists():
             lines, broken = read_sound_lines(self.path)
             for sentence in broken:
                 logger.warning("%s; the line is left out, those after it are kept", sentence)
-            kept = [line for line in lines if line.get("iteration", 0) < iteration]
-            write_text(self.path, "".join(json_line(line) for line in kept))
+            earlier = [line for line in lines if line.get("iteration", 0) < iteration]
+            write_text(self.path, "".join(json_line(line) for line in earlier))

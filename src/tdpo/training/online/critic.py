@@ -1,4 +1,7 @@
-"""The critic: V(s) of the state before each token, from the policy's own hidden states or from a model of its own."""
+"""The critic of PPO: the value V(s) of the state before each token.
+
+It reads the policy's own hidden states, or those of a model of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...batches import PairBatch
+from ...config import VALUE_LEARNING_RATES
 from ...models import causal_lm_of, check_causal, policy_hidden
 
 
@@ -46,6 +50,16 @@ class Critic(nn.Module):
         if output is not None and output.weight is not lm.get_input_embeddings().weight:
             output.requires_grad_(False)  # never used here, and DDP would wait for its gradient
         return cls(_width(value_model), value_model)
+
+    @property
+    def default_learning_rate(self) -> float:
+        """The rate where none was chosen: a new head takes larger steps than a model that has been trained."""
+        return VALUE_LEARNING_RATES["head" if self.body is None else "model"]
+
+    def is_trained_by(self, optimizer: Any) -> bool:
+        """Whether the optimizer has parameters of this critic."""
+        ours = {id(p) for p in self.parameters()}
+        return any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
 
     def forward(self, hidden: Tensor, batch: PairBatch) -> Tensor:
         """Values `[N]` of the batch's response tokens; `hidden` `[N, D]` are the policy's states."""

@@ -1,4 +1,4 @@
-"""What is measured while PPO learns from one rollout."""
+"""What PPO measures while it learns from one rollout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUMS = ("policy_loss", "value_loss", "ratio_mean", "clip_fraction", "value_clip_
 class LearningMeter:
     """Sums over all tokens that were learned from since the iteration began, on this process.
 
-    `approx_kl` is k3 of the policy that sampled against the one that learns, nats per token: how far this iteration
+    `approx_kl` is k3 between the policy that sampled and the one that learns, in nats per token: how far this iteration
     has moved the policy, which is not its distance to the reference.
     """
 
@@ -50,8 +50,11 @@ class LearningMeter:
         """Sum of approx_kl and number of tokens of the last update, float64 `[2]`."""
         return self.update
 
-    def logged(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over tokens, over all processes; how long learning took and how many tokens it ran through the body."""
+    def averages(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means over the tokens of all processes, the seconds that learning took, and tokens of the body a second.
+
+        `total` sums a vector over processes.
+        """
         extra = torch.tensor([float(self.body_tokens), self.seconds, 1.0], dtype=torch.float64)
         *sums, tokens, body, seconds, processes = total(torch.cat([self.sums, extra])).tolist()
         numbers = {name: value / max(tokens, 1.0) for name, value in zip(SUMS[:-1], sums, strict=True)}
@@ -63,7 +66,12 @@ class LearningMeter:
         }
 
     def state_dict(self) -> dict[str, Any]:
+        """All that was summed up, for a checkpoint."""
         return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> LearningMeter:
+        """The meter of `state_dict`."""
+        meter = cls()
+        vars(meter).update(state)
+        return meter

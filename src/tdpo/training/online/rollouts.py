@@ -133,7 +133,7 @@ def task_rewards(
     mean, std = moments(sampled.rewards, total)
     rewards = sampled.rewards
     if args.normalize_rewards:
-        scale.update(args.rollout_size, mean, std)
+        scale.update(args.completions, mean, std)
         rewards = scale.apply(rewards)
     if args.reward_clip is not None:
         rewards = rewards.clamp(-args.reward_clip, args.reward_clip)

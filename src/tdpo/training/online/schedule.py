@@ -1,4 +1,4 @@
-"""Where each micro-batch of a PPO run stands. All follows from seed and place, so that a run can be resumed."""
+"""The place of each micro-batch in a PPO run. Everything follows from seed and place, so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .config import PPOConfig
 
 @dataclass(frozen=True)
 class Place:
-    """Counted from 0: the iteration, the update within it, the micro-batch (`part`) within the update."""
+    """The place of a micro-batch, counted from 0: iteration, update within it, and `part` within the update."""
 
     iteration: int
     update: int
@@ -26,28 +26,29 @@ class Place:
 
 
 class Schedule:
-    """The order of a run, the same on every process but for the units that each one holds."""
+    """The order of a run. It is the same on every process, except for the units that each one holds."""
 
     def __init__(self, args: PPOConfig) -> None:
         self.args = args
 
     def __len__(self) -> int:
-        """Micro-batches of all processes."""
+        """Micro-batches of the run, over all processes."""
         return self.args.total_updates * self.args.gradient_accumulation_steps * self.args.world_size
 
     def loader(self) -> DataLoader[Any]:
-        """Yields {"place": index}, one a micro-batch; accelerate deals them out to the processes in turn."""
+        """A loader of {"place": index}, one a micro-batch; accelerate deals them out to the processes in turn."""
         indices: Any = range(len(self))
         return DataLoader(indices, batch_size=1, collate_fn=_as_place)
 
     def place(self, index: int) -> Place:
+        """The place of the micro-batch with this index in the loader."""
         update, part = divmod(index // self.args.world_size, self.args.gradient_accumulation_steps)
         iteration, within = divmod(update, self.args.updates_per_iteration)
         return Place(iteration, within, part)
 
     def prompts(self, prompts: Sequence[Prompt], iteration: int) -> tuple[list[Prompt], int]:
         """This process's prompts of an iteration, and the number of the first among those of all processes."""
-        count = self.args.rollout_size // self.args.samples_per_prompt
+        count = self.args.completions // self.args.samples_per_prompt
         own = count // self.args.world_size
         first = own * self.args.process_index
         return prompts_of_iteration(prompts, count, iteration, self.args.seed)[first : first + own], first
@@ -67,7 +68,7 @@ class Schedule:
 
 
 def prompts_of_iteration(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:
-    """`count` prompts: all in a random order, then all in another one, and so on; drawn from the seed alone."""
+    """An iteration's part of an endless order that the seed draws: all prompts, all in another order, and so on."""
     first_turn, place = divmod(iteration * count, len(prompts))
     turns = -(-(place + count) // len(prompts))
     order: list[int] = []
@@ -79,7 +80,7 @@ def prompts_of_iteration(prompts: Sequence[Prompt], count: int, iteration: int, 
 
 
 class EndOfIteration(TrainerCallback):
-    """One line of the log an iteration, whatever transformers would do."""
+    """Makes transformers log at the end of each iteration, and never else."""
 
     def __init__(self, updates: int) -> None:
         self.updates = updates

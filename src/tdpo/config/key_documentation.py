@@ -1,4 +1,4 @@
-"""The reference of all keys of a recipe, made from the schema: docs/recipe.md and `tdpo recipe`."""
+"""The documentation of every key of a recipe, made from the schema: docs/recipe.md and `tdpo recipe`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ A file with `arms` is one for `tdpo compare`. Its sections `model`, `sampling`, 
 
 
 @dataclass(frozen=True)
-class KeyReference:
+class KeyDocumentation:
     """One key of the recipe: dotted name, default ("required" without one), accepted values, meaning."""
 
     key: str
@@ -51,10 +51,13 @@ class KeyReference:
     is_section: bool
 
 
-def recipe_reference(schema: type[Section] = Recipe) -> list[KeyReference]:
-    """Every key of one kind of recipe, sections before their keys, in its order; `list[].key` are those of entries."""
+def documented_keys(schema: type[Section] = Recipe) -> list[KeyDocumentation]:
+    """Every key of one kind of recipe in the order of the file, a section before its keys.
+
+    The keys of a list's entries are called `list[].key`.
+    """
     return [
-        KeyReference(
+        KeyDocumentation(
             key=key,
             default=_shown(field.default),
             expected=expected(field),
@@ -65,16 +68,16 @@ def recipe_reference(schema: type[Section] = Recipe) -> list[KeyReference]:
     ]
 
 
-def only_in_ppo() -> list[KeyReference]:
-    """The keys of a PPO recipe that the other kind has not, or has with another meaning."""
-    shared = recipe_reference()
-    return [row for row in recipe_reference(PPORecipe) if row not in shared]
+def only_in_ppo() -> list[KeyDocumentation]:
+    """The keys of a PPO recipe that a recipe for preferences lacks, or has with another meaning."""
+    shared = documented_keys()
+    return [row for row in documented_keys(PPORecipe) if row not in shared]
 
 
-def only_in_studies() -> list[KeyReference]:
+def only_in_studies() -> list[KeyDocumentation]:
     """The keys that a study has of its own."""
-    known = [*recipe_reference(), *recipe_reference(PPORecipe)]
-    return [row for row in recipe_reference(Study) if row not in known and not row.key.startswith("tasks[].data.")]
+    elsewhere = [*documented_keys(), *documented_keys(PPORecipe)]
+    return [row for row in documented_keys(Study) if row not in elsewhere and not row.key.startswith("tasks[].data.")]
 
 
 def _shown(default: Any) -> str:
@@ -91,7 +94,7 @@ def _shown(default: Any) -> str:
 
 def recipe_markdown() -> str:
     """The text of docs/recipe.md."""
-    rows, ppo_rows = recipe_reference(), recipe_reference(PPORecipe)
+    rows, ppo_rows = documented_keys(), documented_keys(PPORecipe)
     studies = only_in_studies()
     own_of_studies = ("tasks", "arms", "claims", "claims[].parts")
     of_their_own = [row for row in only_in_ppo() if row.is_section]
@@ -110,7 +113,7 @@ def recipe_markdown() -> str:
     )
 
 
-def _sections(rows: list[KeyReference], sections: list[KeyReference]) -> Iterator[str]:
+def _sections(rows: list[KeyDocumentation], sections: list[KeyDocumentation]) -> Iterator[str]:
     """A table of the keys outside of any section, then one for each of `sections`."""
     yield _table([row for row in rows if "." not in row.key and not row.is_section])
     for section in sections:
@@ -122,7 +125,7 @@ def _section_of_key(key: str) -> str:
     return key.rpartition(".")[0].removesuffix("[]")
 
 
-def _table(rows: list[KeyReference]) -> str:
+def _table(rows: list[KeyDocumentation]) -> str:
     lines = ["| key | default | accepts | meaning |", "|---|---|---|---|"]
     lines += [f"| `{r.key}` | {r.default} | {r.expected} | {r.meaning} |" for r in rows]
     return "\n".join(lines) + "\n"

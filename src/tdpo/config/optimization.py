@@ -1,0 +1,65 @@
+"""What the sections `training` and `ppo` have in common: how weights are updated, and what a run keeps and reports."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import ValidationInfo, field_validator
+
+from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "rmsprop", "adafactor", "sgd"]
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab"]
+
+
+class Optimizing(Section):
+    """How gradients become updates, whatever the method."""
+
+    scheduler: Scheduler = "linear"
+    """Course of the learning rate: falling to zero in a line or a half cosine, or constant."""
+    warmup_steps: NonNegativeFloat = 0.0
+    """Updates over which the learning rate rises from zero; below 1: a share of all updates."""
+    optimizer: Optimizer = "adamw_torch"
+    """Optimiser, by its transformers name (the 8-bit ones need bitsandbytes)."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients of a larger norm are scaled down to it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward: less memory, about a third more time."""
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _constant_has_no_warmup(cls, steps: float, info: ValidationInfo) -> float:
+        if steps and info.data.get("scheduler") == "constant":
+            raise ValueError("has no effect with scheduler constant; use constant_with_warmup")
+        if steps >= 1 and steps != int(steps):
+            raise ValueError(f"is {steps:g}; from 1 on it counts updates and must be whole")
+        return steps
+
+
+class Recording(Section):
+    """What a run keeps and reports, and the threads that it uses, whatever the method."""
+
+    # The key that says how often checkpoints are written, by its full name. It stands before those of this class.
+    SAVES_AFTER: ClassVar[str]
+
+    save_total_limit: PositiveInt | None = None
+    """Newest checkpoints kept; null is 2."""
+    report_to: list[Tracker] = []  # noqa: RUF012  # pydantic copies it
+    """Trackers that get the metrics too; metrics.jsonl is always written."""
+    num_threads: PositiveInt | None = None
+    """CPU threads for torch; null leaves torch's own choice."""
+
+    @field_validator("save_total_limit")
+    @classmethod
+    def _limit_needs_checkpoints(cls, limit: int | None, info: ValidationInfo) -> int | None:
+        saves_after = cls.SAVES_AFTER.rpartition(".")[2]
+        if saves_after not in info.data:  # it is wrong itself, which is said elsewhere
+            return limit
+        if info.data[saves_after] is None:
+            if limit is not None:
+                raise ValueError(f"has no effect without checkpoints ({cls.SAVES_AFTER} is null); remove it")
+            return None
+        return 2 if limit is None else limit

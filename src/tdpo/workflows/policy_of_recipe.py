@@ -1,0 +1,25 @@
+"""The policy that a recipe names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config import Model
+from ..models import LoraSettings, add_lora, has_no_units_for, load_causal_lm
+from ..training.callbacks import Say
+
+
+def load_policy(model: Model) -> Any:
+    """The model that a recipe's section `model` names, with a fresh adapter where it asks for one."""
+    policy = load_causal_lm(
+        model.name, dtype=model.dtype, trust_remote_code=model.trust_remote_code, trainable=model.lora is None
+    )
+    if model.lora is None:
+        return policy
+    return add_lora(policy, LoraSettings(model.lora.rank, model.lora.alpha, model.lora.dropout, model.lora.targets))
+
+
+def warn_of_slow_dtype(dtype: str, say: Say) -> None:
+    """Say so where this processor computes `dtype` by software."""
+    if has_no_units_for(dtype):
+        say(f"This CPU has no units for {dtype}: training takes several times as long as with model.dtype=float32.")

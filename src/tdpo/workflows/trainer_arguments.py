@@ -1,0 +1,117 @@
+"""From a recipe to the configuration of its trainer: the one place that translates into transformers' names."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..config import AnyRecipe, Optimizing, PPORecipe, Recipe, Recording
+from ..training.offline.config import FIELDS as PAIR_FIELDS
+from ..training.offline.config import TDPOConfig, grouping_by_length
+from ..training.online.config import FIELDS as PPO_FIELDS
+from ..training.online.config import PPOConfig
+
+
+def pair_arguments(recipe: Recipe) -> TDPOConfig:
+    """A recipe for preferences as `TDPOConfig`. Raises ValueError as `split_batch`."""
+    training = recipe.training
+    per_device, accumulation = split_batch(
+        training.batch_size, training.micro_batch_size, "training.batch_size", "training.micro_batch_size", "pairs"
+    )
+    length: dict[str, Any] = {"max_steps": training.max_steps} if training.max_steps else {}
+    if training.epochs:
+        length["num_train_epochs"] = training.epochs
+    return TDPOConfig(
+        **PAIR_FIELDS.values(recipe),
+        **_common(recipe, training, training, training.learning_rate),
+        **_intervals(training.eval_steps, training.save_steps),
+        **length,
+        **(grouping_by_length() if training.group_by_length else {}),
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        logging_steps=training.logging_steps,
+        data_seed=recipe.seed,
+    )
+
+
+def ppo_arguments(recipe: PPORecipe) -> PPOConfig:
+    """A PPO recipe as `PPOConfig`; its environment says how long responses may be where the recipe does not.
+
+    Raises ValueError as `split_batch`.
+    """
+    ppo = recipe.ppo
+    update = ppo.minibatch_size or recipe.rollouts.completions
+    per_device, accumulation = split_batch(
+        update, ppo.micro_batch_size, "ppo.minibatch_size", "ppo.micro_batch_size", "completions"
+    )
+    fields = {**PPO_FIELDS.values(recipe), "max_new_tokens": new_tokens_of(recipe)}
+    updates_per_iteration = ppo.epochs * (recipe.rollouts.completions // update)
+    return PPOConfig(
+        **fields,
+        **_common(recipe, ppo, ppo, ppo.learning_rate),
+        **_intervals(ppo.eval_every, ppo.save_every, updates_per_iteration),
+        kl=recipe.kl.constraint,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+    )
+
+
+def _common(
+    recipe: AnyRecipe, optimizing: Optimizing, recording: Recording, learning_rate: float | None
+) -> dict[str, Any]:
+    """What both kinds of recipe have, under the names of `TrainingArguments`."""
+    assert learning_rate is not None  # a resolved recipe has one
+    return {
+        "output_dir": recipe.run_dir,
+        "seed": recipe.seed,
+        "trust_remote_code": recipe.model.trust_remote_code,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": optimizing.scheduler,
+        "warmup_steps": optimizing.warmup_steps,
+        "optim": optimizing.optimizer,
+        "weight_decay": optimizing.weight_decay,
+        "max_grad_norm": optimizing.max_grad_norm,
+        "gradient_checkpointing": optimizing.gradient_checkpointing,
+        "save_total_limit": recording.save_total_limit,
+        "report_to": list(recording.report_to) or "none",
+        "disable_tqdm": True,
+    }
+
+
+def _intervals(evaluates_after: int | None, saves_after: int | None, updates: int = 1) -> dict[str, Any]:
+    """When to evaluate and to save, in units of so many updates; None is never."""
+    intervals: dict[str, Any] = {}
+    for what, after in (("eval", evaluates_after), ("save", saves_after)):
+        intervals[f"{what}_strategy"] = "no" if after is None else "steps"
+        if after is not None:
+            intervals[f"{what}_steps"] = after * updates
+    return intervals
+
+
+def split_batch(batch_size: int, micro_batch_size: int | None, key: str, micro_key: str, rows: str) -> tuple[int, int]:
+    """Rows per forward and process, and the number of such forwards per update: the update is the same however split.
+
+    Raises:
+        ValueError: they cannot be divided over the processes; the keys and what rows are called are in the message.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch_size % processes:
+        raise ValueError(
+            f"{key} {batch_size} counts the {rows} of all processes and cannot be divided over {processes}"
+        )
+    own = batch_size // processes
+    micro = min(micro_batch_size or own, own)
+    if own % micro:
+        raise ValueError(
+            f"{micro_key} {micro} does not divide the {own} {rows} that each of {processes} processes gets"
+        )
+    return micro, own // micro
+
+
+def new_tokens_of(recipe: PPORecipe) -> int:
+    """The most tokens of a response: those of the recipe, or of its environment."""
+    if recipe.rollouts.max_new_tokens is not None:
+        return recipe.rollouts.max_new_tokens
+    assert recipe.environment is not None  # the schema asks for one of the two
+    return recipe.environment.load().max_new_tokens

@@ -1,0 +1,153 @@
+"""From a recipe and a run directory to a trained model, whatever the method.
+
+`run_training` has the order of things; what a method does differently is a `Method`.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from ..config import AnyRecipe, Recording
+from ..recipe_data.inputs import recipe_inputs, settle_inputs
+from ..runs import RunDirectory
+from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
+from ..training.resume import checkpoint_to_resume
+from .policy_of_recipe import load_policy, warn_of_slow_dtype
+from .trained_model import last_log, save_trained, versions_of, without_prefix
+
+logger = logging.getLogger(__name__)
+Numbers = dict[str, float]
+MakeTrainer = Callable[[Any, list[TrainerCallback]], Any]  # of the policy and the callbacks
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a recipe trains on, read and checked before the model's weights load.
+
+    Attributes:
+        tokenizer: of the recipe's model.
+        train: what the trainer learns from.
+        held_out: what it is judged on; None where nothing is held out.
+        inputs: digests of both, by what they are called, made when they are asked for.
+        described: the content of data.json.
+        remarks: sentences for the user.
+        amount: how much there is to do, for the user.
+    """
+
+    tokenizer: Any
+    train: Any
+    held_out: Any | None
+    inputs: Callable[[], dict[str, str]]
+    described: dict[str, Any]
+    remarks: list[str]
+    amount: str
+
+
+class RunOptions(TypedDict, total=False):
+    """Arguments of `run_training` that are passed on to it."""
+
+    resume: bool
+    last_good: bool
+    accept_changes: bool
+    progress: Progress | None
+    callbacks: Sequence[TrainerCallback]
+    judge_held_out: bool
+
+
+class Method(ABC):
+    """What one method does differently on the way from its recipe to a trained model.
+
+    Attributes:
+        recipe: the resolved recipe.
+    """
+
+    recipe: AnyRecipe
+
+    @property
+    @abstractmethod
+    def recording(self) -> Recording:
+        """The recipe's section that has the number of threads."""
+
+    @abstractmethod
+    def read(self) -> TrainingData:
+        """Read, check and describe what the recipe trains on."""
+
+    @abstractmethod
+    def prepare(self, data: TrainingData) -> MakeTrainer:
+        """Load what the trainer needs beside the policy; returns what makes the trainer."""
+
+    @abstractmethod
+    def note(self, logs: dict[str, Any]) -> str | None:
+        """A training log in a few words, for a progress bar; None for any other log."""
+
+    @abstractmethod
+    def card(self, data: TrainingData, train: Numbers, held_out: Numbers | None, versions: dict[str, Any]) -> str:
+        """The model card."""
+
+
+def run_training(
+    method: Method,
+    run: RunDirectory,
+    *,
+    resume: bool = False,
+    last_good: bool = False,
+    accept_changes: bool = False,
+    progress: Progress | None = None,
+    say: Say = logger.info,
+    callbacks: Sequence[TrainerCallback] = (),
+    judge_held_out: bool = True,
+) -> dict[str, Any]:
+    """Train as the method's recipe says and leave model, metrics and model card in the run directory.
+
+    Data and rewards are read and checked before the model's weights load. The first Ctrl-C (or SIGTERM) lets the
+    update under way finish, writes a checkpoint and raises KeyboardInterrupt; a second one stops at once.
+
+    Args:
+        method: what is done, with its resolved recipe.
+        run: the recipe's directory, as `RunDirectory.training` gives it.
+        resume: continue from the newest complete checkpoint, or from the start where there is none.
+        last_good: where that is damaged, continue from the newest one that is not.
+        accept_changes: continue also with other data, weights or functions than the checkpoint was trained with.
+        progress: called after every update.
+        say: told what is being done, in sentences.
+        callbacks: further transformers callbacks.
+        judge_held_out: evaluate on what is held out at the end; False where an evaluation follows that does it anyway.
+
+    Returns:
+        {"steps", "seconds", "train": last logged numbers, "eval": held-out numbers or None, "model": path}
+    """
+    recipe = method.recipe
+    if method.recording.num_threads:
+        torch.set_num_threads(method.recording.num_threads)
+    checkpoint = checkpoint_to_resume(run, last_good=last_good, say=say) if resume else None
+    data = method.read()
+    if checkpoint is not None:
+        inputs = {**recipe_inputs(recipe), **data.inputs()}
+        settle_inputs(run, checkpoint, inputs, accept=accept_changes, say=say)
+    run.write_json("data.json", data.described)
+    for sentence in data.remarks:
+        say(sentence)
+    make_trainer = method.prepare(data)
+    warn_of_slow_dtype(recipe.model.dtype, say)
+    set_seed(recipe.seed)  # after everything that may draw numbers, before the adapter that does
+    stop = GracefulStop(say)
+    trainer = make_trainer(load_policy(recipe.model), [stop, RunStatus(run, progress, method.note), *callbacks])
+    trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
+    trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
+    say(trainer.describe())
+    say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
+    with stop.listening():
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stop.raise_if_asked()
+    judged = data.held_out is not None and judge_held_out
+    numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate()) if judged else None}
+    card = method.card(data, numbers["train"] or {}, numbers["eval"], versions_of(run))
+    place = save_trained(trainer, run, card)
+    return {"steps": trainer.state.global_step, "seconds": result.metrics["train_runtime"], "model": place, **numbers}

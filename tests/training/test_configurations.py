@@ -1,0 +1,109 @@
+"""`TDPOConfig` and `PPOConfig` beside the recipe: one name, one default, one range, one help text for one thing."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers as hf
+
+from helpers.ppo_cases import ppo_settings
+from tdpo.config import PPORecipe, Recipe, RecipeFields, load_recipe
+from tdpo.training import PPOConfig, TDPOConfig
+from tdpo.training.arguments import other_values, refuses_old_names
+from tdpo.training.offline import config as offline
+from tdpo.training.online import config as online
+from tdpo.workflows.trainer_arguments import pair_arguments, ppo_arguments
+
+BOTH = [(TDPOConfig, offline.FIELDS), (PPOConfig, online.FIELDS)]
+
+
+def own_fields(config: Any) -> dict[str, Any]:
+    """The fields that neither transformers nor both trainers have."""
+    return {f.name: f for f in dataclasses.fields(config) if f.name in config.__annotations__}
+
+
+@pytest.mark.parametrize(("config", "fields"), BOTH)
+def test_fields_are_keys_by_their_own_names(config: Any, fields: RecipeFields) -> None:
+    renamed = {name: key for name, key in fields.keys.items() if key.rpartition(".")[2] != name}
+    assert renamed in ({"loss": "loss.name"}, {"rollout_batch_size": "rollouts.batch_size", "ppo_epochs": "ppo.epochs"})
+    assert own_fields(config).keys() - fields.keys.keys() <= {"head_impl", "kl", "reward_weights"}
+
+
+@pytest.mark.parametrize(("config", "fields"), BOTH)
+def test_help_texts_are_those_of_the_keys_in_words_of_python(config: Any, fields: RecipeFields) -> None:
+    for name, field in own_fields(config).items():
+        help_text = field.metadata["help"]
+        assert len(help_text) > 10 and "null" not in help_text.lower(), name
+        assert not any(f"`{key}`" in help_text for key in fields.keys.values()), name
+    assert "divisor of `completions`" in own_fields(PPOConfig)["samples_per_prompt"].metadata["help"]
+
+
+def test_a_recipe_of_defaults_gives_a_configuration_of_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe({"run_dir": str(tmp_path), "data": {"train": "pairs.jsonl"}})
+    ppo = load_recipe({"run_dir": str(tmp_path), "ppo": {}, "environment": {"name": "sentiment"}})
+    assert isinstance(recipe, Recipe) and isinstance(ppo, PPORecipe)
+    for made, default in (
+        (pair_arguments(recipe), TDPOConfig(str(tmp_path))),
+        (ppo_arguments(ppo), PPOConfig(str(tmp_path))),
+    ):
+        # Those that follow from other keys of a recipe: its environment, and whether there is a value model.
+        follows = {"max_new_tokens", "value_learning_rate"}
+        for name in own_fields(type(default)).keys() - follows:
+            assert getattr(made, name) == getattr(default, name), name
+
+
+def test_every_value_of_a_recipe_reaches_its_field(tmp_path: Path) -> None:
+    own = {"rollouts.completions": 24, "rollouts.samples_per_prompt": 3, "rollouts.max_new_tokens": 7,
+           "rollouts.batch_size": 5, "rollouts.merge_adapter": False, "rollouts.missing_end_penalty": 0.5,
+           "rollouts.show_every": None, "ppo.iterations": 3, "ppo.epochs": 2, "ppo.gamma": 0.9, "ppo.gae_lambda": 0.8,
+           "ppo.clip_range": 0.3, "ppo.value_clip_range": None, "ppo.value_coefficient": 0.7,
+           "ppo.value_learning_rate": 2e-3, "ppo.entropy_coefficient": 0.01, "ppo.whiten_advantages": False,
+           "ppo.normalize_rewards": True, "ppo.reward_clip": 4.0, "ppo.target_kl": 0.2}  # fmt: skip
+    assert own.keys() == set(online.FIELDS.keys.values()), "a new field gets a value here"
+    overrides = [f"{key}={'null' if value is None else value}" for key, value in own.items()]
+    given = {"run_dir": str(tmp_path), "ppo": {}, "environment": {"name": "sentiment"}}
+    recipe = load_recipe(given, [*overrides, "ppo.minibatch_size=12", "kl.controller=fixed", "kl.coefficient=0.3"])
+    assert isinstance(recipe, PPORecipe)
+    made = ppo_arguments(recipe)
+    assert {key: getattr(made, name) for name, key in online.FIELDS.keys.items()} == own
+    assert made.constraint == recipe.kl.constraint and made.constraint.coefficient == 0.3
+    assert made.update_size == 12
+
+
+def test_a_field_by_its_old_name_is_refused_with_the_new_one(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="PPOConfig: rollout_size is now called completions; write completions=8"):
+        ppo_settings(tmp_path, rollout_size=8)
+    assert "completions" in inspect.signature(PPOConfig).parameters
+
+    @refuses_old_names(old="new")
+    @dataclasses.dataclass
+    class Settings:
+        new: int = 1
+
+    assert Settings(new=3).new == 3
+    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+        Settings(other=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("field", ["show_every", "samples_per_prompt", "rollout_batch_size"])
+def test_zero_is_refused_where_a_recipe_refuses_it(field: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{field} must be a whole number ≥ 1.*, got 0"):
+        ppo_settings(tmp_path, **{field: 0})
+
+
+def test_a_configuration_parses_from_a_command_line(tmp_path: Path) -> None:
+    """Also its help: argparse formats it."""
+    parser = hf.HfArgumentParser(TDPOConfig)
+    assert "--max_tokens_per_row" in parser.format_help()
+
+
+def test_arguments_have_other_values_for_a_while_and_only_then(tmp_path: Path) -> None:
+    args = ppo_settings(tmp_path, save_total_limit=3)
+    with pytest.raises(RuntimeError), other_values(args, save_total_limit=None):
+        assert args.save_total_limit is None
+        raise RuntimeError
+    assert args.save_total_limit == 3
