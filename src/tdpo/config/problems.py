@@ -78,7 +78,7 @@ def _explain(details: ErrorDetails, context: Context) -> list[RecipeProblem]:
     path = tuple(str(part) for part in details["loc"])
     if details["type"] == "key_problems":
         conflicts = details["ctx"]["problems"]
-        return [RecipeProblem(key, reason, context.place(tuple(key.split(".")))) for key, reason in conflicts]
+        return [RecipeProblem(key, reason, context.place(_path_of(key))) for key, reason in conflicts]
     if details["type"] in ("extra_forbidden", "invalid_key"):  # the latter: a key that is a number
         return [_unknown_key(path, context)]
     while path and _generic(path) not in known_fields:
@@ -135,6 +135,11 @@ def _section(key: str) -> str:
 def _dotted(path: Path_) -> str:
     """The path as a person reads it, such as rewards[0].weight."""
     return _join(path, "[{}]")
+
+
+def _path_of(key: str) -> Path_:
+    """The path of a key as `_dotted` writes it."""
+    return tuple(key.replace("[", ".").replace("]", "").split("."))
 
 
 def _generic(path: Path_) -> str:
