@@ -42,7 +42,8 @@ bench: install
 	$(BIN)/python benchmarks/rollouts.py
 
 # Two workers with one thread each: tiny models gain nothing from a second thread, and two workers with two threads each
-# would wait for one another on two cores. Files in their order: by number of tests the few long ones would come last.
+# would wait for one another on two cores. Files stay in our order, those with slow tests first
+# (tests/helpers/long_files_first.py): by number of tests the few long ones would come last.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
