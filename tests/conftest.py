@@ -14,6 +14,8 @@ import torch
 
 from helpers.tiny_models import build_model, build_tokenizer
 
+pytest_plugins = ["helpers.long_files_first"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

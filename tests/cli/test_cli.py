@@ -9,19 +9,17 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
 from helpers.warm_processes import WarmProcess
 from tdpo.cli import _console, _errors
 from tdpo.cli import demo as demo_module
-from tdpo.cli.app import app
 from tdpo.config import load_recipe
 from tdpo.environments import Environment, Prompt
 from tdpo.records.json_files import read_json
@@ -33,23 +31,6 @@ COMMANDS = (
     "exact", "report",
 )  # fmt: skip
 Call = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def _as_started_fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
-@pytest.fixture
-def call() -> Call:
-    def invoke(*arguments: str, input: str | None = None) -> Result:
-        return CliRunner().invoke(app, list(arguments), input=input, prog_name="tdpo")
-
-    return invoke
 
 
 def pair_rows(count: int) -> list[dict[str, Any]]:

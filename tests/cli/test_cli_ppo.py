@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
-from tdpo.cli.app import app
 from tdpo.cli.ppo import ppo_recipe
 from tdpo.cli.recipe import load_ppo_example
 from tdpo.config import PPORecipe, load_recipe
@@ -23,23 +20,6 @@ from tdpo.records.json_files import read_json
 from tdpo.runs import RunDirectory, mark_complete
 
 Call = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def _as_started_fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
-@pytest.fixture
-def call() -> Call:
-    def invoke(*arguments: str) -> Result:
-        return CliRunner().invoke(app, list(arguments), prog_name="tdpo")
-
-    return invoke
 
 
 @pytest.fixture(autouse=True)

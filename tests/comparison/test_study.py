@@ -226,8 +226,9 @@ def job(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
     write_json(files.cell(cell) / CELL_FILE, {"state": DONE, "seconds": {}})
 
 
-@pytest.fixture
-def processes() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def _processes() -> Iterator[None]:
+    """Jobs are forked from a process that has imported this file once; otherwise each would import it anew."""
     with clean_processes(__name__):
         yield
 
@@ -240,6 +241,7 @@ def outcome(tmp_path: Path, *arms: str) -> tuple[Outcome, Silent]:
     return run_cells(study, StudyFiles(Path(study.study_dir)), cells, job, 1, observer), observer
 
 
+@pytest.mark.usefixtures("_processes")
 def test_a_killed_process_and_a_missing_package_are_failures_like_others(tmp_path: Path) -> None:
     found, observer = outcome(tmp_path, "ppo_reverse", "ppo_forward", "tdpo2")
     assert [cell.arm for cell in found.done] == ["reference", "tdpo2", "tdpo2"]
@@ -253,6 +255,7 @@ def test_a_killed_process_and_a_missing_package_are_failures_like_others(tmp_pat
     assert observer.events.count(("failed", "ppo_forward")) == 1 and found.waiting == []
 
 
+@pytest.mark.usefixtures("_processes")
 def test_nothing_is_begun_on_a_full_disk(tmp_path: Path) -> None:
     found, _ = outcome(tmp_path, "sft", "tdpo2")
     assert found.disk_full and [cell.arm for cell in found.done] == ["reference"]

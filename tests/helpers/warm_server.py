@@ -7,6 +7,7 @@ imports those itself, under the environment variables and in the folder that it 
 from __future__ import annotations
 
 import array
+import fcntl
 import importlib
 import json
 import os
@@ -50,6 +51,53 @@ def become(request: dict[str, object], descriptors: list[int]) -> None:
     sys.argv[:] = request["arguments"]  # type: ignore[index]
 
 
+def prepare_forkserver() -> None:
+    """Let multiprocessing's own fork server, where the program starts one, begin with the libraries loaded as well.
+
+    It is a child of the program as always, forked now, while the program has no threads, and idle until it is wanted.
+    """
+    from multiprocessing import util
+
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if not child:
+        ours.close()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        become_forkserver(theirs)
+    theirs.close()
+    start_interpreter = util.spawnv_passfds
+
+    def start(path: object, arguments: list[object], descriptors: list[int]) -> int:
+        code = str(arguments[-1])
+        if not code.startswith("from multiprocessing.forkserver import main"):
+            return start_interpreter(path, arguments, descriptors)  # type: ignore[arg-type]
+        line = json.dumps({"code": code, "numbers": list(descriptors)}).encode() + b"\n"
+        ours.sendmsg([line], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
+        ours.close()
+        util.spawnv_passfds = start_interpreter  # one is prepared
+        return child
+
+    util.spawnv_passfds = start  # type: ignore[assignment]
+
+
+def become_forkserver(connection: socket.socket) -> None:
+    """Wait for what a new interpreter would be started with, and run it; end where the program ends before."""
+    try:
+        request, descriptors = receive(connection)
+        numbers: list[int] = request["numbers"]  # type: ignore[assignment]
+        # By way of numbers that neither side uses, as one may be the other's.
+        moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 100 + max(numbers)) for descriptor in descriptors]
+        for descriptor, number in zip(moved, numbers, strict=True):
+            os.dup2(descriptor, number)
+        for descriptor in {*moved, *descriptors} - set(numbers):
+            os.close(descriptor)
+        exec(str(request["code"]), {"__name__": "__main__"})
+    except EOFError:
+        pass
+    finally:
+        os._exit(0)
+
+
 def serve(address: str) -> dict[str, object]:
     """Answer requests for as long as the starting process lives; returns in the forked processes alone."""
     listener = socket.socket(socket.AF_UNIX)
@@ -70,6 +118,7 @@ def serve(address: str) -> dict[str, object]:
         if not program:
             connection.close()
             become(request, descriptors)
+            prepare_forkserver()
             return request
         for descriptor in descriptors:
             os.close(descriptor)

@@ -42,11 +42,6 @@ PACKAGE = Path(tdpo.report.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_study(tmp_path_factory.mktemp("studies") / "quick")
-
-
-@pytest.fixture(scope="module")
 def html(folder: Path) -> str:
     return write_study_report(folder).read_text(encoding="utf-8")
 

@@ -19,11 +19,6 @@ READY = "document.documentElement.dataset.unpacked === 'yes'"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_study(tmp_path_factory.mktemp("studies") / "quick")
-
-
-@pytest.fixture(scope="module")
 def report(folder: Path) -> Path:
     return write_study_report(folder)
 
