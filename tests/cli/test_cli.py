@@ -615,8 +615,8 @@ def test_demo_does_every_stage_once_and_skips_what_is_done(
     for text in (
         "three times",
         "KL(reference‖policy)",
-        "PPO scores 32 answers",
-        "the ranks of 12 answers of the untrained model",
+        "PPO scores 32 responses",
+        "the ranks of 12 responses of the untrained model",
         "training, seconds",
         "Report: demo/report.html",
         "How to read",

@@ -43,6 +43,7 @@ class PreferenceRow:
 
     @property
     def conversational(self) -> bool:
+        """Whether the three texts are lists of messages."""
         return not isinstance(self.prompt, str)
 
 

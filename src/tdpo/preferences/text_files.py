@@ -52,10 +52,12 @@ class _Decoder:
         return ambiguous
 
     def decode(self, text: str) -> Any:
+        """Decode `text`. Raises ValueError or RecursionError as `json` does."""
         self.repeated = False
         return self._decode(text)
 
     def record(self, row: int, values: Any, source: str) -> Record | RowProblem:
+        """Return the values that were decoded last as a record, or as a problem if an object repeats a key."""
         key = _repeated_key(values) if self.repeated else None
         if key is not None:
             return RowProblem(source, row, key, Reason.REPEATED_KEY, shown(values))
