@@ -9,10 +9,11 @@ Three ways to the same numbers:
 
 Units: nats per token. Shapes in the signatures of the whole library:
 
-    R  rows of a batch              N  flat response tokens: no padding, no prompt
+    B  any leading dimensions (*B)  N  flat response tokens: no padding, no prompt
+    R  rows of a batch              K  a small number of anything else (of the likeliest tokens, of responses)
     T  positions of a row           V  entries of the vocabulary
     P  pairs                        D  hidden size
-    S  sequences, or responses      K  a small number of anything else (of the likeliest tokens, of responses)
+    S  sequences, or responses
 """
 
 from __future__ import annotations
