@@ -91,7 +91,7 @@ def test_the_snippets_about_the_fast_paths_run(tmp_path: Path) -> None:
 
 
 def test_the_fast_paths_name_functions_and_log_lines_that_exist() -> None:
-    from tdpo.scoring.statistics import SENTENCES
+    from tdpo.scoring.head_path import SENTENCES
 
     page = (ROOT / "docs/the_fast_paths.md").read_text(encoding="utf-8")
     named = re.findall(r"`([\w/]+\.py)::([\w.]+)`", page)

@@ -38,7 +38,7 @@ from tdpo.scoring.layout import (
     pack_pairs,
     share_prefixes,
 )
-from tdpo.scoring.statistics import PolicyStatistics
+from tdpo.scoring.policy_statistics import PolicyStatistics
 
 # Different lengths everywhere, a one-token response, a one-token prompt; short enough for Gemma's window of 16.
 PAIRS = [

@@ -19,7 +19,7 @@ from tdpo.cli.app import app
 from tdpo.evaluation.pairs import evaluate_pairs
 from tdpo.losses import dpo_loss
 from tdpo.models import independent_length, reference_for
-from tdpo.scoring.statistics import PolicyStatistics
+from tdpo.scoring.policy_statistics import PolicyStatistics
 
 SMALL = {
     "vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -17,7 +17,7 @@ from ..environments import Environment, Prompt, score
 from ..sampling.sampler import Completion, SamplingSettings, encode_prompts, sample
 from ..scores import sum_by_sequence
 from ..scoring.layout import grouped_collator
-from ..scoring.statistics import PolicyStatistics
+from ..scoring.policy_statistics import PolicyStatistics
 from ..token_statistics import Extra
 from .intervals import Statistic, interval, mean, std
 from .pairs import Progress, collated
@@ -113,8 +113,7 @@ def distances(
     ]
     device = next(model.parameters()).device
     pad_token_id = tokenizer.pad_token_id
-    reference = None if statistics.reference is None else statistics.reference.model
-    collator = grouped_collator(model, pairs, pad_token_id, others=[reference])
+    collator = grouped_collator(model, pairs, pad_token_id, others=[statistics.reference_model])
     samples = 1 + max(completion.sample_index for completion in own)
     if samples < batch_size:
         batch_size -= batch_size % samples  # samples of one prompt stay together

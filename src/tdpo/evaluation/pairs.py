@@ -14,7 +14,7 @@ from ..scores import PairScores, score_pairs
 from ..scoring.fitting import check_lengths
 from ..scoring.layout import choose_layout
 from ..scoring.pair_metrics import PAIR_METRICS, pair_metrics
-from ..scoring.statistics import PolicyStatistics
+from ..scoring.policy_statistics import PolicyStatistics
 from .intervals import interval
 
 SHOWN = (
@@ -39,7 +39,7 @@ def evaluate_pairs(
     """Means over pairs, and 95 % intervals in "intervals"; logp and KLs in nats per sequence."""
     tables = []
     device = next(model.parameters()).device
-    reference = None if statistics.reference is None else statistics.reference.model
+    reference = statistics.reference_model
     check_lengths(pairs, [m.config for m in (model, reference) if m is not None])
     collator = choose_layout(model, pairs, pad_token_id, "auto", others=[reference])
     for start in range(0, len(pairs), batch_size):

@@ -29,7 +29,7 @@ from ..runs import RunDirectory
 from ..runs.files import write_text
 from ..sampling.sampler import Completion, SamplingSettings
 from ..scoring.losses import configured_loss
-from ..scoring.statistics import PolicyStatistics
+from ..scoring.policy_statistics import PolicyStatistics
 from .base_samples import keep_samples, kept_samples, samples_identity
 from .generations import Distances, Sampled, describe, distances, sample_and_score, scored
 from .intervals import paired_difference

@@ -20,7 +20,7 @@ from .probing import check_causal
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reference:
     """Gives the reference's hidden states (or logits); never a gradient.
 

@@ -15,7 +15,7 @@ import torch
 from helpers.ppo_cases import make_ppo, ppo_settings
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora, move_away, one_thread, sequence_numbers, trained_weights  # noqa: F401
-from tdpo.batches import PairCollator
+from tdpo.batches import PairCollator, TokenizedPair
 from tdpo.environments import RewardError
 from tdpo.runs.checkpoints import find_checkpoints
 from tdpo.training import PPOTrainer
@@ -51,6 +51,36 @@ def logs(trainer: PPOTrainer) -> list[dict[str, float]]:
 def agree(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 2e-5) -> None:
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=tolerance, rtol=1e-3), name
+
+
+# ---- the reference ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("full", "a frozen copy of the start"),
+        ("lora", "the policy with its adapter off"),
+        ("second model", "second model"),
+    ],
+)
+def test_the_reference_is_what_the_trainer_says(kind: str, said: str, tmp_path: Path) -> None:
+    """It said "start", which is the policy itself, and its statistics would have measured a KL of 0 for ever."""
+    base = build_model("llama")
+    adapter = lora() if kind == "lora" else None
+    reference = build_model("llama", seed=1) if kind == "second model" else None
+    trainer = trainer_of(tmp_path, model=base, peft_config=adapter, ref_model=reference)
+    assert trainer.describe().endswith(f" Reference: {said}.")
+    batch = trainer._judge.batch([TokenizedPair([5, 6, 7], [20, 21, 1], [30, 1])])
+    start = trainer.statistics(trainer.model, batch, extras=("reverse_kl",))
+    with torch.no_grad():
+        for parameter in (p for p in trainer.model.parameters() if p.requires_grad):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    moved = trainer.statistics(trainer.model, batch, extras=("reverse_kl",))
+    assert moved.reference_logp.equal(start.reference_logp)
+    assert bool(start.forward_kl.abs().max() < 1e-5) == (kind != "second model")
+    assert moved.forward_kl.min() > 1e-4
+    assert moved.reverse_kl is not None and moved.reverse_kl.min() > 1e-4
 
 
 # ---- what is logged ----

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
-from ...models import Reference, causal_lm_of, facts_of, kept_reference, load_causal_lm, reference_at_start
+from ...models import Reference, causal_lm_of, facts_of, load_causal_lm, reference_at_start
 from ...preferences import PreferenceRow, preferences_from_dataset
 from ...recipe_data.inputs import pairs_inputs
 from ...scores import PairScores, score_pairs
 from ...scoring.fitting import check_ids, check_lengths
+from ...scoring.head_path import HeadPath, choose_head_path
 from ...scoring.layout import choose_layout, cover
 from ...scoring.losses import configured_loss
 from ...scoring.pair_metrics import averages, pair_metrics
-from ...scoring.statistics import PolicyStatistics
+from ...scoring.policy_statistics import PolicyStatistics
+from ...scoring.reference_source import CachedReference, ReferenceSource
 from ...token_statistics import Extra
 from ..arguments import one_process_a_device
 from ..base import CheckpointedTrainer
@@ -35,7 +38,7 @@ from ..policy import prepare_policy, prepare_tokenizer
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .order import LengthGroupedOrder
-from .reference import CacheRequest, cache_of
+from .reference_caching import CacheRequest, pair_reference_source
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,7 @@ class TDPOTrainer(CheckpointedTrainer):
             dtype = str(model.dtype).removeprefix("torch.")
             ref_model = load_causal_lm(ref_model, dtype=dtype, trust_remote_code=args.trust_remote_code)
         start = reference_at_start(model, ref_model)
-        self.statistics = PolicyStatistics.of(model, start, args.head_impl)
+        path = choose_head_path(model, start, args.head_impl)
         self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
         self.tokenization: dict[str, dict[str, Any]] = {}
         self._tokenize = self._tokenizing(model, processing_class, args)
@@ -118,7 +121,11 @@ class TDPOTrainer(CheckpointedTrainer):
         self.loss_is_scaled_for_ga = True
         self._meter = TrainingMeter()
         self._eval_tables: list[Tensor] = []
-        self._settle_reference(start, pairs, say, cache_progress)
+        source = self._reference_source(start, path, pairs, say, cache_progress)
+        self.statistics = PolicyStatistics(path, source)
+        if isinstance(source, CachedReference):
+            # The layout alone and not the cache itself, which worker processes of the data loader would copy.
+            self.data_collator = self.collator = replace(collator, reference_rows=source.cache.layout.rows)
         logger.info(self.describe())
 
     # ---- set-up ----
@@ -126,20 +133,20 @@ class TDPOTrainer(CheckpointedTrainer):
     @property
     def reference(self) -> Reference | None:
         """The reference that runs in every step; None where a cache has taken its place for good."""
-        return self.statistics.reference
+        return self.statistics.source.running
 
-    def _settle_reference(
+    def _reference_source(
         self,
         start: Reference,
+        path: HeadPath,
         pairs: list[TokenizedPair],
         say: Callable[[str], None],
         progress: Callable[[int, int, str], None] | None,
-    ) -> None:
-        """From here on the reference is a cache, or a model that stays what it is while the policy is trained."""
+    ) -> ReferenceSource:
         request = CacheRequest(
             policy=self.model,
             start=start,
-            statistics=self.statistics,
+            path=path,
             collator=self.collator,
             pairs=pairs,
             device=self.args.device,
@@ -149,31 +156,32 @@ class TDPOTrainer(CheckpointedTrainer):
             batch_size=2 * self.args.per_device_train_batch_size,
         )
         train: Any = self.train_dataset
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        train_pairs = len(pairs) if train is None else len(train)
-        cache = cache_of(request, self.args, train_pairs, sharded=sharded, say=say, progress=progress)
-        if cache is None:
-            self.statistics.reference = kept_reference(self.model, start)
-            self._place_reference(self.statistics.reference)
-            return
-        self.statistics.cache, self.statistics.reference_head = cache, request.head_to_keep()
-        self.collator.reference_rows = cache.layout.rows  # and not the cache itself, which worker processes would copy
-        # An adapter that is switched off is there in any case, for pairs that the cache does not know.
-        self.statistics.reference = start if start.kind == "adapter-off" else None
+        return pair_reference_source(
+            request,
+            self.args,
+            len(pairs) if train is None else len(train),
+            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            place=self._placed,
+            say=say,
+            progress=progress,
+        )
 
     def describe(self) -> str:
         """Which paths run, in a sentence for the log."""
         return f"{self.statistics.describe()} Layout: {self.layout}."
 
-    def _place_reference(self, reference: Reference) -> None:
-        if reference.model is None:
-            return
+    def _placed(self, reference: Reference) -> Reference:
+        """The reference on the policy's device, sharded as the policy is."""
+        model = reference.model
+        if model is None:
+            return reference
         if self.accelerator.is_fsdp2:
-            reference.model = shard_reference(self.accelerator, reference.model)
+            model = shard_reference(self.accelerator, model)
         elif self.is_deepspeed_enabled:
-            reference.model = self.accelerator.prepare_model(reference.model, evaluation_mode=True)
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
         else:
-            reference.model.to(self.args.device)
+            model.to(self.args.device)
+        return replace(reference, model=model)
 
     def _tokenizing(self, model: Any, tokenizer: Any, args: TDPOConfig) -> Callable[[str, Any], Any]:
         facts = facts_of(model, tokenizer)
@@ -306,7 +314,8 @@ class TDPOTrainer(CheckpointedTrainer):
             # The forward of a sharded model is every process's concern; longer rows are padded there.
             check_lengths(pairs, [causal_lm_of(self.model).config])
             return
-        models = [self.model, *([self.reference.model] if self.reference and self.reference.model else [])]
+        reference = self.statistics.reference_model
+        models = [self.model, *([reference] if reference else [])]
         check_lengths(pairs, [model.config for model in models])
         cover(self.model, self.collator, pairs, self.args.prefix_sharing, others=models[1:])
 

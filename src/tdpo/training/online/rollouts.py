@@ -18,11 +18,13 @@ from torch.nn.utils.rnn import pad_sequence
 from ...batches import PairBatch, PairCollator, TokenizedPair
 from ...divergences import sampled_kl
 from ...environments import Prompt
-from ...models import Reference, merged_adapter, policy_hidden
+from ...models import Reference, kept_reference, merged_adapter
 from ...policy_gradient import KLConstraint, RewardScale, explained_variance, gae, kl_penalty, moments
 from ...sampling.sampler import Completion, SamplingSettings, encode_prompts, sample
-from ...scoring.statistics import PolicyStatistics
-from ...token_statistics import Extra, Head
+from ...scoring.head_path import HeadPath, ReferencePart
+from ...scoring.policy_statistics import PolicyStatistics
+from ...scoring.reference_source import LiveReference, copied_head
+from ...token_statistics import Extra
 from .config import PPOConfig
 from .critic import Critic
 
@@ -159,21 +161,35 @@ def units_of(sampled: Sampled, samples: int, paired: bool) -> tuple[list[Tokeniz
     return units, [*starts, *((i + 1 if paired else -1) for i in starts)]
 
 
+def rollout_statistics(policy: Any, start: Reference, path: HeadPath, device: torch.device) -> PolicyStatistics:
+    """The statistics of PPO, whose reference runs once over each rollout and stays what it is while the policy learns.
+
+    Args:
+        policy: the model that is about to be trained.
+        start: its reference, as `reference_at_start` gives it.
+        path: the head path; not the one of full logits.
+        device: where the reference runs.
+    """
+    head = None if path.name == "frozen" else copied_head(start, device)
+    reference = kept_reference(policy, start)
+    if reference.model is not None:
+        reference.model.to(device)
+    return PolicyStatistics(path, LiveReference(reference, path, kept_head=head))
+
+
 class Judge:
     """Runs policy, reference and critic once over sampled completions, and makes rewards and advantages of it."""
 
     def __init__(
         self,
         statistics: PolicyStatistics,
-        reference: Reference,
-        reference_head: Head | None,
         critic: Critic,
         collator: PairCollator,
         args: PPOConfig,
         autocast: Callable[[], Any],
     ) -> None:
-        self.statistics, self.reference, self.reference_head = statistics, reference, reference_head
-        self.critic, self.collator, self.args, self.autocast = critic, collator, args, autocast
+        self.statistics, self.critic, self.collator = statistics, critic, collator
+        self.args, self.autocast = args, autocast
 
     @torch.no_grad()
     def score(self, policy: Any, units: Sequence[TokenizedPair]) -> Scored:
@@ -193,13 +209,20 @@ class Judge:
     def _score_batch(self, policy: Any, units: list[TokenizedPair]) -> Scored:
         batch = self.batch(units)
         with self.autocast():
-            known, _ = self.statistics.reference_says(self.reference, policy, batch)
-            hidden = policy_hidden(policy, batch.model_inputs(), batch.response_index)
-            stats = self.statistics.of_hidden(hidden, known, self.reference_head, batch.target_ids, extras=EXTRAS)
+            path = self.statistics.path
+            reference = self.statistics.source.part(policy, batch)
+            hidden = path.policy_output(policy, batch)
+            stats = path.token_stats(hidden, reference, batch.target_ids, extras=EXTRAS)
             values = self.critic(hidden, batch)
-        if self.statistics.path == "frozen":
-            known.pop("hidden", None)  # only measuring the reverse KL needs it, and that is done
-        return Scored({k: v for k, v in vars(stats).items() if v is not None}, values, known)
+        # Of a summary, only measuring the reverse KL needs "hidden", and that is done.
+        kept = {k: v for k, v in reference.values.items() if k != "hidden" or path.name != "frozen"}
+        return Scored({k: v for k, v in vars(stats).items() if v is not None}, values, kept)
+
+    def recalled(self, rollout: Rollout, tokens: Tensor) -> ReferencePart:
+        """What the reference said about these tokens of the rollout, flat indices `[N]`, without running it again."""
+        values = {name: value[tokens.to(value.device)] for name, value in rollout.reference.items()}
+        source = self.statistics.source
+        return ReferencePart(values, source.kept_head if isinstance(source, LiveReference) else None)
 
     def batch(self, units: Sequence[TokenizedPair]) -> PairBatch:
         inputs = {name: value.to(self.args.device) for name, value in self.collator(units).items()}

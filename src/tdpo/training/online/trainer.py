@@ -21,18 +21,17 @@ from transformers import TrainerCallback
 
 from ...batches import Extent, PairCollator, TokenizedPair
 from ...environments import Prompt
-from ...models import has_adapter, kept_reference, load_causal_lm, policy_hidden, reference_at_start
+from ...models import has_adapter, load_causal_lm, reference_at_start
 from ...policy_gradient import KLCoefficient, RewardScale, clipped_policy_loss, clipped_value_loss, kl_loss, moments
 from ...recipe_data.inputs import prompts_inputs
 from ...rewards.functions import ConstancyWatch, Rewards, digest_of, prompts_of, rewards_of
 from ...sampling.sampler import check_fit, encode_prompts
+from ...scoring.head_path import choose_head_path
 from ...scoring.layout import cover, grouped_collator
-from ...scoring.statistics import PolicyStatistics
 from ...token_statistics import Extra
 from ..arguments import one_process_a_device
 from ..base import CheckpointedTrainer
 from ..metrics import MetricsFile, peak_memory_mib
-from ..offline.reference import copied_head
 from ..policy import prepare_policy, prepare_tokenizer
 from ..resume import reading
 from .completions_file import CompletionsFile
@@ -45,6 +44,7 @@ from .rollouts import (
     Sampled,
     make_rollout,
     measured_kls,
+    rollout_statistics,
     sample_completions,
     task_rewards,
     units_of,
@@ -124,9 +124,9 @@ class PPOTrainer(CheckpointedTrainer):
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
         start = reference_at_start(model, _loaded(ref_model, model, args))
-        self.statistics = PolicyStatistics.of(model, start, self._head_impl(args))
-        if self.statistics.path == "logits":
-            raise ValueError(f"PPO reads values and statistics off hidden states, but {self.statistics.why}")
+        path = choose_head_path(model, start, self._head_impl(args))
+        if path.name == "logits":
+            raise ValueError(f"PPO reads values and statistics off hidden states, but {path.why}")
         super().__init__(
             model=model,
             args=args,
@@ -146,14 +146,10 @@ class PPOTrainer(CheckpointedTrainer):
             for named in to_fit if other is not None else []:
                 check_fit(other, named, args.max_new_tokens)
         self._critic_called: Any = self.accelerator.prepare_model(self.critic) if args.world_size > 1 else self.critic
-        reference_head = None if self.statistics.path == "frozen" else copied_head(start, args.device)
-        reference = kept_reference(self.model, start)
-        if reference.model is not None:
-            reference.model.to(args.device)
+        self.statistics = rollout_statistics(self.model, start, path, args.device)
         self._judge = Judge(
-            self.statistics, reference, reference_head, self._critic_called, PairCollator(tokenizer.pad_token_id), args,
-            self.accelerator.autocast,
-        )  # fmt: skip
+            self.statistics, self._critic_called, PairCollator(tokenizer.pad_token_id), args, self.accelerator.autocast
+        )
         self.kl_coefficient, self.reward_scale = KLCoefficient(args.constraint), RewardScale()
         self._rollout: Rollout | None = None
         self._rollout_logs: dict[str, float] = {}
@@ -258,7 +254,7 @@ class PPOTrainer(CheckpointedTrainer):
 
     def _settle_layout(self, units: list[TokenizedPair]) -> None:
         """Ask the models once how completions may share rows, and again where these are longer than any before."""
-        others = [self._judge.reference.model, self.critic.body]
+        others = [self.statistics.reference_model, self.critic.body]
         if not self._layout_is_chosen:
             pad_token_id = self._judge.collator.pad_token_id
             self._judge.collator = grouped_collator(self.model, units, pad_token_id, others=others)
@@ -332,16 +328,15 @@ class PPOTrainer(CheckpointedTrainer):
         chosen = self._schedule.part(self._units(place.update), place.part)
         batch = self._judge.batch([rollout.units[u] for u in chosen])
         tokens = rollout.tokens_of(chosen)
-        known = {name: value[tokens.to(value.device)] for name, value in rollout.reference.items()}
         old_logp, old_values, advantages, returns = (
             value[tokens.to(value.device)].to(args.device)
             for value in (rollout.old_logp, rollout.old_values, rollout.advantages, rollout.returns)
         )
         with self.accelerator.autocast():
-            hidden = policy_hidden(model, batch.model_inputs(), batch.response_index)
-            stats = self.statistics.of_hidden(
-                hidden, known, self._judge.reference_head, batch.target_ids, extras=self._loss_extras
-            )
+            path = self.statistics.path
+            hidden = path.policy_output(model, batch)
+            reference = self._judge.recalled(rollout, tokens)
+            stats = path.token_stats(hidden, reference, batch.target_ids, extras=self._loss_extras)
             values = self._critic_called(hidden, batch)
         policy = clipped_policy_loss(stats.policy_logp, old_logp, advantages, args.clip_range)
         value = clipped_value_loss(values, old_values, returns, args.value_clip_range)
@@ -400,7 +395,7 @@ class PPOTrainer(CheckpointedTrainer):
             self.rewards.check(prompts, self.args.max_new_tokens)
         sampled = self._sampled(prompts, self.args.seed, samples=1)
         units, _ = units_of(sampled, 1, paired=False)
-        cover(self.model, self._judge.collator, units, others=[self._judge.reference.model, self.critic.body])
+        cover(self.model, self._judge.collator, units, others=[self.statistics.reference_model, self.critic.body])
         stats = {name: value.double().cpu() for name, value in self._judge.score(self.model, units).stats.items()}
         mean, std = moments(sampled.rewards)
         numbers = {
