@@ -59,7 +59,7 @@ def built(config: Any) -> Any:
 
 
 def pair(prompt: int, chosen: int = 4, rejected: int = 3) -> TokenizedPair:
-    return TokenizedPair(*([5 + i % 300 for i in range(n)] for n in (prompt, chosen, rejected)))
+    return TokenizedPair.of(*([5 + i % 300 for i in range(n)] for n in (prompt, chosen, rejected)))
 
 
 @torch.no_grad()

@@ -9,33 +9,10 @@ from typing import Any
 from ..chat_templates import Encoder, EndOfTurn, end_ids, end_of_turn, prefix_length
 from ..preferences import BadPreferences, PreferenceRow, RowProblem
 from ..preferences.validation import OnBadRows
+from .pairs import TokenizedPair
 from .reporting import TokenizationReport
-from .turns import CountedTurns, Gaps, has_other_turns, within
+from .turns import CountedTurns, has_other_turns, within
 from .wholes import UnusableRow, Wholes, encode_row
-
-
-@dataclass(frozen=True)
-class TokenizedPair:
-    """Token ids of one pair. The responses start where the tokenised wholes leave the prompt.
-
-    Gaps are spans (start, end) of a response that others wrote, users or tools: seen, but not counted.
-    """
-
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    source: str = "memory"
-    row: int = 0
-    chosen_gaps: Gaps = ()
-    rejected_gaps: Gaps = ()
-
-
-def counted_tokens(pair: TokenizedPair) -> tuple[int, int]:
-    """How many tokens of the chosen and of the rejected response are predicted and no gap; without a prompt not the
-    first."""
-    first = 0 if pair.prompt_ids else 1
-    skipped = [sum(stop - max(start, first) for start, stop in gaps) for gaps in (pair.chosen_gaps, pair.rejected_gaps)]
-    return len(pair.chosen_ids) - first - skipped[0], len(pair.rejected_ids) - first - skipped[1]
 
 
 @dataclass
@@ -129,7 +106,7 @@ def tokenize_pair(
     chosen = _finish(wholes.chosen.ids[boundary:], row.chosen_finished, row, encoder.tokenizer, endings.token_ids)
     rejected = _finish(wholes.rejected.ids[boundary:], row.rejected_finished, row, encoder.tokenizer, endings.token_ids)
     gaps = within(wholes.chosen.gaps, boundary, len(chosen)), within(wholes.rejected.gaps, boundary, len(rejected))
-    return TokenizedPair(wholes.prompt[:boundary], chosen, rejected, row.source, row.row, *gaps), wholes
+    return TokenizedPair.of(wholes.prompt[:boundary], chosen, rejected, row.source, row.row, *gaps), wholes
 
 
 def _note(
@@ -193,7 +170,7 @@ def _truncate(pair: TokenizedPair, max_length: int | None, report: TokenizationR
         report.dropped_identical.append(name)
         return None
     gaps = within(pair.chosen_gaps, 0, len(chosen)), within(pair.rejected_gaps, 0, len(rejected))
-    return TokenizedPair(pair.prompt_ids, chosen, rejected, pair.source, pair.row, *gaps)
+    return TokenizedPair.of(pair.prompt_ids, chosen, rejected, pair.source, pair.row, *gaps)
 
 
 def _summarise(pairs: Sequence[TokenizedPair], report: TokenizationReport) -> None:

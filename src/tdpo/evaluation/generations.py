@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..batches import TokenizedPair
+from ..batches import PromptResponses
 from ..diversity import distinct_n
 from ..environments import Environment, Prompt, score
 from ..sampling.sampler import Completion, SamplingSettings, encode_prompts, sample
@@ -101,36 +101,35 @@ def distances(
     batch_size: int,
     progress: Progress | None = None,
 ) -> Distances:
-    """Exact sequence KLs and entropies of all completions.
+    """Exact sequence KLs and entropies of all responses.
 
-    One forward gives both: the policy's sample stands where a pair has its chosen response, the
-    reference's where it has the rejected one.
+    One forward gives both: beside its prompt stands a response of the policy's own, and one of the reference's.
     """
     encoded = encode_prompts(tokenizer, [p.rendered_from for p in prompts])
-    pairs = [
-        TokenizedPair(encoded[one.prompt_index], one.token_ids, other.token_ids)
+    compared = [
+        PromptResponses(encoded[one.prompt_index], [one.token_ids, other.token_ids])
         for one, other in zip(own, base, strict=True)
     ]
     device = next(model.parameters()).device
     pad_token_id = tokenizer.pad_token_id
-    collator = grouped_collator(model, pairs, pad_token_id, others=[statistics.reference_model])
+    collator = grouped_collator(model, compared, pad_token_id, other_models=[statistics.reference_model])
     samples = 1 + max(completion.sample_index for completion in own)
     if samples < batch_size:
         batch_size -= batch_size % samples  # samples of one prompt stay together
     found = Distances([], [], [])
-    for start in range(0, len(pairs), batch_size):
-        batch = collated(collator, pairs[start : start + batch_size], device)
+    for start in range(0, len(compared), batch_size):
+        batch = collated(collator, compared[start : start + batch_size], device)
         stats = statistics(model, batch, extras=EXTRAS)
         assert stats.reverse_kl is not None and stats.policy_entropy is not None
-        _, on_base = sum_by_sequence(stats.forward_kl, batch.sequence_index, batch.num_pairs)
-        on_own, _ = sum_by_sequence(stats.reverse_kl, batch.sequence_index, batch.num_pairs)
-        entropy, _ = sum_by_sequence(stats.policy_entropy, batch.sequence_index, batch.num_pairs)
-        tokens, _ = sum_by_sequence(torch.ones_like(stats.policy_entropy), batch.sequence_index, batch.num_pairs)
+        _, on_base = sum_by_sequence(stats.forward_kl, batch.sequence_index, batch.num_prompts)
+        on_own, _ = sum_by_sequence(stats.reverse_kl, batch.sequence_index, batch.num_prompts)
+        entropy, _ = sum_by_sequence(stats.policy_entropy, batch.sequence_index, batch.num_prompts)
+        tokens, _ = sum_by_sequence(torch.ones_like(stats.policy_entropy), batch.sequence_index, batch.num_prompts)
         found.forward_kl += on_base.tolist()
         found.reverse_kl += on_own.tolist()
         found.policy_entropy += (entropy / tokens.clamp(min=1)).tolist()
         if progress is not None:
-            progress(len(found.forward_kl), len(pairs))
+            progress(len(found.forward_kl), len(compared))
     return found
 
 

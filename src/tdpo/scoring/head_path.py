@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..batches import PairBatch
+from ..batches import ResponseBatch
 from ..models import Reference, find_head, policy_hidden, select_logits
 from ..token_statistics import (
     Extra,
@@ -68,7 +68,7 @@ class HeadPath:
         """The path and the reason for it, in a sentence for the log."""
         return SENTENCES[self.name].format(why=self.why)
 
-    def policy_output(self, policy: Any, batch: PairBatch) -> Tensor:
+    def policy_output(self, policy: Any, batch: ResponseBatch) -> Tensor:
         """What `token_stats` reads of the policy, with gradient: hidden states `[N, D]`, or full logits `[N, V]`."""
         read = select_logits if self.name == "logits" else policy_hidden
         return read(policy, batch.model_inputs(), batch.response_index)

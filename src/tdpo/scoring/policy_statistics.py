@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from ..batches import PairBatch
+from ..batches import ResponseBatch
 from ..models import Reference
 from ..token_statistics import Extra, TokenStats
 from .head_path import HeadPath, choose_head_path
@@ -46,7 +46,7 @@ class PolicyStatistics:
         """Which path runs and why, and where the reference's part comes from, in sentences for the log."""
         return f"{self.path.describe()} Reference: {self.source.describe()}."
 
-    def __call__(self, policy: Any, batch: PairBatch, *, extras: Collection[Extra] = ()) -> TokenStats:
+    def __call__(self, policy: Any, batch: ResponseBatch, *, extras: Collection[Extra] = ()) -> TokenStats:
         """Statistics `[N]` of the batch's response tokens: policy with gradient, reference without.
 
         Raises:

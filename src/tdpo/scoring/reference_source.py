@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..batches import PairBatch
+from ..batches import ResponseBatch
 from ..models import Reference
 from ..reference_cache import ReferenceCache
 from ..token_statistics import Head, summarize_reference
@@ -39,7 +39,7 @@ class LiveReference:
         return KINDS.get(self.reference.kind, self.reference.kind)
 
     @torch.no_grad()
-    def part(self, policy: Any, batch: PairBatch) -> ReferencePart:
+    def part(self, policy: Any, batch: ResponseBatch) -> ReferencePart:
         """What the reference says about the batch's N response tokens."""
         inputs, index = batch.model_inputs(), batch.response_index
         if self.path.name == "logits":
@@ -72,7 +72,7 @@ class CachedReference:
     def describe(self) -> str:
         return "read from a cache"
 
-    def part(self, policy: Any, batch: PairBatch) -> ReferencePart:
+    def part(self, policy: Any, batch: ResponseBatch) -> ReferencePart:
         """What the reference said about the batch's N response tokens.
 
         Raises:

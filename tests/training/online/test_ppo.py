@@ -15,7 +15,7 @@ import torch
 from helpers.ppo_cases import make_ppo, ppo_settings
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora, move_away, one_thread, sequence_numbers, trained_weights  # noqa: F401
-from tdpo.batches import PairCollator, TokenizedPair
+from tdpo.batches import ResponseCollator, TokenizedPair
 from tdpo.environments import RewardError
 from tdpo.runs.checkpoints import find_checkpoints
 from tdpo.training import PPOTrainer
@@ -71,7 +71,7 @@ def test_the_reference_is_what_the_trainer_says(kind: str, said: str, tmp_path: 
     reference = build_model("llama", seed=1) if kind == "second model" else None
     trainer = trainer_of(tmp_path, model=base, peft_config=adapter, ref_model=reference)
     assert trainer.describe().endswith(f" Reference: {said}.")
-    batch = trainer._judge.batch([TokenizedPair([5, 6, 7], [20, 21, 1], [30, 1])])
+    batch = trainer._judge.batch([TokenizedPair.of([5, 6, 7], [20, 21, 1], [30, 1])])
     start = trainer.statistics(trainer.model, batch, extras=("reverse_kl",))
     with torch.no_grad():
         for parameter in (p for p in trainer.model.parameters() if p.requires_grad):
@@ -177,6 +177,25 @@ def test_splitting_the_work_changes_nothing(changes: dict[str, Any], tmp_path: P
     assert logs(whole)[-1]["reverse_kl"] > 1e-4
 
 
+def test_any_number_of_responses_may_be_drawn_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One update learns from the whole rollout, so what shares a row, and a minibatch, may change rounding only."""
+    weights, numbers = [], []
+    for together in (1, 2, 4):
+        monkeypatch.setattr("tdpo.training.online.trainer.drawn_together", lambda _, n=together: n)
+        trainer = trainer_of(
+            tmp_path / str(together), optim="sgd", learning_rate=0.1, samples_per_prompt=4, rollout_size=8,
+            per_device_train_batch_size=8, ppo_epochs=2, normalize_rewards=True, reward_clip=1.0,
+        )  # fmt: skip
+        sizes = watched_units(trainer)
+        trainer.train()
+        assert set(sizes) == {together}
+        weights.append(trained_weights(trainer))
+        numbers.append({name: logs(trainer)[-1][name] for name in ("penalized_reward_mean", "reverse_kl", "kl_k3")})
+    for other, logged in zip(weights[1:], numbers[1:], strict=True):
+        agree(other, weights[0])
+        assert logged == pytest.approx(numbers[0], rel=1e-3, abs=1e-6)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("samples", [2, 4])
 def test_rows_shared_by_completions_give_the_update_of_padded_rows(family: str, samples: int, tmp_path: Path) -> None:
@@ -197,6 +216,19 @@ def test_rows_shared_by_completions_give_the_update_of_padded_rows(family: str, 
     agree(weights[0], weights[1], 1e-4)
 
 
+def watched_units(trainer: PPOTrainer) -> list[int]:
+    """The number of responses of every unit that the trainer scores from here on."""
+    sizes: list[int] = []
+    original = trainer._judge.score
+
+    def score(policy: Any, units: Any) -> Any:
+        sizes.extend(len(unit.responses) for unit in units)
+        return original(policy, units)
+
+    trainer._judge.score = score  # type: ignore[method-assign]
+    return sizes
+
+
 def _without_sharing(trainer: PPOTrainer) -> Any:
     import tdpo.training.online.trainer as online
 
@@ -204,7 +236,7 @@ def _without_sharing(trainer: PPOTrainer) -> Any:
 
     def begin(iteration: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(online, "grouped_collator", lambda model, units, pad, **_: PairCollator(pad))
+            patch.setattr(online, "grouped_collator", lambda model, units, pad, **_: ResponseCollator(pad))
             original(iteration)
 
     return begin

@@ -17,9 +17,11 @@ from test_ppo import PROMPTS, letters, logs
 from helpers.ppo_cases import make_ppo
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import clean_processes, lora, one_thread, trained_weights  # noqa: F401
+from tdpo.batches import PromptResponses
 from tdpo.runs.checkpoints import find_checkpoints, mark_complete
 from tdpo.runs.inputs import INPUTS_FILE
 from tdpo.training import PPOTrainer
+from tdpo.training.online.rollouts import Rollout
 
 # 4 iterations of 4 updates, a checkpoint every 3: some lie between iterations, most within one.
 UPDATES, SAVE_STEPS = 16, 3
@@ -119,6 +121,44 @@ def test_resumed_within_an_iteration_and_between_two(
     again = new_trainer(tmp_path, "full")
     again.train(resume_from_checkpoint=True)
     same_end(again, uninterrupted["full"], tmp_path)
+
+
+def test_a_checkpoint_of_earlier_versions_goes_on(uninterrupted: dict[str, PPOTrainer], tmp_path: Path) -> None:
+    """They held each unit as (prompt, first response, second response), and the responses' lengths beside them."""
+    from helpers.training_cases import StopAt
+
+    first = new_trainer(tmp_path, "full")
+    first.add_callback(StopAt(4))
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    path = tmp_path / "checkpoint-3" / "ppo_state_0.pt"
+    state = torch.load(path, weights_only=True)
+    state["rollout"] = earlier_layout(state["rollout"])
+    torch.save(state, path)
+    mark_complete(path.parent)
+    again = new_trainer(tmp_path, "full")
+    again.train(resume_from_checkpoint=True)
+    same_end(again, uninterrupted["full"], tmp_path)
+
+
+def earlier_layout(rollout: dict[str, Any]) -> dict[str, Any]:
+    """A rollout as versions wrote it whose unit was a pair; of single responses the second one was empty."""
+    triples = [
+        (prompt, *(responses if len(responses) == 2 else (*responses, []))) for prompt, responses in rollout["units"]
+    ]
+    lengths = torch.tensor([len(triple[k]) for k in (1, 2) for triple in triples])
+    return {**rollout, "units": triples, "lengths": lengths}
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_units_of_earlier_versions_are_read(together: int) -> None:
+    units = [PromptResponses([1, 2], [[3, i], [4] * i][:together]) for i in range(1, 4)]
+    rollout = Rollout(0, units, *(torch.arange(12.0) for _ in range(4)), reference={}, kl_scale=0.5)
+    for state in (rollout.state_dict(), earlier_layout(rollout.state_dict())):
+        again = Rollout.from_state_dict(state)
+        assert [(u.prompt_ids, [*u.responses]) for u in again.units] == [(u.prompt_ids, u.responses) for u in units]
+        assert again.order.lengths.tolist() == rollout.order.lengths.tolist()
+        assert again.kl_scale == 0.5
 
 
 def test_the_trajectory_depends_on_what_is_restored(

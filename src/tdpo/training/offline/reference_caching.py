@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from ...batches import PairBatch, PairCollator, TokenizedPair, shared_length
+from ...batches import PromptResponses, ResponseBatch, ResponseCollator, shared_length
 from ...models import Reference, cache_folder, causal_lm_of, kept_reference
 from ...reference_cache import CacheLayout, CachePlan, Field, Fingerprint, ReferenceCache, build_cache, model_digest
 from ...scoring.head_path import HeadPath
@@ -30,17 +30,17 @@ class CacheRequest:
     policy: Any
     start: Reference  # the reference as long as the policy is not trained
     path: HeadPath
-    collator: PairCollator
-    pairs: Sequence[TokenizedPair]
+    collator: ResponseCollator
+    pairs: Sequence[PromptResponses]
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
     precision: str
     batch_size: int  # pairs in a forward of the reference
 
-    def values(self, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+    def values(self, pairs: Sequence[PromptResponses]) -> dict[str, Tensor]:
         """Each field of the cache for the flat tokens of these pairs."""
         inputs = {name: value.to(self.device) for name, value in self.collator(pairs).items()}
-        batch = PairBatch.from_inputs(inputs)
+        batch = ResponseBatch.from_inputs(inputs)
         with torch.no_grad(), self.autocast():
             return dict(LiveReference(self.start, self.path).part(self.policy, batch).values)
 

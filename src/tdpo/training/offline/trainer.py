@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ...batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
+from ...batches import ResponseBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
 from ...models import Reference, causal_lm_of, facts_of, load_causal_lm, reference_at_start
 from ...preferences import PreferenceRow, preferences_from_dataset
 from ...recipe_data.inputs import pairs_inputs
@@ -104,7 +104,7 @@ class TDPOTrainer(CheckpointedTrainer):
         pairs = [*_all(train_pairs), *_all(eval_pairs)]
         check_lengths(pairs, [m.config for m in (model, start.model) if m is not None])
         collator = choose_layout(
-            model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row, others=[start.model]
+            model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row, other_models=[start.model]
         )
         self.collator, self.layout = collator, collator.describe()
         super().__init__(
@@ -247,18 +247,18 @@ class TDPOTrainer(CheckpointedTrainer):
         and distributed data parallelism averages gradients over processes; so every pair weighs the same
         however the update is split.
         """
-        batch = PairBatch.from_inputs(inputs)
+        batch = ResponseBatch.from_inputs(inputs)
         # A second model is not wrapped by accelerate: both must compute in one precision, or they differ at step 0.
         with self.accelerator.autocast():
             stats = self.statistics(model, batch, extras=EXTRAS)
-        scores = score_pairs(stats, batch.sequence_index, batch.num_pairs)
+        scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         loss = self.preference_loss(scores)
-        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_pairs)
+        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts)
         if model.training:
             self._meter.add(table, batch.num_tokens)
         total = loss.per_pair.sum()
         if num_items_in_batch is None:
-            reduced = total / batch.num_pairs
+            reduced = total / batch.num_prompts
         else:
             reduced = total * self.accelerator.num_processes / num_items_in_batch
         if not torch.isfinite(reduced):
@@ -278,7 +278,7 @@ class TDPOTrainer(CheckpointedTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         if not batch_samples:
             return None
-        pairs = torch.stack([batch["num_pairs"].to(device) for batch in batch_samples]).sum()
+        pairs = torch.stack([batch["num_prompts"].to(device) for batch in batch_samples]).sum()
         return self.accelerator.gather(pairs).sum() if self.args.world_size > 1 else pairs
 
     # ---- evaluation and logs ----
@@ -317,7 +317,7 @@ class TDPOTrainer(CheckpointedTrainer):
         reference = self.statistics.reference_model
         models = [self.model, *([reference] if reference else [])]
         check_lengths(pairs, [model.config for model in models])
-        cover(self.model, self.collator, pairs, self.args.prefix_sharing, others=models[1:])
+        cover(self.model, self.collator, pairs, self.args.prefix_sharing, other_models=models[1:])
 
     def get_eval_dataloader(self, eval_dataset: Any | None = None) -> Any:
         """As transformers', but `dataloader_drop_last` drops nothing here: an evaluation counts every pair."""

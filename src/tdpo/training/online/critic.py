@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...batches import PairBatch
+from ...batches import ResponseBatch
 from ...models import causal_lm_of, check_causal, policy_hidden
 
 
@@ -47,7 +47,7 @@ class Critic(nn.Module):
             output.requires_grad_(False)  # never used here, and DDP would wait for its gradient
         return cls(_width(value_model), value_model)
 
-    def forward(self, hidden: Tensor, batch: PairBatch) -> Tensor:
+    def forward(self, hidden: Tensor, batch: ResponseBatch) -> Tensor:
         """Values `[N]` of the batch's response tokens; `hidden` `[N, D]` are the policy's states."""
         if self.body is not None:
             hidden = policy_hidden(self.body, batch.model_inputs(), batch.response_index)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...batches import PairBatch, PairCollator, TokenizedPair
+from ...batches import FlatOrder, PromptResponses, ResponseBatch, ResponseCollator
 from ...divergences import sampled_kl
 from ...environments import Prompt
 from ...models import Reference, kept_reference, merged_adapter
@@ -34,41 +35,50 @@ Total = Callable[[Tensor], Tensor]  # sums a vector over processes
 
 @dataclass
 class Rollout:
-    """S completions of one iteration on this process, and flat values of their N response tokens.
+    """The responses of one iteration on this process, and flat values of their N response tokens.
 
-    `units` are what shares a row: a prompt with two of its completions, or with one. Of U units, the first completion
-    of unit u is sequence u and its second one U + u, as chosen and rejected of a pair are; `lengths` `[S]` counts the
-    tokens of each, 0 where a unit holds one completion. `reference` holds what the reference says, a row a token.
+    Args:
+        iteration: counted from 0.
+        units: what minibatches are drawn from: a prompt with the responses that are drawn together. Tokens are flat in
+            the order of a batch of all units.
+        old_logp, old_values, advantages, returns: `[N]`.
+        reference: what the reference says, tensors with a row for each token.
+        kl_scale: factor of a KL in the loss, so that whitening does not change its weight.
     """
 
     iteration: int
-    units: list[TokenizedPair]
-    lengths: Tensor
+    units: list[PromptResponses]
     old_logp: Tensor
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
     reference: dict[str, Tensor]
-    kl_scale: float  # by which a KL in the loss is multiplied, so that whitening does not change its weight
+    kl_scale: float
 
-    @property
-    def num_tokens(self) -> int:
-        return int(self.lengths.sum())
-
-    def tokens_of(self, units: Sequence[int]) -> Tensor:
-        """Flat indices of these units' tokens, in the order in which a batch of them holds them."""
-        sequences = [*units, *(len(self.units) + u for u in units)]
-        ends = self.lengths.cumsum(0)
-        spans = [torch.arange(int(ends[s] - self.lengths[s]), int(ends[s])) for s in sequences]
-        return torch.cat(spans)
+    @cached_property
+    def order(self) -> FlatOrder:
+        """The places of the units' tokens."""
+        return FlatOrder(self.units)
 
     def state_dict(self) -> dict[str, Any]:
         state = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**state, "units": [(u.prompt_ids, u.chosen_ids, u.rejected_ids) for u in self.units]}
+        return {**state, "units": [(unit.prompt_ids, [*unit.responses]) for unit in self.units]}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Rollout:
-        return cls(**{**state, "units": [TokenizedPair(*ids) for ids in state["units"]]})
+        """A rollout of `state_dict`, as it is now or as earlier versions wrote it into checkpoints.
+
+        Those held the responses' lengths as well, and units as (prompt, first response, second response or []).
+        """
+        own = {f.name: state[f.name] for f in fields(cls)}
+        return cls(**{**own, "units": [_unit(*parts) for parts in state["units"]]})
+
+
+def _unit(prompt_ids: list[int], *responses: Any) -> PromptResponses:
+    """A unit of a checkpoint: a list of responses, or one or two as in older checkpoints, an empty one for none."""
+    if len(responses) == 1:
+        return PromptResponses(prompt_ids, responses[0])
+    return PromptResponses(prompt_ids, [ids for ids in responses if ids])
 
 
 @dataclass(frozen=True)
@@ -151,14 +161,20 @@ def task_rewards(
     return rewards - args.missing_end_penalty * (1.0 - finished), logged
 
 
-def units_of(sampled: Sampled, samples: int, paired: bool) -> tuple[list[TokenizedPair], list[int]]:
-    """Units of two completions of a prompt (or of one), and which completion each of the 2U sequences is (−1: none)."""
-    step = 2 if paired else 1
-    starts = range(0, len(sampled.completions), step)
-    assert not paired or samples % 2 == 0
+def drawn_together(args: PPOConfig) -> int:
+    """How many responses of a prompt are one unit: a minibatch holds all of them or none.
+
+    They share the prompt's computation. Any number would do that divides both the responses of a prompt and those of a
+    micro-batch; it is two where two divides them, and else one.
+    """
+    return 2 if args.samples_per_prompt % 2 == 0 and args.per_device_train_batch_size % 2 == 0 else 1
+
+
+def units_of(sampled: Sampled, together: int) -> list[PromptResponses]:
+    """Units of `together` responses of a prompt each, in the order in which they were sampled."""
     ids = [completion.token_ids for completion in sampled.completions]
-    units = [TokenizedPair(sampled.encoded[i], ids[i], ids[i + 1] if paired else []) for i in starts]
-    return units, [*starts, *((i + 1 if paired else -1) for i in starts)]
+    starts = range(0, len(ids), together)
+    return [PromptResponses(sampled.encoded[at], ids[at : at + together]) for at in starts]
 
 
 def rollout_statistics(policy: Any, start: Reference, path: HeadPath, device: torch.device) -> PolicyStatistics:
@@ -184,7 +200,7 @@ class Judge:
         self,
         statistics: PolicyStatistics,
         critic: Critic,
-        collator: PairCollator,
+        collator: ResponseCollator,
         args: PPOConfig,
         autocast: Callable[[], Any],
     ) -> None:
@@ -192,21 +208,26 @@ class Judge:
         self.args, self.autocast = args, autocast
 
     @torch.no_grad()
-    def score(self, policy: Any, units: Sequence[TokenizedPair]) -> Scored:
-        """Both models and the critic on all units, in micro-batches without a gradient, policy in evaluation mode."""
+    def score(self, policy: Any, units: Sequence[PromptResponses]) -> Scored:
+        """Both models and the critic on all units, in micro-batches without a gradient, policy in evaluation mode.
+
+        Batches may be twice as large as in training. Each is put to the places of its tokens in a batch of all units.
+        """
         was_training = policy.training
         policy.eval()
-        parts: list[tuple[list[int], Scored]] = []
-        per_batch = max(1, 2 * self.args.per_device_train_batch_size // (2 if units[0].rejected_ids else 1))
+        order, parts = FlatOrder(units), []
+        size = max(1, 2 * self.args.per_device_train_batch_size // len(units[0].responses))
+        batches = [range(start, min(start + size, len(units))) for start in range(0, len(units), size)]
         try:
-            for start in range(0, len(units), per_batch):
-                chosen = list(range(start, min(start + per_batch, len(units))))
-                parts.append((chosen, self._score_batch(policy, [units[u] for u in chosen])))
+            for numbers in batches:
+                parts.append(self._score_batch(policy, [units[u] for u in numbers]))
         finally:
             policy.train(was_training)
-        return _in_order(parts, [len(u.chosen_ids) for u in units] + [len(u.rejected_ids) for u in units], len(units))
+        # Of the joined tensors, row places[i] of the result is row i.
+        places = torch.cat([order.tokens_of(numbers) for numbers in batches])
+        return _joined(parts, places.argsort())
 
-    def _score_batch(self, policy: Any, units: list[TokenizedPair]) -> Scored:
+    def _score_batch(self, policy: Any, units: list[PromptResponses]) -> Scored:
         batch = self.batch(units)
         with self.autocast():
             path = self.statistics.path
@@ -224,37 +245,28 @@ class Judge:
         source = self.statistics.source
         return ReferencePart(values, source.kept_head if isinstance(source, LiveReference) else None)
 
-    def batch(self, units: Sequence[TokenizedPair]) -> PairBatch:
+    def batch(self, units: Sequence[PromptResponses]) -> ResponseBatch:
         inputs = {name: value.to(self.args.device) for name, value in self.collator(units).items()}
-        return PairBatch.from_inputs(inputs)
+        return ResponseBatch.from_inputs(inputs)
 
 
-def _in_order(parts: list[tuple[list[int], Scored]], lengths: list[int], count: int) -> Scored:
-    """Batches hold the first completions of their units before the second ones; a rollout does so as a whole."""
-    firsts, seconds = [], []
-    for units, scored in parts:
-        split = sum(lengths[u] for u in units)
-        firsts.append(_cut(scored, slice(None, split)))
-        seconds.append(_cut(scored, slice(split, None)))
-    ordered = [*firsts, *seconds]
+def _joined(parts: Sequence[Scored], order: Tensor) -> Scored:
+    """The parts one after the other, and of the whole the rows `order` `[N]`."""
+
+    def rows(tensors: Sequence[Tensor]) -> Tensor:
+        whole = torch.cat(list(tensors))
+        return whole[order.to(whole.device)]
+
     return Scored(
-        {name: torch.cat([s.stats[name] for s in ordered]) for name in ordered[0].stats},
-        torch.cat([s.values for s in ordered]),
-        {name: torch.cat([s.reference[name] for s in ordered]) for name in ordered[0].reference},
-    )
-
-
-def _cut(scored: Scored, part: slice) -> Scored:
-    return Scored(
-        {name: value[part] for name, value in scored.stats.items()},
-        scored.values[part],
-        {name: value[part] for name, value in scored.reference.items()},
+        {name: rows([part.stats[name] for part in parts]) for name in parts[0].stats},
+        rows([part.values for part in parts]),
+        {name: rows([part.reference[name] for part in parts]) for name in parts[0].reference},
     )
 
 
 def make_rollout(
     iteration: int,
-    units: list[TokenizedPair],
+    units: list[PromptResponses],
     scored: Scored,
     task_rewards: Tensor,
     constraint: KLConstraint,
@@ -265,18 +277,18 @@ def make_rollout(
     """Rewards with every penalty, advantages and returns of scored completions; and numbers to log.
 
     Args:
-        task_rewards: `[2U]` float64, the reward of each sequence after normalisation, clipping and the penalty for a
-            missing end; anything for sequences without a token.
+        units: of all responses, in the order in which they were sampled.
+        scored: what the models say of their tokens.
+        task_rewards: `[S]` float64, the reward of each response in the order in which they were sampled, after
+            normalisation, clipping and the penalty for a missing end.
     """
-    lengths = torch.tensor([len(u.chosen_ids) for u in units] + [len(u.rejected_ids) for u in units])
+    order = FlatOrder(units)
     stats = {name: value.double().cpu() for name, value in scored.stats.items()}
     values = scored.values.double().cpu()
     kl = kl_penalty(constraint, stats["policy_logp"], stats["reference_logp"])
     rewards = -coefficient * kl
-    there = lengths > 0
-    last = (lengths.cumsum(0) - 1)[there]
-    rewards[last] += task_rewards[there]
-    sizes = lengths.tolist()
+    rewards[order.lengths.cumsum(0) - 1] += task_rewards[order.by_prompt]
+    sizes = order.lengths.tolist()
     mask = pad_sequence([torch.ones(n, dtype=torch.bool) for n in sizes], batch_first=True)
     by_row, old = (pad_sequence(list(v.split(sizes)), batch_first=True) for v in (rewards, values))
     advantages, returns = (v[mask] for v in gae(by_row, old, mask, gamma=args.gamma, lam=args.gae_lambda))
@@ -287,7 +299,6 @@ def make_rollout(
     rollout = Rollout(
         iteration=iteration,
         units=units,
-        lengths=lengths,
         old_logp=scored.stats["policy_logp"],
         old_values=scored.values,
         advantages=advantages.float(),
@@ -296,9 +307,9 @@ def make_rollout(
         kl_scale=scale,
     )
     logged = {"explained_variance": explained_variance(values, returns), "advantage_std": std}
-    per_sequence = torch.stack([row.sum() for row in rewards.split(sizes)])[there]
+    per_sequence = torch.stack([row.sum() for row in rewards.split(sizes)])
     logged["penalized_reward_mean"] = moments(per_sequence, total)[0]
-    return rollout, {**logged, **measured_kls(stats, int(there.sum()), total)}
+    return rollout, {**logged, **measured_kls(stats, len(sizes), total)}
 
 
 def measured_kls(stats: dict[str, Tensor], sequences: int, total: Total) -> dict[str, float]:

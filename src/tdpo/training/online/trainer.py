@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ...batches import Extent, PairCollator, TokenizedPair
+from ...batches import Extent, PromptResponses, ResponseCollator
 from ...environments import Prompt
 from ...models import has_adapter, load_causal_lm, reference_at_start
 from ...policy_gradient import KLCoefficient, RewardScale, clipped_policy_loss, clipped_value_loss, kl_loss, moments
@@ -42,6 +42,7 @@ from .rollouts import (
     Judge,
     Rollout,
     Sampled,
+    drawn_together,
     make_rollout,
     measured_kls,
     rollout_statistics,
@@ -148,7 +149,11 @@ class PPOTrainer(CheckpointedTrainer):
         self._critic_called: Any = self.accelerator.prepare_model(self.critic) if args.world_size > 1 else self.critic
         self.statistics = rollout_statistics(self.model, start, path, args.device)
         self._judge = Judge(
-            self.statistics, self._critic_called, PairCollator(tokenizer.pad_token_id), args, self.accelerator.autocast
+            self.statistics,
+            self._critic_called,
+            ResponseCollator(tokenizer.pad_token_id),
+            args,
+            self.accelerator.autocast,
         )
         self.kl_coefficient, self.reward_scale = KLCoefficient(args.constraint), RewardScale()
         self._rollout: Rollout | None = None
@@ -232,14 +237,13 @@ class PPOTrainer(CheckpointedTrainer):
         self._rollout, self._stopped, self._skipped = None, False, 0
         sampled = self._sample(iteration)
         started = time.perf_counter()
-        units, owner = units_of(sampled, args.samples_per_prompt, self._pairs_completions)
+        units = units_of(sampled, drawn_together(args))
         self._settle_layout(units)
         scored = self._judge.score(self.model, units)
         rewards, logged = task_rewards(sampled, args, self.reward_scale, self._total)
-        by_sequence = torch.stack([rewards[i] if i >= 0 else rewards.new_zeros(()) for i in owner])
         coefficient = self.kl_coefficient.value
         self._rollout, of_rollout = make_rollout(
-            iteration, units, scored, by_sequence, args.constraint, coefficient, args, self._total
+            iteration, units, scored, rewards, args.constraint, coefficient, args, self._total
         )
         self._count_tokens()
         self._rollout_logs = {
@@ -252,19 +256,14 @@ class PPOTrainer(CheckpointedTrainer):
         self._learning = LearningMeter()
         self._completions.add(sampled, iteration, self.state.global_step)
 
-    def _settle_layout(self, units: list[TokenizedPair]) -> None:
+    def _settle_layout(self, units: list[PromptResponses]) -> None:
         """Ask the models once how completions may share rows, and again where these are longer than any before."""
         others = [self.statistics.reference_model, self.critic.body]
         if not self._layout_is_chosen:
             pad_token_id = self._judge.collator.pad_token_id
-            self._judge.collator = grouped_collator(self.model, units, pad_token_id, others=others)
+            self._judge.collator = grouped_collator(self.model, units, pad_token_id, other_models=others)
             self._layout_is_chosen = True
-        cover(self.model, self._judge.collator, units, others=others)
-
-    @property
-    def _pairs_completions(self) -> bool:
-        """Whether two completions of a prompt share its row."""
-        return self.args.samples_per_prompt % 2 == 0 and self.args.per_device_train_batch_size % 2 == 0
+        cover(self.model, self._judge.collator, units, other_models=others)
 
     def _sample(self, iteration: int) -> Sampled:
         prompts, first = self._schedule.prompts(self.train_prompts, iteration)
@@ -296,10 +295,8 @@ class PPOTrainer(CheckpointedTrainer):
         """How many tokens each update of the iteration learns from, over all processes."""
         assert self._rollout is not None
         rollout = self._rollout
-        own = [
-            sum(len(rollout.units[u].chosen_ids) + len(rollout.units[u].rejected_ids) for u in self._units(update))
-            for update in range(self.args.updates_per_iteration)
-        ]
+        updates = range(self.args.updates_per_iteration)
+        own = [len(rollout.order.tokens_of(self._units(update))) for update in updates]
         self._update_tokens = self._total(torch.tensor(own, dtype=torch.float64)).long().tolist()
 
     def _units(self, update: int) -> list[int]:
@@ -327,7 +324,7 @@ class PPOTrainer(CheckpointedTrainer):
         assert rollout is not None
         chosen = self._schedule.part(self._units(place.update), place.part)
         batch = self._judge.batch([rollout.units[u] for u in chosen])
-        tokens = rollout.tokens_of(chosen)
+        tokens = rollout.order.tokens_of(chosen)
         old_logp, old_values, advantages, returns = (
             value[tokens.to(value.device)].to(args.device)
             for value in (rollout.old_logp, rollout.old_values, rollout.advantages, rollout.returns)
@@ -394,8 +391,8 @@ class PPOTrainer(CheckpointedTrainer):
         if eval_dataset is not None:
             self.rewards.check(prompts, self.args.max_new_tokens)
         sampled = self._sampled(prompts, self.args.seed, samples=1)
-        units, _ = units_of(sampled, 1, paired=False)
-        cover(self.model, self._judge.collator, units, others=[self.statistics.reference_model, self.critic.body])
+        units = units_of(sampled, 1)
+        cover(self.model, self._judge.collator, units, other_models=[self.statistics.reference_model, self.critic.body])
         stats = {name: value.double().cpu() for name, value in self._judge.score(self.model, units).stats.items()}
         mean, std = moments(sampled.rewards)
         numbers = {
