@@ -21,7 +21,7 @@ from tdpo.batches import (
 )
 from tdpo.batches.tokenizing import Endings
 from tdpo.chat_templates import Encoder
-from tdpo.models import causal_lm_of, policy_hidden
+from tdpo.models import causal_lm_of, response_hidden
 from tdpo.preferences import PreferenceRow
 
 END, NEWLINE = 1, 203  # <|end|> and "\n" of the small tokenizer
@@ -315,7 +315,7 @@ def test_a_long_pair_in_the_batch_changes_no_other_pair(tiny_model: Callable[...
     def hidden(pairs: list[TokenizedPair]) -> torch.Tensor:
         batch = padded_batch(pairs, pad_token_id=0)
         with torch.no_grad():
-            states = policy_hidden(model, batch.model_inputs(), batch.response_index)
+            states = response_hidden(model, batch.model_inputs(), batch.response_index)
         return states[(batch.sequence_index % len(pairs)) == 0]
 
     alone, beside = hidden([small]), hidden([small, long])

@@ -11,7 +11,7 @@ import torch
 from helpers.tiny_models import build_tokenizer
 from helpers.training_cases import different_model
 from tdpo.batches import ResponseBatch, ResponseCollator, TokenizedPair, counted_tokens, tokenize_pairs
-from tdpo.models import policy_hidden
+from tdpo.models import response_hidden
 from tdpo.preferences import BadPreferences, PreferenceRow
 from tdpo.reference_cache import CacheLayout
 from tdpo.reference_cache.fingerprint import tokens_digest
@@ -115,7 +115,7 @@ def test_every_layout_counts_the_same_tokens(collator: ResponseCollator, tiny_mo
     def flat(collate: ResponseCollator) -> tuple[ResponseBatch, torch.Tensor]:
         batch = ResponseBatch.from_inputs(collate(PAIRS))
         with torch.no_grad():
-            return batch, policy_hidden(model, batch.model_inputs(), batch.response_index)
+            return batch, response_hidden(model, batch.model_inputs(), batch.response_index)
 
     (padded, expected), (other, states) = flat(ResponseCollator(0)), flat(collator)
     assert padded.target_ids.tolist() == [8, 11, 12, 15, 16, 24, 25, 13, 14, 17, 19, 22, 26]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers.tiny_models import FAMILIES, build_model
 from tdpo.batches import ResponseBatch, ResponseCollator, TokenizedPair, shared_prefix_batch
-from tdpo.models import hidden_states, policy_hidden, span_attention
+from tdpo.models import hidden_states, response_hidden, span_attention
 from tdpo.models.span_attention import Span, note_spans, spans_of
 
 PAIRS = [
@@ -109,7 +109,7 @@ def test_padding_that_something_sees_is_no_padding() -> None:
 
 def states_and_gradients(model: Any, batch: ResponseBatch) -> list[Tensor]:
     model.zero_grad()
-    states = policy_hidden(model, batch.model_inputs(), batch.response_index)
+    states = response_hidden(model, batch.model_inputs(), batch.response_index)
     weights = torch.linspace(-1, 1, states.numel(), dtype=states.dtype).view_as(states)
     (weights * states).sum().backward()
     return [states.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
@@ -200,7 +200,7 @@ def test_attention_without_spans_is_what_it_was(always: None, monkeypatch: pytes
     ids = torch.arange(1, 13)[None]
     with torch.no_grad():
         before = model(ids).logits, model.generate(ids, max_new_tokens=5, do_sample=False)
-        policy_hidden(model, shared_prefix_batch(PAIRS, 0).model_inputs(), torch.tensor([0]))
+        response_hidden(model, shared_prefix_batch(PAIRS, 0).model_inputs(), torch.tensor([0]))
         assert span_attention_is_installed()
         assert before[0].equal(model(ids).logits)
         assert before[1].equal(model.generate(ids, max_new_tokens=5, do_sample=False))
@@ -218,7 +218,7 @@ def test_asked_for_twice_it_is_there_once(always: None) -> None:
     model, batch = build_model("llama"), shared_prefix_batch(PAIRS, 0)
     found = []
     for _ in range(2):
-        policy_hidden(model, batch.model_inputs(), batch.response_index)
+        response_hidden(model, batch.model_inputs(), batch.response_index)
         found.append(ALL_ATTENTION_FUNCTIONS["sdpa"])
     assert found[0] is found[1]
 

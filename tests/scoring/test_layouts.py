@@ -28,7 +28,7 @@ from tdpo.batches import (
     shared_length,
     shared_prefix_batch,
 )
-from tdpo.models import policy_hidden, reference_for
+from tdpo.models import reference_for, response_hidden
 from tdpo.scoring import layout as layout_module
 from tdpo.scoring.layout import (
     TOLERANCE,
@@ -260,7 +260,7 @@ def test_a_group_has_the_states_of_padded_rows_where_the_model_takes_the_mask(fa
     padded = ResponseBatch.from_inputs(ResponseCollator(0)(pairs))
     batch = ResponseBatch.from_inputs(collator(pairs))
     with torch.no_grad():
-        found, expected = (policy_hidden(model, b.model_inputs(), b.response_index) for b in (batch, padded))
+        found, expected = (response_hidden(model, b.model_inputs(), b.response_index) for b in (batch, padded))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     if family == "llama":
         assert collator.group_prompts and batch.input_ids.numel() < padded.input_ids.numel()
@@ -275,7 +275,7 @@ def test_a_model_that_does_not_take_the_mask_of_a_group_gets_a_row_a_pair(monkey
 def states(model: Any, pairs: Sequence[TokenizedPair], rows: list[list[int]]) -> tuple[ResponseBatch, Tensor]:
     batch = shared_prefix_batch(pairs, 0, rows)
     with torch.no_grad():
-        return batch, policy_hidden(model, batch.model_inputs(), batch.response_index)
+        return batch, response_hidden(model, batch.model_inputs(), batch.response_index)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -302,7 +302,7 @@ def test_randomly_packed_rows_give_the_states_of_padded_ones() -> None:
         assert len(rows) < len(pairs)
         padded = padded_batch(pairs, 0)
         with torch.no_grad():
-            expected = policy_hidden(model, padded.model_inputs(), padded.response_index)
+            expected = response_hidden(model, padded.model_inputs(), padded.response_index)
         torch.testing.assert_close(states(model, pairs, rows)[1], expected, rtol=1e-3, atol=1e-4)
 
 
@@ -400,7 +400,7 @@ def assert_own_states(model: Any, pairs: Sequence[TokenizedPair], collator: Resp
     """What the collator's batch gives is what padded rows give."""
     batches = [ResponseBatch.from_inputs(collator(pairs)), padded_batch(pairs, 0)]
     with torch.no_grad():
-        found, expected = (policy_hidden(model, b.model_inputs(), b.response_index) for b in batches)
+        found, expected = (response_hidden(model, b.model_inputs(), b.response_index) for b in batches)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 

@@ -34,8 +34,8 @@ def causal_lm_of(model: Any) -> Any:
             return model
 
 
-def policy_hidden(model: Any, inputs: Mapping[str, Tensor], response_index: Tensor) -> Tensor:
-    """Hidden states `[N, D]` at the flat positions `response_index` of `[R, T]` inputs, head not applied."""
+def response_hidden(model: Any, inputs: Mapping[str, Tensor], response_index: Tensor) -> Tensor:
+    """Any model's hidden states `[N, D]` at the flat positions `response_index` of `[R, T]` inputs, before the head."""
     lm = causal_lm_of(model)
     with _replaced_forward(lm, _body_forward(lm, response_index, keep_graph=is_fsdp_unit(model))):
         return model(**inputs)[0]
@@ -176,7 +176,7 @@ def probe(model: Any) -> tuple[Tensor, Tensor] | None:
     was_training = model.training
     model.eval()
     try:
-        return policy_hidden(model, inputs, index), select_logits(model, inputs, index).float()
+        return response_hidden(model, inputs, index), select_logits(model, inputs, index).float()
     except (TypeError, AttributeError):
         return None
     finally:

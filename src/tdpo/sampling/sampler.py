@@ -33,7 +33,7 @@ ROWS_AT_ONCE = 8  # that a CPU draws tokens for
 
 
 @dataclass(frozen=True)
-class Completion:
+class SampledResponse:
     """One sampled response. `token_ids` ends with an end-of-sequence token exactly if `finished`."""
 
     prompt_index: int
@@ -126,7 +126,7 @@ def sample(
     progress: Progress | None = None,
     prompt_indices: Sequence[int] | None = None,
     first_sample: int = 0,
-) -> list[Completion]:
+) -> list[SampledResponse]:
     """Sample `settings.num_samples` responses to every prompt, in the order of the prompts, then of the samples.
 
     `prompt_indices` (default 0, 1, …) and `first_sample` say which random numbers belong to which completion: a part
@@ -164,7 +164,7 @@ def sample(
     place = {index: position for position, index in enumerate(indices)}
     rows.sort(key=lambda row: (place[row.prompt_index], row.sample_index))
     return [
-        Completion(
+        SampledResponse(
             row.prompt_index,
             row.sample_index,
             row.token_ids,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..batches import ResponseBatch
-from ..models import Reference, find_head, policy_hidden, select_logits
+from ..models import Reference, find_head, response_hidden, select_logits
 from ..token_statistics import (
     Extra,
     Head,
@@ -70,7 +70,7 @@ class HeadPath:
 
     def policy_output(self, policy: Any, batch: ResponseBatch) -> Tensor:
         """What `token_stats` reads of the policy, with gradient: hidden states `[N, D]`, or full logits `[N, V]`."""
-        read = select_logits if self.name == "logits" else policy_hidden
+        read = select_logits if self.name == "logits" else response_hidden
         return read(policy, batch.model_inputs(), batch.response_index)
 
     def token_stats(

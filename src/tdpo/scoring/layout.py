@@ -30,7 +30,7 @@ from ..batches import (
     shared_length,
     shared_prefix_batch,
 )
-from ..models import causal_lm_of, policy_hidden
+from ..models import causal_lm_of, response_hidden
 from .options import PrefixSharing
 
 logger = logging.getLogger(__name__)
@@ -323,4 +323,4 @@ def _distance_of(model: Any, padded: ResponseBatch, shared: ResponseBatch, promp
 
 def _hidden(model: Any, batch: ResponseBatch, device: torch.device) -> Tensor:
     inputs = {name: value.to(device) for name, value in batch.model_inputs().items()}
-    return policy_hidden(model, inputs, batch.response_index.to(device)).double()
+    return response_hidden(model, inputs, batch.response_index.to(device)).double()

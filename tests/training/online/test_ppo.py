@@ -104,7 +104,7 @@ def test_logged_numbers_are_those_of_full_logits(kind: str, tmp_path: Path) -> N
     last = logs(trainer)[-1]
     assert set(last) >= LOGGED
     sampled, sums = seen["sampled"], []
-    for ids, completion in zip(sampled.encoded, sampled.completions, strict=True):
+    for ids, completion in zip(sampled.prompt_ids, sampled.responses, strict=True):
         sums.append(sequence_numbers(seen["policy"], reference, ids, completion.token_ids))
     mean = {name: sum(float(s[name]) for s in sums) / len(sums) for name in sums[0]}
     assert last["forward_kl"] == pytest.approx(mean["forward_kl"], rel=2e-3, abs=1e-5)
@@ -113,7 +113,7 @@ def test_logged_numbers_are_those_of_full_logits(kind: str, tmp_path: Path) -> N
     assert last["policy_entropy"] == pytest.approx(mean["entropy"] / mean["tokens"], rel=1e-4)
     assert last["kl_k2"] > 0 and last["kl_k3"] > 0 and last["reverse_kl"] > 1e-3
     assert last["length_mean"] == pytest.approx(mean["tokens"])
-    rewards = letters([], [c.text for c in sampled.completions])
+    rewards = letters([], [c.text for c in sampled.responses])
     assert last["reward_mean"] == pytest.approx(sum(rewards) / len(rewards))
     assert last["reward_variance"] == pytest.approx(last["reward_std"] ** 2)
     penalty = 0.1 * last["kl_k1"]

@@ -1,4 +1,4 @@
-"""`completions.jsonl`: a few completions of the iterations, for people to read."""
+"""`completions.jsonl`: a few responses of the iterations, for people to read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 
 from ...runs.files import append_jsonl, json_line, read_sound_lines, write_text
-from .rollouts import Sampled
+from .rollouts import RewardedResponses
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 4  # completions of an iteration
+SHOWN = 4  # responses of an iteration
 
 
 class CompletionsFile:
@@ -20,16 +20,16 @@ class CompletionsFile:
         self.path = Path(folder) / "completions.jsonl"
         self.every, self.writes = every, writes
 
-    def add(self, sampled: Sampled, iteration: int, step: int) -> None:
-        """Append some of an iteration's completions, with what the reward functions gave them."""
+    def add(self, sampled: RewardedResponses, iteration: int, step: int) -> None:
+        """Append some of an iteration's responses, with what the reward functions gave them."""
         if not self.writes or self.every is None or iteration % self.every:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for i in range(0, len(sampled.completions), max(len(sampled.completions) // SHOWN, 1)):
-            completion = sampled.completions[i]
+        for i in range(0, len(sampled.responses), max(len(sampled.responses) // SHOWN, 1)):
+            response = sampled.responses[i]
             line = {
-                "iteration": iteration, "step": step, "prompt": sampled.prompts[i].prompt, "text": completion.text,
-                "reward": float(sampled.rewards[i]), "finished": completion.finished,
+                "iteration": iteration, "step": step, "prompt": sampled.prompts[i].prompt, "text": response.text,
+                "reward": float(sampled.rewards[i]), "finished": response.finished,
             }  # fmt: skip
             append_jsonl(self.path, line)
 

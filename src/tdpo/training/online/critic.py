@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...batches import ResponseBatch
-from ...models import causal_lm_of, check_causal, policy_hidden
+from ...models import causal_lm_of, check_causal, response_hidden
 
 
 class Critic(nn.Module):
@@ -50,7 +50,7 @@ class Critic(nn.Module):
     def forward(self, hidden: Tensor, batch: ResponseBatch) -> Tensor:
         """Values `[N]` of the batch's response tokens; `hidden` `[N, D]` are the policy's states."""
         if self.body is not None:
-            hidden = policy_hidden(self.body, batch.model_inputs(), batch.response_index)
+            hidden = response_hidden(self.body, batch.model_inputs(), batch.response_index)
         values: Tensor = self.head(hidden.float())[:, 0]
         return values
 

@@ -1,14 +1,15 @@
-"""One iteration's completions with all that learning from them needs: sampled, scored, judged once.
+"""One iteration's responses with all that learning from them needs.
 
-Nothing here is computed again while the policy learns: the reference's part, the sampling policy's log-probabilities
-and the old values are kept for every response token, flat, in the order of the sequences.
+Nothing here is computed again while the policy learns: what the reference says, the log-probabilities of the policy
+that sampled and the old values are kept for every response token, flat, in the order of a batch of all responses.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -16,20 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...batches import FlatOrder, PromptResponses, ResponseBatch, ResponseCollator
+from ...batches import FlatOrder, PromptResponses
 from ...divergences import sampled_kl
 from ...environments import Prompt
-from ...models import Reference, kept_reference, merged_adapter
+from ...models import merged_adapter
 from ...policy_gradient import KLConstraint, RewardScale, explained_variance, gae, kl_penalty, moments
-from ...sampling.sampler import Completion, SamplingSettings, encode_prompts, sample
-from ...scoring.head_path import HeadPath, ReferencePart
-from ...scoring.policy_statistics import PolicyStatistics
-from ...scoring.reference_source import LiveReference, copied_head
-from ...token_statistics import Extra
+from ...sampling.sampler import SampledResponse, SamplingSettings, encode_prompts, sample
 from .config import PPOConfig
-from .critic import Critic
+from .judging import ScoredTokens
 
-EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 Total = Callable[[Tensor], Tensor]  # sums a vector over processes
 
 
@@ -82,27 +78,27 @@ def _unit(prompt_ids: list[int], *responses: Any) -> PromptResponses:
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """The completions of one iteration on this process, with their prompts and rewards, before anything is learned."""
+class RewardedResponses:
+    """S sampled responses on this process with their prompts and rewards, before anything is learned.
 
-    prompts: list[Prompt]  # one a completion
-    completions: list[Completion]
-    encoded: list[list[int]]  # token ids of each completion's prompt
-    rewards: Tensor  # [S] float64, what the reward functions gave
-    parts: dict[str, float]  # the mean of each of them, where there are several
+    Args:
+        prompts: the prompt of each response.
+        responses: in the order of prompts, then of the responses to each.
+        prompt_ids: the token ids of each response's prompt.
+        rewards: `[S]` float64, what the reward functions gave.
+        parts: the mean of each reward function, where there are several.
+        seconds: that sampling took.
+    """
+
+    prompts: list[Prompt]
+    responses: list[SampledResponse]
+    prompt_ids: list[list[int]]
+    rewards: Tensor
+    parts: dict[str, float]
     seconds: float
 
 
-@dataclass
-class Scored:
-    """What both models and the critic say of N response tokens, in the order of the sequences."""
-
-    stats: dict[str, Tensor] = field(default_factory=dict)
-    values: Tensor = field(default_factory=lambda: torch.empty(0))
-    reference: dict[str, Tensor] = field(default_factory=dict)
-
-
-def sample_completions(
+def sample_responses(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Prompt],
@@ -111,8 +107,8 @@ def sample_completions(
     seed: int,
     first: int = 0,
     samples: int | None = None,
-) -> tuple[list[Completion], list[list[int]], float]:
-    """Completions of the prompts by the policy, its adapter folded in meanwhile; prompts' token ids; seconds.
+) -> tuple[list[SampledResponse], list[list[int]], float]:
+    """Responses of the policy to the prompts, its adapter folded in meanwhile; prompts' token ids; seconds.
 
     `first` is the number of the first prompt among those of all processes: it says which random numbers it gets.
     """
@@ -125,20 +121,17 @@ def sample_completions(
     texts = [prompt.rendered_from for prompt in prompts]
     indices = list(range(first, first + len(prompts)))
     started = time.perf_counter()
-    if args.merge_adapter:
-        with merged_adapter(model):
-            completions = sample(model, tokenizer, texts, settings, prompt_indices=indices)
-    else:
-        completions = sample(model, tokenizer, texts, settings, prompt_indices=indices)
+    with merged_adapter(model) if args.merge_adapter else nullcontext():
+        responses = sample(model, tokenizer, texts, settings, prompt_indices=indices)
     seconds = time.perf_counter() - started
     encoded = encode_prompts(tokenizer, texts)
-    return completions, [encoded[c.prompt_index - first] for c in completions], seconds
+    return responses, [encoded[response.prompt_index - first] for response in responses], seconds
 
 
 def task_rewards(
-    sampled: Sampled, args: PPOConfig, scale: RewardScale, total: Total
+    sampled: RewardedResponses, args: PPOConfig, scale: RewardScale, total: Total
 ) -> tuple[Tensor, dict[str, float]]:
-    """Rewards `[S]` as the advantages see them, before the KL; and what is logged of the completions.
+    """Rewards `[S]` as the advantages see them, before the KL; and what is logged of the responses.
 
     What is logged is what the reward functions gave, before normalisation, clipping and the penalty for a missing end.
     """
@@ -149,8 +142,8 @@ def task_rewards(
         rewards = scale.apply(rewards)
     if args.reward_clip is not None:
         rewards = rewards.clamp(-args.reward_clip, args.reward_clip)
-    finished = torch.tensor([float(c.finished) for c in sampled.completions], dtype=torch.float64)
-    tokens = torch.tensor([float(len(c.token_ids)) for c in sampled.completions], dtype=torch.float64)
+    finished = torch.tensor([float(response.finished) for response in sampled.responses], dtype=torch.float64)
+    tokens = torch.tensor([float(len(response.token_ids)) for response in sampled.responses], dtype=torch.float64)
     new_tokens, seconds = total(torch.tensor([float(tokens.sum()), sampled.seconds], dtype=torch.float64)).tolist()
     logged = {
         "reward_mean": mean, "reward_std": std, "reward_variance": std**2, **sampled.parts,
@@ -170,111 +163,24 @@ def drawn_together(args: PPOConfig) -> int:
     return 2 if args.samples_per_prompt % 2 == 0 and args.per_device_train_batch_size % 2 == 0 else 1
 
 
-def units_of(sampled: Sampled, together: int) -> list[PromptResponses]:
+def units_of(sampled: RewardedResponses, together: int) -> list[PromptResponses]:
     """Units of `together` responses of a prompt each, in the order in which they were sampled."""
-    ids = [completion.token_ids for completion in sampled.completions]
+    ids = [response.token_ids for response in sampled.responses]
     starts = range(0, len(ids), together)
-    return [PromptResponses(sampled.encoded[at], ids[at : at + together]) for at in starts]
-
-
-def rollout_statistics(policy: Any, start: Reference, path: HeadPath, device: torch.device) -> PolicyStatistics:
-    """The statistics of PPO, whose reference runs once over each rollout and stays what it is while the policy learns.
-
-    Args:
-        policy: the model that is about to be trained.
-        start: its reference, as `reference_at_start` gives it.
-        path: the head path; not the one of full logits.
-        device: where the reference runs.
-    """
-    head = None if path.name == "frozen" else copied_head(start, device)
-    reference = kept_reference(policy, start)
-    if reference.model is not None:
-        reference.model.to(device)
-    return PolicyStatistics(path, LiveReference(reference, path, kept_head=head))
-
-
-class Judge:
-    """Runs policy, reference and critic once over sampled completions, and makes rewards and advantages of it."""
-
-    def __init__(
-        self,
-        statistics: PolicyStatistics,
-        critic: Critic,
-        collator: ResponseCollator,
-        args: PPOConfig,
-        autocast: Callable[[], Any],
-    ) -> None:
-        self.statistics, self.critic, self.collator = statistics, critic, collator
-        self.args, self.autocast = args, autocast
-
-    @torch.no_grad()
-    def score(self, policy: Any, units: Sequence[PromptResponses]) -> Scored:
-        """Both models and the critic on all units, in micro-batches without a gradient, policy in evaluation mode.
-
-        Batches may be twice as large as in training. Each is put to the places of its tokens in a batch of all units.
-        """
-        was_training = policy.training
-        policy.eval()
-        order, parts = FlatOrder(units), []
-        size = max(1, 2 * self.args.per_device_train_batch_size // len(units[0].responses))
-        batches = [range(start, min(start + size, len(units))) for start in range(0, len(units), size)]
-        try:
-            for numbers in batches:
-                parts.append(self._score_batch(policy, [units[u] for u in numbers]))
-        finally:
-            policy.train(was_training)
-        # Of the joined tensors, row places[i] of the result is row i.
-        places = torch.cat([order.tokens_of(numbers) for numbers in batches])
-        return _joined(parts, places.argsort())
-
-    def _score_batch(self, policy: Any, units: list[PromptResponses]) -> Scored:
-        batch = self.batch(units)
-        with self.autocast():
-            path = self.statistics.path
-            reference = self.statistics.source.part(policy, batch)
-            hidden = path.policy_output(policy, batch)
-            stats = path.token_stats(hidden, reference, batch.target_ids, extras=EXTRAS)
-            values = self.critic(hidden, batch)
-        # Of a summary, only measuring the reverse KL needs "hidden", and that is done.
-        kept = {k: v for k, v in reference.values.items() if k != "hidden" or path.name != "frozen"}
-        return Scored({k: v for k, v in vars(stats).items() if v is not None}, values, kept)
-
-    def recalled(self, rollout: Rollout, tokens: Tensor) -> ReferencePart:
-        """What the reference said about these tokens of the rollout, flat indices `[N]`, without running it again."""
-        values = {name: value[tokens.to(value.device)] for name, value in rollout.reference.items()}
-        source = self.statistics.source
-        return ReferencePart(values, source.kept_head if isinstance(source, LiveReference) else None)
-
-    def batch(self, units: Sequence[PromptResponses]) -> ResponseBatch:
-        inputs = {name: value.to(self.args.device) for name, value in self.collator(units).items()}
-        return ResponseBatch.from_inputs(inputs)
-
-
-def _joined(parts: Sequence[Scored], order: Tensor) -> Scored:
-    """The parts one after the other, and of the whole the rows `order` `[N]`."""
-
-    def rows(tensors: Sequence[Tensor]) -> Tensor:
-        whole = torch.cat(list(tensors))
-        return whole[order.to(whole.device)]
-
-    return Scored(
-        {name: rows([part.stats[name] for part in parts]) for name in parts[0].stats},
-        rows([part.values for part in parts]),
-        {name: rows([part.reference[name] for part in parts]) for name in parts[0].reference},
-    )
+    return [PromptResponses(sampled.prompt_ids[at], ids[at : at + together]) for at in starts]
 
 
 def make_rollout(
     iteration: int,
     units: list[PromptResponses],
-    scored: Scored,
+    scored: ScoredTokens,
     task_rewards: Tensor,
     constraint: KLConstraint,
     coefficient: float,
     args: PPOConfig,
     total: Total,
 ) -> tuple[Rollout, dict[str, float]]:
-    """Rewards with every penalty, advantages and returns of scored completions; and numbers to log.
+    """Rewards with every penalty, advantages and returns of scored responses; and numbers to log.
 
     Args:
         units: of all responses, in the order in which they were sampled.
@@ -324,6 +230,6 @@ def measured_kls(stats: dict[str, Tensor], sequences: int, total: Total) -> dict
     }
     sums = [value.double().sum() for value in (*per_sequence.values(), stats["policy_entropy"])]
     counts = [logp.new_tensor(sequences), logp.new_tensor(len(logp))]
-    *found, entropy, sequences_in_all, tokens = total(torch.stack([v.double() for v in (*sums, *counts)])).tolist()
-    logged = {name: value / sequences_in_all for name, value in zip(per_sequence, found, strict=True)}
+    *kls, entropy, sequences_in_all, tokens = total(torch.stack([v.double() for v in (*sums, *counts)])).tolist()
+    logged = {name: value / sequences_in_all for name, value in zip(per_sequence, kls, strict=True)}
     return {**logged, "policy_entropy": entropy / tokens}

@@ -37,16 +37,15 @@ from ..resume import reading
 from .completions_file import CompletionsFile
 from .config import PPOConfig
 from .critic import Critic
+from .judging import Judge, rollout_statistics
 from .meter import LearningMeter
 from .rollouts import (
-    Judge,
+    RewardedResponses,
     Rollout,
-    Sampled,
     drawn_together,
     make_rollout,
     measured_kls,
-    rollout_statistics,
-    sample_completions,
+    sample_responses,
     task_rewards,
     units_of,
 )
@@ -265,24 +264,28 @@ class PPOTrainer(CheckpointedTrainer):
             self._layout_is_chosen = True
         cover(self.model, self._judge.collator, units, other_models=others)
 
-    def _sample(self, iteration: int) -> Sampled:
+    def _sample(self, iteration: int) -> RewardedResponses:
         prompts, first = self._schedule.prompts(self.train_prompts, iteration)
         # A seed of its own for every iteration of every run: its completions are drawn anew.
         seed = (self.args.seed << 32) + iteration
         sampled = self._sampled(prompts, seed, first=first)
-        texts = [completion.text for completion in sampled.completions]
+        texts = [response.text for response in sampled.responses]
         if sentence := self._constancy.see(sampled.rewards.tolist(), sampled.prompts, texts):
             logger.warning("Iteration %d: %s", iteration, sentence)
         return sampled
 
-    def _sampled(self, prompts: list[Prompt], seed: int, first: int = 0, samples: int | None = None) -> Sampled:
-        """Completions of the prompts with their rewards."""
-        completions, encoded, seconds = sample_completions(
+    def _sampled(
+        self, prompts: list[Prompt], seed: int, first: int = 0, samples: int | None = None
+    ) -> RewardedResponses:
+        """Responses to the prompts with their rewards."""
+        responses, prompt_ids, seconds = sample_responses(
             self.model, self.processing_class, prompts, self.args, seed=seed, first=first, samples=samples
         )
-        asked = [prompts[c.prompt_index - first] for c in completions]
-        values, parts = self.rewards(asked, [c.text for c in completions])
-        return Sampled(asked, completions, encoded, torch.tensor(values, dtype=torch.float64), parts, seconds)
+        prompt_of_each = [prompts[response.prompt_index - first] for response in responses]
+        rewards, parts = self.rewards(prompt_of_each, [response.text for response in responses])
+        return RewardedResponses(
+            prompt_of_each, responses, prompt_ids, torch.tensor(rewards, dtype=torch.float64), parts, seconds
+        )
 
     def _total(self, sums: Tensor) -> Tensor:
         """A vector summed over processes, float64."""
@@ -332,7 +335,7 @@ class PPOTrainer(CheckpointedTrainer):
         with self.accelerator.autocast():
             path = self.statistics.path
             hidden = path.policy_output(model, batch)
-            reference = self._judge.recalled(rollout, tokens)
+            reference = self._judge.recalled(rollout.reference, tokens)
             stats = path.token_stats(hidden, reference, batch.target_ids, extras=self._loss_extras)
             values = self._critic_called(hidden, batch)
         policy = clipped_policy_loss(stats.policy_logp, old_logp, advantages, args.clip_range)
@@ -398,8 +401,8 @@ class PPOTrainer(CheckpointedTrainer):
         numbers = {
             "reward_mean": mean, "reward_std": std, "reward_variance": std**2,
             **measured_kls(stats, len(units), lambda sums: sums),
-            "length_mean": sum(len(c.token_ids) for c in sampled.completions) / len(units),
-            "finished_share": sum(c.finished for c in sampled.completions) / len(units),
+            "length_mean": sum(len(response.token_ids) for response in sampled.responses) / len(units),
+            "finished_share": sum(response.finished for response in sampled.responses) / len(units),
         }  # fmt: skip
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(dict(metrics))  # which adds what is no metric

@@ -1,4 +1,4 @@
-"""Generations on held-out prompts: rewards, both exact sequence KLs, distinct-n."""
+"""Responses to held-out prompts: their rewards, both exact sequence KLs, and how varied they are (distinct-n)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..batches import PromptResponses
 from ..diversity import distinct_n
 from ..environments import Environment, Prompt, score
-from ..sampling.sampler import Completion, SamplingSettings, encode_prompts, sample
+from ..sampling.sampler import SampledResponse, SamplingSettings, encode_prompts, sample
 from ..scores import sum_by_sequence
 from ..scoring.layout import grouped_collator
 from ..scoring.policy_statistics import PolicyStatistics
@@ -26,20 +26,20 @@ EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 
 
 @dataclass
-class Sampled:
-    """What one model said to the held-out prompts: completions in the order of prompts, then samples."""
+class HeldOutResponses:
+    """What one model said to the held-out prompts, in the order of prompts, then of the responses to each."""
 
-    completions: list[Completion]
+    responses: list[SampledResponse]
     rewards: list[float] | None  # None where the environment has no reward
 
     def table(self, values: Sequence[float]) -> NDArray[np.float64]:
-        """Values of all completions, or of the first few of every prompt, as `[prompts, samples]`."""
-        prompts = 1 + max(c.prompt_index for c in self.completions)
+        """Values of all responses, or of the first few to every prompt, as `[prompts, samples]`."""
+        prompts = 1 + max(response.prompt_index for response in self.responses)
         return np.asarray(values, dtype=np.float64).reshape(prompts, -1)
 
-    def first(self, samples: int | None) -> list[Completion]:
-        """The first so many completions of every prompt; None: all."""
-        return [c for c in self.completions if samples is None or c.sample_index < samples]
+    def first(self, samples: int | None) -> list[SampledResponse]:
+        """The first `samples` responses to every prompt; all of them where it is None."""
+        return [response for response in self.responses if samples is None or response.sample_index < samples]
 
 
 def sample_and_score(
@@ -51,37 +51,37 @@ def sample_and_score(
     *,
     as_reference: bool = False,
     progress: Progress | None = None,
-) -> Sampled:
+) -> HeldOutResponses:
     """Sample responses and score them; `as_reference` switches a peft model's adapter off for it."""
     total = len(prompts) * settings.num_samples
     context = model.disable_adapter() if as_reference else nullcontext()
     with context:
-        completions = sample(
+        responses = sample(
             model,
             tokenizer,
             [p.rendered_from for p in prompts],
             settings,
             progress=None if progress is None else lambda _tokens, complete: progress(complete, total),
         )
-    return scored(environment, prompts, completions)
+    return scored(environment, prompts, responses)
 
 
-def scored(environment: Environment, prompts: Sequence[Prompt], completions: list[Completion]) -> Sampled:
-    """Completions of the prompts with their rewards."""
+def scored(environment: Environment, prompts: Sequence[Prompt], responses: list[SampledResponse]) -> HeldOutResponses:
+    """Responses to the prompts with their rewards."""
     if environment.reward is None:
-        return Sampled(completions, None)
-    rewards = score(environment, [prompts[c.prompt_index] for c in completions], [c.text for c in completions])
-    return Sampled(completions, rewards)
+        return HeldOutResponses(responses, None)
+    prompt_of_each = [prompts[response.prompt_index] for response in responses]
+    return HeldOutResponses(responses, score(environment, prompt_of_each, [response.text for response in responses]))
 
 
 @dataclass
 class Distances:
-    """How far the policy is from the reference, one value a completion that was measured, in their order.
+    """How far the policy is from the reference: a value for each response that was measured, in their order.
 
     Args:
         forward_kl: exact KL(reference‖policy) along the reference's response, nats per sequence.
-        reverse_kl: exact KL(policy‖reference) along the policy's own, nats per sequence.
-        policy_entropy: of the policy along its own response, nats per token.
+        reverse_kl: exact KL(policy‖reference) along the policy's own response, nats per sequence.
+        policy_entropy: mean entropy of the policy along its own response, nats per token.
     """
 
     forward_kl: list[float]
@@ -95,8 +95,8 @@ def distances(
     statistics: PolicyStatistics,
     tokenizer: Any,
     prompts: Sequence[Prompt],
-    own: Sequence[Completion],
-    base: Sequence[Completion],
+    own: Sequence[SampledResponse],
+    base: Sequence[SampledResponse],
     *,
     batch_size: int,
     progress: Progress | None = None,
@@ -113,10 +113,10 @@ def distances(
     device = next(model.parameters()).device
     pad_token_id = tokenizer.pad_token_id
     collator = grouped_collator(model, compared, pad_token_id, other_models=[statistics.reference_model])
-    samples = 1 + max(completion.sample_index for completion in own)
+    samples = 1 + max(response.sample_index for response in own)
     if samples < batch_size:
-        batch_size -= batch_size % samples  # samples of one prompt stay together
-    found = Distances([], [], [])
+        batch_size -= batch_size % samples  # responses to one prompt stay together
+    measured = Distances([], [], [])
     for start in range(0, len(compared), batch_size):
         batch = collated(collator, compared[start : start + batch_size], device)
         stats = statistics(model, batch, extras=EXTRAS)
@@ -125,17 +125,20 @@ def distances(
         on_own, _ = sum_by_sequence(stats.reverse_kl, batch.sequence_index, batch.num_prompts)
         entropy, _ = sum_by_sequence(stats.policy_entropy, batch.sequence_index, batch.num_prompts)
         tokens, _ = sum_by_sequence(torch.ones_like(stats.policy_entropy), batch.sequence_index, batch.num_prompts)
-        found.forward_kl += on_base.tolist()
-        found.reverse_kl += on_own.tolist()
-        found.policy_entropy += (entropy / tokens.clamp(min=1)).tolist()
+        measured.forward_kl += on_base.tolist()
+        measured.reverse_kl += on_own.tolist()
+        measured.policy_entropy += (entropy / tokens.clamp(min=1)).tolist()
         if progress is not None:
-            progress(len(found.forward_kl), len(compared))
-    return found
+            progress(len(measured.forward_kl), len(compared))
+    return measured
 
 
-def describe(sampled: Sampled, measured: Distances | None) -> dict[str, Any]:
-    """The numbers of one model's generations, with 95 % intervals over prompts; no distances: zero, as for the base."""
-    texts = [c.text for c in sampled.completions]
+def describe(sampled: HeldOutResponses, measured: Distances | None) -> dict[str, Any]:
+    """The numbers of one model's responses, with 95 % intervals over prompts.
+
+    `measured` is None for the base model, whose KLs are zero.
+    """
+    texts = [response.text for response in sampled.responses]
     numbers: dict[str, Any] = {"count": len(texts)}
     if sampled.rewards is not None:
         rewards = sampled.table(sampled.rewards)
@@ -144,8 +147,8 @@ def describe(sampled: Sampled, measured: Distances | None) -> dict[str, Any]:
     numbers |= {
         "distinct_1": distinct_n(texts, 1),
         "distinct_2": distinct_n(texts, 2),
-        "length_mean": float(np.mean([len(c.token_ids) for c in sampled.completions])),
-        "finished_share": float(np.mean([c.finished for c in sampled.completions])),
+        "length_mean": float(np.mean([len(response.token_ids) for response in sampled.responses])),
+        "finished_share": float(np.mean([response.finished for response in sampled.responses])),
     }
     for name in ("forward_kl", "reverse_kl"):
         if measured is None:
