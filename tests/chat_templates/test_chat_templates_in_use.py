@@ -21,7 +21,7 @@ from tdpo.evaluation.run import prompts_of
 from tdpo.preferences import Preferences, load_preferences
 from tdpo.recipe_data.pairs import read_data
 from tdpo.recipe_data.prompts import read_usable_prompts
-from tdpo.sampling.pairs import PairSettings, sample_pairs
+from tdpo.sampling.pair_sampling import PairSettings, sample_pairs
 from tdpo.sampling.sampler import SamplingSettings, encode_prompts
 from tdpo.training import PPOConfig
 from tdpo.training.online.rollouts import sample_completions

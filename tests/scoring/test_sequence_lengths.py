@@ -16,7 +16,7 @@ from helpers.tiny_models import build_model
 from helpers.training_cases import make_trainer, one_thread, train_logs  # noqa: F401
 from tdpo.batches import TokenizedPair
 from tdpo.cli.app import app
-from tdpo.evaluation.pairs import evaluate_pairs
+from tdpo.evaluation.held_out_pairs import evaluate_pairs
 from tdpo.losses import dpo_loss
 from tdpo.models import independent_length, reference_for
 from tdpo.scoring.policy_statistics import PolicyStatistics

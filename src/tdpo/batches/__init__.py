@@ -11,7 +11,6 @@ a batch (of pairs, their number), `S` responses, each one sequence, `V` entries 
 
 from .collating import Extent, ResponseCollator
 from .layouts import ResponseBatch, padded_batch, shared_prefix_batch
-from .pairs import TokenizedPair
 from .reporting import TokenizationReport
 from .responses import (
     FlatOrder,
@@ -22,6 +21,7 @@ from .responses import (
     shared_length,
 )
 from .rows import full_row, fullest_row, group_rows, pack_rows, prompt_groups, row_length
+from .tokenized_pair import TokenizedPair
 from .tokenizing import TokenizedPairs, tokenize_pair, tokenize_pairs
 from .turns import CountedTurns
 

@@ -9,14 +9,16 @@ from typing import Any
 from ..chat_templates import Encoder, EndOfTurn, end_ids, end_of_turn, prefix_length
 from ..preferences import BadPreferences, PreferenceRow, RowProblem
 from ..preferences.validation import OnBadRows
-from .pairs import TokenizedPair
 from .reporting import TokenizationReport
+from .tokenized_pair import TokenizedPair
 from .turns import CountedTurns, has_other_turns, within
 from .wholes import UnusableRow, Wholes, encode_row
 
 
 @dataclass
 class TokenizedPairs:
+    """The pairs of some rows, and what became of the rows."""
+
     pairs: list[TokenizedPair]
     report: TokenizationReport
 
@@ -62,9 +64,9 @@ def tokenize_pairs(
             problems.append(RowProblem(row.source, row.row, problem.field, problem.reason, problem.text))
         else:
             _note(row, pair, wholes, endings, report)
-            kept = _truncate(pair, max_length, report)
-            if kept is not None:
-                pairs.append(kept)
+            truncated = _truncate(pair, max_length, report)
+            if truncated is not None:
+                pairs.append(truncated)
         if progress is not None:
             progress(report.rows)
     report.refused = [str(problem) for problem in problems]
@@ -87,8 +89,8 @@ class Endings:
 
     @classmethod
     def of(cls, tokenizer: Any, configured: Collection[int] = ()) -> Endings:
-        known = end_ids(tokenizer, configured)
-        return cls(known, end_of_turn(tokenizer, known))
+        ids = end_ids(tokenizer, configured)
+        return cls(ids, end_of_turn(tokenizer, ids))
 
 
 def tokenize_pair(
@@ -112,7 +114,7 @@ def tokenize_pair(
 def _note(
     row: PreferenceRow, pair: TokenizedPair, wholes: Wholes, endings: Endings, report: TokenizationReport
 ) -> None:
-    """Count what the wholes of a row say about it."""
+    """Count in the report what the template and the tokenizer made of a row."""
     name = f"{row.source}:{row.row}"
     dropped = max(wholes.chosen.dropped, wholes.rejected.dropped, key=len)
     if dropped:
@@ -136,7 +138,7 @@ def _note(
 
 
 def _finish(ids: list[int], finished: bool, row: PreferenceRow, tokenizer: Any, ends: Collection[int]) -> list[int]:
-    """Let a response end where a model would end it: with its end token, or in the open if it was cut off.
+    """The response up to its end token, or without one if it was cut off.
 
     Templates write more after the end token (a newline, a second end token); a model that stops there
     never says it, so it is not counted.
@@ -154,7 +156,10 @@ def _finish(ids: list[int], finished: bool, row: PreferenceRow, tokenizer: Any, 
 
 
 def _truncate(pair: TokenizedPair, max_length: int | None, report: TokenizationReport) -> TokenizedPair | None:
-    """The pair within the length limit. What is cut loses its end token: nobody stops in the middle of a sentence."""
+    """The pair within the length limit; None where nothing is left to learn from.
+
+    What is cut loses its end token, so that nothing teaches to stop in the middle of a sentence.
+    """
     name = f"{pair.source}:{pair.row}"
     chosen, rejected = pair.chosen_ids, pair.rejected_ids
     if max_length is not None:

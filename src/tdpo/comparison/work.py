@@ -19,7 +19,7 @@ from ..preferences import PreferenceRow, write_preferences
 from ..recipe_data.pairs import read_data
 from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory, write_json
 from ..runs.folders import remove
-from ..sampling.pairs import pair_settings, sample_pairs
+from ..sampling.pair_sampling import pair_settings, sample_pairs
 from ..workflows.ppo import train_ppo
 from ..workflows.train import train
 from .cells import (

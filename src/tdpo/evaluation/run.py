@@ -31,9 +31,9 @@ from ..sampling.sampler import SampledResponse, SamplingSettings
 from ..scoring.losses import configured_loss
 from ..scoring.policy_statistics import PolicyStatistics
 from .base_samples import keep_samples, kept_samples, samples_identity
+from .held_out_pairs import evaluate_pairs
+from .held_out_responses import Distances, HeldOutResponses, describe, distances, sample_and_score, scored
 from .intervals import paired_difference
-from .pairs import evaluate_pairs
-from .responses import Distances, HeldOutResponses, describe, distances, sample_and_score, scored
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 PAIRS_AT_ONCE = 16

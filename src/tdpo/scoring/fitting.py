@@ -10,7 +10,7 @@ from ..models import independent_length, why_dependent
 
 
 def check_ids(prompts: Sequence[PromptResponses], vocabulary: int) -> None:
-    """Raise ValueError where the data holds tokens that the model's embedding does not."""
+    """Raise ValueError where the data holds tokens that the model's embedding does not have."""
     largest = max(max(ids) for prompt in prompts for ids in (prompt.prompt_ids, *prompt.responses) if ids)
     if largest >= vocabulary:
         raise ValueError(

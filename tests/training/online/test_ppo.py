@@ -427,7 +427,7 @@ def test_an_iteration_without_a_difference_is_said_and_survived(
         ({"prompts": [{"text": "the cat"}]}, "train_dataset:0 must hold a `prompt`"),
         (
             {"prompts": ["the cat " * 200]},
-            r"prompt 0 \(train_dataset:0\) has \d+ tokens: with an answer it does not fit",
+            r"prompt 0 \(train_dataset:0\) has \d+ tokens: with a response it does not fit",
         ),
         ({"eval_dataset": ["the cat " * 200]}, r"prompt 0 \(eval_dataset:0\) has"),
         ({"max_new_tokens": 255}, r"with max_new_tokens=255 it does not fit into the model's context of 256 tokens"),

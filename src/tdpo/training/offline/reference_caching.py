@@ -20,7 +20,7 @@ from ...scoring.reference_source import CachedReference, LiveReference, Referenc
 from ...token_statistics import Head
 from .config import TDPOConfig
 
-AUTO_LIMIT = 20_000_000_000  # bytes that "auto" puts on a disk without being asked
+AUTO_LIMIT = 20_000_000_000  # the most bytes that "auto" writes to a disk
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class CacheRequest:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Policy (and a second model) on the device and in evaluation mode, and back where they were afterwards."""
+        """While it lasts, the policy and a second model are on the device and in evaluation mode; then as before."""
         models = [self.policy] if self.start.model in (None, self.policy) else [self.policy, self.start.model]
         before = [(model, next(model.parameters()).device, model.training) for model in models]
         try:
@@ -58,7 +58,7 @@ class CacheRequest:
                 model.to(device).train(training)
 
     def plan(self, root: Path) -> CachePlan:
-        """Where the cache belongs; the reference runs on one short pair to learn what it will hold."""
+        """The plan of the cache. The reference runs on the shortest pair, to show what the cache will hold."""
         example = self.values([min(self.pairs, key=shared_length)])
         fields = [Field(k, v.dtype, v.shape[1] if v.dim() == 2 else None) for k, v in example.items()]
         layout = CacheLayout.of(self.pairs, fields)
@@ -112,7 +112,7 @@ def pair_reference_source(
 
 
 def cache_root(args: TDPOConfig) -> Path:
-    """The folder that holds all caches."""
+    """The folder of all caches."""
     return Path(args.reference_cache_dir).expanduser() if args.reference_cache_dir else cache_folder() / "reference"
 
 
@@ -125,7 +125,7 @@ def cache_of(
     say: Callable[[str], None],
     progress: Callable[[int, int, str], None] | None,
 ) -> ReferenceCache | None:
-    """The cache that `args.reference` asks for, or that "auto" finds worth it; None where the model stays.
+    """The cache that `args.reference` names, or that "auto" chooses; None where the model runs in every step.
 
     Raises:
         ValueError: "cache", but the statistics need full logits.

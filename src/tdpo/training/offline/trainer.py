@@ -1,8 +1,8 @@
 """`TDPOTrainer`: DPO, TDPO1 and TDPO2 on `transformers.Trainer`.
 
-The trainer only wires: rows become pairs (`batches`), pairs become hidden states (`models`), hidden
-states become statistics (`token_stats`), statistics become scores and a loss. Logging, checkpoints,
-distribution and optimisers are transformers' and accelerate's.
+The trainer only connects the parts: rows become pairs (`batches`), pairs become hidden states (`models`), hidden states
+become statistics (`scoring`), statistics become scores and a loss. Logging, checkpoints, distribution and optimisers
+are transformers' and accelerate's.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class TDPOTrainer(CheckpointedTrainer):
         processing_class: the tokenizer; loaded from `model` when that is a name.
         peft_config: a peft configuration to wrap the model with.
         callbacks, optimizers: as in `transformers.Trainer`.
-        say: told what is done about the reference, in sentences.
-        cache_progress: called while a reference cache is made: pairs done, pairs in all, a note.
+        say: called with sentences about what is done with the reference.
+        cache_progress: called while a reference cache is made, with the number of pairs done, of all pairs, and a note.
 
     Raises:
         BadPreferences: a row is broken (named by source, row and field).
@@ -214,7 +214,7 @@ class TDPOTrainer(CheckpointedTrainer):
     # ---- batches ----
 
     def _get_train_sampler(self, train_dataset: Any | None = None) -> Any:
-        """As transformers'; lengths are the tokens that the layout computes."""
+        """As transformers' sampler; a length is the number of tokens that the layout computes."""
         pairs: Any = self.train_dataset if train_dataset is None else train_dataset
         if not groups_by_length(self.args):
             return super()._get_train_sampler(pairs)
@@ -287,9 +287,9 @@ class TDPOTrainer(CheckpointedTrainer):
         self, eval_dataset: Any | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate on `eval_dataset` (anything that the constructor takes), or on the constructor's."""
-        named = isinstance(eval_dataset, str)  # one of those that the constructor was given
-        pairs = eval_dataset if named else self._tokenize(metric_key_prefix, eval_dataset)
-        if not named:
+        is_name = isinstance(eval_dataset, str)  # of one of the constructor's data sets
+        pairs = eval_dataset if is_name else self._tokenize(metric_key_prefix, eval_dataset)
+        if not is_name:
             self._cover(_all(pairs))
         with self._meter.paused():
             return super().evaluate(pairs, ignore_keys, metric_key_prefix)
@@ -309,7 +309,7 @@ class TDPOTrainer(CheckpointedTrainer):
             self.args.dataloader_drop_last = drop
 
     def _cover(self, pairs: list[TokenizedPair]) -> None:
-        """Rows that come later may be longer than those that the layout was chosen for."""
+        """Check the lengths of pairs that come later, and whether the layout holds for them."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             # The forward of a sharded model is every process's concern; longer rows are padded there.
             check_lengths(pairs, [causal_lm_of(self.model).config])

@@ -19,8 +19,8 @@ from ..scores import sum_by_sequence
 from ..scoring.layout import grouped_collator
 from ..scoring.policy_statistics import PolicyStatistics
 from ..token_statistics import Extra
+from .held_out_pairs import Progress, collated
 from .intervals import Statistic, interval, mean, std
-from .pairs import Progress, collated
 
 EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 
