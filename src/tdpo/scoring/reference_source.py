@@ -23,13 +23,13 @@ class LiveReference:
     Args:
         reference: the model, or the policy with its adapter off.
         path: the head path that its answers are made for.
-        kept_head: a copy of the reference's head that is used in its place. PPO needs it: while the policy learns from
-            a rollout, the reference does not run, and its head must be there all the same.
+        head: a copy of the reference's head that is used in its place, if there is one. PPO needs it: while the policy
+            learns from a rollout, the reference does not run, and its head must be there all the same.
     """
 
     reference: Reference
     path: HeadPath
-    kept_head: Head | None = None
+    head: Head | None = None
 
     @property
     def running(self) -> Reference:
@@ -44,11 +44,11 @@ class LiveReference:
         inputs, index = batch.model_inputs(), batch.response_index
         if self.path.name == "logits":
             return ReferencePart({"logits": self.reference.logits(policy, inputs, index)})
-        hidden, head = self.reference.hidden_and_head(policy, inputs, index)
+        hidden, live_head = self.reference.hidden_and_head(policy, inputs, index)
         if self.path.name == "frozen":
-            summary = summarize_reference(hidden, head, batch.target_ids)
+            summary = summarize_reference(hidden, live_head, batch.target_ids)
             return ReferencePart({name: value for name, value in vars(summary).items() if value is not None})
-        return ReferencePart({"hidden": hidden}, head if self.kept_head is None else self.kept_head)
+        return ReferencePart({"hidden": hidden}, live_head if self.head is None else self.head)
 
 
 @dataclass(frozen=True)

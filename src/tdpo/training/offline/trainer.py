@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ...batches import ResponseBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
-from ...models import Reference, causal_lm_of, facts_of, load_causal_lm, reference_at_start
-from ...preferences import PreferenceRow, preferences_from_dataset
+from ...batches import ResponseBatch, TokenizedPair
+from ...models import Reference, causal_lm_of, load_causal_lm, reference_at_start
 from ...recipe_data.inputs import pairs_inputs
 from ...scores import PairScores, score_pairs
-from ...scoring.fitting import check_ids, check_lengths
+from ...scoring.fitting import check_lengths
 from ...scoring.head_path import HeadPath, choose_head_path
 from ...scoring.layout import choose_layout, cover
 from ...scoring.losses import configured_loss
@@ -37,6 +36,7 @@ from ..metrics import MetricsFile, TrainingMeter
 from ..policy import prepare_policy, prepare_tokenizer
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
+from .datasets import PairDatasets, all_pairs
 from .order import LengthGroupedOrder
 from .reference_caching import CacheRequest, pair_reference_source
 
@@ -97,11 +97,13 @@ class TDPOTrainer(CheckpointedTrainer):
         start = reference_at_start(model, ref_model)
         path = choose_head_path(model, start, args.head_impl)
         self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
-        self.tokenization: dict[str, dict[str, Any]] = {}
-        self._tokenize = self._tokenizing(model, processing_class, args)
-        train_pairs, eval_pairs = self._tokenize("train", train_dataset), self._tokenize("eval", eval_dataset)
+        self._datasets = PairDatasets(model, processing_class, args)
+        train_pairs, eval_pairs = (
+            self._datasets.pairs("train", train_dataset),
+            self._datasets.pairs("eval", eval_dataset),
+        )
         pad_token_id = processing_class.pad_token_id
-        pairs = [*_all(train_pairs), *_all(eval_pairs)]
+        pairs = [*all_pairs(train_pairs), *all_pairs(eval_pairs)]
         check_lengths(pairs, [m.config for m in (model, start.model) if m is not None])
         collator = choose_layout(
             model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row, other_models=[start.model]
@@ -129,6 +131,11 @@ class TDPOTrainer(CheckpointedTrainer):
         logger.info(self.describe())
 
     # ---- set-up ----
+
+    @property
+    def tokenization(self) -> dict[str, dict[str, Any]]:
+        """What became of the rows of each data set, by its name; see `TokenizationReport`."""
+        return self._datasets.reports
 
     @property
     def reference(self) -> Reference | None:
@@ -182,34 +189,6 @@ class TDPOTrainer(CheckpointedTrainer):
         else:
             model.to(self.args.device)
         return replace(reference, model=model)
-
-    def _tokenizing(self, model: Any, tokenizer: Any, args: TDPOConfig) -> Callable[[str, Any], Any]:
-        facts = facts_of(model, tokenizer)
-        max_length = facts.max_length(args.max_length)
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-
-        def tokenize(name: str, dataset: Any) -> Any:
-            if dataset is None or (isinstance(dataset, list) and dataset and isinstance(dataset[0], TokenizedPair)):
-                return dataset
-            if isinstance(dataset, dict) and name != "train":
-                return {key: tokenize(f"{name}_{key}", value) for key, value in dataset.items()}
-            if isinstance(dataset, TokenizedPairs):
-                tokenized = dataset
-            else:
-                tokenized = tokenize_pairs(
-                    _rows(dataset, name),
-                    tokenizer,
-                    max_length,
-                    end_ids=facts.end_token_ids,
-                    counted_turns=args.counted_turns,
-                )
-            self.tokenization[name] = tokenized.report.as_dict()
-            for sentence in tokenized.report.warnings():
-                logger.warning("%s data: %s", name, sentence)
-            check_ids(tokenized.pairs, vocabulary)
-            return tokenized.pairs
-
-        return tokenize
 
     # ---- batches ----
 
@@ -288,19 +267,19 @@ class TDPOTrainer(CheckpointedTrainer):
     ) -> dict[str, float]:
         """Evaluate on `eval_dataset` (anything that the constructor takes), or on the constructor's."""
         is_name = isinstance(eval_dataset, str)  # of one of the constructor's data sets
-        pairs = eval_dataset if is_name else self._tokenize(metric_key_prefix, eval_dataset)
+        pairs = eval_dataset if is_name else self._datasets.pairs(metric_key_prefix, eval_dataset)
         if not is_name:
-            self._cover(_all(pairs))
+            self._cover(all_pairs(pairs))
         with self._meter.paused():
             return super().evaluate(pairs, ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """The numbers of `evaluate` on `test_dataset` (anything that the constructor takes) as the `metrics` of
         transformers' PredictionOutput; of pairs there are no other predictions."""
-        pairs: Any = self._tokenize(metric_key_prefix, test_dataset)
+        pairs: Any = self._datasets.pairs(metric_key_prefix, test_dataset)
         if pairs is None or isinstance(pairs, dict):
             raise ValueError("predict() needs one dataset of rows with prompt, chosen and rejected")
-        self._cover(_all(pairs))
+        self._cover(all_pairs(pairs))
         drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             with self._meter.paused():
@@ -381,16 +360,3 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def _outside_training(self) -> Any:
         return self._meter.paused()
-
-
-def _rows(dataset: Any, name: str) -> Sequence[PreferenceRow]:
-    rows = getattr(dataset, "rows", None)
-    if isinstance(rows, list):
-        return rows
-    return preferences_from_dataset(dataset, source=f"{name}_dataset").rows
-
-
-def _all(pairs: list[TokenizedPair] | dict[str, list[TokenizedPair]] | None) -> list[TokenizedPair]:
-    if isinstance(pairs, dict):
-        return [pair for part in pairs.values() for pair in part]
-    return pairs or []

@@ -49,7 +49,7 @@ def rollout_statistics(policy: Any, start: Reference, path: HeadPath, device: to
     reference = kept_reference(policy, start)
     if reference.model is not None:
         reference.model.to(device)
-    return PolicyStatistics(path, LiveReference(reference, path, kept_head=head))
+    return PolicyStatistics(path, LiveReference(reference, path, head))
 
 
 class Judge:
@@ -100,8 +100,7 @@ class Judge:
     def recalled(self, reference: Mapping[str, Tensor], tokens: Tensor) -> ReferencePart:
         """What the reference said of these tokens of a rollout, flat indices `[N]`, without running it again."""
         values = {name: value[tokens.to(value.device)] for name, value in reference.items()}
-        source = self.statistics.source
-        return ReferencePart(values, source.kept_head if isinstance(source, LiveReference) else None)
+        return ReferencePart(values, self.statistics.source.head)
 
     def batch(self, units: Sequence[PromptResponses]) -> ResponseBatch:
         """One batch of these units on the policy's device."""
