@@ -80,7 +80,7 @@ def synthetic_states(tokens: int, vocabulary: int, width: int, make: torch.Gener
 
 def model_states(name: str, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
     """The model's hidden states at the tokens of some text, and its head."""
-    from tdpo.models import find_head, load_causal_lm, load_tokenizer, policy_hidden
+    from tdpo.models import find_head, load_causal_lm, load_tokenizer, response_hidden
 
     try:
         model, tokenizer = load_causal_lm(name, dtype="float32"), load_tokenizer(name)
@@ -92,7 +92,7 @@ def model_states(name: str, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
     ids = token_stream(tokenizer, (seed + 1) * tokens)[seed * tokens : (seed + 1) * tokens]
     inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, tokens, dtype=torch.long)}
     with torch.no_grad():
-        return policy_hidden(model, inputs, torch.arange(tokens)), find().weight.detach()
+        return response_hidden(model, inputs, torch.arange(tokens)), find().weight.detach()
 
 
 def moved(hidden: Tensor, weight: Tensor, direction: Tensor, wanted: Tensor) -> Tensor:

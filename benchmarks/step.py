@@ -205,7 +205,7 @@ class Outcome:
 
 
 def train_tdpo(task: Task, loss: str) -> Outcome:
-    from tdpo.batches import PairBatch, TokenizedPair
+    from tdpo.batches import ResponseBatch, TokenizedPair
     from tdpo.training import TDPOConfig, TDPOTrainer
 
     given: dict[str, Any] = {**task.training_arguments(), "loss": loss}
@@ -216,12 +216,12 @@ def train_tdpo(task: Task, loss: str) -> Outcome:
     trainer = TDPOTrainer(
         task.model,
         args=TDPOConfig(**given),
-        train_dataset=[TokenizedPair(*pair, row=i) for i, pair in enumerate(task.pairs)],
+        train_dataset=[TokenizedPair.of(*pair, row=i) for i, pair in enumerate(task.pairs)],
         processing_class=task.tokenizer,
         peft_config=task.lora(),
     )
-    batch = PairBatch.from_inputs(
-        {k: v for k, v in next(iter(trainer.get_train_dataloader())).items() if k in PairBatch.__dataclass_fields__}
+    batch = ResponseBatch.from_inputs(
+        {k: v for k, v in next(iter(trainer.get_train_dataloader())).items() if k in ResponseBatch.__dataclass_fields__}
     )
     return Outcome(task.train(trainer), len(batch.target_ids), batch.num_tokens, trainer.describe())
 
@@ -284,10 +284,10 @@ def train_naive(task: Task) -> Outcome:
         policy_logits = upcast(model(**inputs, use_cache=False).logits)
         everywhere = published_statistics(policy_logits, reference_logits(inputs), next_ids)
         counted = [value.flatten()[batch.response_index] for value in vars(everywhere).values() if value is not None]
-        scores = score_pairs(TokenStats(*counted), batch.sequence_index, batch.num_pairs)
+        scores = score_pairs(TokenStats(*counted), batch.sequence_index, batch.num_prompts)
         return tdpo2_loss(scores, beta=BETA, alpha=ALPHA).per_pair.mean()
 
-    tokenized = [TokenizedPair(*pair) for pair in task.pairs]
+    tokenized = [TokenizedPair.of(*pair) for pair in task.pairs]
     batches = [
         padded_batch(tokenized[i : i + task.pairs_per_step], task.tokenizer.pad_token_id)
         for i in range(0, len(tokenized), task.pairs_per_step)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdpo.batches import (
-    PairBatch,
-    PairCollator,
+    ResponseBatch,
+    ResponseCollator,
     TokenizedPair,
     padded_batch,
     tokenize_pair,
@@ -21,7 +21,7 @@ from tdpo.batches import (
 )
 from tdpo.batches.tokenizing import Endings
 from tdpo.chat_templates import Encoder
-from tdpo.models import causal_lm_of, policy_hidden
+from tdpo.models import causal_lm_of, response_hidden
 from tdpo.preferences import PreferenceRow
 
 END, NEWLINE = 1, 203  # <|end|> and "\n" of the small tokenizer
@@ -256,7 +256,7 @@ def test_end_tokens_of_the_model_count_besides_the_tokenizers(tokenizer: Any) ->
 # ---- the layout ----
 
 IDS = st.lists(st.integers(1, 30), max_size=6)
-PAIRS = st.lists(st.builds(TokenizedPair, prompt_ids=IDS, chosen_ids=IDS, rejected_ids=IDS), min_size=1, max_size=5)
+PAIRS = st.lists(st.builds(TokenizedPair.of, prompt_ids=IDS, chosen_ids=IDS, rejected_ids=IDS), min_size=1, max_size=5)
 
 
 @settings(max_examples=200, deadline=None)
@@ -280,28 +280,28 @@ def test_indices_agree_with_naive_shifting_and_slicing(pairs: list[TokenizedPair
         assert batch.attention_mask[r].tolist() == [1] * len(prompt + response) + [0] * len(padding)
     found = zip(batch.response_index.tolist(), batch.target_ids.tolist(), batch.sequence_index.tolist(), strict=True)
     assert list(found) == expected
-    assert batch.num_pairs == len(pairs)
+    assert batch.num_prompts == len(pairs)
     assert batch.num_tokens == sum(len(prompt + response) for _, prompt, response in rows)
 
 
 def test_without_a_prompt_the_first_token_has_no_predictor() -> None:
-    batch = padded_batch([TokenizedPair([], [5, 6], [7])], pad_token_id=0)
+    batch = padded_batch([TokenizedPair.of([], [5, 6], [7])], pad_token_id=0)
     assert batch.target_ids.tolist() == [6]
     assert batch.response_index.tolist() == [0]
     assert batch.sequence_index.tolist() == [0], "the rejected response has one token and nothing that predicts it"
 
 
 def test_an_empty_response_counts_no_token() -> None:
-    batch = padded_batch([TokenizedPair([5], [], [7])], pad_token_id=0)
+    batch = padded_batch([TokenizedPair.of([5], [], [7])], pad_token_id=0)
     assert batch.sequence_index.tolist() == [1]
 
 
 def test_a_batch_survives_the_trainers_mapping() -> None:
-    batch = padded_batch([TokenizedPair([5], [6], [7]), TokenizedPair([5, 6], [6, 7, 8], [7])], pad_token_id=0)
-    inputs = PairCollator(0)([TokenizedPair([5], [6], [7]), TokenizedPair([5, 6], [6, 7, 8], [7])])
+    batch = padded_batch([TokenizedPair.of([5], [6], [7]), TokenizedPair.of([5, 6], [6, 7, 8], [7])], pad_token_id=0)
+    inputs = ResponseCollator(0)([TokenizedPair.of([5], [6], [7]), TokenizedPair.of([5, 6], [6, 7, 8], [7])])
     assert all(isinstance(value, torch.Tensor) for value in inputs.values())
-    again = PairBatch.from_inputs(inputs)
-    assert again.num_pairs == 2
+    again = ResponseBatch.from_inputs(inputs)
+    assert again.num_prompts == 2
     assert torch.equal(again.target_ids, batch.target_ids)
     assert again.position_ids is None
 
@@ -309,13 +309,13 @@ def test_a_batch_survives_the_trainers_mapping() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_long_pair_in_the_batch_changes_no_other_pair(tiny_model: Callable[..., Any], family: str) -> None:
     model = tiny_model(family)
-    small = TokenizedPair([5, 6, 7], [8, 9], [10, 11, 12, 13])
-    long = TokenizedPair([20] * 40, [21] * 30, [22] * 50)
+    small = TokenizedPair.of([5, 6, 7], [8, 9], [10, 11, 12, 13])
+    long = TokenizedPair.of([20] * 40, [21] * 30, [22] * 50)
 
     def hidden(pairs: list[TokenizedPair]) -> torch.Tensor:
         batch = padded_batch(pairs, pad_token_id=0)
         with torch.no_grad():
-            states = policy_hidden(model, batch.model_inputs(), batch.response_index)
+            states = response_hidden(model, batch.model_inputs(), batch.response_index)
         return states[(batch.sequence_index % len(pairs)) == 0]
 
     alone, beside = hidden([small]), hidden([small, long])

@@ -10,11 +10,11 @@ import torch
 
 from helpers.tiny_models import build_tokenizer
 from helpers.training_cases import different_model
-from tdpo.batches import PairBatch, PairCollator, TokenizedPair, counted_tokens, tokenize_pairs
-from tdpo.models import policy_hidden
+from tdpo.batches import ResponseBatch, ResponseCollator, TokenizedPair, counted_tokens, tokenize_pairs
+from tdpo.models import response_hidden
 from tdpo.preferences import BadPreferences, PreferenceRow
 from tdpo.reference_cache import CacheLayout
-from tdpo.reference_cache.fingerprint import pair_digest
+from tdpo.reference_cache.fingerprint import tokens_digest
 from tdpo.training import TDPOConfig, TDPOTrainer
 
 PROMPT = [{"role": "user", "content": "what is it"}]
@@ -34,7 +34,7 @@ def row(chosen: list[dict[str, Any]], rejected: list[dict[str, Any]], number: in
 
 def counted_texts(tokenizer: Any, pair: TokenizedPair) -> tuple[str, str]:
     """What a batch counts of both responses."""
-    batch = PairCollator(0)([pair])
+    batch = ResponseCollator(0)([pair])
     found = (tokenizer.decode(batch["target_ids"][batch["sequence_index"] == side]) for side in (0, 1))
     return next(found), next(found)
 
@@ -94,26 +94,30 @@ def test_where_nothing_tells_the_row_is_refused(tokenizer: Any, monkeypatch: pyt
 
 
 PAIRS = [
-    TokenizedPair([5, 6, 7], [8, 9, 10, 11, 12], [13, 14], chosen_gaps=((1, 3),)),
-    TokenizedPair([5, 6, 7], [15, 16], [17, 18, 19, 20, 21, 22], rejected_gaps=((1, 2), (3, 5))),
-    TokenizedPair([23], [24, 25], [26]),
+    TokenizedPair.of([5, 6, 7], [8, 9, 10, 11, 12], [13, 14], chosen_gaps=((1, 3),)),
+    TokenizedPair.of([5, 6, 7], [15, 16], [17, 18, 19, 20, 21, 22], rejected_gaps=((1, 2), (3, 5))),
+    TokenizedPair.of([23], [24, 25], [26]),
 ]
 
 
 @pytest.mark.parametrize(
     "collator",
-    [PairCollator(0, True), PairCollator(0, True, group_prompts=True), PairCollator(0, True, max_tokens_per_row=40)],
+    [
+        ResponseCollator(0, True),
+        ResponseCollator(0, True, group_prompts=True),
+        ResponseCollator(0, True, max_tokens_per_row=40),
+    ],
     ids=["shared", "grouped", "packed"],
 )
-def test_every_layout_counts_the_same_tokens(collator: PairCollator, tiny_model: Callable[..., Any]) -> None:
+def test_every_layout_counts_the_same_tokens(collator: ResponseCollator, tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("llama")
 
-    def flat(collate: PairCollator) -> tuple[PairBatch, torch.Tensor]:
-        batch = PairBatch.from_inputs(collate(PAIRS))
+    def flat(collate: ResponseCollator) -> tuple[ResponseBatch, torch.Tensor]:
+        batch = ResponseBatch.from_inputs(collate(PAIRS))
         with torch.no_grad():
-            return batch, policy_hidden(model, batch.model_inputs(), batch.response_index)
+            return batch, response_hidden(model, batch.model_inputs(), batch.response_index)
 
-    (padded, expected), (other, states) = flat(PairCollator(0)), flat(collator)
+    (padded, expected), (other, states) = flat(ResponseCollator(0)), flat(collator)
     assert padded.target_ids.tolist() == [8, 11, 12, 15, 16, 24, 25, 13, 14, 17, 19, 22, 26]
     assert torch.equal(padded.target_ids, other.target_ids)
     assert torch.equal(padded.sequence_index, other.sequence_index)
@@ -127,8 +131,8 @@ def test_the_cache_knows_what_is_counted() -> None:
     rows = layout.rows(PAIRS)
     assert rows is not None
     assert sorted(rows.tolist()) == list(range(13))
-    counted_whole = TokenizedPair(PAIRS[0].prompt_ids, PAIRS[0].chosen_ids, PAIRS[0].rejected_ids)
-    assert pair_digest(counted_whole) != pair_digest(PAIRS[0])
+    counted_whole = TokenizedPair.of(PAIRS[0].prompt_ids, PAIRS[0].chosen_ids, PAIRS[0].rejected_ids)
+    assert tokens_digest(counted_whole) != tokens_digest(PAIRS[0])
     assert layout.rows([counted_whole]) is None
 
 

@@ -21,10 +21,10 @@ from tdpo.evaluation.run import prompts_of
 from tdpo.preferences import Preferences, load_preferences
 from tdpo.recipe_data.pairs import read_data
 from tdpo.recipe_data.prompts import read_usable_prompts
-from tdpo.sampling.pairs import PairSettings, sample_pairs
+from tdpo.sampling.pair_sampling import PairSettings, sample_pairs
 from tdpo.sampling.sampler import SamplingSettings, encode_prompts
 from tdpo.training import PPOConfig
-from tdpo.training.online.rollouts import sample_completions
+from tdpo.training.online.rollouts import sample_responses
 
 TALKATIVE = "{% if tools %}{{ tools[0].function.name }}{% endif %}{{ mood }}" + CHAT_TEMPLATE
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + CHAT_TEMPLATE
@@ -71,7 +71,7 @@ def test_ppo_samples_from_the_whole_prompt(tmp_path: Path) -> None:
         output_dir=str(tmp_path), max_new_tokens=2, samples_per_prompt=1, use_cpu=True, merge_adapter=False
     )
     tokenizer = talkative()
-    _, encoded, _ = sample_completions(build_model("llama"), tokenizer, prompts(), args, seed=0)
+    _, encoded, _ = sample_responses(build_model("llama"), tokenizer, prompts(), args, seed=0)
     assert encoded == encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts()])
     assert tokenizer.decode(encoded[0]).startswith("weathercalm")
 

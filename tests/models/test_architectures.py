@@ -97,7 +97,7 @@ def test_one_step_of_each_loss(
         save_strategy="steps",
         save_steps=1,
     )
-    assert trainer.statistics.head is not None, "through hidden states and head, not through full logits"
+    assert trainer.statistics.path.head is not None, "through hidden states and head, not through full logits"
     trainer.train()
     first, second = train_logs(trainer)
     assert first["loss"] == pytest.approx(0.693147, abs=1e-6)

@@ -29,9 +29,9 @@ from tdpo.models import (
     merge_adapter,
     merged_adapter,
     model_facts,
-    policy_hidden,
     reference_at_start,
     reference_for,
+    response_hidden,
     select_logits,
 )
 
@@ -46,7 +46,7 @@ INDEX = torch.tensor([2, 3, 4, 8, 11, 14])
 def error_of_head(model: Any, head: Callable[[], Head]) -> float:
     """Distance between the head on hidden states and the model's own logits."""
     with torch.no_grad():
-        ours = head().logits(policy_hidden(model, INPUTS, INDEX))
+        ours = head().logits(response_hidden(model, INPUTS, INDEX))
         return float((ours - select_logits(model, INPUTS, INDEX).float()).abs().max())
 
 
@@ -146,7 +146,7 @@ def test_a_masked_vocabulary_is_understood() -> None:
         model.lm_head.bias[90:] = -torch.inf
     head = find_head(model)
     assert head is not None
-    logits = head().logits(policy_hidden(model, INPUTS, INDEX))
+    logits = head().logits(response_hidden(model, INPUTS, INDEX))
     assert torch.equal(logits.isinf(), select_logits(model, INPUTS, INDEX).isinf())
     assert logits.isinf().sum() == 7 * len(INDEX)
 
@@ -215,10 +215,10 @@ def test_adapters_on_the_head_that_are_no_plain_weight_go_through_full_logits(ca
 
 def test_hidden_states_leave_the_model_as_it_was(tiny_model: Models) -> None:
     model = tiny_model("llama")
-    policy_hidden(model, INPUTS, INDEX)
+    response_hidden(model, INPUTS, INDEX)
     assert "forward" not in model.__dict__
     with pytest.raises(RuntimeError):
-        policy_hidden(model, {"input_ids": torch.ones(1, 2)}, INDEX)  # no integers: the body refuses
+        response_hidden(model, {"input_ids": torch.ones(1, 2)}, INDEX)  # no integers: the body refuses
     assert "forward" not in model.__dict__
     own = model.forward
 
@@ -226,7 +226,7 @@ def test_hidden_states_leave_the_model_as_it_was(tiny_model: Models) -> None:
         return own(*args, **kwargs)
 
     model.forward = patched  # as accelerate does for mixed precision
-    policy_hidden(model, INPUTS, INDEX)
+    response_hidden(model, INPUTS, INDEX)
     assert model.forward is patched
 
 
@@ -234,7 +234,7 @@ def test_gradients_reach_every_trained_weight(tiny_model: Models) -> None:
     model = tiny_model("llama")
     head = find_head(model)
     assert head is not None
-    head().logits(policy_hidden(model, INPUTS, INDEX)).square().sum().backward()
+    head().logits(response_hidden(model, INPUTS, INDEX)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers.tiny_models import FAMILIES, build_model
-from tdpo.batches import PairBatch, PairCollator, TokenizedPair, shared_prefix_batch
-from tdpo.models import hidden_states, policy_hidden, spans
+from tdpo.batches import ResponseBatch, ResponseCollator, TokenizedPair, shared_prefix_batch
+from tdpo.models import hidden_states, response_hidden, spans
 from tdpo.models.span_attention import SpanAttention, attention_restored
 from tdpo.models.spans import Span, SpanMask, spans_of, with_spans
 
 PAIRS = [
-    TokenizedPair([5, 6, 7, 8, 9], [20, 21, 22, 1], [30, 31, 1]),
-    TokenizedPair([11], [12, 1], [13]),
-    TokenizedPair([40, 41, 42], [50, 51, 52, 53, 54, 1], [55, 56, 57, 58, 1]),
-    TokenizedPair([40, 41, 42], [60, 61], [62, 63, 64]),
+    TokenizedPair.of([5, 6, 7, 8, 9], [20, 21, 22, 1], [30, 31, 1]),
+    TokenizedPair.of([11], [12, 1], [13]),
+    TokenizedPair.of([40, 41, 42], [50, 51, 52, 53, 54, 1], [55, 56, 57, 58, 1]),
+    TokenizedPair.of([40, 41, 42], [60, 61], [62, 63, 64]),
 ]
 IDS = st.lists(st.integers(1, 30), min_size=1, max_size=9)
 
@@ -61,11 +61,11 @@ def test_packed_and_grouped_rows_are_cut_at_every_sequence() -> None:
 
 @examples(max_examples=150, deadline=None)
 @given(
-    pairs=st.lists(st.builds(TokenizedPair, IDS | st.just([4, 7]), st.just([]) | IDS, IDS), min_size=1, max_size=6),
+    pairs=st.lists(st.builds(TokenizedPair.of, IDS | st.just([4, 7]), st.just([]) | IDS, IDS), min_size=1, max_size=6),
     budget=st.integers(2, 60) | st.none(),
 )
 def test_every_layout_is_made_of_spans(pairs: list[TokenizedPair], budget: int | None) -> None:
-    batch = PairBatch.from_inputs(PairCollator(0, True, budget, group_prompts=budget is None)(pairs))
+    batch = ResponseBatch.from_inputs(ResponseCollator(0, True, budget, group_prompts=budget is None)(pairs))
     for row in batch.attention_mask[:, 0]:
         cut = spans_of(row)
         assert cut is not None
@@ -104,15 +104,15 @@ def test_padding_that_something_sees_is_no_padding() -> None:
 # ---- the same numbers ----
 
 
-def states_and_gradients(model: Any, batch: PairBatch) -> list[Tensor]:
+def states_and_gradients(model: Any, batch: ResponseBatch) -> list[Tensor]:
     model.zero_grad()
-    states = policy_hidden(model, batch.model_inputs(), batch.response_index)
+    states = response_hidden(model, batch.model_inputs(), batch.response_index)
     weights = torch.linspace(-1, 1, states.numel(), dtype=states.dtype).view_as(states)
     (weights * states).sum().backward()
     return [states.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-def without_spans(monkeypatch: pytest.MonkeyPatch, model: Any, batch: PairBatch) -> list[Tensor]:
+def without_spans(monkeypatch: pytest.MonkeyPatch, model: Any, batch: ResponseBatch) -> list[Tensor]:
     with monkeypatch.context() as patch:
         patch.setattr(hidden_states, "with_spans", lambda additive, _: additive)
         return states_and_gradients(model, batch)
@@ -197,7 +197,7 @@ def test_attention_without_spans_is_what_it_was(always: None, monkeypatch: pytes
     ids = torch.arange(1, 13)[None]
     with torch.no_grad():
         before = model(ids).logits, model.generate(ids, max_new_tokens=5, do_sample=False)
-        policy_hidden(model, shared_prefix_batch(PAIRS, 0).model_inputs(), torch.tensor([0]))
+        response_hidden(model, shared_prefix_batch(PAIRS, 0).model_inputs(), torch.tensor([0]))
         assert span_attention_is_installed()
         assert before[0].equal(model(ids).logits)
         assert before[1].equal(model.generate(ids, max_new_tokens=5, do_sample=False))
@@ -214,7 +214,7 @@ def test_it_is_taken_away_again(always: None) -> None:
 
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     with attention_restored():
-        policy_hidden(build_model("llama"), shared_prefix_batch(PAIRS, 0).model_inputs(), torch.tensor([0]))
+        response_hidden(build_model("llama"), shared_prefix_batch(PAIRS, 0).model_inputs(), torch.tensor([0]))
         assert span_attention_is_installed()
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before and not span_attention_is_installed()
 
@@ -232,7 +232,7 @@ def test_asked_for_twice_it_is_there_once(always: None) -> None:
     model, batch = build_model("llama"), shared_prefix_batch(PAIRS, 0)
     found = []
     for _ in range(2):
-        policy_hidden(model, batch.model_inputs(), batch.response_index)
+        response_hidden(model, batch.model_inputs(), batch.response_index)
         found.append(ALL_ATTENTION_FUNCTIONS["sdpa"])
     assert found[0] is found[1]
 
@@ -246,14 +246,14 @@ def noted(mask: Tensor) -> bool:
 
 def test_many_short_sequences_stay_under_the_mask() -> None:
     """A call of its own for a response of two tokens costs more than the products that it saves."""
-    short = [TokenizedPair([4] * 6, [1, 2], [3, 4])] * 20
+    short = [TokenizedPair.of([4] * 6, [1, 2], [3, 4])] * 20
     assert not noted(shared_prefix_batch(short, 0, [list(range(20))], group_prompts=True).attention_mask)
-    long = [TokenizedPair([4] * 128, [5] * 64, [6] * 64)]
+    long = [TokenizedPair.of([4] * 128, [5] * 64, [6] * 64)]
     assert noted(shared_prefix_batch(long, 0).attention_mask)
 
 
 def test_rows_of_which_one_is_of_another_make_are_left_alone() -> None:
-    mask = shared_prefix_batch([TokenizedPair([4] * 128, [5] * 64, [6] * 64)] * 2, 0).attention_mask
+    mask = shared_prefix_batch([TokenizedPair.of([4] * 128, [5] * 64, [6] * 64)] * 2, 0).attention_mask
     assert noted(mask)
     mask[1, 0, 3, 7] = True
     assert not noted(mask)

@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from helpers.tiny_models import build_model
-from tdpo.batches import TokenizedPair, counted_tokens, padded_batch, shared_prefix_batch
+from tdpo.batches import PromptResponses, TokenizedPair, counted_tokens, padded_batch, shared_prefix_batch
 from tdpo.models import LoraSettings, add_lora, causal_lm_of
 from tdpo.reference_cache import (
     BrokenCache,
@@ -36,6 +35,7 @@ from tdpo.reference_cache import (
     model_digest,
     storage,
 )
+from tdpo.reference_cache.fingerprint import tokens_digest
 
 FIELDS = [
     Field("expected_weight", torch.float32, 5),
@@ -51,7 +51,7 @@ def made_up_pairs(count: int, seed: int = 0) -> list[TokenizedPair]:
     def ids(least: int, most: int) -> list[int]:
         return [draw.randrange(300) for _ in range(draw.randint(least, most))]
 
-    return [TokenizedPair(ids(0, 6), [i, *ids(0, 9)], [*ids(1, 9), 300 + i]) for i in range(count)]
+    return [TokenizedPair.of(ids(0, 6), [i, *ids(0, 9)], [*ids(1, 9), 300 + i]) for i in range(count)]
 
 
 def value_of(pair: TokenizedPair, rejected: bool, position: int, field: Field) -> Tensor:
@@ -98,7 +98,7 @@ def test_what_was_said_is_found_again_in_any_order(tmp_path: Path) -> None:
     shuffled = random.Random(1).sample(pairs, 30)
     for batch in ([pairs[3]], pairs[5:9], shuffled, [pairs[2], pairs[2]]):
         check(cache, batch)
-    assert cache.rows([pairs[0], TokenizedPair([1], [2], [3])]) is None
+    assert cache.rows([pairs[0], TokenizedPair.of([1], [2], [3])]) is None
 
 
 @pytest.mark.parametrize("layout", [padded_batch, shared_prefix_batch])
@@ -116,15 +116,43 @@ def test_the_same_pairs_in_another_order_are_the_same_data(tmp_path: Path) -> No
     pairs = made_up_pairs(12)
     one, other = made_plan(tmp_path, pairs), made_plan(tmp_path, [*reversed(pairs), pairs[4]])
     assert one.fingerprint == other.fingerprint and one.folder == other.folder
-    changed = replace(pairs[3], chosen_ids=[*pairs[3].chosen_ids, 7])
+    changed = TokenizedPair.of(pairs[3].prompt_ids, [*pairs[3].chosen_ids, 7], pairs[3].rejected_ids)
     # Tokens that move from the prompt to the response change what is asked of the reference.
     moved = (
-        replace(pairs[5], prompt_ids=[1, 2], chosen_ids=[3, 4]),
-        replace(pairs[5], prompt_ids=[1], chosen_ids=[2, 3, 4]),
+        TokenizedPair.of([1, 2], [3, 4], pairs[5].rejected_ids),
+        TokenizedPair.of([1], [2, 3, 4], pairs[5].rejected_ids),
     )
     variants = [[*pairs[:3], changed, *pairs[4:]], [*pairs, moved[0]], [*pairs, moved[1]], pairs[1:]]
     assert len({made_plan(tmp_path, v).fingerprint.key for v in [pairs, *variants]}) == 5
     assert made_plan(tmp_path, pairs, model="another").folder != one.folder
+
+
+def test_any_number_of_responses_is_found_again(tmp_path: Path) -> None:
+    """A value of every token, by its prompt and its response; the rows follow the flat tokens of a batch."""
+    prompts = [PromptResponses([1, 2], [[i, *range(k)] for k in range(1 + i % 4)]) for i in range(9)]
+    fields = [Field("said", torch.int32)]
+
+    def said(batch: Sequence[PromptResponses]) -> dict[str, Tensor]:
+        flat = padded_batch(batch, 0)
+        return {"said": (flat.target_ids * 100 + flat.response_index % flat.input_ids.shape[1]).int()}
+
+    layout = CacheLayout.of(prompts, fields)
+    plan = CachePlan(tmp_path, Fingerprint("m", "no", layout.data_digest, "made up", "padded rows"), layout)
+    cache = build_cache(plan, said, batch_size=2)
+    for batch in (prompts, prompts[3:4], [prompts[7], prompts[0], prompts[5]]):
+        rows = cache.rows(batch)
+        assert rows is not None
+        assert cache.fetch(rows)["said"].equal(said(batch)["said"])
+    split = [PromptResponses([1, 2], [ids]) for prompt in prompts for ids in prompt.responses]
+    assert CacheLayout.of(split, fields).data_digest != layout.data_digest
+
+
+def test_caches_of_pairs_are_still_found() -> None:
+    """The digests that earlier versions wrote: they say which cache is whose, and which inputs a run had."""
+    pair = TokenizedPair.of([1, 2], [3], [4, 5])
+    assert tokens_digest(pair).hex() == "c30f4f4e0b105fbf91b923cacbaaef33"
+    with_gap = TokenizedPair.of([1, 2], [3, 7, 8], [4, 5], chosen_gaps=((1, 2),))
+    assert tokens_digest(with_gap).hex() == "eefa13d5b6927c280ee83438a4b006ce"
 
 
 def test_a_second_run_computes_nothing(tmp_path: Path) -> None:

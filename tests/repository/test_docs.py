@@ -159,7 +159,7 @@ def wrong_names(page: str) -> list[str]:
 
 
 def test_the_fast_paths_name_functions_and_log_lines_that_exist() -> None:
-    from tdpo.scoring.statistics import SENTENCES
+    from tdpo.scoring.head_path import SENTENCES
 
     page = (ROOT / "docs/the_fast_paths.md").read_text(encoding="utf-8")
     assert len(names_of_code(page)) > 20

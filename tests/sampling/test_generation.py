@@ -19,7 +19,7 @@ from tdpo.models import check_causal
 from tdpo.sampling.decoding import keeps_all_keys
 from tdpo.sampling.decoding_ways import way_of
 from tdpo.sampling.sampler import (
-    Completion,
+    SampledResponse,
     SamplingSettings,
     draw_tokens,
     encode_prompts,
@@ -42,7 +42,7 @@ def with_many_ends(model: Any) -> Any:
     return model
 
 
-def token_ids(completions: list[Completion]) -> list[list[int]]:
+def token_ids(completions: list[SampledResponse]) -> list[list[int]]:
     return [completion.token_ids for completion in completions]
 
 

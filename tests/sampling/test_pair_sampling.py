@@ -14,8 +14,8 @@ import torch
 from tdpo.environments import Environment, Prompt, RewardError, score
 from tdpo.preferences import load_preferences
 from tdpo.runs import RunError
-from tdpo.sampling import pairs as pair_sampling
-from tdpo.sampling.pairs import PairCounts, PairSettings, ScoredSample, make_pairs, sample_pairs
+from tdpo.sampling import pair_sampling
+from tdpo.sampling.pair_sampling import PairCounts, PairSettings, ScoredSample, make_pairs, sample_pairs
 from tdpo.sampling.sampler import SamplingSettings, sample
 
 Build = Callable[..., Any]

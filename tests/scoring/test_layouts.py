@@ -16,8 +16,8 @@ from torch import Tensor
 from helpers.tiny_models import FAMILIES, build_model
 from tdpo import score_pairs, tdpo2_loss
 from tdpo.batches import (
-    PairBatch,
-    PairCollator,
+    ResponseBatch,
+    ResponseCollator,
     TokenizedPair,
     full_row,
     fullest_row,
@@ -28,31 +28,31 @@ from tdpo.batches import (
     shared_length,
     shared_prefix_batch,
 )
-from tdpo.models import policy_hidden, reference_for
+from tdpo.models import reference_for, response_hidden
 from tdpo.scoring import layout as layout_module
 from tdpo.scoring.layout import (
     TOLERANCE,
     choose_layout,
     cover,
     grouped_collator,
-    pack_pairs,
+    pack_prompts,
     share_prefixes,
 )
-from tdpo.scoring.statistics import PolicyStatistics
+from tdpo.scoring.policy_statistics import PolicyStatistics
 
 # Different lengths everywhere, a one-token response, a one-token prompt; short enough for Gemma's window of 16.
 PAIRS = [
-    TokenizedPair([5, 6, 7, 8, 9], [20, 21, 22, 1], [30, 31, 1]),
-    TokenizedPair([11], [12, 1], [13]),
-    TokenizedPair([40, 41, 42], [50, 51, 52, 53, 54, 1], [55, 56, 57, 58, 1]),
+    TokenizedPair.of([5, 6, 7, 8, 9], [20, 21, 22, 1], [30, 31, 1]),
+    TokenizedPair.of([11], [12, 1], [13]),
+    TokenizedPair.of([40, 41, 42], [50, 51, 52, 53, 54, 1], [55, 56, 57, 58, 1]),
 ]
-LONG = TokenizedPair(list(range(5, 45)), [20, 21, 22, 1], [30, 31, 1])
+LONG = TokenizedPair.of(list(range(5, 45)), [20, 21, 22, 1], [30, 31, 1])
 
 
-def loss_and_gradients(model: Any, reference: Any, batch: PairBatch) -> tuple[Tensor, list[Tensor]]:
+def loss_and_gradients(model: Any, reference: Any, batch: ResponseBatch) -> tuple[Tensor, list[Tensor]]:
     model.zero_grad()
     stats = PolicyStatistics.of(model, reference)(model, batch)
-    scores = score_pairs(stats, batch.sequence_index, batch.num_pairs)
+    scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
     per_pair = tdpo2_loss(scores, beta=0.5, alpha=0.7).per_pair
     per_pair.sum().backward()
     return per_pair.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -82,7 +82,7 @@ def test_the_flat_tokens_do_not_know_the_layout() -> None:
 
 def test_rejected_tokens_do_not_see_chosen_ones() -> None:
     model = build_model("llama")
-    other = [TokenizedPair(p.prompt_ids, [60] * len(p.chosen_ids), p.rejected_ids) for p in PAIRS]
+    other = [TokenizedPair.of(p.prompt_ids, [60] * len(p.chosen_ids), p.rejected_ids) for p in PAIRS]
     states = []
     for pairs in (PAIRS, other):
         batch = shared_prefix_batch(pairs, 0)
@@ -122,15 +122,15 @@ def test_a_model_that_fails_under_the_mask_falls_back(monkeypatch: pytest.Monkey
 
 
 def test_pairs_without_a_prompt_are_padded() -> None:
-    collator = PairCollator(0, share_prefixes=True)
-    inputs = collator([TokenizedPair([], [5, 6], [7, 8]), PAIRS[0]])
+    collator = ResponseCollator(0, share_prefixes=True)
+    inputs = collator([TokenizedPair.of([], [5, 6], [7, 8]), PAIRS[0]])
     assert inputs["attention_mask"].dim() == 2
     assert collator(PAIRS)["attention_mask"].dim() == 4
 
 
 def test_pairs_without_a_prompt_have_no_shared_layout() -> None:
-    with pytest.raises(ValueError, match=r"memory:0 has no prompt to share; lay such pairs out with padded_batch"):
-        shared_prefix_batch([TokenizedPair([], [5, 6], [7, 8])], 0)
+    with pytest.raises(ValueError, match=r"memory:0 has no prompt to share; lay it out with padded_batch"):
+        shared_prefix_batch([TokenizedPair.of([], [5, 6], [7, 8])], 0)
 
 
 # ---- packed rows ----
@@ -139,7 +139,7 @@ IDS = st.lists(st.integers(1, 30), min_size=1, max_size=9)
 RAGGED = st.lists(
     # Few different prompts, so that pairs of one batch often have the same.
     st.builds(
-        TokenizedPair,
+        TokenizedPair.of,
         prompt_ids=IDS | st.sampled_from([[4], [4, 7], [9] * 6]),
         chosen_ids=st.just([]) | IDS,
         rejected_ids=IDS,
@@ -172,14 +172,16 @@ def test_packing_fills_rows() -> None:
 @given(pairs=RAGGED, budget=st.integers(2, 60))
 def test_every_layout_has_the_same_flat_tokens_in_the_same_order(pairs: list[TokenizedPair], budget: int) -> None:
     layouts: tuple[tuple[Any, ...], ...] = ((False,), (True,), (True, budget), (True, None, True))
-    padded, shared, packed, grouped = (PairBatch.from_inputs(PairCollator(0, *layout)(pairs)) for layout in layouts)
+    padded, shared, packed, grouped = (
+        ResponseBatch.from_inputs(ResponseCollator(0, *layout)(pairs)) for layout in layouts
+    )
     assert shared.num_tokens == sum(map(shared_length, pairs))
     assert packed.num_tokens == shared.num_tokens
     for batch in (shared, packed, grouped):
         assert batch.target_ids.equal(padded.target_ids)
         assert batch.sequence_index.equal(padded.sequence_index)
         assert batch.num_tokens <= shared.num_tokens
-        assert batch.num_pairs == len(pairs)
+        assert batch.num_prompts == len(pairs)
     assert packed.input_ids.numel() <= shared.input_ids.numel() >= grouped.input_ids.numel()
     assert packed.input_ids.shape[1] <= max(budget, *map(shared_length, pairs))
 
@@ -188,7 +190,7 @@ def test_every_layout_has_the_same_flat_tokens_in_the_same_order(pairs: list[Tok
 @given(pairs=RAGGED, budget=st.integers(2, 60) | st.none())
 def test_what_a_token_sees_spelled_out(pairs: list[TokenizedPair], budget: int | None) -> None:
     """Following the mask backwards from each predicting state gives prompt and response so far, at their positions."""
-    batch = PairBatch.from_inputs(PairCollator(0, True, budget, group_prompts=budget is None)(pairs))
+    batch = ResponseBatch.from_inputs(ResponseCollator(0, True, budget, group_prompts=budget is None)(pairs))
     width = batch.input_ids.shape[1]
     sequences = [p.prompt_ids + p.chosen_ids for p in pairs] + [p.prompt_ids + p.rejected_ids for p in pairs]
     done = [0] * len(sequences)
@@ -211,18 +213,23 @@ def test_pairs_of_one_prompt_share_it_where_that_pays() -> None:
     """By hand: a prompt of 6 tokens, responses of 2. Together 6 + 4 + 4 instead of twice 6 + 4; and not with a lone
     pair beside three of one prompt, where one wide row would make the other as wide."""
     prompt, other = [9] * 6, [4]
-    pairs = [TokenizedPair(prompt, [1, 2], [3, 4]), TokenizedPair(prompt, [5, 6], [7, 8])]
-    batch = PairBatch.from_inputs(PairCollator(0, True, group_prompts=True)(pairs))
+    pairs = [TokenizedPair.of(prompt, [1, 2], [3, 4]), TokenizedPair.of(prompt, [5, 6], [7, 8])]
+    batch = ResponseBatch.from_inputs(ResponseCollator(0, True, group_prompts=True)(pairs))
     assert batch.input_ids.tolist() == [[*prompt, 1, 2, 3, 4, 5, 6, 7, 8]]
     assert batch.position_ids is not None and batch.position_ids[0, 6:].tolist() == [6, 7] * 4
     assert batch.attention_mask[0, 0, -1].nonzero()[:, 0].tolist() == [*range(6), 12, 13], "the prompt and itself"
     assert batch.response_index.tolist() == [5, 6, 5, 10, 5, 8, 5, 12], "chosen of both, then rejected"
     assert group_rows(pairs) == [[0, 1]]
-    assert group_rows([TokenizedPair([4], [1, 2], [3])] * 3 + [TokenizedPair([4, 4], [1], [2])]) == [[0], [1], [2], [3]]
-    wide = TokenizedPair([9] * 100, [1] * 20, [2] * 20)
-    lone = [TokenizedPair([n] * 100, [1] * 20, [2] * 20) for n in (3, 4, 5)]
+    assert group_rows([TokenizedPair.of([4], [1, 2], [3])] * 3 + [TokenizedPair.of([4, 4], [1], [2])]) == [
+        [0],
+        [1],
+        [2],
+        [3],
+    ]
+    wide = TokenizedPair.of([9] * 100, [1] * 20, [2] * 20)
+    lone = [TokenizedPair.of([n] * 100, [1] * 20, [2] * 20) for n in (3, 4, 5)]
     assert [len(row) for row in group_rows([wide] * 4 + lone)] == [2, 2, 1, 1, 1], "5 × 180, not 7 × 140 or 4 × 260"
-    assert group_rows([pairs[0], TokenizedPair(other, [1], [2]), pairs[1]]) == [[0, 2], [1]]
+    assert group_rows([pairs[0], TokenizedPair.of(other, [1], [2]), pairs[1]]) == [[0, 2], [1]]
 
 
 @examples(max_examples=60, deadline=None)
@@ -230,7 +237,7 @@ def test_pairs_of_one_prompt_share_it_where_that_pays() -> None:
 def test_grouped_rows_compute_the_fewest_tokens(drawn: list[tuple[int, int, int]]) -> None:
     """Against trying every number of pairs a row."""
     prompts = ([7], [8] * 4, [9] * 30)
-    pairs = [TokenizedPair(prompts[which], [1] * chosen, [2] * rejected) for which, chosen, rejected in drawn]
+    pairs = [TokenizedPair.of(prompts[which], [1] * chosen, [2] * rejected) for which, chosen, rejected in drawn]
     groups = [[p for p, (which, *_) in enumerate(drawn) if which == w] for w in range(3)]
 
     def computed(rows: list[list[int]]) -> int:
@@ -248,12 +255,12 @@ def test_a_group_has_the_states_of_padded_rows_where_the_model_takes_the_mask(fa
         return torch.randint(1, 300, (length,), generator=make).tolist()
 
     prompts = [ids(9), ids(4)]
-    pairs = [TokenizedPair(prompts[i % 2], ids(2 + i), ids(6 - i)) for i in range(5)]
+    pairs = [TokenizedPair.of(prompts[i % 2], ids(2 + i), ids(6 - i)) for i in range(5)]
     collator = grouped_collator(model, pairs, 0)
-    padded = PairBatch.from_inputs(PairCollator(0)(pairs))
-    batch = PairBatch.from_inputs(collator(pairs))
+    padded = ResponseBatch.from_inputs(ResponseCollator(0)(pairs))
+    batch = ResponseBatch.from_inputs(collator(pairs))
     with torch.no_grad():
-        found, expected = (policy_hidden(model, b.model_inputs(), b.response_index) for b in (batch, padded))
+        found, expected = (response_hidden(model, b.model_inputs(), b.response_index) for b in (batch, padded))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     if family == "llama":
         assert collator.group_prompts and batch.input_ids.numel() < padded.input_ids.numel()
@@ -265,16 +272,16 @@ def test_a_model_that_does_not_take_the_mask_of_a_group_gets_a_row_a_pair(monkey
     assert found.share_prefixes and not found.group_prompts
 
 
-def states(model: Any, pairs: Sequence[TokenizedPair], rows: list[list[int]]) -> tuple[PairBatch, Tensor]:
+def states(model: Any, pairs: Sequence[TokenizedPair], rows: list[list[int]]) -> tuple[ResponseBatch, Tensor]:
     batch = shared_prefix_batch(pairs, 0, rows)
     with torch.no_grad():
-        return batch, policy_hidden(model, batch.model_inputs(), batch.response_index)
+        return batch, response_hidden(model, batch.model_inputs(), batch.response_index)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pair_does_not_know_who_shares_its_row(family: str) -> None:
     model, rows = build_model(family), [[1, 0, 2]]
-    strangers = [TokenizedPair([70] * 5, [71] * 7, [72] * 2), PAIRS[1], TokenizedPair([73] * 2, [74] * 4, [75])]
+    strangers = [TokenizedPair.of([70] * 5, [71] * 7, [72] * 2), PAIRS[1], TokenizedPair.of([73] * 2, [74] * 4, [75])]
     batch, first = states(model, [PAIRS[1], PAIRS[0], PAIRS[2]], rows)
     other, second = states(model, [strangers[0], PAIRS[0], strangers[2]], rows)
     mine, theirs = (b.sequence_index % 3 == 1 for b in (batch, other))
@@ -290,12 +297,12 @@ def test_randomly_packed_rows_give_the_states_of_padded_ones() -> None:
         return torch.randint(1, 300, (length,), generator=make).tolist()
 
     for budget in (20, 45, 90, 200):
-        pairs = [TokenizedPair(ids(12), ids(9), ids(14)) for _ in range(12)]
+        pairs = [TokenizedPair.of(ids(12), ids(9), ids(14)) for _ in range(12)]
         rows = pack_rows([shared_length(pair) for pair in pairs], budget)
         assert len(rows) < len(pairs)
         padded = padded_batch(pairs, 0)
         with torch.no_grad():
-            expected = policy_hidden(model, padded.model_inputs(), padded.response_index)
+            expected = response_hidden(model, padded.model_inputs(), padded.response_index)
         torch.testing.assert_close(states(model, pairs, rows)[1], expected, rtol=1e-3, atol=1e-4)
 
 
@@ -345,7 +352,7 @@ def test_a_model_that_takes_one_pairs_mask_and_not_several_is_not_packed(
     model = build_model("llama")
     forgets_beyond(model, 20, monkeypatch)  # the pairs have 12, 4 and 14 tokens; two of them fit into 20 places
     assert share_prefixes(model, PAIRS, 0, "auto")
-    assert pack_pairs(model, PAIRS, 0, "auto", 20)
+    assert pack_prompts(model, PAIRS, 0, "auto", 20)
     with caplog.at_level(logging.WARNING):
         assert chosen(model, PAIRS, 40) == "pairs share their prompt"
     assert "max_tokens_per_row=40 has no effect: this model's hidden states differ by" in caplog.text
@@ -360,10 +367,10 @@ def test_one_pair_that_differs_is_not_averaged_away(monkeypatch: pytest.MonkeyPa
     """Of many pairs in a row, one is cut by the end of a chunk."""
     model = build_model("llama")
     monkeypatch.setitem(TOLERANCE, torch.float32, 0.4)  # on average over 30 pairs it differs by less
-    pairs = [TokenizedPair([7, 8], [9, 10], [11, 12])] * 30
-    assert pack_pairs(model, pairs, 0, "auto", 180)
+    pairs = [TokenizedPair.of([7, 8], [9, 10], [11, 12])] * 30
+    assert pack_prompts(model, pairs, 0, "auto", 180)
     forgets_beyond(model, 6 * 30 - 2, monkeypatch)
-    assert not pack_pairs(model, pairs, 0, "auto", 180)
+    assert not pack_prompts(model, pairs, 0, "auto", 180)
 
 
 def windowed(window: int) -> Any:
@@ -386,14 +393,14 @@ def windowed(window: int) -> Any:
 
 def of_lengths(prompt: int, chosen: int, rejected: int, seed: int = 0) -> TokenizedPair:
     draw = torch.Generator().manual_seed(seed)
-    return TokenizedPair(*(torch.randint(3, 380, (n,), generator=draw).tolist() for n in (prompt, chosen, rejected)))
+    return TokenizedPair.of(*(torch.randint(3, 380, (n,), generator=draw).tolist() for n in (prompt, chosen, rejected)))
 
 
-def assert_own_states(model: Any, pairs: Sequence[TokenizedPair], collator: PairCollator) -> None:
+def assert_own_states(model: Any, pairs: Sequence[TokenizedPair], collator: ResponseCollator) -> None:
     """What the collator's batch gives is what padded rows give."""
-    batches = [PairBatch.from_inputs(collator(pairs)), padded_batch(pairs, 0)]
+    batches = [ResponseBatch.from_inputs(collator(pairs)), padded_batch(pairs, 0)]
     with torch.no_grad():
-        found, expected = (policy_hidden(model, b.model_inputs(), b.response_index) for b in batches)
+        found, expected = (response_hidden(model, b.model_inputs(), b.response_index) for b in batches)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -452,7 +459,7 @@ def test_what_failed_is_not_asked_again_and_what_lies_between_is(monkeypatch: py
 def test_wider_rows_that_come_later_are_asked_about(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """Chunks count places of a row: the sequences are as long as before, and only rows of several are cut."""
     model, one, other = build_model("llama"), of_lengths(4, 5, 5), of_lengths(4, 5, 5, seed=1)
-    same = [TokenizedPair(one.prompt_ids, other.chosen_ids, other.rejected_ids)] * 3
+    same = [TokenizedPair.of(one.prompt_ids, other.chosen_ids, other.rejected_ids)] * 3
     forgets_beyond(model, 30, monkeypatch)
     collator = grouped_collator(model, [one, same[0]], 0)
     assert collator.group_prompts
@@ -466,8 +473,8 @@ def test_wider_rows_that_come_later_are_asked_about(monkeypatch: pytest.MonkeyPa
 def test_a_reference_of_another_architecture_is_asked_too() -> None:
     pair = of_lengths(20, 25, 12)
     model = windowed(200)
-    assert choose_layout(model, [pair], 0, "auto", others=[windowed(200), None]).share_prefixes
-    assert not choose_layout(model, [pair], 0, "auto", others=[windowed(30)]).share_prefixes
+    assert choose_layout(model, [pair], 0, "auto", other_models=[windowed(200), None]).share_prefixes
+    assert not choose_layout(model, [pair], 0, "auto", other_models=[windowed(30)]).share_prefixes
 
 
 def test_a_packed_row_is_compared_up_to_its_budget() -> None:
@@ -482,7 +489,7 @@ def test_a_packed_row_is_compared_up_to_its_budget() -> None:
 
 def test_the_row_compared_is_full() -> None:
     def pair(length: int) -> TokenizedPair:
-        return TokenizedPair([5] * (length - 2), [6], [7])
+        return TokenizedPair.of([5] * (length - 2), [6], [7])
 
     def lengths(budget: int) -> list[int]:
         return [shared_length(p) for p in fullest_row([pair(n) for n in (10, 90, 30, 5, 60, 28)], budget)]
@@ -491,12 +498,12 @@ def test_the_row_compared_is_full() -> None:
     assert lengths(94) == [60, 30], "the longest pair would leave room for no other"
     assert lengths(10_000) == [90, 60, 30, 28, 10, 5]
     assert lengths(14) == [], "no two fit"
-    assert fullest_row([TokenizedPair([], [5], [6]), pair(10)], 100) == [], "one has nothing to share"
+    assert fullest_row([TokenizedPair.of([], [5], [6]), pair(10)], 100) == [], "one has nothing to share"
 
 
 def test_what_packing_cannot_do_is_said(caplog: pytest.LogCaptureFixture) -> None:
     model = build_model("llama")
-    without = TokenizedPair([], [5, 6], [7, 8])
+    without = TokenizedPair.of([], [5, 6], [7, 8])
     with caplog.at_level(logging.WARNING):
         assert chosen(model, PAIRS, 15) == "pairs share their prompt"
         assert "max_tokens_per_row=15 has no effect: no two pairs fit into one row" in caplog.text
@@ -509,10 +516,10 @@ def test_what_packing_cannot_do_is_said(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_a_budget_without_shared_prompts_is_refused() -> None:
     with pytest.raises(ValueError, match="max_tokens_per_row=64 has no effect on padded rows"):
-        PairCollator(0, max_tokens_per_row=64)
+        ResponseCollator(0, max_tokens_per_row=64)
 
 
 def test_the_length_of_a_pair_is_what_the_layout_computes() -> None:
-    for pair in [*PAIRS, LONG, TokenizedPair([], [5, 6], [7])]:
-        for collator in (PairCollator(0), PairCollator(0, True), PairCollator(0, True, 100)):
+    for pair in [*PAIRS, LONG, TokenizedPair.of([], [5, 6], [7])]:
+        for collator in (ResponseCollator(0), ResponseCollator(0, True), ResponseCollator(0, True, 100)):
             assert collator.tokens(pair) == collator([pair])["input_ids"].numel()

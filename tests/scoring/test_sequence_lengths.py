@@ -16,10 +16,10 @@ from helpers.tiny_models import build_model
 from helpers.training_cases import make_trainer, train_logs
 from tdpo.batches import TokenizedPair
 from tdpo.cli.app import app
-from tdpo.evaluation.pairs import evaluate_pairs
+from tdpo.evaluation.held_out_pairs import evaluate_pairs
 from tdpo.losses import dpo_loss
 from tdpo.models import independent_length, reference_for
-from tdpo.scoring.statistics import PolicyStatistics
+from tdpo.scoring.policy_statistics import PolicyStatistics
 
 SMALL = {
     "vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -59,7 +59,7 @@ def built(config: Any) -> Any:
 
 
 def pair(prompt: int, chosen: int = 4, rejected: int = 3) -> TokenizedPair:
-    return TokenizedPair(*([5 + i % 300 for i in range(n)] for n in (prompt, chosen, rejected)))
+    return TokenizedPair.of(*([5 + i % 300 for i in range(n)] for n in (prompt, chosen, rejected)))
 
 
 @torch.no_grad()

@@ -1,31 +1,37 @@
-"""From preference rows to tensors: tokenise, truncate, lay out, and align targets, once.
+"""From rows to tensors: tokenise, truncate, lay out, and align targets, once.
 
-Whatever the layout, a batch carries for its N counted response tokens the flat position of the hidden
-state that predicts each one, the token itself and the sequence it belongs to. Nothing downstream knows
-about padding, prompts or shifted labels.
+The unit is a prompt with its responses (`PromptResponses`); a pair is one with two of them. Whatever the layout, a
+batch carries for its N counted response tokens the flat position of the hidden state that predicts each one, the token
+itself and the number of the response that it belongs to. Nothing that follows knows about padding, prompts or shifted
+labels.
+
+Letters in shapes, here and everywhere else: `R` rows, `T` positions of a row, `N` flat response tokens, `P` prompts of
+a batch (of pairs, their number), `S` responses, each one sequence, `V` entries of the vocabulary, `D` hidden size.
 """
 
-from .collating import Extent, PairCollator
-from .layouts import PairBatch, padded_batch, shared_prefix_batch
+from .collating import Extent, ResponseCollator
+from .layouts import ResponseBatch, padded_batch, shared_prefix_batch
 from .reporting import TokenizationReport
-from .rows import (
-    full_row,
-    fullest_row,
-    group_rows,
-    pack_rows,
-    prompt_groups,
-    row_length,
+from .responses import (
+    FlatOrder,
+    PromptResponses,
+    counted_tokens,
     sequence_length,
+    sequence_order,
     shared_length,
 )
-from .tokenizing import TokenizedPair, TokenizedPairs, counted_tokens, tokenize_pair, tokenize_pairs
+from .rows import full_row, fullest_row, group_rows, pack_rows, prompt_groups, row_length
+from .tokenized_pair import TokenizedPair
+from .tokenizing import TokenizedPairs, tokenize_pair, tokenize_pairs
 from .turns import CountedTurns
 
 __all__ = [
     "CountedTurns",
     "Extent",
-    "PairBatch",
-    "PairCollator",
+    "FlatOrder",
+    "PromptResponses",
+    "ResponseBatch",
+    "ResponseCollator",
     "TokenizationReport",
     "TokenizedPair",
     "TokenizedPairs",
@@ -38,6 +44,7 @@ __all__ = [
     "prompt_groups",
     "row_length",
     "sequence_length",
+    "sequence_order",
     "shared_length",
     "shared_prefix_batch",
     "tokenize_pair",

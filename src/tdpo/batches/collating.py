@@ -1,4 +1,4 @@
-"""The collator that a trainer's data loader calls: it lays pairs out in the layout that was chosen."""
+"""The collator that a data loader calls: it lays prompts with their responses out in the layout that was chosen."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from .layouts import PairBatch, padded_batch, shared_prefix_batch
-from .rows import group_rows, pack_rows, prompt_groups, row_length, sequence_length, shared_length
-from .tokenizing import TokenizedPair
+from .layouts import ResponseBatch, padded_batch, shared_prefix_batch
+from .responses import PromptResponses, sequence_length, shared_length
+from .rows import group_rows, pack_rows, prompt_groups, row_length
 
 
 @dataclass
@@ -22,17 +22,19 @@ class Extent:
 
 
 @dataclass
-class PairCollator:
-    """Collate tokenised pairs into the inputs of one step, in the layout chosen.
+class ResponseCollator:
+    """Collate prompts with their responses into the inputs of one step, in the layout chosen.
 
-    A pair without a prompt has nothing to share, and nothing that predicts its first tokens: such a batch
-    is always padded.
+    An empty prompt is nothing to share, and predicts no first token: a batch that holds one is always padded.
 
     Args:
         pad_token_id: fills rows.
-        share_prefixes: compute a pair's prompt once (`shared_prefix_batch`); False: each response in a row of its own.
-        max_tokens_per_row: pack pairs that share their prompt into rows of up to so many tokens.
-        group_prompts: let pairs of a batch that have the same prompt share it too, where that pays (`group_rows`).
+        share_prefixes: compute a prompt once for all of its responses (`shared_prefix_batch`); False: each response in
+            a row of its own.
+        max_tokens_per_row: pack prompts with their responses into rows of up to so many tokens.
+        group_prompts: let those of a batch that have the same prompt share it too, where that pays (`group_rows`).
+        reference_rows: gives the rows `[N]` of a batch's tokens in the reference cache; None where it does not hold
+            them all.
         trusted: up to where the model was seen to compute shared rows as it computes padded ones; what is longer or
             wider is padded. None: everywhere.
         refused: from where on it was seen not to.
@@ -45,7 +47,7 @@ class PairCollator:
     share_prefixes: bool = False
     max_tokens_per_row: int | None = None
     group_prompts: bool = False
-    reference_rows: Callable[[Sequence[TokenizedPair]], Tensor | None] | None = None
+    reference_rows: Callable[[Sequence[PromptResponses]], Tensor | None] | None = None
     trusted: Extent | None = None
     refused: Extent = field(default_factory=lambda: Extent(sys.maxsize, sys.maxsize))
 
@@ -58,45 +60,45 @@ class PairCollator:
         if self.group_prompts and (not self.share_prefixes or self.max_tokens_per_row is not None):
             raise ValueError("group_prompts needs share_prefixes=True, and rows that nothing else is packed into")
 
-    def __call__(self, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
-        batch = self._laid_out(pairs)
+    def __call__(self, prompts: Sequence[PromptResponses]) -> dict[str, Tensor]:
+        batch = self._batch(prompts)
         if self.reference_rows is not None:
-            batch = replace(batch, reference_rows=self.reference_rows(pairs))
+            batch = replace(batch, reference_rows=self.reference_rows(prompts))
         return batch.as_inputs()
 
-    def _laid_out(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
-        if not all(map(self._shares, pairs)):
-            return padded_batch(pairs, self.pad_token_id)
+    def _batch(self, prompts: Sequence[PromptResponses]) -> ResponseBatch:
+        if not all(map(self._shares, prompts)):
+            return padded_batch(prompts, self.pad_token_id)
         rows = None
         if self.max_tokens_per_row is not None:
-            rows = pack_rows([shared_length(pair) for pair in pairs], self.max_tokens_per_row)
+            rows = pack_rows([shared_length(prompt) for prompt in prompts], self.max_tokens_per_row)
         elif self.group_prompts:
-            rows = group_rows(pairs)
-        if rows is not None and not all(self._is_trusted(row_length(pairs, row, self.group_prompts)) for row in rows):
+            rows = group_rows(prompts)
+        if rows is not None and not all(self._is_trusted(row_length(prompts, row, self.group_prompts)) for row in rows):
             rows = None
-        return shared_prefix_batch(pairs, self.pad_token_id, rows, group_prompts=self.group_prompts)
+        return shared_prefix_batch(prompts, self.pad_token_id, rows, group_prompts=self.group_prompts)
 
-    def _shares(self, pair: TokenizedPair) -> bool:
-        """Whether this pair may have a row in which its responses share their prompt."""
-        if not (self.share_prefixes and pair.prompt_ids):
+    def _shares(self, prompt: PromptResponses) -> bool:
+        """Whether this prompt may have a row in which its responses share it."""
+        if not (self.share_prefixes and prompt.prompt_ids):
             return False
-        within = self.trusted is None or sequence_length(pair) <= self.trusted.sequence
-        return within and self._is_trusted(shared_length(pair))
+        within = self.trusted is None or sequence_length(prompt) <= self.trusted.sequence
+        return within and self._is_trusted(shared_length(prompt))
 
     def _is_trusted(self, width: int) -> bool:
         return self.trusted is None or width <= self.trusted.width
 
-    def extent(self, pairs: Sequence[TokenizedPair]) -> Extent:
-        """The longest sequence and the widest row that batches of these pairs can have."""
-        widest = max(map(shared_length, pairs))
+    def extent(self, prompts: Sequence[PromptResponses]) -> Extent:
+        """The longest sequence and the widest row that batches of these can have."""
+        widest = max(map(shared_length, prompts))
         if self.group_prompts:
-            widest = max(row_length(group, range(len(group)), True) for group in prompt_groups(pairs))
+            widest = max(row_length(group, range(len(group)), True) for group in prompt_groups(prompts))
         if self.max_tokens_per_row is not None:
-            widest = max(widest, min(self.max_tokens_per_row, sum(map(shared_length, pairs))))
-        return Extent(max(map(sequence_length, pairs)), widest)
+            widest = max(widest, min(self.max_tokens_per_row, sum(map(shared_length, prompts))))
+        return Extent(max(map(sequence_length, prompts)), widest)
 
     def describe(self) -> str:
-        """The layout in a few words for the log."""
+        """The layout in a few words for the log. They are part of a cache's fingerprint: changed, all are made anew."""
         if not self.share_prefixes:
             return "padded rows"
         if self.group_prompts:
@@ -105,6 +107,6 @@ class PairCollator:
             return "pairs share their prompt"
         return f"pairs share their prompt, packed into rows of at most {self.max_tokens_per_row} tokens"
 
-    def tokens(self, pair: TokenizedPair) -> int:
-        """Tokens that the body computes for this pair in a batch of its own, padding included."""
-        return shared_length(pair) if self._shares(pair) else 2 * sequence_length(pair)
+    def tokens(self, prompt: PromptResponses) -> int:
+        """Tokens that the body computes for this prompt and its responses in a batch of their own, padding included."""
+        return shared_length(prompt) if self._shares(prompt) else len(prompt.responses) * sequence_length(prompt)

@@ -1,4 +1,4 @@
-"""What became of the rows: nothing is cut, dropped or lost without being counted and said."""
+"""A report of what became of the rows. Whatever is cut or left out is counted and told to the user."""
 
 from __future__ import annotations
 
@@ -41,52 +41,52 @@ class TokenizationReport:
         return [*self._left_out(), *self._boundaries(), *self._ends()]
 
     def _left_out(self) -> list[str]:
-        said = []
+        sentences = []
         if self.refused:
-            said.append(
+            sentences.append(
                 f"{len(self.refused)} of {self.rows} rows were skipped, since the chat template cannot render them as "
                 f"they are: {_first(self.refused)}."
             )
         if self.truncated_rows:
-            said.append(
+            sentences.append(
                 f"{self.truncated_rows} of {self.rows} rows are longer than max_length={self.max_length}: "
                 f"{self.truncated_tokens} response tokens were cut from their ends, and with them the end-of-sequence "
                 "token, so that nothing teaches to stop in the middle."
             )
         if self.dropped_long_prompts:
-            said.append(
+            sentences.append(
                 f"{len(self.dropped_long_prompts)} of {self.rows} rows were dropped: the prompt alone fills "
                 f"max_length={self.max_length} ({_first(self.dropped_long_prompts)})."
             )
         if self.dropped_identical:
-            said.append(
+            sentences.append(
                 f"{len(self.dropped_identical)} of {self.rows} rows were dropped: chosen and rejected are the "
                 f"same tokens, maybe only after truncation ({_first(self.dropped_identical)})."
             )
-        return said
+        return sentences
 
     def _boundaries(self) -> list[str]:
-        said = []
+        sentences = []
         if self.boundary_moved:
-            said.append(
+            sentences.append(
                 f"In {self.boundary_moved} of {self.rows} rows the prompt's last characters merge into the response's "
                 "first token; the response starts at that token, so nothing of it is lost."
             )
         if self.generation_prompt_dropped:
-            said.append(
+            sentences.append(
                 f"In {len(self.generation_prompt_dropped)} of {self.rows} rows the chat template writes "
                 f"{self.dropped_text!r} before an answer that is to be generated, but not before one that is there: "
                 "training sees the prompt without it, sampling with it "
                 f"({_first(self.generation_prompt_dropped)})."
             )
         if self.response_reduced:
-            said.append(
+            sentences.append(
                 f"In {len(self.response_reduced)} of {self.rows} rows the chat template leaves out or changes a part "
                 "of a response, such as its reasoning or a tool call; that part is not trained on "
                 f"({_first(self.response_reduced)})."
             )
         if self.prompt_reduced:
-            said.append(
+            sentences.append(
                 f"In {len(self.prompt_reduced)} of {self.rows} rows the chat template leaves out or changes a part of "
                 f"the prompt: an earlier turn, its reasoning, or the tools ({_first(self.prompt_reduced)})."
             )
@@ -96,32 +96,32 @@ class TokenizationReport:
                 if self.uncounted_tokens
                 else "all is counted"
             )
-            said.append(
+            sentences.append(
                 f"In {self.other_turns} of {self.rows} rows a user or a tool speaks within a response: {how} "
                 "(counted_turns)."
             )
         if self.begun_twice:
-            said.append(
+            sentences.append(
                 f"{self.begun_twice} texts begin with the beginning-of-sequence token that the tokenizer adds as well; "
                 "it stands there once."
             )
-        return said
+        return sentences
 
     def _ends(self) -> list[str]:
-        said = []
+        sentences = []
         if self.without_end:
-            said.append(
+            sentences.append(
                 f"{self.without_end} responses of {self.rows} rows end without a token that a model could stop at, "
                 "although they are not marked as cut off: the chat template writes none after an answer, or the "
                 "tokenizer has none. Nothing teaches the model to stop."
             )
         if self.end_text:
-            said.append(
+            sentences.append(
                 f"The chat template ends a turn with the text {self.end_text!r}, which is no token of its own: what is "
                 "sampled here stops at it, other programs may not. Adding it to the tokenizer as a special token "
                 "would be safer."
             )
-        return said
+        return sentences
 
 
 def _first(names: Sequence[str], most: int = 3) -> str:

@@ -10,36 +10,15 @@ from ..chat_templates import Encoder, EndOfTurn, end_ids, end_of_turn, prefix_le
 from ..preferences import BadPreferences, PreferenceRow, RowProblem
 from ..preferences.validation import OnBadRows
 from .reporting import TokenizationReport
-from .turns import CountedTurns, Gaps, has_other_turns, within
+from .tokenized_pair import TokenizedPair
+from .turns import CountedTurns, has_other_turns, within
 from .wholes import UnusableRow, Wholes, encode_row
-
-
-@dataclass(frozen=True)
-class TokenizedPair:
-    """Token ids of one pair. The responses start where the tokenised wholes leave the prompt.
-
-    Gaps are spans (start, end) of a response that others wrote, users or tools: seen, but not counted.
-    """
-
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    source: str = "memory"
-    row: int = 0
-    chosen_gaps: Gaps = ()
-    rejected_gaps: Gaps = ()
-
-
-def counted_tokens(pair: TokenizedPair) -> tuple[int, int]:
-    """How many tokens of the chosen and of the rejected response are predicted and no gap; without a prompt not the
-    first."""
-    first = 0 if pair.prompt_ids else 1
-    skipped = [sum(stop - max(start, first) for start, stop in gaps) for gaps in (pair.chosen_gaps, pair.rejected_gaps)]
-    return len(pair.chosen_ids) - first - skipped[0], len(pair.rejected_ids) - first - skipped[1]
 
 
 @dataclass
 class TokenizedPairs:
+    """The pairs of some rows, and what became of the rows."""
+
     pairs: list[TokenizedPair]
     report: TokenizationReport
 
@@ -85,9 +64,9 @@ def tokenize_pairs(
             problems.append(RowProblem(row.source, row.row, problem.field, problem.reason, problem.text))
         else:
             _note(row, pair, wholes, endings, report)
-            kept = _truncate(pair, max_length, report)
-            if kept is not None:
-                pairs.append(kept)
+            truncated = _truncate(pair, max_length, report)
+            if truncated is not None:
+                pairs.append(truncated)
         if progress is not None:
             progress(report.rows)
     report.refused = [str(problem) for problem in problems]
@@ -110,8 +89,8 @@ class Endings:
 
     @classmethod
     def of(cls, tokenizer: Any, configured: Collection[int] = ()) -> Endings:
-        known = end_ids(tokenizer, configured)
-        return cls(known, end_of_turn(tokenizer, known))
+        ids = end_ids(tokenizer, configured)
+        return cls(ids, end_of_turn(tokenizer, ids))
 
 
 def tokenize_pair(
@@ -129,13 +108,13 @@ def tokenize_pair(
     chosen = _finish(wholes.chosen.ids[boundary:], row.chosen_finished, row, encoder.tokenizer, endings.token_ids)
     rejected = _finish(wholes.rejected.ids[boundary:], row.rejected_finished, row, encoder.tokenizer, endings.token_ids)
     gaps = within(wholes.chosen.gaps, boundary, len(chosen)), within(wholes.rejected.gaps, boundary, len(rejected))
-    return TokenizedPair(wholes.prompt[:boundary], chosen, rejected, row.source, row.row, *gaps), wholes
+    return TokenizedPair.of(wholes.prompt[:boundary], chosen, rejected, row.source, row.row, *gaps), wholes
 
 
 def _note(
     row: PreferenceRow, pair: TokenizedPair, wholes: Wholes, endings: Endings, report: TokenizationReport
 ) -> None:
-    """Count what the wholes of a row say about it."""
+    """Count in the report what the template and the tokenizer made of a row."""
     name = f"{row.source}:{row.row}"
     dropped = max(wholes.chosen.dropped, wholes.rejected.dropped, key=len)
     if dropped:
@@ -159,7 +138,7 @@ def _note(
 
 
 def _finish(ids: list[int], finished: bool, row: PreferenceRow, tokenizer: Any, ends: Collection[int]) -> list[int]:
-    """Let a response end where a model would end it: with its end token, or in the open if it was cut off.
+    """The response up to its end token, or without one if it was cut off.
 
     Templates write more after the end token (a newline, a second end token); a model that stops there
     never says it, so it is not counted.
@@ -177,7 +156,10 @@ def _finish(ids: list[int], finished: bool, row: PreferenceRow, tokenizer: Any, 
 
 
 def _truncate(pair: TokenizedPair, max_length: int | None, report: TokenizationReport) -> TokenizedPair | None:
-    """The pair within the length limit. What is cut loses its end token: nobody stops in the middle of a sentence."""
+    """The pair within the length limit; None where nothing is left to learn from.
+
+    What is cut loses its end token, so that nothing teaches to stop in the middle of a sentence.
+    """
     name = f"{pair.source}:{pair.row}"
     chosen, rejected = pair.chosen_ids, pair.rejected_ids
     if max_length is not None:
@@ -193,7 +175,7 @@ def _truncate(pair: TokenizedPair, max_length: int | None, report: TokenizationR
         report.dropped_identical.append(name)
         return None
     gaps = within(pair.chosen_gaps, 0, len(chosen)), within(pair.rejected_gaps, 0, len(rejected))
-    return TokenizedPair(pair.prompt_ids, chosen, rejected, pair.source, pair.row, *gaps)
+    return TokenizedPair.of(pair.prompt_ids, chosen, rejected, pair.source, pair.row, *gaps)
 
 
 def _summarise(pairs: Sequence[TokenizedPair], report: TokenizationReport) -> None:

@@ -25,20 +25,29 @@ def has_other_turns(turns: Sequence[Message]) -> bool:
 def gaps_of(
     encoder: Encoder, prompt: Conversation, turns: Sequence[Message], whole: str, ids: Sequence[int], end: EndOfTurn
 ) -> Gaps:
-    """The tokens of a whole (`whole`, tokenised: `ids`) between an assistant's turn and the next one's first word.
+    """The spans of tokens that others than the assistant wrote between two of its turns.
 
-    They are found by rendering the conversation up to there, which must be how the whole begins. Where a template
-    writes earlier turns otherwise once later ones follow, its own mask is asked, if it has one.
+    The conversation is rendered up to each of the assistant's turns, which must be how the whole conversation begins.
+    Where a template writes earlier turns in another way once later ones follow, its own mask decides, if it has one.
 
-    Raises UnknownTurns where neither tells.
+    Args:
+        encoder: renders and tokenises.
+        prompt: the conversation before the response.
+        turns: of the response.
+        whole: the rendered conversation with the response.
+        ids: `whole` as tokens.
+        end: what the template writes behind a turn.
+
+    Raises:
+        UnknownTurns: neither the rendered beginnings nor a mask tell.
     """
     try:
         return tuple(_rendered_gaps(encoder, prompt, turns, whole, ids, end))
     except UnknownTurns:
-        masked = _masked_gaps(encoder, prompt.followed_by(turns), ids, {end.token_id})
-        if masked is None:
+        gaps = _masked_gaps(encoder, prompt.followed_by(turns), ids, {end.token_id})
+        if gaps is None:
             raise
-        return masked
+        return gaps
 
 
 def _rendered_gaps(
@@ -46,24 +55,24 @@ def _rendered_gaps(
 ) -> Iterator[tuple[int, int]]:
     for first, after in _other_turns(turns):
         try:
-            answered = encoder.render(prompt.followed_by(turns[:first]))
-            asked = encoder.render(prompt.followed_by(turns[:after]), generation_prompt=True)
+            up_to_others = encoder.render(prompt.followed_by(turns[:first]))
+            up_to_next = encoder.render(prompt.followed_by(turns[:after]), generation_prompt=True)
         except TemplateRefusal as refusal:
             raise UnknownTurns(f"{refusal}, when it ends with turn {after}") from refusal
-        said = without_tail(answered, end, finished=True)
-        if not whole.startswith(said):
-            said = without_tail(answered, end, finished=False)  # its end is another one before other turns
-        shared = prefix_length(asked, whole)
+        before = without_tail(up_to_others, end, finished=True)
+        if not whole.startswith(before):
+            before = without_tail(up_to_others, end, finished=False)  # its end is another one before other turns
+        shared = prefix_length(up_to_next, whole)
         content = str(turns[after - 1].get("content") or "").strip()
-        if not whole.startswith(said) or shared < asked.rfind(content) + len(content):
+        if not whole.startswith(before) or shared < up_to_next.rfind(content) + len(content):
             raise UnknownTurns(f"turn {after} is written otherwise when another follows")
-        start = prefix_length(encoder.rendered(said), ids)
-        stop = prefix_length(encoder.rendered(asked[:shared]), ids)
+        start = prefix_length(encoder.rendered(before), ids)
+        stop = prefix_length(encoder.rendered(up_to_next[:shared]), ids)
         yield start, max(start, stop)
 
 
 def _other_turns(turns: Sequence[Message]) -> Iterator[tuple[int, int]]:
-    """Where users and tools speak: (their first turn, the assistant's next)."""
+    """The index of each first turn of a user or tool, with that of the assistant's next turn."""
     first = None
     for number, turn in enumerate(turns):
         if turn["role"] != "assistant":
@@ -76,14 +85,14 @@ def _other_turns(turns: Sequence[Message]) -> Iterator[tuple[int, int]]:
 def _masked_gaps(
     encoder: Encoder, conversation: Conversation, ids: Sequence[int], ends: Collection[int | None]
 ) -> Gaps | None:
-    """What the template's `{% generation %}` leaves out between two of the assistant's turns; None without such."""
-    masked = encoder.generation_mask(conversation)
-    if masked is None or masked[0][: len(ids)] != list(ids):
+    """What the template's `{% generation %}` marks leave out between the assistant's turns; None without such marks."""
+    ids_and_mask = encoder.generation_mask(conversation)
+    if ids_and_mask is None or ids_and_mask[0][: len(ids)] != list(ids):
         return None
-    mask = masked[1][: len(ids)]
-    spoken = [position for position, is_spoken in enumerate(mask) if is_spoken]
+    mask = ids_and_mask[1][: len(ids)]
+    positions = [position for position, is_assistant in enumerate(mask) if is_assistant]
     gaps = []
-    for before, behind in pairwise(spoken):
+    for before, behind in pairwise(positions):
         start = before + 1
         if behind > start and ids[start] in ends:
             start += 1  # the end of a turn is the assistant's, whether the template marks it or not
@@ -93,6 +102,6 @@ def _masked_gaps(
 
 
 def within(gaps: Gaps, boundary: int, length: int) -> Gaps:
-    """Gaps of a whole as gaps of its response, which starts at `boundary` and has `length` tokens."""
-    moved = ((max(0, start - boundary), min(length, stop - boundary)) for start, stop in gaps)
-    return tuple((start, stop) for start, stop in moved if start < stop)
+    """Gaps of a whole conversation as gaps of its response, which starts at `boundary` and has `length` tokens."""
+    of_response = ((max(0, start - boundary), min(length, stop - boundary)) for start, stop in gaps)
+    return tuple((start, stop) for start, stop in of_response if start < stop)

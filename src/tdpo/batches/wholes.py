@@ -31,10 +31,13 @@ class UnusableRow(ValueError):
 
 @dataclass(frozen=True)
 class Whole:
-    """Token ids of a prompt with a response, which ends where its turn does.
+    """A prompt with a response, tokenised as one text that ends where the response's last turn does.
 
-    In `gaps` others than the assistant speak. `dropped` is what stands before an answer that is to be generated, and
-    not before this one; `reduced` says that the template does not write all of the response.
+    Args:
+        ids: the tokens.
+        gaps: spans of them that others than the assistant wrote.
+        dropped: the text that the template writes before a response that is yet to come, and not before this one.
+        reduced: whether the template leaves out some of the response.
     """
 
     ids: list[int]
@@ -45,7 +48,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Wholes:
-    """The prompt alone and with each response; `reduced` says that the template does not write all of the prompt."""
+    """The prompt alone and with each response; `reduced` says whether the template leaves out some of the prompt."""
 
     prompt: list[int]
     chosen: Whole
@@ -54,7 +57,7 @@ class Wholes:
 
 
 def encode_row(row: PreferenceRow, encoder: Encoder, end: EndOfTurn, counted_turns: CountedTurns) -> Wholes:
-    """Encode a row, never a response on its own.
+    """Encode the prompt of a row, alone and with each response; a response is never tokenised on its own.
 
     Raises UnusableRow; ValueError for a conversation where the tokenizer has no chat template.
     """
@@ -88,19 +91,19 @@ def _whole(
     finished: bool,
 ) -> Whole:
     """A conversation with one response; `text` is the rendered prompt."""
-    written = _rendered(row, encoder, prompt.followed_by(turns), field)
-    spoken = _end_of_content(prompt.messages, text)
-    shared = len(text) if written.startswith(text) else prefix_length(text, written)
-    if shared < len(text) and (spoken is None or shared < spoken):
+    whole = _rendered(row, encoder, prompt.followed_by(turns), field)
+    content_end = _end_of_content(prompt.messages, text)
+    shared = len(text) if whole.startswith(text) else prefix_length(text, whole)
+    if shared < len(text) and (content_end is None or shared < content_end):
         raise UnusableRow("prompt", TemplateReason.REWRITTEN, f"with {field}, from {shown(text[shared:])} on")
-    ids = encoder.rendered(without_tail(written, end, finished))
+    ids = encoder.rendered(without_tail(whole, end, finished))
     gaps: Gaps = ()
     if has_other_turns(turns) and not without_gaps:
         try:
-            gaps = gaps_of(encoder, prompt, turns, written, ids, end)
+            gaps = gaps_of(encoder, prompt, turns, whole, ids, end)
         except UnknownTurns as error:
             raise UnusableRow(field, TemplateReason.TURNS, f"{error}; counted_turns=all counts them") from error
-    return Whole(ids, gaps, text[shared:], _is_reduced(turns, written[spoken or 0 :]))
+    return Whole(ids, gaps, text[shared:], _is_reduced(turns, whole[content_end or 0 :]))
 
 
 def conversation_of(row: PreferenceRow) -> Conversation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +45,7 @@ def layout(recipe: Recipe, pairs: Sequence[TokenizedPair], configs: Sequence[Any
     """
     if recipe.training.prefix_sharing != "on":
         return
+    from ..batches import PromptResponses
     from ..models.miniature import VOCABULARY, miniature
     from ..scoring.layout import choose_layout
 
@@ -57,11 +57,6 @@ def layout(recipe: Recipe, pairs: Sequence[TokenizedPair], configs: Sequence[Any
     def folded(ids: list[int]) -> list[int]:
         return [token % VOCABULARY for token in ids]
 
-    few = [
-        replace(
-            p, prompt_ids=folded(p.prompt_ids), chosen_ids=folded(p.chosen_ids), rejected_ids=folded(p.rejected_ids)
-        )
-        for p in pairs
-    ]
-    choose_layout(models[0], few, 0, "on", recipe.training.max_tokens_per_row, others=models[1:])
+    few = [PromptResponses(folded(p.prompt_ids), [*map(folded, p.responses)], p.source, p.row, p.gaps) for p in pairs]
+    choose_layout(models[0], few, 0, "on", recipe.training.max_tokens_per_row, other_models=models[1:])
     yield Check("layout", "ok", "the model takes the mask of shared prompts")

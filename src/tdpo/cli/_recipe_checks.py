@@ -136,7 +136,9 @@ def _data(recipe: Recipe) -> Iterator[Check]:
 
 
 def _lengths(key: str, tokenized: TokenizedPairs) -> Iterator[Check]:
-    lengths = sorted(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in tokenized.pairs)
+    from ..batches import sequence_length
+
+    lengths = sorted(map(sequence_length, tokenized.pairs))
     shares = {"median": 0.5, "90 %": 0.9, "99 %": 0.99}
     text = ", ".join(f"{name} {lengths[min(len(lengths) - 1, int(s * len(lengths)))]}" for name, s in shares.items())
     yield Check(f"{key} length", "ok", f"tokens of prompt and longer response: {text}, longest {lengths[-1]}")

@@ -15,7 +15,7 @@ from ._options import Debug, Overrides, RecipeArgument, read_preferences_recipe
 if TYPE_CHECKING:
     from ..config import Recipe
     from ..environments import Environment
-    from ..sampling.pairs import PairSummary
+    from ..sampling.pair_sampling import PairSummary
 
 Split = Literal["train", "held_out"]
 
@@ -73,7 +73,7 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
         raise CommandError(f"{out} exists; --overwrite replaces it, --out names another file")
     quiet_libraries()
     from ..models import load_causal_lm, load_tokenizer
-    from ..sampling.pairs import pair_settings, sample_pairs
+    from ..sampling.pair_sampling import pair_settings, sample_pairs
 
     started = time.monotonic()
     options = {"trust_remote_code": recipe.model.trust_remote_code}

@@ -22,7 +22,7 @@ from ..records.json_files import write_json
 from ..records.names import CELL_FILE
 from ..records.study_tables import CellKey
 from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory
-from ..sampling.pairs import pair_settings, sample_pairs
+from ..sampling.pair_sampling import pair_settings, sample_pairs
 from ..workflows.ppo import train_ppo
 from ..workflows.train import train
 from .cells import (

@@ -1,4 +1,4 @@
-"""Judging a run: held-out pairs and generations, base and trained model side by side."""
+"""Judging a run on held-out pairs and held-out prompts, the trained model beside its base."""
 
 from .run import evaluate_base, evaluate_run
 

@@ -27,13 +27,13 @@ from ..recipe_data.pairs import prompt_key, read_data, tokenize_rows
 from ..recipe_data.prompts import environment_of
 from ..records.files import write_text
 from ..runs import RunDirectory
-from ..sampling.sampler import Completion, SamplingSettings
+from ..sampling.sampler import SampledResponse, SamplingSettings
 from ..scoring.losses import configured_loss
-from ..scoring.statistics import PolicyStatistics
+from ..scoring.policy_statistics import PolicyStatistics
 from .base_samples import keep_samples, kept_samples, samples_identity
-from .generations import Distances, Sampled, describe, distances, sample_and_score, scored
+from .held_out_pairs import evaluate_pairs
+from .held_out_responses import Distances, HeldOutResponses, describe, distances, sample_and_score, scored
 from .intervals import paired_difference
-from .pairs import evaluate_pairs
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 PAIRS_AT_ONCE = 16
@@ -51,8 +51,8 @@ def evaluate_run(
     Args:
         run: a run whose training has finished.
         recipe: its recipe; the `evaluation` section says how to sample.
-        base_from: another run that was evaluated. Its samples of the base model are taken over if they are those that
-            would be drawn here: same base, prompts, settings and seed. The numbers are the same either way.
+        base_from: another run that was evaluated. Its responses of the base model are taken over if they are those
+            that would be sampled here: same base, prompts, settings and seed. The numbers are the same either way.
         progress: called with a stage's name and how far it is.
 
     Returns:
@@ -75,7 +75,7 @@ def evaluate_run(
     }
     environment = judged.environment()
     if environment is not None:
-        result |= judged.generations(environment)
+        result |= judged.responses(environment)
     result["versions"] = (run.read_json("environment.json") or {}).get("versions", {})
     result["seconds"] = round(time.perf_counter() - started, 1)
     run.write_json("evaluation.json", result)
@@ -83,7 +83,7 @@ def evaluate_run(
 
 
 def evaluate_base(run: RunDirectory, recipe: AnyRecipe, *, progress: Progress | None = None) -> None:
-    """Answer the held-out prompts with the base model alone; `evaluate_run` takes the answers over with `base_from`.
+    """Sample responses of the base model alone to the held-out prompts; `evaluate_run` takes them over (`base_from`).
 
     Writes base_samples.json, and samples.jsonl with the model "base", whose KLs are zero.
 
@@ -152,8 +152,8 @@ class _Judged:
         tokenizer = load_tokenizer(run.model_path, trust_remote_code=trust)
         policy = load_causal_lm(run.model_path, dtype=recipe.model.dtype, trust_remote_code=trust)
         other = recipe.model.reference or (None if has_adapter(policy) else recipe.model.name)
-        given = None if other is None else load_causal_lm(other, dtype=recipe.model.dtype, trust_remote_code=trust)
-        return cls(run, recipe, policy, tokenizer, reference_for(policy, given), base_from, progress)
+        model = None if other is None else load_causal_lm(other, dtype=recipe.model.dtype, trust_remote_code=trust)
+        return cls(run, recipe, policy, tokenizer, reference_for(policy, model), base_from, progress)
 
     def pairs(self) -> dict[str, Any] | None:
         """Held-out pairs, or None where the recipe holds none out, as one of PPO never does."""
@@ -178,7 +178,7 @@ class _Judged:
         return None if isinstance(recipe, PPORecipe) or not _holds_out_pairs(recipe) else read_data(recipe).eval
 
     def environment(self) -> Environment | None:
-        """Whose prompts are answered, and scored where there is a reward; None where the recipe asks for neither."""
+        """Its prompts get responses, which are scored where it has a reward; None where the recipe names neither."""
         if self.recipe.environment is not None:
             return self.recipe.environment.load() if self.recipe.environment.holds_out else None
         if isinstance(self.recipe, PPORecipe):
@@ -186,8 +186,8 @@ class _Judged:
         held_out = self._held_out_rows()
         return None if held_out is None or self.recipe.evaluation.max_prompts is None else prompts_of(held_out)
 
-    def generations(self, environment: Environment) -> dict[str, Any]:
-        """Samples of both models with the same seeds, their rewards and KLs; writes samples.jsonl."""
+    def responses(self, environment: Environment) -> dict[str, Any]:
+        """Responses of both models with the same seeds, their rewards and KLs; writes samples.jsonl."""
         settings, prompts = self._settings(environment), self._prompts(environment)
         check_reward(environment, prompts, settings.max_new_tokens)
         base = self._base_samples(environment, settings)
@@ -215,7 +215,7 @@ class _Judged:
         }
 
     def base_alone(self) -> None:
-        """Samples of the base model with its entropy, where policy and reference are both that model."""
+        """Responses of the base model with its entropy, where policy and reference are both that model."""
         environment = self.environment()
         if environment is None:
             raise ValueError("nothing to answer: the recipe has no environment, and evaluation.max_prompts is null")
@@ -224,7 +224,7 @@ class _Judged:
         base = self._base_samples(environment, settings)
         self._write_samples(_lines("base", prompts, base, vars(self._distances(prompts, base, base))))
 
-    def _distances(self, prompts: list[Prompt], own: Sampled, base: Sampled) -> Distances:
+    def _distances(self, prompts: list[Prompt], own: HeldOutResponses, base: HeldOutResponses) -> Distances:
         return distances(
             self.policy,
             self.statistics,
@@ -245,28 +245,28 @@ class _Judged:
         return prompts
 
     def _settings(self, environment: Environment) -> SamplingSettings:
-        chosen = self.recipe.evaluation
+        section = self.recipe.evaluation
         return SamplingSettings(
-            num_samples=chosen.samples_per_prompt,
-            max_new_tokens=chosen.max_new_tokens or environment.max_new_tokens,
-            temperature=chosen.temperature,
-            seed=chosen.seed,
-            batch_size=chosen.batch_size,
+            num_samples=section.samples_per_prompt,
+            max_new_tokens=section.max_new_tokens or environment.max_new_tokens,
+            temperature=section.temperature,
+            seed=section.seed,
+            batch_size=section.batch_size,
         )
 
-    def _base_samples(self, environment: Environment, settings: SamplingSettings) -> Sampled:
+    def _base_samples(self, environment: Environment, settings: SamplingSettings) -> HeldOutResponses:
         """What the base says, from `base_from` where that holds it, else sampled; kept in this run's directory."""
         prompts = self._prompts(environment)
         identity = samples_identity(self.policy, self.reference, self.tokenizer, prompts, settings)
-        known = None if self.base_from is None else kept_samples(self.base_from, identity)
-        if known is None:
+        responses = None if self.base_from is None else kept_samples(self.base_from, identity)
+        if responses is None:
             base = self._sample(environment, settings, reference=True)
         else:
-            base = scored(environment, prompts, known)
-        keep_samples(self.run, identity, base.completions)
+            base = scored(environment, prompts, responses)
+        keep_samples(self.run, identity, base.responses)
         return base
 
-    def _sample(self, environment: Environment, settings: SamplingSettings, *, reference: bool) -> Sampled:
+    def _sample(self, environment: Environment, settings: SamplingSettings, *, reference: bool) -> HeldOutResponses:
         model = self.reference.model if reference and self.reference.model is not None else self.policy
         return sample_and_score(
             model,
@@ -288,30 +288,30 @@ class _Judged:
 
 
 def _lines(
-    model: str, prompts: list[Prompt], sampled: Sampled, numbers: Mapping[str, Sequence[float]]
+    model: str, prompts: list[Prompt], sampled: HeldOutResponses, numbers: Mapping[str, Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Lines of samples.jsonl, one a completion; `numbers` are of the first few of every prompt, null for the others."""
-    rewards: Sequence[float | None] = sampled.rewards or [None] * len(sampled.completions)
+    """Lines of samples.jsonl, one for each response; `numbers` are of the first few to every prompt, else null."""
+    rewards: Sequence[float | None] = sampled.rewards or [None] * len(sampled.responses)
     values = {name: sampled.table(column) for name, column in numbers.items()}
     return [
         {
-            "prompt_id": prompts[completion.prompt_index].id,
-            "prompt": _last_turn(prompts[completion.prompt_index].prompt),
-            "sample_index": completion.sample_index,
+            "prompt_id": prompts[response.prompt_index].id,
+            "prompt": _last_turn(prompts[response.prompt_index].prompt),
+            "sample_index": response.sample_index,
             "model": model,
-            "text": completion.text,
+            "text": response.text,
             "reward": reward,
-            "tokens": len(completion.token_ids),
-            "finished": completion.finished,
-            **{name: _entry(table, completion) for name, table in values.items()},
+            "tokens": len(response.token_ids),
+            "finished": response.finished,
+            **{name: _entry(table, response) for name, table in values.items()},
         }
-        for completion, reward in zip(sampled.completions, rewards, strict=True)
+        for response, reward in zip(sampled.responses, rewards, strict=True)
     ]
 
 
-def _entry(table: NDArray[np.float64], completion: Completion) -> float | None:
-    measured = completion.sample_index < table.shape[1]
-    return float(table[completion.prompt_index, completion.sample_index]) if measured else None
+def _entry(table: NDArray[np.float64], response: SampledResponse) -> float | None:
+    measured = response.sample_index < table.shape[1]
+    return float(table[response.prompt_index, response.sample_index]) if measured else None
 
 
 def prompts_of(rows: Preferences) -> Environment:

@@ -4,7 +4,7 @@ from .adapters import LoraSettings, add_lora, has_adapter, merged_adapter
 from .bundled import BUNDLED, bundled_folder, cache_folder
 from .configurations import check_quantized_training
 from .files import is_adapter_folder
-from .hidden_states import causal_lm_of, find_head, policy_hidden, select_logits
+from .hidden_states import causal_lm_of, find_head, response_hidden, select_logits
 from .lengths import independent_length, length_thresholds, why_dependent
 from .loading import (
     ModelFacts,
@@ -51,10 +51,10 @@ __all__ = [
     "merged_adapter",
     "model_facts",
     "outline_causal_lm",
-    "policy_hidden",
     "probe_logits",
     "reference_at_start",
     "reference_for",
+    "response_hidden",
     "select_logits",
     "why_dependent",
 ]

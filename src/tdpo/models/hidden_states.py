@@ -36,8 +36,9 @@ def causal_lm_of(model: Any) -> Any:
             return model
 
 
-def policy_hidden(model: Any, inputs: Mapping[str, Tensor], response_index: Tensor) -> Tensor:
-    """Hidden states `[N, D]` at the flat positions `response_index` `[N]` of `[R, T]` inputs, without the head."""
+def response_hidden(model: Any, inputs: Mapping[str, Tensor], response_index: Tensor) -> Tensor:
+    """Any model's hidden states `[N, D]` at the flat positions `response_index` `[N]` of `[R, T]` inputs, without the
+    head."""
     lm = causal_lm_of(model)
     with _replaced_forward(lm, _body_forward(lm, response_index, keep_graph=is_fsdp_unit(model))):
         return model(**inputs)[0]
@@ -182,7 +183,7 @@ def probe(model: Any) -> tuple[Tensor, Tensor] | None:
     was_training = model.training
     model.eval()
     try:
-        return policy_hidden(model, inputs, index), select_logits(model, inputs, index).float()
+        return response_hidden(model, inputs, index), select_logits(model, inputs, index).float()
     except (TypeError, AttributeError):
         return None
     finally:

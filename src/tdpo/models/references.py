@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..token_statistics import Head
 from .adapters import has_adapter
-from .hidden_states import causal_lm_of, find_head, policy_hidden, probe, select_logits
+from .hidden_states import causal_lm_of, find_head, probe, response_hidden, select_logits
 from .probing import check_causal
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reference:
     """Computes the reference's hidden states (or logits), without gradients.
 
@@ -38,7 +38,7 @@ class Reference:
         assert self.head is not None
         model = policy if self.model is None else self.model
         with self._as_reference(policy):
-            return policy_hidden(model, inputs, index), _detached(self.head())
+            return response_hidden(model, inputs, index), _detached(self.head())
 
     @torch.no_grad()
     def logits(self, policy: Any, inputs: Mapping[str, Tensor], index: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ..batches import TokenizedPair
 from ..config import AnyRecipe, PPORecipe
 from ..environments import Prompt
 from ..models.digests import model_digests
-from ..reference_cache.fingerprint import pair_digest
+from ..reference_cache.fingerprint import tokens_digest
 from ..rewards.functions import digest_of
 from ..runs import RunDirectory
 from ..runs.inputs import INPUTS_FILE, ChangedInputs, changed_inputs, file_digest, file_of_function, in_words, short
@@ -40,7 +40,7 @@ def digest_of_pairs(pairs: Sequence[TokenizedPair]) -> str:
     """Return the number of pairs and a digest of their tokens, which depends on their order."""
     total = hashlib.sha256()
     for pair in pairs:
-        total.update(pair_digest(pair))
+        total.update(tokens_digest(pair))
     return f"{len(pairs)} pairs ({short(total.hexdigest())})"
 
 

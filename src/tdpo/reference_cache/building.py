@@ -1,7 +1,8 @@
-"""Making a cache: beside its place, chunk by chunk, so that a kill costs one chunk and nothing half-made is ever used.
+"""Making a cache: in a folder beside its final place, chunk by chunk.
 
-Several processes share the work by taking every so-manieth chunk. They meet through files only: no collective
-operation can time out while a large cache is made.
+A process that is killed loses one chunk at most, and nobody reads a cache that is not finished. Where n processes share
+the work, each takes every n-th chunk. They wait for each other through files alone, so that no collective operation can
+time out while a large cache is made.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..batches import TokenizedPair
+from ..batches import PromptResponses
 from ..records.files import free_bytes, write_text
 from ..records.folders import remove
 from ..records.json_files import write_json
@@ -24,9 +25,9 @@ from ..records.locks import waiting_lock
 from .fingerprint import Fingerprint
 from .storage import MANIFEST, BrokenCache, CacheLayout, ReferenceCache, as_array, checksum, manifest_of, open_field
 
-# Values of each field for the flat tokens of a few pairs, in the order of `CacheLayout.rows`.
-Compute = Callable[[Sequence[TokenizedPair]], dict[str, Tensor]]
-Progress = Callable[[int, int, str], None]  # pairs done, pairs in all, a note
+# The values of each field for the flat tokens of a batch of prompts, in the order of `CacheLayout.rows`.
+Compute = Callable[[Sequence[PromptResponses]], dict[str, Tensor]]
+Progress = Callable[[int, int, str], None]  # prompts (pairs, that is) done, how many there are, a note
 Say = Callable[[str], None]
 
 SPARE = 1 << 28  # bytes left free on the disk, whatever is written
@@ -56,8 +57,8 @@ class CachePlan:
     @property
     def missing_bytes(self) -> int:
         """What the disk still has to hold."""
-        held = sum(p.stat().st_size for p in self.staging.glob("*.bin")) if self.staging.is_dir() else 0
-        return 0 if self.is_finished else max(0, self.layout.bytes - held)
+        written = sum(p.stat().st_size for p in self.staging.glob("*.bin")) if self.staging.is_dir() else 0
+        return 0 if self.is_finished else max(0, self.layout.bytes - written)
 
     @property
     def fits(self) -> bool:
@@ -66,7 +67,7 @@ class CachePlan:
     def size(self) -> str:
         """For people: "336 pairs, 21,504 response tokens, 75 MB"."""
         layout = self.layout
-        return f"{len(layout.pairs):,} pairs, {layout.tokens:,} response tokens, {readable_bytes(layout.bytes)}"
+        return f"{len(layout.prompts):,} pairs, {layout.tokens:,} response tokens, {readable_bytes(layout.bytes)}"
 
 
 def readable_bytes(count: float) -> str:
@@ -91,11 +92,11 @@ def build_cache(
 
     Args:
         plan: where and what.
-        compute: the reference on a few pairs; called without any lock being needed.
-        batch_size: pairs a call.
+        compute: runs the reference on a few prompts with their responses.
+        batch_size: prompts of one call.
         rank, processes: this process among those that share the work and call this at the same time.
         say: told what happens, in sentences.
-        progress: called with the pairs done so far.
+        progress: called after each chunk with the number of prompts that are done.
 
     Raises:
         OSError: the disk cannot hold it.
@@ -135,7 +136,7 @@ def _open_finished(plan: CachePlan, rank: int, say: Say) -> ReferenceCache | Non
 
 
 def _alone(plan: CachePlan, rank: int, say: Say) -> AbstractContextManager[Any]:
-    """Only one run makes a cache; the others wait for it and then find it finished."""
+    """A context in which no other run makes this cache; who has to wait for it finds the cache finished then."""
     if rank:
         return nullcontext()
     return waiting_lock(
@@ -204,10 +205,10 @@ class _Builder:
         layout = self.plan.layout
         chunk = layout.chunks[number]
         for first in range(chunk.start, chunk.stop, self.batch_size):
-            pairs = layout.pairs[first : min(first + self.batch_size, chunk.stop)]
-            rows = layout.rows(pairs)
+            prompts = layout.prompts[first : min(first + self.batch_size, chunk.stop)]
+            rows = layout.rows(prompts)
             assert rows is not None
-            values = self.compute(pairs)
+            values = self.compute(prompts)
             for field in layout.fields:
                 maps[field.name][rows.numpy()] = as_array(values[field.name], field)
         for values in maps.values():
@@ -215,14 +216,14 @@ class _Builder:
                 values.flush()
         self._mark(number).touch()
 
-    def _report(self, number: int, pairs_per_second: float) -> None:
+    def _report(self, number: int, prompts_per_second: float) -> None:
         chunks = self.plan.layout.chunks
         done = sum(len(chunks[i]) for i in range(len(chunks)) if self._mark(i).exists())
-        left = (len(self.plan.layout.pairs) - done) / (pairs_per_second * self.processes)
+        left = (len(self.plan.layout.prompts) - done) / (prompts_per_second * self.processes)
         if number == 0 and left > 5:
             self.say(f"Reference cache: about {left:.0f} s.")
         if self.progress is not None:
-            self.progress(done, len(self.plan.layout.pairs), "reference cache")
+            self.progress(done, len(self.plan.layout.prompts), "reference cache")
 
     def _mark(self, number: int) -> Path:
         return self.plan.staging / f"done-{number:06d}"
@@ -243,10 +244,10 @@ class _Builder:
 def _identity(path: Path) -> tuple[int, int] | None:
     """Tells a file from the one that takes its place; None where there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def _launch() -> str:

@@ -1,4 +1,4 @@
-"""What a cache belongs to: this model in this precision, these pairs, this kind of content. Nothing else may use it."""
+"""What a cache belongs to: this model, this precision, these tokens, this kind of content. Nothing else may use it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..batches import TokenizedPair
+from ..batches import PromptResponses
 
 FORMAT = 1  # raised whenever what the files mean changes
 # Of a model's configuration, what does not change what it says.
@@ -40,19 +40,18 @@ class Fingerprint:
         return [name for name, value in asdict(self).items() if other.get(name) != value]
 
 
-def pair_digest(pair: TokenizedPair) -> bytes:
-    """16 bytes that stand for the tokens of a pair, and for which of them are counted."""
-    parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+def tokens_digest(prompt: PromptResponses) -> bytes:
+    """16 bytes that stand for the tokens of a prompt and its responses, and for which of them are counted."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
+    for part in (prompt.prompt_ids, *prompt.responses):
         digest.update(len(part).to_bytes(8, "little") + np.asarray(part, dtype="<u4").tobytes())
-    if pair.chosen_gaps or pair.rejected_gaps:  # other tokens are counted
-        digest.update(repr((pair.chosen_gaps, pair.rejected_gaps)).encode())
+    if any(prompt.gaps):  # other tokens are counted
+        digest.update(repr(prompt.gaps).encode())
     return digest.digest()
 
 
 def data_digest(digests: Iterable[bytes]) -> str:
-    """Of a set of pairs, whatever their order."""
+    """Stands for a set of prompts with their responses, given the digest of each; their order does not matter."""
     total = hashlib.sha256()
     for digest in sorted(digests):
         total.update(digest)
@@ -61,9 +60,12 @@ def data_digest(digests: Iterable[bytes]) -> str:
 
 @torch.no_grad()
 def model_digest(lm: torch.nn.Module, adapter_prefix: str | None = None) -> str:
-    """Of a causal language model's weights and configuration; `adapter_prefix` names what is switched off in it.
+    """Stands for the weights and the configuration of a causal language model.
 
-    The weights of a model with its adapter off have the digest of the model without an adapter.
+    Args:
+        lm: the causal language model.
+        adapter_prefix: how the names of an adapter's weights begin, where the adapter is to be left out. The digest is
+            then that of the model without an adapter.
     """
     total = hashlib.sha256(json.dumps(_configuration(lm), sort_keys=True, default=str).encode())
     for name, tensor in sorted(_base_weights(lm, adapter_prefix)):

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batches import TokenizedPair, counted_tokens, shared_length
+from ..batches import PromptResponses, counted_tokens, sequence_order, shared_length
 from ..guards.documents import parse_json
-from .fingerprint import Fingerprint, data_digest, pair_digest
+from .fingerprint import Fingerprint, data_digest, tokens_digest
 
 MANIFEST = "cache.json"
-CHUNK_TOKENS = 4096  # what a kill can cost at most, and what one checksum covers, in response tokens
+CHUNK_TOKENS = 4096  # response tokens that one checksum covers, and that are computed again after a kill at most
 
 # numpy knows no bf16; its bits are kept as they are.
 STORED_AS = {torch.bfloat16: torch.int16}
@@ -58,16 +58,23 @@ class Field:
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """Which rows belong to which pair, the same for everybody who has the same pairs, in whatever order."""
+    """Which rows hold which tokens. It is the same for everybody with the same prompts and responses, in any order.
+
+    Args:
+        fields: what each row holds.
+        prompts: the distinct prompts with their responses, shortest first.
+        starts: the first row of each, by its digest; the rows of its responses follow one another.
+        tokens: rows in all.
+    """
 
     fields: tuple[Field, ...]
-    pairs: tuple[TokenizedPair, ...]  # distinct, shortest first
-    starts: Mapping[bytes, int]  # first row of each pair: its chosen tokens, then its rejected ones
+    prompts: tuple[PromptResponses, ...]
+    starts: Mapping[bytes, int]
     tokens: int
 
     @classmethod
-    def of(cls, pairs: Sequence[TokenizedPair], fields: Sequence[Field]) -> CacheLayout:
-        distinct = {pair_digest(pair): pair for pair in pairs}
+    def of(cls, prompts: Sequence[PromptResponses], fields: Sequence[Field]) -> CacheLayout:
+        distinct = {tokens_digest(prompt): prompt for prompt in prompts}
         order = sorted(distinct, key=lambda digest: (shared_length(distinct[digest]), digest))
         starts, row = {}, 0
         for digest in order:
@@ -85,31 +92,31 @@ class CacheLayout:
 
     @cached_property
     def chunks(self) -> tuple[range, ...]:
-        """Consecutive pairs of about CHUNK_TOKENS response tokens each, as ranges into `pairs`."""
-        found, first, held = [], 0, 0
-        for i, pair in enumerate(self.pairs):
-            held += sum(counted_tokens(pair))
-            if held >= CHUNK_TOKENS or i == len(self.pairs) - 1:
-                found.append(range(first, i + 1))
-                first, held = i + 1, 0
-        return tuple(found)
+        """Ranges of indices into `prompts`, one after the other, of about CHUNK_TOKENS response tokens each."""
+        chunks, first, tokens = [], 0, 0
+        for i, prompt in enumerate(self.prompts):
+            tokens += sum(counted_tokens(prompt))
+            if tokens >= CHUNK_TOKENS or i == len(self.prompts) - 1:
+                chunks.append(range(first, i + 1))
+                first, tokens = i + 1, 0
+        return tuple(chunks)
 
     def chunk_rows(self, chunk: range) -> range:
-        first = self.starts[pair_digest(self.pairs[chunk.start])]
-        last = self.pairs[chunk.stop - 1]
-        return range(first, self.starts[pair_digest(last)] + sum(counted_tokens(last)))
+        first = self.starts[tokens_digest(self.prompts[chunk.start])]
+        last = self.prompts[chunk.stop - 1]
+        return range(first, self.starts[tokens_digest(last)] + sum(counted_tokens(last)))
 
-    def rows(self, pairs: Sequence[TokenizedPair]) -> Tensor | None:
-        """Rows `[N]` of a batch's flat tokens (all chosen responses, then all rejected); None if a pair is missing."""
-        chosen, rejected = [], []
-        for pair in pairs:
-            start = self.starts.get(pair_digest(pair))
-            if start is None:
+    def rows(self, prompts: Sequence[PromptResponses]) -> Tensor | None:
+        """The row `[N]` of each flat token of a batch of these prompts; None where one of them is not in the cache."""
+        rows: dict[tuple[int, int], Tensor] = {}
+        for p, prompt in enumerate(prompts):
+            row = self.starts.get(tokens_digest(prompt))
+            if row is None:
                 return None
-            first, second = counted_tokens(pair)
-            chosen.append(torch.arange(start, start + first))
-            rejected.append(torch.arange(start + first, start + first + second))
-        return torch.cat([*chosen, *rejected])
+            for k, count in enumerate(counted_tokens(prompt)):
+                rows[p, k] = torch.arange(row, row + count)
+                row += count
+        return torch.cat([rows[place] for place in sequence_order(prompts)])
 
 
 class ReferenceCache:
@@ -125,14 +132,14 @@ class ReferenceCache:
         self._check(fingerprint)
         self._maps = {f.name: open_field(folder, f, layout.tokens, "r") for f in layout.fields}
 
-    def rows(self, pairs: Sequence[TokenizedPair]) -> Tensor | None:
+    def rows(self, prompts: Sequence[PromptResponses]) -> Tensor | None:
         """As `CacheLayout.rows`."""
-        return self.layout.rows(pairs)
+        return self.layout.rows(prompts)
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
         """Each field's values at `rows` `[N]`, copied to memory and then to the device of `rows`."""
-        wanted = rows.cpu().numpy()
-        return {f.name: as_tensor(self._maps[f.name][wanted], f).to(rows.device) for f in self.layout.fields}
+        index = rows.cpu().numpy()
+        return {f.name: as_tensor(self._maps[f.name][index], f).to(rows.device) for f in self.layout.fields}
 
     def _check(self, fingerprint: Fingerprint) -> None:
         manifest = read_manifest(self.folder)
@@ -177,7 +184,7 @@ def manifest_of(fingerprint: Fingerprint, layout: CacheLayout, checksums: Sequen
     return {
         "what": "tdpo reference cache; may be deleted at any time, the next run makes it again",
         "fingerprint": asdict(fingerprint),
-        "pairs": len(layout.pairs),
+        "pairs": len(layout.prompts),
         "response_tokens": layout.tokens,
         "bytes": layout.bytes,
         "fields": {f.name: {"dtype": str(f.dtype), "width": f.width} for f in layout.fields},
@@ -203,9 +210,9 @@ def as_array(tensor: Tensor, field: Field) -> np.ndarray[Any, Any]:
 
 def check_size(path: Path, field: Field, tokens: int) -> None:
     expected = tokens * field.bytes_per_token
-    found = path.stat().st_size if path.exists() else None
-    if found != expected:
-        state = "is missing" if found is None else f"has {found:,} bytes"
+    size = path.stat().st_size if path.exists() else None
+    if size != expected:
+        state = "is missing" if size is None else f"has {size:,} bytes"
         raise BrokenCache(f"{path} {state}, expected {expected:,} bytes")
 
 

@@ -1,6 +1,6 @@
-"""A batch of sequences inside a causal language model, fed a few tokens at a time: the model's side of `generation`.
+"""A batch of sequences inside a causal language model, fed a few tokens at a time: the model's side of sampling.
 
-There are several ways of doing that, from the fastest to the surest; `_decoding_ways` asks a model which it can take.
+There are several ways of doing that, from the fastest to the surest; `decoding_ways` asks a model which it can take.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Way:
     """How sequences go through a model.
 
     Args:
-        state: what stands for the tokens before: transformers' cache, whatever the model makes for itself where it is
-            given nothing, or nothing at all, so that every step computes whole sequences.
+        state: what stands for the earlier tokens of a sequence: "cache" is transformers' cache, "own" is what the model
+            makes for itself, and with "none" every step computes whole sequences.
         pads: rows of different lengths may share a batch, padded on the left.
-        shares_prefix: what all prompts of a batch begin with is encoded once; the padding then lies behind it.
+        shares_prefix: the common beginning of all prompts of a batch is encoded once; the padding then lies behind it.
     """
 
     state: Literal["cache", "own", "none"] = "cache"
@@ -31,13 +31,13 @@ class Way:
 
 
 class DecodingBatch:
-    """The state of up to `capacity` tokens a row, and the mask `[B, T]` of which of them count."""
+    """The state of up to `capacity` tokens in each of R rows, and the mask `[R, T]` of which of them count."""
 
     def __init__(self, model: Any, capacity: int, way: Way) -> None:
         self.model, self.way = model, way
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.accepted = set(inspect.signature(base.forward).parameters)
-        self.name = next((name for name in STATE_NAMES if name in self.accepted), None)
+        self.parameters = set(inspect.signature(base.forward).parameters)
+        self.name = next((name for name in STATE_NAMES if name in self.parameters), None)
         if way.state != "none" and self.name is None:
             raise NotImplementedError(f"{type(base).__name__} takes no state of earlier tokens")
         self.state: Any = roomy_cache(model.config, capacity) if way.state == "cache" else None
@@ -45,7 +45,7 @@ class DecodingBatch:
         self.ids = self.mask  # of whole sequences, where no state stands for them
 
     def prefill(self, prompts: list[list[int]]) -> Tensor:
-        """Encode the prompts, left-padded; `[B, V]` logits of each one's first new token."""
+        """Encode the prompts, padded on the left; returns the logits `[R, V]` of each one's first new token."""
         shared = _common_prefix(prompts) if self.way.shares_prefix and len(prompts) > 1 else 0
         if shared:
             prefix = torch.tensor([prompts[0][:shared]], device=self.model.device)
@@ -59,7 +59,7 @@ class DecodingBatch:
         return self.feed(torch.tensor(padded, device=self.model.device), torch.tensor(mask, device=self.model.device))
 
     def feed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Append `[B, T]` tokens, those that count marked by `mask`; `[B, V]` logits after the last of each row."""
+        """Append tokens `[R, T]`, of which `mask` marks those that count; returns logits `[R, V]` after the last."""
         before = self.mask.expand(len(mask), -1)
         self.mask = torch.cat([before, mask], dim=1)
         arguments: dict[str, Any] = {"attention_mask": self.mask, "use_cache": self.way.state != "none"}
@@ -69,9 +69,9 @@ class DecodingBatch:
             arguments[str(self.name)] = self.state
             if self.name != STATE_NAMES[0]:
                 arguments["attention_mask"] = mask  # a recurrent state needs no mask of what lies behind it
-            if "position_ids" in self.accepted:  # models with relative biases take none
+            if "position_ids" in self.parameters:  # models with relative biases take none
                 arguments["position_ids"] = (before.sum(-1, keepdim=True) + mask.cumsum(-1) - 1).clamp(min=0)
-        if "logits_to_keep" in self.accepted:
+        if "logits_to_keep" in self.parameters:
             # As an index and not as the number 1, which gives the head a slice of states with gaps in between: PyTorch
             # multiplies those with frozen weights row by row, and in bfloat16 copies the whole head for every row.
             arguments["logits_to_keep"] = torch.tensor([input_ids.shape[1] - 1], device=input_ids.device)

@@ -1,4 +1,4 @@
-"""Which way of decoding gives what a model itself says? Asked of the model, with a few made-up tokens.
+"""Which way of decoding gives the logits of a model's own forward? The model is asked, with a few made-up tokens.
 
 A state of earlier tokens is not the same thing in every architecture, and neither is padding: what is right for
 attention over a key-value cache makes a recurrent model, or one whose biases count places, sample something else.
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdpo.models import causal_lm_of, length_thresholds
-from tdpo.sampling.decoding import DecodingBatch, Way, keeps_all_keys
+from ..models import causal_lm_of, length_thresholds
+from .decoding import DecodingBatch, Way, keeps_all_keys
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ WAYS = {
     Way("own", pads=False): "only prompts of one length share a batch, so that batches are smaller",
     Way("none", pads=False): (
         "every new token computes its whole sequence again, and only prompts of one length share a batch: for long "
-        "answers many times slower"
+        "responses many times slower"
     ),
 }
 
@@ -59,24 +59,24 @@ def way_of(model: Any, length: int) -> Way:
     ways = [w for w in WAYS if not w.shares_prefix or keeps_all_keys(lm.config)]
     first = ways[0]
     lengths = [SHORT, length] if any(SHORT < threshold <= length for threshold in thresholds) else [SHORT]
-    reached, missed = _first_right(model, ways[ways.index(way) if way in ways else 0 :], lengths)
-    _passed[key] = reached, max(longest, length)
-    if reached not in (way, first):
+    right_way, distance_of_first = _first_right(model, ways[ways.index(way) if way in ways else 0 :], lengths)
+    _passed[key] = right_way, max(longest, length)
+    if right_way not in (way, first):
         logger.warning(
             "%s is sampled from in another way than other models, since the fastest would give other logits than the "
             "model itself (relative distance %.2g): %s.",
             type(lm).__name__,
-            missed,
-            WAYS[reached],
+            distance_of_first,
+            WAYS[right_way],
         )
-    return reached
+    return right_way
 
 
 SHORT = 16  # tokens of the longest sequence of a probe
 
 
 def _first_right(model: Any, ways: Sequence[Way], lengths: Sequence[int]) -> tuple[Way, float]:
-    """The first way that is right at all lengths, and how far the first of all was from it."""
+    """The first way that is right at all lengths, and the largest distance of the very first way."""
     distances = []
     for way in ways:
         distances.append(max(distance(model, way, length) for length in lengths))
@@ -116,9 +116,9 @@ def _distances_by_row(model: Any, way: Way, longest: int) -> Iterator[float]:
     batch.select([2, 1])
     after_second = batch.feed(torch.tensor([second] * 2, device=model.device), batch.mask.new_ones(2, 1))
     for row, ids in enumerate(rows):
-        found = [prompts[row], after_first[row], after_second[row]]
-        expected = _whole(model, ids + first + second, len(found))
-        gaps = sorted(_gap(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+        logits = [prompts[row], after_first[row], after_second[row]]
+        expected = _whole(model, ids + first + second, len(logits))
+        gaps = sorted(_gap(ours, theirs) for ours, theirs in zip(logits, expected, strict=True))
         # Where rounding is coarse, one token may go to another expert; a state that is misread spoils most steps.
         yield gaps[1] if model.dtype in (torch.bfloat16, torch.float16) else gaps[-1]
 
@@ -142,22 +142,22 @@ class _Tokens:
 
 
 def _whole(model: Any, ids: list[int], last: int) -> Tensor:
-    """`[last, V]` logits after the last so many tokens of one sequence, in one forward of it alone."""
+    """Logits `[last, V]` after each of the last `last` tokens of one sequence, from one forward of it alone."""
     input_ids = torch.tensor([ids], device=model.device)
     takes = inspect.signature(causal_lm_of(model).forward).parameters
-    kept: dict[str, Any] = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
-    output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, **kept)
+    less: dict[str, Any] = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
+    output = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, **less)
     logits: Tensor = output.logits[0, -last:]
     return logits
 
 
 def _gap(ours: Tensor, theirs: Tensor) -> float:
-    """Relative distance of two `[V]` logits. What the model itself does not know (NaN) is no reason against a way."""
-    expected, found = theirs.double(), ours.double()
+    """Relative distance of two logits `[V]`; 0 where the model's own are NaN, which is no reason against a way."""
+    expected, actual = theirs.double(), ours.double()
     inside = expected.isfinite()  # a masked vocabulary has logits of -inf
     if not inside.any() or expected.isnan().any():
         return 0.0
-    expected, found = expected[inside], found[inside]
-    expected, found = expected - expected.mean(), found - found.mean()  # a shift of all changes no probability
-    gap = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+    expected, actual = expected[inside], actual[inside]
+    expected, actual = expected - expected.mean(), actual - actual.mean()  # a shift of all changes no probability
+    gap = float((actual - expected).norm() / expected.norm().clamp_min(1e-30))
     return gap if gap == gap else float("inf")

@@ -1,12 +1,12 @@
 """Seeded sampling from a causal language model: the one sampler of pair sampling, evaluation and rollouts.
 
-The random numbers belong to the completion, not to the batch: one uniform number for each new token, drawn from
+The random numbers belong to the response, not to the batch: one uniform number for each new token, drawn from
 `(seed, prompt_index, sample_index)` alone and turned into a token by the inverse of the cumulative distribution.
-So neither batch size nor order changes a completion beyond the rounding of the model's own matrix products.
+So neither batch size nor order changes a response beyond the rounding of the model's own matrix products.
 
-Against `model.generate(do_sample=True)` time is saved in five places: no exponential variate for every entry of the
-vocabulary (`torch.multinomial`), what all prompts of a batch have in common is encoded once, so is a prompt that is
-sampled several times, the key-value cache does not grow by copying, and finished rows leave the batch.
+It saves time in five places against `model.generate(do_sample=True)`. It draws no exponential variate for every entry
+of the vocabulary, as `torch.multinomial` does. The common beginning of all prompts of a batch is encoded once, and so
+is a prompt that gets several responses. The key-value cache does not grow by copying. Finished rows leave the batch.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tdpo.chat_templates import Encoder, Stopping, TemplateRefusal
-from tdpo.models import check_causal, independent_length, why_dependent
-from tdpo.sampling.decoding import DecodingBatch, Way
-from tdpo.sampling.decoding_ways import way_of
+from ..chat_templates import Encoder, Stopping, TemplateRefusal
+from ..models import check_causal, independent_length, why_dependent
+from .decoding import DecodingBatch, Way
+from .decoding_ways import way_of
 
 if TYPE_CHECKING:
-    from tdpo.chat_templates import PromptInput
+    from ..chat_templates import PromptInput
 
-Progress = Callable[[int, int], None]  # (new tokens so far, completions that are complete)
-ROWS_AT_ONCE = 8  # that a CPU draws tokens for
+Progress = Callable[[int, int], None]  # (new tokens so far, responses that are complete)
+ROWS_AT_ONCE = 8  # rows that a CPU draws tokens for in one go
 
 
 @dataclass(frozen=True)
-class Completion:
+class SampledResponse:
     """One sampled response. `token_ids` ends with an end-of-sequence token exactly if `finished`."""
 
     prompt_index: int
@@ -45,8 +45,17 @@ class Completion:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to sample. `temperature=0` takes the most probable token; `top_k=0` and `top_p=1` keep every token;
-    `batch_size` counts rows, that is, prompts times samples."""
+    """How to sample.
+
+    Args:
+        num_samples: responses to each prompt.
+        max_new_tokens: the most tokens of a response.
+        temperature: 0 takes the most probable token.
+        top_p: 1 keeps every token.
+        top_k: 0 keeps every token.
+        seed: of the random numbers.
+        batch_size: rows that the model computes at once, one for each response.
+    """
 
     num_samples: int = 1
     max_new_tokens: int = 32
@@ -78,8 +87,8 @@ class SamplingSettings:
 def encode_prompts(
     tokenizer: Any, prompts: Sequence[PromptInput], names: Sequence[Any] | None = None
 ) -> list[list[int]]:
-    """Token ids of every prompt: messages through the chat template up to where the assistant's answer begins, plain
-    text as the tokenizer encodes it, but for an end-of-sequence token that it puts behind every text.
+    """Token ids of every prompt: messages through the chat template up to where the assistant's response begins, plain
+    text as the tokenizer encodes it, less an end-of-sequence token that it may put behind every text.
 
     Raises ValueError, naming the prompt (by `names`, default 0, 1, …), for messages without a chat template or with the
     assistant's turn at the end, for a conversation that the template refuses, and for a prompt without tokens.
@@ -126,11 +135,11 @@ def sample(
     progress: Progress | None = None,
     prompt_indices: Sequence[int] | None = None,
     first_sample: int = 0,
-) -> list[Completion]:
-    """Sample `settings.num_samples` responses to every prompt, in the order of the prompts, then of the samples.
+) -> list[SampledResponse]:
+    """Sample `settings.num_samples` responses to every prompt, in the order of the prompts, then of the responses.
 
-    `prompt_indices` (default 0, 1, …) and `first_sample` say which random numbers belong to which completion: a part
-    of a larger set of prompts or samples gets exactly what it would get in the whole. `progress` is called after every
+    `prompt_indices` (default 0, 1, …) and `first_sample` say which random numbers belong to which response: a part of a
+    larger set of prompts or responses gets exactly what it would get in the whole. `progress` is called after every
     step with the number of new tokens and of complete responses. Adapters work, and under `models.merged_adapter` cost
     no time.
 
@@ -164,7 +173,7 @@ def sample(
     place = {index: position for position, index in enumerate(indices)}
     rows.sort(key=lambda row: (place[row.prompt_index], row.sample_index))
     return [
-        Completion(
+        SampledResponse(
             row.prompt_index,
             row.sample_index,
             row.token_ids,
@@ -182,7 +191,7 @@ def check_fit(model: Any, encoded: Mapping[Any, Sequence[int]], max_new_tokens: 
     for index, ids in encoded.items():
         if context and len(ids) >= context:
             raise ValueError(
-                f"prompt {index} has {len(ids)} tokens: with an answer it does not fit into the model's context of "
+                f"prompt {index} has {len(ids)} tokens: with a response it does not fit into the model's context of "
                 f"{context} tokens; shorten it or leave it out"
             )
         if context and len(ids) + max_new_tokens > context:
@@ -204,7 +213,7 @@ def check_fit(model: Any, encoded: Mapping[Any, Sequence[int]], max_new_tokens: 
 
 @dataclass(eq=False)
 class _Row:
-    """A completion in the making; `generator` gives one uniform number for each of its steps."""
+    """A response that is not complete; `generator` gives one uniform number for each of its steps."""
 
     prompt_index: int
     prompt_ids: list[int]
@@ -217,7 +226,7 @@ class _Row:
 
 
 def _batches(rows: list[_Row], settings: SamplingSettings, way: Way) -> Iterator[list[_Row]]:
-    # Whole prompts where they fit, so that each is encoded once.
+    # All responses to a prompt in one batch where they fit, so that the prompt is encoded once.
     size = settings.batch_size // settings.num_samples * settings.num_samples or settings.batch_size
     # Rows are sorted by the lengths of their prompts.
     parts = [rows] if way.pads else [list(part) for _, part in groupby(rows, lambda row: len(row.prompt_ids))]
@@ -291,7 +300,7 @@ class _Loop:
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> Tensor:
-    """`[B]` tokens from `[B, V]` logits, whose maximum is finite, and `[B]` uniform numbers in [0, 1) (float64).
+    """Tokens `[R]` from logits `[R, V]`, whose maximum is finite, and uniform numbers `[R]` in [0, 1) (float64).
 
     Temperature, then top-k, then top-p, as in transformers; tokens tied with the last that is kept are kept too.
     """
@@ -309,7 +318,7 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) ->
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:
-    """`[B, V]` weights, all but the smallest set that holds a share `top_p` of their sum put to zero."""
+    """The weights `[R, V]`; all but the smallest set that holds a share `top_p` of their sum are put to zero."""
     needed = top_p * weights.sum(-1, keepdim=True, dtype=torch.float64)
     size = min(512, weights.shape[-1])
     while True:  # the few largest are found much faster than a vocabulary is sorted
@@ -318,14 +327,14 @@ def _nucleus(weights: Tensor, top_p: float) -> Tensor:
         if size == weights.shape[-1] or bool((upto[:, -1:] >= needed).all()):
             break
         size = min(8 * size, weights.shape[-1])
-    kept = upto - largest < needed
-    weakest = largest.where(kept, torch.inf).amin(-1, keepdim=True)
+    in_nucleus = upto - largest < needed
+    weakest = largest.where(in_nucleus, torch.inf).amin(-1, keepdim=True)
     return weights.masked_fill(weights < weakest, 0.0)
 
 
 def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """`[B]` indices: the first at which the running sum of `weights` `[B, V]` (non-negative, any scale, some positive)
-    exceeds `uniforms` `[B]` times the row's sum. An index of weight zero is never returned, nor one past the end.
+    """Indices `[R]`: the first at which the running sum of `weights` `[R, V]` (non-negative, any scale, some positive)
+    exceeds `uniforms` `[R]` times the row's sum. An index of weight zero is never returned, nor one past the end.
 
     The sum runs in float64: in float32, over 50,000 entries, it loses tokens less likely than about 1e-7.
     """

@@ -1,17 +1,17 @@
-"""Whether pairs fit the models that read them: known tokens, and lengths at which rows are independent."""
+"""Whether tokens and lengths fit the models that read them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..batches import TokenizedPair, sequence_length
+from ..batches import PromptResponses, sequence_length
 from ..models import independent_length, why_dependent
 
 
-def check_ids(pairs: Sequence[TokenizedPair], vocabulary: int) -> None:
-    """Raise ValueError where the data holds tokens that the model's embedding does not."""
-    largest = max(max(p.prompt_ids + p.chosen_ids + p.rejected_ids) for p in pairs)
+def check_ids(prompts: Sequence[PromptResponses], vocabulary: int) -> None:
+    """Raise ValueError where the data holds tokens that the model's embedding does not have."""
+    largest = max(max(ids) for prompt in prompts for ids in (prompt.prompt_ids, *prompt.responses) if ids)
     if largest >= vocabulary:
         raise ValueError(
             f"the data holds token {largest}, but the model knows {vocabulary} tokens: is the tokenizer its own? "
@@ -19,17 +19,17 @@ def check_ids(pairs: Sequence[TokenizedPair], vocabulary: int) -> None:
         )
 
 
-def check_lengths(pairs: Sequence[TokenizedPair], configs: Iterable[Any]) -> None:
-    """Raise ValueError for a pair at whose length a model's rows depend on each other; it names the first.
+def check_lengths(prompts: Sequence[PromptResponses], configs: Iterable[Any]) -> None:
+    """Raise ValueError, naming the first, where a sequence is so long that a model's rows depend on each other.
 
-    `configs` are those of the models that read the pairs: policy, reference.
+    `configs` are those of the models that read them: policy, reference.
     """
     limit = min((length for config in configs if (length := independent_length(config))), default=None)
     if limit is None:
         return
-    for pair in pairs:
-        if sequence_length(pair) > limit:
+    for prompt in prompts:
+        if sequence_length(prompt) > limit:
             raise ValueError(
-                f"{pair.source}:{pair.row} {why_dependent(limit, sequence_length(pair))}. Set max_length "
+                f"{prompt.source}:{prompt.row} {why_dependent(limit, sequence_length(prompt))}. Set max_length "
                 f"(data.max_length of a recipe) to {limit} or less, or leave such rows out"
             )

@@ -1,8 +1,10 @@
-"""May this model's pairs share their prompt's computation, and share rows? Asked of the model itself.
+"""May this model's responses share the computation of their prompt, and share rows? Asked of the model itself.
 
 What decides is how long a sequence is and how wide a row: a window of attention shows beyond its width, a chunk behind
 its end. So the answer holds up to the longest sequence and the widest row that were compared, which the collator keeps
 to; where longer ones come later, `cover` asks again.
+
+In all functions, `other_models` read the same rows as `model`: a reference, a critic, or None for what there is not.
 """
 
 from __future__ import annotations
@@ -12,21 +14,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..batches import (
-    PairBatch,
-    PairCollator,
-    TokenizedPair,
+    PromptResponses,
+    ResponseBatch,
+    ResponseCollator,
     full_row,
     fullest_row,
     padded_batch,
     prompt_groups,
     row_length,
     sequence_length,
+    sequence_order,
     shared_length,
     shared_prefix_batch,
 )
-from ..models import causal_lm_of, policy_hidden
+from ..models import causal_lm_of, response_hidden
 from .options import PrefixSharing
 
 logger = logging.getLogger(__name__)
@@ -38,22 +42,23 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 5e-2, tor
 
 def choose_layout(
     model: Any,
-    pairs: Sequence[TokenizedPair],
+    prompts: Sequence[PromptResponses],
     pad_token_id: int,
-    asked: PrefixSharing,
+    prefix_sharing: PrefixSharing,
     max_tokens_per_row: int | None = None,
-    others: Sequence[Any | None] = (),
-) -> PairCollator:
-    """The collator of the layout that is asked for, or of the nearest that gives this model's hidden states.
+    other_models: Sequence[Any | None] = (),
+) -> ResponseCollator:
+    """The collator of the layout that the options name, or of the nearest that gives this model's hidden states.
 
-    `others` compute the same rows: a reference, a critic. What was asked for and cannot be is said in a warning, and so
-    are pairs longer than `max_tokens_per_row`.
+    A warning says which option has no effect here, and how many prompts with their responses are longer than
+    `max_tokens_per_row`.
 
     Raises:
-        ValueError: "on", but the model's hidden states differ under shared prompts or in packed rows.
+        ValueError: `prefix_sharing` is "on", but the model's hidden states differ under shared prompts or in packed
+            rows.
     """
-    shares = share_prefixes(model, pairs, pad_token_id, asked, others)
-    collator = _trusted(PairCollator(pad_token_id, shares), pairs)
+    shares = share_prefixes(model, prompts, pad_token_id, prefix_sharing, other_models)
+    collator = _trusted(ResponseCollator(pad_token_id, shares), prompts)
     if max_tokens_per_row is None:
         return collator
     if not shares:
@@ -61,51 +66,52 @@ def choose_layout(
             "max_tokens_per_row=%d has no effect: rows are padded, because %s.",
             max_tokens_per_row,
             "this model's attention does not take the mask of shared prompts"
-            if any(pair.prompt_ids for pair in pairs)
+            if any(prompt.prompt_ids for prompt in prompts)
             else "no pair has a prompt to share",
         )
         return collator
-    if not pack_pairs(model, pairs, pad_token_id, asked, max_tokens_per_row, others):
+    if not pack_prompts(model, prompts, pad_token_id, prefix_sharing, max_tokens_per_row, other_models):
         return collator
-    _report_exceptions(pairs, max_tokens_per_row)
-    return _trusted(PairCollator(pad_token_id, share_prefixes=True, max_tokens_per_row=max_tokens_per_row), pairs)
+    _report_exceptions(prompts, max_tokens_per_row)
+    return _trusted(ResponseCollator(pad_token_id, share_prefixes=True, max_tokens_per_row=max_tokens_per_row), prompts)
 
 
-def _trusted(collator: PairCollator, pairs: Sequence[TokenizedPair]) -> PairCollator:
-    """The collator, which from here on lays out as shared rows only what is within these pairs' extent."""
+def _trusted(collator: ResponseCollator, prompts: Sequence[PromptResponses]) -> ResponseCollator:
+    """The collator, which from here on lays out as shared rows only what is within the extent of these prompts."""
     if collator.share_prefixes:
-        collator.trusted = collator.extent([pair for pair in pairs if pair.prompt_ids])
+        collator.trusted = collator.extent([prompt for prompt in prompts if prompt.prompt_ids])
     return collator
 
 
 def share_prefixes(
     model: Any,
-    pairs: Sequence[TokenizedPair],
+    prompts: Sequence[PromptResponses],
     pad_token_id: int,
-    asked: PrefixSharing,
-    others: Sequence[Any | None] = (),
+    prefix_sharing: PrefixSharing,
+    other_models: Sequence[Any | None] = (),
 ) -> bool:
-    """Whether to lay pairs out with shared prompts: "auto" compares the decisive pairs under both layouts.
+    """Whether responses are to share their prompt: "auto" compares the decisive ones under both layouts.
 
     Raises:
         ValueError: "on", but the model's hidden states differ under the two layouts.
     """
-    if asked == "off":
+    if prefix_sharing == "off":
         return False
-    with_prompt = [pair for pair in pairs if pair.prompt_ids]
+    with_prompt = [prompt for prompt in prompts if prompt.prompt_ids]
     if not with_prompt:
         return False
-    distance = _distance(model, _decisive(with_prompt), pad_token_id, others=others)
+    distance = _distance(model, _decisive(with_prompt), pad_token_id, other_models=other_models)
     if distance <= _tolerance(model):
         return True
-    if asked == "on":
+    if prefix_sharing == "on":
         raise ValueError(_refusal(distance))
     return False
 
 
-def _decisive(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
-    """The pair with the longest sequence, and the one with the widest row where that is another."""
-    longest, widest = max(pairs, key=lambda p: (sequence_length(p), shared_length(p))), max(pairs, key=shared_length)
+def _decisive(prompts: Sequence[PromptResponses]) -> list[PromptResponses]:
+    """The one with the longest sequence, and the one with the widest row where that is another."""
+    longest = max(prompts, key=lambda prompt: (sequence_length(prompt), shared_length(prompt)))
+    widest = max(prompts, key=shared_length)
     return [longest] if shared_length(longest) == shared_length(widest) else [longest, widest]
 
 
@@ -117,81 +123,84 @@ def _refusal(distance: float) -> str:
 
 
 def grouped_collator(
-    model: Any, pairs: Sequence[TokenizedPair], pad_token_id: int, others: Sequence[Any | None] = ()
-) -> PairCollator:
-    """The collator of pairs of which many have the same prompt, as samples have: prompts are shared as far as this
-    model gives the same hidden states, which the largest group is compared for."""
-    largest = _largest_group(pairs)
-    shares = share_prefixes(model, pairs, pad_token_id, "auto", others)
+    model: Any, prompts: Sequence[PromptResponses], pad_token_id: int, other_models: Sequence[Any | None] = ()
+) -> ResponseCollator:
+    """The collator where many have the same prompt, as samples do.
+
+    They share prompts as far as this model gives the same hidden states, for which the largest group is compared.
+    """
+    largest = _largest_group(prompts)
+    shares = share_prefixes(model, prompts, pad_token_id, "auto", other_models)
     if shares and len(largest) > 1 and largest[0].prompt_ids:
-        distance = _distance(model, largest, pad_token_id, packed=True, grouped=True, others=others)
+        distance = _distance(model, largest, pad_token_id, packed=True, grouped=True, other_models=other_models)
         if distance <= _tolerance(model):
-            return _trusted(PairCollator(pad_token_id, share_prefixes=True, group_prompts=True), pairs)
+            return _trusted(ResponseCollator(pad_token_id, share_prefixes=True, group_prompts=True), prompts)
         logger.info(
-            "hidden states differ by %.2g (relative) where %d pairs share a prompt: each has a row",
+            "hidden states differ by %.2g (relative) where %d rows share a prompt: each has a row of its own",
             distance,
             len(largest),
         )
-    return _trusted(PairCollator(pad_token_id, shares), pairs)
+    return _trusted(ResponseCollator(pad_token_id, shares), prompts)
 
 
-def _largest_group(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
-    return max(prompt_groups(pairs), key=lambda group: row_length(group, range(len(group)), True))
+def _largest_group(prompts: Sequence[PromptResponses]) -> list[PromptResponses]:
+    return max(prompt_groups(prompts), key=lambda group: row_length(group, range(len(group)), True))
 
 
 def cover(
     model: Any,
-    collator: PairCollator,
-    pairs: Sequence[TokenizedPair],
-    asked: PrefixSharing = "auto",
-    others: Sequence[Any | None] = (),
+    collator: ResponseCollator,
+    prompts: Sequence[PromptResponses],
+    prefix_sharing: PrefixSharing = "auto",
+    other_models: Sequence[Any | None] = (),
 ) -> None:
-    """Ask the model again where `pairs` are longer, or make wider rows, than those that `collator` was chosen for.
+    """Ask the model again where `prompts` are longer, or make wider rows, than those that `collator` was chosen for.
 
     What passes is laid out like the others from here on; what does not is padded, which a warning says once.
 
     Raises:
-        ValueError: "on", and it does not pass.
+        ValueError: `prefix_sharing` is "on", and it does not pass.
     """
     trusted, refused, pad = collator.trusted, collator.refused, collator.pad_token_id
-    pairs = [pair for pair in pairs if pair.prompt_ids]
-    if not pairs or trusted is None:
+    prompts = [prompt for prompt in prompts if prompt.prompt_ids]
+    if not prompts or trusted is None:
         return
-    longest = max(pairs, key=lambda pair: (sequence_length(pair), shared_length(pair)))
+    longest = max(prompts, key=lambda prompt: (sequence_length(prompt), shared_length(prompt)))
     length = sequence_length(longest)
     if trusted.sequence < length < refused.sequence:
-        distance = _distance(model, [longest], pad, others=others)
+        distance = _distance(model, [longest], pad, other_models=other_models)
         if distance <= _tolerance(model):
             trusted.sequence, trusted.width = length, max(trusted.width, shared_length(longest))
         else:
             refused.sequence = length
-            _say_padded(f"Sequences of more than {trusted.sequence} tokens (now {length})", distance, asked)
-    pairs = [pair for pair in pairs if sequence_length(pair) <= trusted.sequence]
-    width = collator.extent(pairs).width if pairs else 0
+            _say_padded(f"Sequences of more than {trusted.sequence} tokens (now {length})", distance, prefix_sharing)
+    prompts = [prompt for prompt in prompts if sequence_length(prompt) <= trusted.sequence]
+    width = collator.extent(prompts).width if prompts else 0
     if trusted.width < width < refused.width:
-        row, packed = _widest_row(collator, pairs)
-        distance = _distance(model, row, pad, packed=packed, grouped=collator.group_prompts, others=others)
+        row, packed = _widest_row(collator, prompts)
+        grouped = collator.group_prompts
+        distance = _distance(model, row, pad, packed=packed, grouped=grouped, other_models=other_models)
         if distance <= _tolerance(model):
             trusted.width = width
         else:
             refused.width = width
-            _say_padded(f"Rows of more than {trusted.width} tokens (now {width})", distance, asked)
+            _say_padded(f"Rows of more than {trusted.width} tokens (now {width})", distance, prefix_sharing)
 
 
-def _widest_row(collator: PairCollator, pairs: Sequence[TokenizedPair]) -> tuple[list[TokenizedPair], bool]:
-    """The pairs of the widest row that a batch can have, and whether it is a row of several."""
+def _widest_row(collator: ResponseCollator, prompts: Sequence[PromptResponses]) -> tuple[list[PromptResponses], bool]:
+    """What stands in the widest row that a batch can have, and whether it is a row of several prompts."""
     if collator.group_prompts:
-        return _largest_group(pairs), True
-    widest = [max(pairs, key=shared_length)]
+        return _largest_group(prompts), True
+    widest = [max(prompts, key=shared_length)]
     if collator.max_tokens_per_row is not None:
-        full = full_row(pairs, collator.max_tokens_per_row)
+        full = full_row(prompts, collator.max_tokens_per_row)
         if sum(map(shared_length, full)) > shared_length(widest[0]):
             return full, True
     return widest, False
 
 
-def _say_padded(what: str, distance: float, asked: PrefixSharing) -> None:
-    if asked == "on":
+def _say_padded(what: str, distance: float, prefix_sharing: PrefixSharing) -> None:
+    if prefix_sharing == "on":
         raise ValueError(f"{what}: {_refusal(distance)}")
     logger.warning(
         "%s are not laid out like the others: hidden states would differ by %.2g (relative) from the model's own. "
@@ -201,64 +210,65 @@ def _say_padded(what: str, distance: float, asked: PrefixSharing) -> None:
     )
 
 
-def pack_pairs(
+def pack_prompts(
     model: Any,
-    pairs: Sequence[TokenizedPair],
+    prompts: Sequence[PromptResponses],
     pad_token_id: int,
-    asked: PrefixSharing,
+    prefix_sharing: PrefixSharing,
     max_tokens_per_row: int,
-    others: Sequence[Any | None] = (),
+    other_models: Sequence[Any | None] = (),
 ) -> bool:
-    """Whether to pack pairs into rows: compares one full row of the longest pairs that fit with padded rows.
+    """Whether to pack prompts with their responses into rows: one full row of the longest that fit is compared.
 
     A model may take the mask of one pair and not that of several: beyond its last position, or where it cuts
     a row into chunks. Says in a warning why not.
 
     Raises:
-        ValueError: "on", but the model's hidden states differ in a packed row.
+        ValueError: `prefix_sharing` is "on", but the model's hidden states differ in a packed row.
     """
-    row = fullest_row(pairs, max_tokens_per_row)
+    row = fullest_row(prompts, max_tokens_per_row)
     if len(row) < 2:
         logger.warning(
             "max_tokens_per_row=%d has no effect: no two pairs fit into one row. Raise it or leave it out.",
             max_tokens_per_row,
         )
         return False
-    distance = _distance(model, full_row(pairs, max_tokens_per_row), pad_token_id, packed=True, others=others)
+    full = full_row(prompts, max_tokens_per_row)
+    distance = _distance(model, full, pad_token_id, packed=True, other_models=other_models)
     if distance <= _tolerance(model):
         return True
-    found = f"this model's hidden states differ by {distance:.2g} (relative) where {len(row)} pairs share a row"
-    if asked == "on":
+    difference = f"this model's hidden states differ by {distance:.2g} (relative) where {len(row)} pairs share a row"
+    if prefix_sharing == "on":
         raise ValueError(
-            f"prefix_sharing='on' with max_tokens_per_row={max_tokens_per_row}, but {found}. Leave max_tokens_per_row "
-            "out or lower it, or use prefix_sharing='auto'."
+            f"prefix_sharing='on' with max_tokens_per_row={max_tokens_per_row}, but {difference}. Leave "
+            "max_tokens_per_row out or lower it, or use prefix_sharing='auto'."
         )
     logger.warning(
         "max_tokens_per_row=%d has no effect: %s. Each pair gets a row of its own; leave it out or lower it.",
         max_tokens_per_row,
-        found,
+        difference,
     )
     return False
 
 
-def _report_exceptions(pairs: Sequence[TokenizedPair], max_tokens_per_row: int) -> None:
-    lengths = [shared_length(pair) for pair in pairs]
+def _report_exceptions(prompts: Sequence[PromptResponses], max_tokens_per_row: int) -> None:
+    lengths = [shared_length(prompt) for prompt in prompts]
     too_long = sum(length > max_tokens_per_row for length in lengths)
     if too_long:
         logger.warning(
             "%d of %d pairs are longer than max_tokens_per_row=%d (the longest has %d tokens); each gets a row of its "
             "own, to which the other rows of its batch are padded.",
             too_long,
-            len(pairs),
+            len(prompts),
             max_tokens_per_row,
             max(lengths),
         )
-    without_prompt = sum(not pair.prompt_ids for pair in pairs)
+    without_prompt = sum(not prompt.prompt_ids for prompt in prompts)
     if without_prompt:
         logger.warning(
             "%d of %d pairs have no prompt; batches that hold one are padded rows, not packed ones.",
             without_prompt,
-            len(pairs),
+            len(prompts),
         )
 
 
@@ -268,46 +278,49 @@ def _tolerance(model: Any) -> float:
 
 def _distance(
     model: Any,
-    pairs: Sequence[TokenizedPair],
+    prompts: Sequence[PromptResponses],
     pad_token_id: int,
     *,
     packed: bool = False,
     grouped: bool = False,
-    others: Sequence[Any | None] = (),
+    other_models: Sequence[Any | None] = (),
 ) -> float:
-    """Largest relative distance of a pair's hidden states from those in padded rows, over the model
-    and those of `others` that are of another architecture; inf where the layout fails.
+    """Relative distance of the hidden states of a prompt's responses from those in padded rows; inf where it fails.
+
+    The largest over the prompts, and over the model and those of `other_models` that have another architecture.
 
     Args:
-        packed: all pairs in one row, else a row each.
-        grouped: which shares what prompts they have in common.
+        packed: all prompts stand in one row, else each in a row of its own.
+        grouped: equal prompts in a row are one.
     """
-    models = {causal_lm_of(m).config.to_json_string(): m for m in (*others, model) if m is not None}
-    padded = padded_batch(pairs, pad_token_id)
-    rows = [range(len(pairs))] if packed else None
-    shared = shared_prefix_batch(pairs, pad_token_id, rows, group_prompts=grouped)
-    return max(_distance_of(m, padded, shared) for m in models.values())
+    models = {causal_lm_of(m).config.to_json_string(): m for m in (*other_models, model) if m is not None}
+    padded = padded_batch(prompts, pad_token_id)
+    rows = [range(len(prompts))] if packed else None
+    shared = shared_prefix_batch(prompts, pad_token_id, rows, group_prompts=grouped)
+    prompt_of_sequence = torch.tensor([p for p, _ in sequence_order(prompts)])
+    return max(_distance_of(m, padded, shared, prompt_of_sequence[padded.sequence_index]) for m in models.values())
 
 
 @torch.no_grad()
-def _distance_of(model: Any, padded: PairBatch, shared: PairBatch) -> float:
+def _distance_of(model: Any, padded: ResponseBatch, shared: ResponseBatch, prompt_index: Tensor) -> float:
+    """The largest relative distance over the prompts; `prompt_index` `[N]` says to which each token belongs."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        expected, found = _hidden(model, padded, device), _hidden(model, shared, device)
+        expected, actual = _hidden(model, padded, device), _hidden(model, shared, device)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         logger.info("the shared layout does not run on this model: %s", error)
         return float("inf")
     finally:
         model.train(was_training)
-    pair_index = padded.sequence_index.to(device) % padded.num_pairs
-    off, norm = (torch.zeros(padded.num_pairs, device=device, dtype=torch.double) for _ in range(2))
-    off.index_add_(0, pair_index, (expected - found).square().sum(dim=1))
-    norm.index_add_(0, pair_index, expected.square().sum(dim=1))
+    index = prompt_index.to(device)
+    off, norm = (torch.zeros(padded.num_prompts, device=device, dtype=torch.double) for _ in range(2))
+    off.index_add_(0, index, (expected - actual).square().sum(dim=1))
+    norm.index_add_(0, index, expected.square().sum(dim=1))
     return float((off / norm.clamp_min(1e-60)).max().sqrt())
 
 
-def _hidden(model: Any, batch: PairBatch, device: torch.device) -> torch.Tensor:
+def _hidden(model: Any, batch: ResponseBatch, device: torch.device) -> Tensor:
     inputs = {name: value.to(device) for name, value in batch.model_inputs().items()}
-    return policy_hidden(model, inputs, batch.response_index.to(device)).double()
+    return response_hidden(model, inputs, batch.response_index.to(device)).double()

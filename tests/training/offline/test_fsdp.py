@@ -26,7 +26,7 @@ from helpers.training_cases import (
     plain_rows,
     train_logs,
 )
-from tdpo.models import find_head, load_causal_lm, policy_hidden
+from tdpo.models import find_head, load_causal_lm, response_hidden
 from tdpo.token_statistics import Head, linear_token_stats
 from tdpo.training.sharding import check_sharding
 
@@ -200,9 +200,9 @@ def one_unit_gathers_once_and_averages(impl: Any) -> None:
     def loss(policy: Any, head: Head, rank: int) -> torch.Tensor:
         ids = torch.arange(12).reshape(2, 6) * 31 % 384 + rank
         inputs, index = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.arange(3, 12)
-        hidden = policy_hidden(policy, inputs, index)
+        hidden = response_hidden(policy, inputs, index)
         with torch.no_grad():
-            other = policy_hidden(reference, inputs, index)
+            other = response_hidden(reference, inputs, index)
         stats = linear_token_stats(hidden, head(), other, reference_head(), ids.flatten()[index], impl=impl)
         return (stats.policy_logp - stats.forward_kl).sum()
 

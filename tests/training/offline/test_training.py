@@ -71,7 +71,7 @@ def test_policy_and_reference_start_equal_to_the_last_bit(
     )
     expected = {"folder": "second model", "full logits": "adapter-off"}.get(kind, kind)
     assert trainer.reference.kind == expected
-    assert (trainer.statistics.head is None) == (kind == "full logits")
+    assert (trainer.statistics.path.head is None) == (kind == "full logits")
     trainer.train()
     [logged] = train_logs(trainer)
     assert [logged[name] for name in KLS] == pytest.approx([0.0] * 4, abs=1e-12)

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler
 
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import make_trainer, train_logs
-from tdpo.batches import PairBatch, TokenizedPair
+from tdpo.batches import ResponseBatch, TokenizedPair
 from tdpo.training import TDPOTrainer
 from tdpo.training.offline.config import grouping_by_length
 from tdpo.training.offline.order import LengthGroupedOrder
@@ -26,7 +26,7 @@ def ragged_pairs(count: int) -> list[TokenizedPair]:
     def ids(mean: float) -> list[int]:
         return [draw.randrange(5, 300) for _ in range(min(1 + int(draw.expovariate(1 / mean)), 150))]
 
-    return [TokenizedPair(ids(12), [*ids(20), 1], [2, *ids(20), 1], row=i) for i in range(count)]
+    return [TokenizedPair.of(ids(12), [*ids(20), 1], [2, *ids(20), 1], row=i) for i in range(count)]
 
 
 PAIRS = ragged_pairs(256)
@@ -48,7 +48,7 @@ def epoch_of(trainer: TDPOTrainer, loader: Any = None) -> tuple[list[int], float
 
     trainer.data_collator = noting
     loader = trainer.get_train_dataloader() if loader is None else loader(trainer)
-    batches = [PairBatch.from_inputs(inputs) for inputs in loader]
+    batches = [ResponseBatch.from_inputs(inputs) for inputs in loader]
     trainer.data_collator = collate
     return seen, 1 - sum(b.num_tokens for b in batches) / sum(b.input_ids.numel() for b in batches)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,18 @@ from helpers.training_cases import (
     trained_weights,
 )
 from tdpo.reference_cache import building
+from tdpo.scoring.reference_source import CachedReference
 from tdpo.training import TDPOConfig
-from tdpo.training.offline import reference as source
+from tdpo.training.offline import reference_caching as source
 
 
 def cached_trainer(folder: Path, tokenizer: Any, *, family: str = "llama", adapter: bool = True, **changes: Any) -> Any:
     given = {"reference": "cache", "max_steps": 4, **changes}
     return make_trainer(build_model(family), folder, tokenizer, peft_config=lora() if adapter else None, **given)
+
+
+def is_cached(trainer: Any) -> bool:
+    return isinstance(trainer.statistics.source, CachedReference)
 
 
 @pytest.fixture
@@ -56,11 +62,11 @@ def test_cache_and_model_train_alike(family: str, adapter: bool, path: str, toke
             tmp_path / reference, tokenizer, family=family, adapter=adapter, reference=reference,
             eval_rows=plain_rows(5, seed=2), optim="sgd", learning_rate=3e-2,
         )  # fmt: skip
-        assert trainer.statistics.path == path
+        assert trainer.statistics.path.name == path
         trainer.train()
         runs.append((trainer, trainer.evaluate()))
     (live, live_numbers), (cached, cached_numbers) = runs
-    assert cached.statistics.cache is not None and live.statistics.cache is None
+    assert is_cached(cached) and not is_cached(live)
     for mine, theirs in zip(train_logs(cached), train_logs(live), strict=True):
         for name in (*METRICS, "grad_norm"):
             if name != "accuracy":  # of margins that are 0 up to rounding at the start
@@ -93,7 +99,7 @@ def test_a_sweep_pays_once(adapter: bool, tokenizer: Any, tmp_path: Path, forwar
 def test_without_an_adapter_no_second_model_is_kept(tokenizer: Any, tmp_path: Path) -> None:
     trainer = cached_trainer(tmp_path, tokenizer, adapter=False)
     assert trainer.reference is None
-    kept = trainer.statistics.reference_head
+    kept = trainer.statistics.source.head
     assert kept is not None and not kept.weight.requires_grad
     before = kept.weight.clone()
     trainer.train()
@@ -124,7 +130,7 @@ def test_a_second_model_is_cached_and_let_go(tokenizer: Any, tmp_path: Path) -> 
         )
         trainer.train()
         logs.append(train_logs(trainer))
-        assert trainer.statistics.path == "tiled" and "different heads" in trainer.describe()
+        assert trainer.statistics.path.name == "tiled" and "different heads" in trainer.describe()
     assert trainer.reference is None
     assert logs[0][0]["chosen_forward_kl"] > 0.1
     for mine, theirs in zip(*logs, strict=True):
@@ -187,9 +193,23 @@ def auto(tokenizer: Any, folder: Path, **changes: Any) -> tuple[Any, list[str]]:
     return trainer, said
 
 
+@pytest.mark.parametrize("reference", ["model", "cache"])
+def test_what_the_reference_is_cannot_be_changed_later(reference: str, tokenizer: Any, tmp_path: Path) -> None:
+    """It was rewired after the trainer was made, so that whoever looked earlier saw another reference."""
+    statistics = cached_trainer(tmp_path, tokenizer, reference=reference).statistics
+    for part, name in (
+        (statistics, "source"),
+        (statistics, "path"),
+        (statistics.source, "head"),
+        (statistics.path, "name"),
+    ):
+        with pytest.raises(FrozenInstanceError):
+            setattr(part, name, None)
+
+
 def test_auto_caches_what_is_used_whole(tokenizer: Any, tmp_path: Path) -> None:
     trainer, said = auto(tokenizer, tmp_path, max_steps=2)  # 2 × 4 of 8 pairs
-    assert trainer.statistics.cache is not None
+    assert is_cached(trainer)
     assert said[0].startswith("Reference cache: the reference runs once over 8 pairs, ")
     assert "kB, kept in" in said[0]
 
@@ -198,7 +218,7 @@ def test_auto_keeps_the_model_where_a_cache_would_cost_more(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, said = auto(tokenizer, tmp_path, max_steps=1)
-    assert trainer.statistics.cache is None
+    assert not is_cached(trainer)
     assert said == [
         "The reference runs in every step: the run uses 4 of 8 pairs, and a cache would run the reference over all."
     ]
@@ -213,7 +233,7 @@ def test_auto_keeps_the_model_where_a_cache_would_cost_more(
             auto(tokenizer, tmp_path, max_steps=2, reference="cache")
     auto(tokenizer, tmp_path, max_steps=2)
     trainer, said = auto(tokenizer, tmp_path, max_steps=1)
-    assert trainer.statistics.cache is not None and "read from" in said[0], "what is there is used in any case"
+    assert is_cached(trainer) and "read from" in said[0], "what is there is used in any case"
 
 
 def test_epochs_count_as_visits() -> None:
@@ -250,7 +270,7 @@ def test_a_frozen_head_beside_a_trained_body(tokenizer: Any, tmp_path: Path) -> 
     model = build_model("llama")
     model.lm_head.requires_grad_(False)
     trainer = make_trainer(model, tmp_path, tokenizer, max_steps=3)
-    assert trainer.statistics.path == "frozen" and trainer.reference.kind == "copy"
+    assert trainer.statistics.path.name == "frozen" and trainer.reference.kind == "copy"
     oracle = build_model("llama")
     oracle.lm_head.requires_grad_(False)
     dense = make_trainer(oracle, tmp_path, tokenizer, max_steps=3, head_impl="dense")
@@ -272,8 +292,8 @@ def test_settings_are_checked(wrong: tuple[dict[str, Any], str], tmp_path: Path)
 
 
 def test_full_logits_cannot_be_cached(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tdpo.scoring.statistics.find_head", lambda _: None)
+    monkeypatch.setattr("tdpo.scoring.head_path.find_head", lambda _: None)
     with pytest.raises(ValueError, match=r"reference='cache' is not possible: .*full logits.*Use 'auto' or 'model'"):
         cached_trainer(tmp_path, tokenizer)
     trainer, _ = auto(tokenizer, tmp_path)
-    assert trainer.statistics.path == "logits" and trainer.statistics.cache is None
+    assert trainer.statistics.path.name == "logits" and not is_cached(trainer)

@@ -15,7 +15,7 @@ import torch
 from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo, ppo_settings
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora, move_away, sequence_numbers, trained_weights
-from tdpo.batches import PairCollator
+from tdpo.batches import ResponseCollator, TokenizedPair
 from tdpo.environments import RewardError
 from tdpo.runs.checkpoints import find_checkpoints
 from tdpo.training import PPOTrainer
@@ -43,6 +43,36 @@ def agree(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tol
         assert torch.allclose(found[name], value, atol=tolerance, rtol=1e-3), name
 
 
+# ---- the reference ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("full", "a frozen copy of the start"),
+        ("lora", "the policy with its adapter off"),
+        ("second model", "second model"),
+    ],
+)
+def test_the_reference_is_what_the_trainer_says(kind: str, said: str, tmp_path: Path) -> None:
+    """It said "start", which is the policy itself, and its statistics would have measured a KL of 0 for ever."""
+    base = build_model("llama")
+    adapter = lora() if kind == "lora" else None
+    reference = build_model("llama", seed=1) if kind == "second model" else None
+    trainer = trainer_of(tmp_path, model=base, peft_config=adapter, ref_model=reference)
+    assert trainer.describe().endswith(f" Reference: {said}.")
+    batch = trainer._judge.batch([TokenizedPair.of([5, 6, 7], [20, 21, 1], [30, 1])])
+    start = trainer.statistics(trainer.model, batch, extras=("reverse_kl",))
+    with torch.no_grad():
+        for parameter in (p for p in trainer.model.parameters() if p.requires_grad):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    moved = trainer.statistics(trainer.model, batch, extras=("reverse_kl",))
+    assert moved.reference_logp.equal(start.reference_logp)
+    assert bool(start.forward_kl.abs().max() < 1e-5) == (kind != "second model")
+    assert moved.forward_kl.min() > 1e-4
+    assert moved.reverse_kl is not None and moved.reverse_kl.min() > 1e-4
+
+
 # ---- what is logged ----
 
 
@@ -64,7 +94,7 @@ def test_logged_numbers_are_those_of_full_logits(kind: str, tmp_path: Path) -> N
     last = logs(trainer)[-1]
     assert set(last) >= LOGGED
     sampled, sums = seen["sampled"], []
-    for ids, completion in zip(sampled.encoded, sampled.completions, strict=True):
+    for ids, completion in zip(sampled.prompt_ids, sampled.responses, strict=True):
         sums.append(sequence_numbers(seen["policy"], reference, ids, completion.token_ids))
     mean = {name: sum(float(s[name]) for s in sums) / len(sums) for name in sums[0]}
     assert last["forward_kl"] == pytest.approx(mean["forward_kl"], rel=2e-3, abs=1e-5)
@@ -73,7 +103,7 @@ def test_logged_numbers_are_those_of_full_logits(kind: str, tmp_path: Path) -> N
     assert last["policy_entropy"] == pytest.approx(mean["entropy"] / mean["tokens"], rel=1e-4)
     assert last["kl_k2"] > 0 and last["kl_k3"] > 0 and last["reverse_kl"] > 1e-3
     assert last["length_mean"] == pytest.approx(mean["tokens"])
-    rewards = letters([], [c.text for c in sampled.completions])
+    rewards = letters([], [c.text for c in sampled.responses])
     assert last["reward_mean"] == pytest.approx(sum(rewards) / len(rewards))
     assert last["reward_variance"] == pytest.approx(last["reward_std"] ** 2)
     penalty = 0.1 * last["kl_k1"]
@@ -137,6 +167,25 @@ def test_splitting_the_work_changes_nothing(changes: dict[str, Any], tmp_path: P
     assert logs(whole)[-1]["reverse_kl"] > 1e-4
 
 
+def test_any_number_of_responses_may_be_drawn_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One update learns from the whole rollout, so what shares a row, and a minibatch, may change rounding only."""
+    weights, numbers = [], []
+    for together in (1, 2, 4):
+        monkeypatch.setattr("tdpo.training.online.trainer.drawn_together", lambda _, n=together: n)
+        trainer = trainer_of(
+            tmp_path / str(together), optim="sgd", learning_rate=0.1, samples_per_prompt=4, rollout_size=8,
+            per_device_train_batch_size=8, ppo_epochs=2, normalize_rewards=True, reward_clip=1.0,
+        )  # fmt: skip
+        sizes = watched_units(trainer)
+        trainer.train()
+        assert set(sizes) == {together}
+        weights.append(trained_weights(trainer))
+        numbers.append({name: logs(trainer)[-1][name] for name in ("penalized_reward_mean", "reverse_kl", "kl_k3")})
+    for other, logged in zip(weights[1:], numbers[1:], strict=True):
+        agree(other, weights[0])
+        assert logged == pytest.approx(numbers[0], rel=1e-3, abs=1e-6)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("samples", [2, 4])
 def test_rows_shared_by_completions_give_the_update_of_padded_rows(family: str, samples: int, tmp_path: Path) -> None:
@@ -157,6 +206,19 @@ def test_rows_shared_by_completions_give_the_update_of_padded_rows(family: str, 
     agree(weights[0], weights[1], 1e-4)
 
 
+def watched_units(trainer: PPOTrainer) -> list[int]:
+    """The number of responses of every unit that the trainer scores from here on."""
+    sizes: list[int] = []
+    original = trainer._judge.score
+
+    def score(policy: Any, units: Any) -> Any:
+        sizes.extend(len(unit.responses) for unit in units)
+        return original(policy, units)
+
+    trainer._judge.score = score  # type: ignore[method-assign]
+    return sizes
+
+
 def _without_sharing(trainer: PPOTrainer) -> Any:
     import tdpo.training.online.collecting as online
 
@@ -164,7 +226,7 @@ def _without_sharing(trainer: PPOTrainer) -> Any:
 
     def begin(iteration: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(online, "grouped_collator", lambda model, units, pad, **_: PairCollator(pad))
+            patch.setattr(online, "grouped_collator", lambda model, units, pad, **_: ResponseCollator(pad))
             original(iteration)
 
     return begin
@@ -355,7 +417,7 @@ def test_an_iteration_without_a_difference_is_said_and_survived(
         ({"prompts": [{"text": "the cat"}]}, "train_dataset:0 must hold a `prompt`"),
         (
             {"prompts": ["the cat " * 200]},
-            r"prompt 0 \(train_dataset:0\) has \d+ tokens: with an answer it does not fit",
+            r"prompt 0 \(train_dataset:0\) has \d+ tokens: with a response it does not fit",
         ),
         ({"eval_dataset": ["the cat " * 200]}, r"prompt 0 \(eval_dataset:0\) has"),
         ({"max_new_tokens": 255}, r"with max_new_tokens=255 it does not fit into the model's context of 256 tokens"),

@@ -17,10 +17,12 @@ from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo
 from helpers.several_processes import clean_processes
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora, trained_weights
+from tdpo.batches import PromptResponses
 from tdpo.runs.checkpoints import find_checkpoints, mark_complete
 from tdpo.runs.inputs import INPUTS_FILE
 from tdpo.training import PPOTrainer
 from tdpo.training.online.meter import LearningMeter
+from tdpo.training.online.rollouts import Rollout
 
 # 4 iterations of 4 updates, a checkpoint every 3: some lie between iterations, most within one.
 UPDATES, SAVE_STEPS = 16, 3
@@ -105,13 +107,13 @@ def test_killed_and_resumed(
 
 
 def as_of_earlier_versions(state: dict[str, Any], last_logs: dict[str, Any]) -> dict[str, Any]:
-    """The content of ppo_state_0.pt as it was before an iteration's state became one object."""
+    """The content of ppo_state_0.pt as it was when its values lay apart and a unit was a pair."""
     rest, iteration = {k: v for k, v in state.items() if k != "iteration"}, state["iteration"]
     if iteration is None:  # the numbers of the iteration that is over were kept
         fresh = LearningMeter().state_dict()
         return {**rest, "rollout": None, "logs": last_logs, "stopped": False, "skipped": 0, "learning": fresh}
     return {
-        **rest, "rollout": iteration["rollout"], "logs": iteration["logs"], "stopped": iteration["is_stopped"],
+        **rest, "rollout": earlier_layout(iteration["rollout"]), "logs": iteration["logs"], "stopped": iteration["is_stopped"],
         "skipped": iteration["skipped_updates"], "learning": iteration["learning"],
     }  # fmt: skip
 
@@ -150,6 +152,26 @@ def test_resumed_within_an_iteration_and_between_two(
     again = new_trainer(tmp_path, "full")
     again.train(resume_from_checkpoint=True)
     same_end(again, uninterrupted["full"], tmp_path)
+
+
+def earlier_layout(rollout: dict[str, Any]) -> dict[str, Any]:
+    """A rollout as versions wrote it whose unit was a pair; of single responses the second one was empty."""
+    triples = [
+        (prompt, *(responses if len(responses) == 2 else (*responses, []))) for prompt, responses in rollout["units"]
+    ]
+    lengths = torch.tensor([len(triple[k]) for k in (1, 2) for triple in triples])
+    return {**rollout, "units": triples, "lengths": lengths}
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_units_of_earlier_versions_are_read(together: int) -> None:
+    units = [PromptResponses([1, 2], [[3, i], [4] * i][:together]) for i in range(1, 4)]
+    rollout = Rollout(0, units, *(torch.arange(12.0) for _ in range(4)), reference={}, kl_scale=0.5)
+    for state in (rollout.state_dict(), earlier_layout(rollout.state_dict())):
+        again = Rollout.from_state_dict(state)
+        assert [(u.prompt_ids, [*u.responses]) for u in again.units] == [(u.prompt_ids, u.responses) for u in units]
+        assert again.order.lengths.tolist() == rollout.order.lengths.tolist()
+        assert again.kl_scale == 0.5
 
 
 def test_the_trajectory_depends_on_what_is_restored(

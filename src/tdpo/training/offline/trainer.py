@@ -1,8 +1,8 @@
 """`TDPOTrainer`: DPO, TDPO1 and TDPO2 on `transformers.Trainer`.
 
-The trainer only wires: rows become pairs (`batches`), pairs become hidden states (`models`), hidden
-states become statistics (`token_stats`), statistics become scores and a loss. Logging, checkpoints,
-distribution and optimisers are transformers' and accelerate's.
+The trainer only connects the parts: rows become pairs (`batches`), pairs become hidden states (`models`), hidden states
+become statistics (`scoring`), statistics become scores and a loss. Logging, checkpoints, distribution and optimisers
+are transformers' and accelerate's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ...batches import PairBatch, TokenizedPair, TokenizedPairs, tokenize_pairs
-from ...models import Reference, causal_lm_of, facts_of, kept_reference, reference_at_start
-from ...preferences import PreferenceRow, preferences_from_dataset
+from ...batches import ResponseBatch, TokenizedPair
+from ...models import Reference, causal_lm_of, reference_at_start
 from ...recipe_data.inputs import pairs_inputs
 from ...scores import PairScores, score_pairs
-from ...scoring.fitting import check_ids, check_lengths
+from ...scoring.fitting import check_lengths
+from ...scoring.head_path import HeadPath, choose_head_path
 from ...scoring.layout import choose_layout, cover
 from ...scoring.losses import configured_loss
 from ...scoring.pair_metrics import averages, pair_metrics
-from ...scoring.statistics import PolicyStatistics
+from ...scoring.policy_statistics import PolicyStatistics
+from ...scoring.reference_source import CachedReference, ReferenceSource
 from ...token_statistics import Extra
 from ..arguments import one_process_a_device, other_values
 from ..base import CheckpointedTrainer
@@ -34,8 +36,9 @@ from ..metrics import MetricsFile, TrainingMeter
 from ..policy import load_beside, prepare_policy, prepare_tokenizer
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
+from .datasets import PairDatasets, all_pairs
 from .order import LengthGroupedOrder
-from .reference import CacheRequest, cache_of
+from .reference_caching import CacheRequest, pair_reference_source
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +59,8 @@ class TDPOTrainer(CheckpointedTrainer):
         processing_class: the tokenizer; loaded from `model` when that is a name.
         peft_config: a peft configuration to wrap the model with.
         callbacks, optimizers: as in `transformers.Trainer`.
-        say: told what is done about the reference, in sentences.
-        cache_progress: called while a reference cache is made: pairs done, pairs in all, a note.
+        say: called with sentences about what is done with the reference.
+        cache_progress: called while a reference cache is made, with the number of pairs done, of all pairs, and a note.
 
     Raises:
         BadPreferences: a row is broken (named by source, row and field).
@@ -89,16 +92,18 @@ class TDPOTrainer(CheckpointedTrainer):
         processing_class = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
         start = reference_at_start(model, load_beside(ref_model, model, args))
-        self.statistics = PolicyStatistics.of(model, start, args.head_impl)
+        path = choose_head_path(model, start, args.head_impl)
         self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
-        self.tokenization: dict[str, dict[str, Any]] = {}
-        self._tokenize = self._tokenizing(model, processing_class, args)
-        train_pairs, eval_pairs = self._tokenize("train", train_dataset), self._tokenize("eval", eval_dataset)
+        self._datasets = PairDatasets(model, processing_class, args)
+        train_pairs, eval_pairs = (
+            self._datasets.pairs("train", train_dataset),
+            self._datasets.pairs("eval", eval_dataset),
+        )
         pad_token_id = processing_class.pad_token_id
-        pairs = [*_all(train_pairs), *_all(eval_pairs)]
+        pairs = [*all_pairs(train_pairs), *all_pairs(eval_pairs)]
         check_lengths(pairs, [m.config for m in (model, start.model) if m is not None])
         collator = choose_layout(
-            model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row, others=[start.model]
+            model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row, other_models=[start.model]
         )
         self.collator, self.layout = collator, collator.describe()
         super().__init__(
@@ -115,28 +120,37 @@ class TDPOTrainer(CheckpointedTrainer):
         self.loss_is_scaled_for_ga = True
         self._meter = TrainingMeter()
         self._eval_tables: list[Tensor] = []
-        self._settle_reference(start, pairs, say, cache_progress)
+        source = self._reference_source(start, path, pairs, say, cache_progress)
+        self.statistics = PolicyStatistics(path, source)
+        if isinstance(source, CachedReference):
+            # The layout alone and not the cache itself, which worker processes of the data loader would copy.
+            self.data_collator = self.collator = replace(collator, reference_rows=source.cache.layout.rows)
         logger.info(self.describe())
 
     # ---- set-up ----
 
     @property
+    def tokenization(self) -> dict[str, dict[str, Any]]:
+        """What became of the rows of each data set, by its name; see `TokenizationReport`."""
+        return self._datasets.reports
+
+    @property
     def reference(self) -> Reference | None:
         """The reference that runs in every step; None where a cache has taken its place for good."""
-        return self.statistics.reference
+        return self.statistics.source.running
 
-    def _settle_reference(
+    def _reference_source(
         self,
         start: Reference,
+        path: HeadPath,
         pairs: list[TokenizedPair],
         say: Callable[[str], None],
         progress: Callable[[int, int, str], None] | None,
-    ) -> None:
-        """From here on the reference is a cache, or a model that stays what it is while the policy is trained."""
+    ) -> ReferenceSource:
         request = CacheRequest(
             policy=self.model,
             start=start,
-            statistics=self.statistics,
+            path=path,
             collator=self.collator,
             pairs=pairs,
             device=self.args.device,
@@ -146,64 +160,37 @@ class TDPOTrainer(CheckpointedTrainer):
             batch_size=2 * self.args.per_device_train_batch_size,
         )
         train: Any = self.train_dataset
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        train_pairs = len(pairs) if train is None else len(train)
-        cache = cache_of(request, self.args, train_pairs, sharded=sharded, say=say, progress=progress)
-        if cache is None:
-            self.statistics.reference = kept_reference(self.model, start)
-            self._place_reference(self.statistics.reference)
-            return
-        self.statistics.cache, self.statistics.reference_head = cache, request.head_to_keep()
-        self.collator.reference_rows = cache.layout.rows  # and not the cache itself, which worker processes would copy
-        # An adapter that is switched off is there in any case, for pairs that the cache does not know.
-        self.statistics.reference = start if start.kind == "adapter-off" else None
+        return pair_reference_source(
+            request,
+            self.args,
+            len(pairs) if train is None else len(train),
+            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            place=self._placed,
+            say=say,
+            progress=progress,
+        )
 
     def describe(self) -> str:
         """Which paths run, in a sentence for the log."""
         return f"{self.statistics.describe()} Layout: {self.layout}."
 
-    def _place_reference(self, reference: Reference) -> None:
-        if reference.model is None:
-            return
+    def _placed(self, reference: Reference) -> Reference:
+        """The reference on the policy's device, sharded as the policy is."""
+        model = reference.model
+        if model is None:
+            return reference
         if self.accelerator.is_fsdp2:
-            reference.model = shard_reference(self.accelerator, reference.model)
+            model = shard_reference(self.accelerator, model)
         elif self.is_deepspeed_enabled:
-            reference.model = self.accelerator.prepare_model(reference.model, evaluation_mode=True)
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
         else:
-            reference.model.to(self.args.device)
-
-    def _tokenizing(self, model: Any, tokenizer: Any, args: TDPOConfig) -> Callable[[str, Any], Any]:
-        facts = facts_of(model, tokenizer)
-        max_length = facts.max_length(args.max_length)
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-
-        def tokenize(name: str, dataset: Any) -> Any:
-            if dataset is None or (isinstance(dataset, list) and dataset and isinstance(dataset[0], TokenizedPair)):
-                return dataset
-            if isinstance(dataset, dict) and name != "train":
-                return {key: tokenize(f"{name}_{key}", value) for key, value in dataset.items()}
-            if isinstance(dataset, TokenizedPairs):
-                tokenized = dataset
-            else:
-                tokenized = tokenize_pairs(
-                    _rows(dataset, name),
-                    tokenizer,
-                    max_length,
-                    end_ids=facts.end_token_ids,
-                    counted_turns=args.counted_turns,
-                )
-            self.tokenization[name] = tokenized.report.as_dict()
-            for sentence in tokenized.report.warnings():
-                logger.warning("%s data: %s", name, sentence)
-            check_ids(tokenized.pairs, vocabulary)
-            return tokenized.pairs
-
-        return tokenize
+            model.to(self.args.device)
+        return replace(reference, model=model)
 
     # ---- batches ----
 
     def _get_train_sampler(self, train_dataset: Any | None = None) -> Any:
-        """As transformers'; lengths are the tokens that the layout computes."""
+        """As transformers' sampler; a length is the number of tokens that the layout computes."""
         pairs: Any = self.train_dataset if train_dataset is None else train_dataset
         if not groups_by_length(self.args):
             return super()._get_train_sampler(pairs)
@@ -236,18 +223,18 @@ class TDPOTrainer(CheckpointedTrainer):
         and distributed data parallelism averages gradients over processes; so every pair weighs the same
         however the update is split.
         """
-        batch = PairBatch.from_inputs(inputs)
+        batch = ResponseBatch.from_inputs(inputs)
         # A second model is not wrapped by accelerate: both must compute in one precision, or they differ at step 0.
         with self.accelerator.autocast():
             stats = self.statistics(model, batch, extras=EXTRAS)
-        scores = score_pairs(stats, batch.sequence_index, batch.num_pairs)
+        scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         loss = self.preference_loss(scores)
-        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_pairs)
+        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts)
         if model.training:
             self._meter.add(table, batch.num_tokens)
         total = loss.per_pair.sum()
         if num_items_in_batch is None:
-            reduced = total / batch.num_pairs
+            reduced = total / batch.num_prompts
         else:
             reduced = total * self.accelerator.num_processes / num_items_in_batch
         if not torch.isfinite(reduced):
@@ -267,7 +254,7 @@ class TDPOTrainer(CheckpointedTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         if not batch_samples:
             return None
-        pairs = torch.stack([batch["num_pairs"].to(device) for batch in batch_samples]).sum()
+        pairs = torch.stack([batch["num_prompts"].to(device) for batch in batch_samples]).sum()
         return self.accelerator.gather(pairs).sum() if self.args.world_size > 1 else pairs
 
     # ---- evaluation and logs ----
@@ -276,32 +263,33 @@ class TDPOTrainer(CheckpointedTrainer):
         self, eval_dataset: Any | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate on `eval_dataset` (anything that the constructor takes), or on the constructor's."""
-        named = isinstance(eval_dataset, str)  # one of those that the constructor was given
-        pairs = eval_dataset if named else self._tokenize(metric_key_prefix, eval_dataset)
-        if not named:
-            self._cover(_all(pairs))
+        is_name = isinstance(eval_dataset, str)  # of one of the constructor's data sets
+        pairs = eval_dataset if is_name else self._datasets.pairs(metric_key_prefix, eval_dataset)
+        if not is_name:
+            self._cover(all_pairs(pairs))
         with self._meter.paused():
             return super().evaluate(pairs, ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """The numbers of `evaluate` on `test_dataset` (anything that the constructor takes) as the `metrics` of
         transformers' PredictionOutput; of pairs there are no other predictions."""
-        pairs: Any = self._tokenize(metric_key_prefix, test_dataset)
+        pairs: Any = self._datasets.pairs(metric_key_prefix, test_dataset)
         if pairs is None or isinstance(pairs, dict):
             raise ValueError("predict() needs one dataset of rows with prompt, chosen and rejected")
-        self._cover(_all(pairs))
+        self._cover(all_pairs(pairs))
         with self._meter.paused():
             return super().predict(pairs, ignore_keys, metric_key_prefix)
 
     def _cover(self, pairs: list[TokenizedPair]) -> None:
-        """Rows that come later may be longer than those that the layout was chosen for."""
+        """Check the lengths of pairs that come later, and whether the layout holds for them."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             # The forward of a sharded model is every process's concern; longer rows are padded there.
             check_lengths(pairs, [causal_lm_of(self.model).config])
             return
-        models = [self.model, *([self.reference.model] if self.reference and self.reference.model else [])]
+        reference = self.statistics.reference_model
+        models = [self.model, *([reference] if reference else [])]
         check_lengths(pairs, [model.config for model in models])
-        cover(self.model, self.collator, pairs, self.args.prefix_sharing, others=models[1:])
+        cover(self.model, self.collator, pairs, self.args.prefix_sharing, other_models=models[1:])
 
     def get_eval_dataloader(self, eval_dataset: Any | None = None) -> Any:
         """As transformers', but `dataloader_drop_last` drops nothing here: an evaluation counts every pair."""
@@ -368,16 +356,3 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def _outside_training(self) -> Any:
         return self._meter.paused()
-
-
-def _rows(dataset: Any, name: str) -> Sequence[PreferenceRow]:
-    rows = getattr(dataset, "rows", None)
-    if isinstance(rows, list):
-        return rows
-    return preferences_from_dataset(dataset, source=f"{name}_dataset").rows
-
-
-def _all(pairs: list[TokenizedPair] | dict[str, list[TokenizedPair]] | None) -> list[TokenizedPair]:
-    if isinstance(pairs, dict):
-        return [pair for part in pairs.values() for pair in part]
-    return pairs or []

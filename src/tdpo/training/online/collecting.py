@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...batches import Extent, TokenizedPair
+from ...batches import Extent, PromptResponses
 from ...environments import Prompt
 from ...policy_gradient import KLCoefficient, RewardScale, moments
 from ...rewards.functions import ConstancyWatch, Rewards
@@ -18,15 +18,15 @@ from ...scoring.layout import cover, grouped_collator
 from .completions_file import CompletionsFile
 from .config import PPOConfig
 from .iteration import Iteration
+from .judging import Judge, ScoredTokens
 from .rollouts import (
-    Judge,
+    RewardedResponses,
     Rollout,
-    Sampled,
-    Scored,
     Total,
+    drawn_together,
     make_rollout,
     measured_kls,
-    sample_completions,
+    sample_responses,
     task_rewards,
     units_of,
 )
@@ -77,13 +77,12 @@ class Collector:
         args = self.args
         sampled = self.sample(policy, iteration)
         started = time.perf_counter()
-        units, owner = units_of(sampled, args.samples_per_prompt, self._pairs_completions)
+        units = units_of(sampled, drawn_together(args))
         scored = self._judged(policy, units)
         rewards, logged = task_rewards(sampled, args, self.reward_scale, self.total)
-        by_sequence = torch.stack([rewards[i] if i >= 0 else rewards.new_zeros(()) for i in owner])
         coefficient = self.kl_coefficient.value
         rollout, of_rollout = make_rollout(
-            iteration, units, scored, by_sequence, args.constraint, coefficient, args, self.total
+            iteration, units, scored, rewards, args.constraint, coefficient, args, self.total
         )
         update_tokens = self._tokens_of_updates(rollout)
         logs = {
@@ -99,60 +98,53 @@ class Collector:
     def judge_held_out(self, policy: Any, prompts: Sequence[Prompt]) -> dict[str, float]:
         """Reward, both exact KLs and length of one response to each prompt, seeded, alike on every process."""
         sampled = self._sampled(policy, prompts, self.args.seed, samples=1)
-        units, _ = units_of(sampled, 1, paired=False)
-        cover(policy, self.judge.collator, units, others=self.others)
+        units = units_of(sampled, 1)
+        cover(policy, self.judge.collator, units, other_models=self.others)
         stats = {name: value.double().cpu() for name, value in self.judge.score(policy, units).stats.items()}
         mean, std = moments(sampled.rewards)
         return {
             "reward_mean": mean, "reward_std": std, "reward_variance": std**2,
             **measured_kls(stats, len(units), lambda sums: sums),
-            "length_mean": sum(len(c.token_ids) for c in sampled.completions) / len(units),
-            "finished_share": sum(c.finished for c in sampled.completions) / len(units),
+            "length_mean": sum(len(response.token_ids) for response in sampled.responses) / len(units),
+            "finished_share": sum(response.finished for response in sampled.responses) / len(units),
         }  # fmt: skip
 
-    def sample(self, policy: Any, iteration: int) -> Sampled:
+    def sample(self, policy: Any, iteration: int) -> RewardedResponses:
         """The responses to this process's prompts of an iteration, with their rewards."""
         prompts, first = self.schedule.prompts(self.prompts, iteration)
         # A seed of its own for every iteration of every run: its responses are drawn anew.
         seed = (self.args.seed << 32) + iteration
         sampled = self._sampled(policy, prompts, seed, first=first)
-        texts = [completion.text for completion in sampled.completions]
+        texts = [response.text for response in sampled.responses]
         if sentence := self.constancy.see(sampled.rewards.tolist(), sampled.prompts, texts):
             logger.warning("Iteration %d: %s", iteration, sentence)
         return sampled
 
     def _sampled(
         self, policy: Any, prompts: Sequence[Prompt], seed: int, first: int = 0, samples: int | None = None
-    ) -> Sampled:
-        completions, encoded, seconds = sample_completions(
+    ) -> RewardedResponses:
+        responses, prompt_ids, seconds = sample_responses(
             policy, self.tokenizer, prompts, self.args, seed=seed, first=first, samples=samples
         )
-        prompt_of_each = [prompts[c.prompt_index - first] for c in completions]
-        values, parts = self.rewards(prompt_of_each, [c.text for c in completions])
+        prompt_of_each = [prompts[response.prompt_index - first] for response in responses]
+        values, parts = self.rewards(prompt_of_each, [response.text for response in responses])
         rewards = torch.tensor(values, dtype=torch.float64)
-        return Sampled(prompt_of_each, completions, encoded, rewards, parts, seconds)
+        return RewardedResponses(prompt_of_each, responses, prompt_ids, rewards, parts, seconds)
 
-    def _judged(self, policy: Any, units: list[TokenizedPair]) -> Scored:
+    def _judged(self, policy: Any, units: list[PromptResponses]) -> ScoredTokens:
         """Judge the units in rows as the models take them: they are asked once how responses may share rows, and again
         where these are longer than any before."""
         if not self.layout_is_chosen:
             pad_token_id = self.judge.collator.pad_token_id
-            self.judge.collator = grouped_collator(policy, units, pad_token_id, others=self.others)
+            self.judge.collator = grouped_collator(policy, units, pad_token_id, other_models=self.others)
             self.layout_is_chosen = True
-        cover(policy, self.judge.collator, units, others=self.others)
+        cover(policy, self.judge.collator, units, other_models=self.others)
         return self.judge.score(policy, units)
-
-    @property
-    def _pairs_completions(self) -> bool:
-        """Whether two completions of a prompt share its row."""
-        return self.args.samples_per_prompt % 2 == 0 and self.args.per_device_train_batch_size % 2 == 0
 
     def _tokens_of_updates(self, rollout: Rollout) -> list[int]:
         """How many tokens each update of the iteration learns from, over all processes."""
-        own = [
-            sum(len(rollout.units[u].chosen_ids) + len(rollout.units[u].rejected_ids) for u in units)
-            for units in (self.units_of_update(rollout, update) for update in range(self.args.updates_per_iteration))
-        ]
+        updates = range(self.args.updates_per_iteration)
+        own = [len(rollout.order.tokens_of(self.units_of_update(rollout, update))) for update in updates]
         tokens: list[int] = self.total(torch.tensor(own, dtype=torch.float64)).long().tolist()
         return tokens
 

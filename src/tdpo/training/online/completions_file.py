@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...records.files import write_text
 from ...records.json_files import append_jsonl, json_line, read_sound_lines
-from .rollouts import Sampled
+from .rollouts import RewardedResponses
 
 logger = logging.getLogger(__name__)
 
@@ -21,16 +21,16 @@ class CompletionsFile:
         self.path = Path(folder) / "completions.jsonl"
         self.every, self.writes = every, writes
 
-    def add(self, sampled: Sampled, iteration: int, step: int) -> None:
+    def add(self, sampled: RewardedResponses, iteration: int, step: int) -> None:
         """Append some of an iteration's responses with their rewards. The iteration begins after `step` updates."""
         if not self.writes or self.every is None or iteration % self.every:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for i in range(0, len(sampled.completions), max(len(sampled.completions) // SHOWN, 1)):
-            completion = sampled.completions[i]
+        for i in range(0, len(sampled.responses), max(len(sampled.responses) // SHOWN, 1)):
+            response = sampled.responses[i]
             line = {
-                "iteration": iteration, "step": step, "prompt": sampled.prompts[i].prompt, "text": completion.text,
-                "reward": float(sampled.rewards[i]), "finished": completion.finished,
+                "iteration": iteration, "step": step, "prompt": sampled.prompts[i].prompt, "text": response.text,
+                "reward": float(sampled.rewards[i]), "finished": response.finished,
             }  # fmt: skip
             append_jsonl(self.path, line)
 

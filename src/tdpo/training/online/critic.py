@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...batches import PairBatch
+from ...batches import ResponseBatch
 from ...config import VALUE_LEARNING_RATES
-from ...models import causal_lm_of, check_causal, policy_hidden
+from ...models import causal_lm_of, check_causal, response_hidden
 
 
 class Critic(nn.Module):
@@ -61,10 +61,10 @@ class Critic(nn.Module):
         ours = {id(p) for p in self.parameters()}
         return any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
 
-    def forward(self, hidden: Tensor, batch: PairBatch) -> Tensor:
+    def forward(self, hidden: Tensor, batch: ResponseBatch) -> Tensor:
         """Values `[N]` of the batch's response tokens; `hidden` `[N, D]` are the policy's states."""
         if self.body is not None:
-            hidden = policy_hidden(self.body, batch.model_inputs(), batch.response_index)
+            hidden = response_hidden(self.body, batch.model_inputs(), batch.response_index)
         values: Tensor = self.head(hidden.float())[:, 0]
         return values
 

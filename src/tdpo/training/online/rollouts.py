@@ -1,96 +1,104 @@
-"""One iteration's completions with all that learning from them needs: sampled, scored, judged once.
+"""One iteration's responses with all that learning from them needs.
 
-Nothing here is computed again while the policy learns: the reference's part, the sampling policy's log-probabilities
-and the old values are kept for every response token, flat, in the order of the sequences.
+Nothing here is computed again while the policy learns: what the reference says, the log-probabilities of the policy
+that sampled and the old values are kept for every response token, flat, in the order of a batch of all responses.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...batches import PairBatch, PairCollator, TokenizedPair
+from ...batches import FlatOrder, PromptResponses
 from ...divergences import sampled_kl
 from ...environments import Prompt
-from ...models import Reference, merged_adapter, policy_hidden
+from ...models import merged_adapter
 from ...policy_gradient import KLConstraint, RewardScale, explained_variance, gae, kl_penalty, moments
-from ...sampling.sampler import Completion, SamplingSettings, encode_prompts, sample
-from ...scoring.statistics import PolicyStatistics
-from ...token_statistics import Extra, Head
+from ...sampling.sampler import SampledResponse, SamplingSettings, encode_prompts, sample
 from .config import PPOConfig
-from .critic import Critic
+from .judging import ScoredTokens
 
-EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 Total = Callable[[Tensor], Tensor]  # sums a vector over processes
 
 
 @dataclass
 class Rollout:
-    """S completions of one iteration on this process, and flat values of their N response tokens.
+    """The responses of one iteration on this process, and flat values of their N response tokens.
 
-    `units` are what shares a row: a prompt with two of its completions, or with one. Of U units, the first completion
-    of unit u is sequence u and its second one U + u, as chosen and rejected of a pair are; `lengths` `[S]` counts the
-    tokens of each, 0 where a unit holds one completion. `reference` holds what the reference says, a row a token.
+    Args:
+        iteration: counted from 0.
+        units: what minibatches are drawn from: a prompt with the responses that are drawn together. Tokens are flat in
+            the order of a batch of all units.
+        old_logp, old_values, advantages, returns: `[N]`.
+        reference: what the reference says, tensors with a row for each token.
+        kl_scale: factor of a KL in the loss, so that whitening does not change its weight.
     """
 
     iteration: int
-    units: list[TokenizedPair]
-    lengths: Tensor
+    units: list[PromptResponses]
     old_logp: Tensor
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
     reference: dict[str, Tensor]
-    kl_scale: float  # by which a KL in the loss is multiplied, so that whitening does not change its weight
+    kl_scale: float
 
-    @property
-    def num_tokens(self) -> int:
-        return int(self.lengths.sum())
-
-    def tokens_of(self, units: Sequence[int]) -> Tensor:
-        """Flat indices of these units' tokens, in the order in which a batch of them holds them."""
-        sequences = [*units, *(len(self.units) + u for u in units)]
-        ends = self.lengths.cumsum(0)
-        spans = [torch.arange(int(ends[s] - self.lengths[s]), int(ends[s])) for s in sequences]
-        return torch.cat(spans)
+    @cached_property
+    def order(self) -> FlatOrder:
+        """The places of the units' tokens."""
+        return FlatOrder(self.units)
 
     def state_dict(self) -> dict[str, Any]:
         state = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**state, "units": [(u.prompt_ids, u.chosen_ids, u.rejected_ids) for u in self.units]}
+        return {**state, "units": [(unit.prompt_ids, [*unit.responses]) for unit in self.units]}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Rollout:
-        return cls(**{**state, "units": [TokenizedPair(*ids) for ids in state["units"]]})
+        """A rollout of `state_dict`, as it is now or as earlier versions wrote it into checkpoints.
+
+        Those held the responses' lengths as well, and units as (prompt, first response, second response or []).
+        """
+        own = {f.name: state[f.name] for f in fields(cls)}
+        return cls(**{**own, "units": [_unit(*parts) for parts in state["units"]]})
+
+
+def _unit(prompt_ids: list[int], *responses: Any) -> PromptResponses:
+    """A unit of a checkpoint: a list of responses, or one or two as in older checkpoints, an empty one for none."""
+    if len(responses) == 1:
+        return PromptResponses(prompt_ids, responses[0])
+    return PromptResponses(prompt_ids, [ids for ids in responses if ids])
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """The completions of one iteration on this process, with their prompts and rewards, before anything is learned."""
+class RewardedResponses:
+    """S sampled responses on this process with their prompts and rewards, before anything is learned.
 
-    prompts: list[Prompt]  # one a completion
-    completions: list[Completion]
-    encoded: list[list[int]]  # token ids of each completion's prompt
-    rewards: Tensor  # [S] float64, what the reward functions gave
-    parts: dict[str, float]  # the mean of each of them, where there are several
+    Args:
+        prompts: the prompt of each response.
+        responses: in the order of prompts, then of the responses to each.
+        prompt_ids: the token ids of each response's prompt.
+        rewards: `[S]` float64, what the reward functions gave.
+        parts: the mean of each reward function, where there are several.
+        seconds: that sampling took.
+    """
+
+    prompts: list[Prompt]
+    responses: list[SampledResponse]
+    prompt_ids: list[list[int]]
+    rewards: Tensor
+    parts: dict[str, float]
     seconds: float
 
 
-@dataclass
-class Scored:
-    """What both models and the critic say of N response tokens, in the order of the sequences."""
-
-    stats: dict[str, Tensor] = field(default_factory=dict)
-    values: Tensor = field(default_factory=lambda: torch.empty(0))
-    reference: dict[str, Tensor] = field(default_factory=dict)
-
-
-def sample_completions(
+def sample_responses(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Prompt],
@@ -99,8 +107,8 @@ def sample_completions(
     seed: int,
     first: int = 0,
     samples: int | None = None,
-) -> tuple[list[Completion], list[list[int]], float]:
-    """Completions of the prompts by the policy, its adapter folded in meanwhile; prompts' token ids; seconds.
+) -> tuple[list[SampledResponse], list[list[int]], float]:
+    """Responses of the policy to the prompts, its adapter folded in meanwhile; prompts' token ids; seconds.
 
     `first` is the number of the first prompt among those of all processes: it says which random numbers it gets.
     """
@@ -113,20 +121,17 @@ def sample_completions(
     texts = [prompt.rendered_from for prompt in prompts]
     indices = list(range(first, first + len(prompts)))
     started = time.perf_counter()
-    if args.merge_adapter:
-        with merged_adapter(model):
-            completions = sample(model, tokenizer, texts, settings, prompt_indices=indices)
-    else:
-        completions = sample(model, tokenizer, texts, settings, prompt_indices=indices)
+    with merged_adapter(model) if args.merge_adapter else nullcontext():
+        responses = sample(model, tokenizer, texts, settings, prompt_indices=indices)
     seconds = time.perf_counter() - started
     encoded = encode_prompts(tokenizer, texts)
-    return completions, [encoded[c.prompt_index - first] for c in completions], seconds
+    return responses, [encoded[response.prompt_index - first] for response in responses], seconds
 
 
 def task_rewards(
-    sampled: Sampled, args: PPOConfig, scale: RewardScale, total: Total
+    sampled: RewardedResponses, args: PPOConfig, scale: RewardScale, total: Total
 ) -> tuple[Tensor, dict[str, float]]:
-    """Rewards `[S]` as the advantages see them, before the KL; and what is logged of the completions.
+    """Rewards `[S]` as the advantages see them, before the KL; and what is logged of the responses.
 
     What is logged is what the reward functions gave, before normalisation, clipping and the penalty for a missing end.
     """
@@ -137,8 +142,8 @@ def task_rewards(
         rewards = scale.apply(rewards)
     if args.reward_clip is not None:
         rewards = rewards.clamp(-args.reward_clip, args.reward_clip)
-    finished = torch.tensor([float(c.finished) for c in sampled.completions], dtype=torch.float64)
-    tokens = torch.tensor([float(len(c.token_ids)) for c in sampled.completions], dtype=torch.float64)
+    finished = torch.tensor([float(response.finished) for response in sampled.responses], dtype=torch.float64)
+    tokens = torch.tensor([float(len(response.token_ids)) for response in sampled.responses], dtype=torch.float64)
     new_tokens, seconds = total(torch.tensor([float(tokens.sum()), sampled.seconds], dtype=torch.float64)).tolist()
     logged = {
         "reward_mean": mean, "reward_std": std, "reward_variance": std**2, **sampled.parts,
@@ -149,111 +154,47 @@ def task_rewards(
     return rewards - args.missing_end_penalty * (1.0 - finished), logged
 
 
-def units_of(sampled: Sampled, samples: int, paired: bool) -> tuple[list[TokenizedPair], list[int]]:
-    """Units of two completions of a prompt (or of one), and which completion each of the 2U sequences is (−1: none)."""
-    step = 2 if paired else 1
-    starts = range(0, len(sampled.completions), step)
-    assert not paired or samples % 2 == 0
-    ids = [completion.token_ids for completion in sampled.completions]
-    units = [TokenizedPair(sampled.encoded[i], ids[i], ids[i + 1] if paired else []) for i in starts]
-    return units, [*starts, *((i + 1 if paired else -1) for i in starts)]
+def drawn_together(args: PPOConfig) -> int:
+    """How many responses of a prompt are one unit: a minibatch holds all of them or none.
+
+    They share the prompt's computation. Any number would do that divides both the responses of a prompt and those of a
+    micro-batch; it is two where two divides them, and else one.
+    """
+    return 2 if args.samples_per_prompt % 2 == 0 and args.per_device_train_batch_size % 2 == 0 else 1
 
 
-class Judge:
-    """Runs policy, reference and critic once over sampled completions, and makes rewards and advantages of it."""
-
-    def __init__(
-        self,
-        statistics: PolicyStatistics,
-        reference: Reference,
-        reference_head: Head | None,
-        critic: Critic,
-        collator: PairCollator,
-        args: PPOConfig,
-        autocast: Callable[[], Any],
-    ) -> None:
-        self.statistics, self.reference, self.reference_head = statistics, reference, reference_head
-        self.critic, self.collator, self.args, self.autocast = critic, collator, args, autocast
-
-    @torch.no_grad()
-    def score(self, policy: Any, units: Sequence[TokenizedPair]) -> Scored:
-        """Both models and the critic on all units, in micro-batches without a gradient, policy in evaluation mode."""
-        was_training = policy.training
-        policy.eval()
-        parts: list[tuple[list[int], Scored]] = []
-        per_batch = max(1, 2 * self.args.per_device_train_batch_size // (2 if units[0].rejected_ids else 1))
-        try:
-            for start in range(0, len(units), per_batch):
-                chosen = list(range(start, min(start + per_batch, len(units))))
-                parts.append((chosen, self._score_batch(policy, [units[u] for u in chosen])))
-        finally:
-            policy.train(was_training)
-        return _in_order(parts, [len(u.chosen_ids) for u in units] + [len(u.rejected_ids) for u in units], len(units))
-
-    def _score_batch(self, policy: Any, units: list[TokenizedPair]) -> Scored:
-        batch = self.batch(units)
-        with self.autocast():
-            known, _ = self.statistics.reference_says(self.reference, policy, batch)
-            hidden = policy_hidden(policy, batch.model_inputs(), batch.response_index)
-            stats = self.statistics.of_hidden(hidden, known, self.reference_head, batch.target_ids, extras=EXTRAS)
-            values = self.critic(hidden, batch)
-        if self.statistics.path == "frozen":
-            known.pop("hidden", None)  # only measuring the reverse KL needs it, and that is done
-        return Scored({k: v for k, v in vars(stats).items() if v is not None}, values, known)
-
-    def batch(self, units: Sequence[TokenizedPair]) -> PairBatch:
-        inputs = {name: value.to(self.args.device) for name, value in self.collator(units).items()}
-        return PairBatch.from_inputs(inputs)
-
-
-def _in_order(parts: list[tuple[list[int], Scored]], lengths: list[int], count: int) -> Scored:
-    """Batches hold the first completions of their units before the second ones; a rollout does so as a whole."""
-    firsts, seconds = [], []
-    for units, scored in parts:
-        split = sum(lengths[u] for u in units)
-        firsts.append(_cut(scored, slice(None, split)))
-        seconds.append(_cut(scored, slice(split, None)))
-    ordered = [*firsts, *seconds]
-    return Scored(
-        {name: torch.cat([s.stats[name] for s in ordered]) for name in ordered[0].stats},
-        torch.cat([s.values for s in ordered]),
-        {name: torch.cat([s.reference[name] for s in ordered]) for name in ordered[0].reference},
-    )
-
-
-def _cut(scored: Scored, part: slice) -> Scored:
-    return Scored(
-        {name: value[part] for name, value in scored.stats.items()},
-        scored.values[part],
-        {name: value[part] for name, value in scored.reference.items()},
-    )
+def units_of(sampled: RewardedResponses, together: int) -> list[PromptResponses]:
+    """Units of `together` responses of a prompt each, in the order in which they were sampled."""
+    ids = [response.token_ids for response in sampled.responses]
+    starts = range(0, len(ids), together)
+    return [PromptResponses(sampled.prompt_ids[at], ids[at : at + together]) for at in starts]
 
 
 def make_rollout(
     iteration: int,
-    units: list[TokenizedPair],
-    scored: Scored,
+    units: list[PromptResponses],
+    scored: ScoredTokens,
     task_rewards: Tensor,
     constraint: KLConstraint,
     coefficient: float,
     args: PPOConfig,
     total: Total,
 ) -> tuple[Rollout, dict[str, float]]:
-    """Rewards with every penalty, advantages and returns of scored completions; and numbers to log.
+    """Rewards with every penalty, advantages and returns of scored responses; and numbers to log.
 
     Args:
-        task_rewards: `[2U]` float64, the reward of each sequence after normalisation, clipping and the penalty for a
-            missing end; anything for sequences without a token.
+        units: of all responses, in the order in which they were sampled.
+        scored: what the models say of their tokens.
+        task_rewards: `[S]` float64, the reward of each response in the order in which they were sampled, after
+            normalisation, clipping and the penalty for a missing end.
     """
-    lengths = torch.tensor([len(u.chosen_ids) for u in units] + [len(u.rejected_ids) for u in units])
+    order = FlatOrder(units)
     stats = {name: value.double().cpu() for name, value in scored.stats.items()}
     values = scored.values.double().cpu()
     kl = kl_penalty(constraint, stats["policy_logp"], stats["reference_logp"])
     rewards = -coefficient * kl
-    there = lengths > 0
-    last = (lengths.cumsum(0) - 1)[there]
-    rewards[last] += task_rewards[there]
-    sizes = lengths.tolist()
+    rewards[order.lengths.cumsum(0) - 1] += task_rewards[order.by_prompt]
+    sizes = order.lengths.tolist()
     mask = pad_sequence([torch.ones(n, dtype=torch.bool) for n in sizes], batch_first=True)
     by_row, old = (pad_sequence(list(v.split(sizes)), batch_first=True) for v in (rewards, values))
     advantages, returns = (v[mask] for v in gae(by_row, old, mask, gamma=args.gamma, lam=args.gae_lambda))
@@ -264,7 +205,6 @@ def make_rollout(
     rollout = Rollout(
         iteration=iteration,
         units=units,
-        lengths=lengths,
         old_logp=scored.stats["policy_logp"],
         old_values=scored.values,
         advantages=advantages.float(),
@@ -273,9 +213,9 @@ def make_rollout(
         kl_scale=scale,
     )
     logged = {"explained_variance": explained_variance(values, returns), "advantage_std": std}
-    per_sequence = torch.stack([row.sum() for row in rewards.split(sizes)])[there]
+    per_sequence = torch.stack([row.sum() for row in rewards.split(sizes)])
     logged["penalized_reward_mean"] = moments(per_sequence, total)[0]
-    return rollout, {**logged, **measured_kls(stats, int(there.sum()), total)}
+    return rollout, {**logged, **measured_kls(stats, len(sizes), total)}
 
 
 def measured_kls(stats: dict[str, Tensor], sequences: int, total: Total) -> dict[str, float]:
@@ -290,6 +230,6 @@ def measured_kls(stats: dict[str, Tensor], sequences: int, total: Total) -> dict
     }
     sums = [value.double().sum() for value in (*per_sequence.values(), stats["policy_entropy"])]
     counts = [logp.new_tensor(sequences), logp.new_tensor(len(logp))]
-    *found, entropy, sequences_in_all, tokens = total(torch.stack([v.double() for v in (*sums, *counts)])).tolist()
-    logged = {name: value / sequences_in_all for name, value in zip(per_sequence, found, strict=True)}
+    *kls, entropy, sequences_in_all, tokens = total(torch.stack([v.double() for v in (*sums, *counts)])).tolist()
+    logged = {name: value / sequences_in_all for name, value in zip(per_sequence, kls, strict=True)}
     return {**logged, "policy_entropy": entropy / tokens}

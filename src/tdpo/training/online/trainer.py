@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ...batches import PairCollator
-from ...models import has_adapter, kept_reference, policy_hidden, reference_at_start
+from ...batches import ResponseCollator
+from ...models import has_adapter, reference_at_start
 from ...recipe_data.inputs import prompts_inputs
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
-from ...scoring.statistics import PolicyStatistics
+from ...scoring.head_path import choose_head_path
 from ..arguments import one_process_a_device
 from ..base import CheckpointedTrainer
 from ..metrics import MetricsFile, peak_memory_mib
-from ..offline.reference import copied_head
 from ..policy import load_beside, prepare_policy, prepare_tokenizer
 from ..resume import reading
 from .collecting import Collector
@@ -34,9 +33,9 @@ from .completions_file import CompletionsFile
 from .config import PPOConfig
 from .critic import Critic
 from .iteration import Iteration, iteration_in
+from .judging import Judge, rollout_statistics
 from .objective import head_impl, loss_extras, objective
 from .prompts import check_all_fit, encoded_by_name
-from .rollouts import Judge
 from .schedule import EndOfIteration, Schedule
 
 logger = logging.getLogger(__name__)
@@ -105,9 +104,9 @@ class PPOTrainer(CheckpointedTrainer):
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
         start = reference_at_start(model, load_beside(ref_model, model, args))
-        self.statistics = PolicyStatistics.of(model, start, head_impl(args))
-        if self.statistics.path == "logits":
-            raise ValueError(f"PPO reads values and statistics off hidden states, but {self.statistics.why}")
+        path = choose_head_path(model, start, head_impl(args))
+        if path.name == "logits":
+            raise ValueError(f"PPO reads values and statistics off hidden states, but {path.why}")
         super().__init__(
             model=model,
             args=args,
@@ -125,18 +124,15 @@ class PPOTrainer(CheckpointedTrainer):
         self.critic = Critic.of(model, load_beside(value_model, model, args)).to(args.device)
         check_all_fit([start.model, self.critic.body], encoded, args.max_new_tokens)
         self._critic_called: Any = self.accelerator.prepare_model(self.critic) if args.world_size > 1 else self.critic
-        reference_head = None if self.statistics.path == "frozen" else copied_head(start, args.device)
-        reference = kept_reference(self.model, start)
-        if reference.model is not None:
-            reference.model.to(args.device)
+        self.statistics = rollout_statistics(self.model, start, path, args.device)
         self._judge = Judge(
-            self.statistics, reference, reference_head, self._critic_called, PairCollator(tokenizer.pad_token_id), args,
+            self.statistics, self._critic_called, ResponseCollator(tokenizer.pad_token_id), args,
             self.accelerator.autocast,
         )  # fmt: skip
         self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
         self.collector = Collector(
             args, tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
-            [reference.model, self.critic.body], self._completions, self._total,
+            [self.statistics.reference_model, self.critic.body], self._completions, self._total,
         )  # fmt: skip
         self._iteration: Iteration | None = None
         logger.info(self.describe())
@@ -216,17 +212,16 @@ class PPOTrainer(CheckpointedTrainer):
         rollout = iteration.rollout
         chosen = self._schedule.part(self.collector.units_of_update(rollout, place.update), place.part)
         batch = self._judge.batch([rollout.units[u] for u in chosen])
-        tokens = rollout.tokens_of(chosen)
-        known = {name: value[tokens.to(value.device)] for name, value in rollout.reference.items()}
+        tokens = rollout.order.tokens_of(chosen)
         old_logp, old_values, advantages, returns = (
             value[tokens.to(value.device)].to(args.device)
             for value in (rollout.old_logp, rollout.old_values, rollout.advantages, rollout.returns)
         )
         with self.accelerator.autocast():
-            hidden = policy_hidden(model, batch.model_inputs(), batch.response_index)
-            stats = self.statistics.of_hidden(
-                hidden, known, self._judge.reference_head, batch.target_ids, extras=loss_extras(args)
-            )
+            path = self.statistics.path
+            hidden = path.policy_output(model, batch)
+            reference = self._judge.recalled(rollout.reference, tokens)
+            stats = path.token_stats(hidden, reference, batch.target_ids, extras=loss_extras(args))
             values = self._critic_called(hidden, batch)
         minimised = objective(
             args, stats, values, old_logp=old_logp, old_values=old_values, advantages=advantages, returns=returns,

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..batches import PairBatch, PairCollator, TokenizedPair
+from ..batches import PromptResponses, ResponseBatch, ResponseCollator, TokenizedPair
 from ..losses import PreferenceLoss
 from ..scores import PairScores, score_pairs
 from ..scoring.fitting import check_lengths
 from ..scoring.layout import choose_layout
 from ..scoring.pair_metrics import PAIR_METRICS, pair_metrics
-from ..scoring.statistics import PolicyStatistics
+from ..scoring.policy_statistics import PolicyStatistics
 from .intervals import interval
 
 SHOWN = (
@@ -39,14 +39,14 @@ def evaluate_pairs(
     """Means over pairs, and 95 % intervals in "intervals"; logp and KLs in nats per sequence."""
     tables = []
     device = next(model.parameters()).device
-    reference = None if statistics.reference is None else statistics.reference.model
+    reference = statistics.reference_model
     check_lengths(pairs, [m.config for m in (model, reference) if m is not None])
-    collator = choose_layout(model, pairs, pad_token_id, "auto", others=[reference])
+    collator = choose_layout(model, pairs, pad_token_id, "auto", other_models=[reference])
     for start in range(0, len(pairs), batch_size):
         batch = collated(collator, pairs[start : start + batch_size], device)
         stats = statistics(model, batch, extras=("reverse_kl", "policy_entropy"))
-        scores = score_pairs(stats, batch.sequence_index, batch.num_pairs)
-        tables.append(pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_pairs).cpu())
+        scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
+        tables.append(pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_prompts).cpu())
         if progress is not None:
             progress(min(start + batch_size, len(pairs)), len(pairs))
     table = torch.cat(tables).numpy()
@@ -58,6 +58,6 @@ def evaluate_pairs(
     }
 
 
-def collated(collator: PairCollator, pairs: Sequence[TokenizedPair], device: torch.device) -> PairBatch:
+def collated(collator: ResponseCollator, prompts: Sequence[PromptResponses], device: torch.device) -> ResponseBatch:
     """One batch on `device`."""
-    return PairBatch.from_inputs({name: value.to(device) for name, value in collator(pairs).items()})
+    return ResponseBatch.from_inputs({name: value.to(device) for name, value in collator(prompts).items()})

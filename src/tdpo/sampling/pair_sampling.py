@@ -17,19 +17,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tdpo.config import Sampling
-from tdpo.environments import Environment, Prompt, check_reward, score
-from tdpo.preferences import write_preferences
-from tdpo.records.files import open_no_link
-from tdpo.records.json_files import append_jsonl, read_jsonl, write_json
-from tdpo.records.locks import lock
-from tdpo.runs import RunError, versions
-from tdpo.sampling.sampler import Progress, SamplingSettings, check_fit, encode_prompts, sample
+from ..config import Sampling
+from ..environments import Environment, Prompt, check_reward, score
+from ..preferences import write_preferences
+from ..records.files import open_no_link
+from ..records.json_files import append_jsonl, read_jsonl, write_json
+from ..records.locks import lock
+from ..runs import RunError, versions
+from .sampler import Progress, SamplingSettings, check_fit, encode_prompts, sample
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """`sampling.num_samples` responses a prompt, of which at most `pairs_per_prompt` pairs are made."""
+    """How many responses each prompt gets (`sampling.num_samples`), and how many pairs are made of them at most."""
 
     sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(num_samples=4))
     pairs_per_prompt: int = 2
@@ -42,18 +42,18 @@ class PairSettings:
             )
 
 
-def pair_settings(chosen: Sampling, environment: Environment, seed: int) -> PairSettings:
+def pair_settings(section: Sampling, environment: Environment, seed: int) -> PairSettings:
     """The section `sampling` of a recipe, for an environment."""
     sampling = SamplingSettings(
-        num_samples=chosen.samples_per_prompt,
-        max_new_tokens=chosen.max_new_tokens or environment.max_new_tokens,
-        temperature=chosen.temperature,
-        top_p=chosen.top_p,
-        top_k=chosen.top_k,
+        num_samples=section.samples_per_prompt,
+        max_new_tokens=section.max_new_tokens or environment.max_new_tokens,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
         seed=seed,
-        batch_size=chosen.batch_size,
+        batch_size=section.batch_size,
     )
-    return PairSettings(sampling, chosen.pairs_per_prompt)
+    return PairSettings(sampling, section.pairs_per_prompt)
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,16 @@ class ScoredSample:
 
 @dataclass
 class PairCounts:
-    """What became of the samples. Left out before pairing: those `identical` to an earlier one of their prompt, and
-    those with an `empty` text (white space only, or a NUL character, which no preference file may hold). `ties` are
-    pairs left out because both rewards are equal."""
+    """What became of the responses.
+
+    Args:
+        pairs: that were made.
+        ties: pairs left out, because both rewards are equal.
+        identical: responses left out, because an earlier one to the same prompt has the same text.
+        empty: responses left out, because their text is white space or holds a NUL character, which no preference file
+            may hold.
+        prompts_without_pair: prompts of whose responses no pair could be made.
+    """
 
     pairs: int = 0
     ties: int = 0
@@ -83,8 +90,11 @@ class PairCounts:
 
 @dataclass(frozen=True)
 class PairSummary:
-    """The outcome of `sample_pairs`, also in the manifest. Rewards and lengths are over all samples; `seconds` and
-    `tokens_per_second` (None if nothing was left to sample) are of this call, without `resumed_samples`."""
+    """The outcome of `sample_pairs`, which the manifest holds too.
+
+    Rewards and lengths are over all responses. `seconds` and `tokens_per_second` (None if nothing was left to sample)
+    are of this call, without the `resumed_samples` of earlier ones.
+    """
 
     prompts: int
     samples: int
@@ -118,8 +128,8 @@ def sample_pairs(
     RewardError for a reward that cannot be called or fails.
     """
     out = Path(out)
-    with lock(out.with_name(f".{out.name}.lock"), remove=True) as held:
-        if not held:
+    with lock(out.with_name(f".{out.name}.lock"), remove=True) as is_locked:
+        if not is_locked:
             raise RunError(f"another process samples into {out}; wait for it, or give another name")
         return _sample_pairs(model, tokenizer, environment, out, settings, progress, overwrite)
 
@@ -139,8 +149,8 @@ def _sample_pairs(
     if not environment.train:
         raise ValueError(f"environment {environment.name!r} has no prompts to train on")
     check_reward(environment, environment.train, settings.sampling.max_new_tokens)
-    asked, names = [p.rendered_from for p in environment.train], [p.id for p in environment.train]
-    encoded = dict(enumerate(encode_prompts(tokenizer, asked, names)))
+    inputs, names = [p.rendered_from for p in environment.train], [p.id for p in environment.train]
+    encoded = dict(enumerate(encode_prompts(tokenizer, inputs, names)))
     check_fit(model, encoded, settings.sampling.max_new_tokens)
     origin = _origin(model, environment, encoded, settings.sampling)
     done = _resume(partial, origin)
@@ -180,34 +190,37 @@ def _sample_pairs(
 def make_pairs(
     prompts: Sequence[Prompt], samples: Iterable[ScoredSample], pairs_per_prompt: int
 ) -> tuple[list[dict[str, Any]], PairCounts]:
-    """Preference rows from samples ordered by prompt: of each prompt's samples the best with the worst, the second
-    best with the second worst, and so on; of equal rewards the earlier sample counts as the better."""
+    """Preference rows from responses in the order of their prompts.
+
+    Of each prompt's responses the best is paired with the worst, the second best with the second worst, and so on. Of
+    equal rewards the earlier response counts as the better.
+    """
     counts = PairCounts()
     rows: list[dict[str, Any]] = []
     for index, group in groupby(samples, key=lambda item: item.prompt_index):
         ranked = sorted(_distinct(group, counts), key=lambda item: (-item.reward, item.sample_index))
-        made = len(rows)
+        before = len(rows)
         for k in range(min(pairs_per_prompt, len(ranked) // 2)):
             chosen, rejected = ranked[k], ranked[-1 - k]
             if chosen.reward > rejected.reward:
                 rows.append(_row(prompts[index], chosen, rejected))
             else:
                 counts.ties += 1
-        counts.prompts_without_pair += len(rows) == made
+        counts.prompts_without_pair += len(rows) == before
     counts.pairs = len(rows)
     return rows, counts
 
 
 def _distinct(samples: Iterable[ScoredSample], counts: PairCounts) -> list[ScoredSample]:
-    kept: dict[str, ScoredSample] = {}
+    by_text: dict[str, ScoredSample] = {}
     for item in samples:
         if not item.text.strip() or "\0" in item.text:
             counts.empty += 1
-        elif item.text in kept:
+        elif item.text in by_text:
             counts.identical += 1
         else:
-            kept[item.text] = item
-    return list(kept.values())
+            by_text[item.text] = item
+    return list(by_text.values())
 
 
 def _row(prompt: Prompt, chosen: ScoredSample, rejected: ScoredSample) -> dict[str, Any]:
@@ -228,8 +241,8 @@ def _row(prompt: Prompt, chosen: ScoredSample, rejected: ScoredSample) -> dict[s
 
 
 def _chunks(encoded: dict[int, list[int]], sampling: SamplingSettings, done: set[int]) -> Iterable[list[int]]:
-    # One batch a chunk, in the order of lengths that the sampler would choose itself: nothing is slower for being
-    # resumable, and a resumed call forms the same batches, so that rounding is the same too.
+    # A chunk is one batch, in the order of lengths that the sampler would choose itself. So being resumable costs no
+    # time, and a resumed call forms the same batches, with the same rounding.
     order = sorted(encoded, key=lambda index: -len(encoded[index]))
     size = max(1, sampling.batch_size // sampling.num_samples)
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
@@ -245,12 +258,12 @@ def _score_chunk(
     progress: Progress | None,
 ) -> list[ScoredSample]:
     texts = [environment.train[index].rendered_from for index in chunk]
-    completions = sample(model, tokenizer, texts, settings.sampling, progress=progress, prompt_indices=chunk)
-    prompts = [environment.train[item.prompt_index] for item in completions]
-    rewards = score(environment, prompts, [item.text for item in completions])
+    responses = sample(model, tokenizer, texts, settings.sampling, progress=progress, prompt_indices=chunk)
+    prompts = [environment.train[item.prompt_index] for item in responses]
+    rewards = score(environment, prompts, [item.text for item in responses])
     return [
         ScoredSample(item.prompt_index, item.sample_index, item.text, len(item.token_ids), item.finished, reward)
-        for item, reward in zip(completions, rewards, strict=True)
+        for item, reward in zip(responses, rewards, strict=True)
     ]
 
 
@@ -267,7 +280,7 @@ def _beside(out: Path, suffix: str) -> Path:
 def _origin(
     model: Any, environment: Environment, encoded: dict[int, list[int]], sampling: SamplingSettings
 ) -> dict[str, Any]:
-    """What the samples depend on; the batch size only in the last bit, but the same bytes are promised."""
+    """What the responses depend on. The batch size changes rounding alone, but resuming promises the same bytes."""
     prompts = [[prompt.id, prompt.prompt, encoded[index]] for index, prompt in enumerate(environment.train)]
     return {
         "environment": environment.name,
@@ -279,7 +292,7 @@ def _origin(
 
 
 def _weights_digest(model: Any) -> str:
-    """A hash of about 1024 evenly spread values of every parameter: enough to tell two trainings apart, at once."""
+    """A hash of about 1024 evenly spread values of every parameter: fast, and enough to tell two trainings apart."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         values = parameter.detach().reshape(-1)
@@ -289,7 +302,7 @@ def _weights_digest(model: Any) -> str:
 
 
 def _resume(partial: Path, origin: dict[str, Any]) -> list[ScoredSample]:
-    """Samples of an interrupted call, after starting the file if there is none."""
+    """The responses of an interrupted call; starts the file where there is none."""
     lines = read_jsonl(partial) if partial.exists() else []
     if not lines:
         partial.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where the reference's part of a step comes from: a cache made once, or the model in every step."""
+"""Where the reference's part of a step on pairs comes from: a cache made once, or the model in every step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from ...batches import PairBatch, PairCollator, TokenizedPair, shared_length
-from ...models import Reference, cache_folder, causal_lm_of
+from ...batches import PromptResponses, ResponseBatch, ResponseCollator, shared_length
+from ...models import Reference, cache_folder, causal_lm_of, kept_reference
 from ...reference_cache import CacheLayout, CachePlan, Field, Fingerprint, ReferenceCache, build_cache, model_digest
-from ...scoring.statistics import PolicyStatistics
+from ...scoring.head_path import HeadPath
+from ...scoring.reference_source import CachedReference, LiveReference, ReferenceSource, copied_head
 from ...token_statistics import Head
 from .config import TDPOConfig
 
-AUTO_LIMIT = 20_000_000_000  # bytes that "auto" puts on a disk without being asked
+AUTO_LIMIT = 20_000_000_000  # the most bytes that "auto" writes to a disk
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,25 @@ class CacheRequest:
     """All that is needed to plan and fill a cache for one trainer."""
 
     policy: Any
-    start: Reference  # still gives the reference's start
-    statistics: PolicyStatistics
-    collator: PairCollator
-    pairs: Sequence[TokenizedPair]
+    start: Reference  # the reference as long as the policy is not trained
+    path: HeadPath
+    collator: ResponseCollator
+    pairs: Sequence[PromptResponses]
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
     precision: str
     batch_size: int  # pairs in a forward of the reference
 
-    def values(self, pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+    def values(self, pairs: Sequence[PromptResponses]) -> dict[str, Tensor]:
         """Each field of the cache for the flat tokens of these pairs."""
         inputs = {name: value.to(self.device) for name, value in self.collator(pairs).items()}
-        batch = PairBatch.from_inputs(inputs)
+        batch = ResponseBatch.from_inputs(inputs)
         with torch.no_grad(), self.autocast():
-            return self.statistics.reference_says(self.start, self.policy, batch)[0]
+            return dict(LiveReference(self.start, self.path).part(self.policy, batch).values)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Policy (and a second model) on the device and in evaluation mode, and back where they were afterwards."""
+        """While it lasts, the policy and a second model are on the device and in evaluation mode; then as before."""
         models = [self.policy] if self.start.model in (None, self.policy) else [self.policy, self.start.model]
         before = [(model, next(model.parameters()).device, model.training) for model in models]
         try:
@@ -57,7 +58,7 @@ class CacheRequest:
                 model.to(device).train(training)
 
     def plan(self, root: Path) -> CachePlan:
-        """Where the cache belongs; the reference runs on one short pair to learn what it will hold."""
+        """The plan of the cache. The reference runs on the shortest pair, to show what the cache will hold."""
         example = self.values([min(self.pairs, key=shared_length)])
         fields = [Field(k, v.dtype, v.shape[1] if v.dim() == 2 else None) for k, v in example.items()]
         layout = CacheLayout.of(self.pairs, fields)
@@ -69,7 +70,7 @@ class CacheRequest:
 
     def head_to_keep(self) -> Head | None:
         """The reference's head as it is now, in memory of its own, where the cache holds hidden states only."""
-        return None if self.statistics.path == "frozen" else copied_head(self.start, self.device)
+        return None if self.path.name == "frozen" else copied_head(self.start, self.device)
 
     def _model_digest(self) -> str:
         if self.start.kind == "adapter-off":
@@ -78,17 +79,40 @@ class CacheRequest:
         return model_digest(causal_lm_of(self.start.model))
 
 
-def copied_head(start: Reference, device: torch.device) -> Head:
-    """The head of a reference as it is now, a constant in memory of its own."""
-    assert start.head is not None
-    head = start.head()
-    weight, bias = (None if t is None else t.detach().clone().to(device) for t in (head.weight, head.bias))
-    assert weight is not None
-    return Head(weight, bias, scale=head.scale, softcap=head.softcap)
+def pair_reference_source(
+    request: CacheRequest,
+    args: TDPOConfig,
+    train_pairs: int,
+    *,
+    sharded: bool,
+    place: Callable[[Reference], Reference],
+    say: Callable[[str], None],
+    progress: Callable[[int, int, str], None] | None,
+) -> ReferenceSource:
+    """The reference of a run on pairs: a cache, or a model that stays what it is while the policy is trained.
+
+    Args:
+        request: what a cache would be made of.
+        args: of the trainer; `args.reference` says which of the two, or leaves it open.
+        train_pairs: pairs of an epoch.
+        sharded: whether the model's weights are sharded over processes.
+        place: brings a model that runs in every step to where the policy is computed.
+        say: told what is done, in sentences.
+        progress: called while a cache is made.
+
+    Raises:
+        ValueError, OSError: as `cache_of`.
+    """
+    cache = cache_of(request, args, train_pairs, sharded=sharded, say=say, progress=progress)
+    if cache is None:
+        return LiveReference(place(kept_reference(request.policy, request.start)), request.path)
+    # An adapter that is switched off is there in any case, for pairs that the cache does not know.
+    live = LiveReference(request.start, request.path) if request.start.kind == "adapter-off" else None
+    return CachedReference(cache, request.head_to_keep(), live)
 
 
 def cache_root(args: TDPOConfig) -> Path:
-    """The folder that holds all caches."""
+    """The folder of all caches."""
     return Path(args.reference_cache_dir).expanduser() if args.reference_cache_dir else cache_folder() / "reference"
 
 
@@ -101,7 +125,7 @@ def cache_of(
     say: Callable[[str], None],
     progress: Callable[[int, int, str], None] | None,
 ) -> ReferenceCache | None:
-    """The cache that `args.reference` asks for, or that "auto" finds worth it; None where the model stays.
+    """The cache that `args.reference` names, or that "auto" chooses; None where the model runs in every step.
 
     Raises:
         ValueError: "cache", but the statistics need full logits.
@@ -109,9 +133,9 @@ def cache_of(
     """
     if args.reference == "model" or not request.pairs:
         return None
-    if request.statistics.path == "logits":
+    if request.path.name == "logits":
         if args.reference == "cache":
-            why = f"a cache would have to hold full logits: {request.statistics.why}"
+            why = f"a cache would have to hold full logits: {request.path.why}"
             raise ValueError(f"reference='cache' is not possible: {why}. Use 'auto' or 'model'.")
         return None
     with request.ready():
