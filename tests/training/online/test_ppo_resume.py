@@ -113,7 +113,10 @@ def as_of_earlier_versions(state: dict[str, Any], last_logs: dict[str, Any]) -> 
         fresh = LearningMeter().state_dict()
         return {**rest, "rollout": None, "logs": last_logs, "stopped": False, "skipped": 0, "learning": fresh}
     return {
-        **rest, "rollout": earlier_layout(iteration["rollout"]), "logs": iteration["logs"], "stopped": iteration["is_stopped"],
+        **rest,
+        "rollout": earlier_layout(iteration["rollout"]),
+        "logs": iteration["logs"],
+        "stopped": iteration["is_stopped"],
         "skipped": iteration["skipped_updates"], "learning": iteration["learning"],
     }  # fmt: skip
 
