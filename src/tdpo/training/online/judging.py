@@ -94,8 +94,8 @@ class Judge:
             stats = path.token_stats(hidden, reference, batch.target_ids, extras=EXTRAS)
             values = self.critic(hidden, batch)
         # Of a summary, only measuring the reverse KL needs "hidden", and that is done.
-        kept = {k: v for k, v in reference.values.items() if k != "hidden" or path.name != "frozen"}
-        return ScoredTokens({k: v for k, v in vars(stats).items() if v is not None}, values, kept)
+        needed = {k: v for k, v in reference.values.items() if k != "hidden" or path.name != "frozen"}
+        return ScoredTokens({k: v for k, v in vars(stats).items() if v is not None}, values, needed)
 
     def recalled(self, reference: Mapping[str, Tensor], tokens: Tensor) -> ReferencePart:
         """What the reference said of these tokens of a rollout, flat indices `[N]`, without running it again."""
