@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,10 +33,11 @@ def server_address() -> str:
     address = f"{folder}/socket"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen(
-        [sys.executable, str(SERVER), address], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment,
+        [sys.executable, str(SERVER), address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         start_new_session=True,
     )  # fmt: skip
-    atexit.register(server.kill)
+    atexit.register(server.kill)  # it also ends by itself once our end of its input is closed
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     assert server.stdout is not None and server.stdout.readline() == b"ready\n", "the warm server did not start"
     return address
 

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -106,6 +107,9 @@ def serve(address: str) -> dict[str, object]:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the processes in between need no wait
     print("ready", flush=True)
     while True:
+        ready, _, _ = select.select([listener, 0], [], [])
+        if 0 in ready:  # its other end is closed: nobody is left to ask
+            os._exit(0)
         connection, _ = listener.accept()
         if os.fork():
             connection.close()
