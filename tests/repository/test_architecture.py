@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,37 +16,17 @@ import pytest
 import tdpo
 
 SOURCE = Path(tdpo.__file__).parent
-MATHEMATICS = {
-    "divergences", "token_statistics", "scores", "losses", "diversity", "kl_choices", "policy_gradient",
-}  # fmt: skip
-# From top to bottom. A new room gets its place here before anything imports it.
-LAYERS: list[set[str]] = [
-    MATHEMATICS,
-    {"methods"},
-    {"bootstrap"},
-    {"exact"},
-    {"guards"},
-    {"records"},
-    {"preferences"},
-    {"chat_templates"},
-    {"batches"},
-    {"models", "embeddings"},
-    {"environments"},
-    {"config"},
-    {"runs"},
-    {"reference_cache"},
-    {"sampling"},
-    {"rewards"},
-    {"scoring"},
-    {"recipe_data"},
-    {"training"},
-    {"workflows"},
-    {"evaluation"},
-    {"comparison"},
-    {"report"},
-    {"cli"},
-    {"__main__"},
-]
+
+
+def layers_of(map_of_rooms: str) -> list[set[str]]:
+    """The layers of ARCHITECTURE.md from top to bottom: in its block `layers`, a room begins a line, "--" ends a layer."""
+    block = map_of_rooms.split("```layers\n")[1].split("```")[0]
+    return [{line.split()[0] for line in layer.splitlines() if line.strip()} for layer in block.split("\n--\n")]
+
+
+# A new room gets its place in ARCHITECTURE.md before anything imports it.
+LAYERS = layers_of((Path(__file__).parents[2] / "ARCHITECTURE.md").read_text("utf-8"))
+MATHEMATICS = LAYERS[0]
 DEPTH = {room: depth for depth, layer in enumerate(LAYERS) for room in layer}
 
 
@@ -79,7 +60,7 @@ def violations(files: Mapping[str, str]) -> list[str]:
         # The package's own __init__ loads nothing itself (see the test below), but it may name the trainers.
         here = "training" if path == "__init__.py" else parts[1]
         if here not in DEPTH:
-            found.append(f"{path}: {here!r} has no layer; give it one in LAYERS")
+            found.append(f"{path}: {here!r} has no layer; give it one in ARCHITECTURE.md")
             continue
         for line, module in imported_modules(source, parts[:-1]):
             if module.split(".")[0] != "tdpo":
@@ -100,6 +81,20 @@ def test_each_room_sees_only_itself_and_those_above() -> None:
     files = package_files()
     assert {"losses.py", "__init__.py"} <= files.keys()
     assert violations(files) == []
+
+
+def test_the_map_names_every_room_once_and_no_other() -> None:
+    rooms = {path.split("/")[0].removesuffix(".py") for path in package_files()} - {"__init__"}
+    named = [room for layer in LAYERS for room in layer]
+    assert sorted(named) == sorted(rooms)
+    assert layers_of("```layers\na  x\nb  y\n--\nc  z\n```") == [{"a", "b"}, {"c"}]
+
+
+def test_the_map_names_files_that_exist() -> None:
+    text = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text("utf-8").split("## Glossary")[0]
+    named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]*\.?[a-z]*)`", text)) | set(re.findall(r"`([a-z_]+\.py)`", text))
+    missing = [name for name in named if not any((root / name).exists() for root in (SOURCE, SOURCE.parents[1]))]
+    assert len(named) > 30 and missing == []
 
 
 @pytest.mark.parametrize(
