@@ -19,7 +19,7 @@ SOURCE = Path(tdpo.__file__).parent
 
 
 def layers_of(map_of_rooms: str) -> list[set[str]]:
-    """The layers of ARCHITECTURE.md from top to bottom: in its block `layers`, a room begins a line, "--" ends a layer."""
+    """The layers of ARCHITECTURE.md, from top to bottom. In its block, a room begins a line and "--" ends a layer."""
     block = map_of_rooms.split("```layers\n")[1].split("```")[0]
     return [{line.split()[0] for line in layer.splitlines() if line.strip()} for layer in block.split("\n--\n")]
 

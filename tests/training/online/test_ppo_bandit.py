@@ -35,11 +35,15 @@ def trained(folder: Path, constraint: dict[str, Any], seed: int) -> tuple[Tensor
     # An exact KL does not know which tokens were drawn, so it leaves the whole noise of the rewards, where a sampled
     # one cancels most of it near the optimum: twice the completions.
     completions = 512 if constraint["form"] == "exact" else 256
+    # The stronger the constraint, the shorter the way and the weaker the noise. These are within 0.0025 nats after 25.
+    few = constraint["coefficient"] == 1.0 or (
+        constraint["form"] == "sampled" and (constraint["coefficient"] > 0.1 or constraint["direction"] == "forward")
+    )
     trainer = make_ppo(
         model, folder, tokenizer, bandit_reward, [PROMPT], kl={**constraint, "controller": "fixed"}, seed=seed,
-        iterations=50, completions=completions, samples_per_prompt=completions, rollout_batch_size=completions,
-        max_new_tokens=1, ppo_epochs=2, per_device_train_batch_size=completions, learning_rate=2e-2,
-        lr_scheduler_type="linear", show_every=None,
+        iterations=25 if few else 50, completions=completions, samples_per_prompt=completions,
+        rollout_batch_size=completions, max_new_tokens=1, ppo_epochs=2, per_device_train_batch_size=completions,
+        learning_rate=2e-2, lr_scheduler_type="linear", show_every=None,
     )  # fmt: skip
     trainer.train()
     return reference, distribution(model, tokenizer)
