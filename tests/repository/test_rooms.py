@@ -19,7 +19,13 @@ ELSEWHERE: dict[str, set[str]] = {
     "helpers": set(),
 }
 # Rooms without a folder, with the folder whose tests are about them.
-TESTED_IN = {"guards": "config", "workflows": "cli", "embeddings": "diversity"}
+TESTED_IN = {
+    "bootstrap": "evaluation",
+    "embeddings": "diversity",
+    "guards": "config",
+    "methods": "config",
+    "workflows": "cli",
+}
 
 
 def rooms(source: Path) -> set[str]:
