@@ -173,7 +173,7 @@ def test_any_number_of_responses_may_be_drawn_together(tmp_path: Path, monkeypat
     for together in (1, 2, 4):
         monkeypatch.setattr("tdpo.training.online.collecting.drawn_together", lambda _, n=together: n)
         trainer = trainer_of(
-            tmp_path / str(together), optim="sgd", learning_rate=0.1, samples_per_prompt=4, rollout_size=8,
+            tmp_path / str(together), optim="sgd", learning_rate=0.1, samples_per_prompt=4, completions=8,
             per_device_train_batch_size=8, ppo_epochs=2, normalize_rewards=True, reward_clip=1.0,
         )  # fmt: skip
         sizes = watched_units(trainer)
