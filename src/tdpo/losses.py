@@ -1,8 +1,9 @@
-"""DPO, TDPO1 and TDPO2, and SFT beside them: functions from pair scores to one loss value per pair.
+"""DPO, TDPO1, TDPO2 and IPO, and SFT beside them: functions from pair scores to one loss value per pair.
 
-`margin` is what stands inside the sigmoid. Every reward contains all that its loss contains, so chosen_reward −
-rejected_reward equals margin for each method, and accuracy (margin > 0) cannot disagree with the loss. SFT alone
-has no margin in its loss; the one it reports is a measurement.
+`margin` is chosen_reward − rejected_reward for each method. In DPO and TDPO it is what stands inside the sigmoid:
+every reward contains all that its loss contains, so accuracy (margin > 0) cannot disagree with the loss. IPO has no
+sigmoid; its loss pulls the margin to ½ and rises again beyond. SFT has no margin in its loss; the one it reports is a
+measurement.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 class PreferenceLoss:
     """One value per pair, `[P]` each; the caller reduces.
 
-    `per_pair` is the loss in nats, `margin` the argument of the sigmoid, the rewards are implicit
-    rewards (β·nats). Rewards and margin keep their gradient.
+    `per_pair` is the loss in nats (of IPO in nats²), the rewards are implicit rewards (β·nats), `margin` is their
+    difference and the argument of the sigmoid where there is one. Rewards and margin keep their gradient.
     """
 
     per_pair: Float[Tensor, " P"]
@@ -87,6 +88,27 @@ def tdpo2_loss(scores: PairScores, *, beta: float, alpha: float, label_smoothing
     )
 
 
+def ipo_loss(scores: PairScores, *, beta: float) -> PreferenceLoss:
+    """IPO: (h − 1/(2β))², h = chosen_log_ratio − rejected_log_ratio; β is the paper's τ (arXiv 2310.12036, eq. 17).
+
+    h is a difference of sums over the responses, as the paper writes it; TRL divides each by the response's length. The
+    loss is in nats², is least at h = 1/(2β), where the margin β·h is ½, and punishes going beyond it. Its gradient
+    with respect to h, 2·(h − 1/(2β)), is not bounded. The KLs do not enter it.
+
+    Args:
+        scores: of P pairs.
+        beta: inverse strength of the change, > 0. There is no label_smoothing: up to a constant, that would be the same
+            loss with β/(1 − 2ε).
+
+    Raises:
+        ValueError: beta out of range.
+    """
+    _check_beta(beta)
+    chosen_reward, rejected_reward = beta * scores.chosen_log_ratio, beta * scores.rejected_log_ratio
+    per_pair = (scores.chosen_log_ratio - scores.rejected_log_ratio - 0.5 / beta).square()
+    return PreferenceLoss(per_pair, chosen_reward - rejected_reward, chosen_reward, rejected_reward)
+
+
 def sft_loss(scores: PairScores) -> PreferenceLoss:
     """SFT on the chosen response: −log π(chosen) + log π_ref(chosen) = −chosen_log_ratio, nats per sequence.
 
@@ -101,8 +123,7 @@ def sft_loss(scores: PairScores) -> PreferenceLoss:
 def _preference_loss(
     chosen_reward: Tensor, rejected_reward: Tensor, beta: float, label_smoothing: float
 ) -> PreferenceLoss:
-    if not (beta > 0.0 and math.isfinite(beta)):
-        raise ValueError(f"beta must be finite and > 0, got {beta}")
+    _check_beta(beta)
     if not 0.0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
     margin = chosen_reward - rejected_reward
@@ -110,3 +131,8 @@ def _preference_loss(
     if label_smoothing:
         per_pair = (1.0 - label_smoothing) * per_pair - label_smoothing * logsigmoid(-margin)
     return PreferenceLoss(per_pair, margin, chosen_reward, rejected_reward)
+
+
+def _check_beta(beta: float) -> None:
+    if not (beta > 0.0 and math.isfinite(beta)):
+        raise ValueError(f"beta must be finite and > 0, got {beta}")

@@ -16,7 +16,10 @@ RecipeKind = Literal["reference", "preferences", "ppo"]
 
 @dataclass(frozen=True)
 class Method:
-    """`key` is the name in a recipe, `name` the public one. `paper` is an arXiv number, `equation` the loss in it."""
+    """`key` is the name in a recipe, `name` the public one. `paper` is an arXiv number, `equation` the loss in it.
+
+    `has_*` says of each key of a recipe's section `loss` whether it has an effect; `loss_unit` is that of the loss.
+    """
 
     key: str
     name: str
@@ -27,6 +30,8 @@ class Method:
     equation: str = ""
     has_beta: bool = False
     has_alpha: bool = False
+    has_label_smoothing: bool = False
+    loss_unit: str = "nats"
 
 
 METHODS: dict[str, Method] = {
@@ -42,6 +47,7 @@ METHODS: dict[str, Method] = {
             equation="eq. 17",
             has_beta=True,
             has_alpha=True,
+            has_label_smoothing=True,
         ),
         Method(
             "tdpo1",
@@ -52,6 +58,7 @@ METHODS: dict[str, Method] = {
             paper="2404.11999",
             equation="eq. 14",
             has_beta=True,
+            has_label_smoothing=True,
         ),
         Method(
             "dpo",
@@ -62,6 +69,18 @@ METHODS: dict[str, Method] = {
             paper="2305.18290",
             equation="eq. 7",
             has_beta=True,
+            has_label_smoothing=True,
+        ),
+        Method(
+            "ipo",
+            "IPO",
+            "Identity Preference Optimization",
+            "pairs",
+            "(h − 1/(2β))², h the difference of the log-ratios",
+            paper="2310.12036",
+            equation="eq. 17",
+            has_beta=True,
+            loss_unit="nats²",
         ),
         Method(
             "sft",

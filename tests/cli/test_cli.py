@@ -332,6 +332,26 @@ def test_train_resume_generate_merge_on_a_tiny_model(call: Call, recipe_file: Pa
 
 
 @pytest.mark.slow
+def test_ipo_is_trained_evaluated_and_reported_by_its_name(call: Call, recipe_file: Path) -> None:
+    changes = ["loss.name=ipo", "loss.beta=0.2", "environment=null", "data.eval_fraction=0.25"]
+    assert call("doctor", str(recipe_file), *changes).exit_code == 0
+    done = call("train", str(recipe_file), *changes)
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines[0]["loss"] == pytest.approx(1 / (4 * 0.2**2)) and lines[0]["margin"] == 0.0
+    [held_out] = [line for line in lines if line["split"] == "eval"]
+    assert held_out["margin"] == pytest.approx(held_out["chosen_reward"] - held_out["rejected_reward"], abs=1e-6) != 0
+    card = Path("run/model/README.md").read_text(encoding="utf-8")
+    assert "trained with IPO" in card and "arXiv 2310.12036" in card and "- loss ipo, beta 0.2\n" in card
+    judged = call("evaluate", "run")
+    assert judged.exit_code == 0, judged.output
+    found = read_json(Path("run/evaluation.json"))
+    assert found["run"]["loss"] == "ipo" and found["pairs"]["margin"] == pytest.approx(held_out["margin"], abs=1e-5)
+    assert call("report", "run", "--out", "report.html").exit_code == 0
+    assert "IPO, β = 0.2" in Path("report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_says_where_the_run_is_and_resume_ends_it(
     call: Call, recipe_file: Path, number: signal.Signals, status: int

@@ -67,7 +67,7 @@ def test_full_fine_tuning_gets_the_papers_learning_rate() -> None:
     assert recipe("model.lora=null").training.learning_rate == 5e-6
 
 
-@pytest.mark.parametrize("name", ["dpo", "tdpo1"])
+@pytest.mark.parametrize("name", ["dpo", "tdpo1", "ipo"])
 def test_alpha_is_none_where_the_loss_has_none(name: str) -> None:
     assert recipe(f"loss.name={name}").loss.alpha is None
 
@@ -146,7 +146,8 @@ WRONG = [
     ("loss.beta='0.1'", "loss.beta: expected a number > 0, or null, got the text '0.1'"),
     ("loss.alpha=-1", "loss.alpha: expected a number ≥ 0, or null, got -1"),
     ("loss.label_smoothing=0.5", "loss.label_smoothing: expected a number ≥ 0 and < 0.5, got 0.5"),
-    ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, sft, got the text 'tpdo2'; did you mean tdpo2?"),
+    ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, ipo, sft, got the text 'tpdo2'; "
+                        "did you mean tdpo2?"),
     ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, label_smoothing, got the text 'tdpo1'; "
                    "did you mean loss.name: tdpo1?"),
     ("seed=1.0", "seed: expected a whole number ≥ 0 and < 4294967296, got 1.0"),
@@ -186,6 +187,9 @@ WITHOUT_EFFECT = [
     (("loss.name=dpo", "loss.alpha=0.5"), "loss.alpha: has no effect with loss.name dpo"),
     (("loss.name=sft", "loss.beta=0.1"), "loss.beta: has no effect with loss.name sft"),
     (("loss.name=sft", "loss.label_smoothing=0.1"), "loss.label_smoothing: has no effect with loss.name sft"),
+    (("loss.name=ipo", "loss.label_smoothing=0.1"), "loss.label_smoothing: has no effect with loss.name ipo"),
+    (("loss.name=ipo", "loss.alpha=0.5"), "loss.alpha: has no effect with loss.name ipo"),
+    (("loss.name=ipo", "loss.tau=0.1"), "loss.tau: unknown key; did you mean loss.beta?"),
     (("loss.name=tdpo1", "loss.alpha=0.5"), "loss.alpha: has no effect with loss.name tdpo1"),
     (("training.micro_batch_size=6",), "6 does not divide training.batch_size 16; the nearest below is 4"),
     (("training.micro_batch_size=32",), "the nearest below is 16"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -11,6 +11,7 @@ from tdpo.config.claims_schema import Opponent
 from tdpo.exact.methods import METHODS as EXACT
 from tdpo.methods import ARMS, METHODS, REFERENCE, public_name
 from tdpo.report.study.methods import COLORS, SYMBOLS
+from tdpo.workflows.model_card import model_card
 
 ON_PAIRS = [method for method in METHODS.values() if method.learns_from == "pairs"]
 
@@ -24,8 +25,8 @@ def test_every_name_is_in_the_table_and_in_one_order() -> None:
 
 
 @pytest.mark.parametrize("method", ON_PAIRS, ids=lambda method: method.key)
-@pytest.mark.parametrize("key", ["beta", "alpha"])
-def test_a_recipe_takes_the_strengths_that_the_table_says(method: object, key: str) -> None:
+@pytest.mark.parametrize("key", ["beta", "alpha", "label_smoothing"])
+def test_a_recipe_takes_the_keys_that_the_table_says(method: object, key: str) -> None:
     takes = getattr(method, f"has_{key}")
     values = {"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": {"name": method.key, key: 0.3}}  # type: ignore[attr-defined]
     if takes:
@@ -33,3 +34,15 @@ def test_a_recipe_takes_the_strengths_that_the_table_says(method: object, key: s
     else:
         with pytest.raises(RecipeError, match=f"loss.{key}: has no effect"):
             load_recipe(values)
+
+
+@pytest.mark.parametrize("method", ON_PAIRS, ids=lambda method: method.key)
+def test_a_model_card_says_what_the_table_says(method: Any) -> None:
+    recipe: Any = load_recipe({"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": {"name": method.key}})
+    text = model_card(recipe, {}, {"loss": 0.5}, None, {})
+    assert f"trained with {method.name}\n" in text and f"| loss, {method.loss_unit} | 0.5 |" in text
+    settings = f"- loss {method.key}" + (", beta 0.1" if method.has_beta else "")
+    settings += (", alpha 0.5" if method.has_alpha else "") + (
+        ", label smoothing 0" if method.has_label_smoothing else ""
+    )
+    assert f"{settings}\n" in text

@@ -154,13 +154,15 @@ def expected_logs(
     label_smoothing: float = 0.0,
 ) -> dict[str, float]:
     """The logged averages over pairs, written out from the papers' formulas."""
-    weight = {"dpo": 0.0, "tdpo1": 1.0, "tdpo2": alpha}[loss]
+    weight = {"dpo": 0.0, "ipo": 0.0, "tdpo1": 1.0, "tdpo2": alpha}[loss]
     rows = []
     for chosen, rejected in numbers:
         chosen_reward = beta * (chosen["log_ratio"] + weight * chosen["forward_kl"])
         rejected_reward = beta * (rejected["log_ratio"] + weight * rejected["forward_kl"])
         margin = chosen_reward - rejected_reward
         wrong, right = np.logaddexp(0, margin), np.logaddexp(0, -margin)
+        if loss == "ipo":
+            right = (chosen["log_ratio"] - rejected["log_ratio"] - 1 / (2 * beta)) ** 2
         rows.append(
             {
                 "loss": (1 - label_smoothing) * right + label_smoothing * wrong,

@@ -1,4 +1,4 @@
-"""The three losses: values by hand, the identities between them, and what their gradients do to a model."""
+"""The losses: values by hand, the identities between them, and what their gradients do to a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tdpo import PairScores, PreferenceLoss, dpo_loss, score_pairs, sft_loss, tdpo1_loss, tdpo2_loss, token_stats
+from tdpo import (
+    PairScores,
+    PreferenceLoss,
+    dpo_loss,
+    ipo_loss,
+    score_pairs,
+    sft_loss,
+    tdpo1_loss,
+    tdpo2_loss,
+    token_stats,
+)
 
 NAMES = ("chosen_log_ratio", "rejected_log_ratio", "chosen_sequence_kl", "rejected_sequence_kl")
 Loss = Callable[..., PreferenceLoss]
@@ -48,6 +58,86 @@ def test_sft_is_the_likelihood_of_the_chosen_response() -> None:
     assert (loss.per_pair.item(), loss.margin.item()) == (-3.0, 2.0)
     assert (loss.chosen_reward - loss.rejected_reward).item() == loss.margin.item()
     assert list(gradients(loss, scores).values()) == [-1.0, 0.0, 0.0, 0.0]
+
+
+def test_ipo_by_hand() -> None:
+    """h = 3 − 1 = 2 and β = 0.4, so 1/(2β) = 1.25: loss (2 − 1.25)², slope 2·0.75; the KLs do not enter."""
+    scores = scores_of(3.0, 1.0, 0.5, 2.0)
+    loss = ipo_loss(scores, beta=0.4)
+    assert loss.per_pair.item() == pytest.approx(0.5625)
+    assert (loss.chosen_reward.item(), loss.rejected_reward.item()) == pytest.approx((1.2, 0.4))
+    assert torch.equal(loss.margin, loss.chosen_reward - loss.rejected_reward)
+    assert list(gradients(loss, scores).values()) == pytest.approx([1.5, -1.5, 0.0, 0.0])
+    at_the_start = ipo_loss(scores_of(0.0, 0.0, 0.0, 0.0), beta=0.1)
+    assert at_the_start.per_pair.item() == pytest.approx(25.0)
+    ratios = [torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    assert torch.autograd.gradcheck(lambda *s: ipo_loss(PairScores(*s), beta=0.7).per_pair, ratios)
+
+
+def test_the_table_of_the_fast_paths_has_ipos_slope() -> None:
+    """∂ℓ/∂margin = 2·(margin − ½)/β², which is what docs/the_fast_paths.md writes as g."""
+    scores = scores_of(3.0, 1.0, 0.0, 0.0)
+    loss = ipo_loss(scores, beta=0.4)
+    g = 2 * (loss.margin.item() - 0.5) / 0.4**2
+    assert gradients(loss, scores)["chosen_log_ratio"] == pytest.approx(0.4 * g)
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 2.0])
+def test_ipo_is_least_where_the_margin_is_a_half(beta: float) -> None:
+    best = scores_of(0.5 / beta + 1.0, 1.0, 0.0, 0.0)
+    loss = ipo_loss(best, beta=beta)
+    assert loss.per_pair.item() == pytest.approx(0.0, abs=1e-20) and loss.margin.item() == pytest.approx(0.5)
+    assert gradients(loss, best)["chosen_log_ratio"] == pytest.approx(0.0, abs=1e-9)
+    for off in (-0.3, 0.3):
+        away = ipo_loss(scores_of(0.5 / beta + 1.0 + off, 1.0, 0.0, 0.0), beta=beta)
+        assert away.per_pair.item() == pytest.approx(0.09), "too far is as bad as not far enough"
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0])
+def test_ipo_ends_at_the_papers_optimum(beta: float) -> None:
+    """Pairs of three one-token responses, drawn uniformly, y preferred to y' with probability `prefers`: the minimum
+    is π ∝ π_ref·exp(E_y'[p(y ≻ y')]/τ), the paper's closed form with Ψ the identity. These go in a circle."""
+    reference = torch.tensor([[0.5, -1.0, 0.2]], dtype=torch.float64)
+    prefers = torch.tensor([[0.5, 0.9, 0.2], [0.1, 0.5, 1.0], [0.8, 0.0, 0.5]], dtype=torch.float64)
+    chosen, rejected = torch.cartesian_prod(torch.arange(3), torch.arange(3)).T
+    policy = reference.clone().requires_grad_()
+    search = torch.optim.LBFGS(
+        [policy], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def objective() -> Tensor:
+        search.zero_grad()
+        tokens = torch.cat([chosen, rejected])
+        stats = token_stats(policy.expand(18, 3), reference.expand(18, 3), tokens)
+        loss = (prefers.flatten() * ipo_loss(score_pairs(stats, torch.arange(18), 9), beta=beta).per_pair).sum()
+        loss.backward()
+        return loss
+
+    search.step(objective)
+    expected = (reference + prefers.mean(dim=1) / beta).softmax(-1)
+    torch.testing.assert_close(policy.detach().softmax(-1), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_smoothed_labels_would_be_another_beta_for_ipo() -> None:
+    """Which is why there is no such argument: (1 − ε)·ℓ(h) + ε·ℓ(−h) is the loss with β/(1 − 2ε), plus a constant."""
+    kls = [0.0] * 3
+    right, swapped = scores_of([3.0, -1.0, 7.0], [0.0] * 3, kls, kls), scores_of([0.0] * 3, [3.0, -1.0, 7.0], kls, kls)
+    mixed = 0.9 * ipo_loss(right, beta=0.4).per_pair + 0.1 * ipo_loss(swapped, beta=0.4).per_pair
+    gap = mixed - ipo_loss(right, beta=0.4 / 0.8).per_pair
+    torch.testing.assert_close(gap, gap[:1].expand(3))
+    with pytest.raises(TypeError, match="label_smoothing"):
+        ipo_loss(right, beta=0.4, label_smoothing=0.1)  # type: ignore[call-arg]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.floats(1e-3, 10))
+def test_ipo_beside_the_margin(w: float, l: float, beta: float) -> None:  # noqa: E741
+    """β²·loss = (margin − ½)²; a pair with less loss than at the start is ranked correctly."""
+    loss = ipo_loss(scores_of(w, l, 0.0, 0.0), beta=beta)
+    margin, value = loss.margin.item(), loss.per_pair.item()
+    assert torch.equal(loss.margin, loss.chosen_reward - loss.rejected_reward)
+    assert beta**2 * value == pytest.approx((margin - 0.5) ** 2, rel=1e-6, abs=1e-9)
+    assert margin > 0 or beta**2 * value >= 0.25 - 1e-9
 
 
 def test_values_and_gradients_by_hand() -> None:
@@ -156,6 +246,14 @@ def test_what_the_losses_do_to_logits() -> None:
     assert torch.allclose(along(tdpo2_half), torch.stack([own[0] - p[0], rejected]))
 
 
+def test_extremes_of_ipo() -> None:
+    assert ipo_loss(scores_of([], [], [], []), beta=0.1).per_pair.shape == (0,)
+    for ratio in (1e6, -1e6):  # and a KL that is infinite does not matter
+        scores = scores_of(ratio, -ratio, math.inf, math.inf)
+        loss = ipo_loss(scores, beta=0.1)
+        assert loss.per_pair.isfinite().all() and all(map(math.isfinite, gradients(loss, scores).values()))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_extremes_stay_numbers(loss: Loss) -> None:
     empty = loss(scores_of([], [], [], []), beta=0.1)
@@ -176,10 +274,11 @@ def test_extremes_stay_numbers(loss: Loss) -> None:
 
 def test_errors_name_what_came_and_what_was_expected() -> None:
     scores = scores_of(0.0, 0.0, 0.0, 0.0)
-    for loss in LOSSES:
+    for loss in (*LOSSES, ipo_loss):
         for beta in (0.0, -0.1, math.inf, math.nan):
             with pytest.raises(ValueError, match=f"beta must be finite and > 0, got {beta}"):
                 loss(scores, beta=beta)
+    for loss in LOSSES:
         for smoothing in (-0.1, 0.5, math.nan):
             with pytest.raises(ValueError, match=rf"label_smoothing must lie in \[0, 0.5\), got {smoothing}"):
                 loss(scores, beta=0.1, label_smoothing=smoothing)

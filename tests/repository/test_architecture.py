@@ -267,6 +267,7 @@ SIGNATURES = {
     "tdpo.frozen_head_token_stats": "policy_hidden, head, summary, targets, *, extras=()",
     "tdpo.score_pairs": "stats, sequence_index, num_pairs",
     "tdpo.dpo_loss": "scores, *, beta, label_smoothing=0.0",
+    "tdpo.ipo_loss": "scores, *, beta",
     "tdpo.sft_loss": "scores",
     "tdpo.tdpo1_loss": "scores, *, beta, label_smoothing=0.0",
     "tdpo.tdpo2_loss": "scores, *, beta, alpha, label_smoothing=0.0",

@@ -91,6 +91,7 @@ CALLS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any], tuple[int
     losses.dpo_loss: ((SCORES,), {"beta": 0.1}, (0, STATS)),
     losses.tdpo1_loss: ((SCORES,), {"beta": 0.1}, (0, STATS)),
     losses.tdpo2_loss: ((SCORES,), {"beta": 0.1, "alpha": 0.5}, (0, STATS)),
+    losses.ipo_loss: ((SCORES,), {"beta": 0.1}, (0, STATS)),
     losses.sft_loss: ((SCORES,), {}, (0, STATS)),
     policy_gradient.gae: (
         (numbers(S, T), numbers(S, T), MASK), {"gamma": 1.0, "lam": 0.95}, (2, MASK.float()),

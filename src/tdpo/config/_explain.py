@@ -44,6 +44,7 @@ ALIASES: dict[type[Section], dict[str, str]] = {
         "eval_dataset": "data.eval",
         "max_seq_length": "data.max_length",
         "loss_type": "loss.name",
+        "tau": "loss.beta",
         "lr": "training.learning_rate",
         "num_train_epochs": "training.epochs",
         "num_epochs": "training.epochs",

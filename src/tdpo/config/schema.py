@@ -11,11 +11,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ..methods import METHODS
 from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
 from .optimization import Optimizing, Recording
 
-LossName = Literal["tdpo2", "tdpo1", "dpo", "sft"]
+LossName = Literal["tdpo2", "tdpo1", "dpo", "ipo", "sft"]
 TurnsToCount = Literal["assistant", "all"]
 ReferenceSource = Literal["auto", "cache", "model"]
 PrefixSharing = Literal["auto", "on", "off"]
@@ -104,7 +105,8 @@ def _split_of(split: str | None, source: str | None, key: str, *, default: str) 
 
 class Loss(Section):
     """The objective. With h = chosen − rejected log-ratio and D = Σ_t KL(reference‖policy) of a response:
-    dpo −log σ(β h); tdpo1 −log σ(β (h − (D_l − D_w))); tdpo2 −log σ(β (h − α (D_l − sg(D_w)))); sft −log π(chosen)."""
+    dpo −log σ(β h); tdpo1 −log σ(β (h − (D_l − D_w))); tdpo2 −log σ(β (h − α (D_l − sg(D_w)))); ipo (h − 1/(2β))²;
+    sft −log π(chosen)."""
 
     DEFAULT_BETA: ClassVar[float] = 0.1
     DEFAULT_ALPHA: ClassVar[float] = 0.5  # of tdpo2
@@ -112,11 +114,12 @@ class Loss(Section):
     name: LossName = "tdpo2"
     """Which of these losses; sft learns the chosen responses, without preference and without a tie to the reference."""
     beta: PositiveFloat | None = None
-    """Strength β of the tie to the reference (null is 0.1): larger stays closer. sft has none."""
+    """Strength β of the tie to the reference (null is 0.1): larger stays closer. In ipo it is the paper's τ, with
+    log-ratios summed over a response, not averaged over its tokens. sft has none."""
     alpha: NonNegativeFloat | None = None
     """Weight α of the sequence KLs in tdpo2 (null is 0.5; 0 is DPO exactly); the other losses have none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of pairs whose two responses are swapped."""
+    """Assumed share of pairs whose two responses are swapped. ipo and sft have none."""
 
     @field_validator("beta")
     @classmethod
@@ -129,9 +132,10 @@ class Loss(Section):
 
     @field_validator("label_smoothing")
     @classmethod
-    def _sft_has_no_labels(cls, smoothing: float, info: ValidationInfo) -> float:
-        if smoothing and info.data.get("name") == "sft":
-            raise ValueError("has no effect with loss.name sft; remove it, or choose a preference loss")
+    def _some_losses_have_no_smoothing(cls, smoothing: float, info: ValidationInfo) -> float:
+        name = info.data.get("name")
+        if smoothing and name is not None and not METHODS[name].has_label_smoothing:
+            raise ValueError(f"has no effect with loss.name {name}; remove it, or choose dpo or tdpo2")
         return smoothing
 
     @field_validator("alpha")

@@ -47,9 +47,12 @@ def _sides(key: str, *, own: bool = False) -> tuple[Part, ...]:
 TARGET = Part("kl_target", "target", "dash")
 GROUPS: dict[str, tuple[Curve, ...]] = {
     "Learning the preference": (
-        Curve("loss", "Loss", "nats per pair", "log 2 ≈ 0.69 at the start, when the margin is zero.", pairs_only=True),
+        Curve(
+            "loss", "Loss", "nats per pair", "At the start log 2 ≈ 0.69; SFT’s is 0, IPO’s is 1/(4β²) nats².",
+            pairs_only=True,
+        ),
         Curve("accuracy", "Accuracy", "share of pairs", "Pairs whose margin is above zero.", axis="share"),
-        Curve("margin", "Margin", "chosen − rejected reward", "What stands inside the loss’s sigmoid."),
+        Curve("margin", "Margin", "chosen − rejected reward", "Inside the loss’s sigmoid; IPO has none and aims at ½."),
     ),
     "Reward while training": (
         Curve(

@@ -10,7 +10,6 @@ from ..guards.texts import markdown_text, quoted_yaml
 from ..methods import METHODS, Method
 
 SHOWN = (
-    ("loss", "loss, nats"),
     ("accuracy", "accuracy (margin > 0)"),
     ("margin", "margin"),
     ("chosen_forward_kl", "KL(reference‖policy), chosen, nats per sequence"),
@@ -34,8 +33,10 @@ def model_card(
     recipe: Recipe, data: Mapping[str, Any], train: Numbers, held_out: Numbers | None, versions: Mapping[str, Any]
 ) -> str:
     """Markdown with the metadata block that the hub reads."""
-    numbers = _numbers(SHOWN, "held-out pairs", train, held_out)
-    return _card(recipe, METHODS[recipe.loss.name], _method(recipe), _data(data), numbers, versions)
+    method = METHODS[recipe.loss.name]
+    shown = (("loss", f"loss, {method.loss_unit}"), *SHOWN)
+    numbers = _numbers(shown, "held-out pairs", train, held_out)
+    return _card(recipe, method, _method(recipe, method), _data(data), numbers, versions)
 
 
 def ppo_model_card(
@@ -106,13 +107,14 @@ def _ppo_method(recipe: PPORecipe) -> list[str]:
     ]
 
 
-def _method(recipe: Recipe) -> list[str]:
+def _method(recipe: Recipe, method: Method) -> list[str]:
     loss, training = recipe.loss, recipe.training
     beta = f", beta {loss.beta:g}" if loss.beta is not None else ""
     alpha = f", alpha {loss.alpha:g}" if loss.alpha is not None else ""
+    smoothing = f", label smoothing {loss.label_smoothing:g}" if method.has_label_smoothing else ""
     length = f"{training.max_steps} updates" if training.max_steps else f"{training.epochs:g} epochs"
     return [
-        f"- loss {loss.name}{beta}{alpha}, label smoothing {loss.label_smoothing:g}",
+        f"- loss {loss.name}{beta}{alpha}{smoothing}",
         f"- reference: {_reference(recipe)}",
         _weights(recipe),
         f"- {length} of {training.batch_size} pairs, {training.optimizer}, peak learning rate "

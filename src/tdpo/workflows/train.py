@@ -40,7 +40,7 @@ def train(
 
 @dataclass(frozen=True)
 class LearningFromPairs(Method):
-    """SFT, DPO, TDPO1 and TDPO2: `TDPOTrainer` on the rows of a recipe."""
+    """SFT, DPO, IPO, TDPO1 and TDPO2: `TDPOTrainer` on the rows of a recipe."""
 
     recipe: Recipe
     say: Say

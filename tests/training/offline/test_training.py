@@ -152,7 +152,7 @@ class Odd(hf.LlamaForCausalLM):
         return output
 
 
-@pytest.mark.parametrize("loss", ["tdpo2", "tdpo1", "dpo"])
+@pytest.mark.parametrize("loss", ["tdpo2", "tdpo1", "dpo", "ipo"])
 def test_without_an_understood_head_the_numbers_are_the_same(loss: str, tokenizer: Any, tmp_path: Path) -> None:
     model = build_model("llama")
     model.__class__ = Odd
@@ -196,6 +196,20 @@ def test_sft_moves_the_chosen_responses_alone(tokenizer: Any, tmp_path: Path) ->
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
         if start.grad is not None:
             torch.testing.assert_close(one, (start - 0.1 * start.grad).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_ipo_trains_to_its_optimum_and_stops_there(tokenizer: Any, tmp_path: Path) -> None:
+    """A pair that is only ever labelled one way ends at h = 1/(2β), where DPO would go on."""
+    trainer = make_trainer(
+        build_model("llama"), tmp_path, tokenizer, plain_rows(2), eval_rows=plain_rows(2), loss="ipo", beta=0.25,
+        learning_rate=3e-3, max_steps=60, lr_scheduler_type="linear",
+    )  # fmt: skip
+    trainer.train()
+    first = train_logs(trainer)[0]
+    assert (first["loss"], first["margin"], first["accuracy"]) == (pytest.approx(1 / (4 * 0.25**2)), 0.0, 0.0)
+    found = trainer.evaluate()
+    assert found["eval_loss"] < 0.01, "from 4: within 0.1 of 2 nats, on average"
+    assert found["eval_margin"] == pytest.approx(0.5, abs=0.025) and found["eval_accuracy"] == 1.0
 
 
 def build_odd() -> Any:

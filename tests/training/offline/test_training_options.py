@@ -78,7 +78,7 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"loss": "ipo"}, r"loss must be one of tdpo2, tdpo1, dpo, sft, got 'ipo'"),
+        ({"loss": "kto"}, r"loss must be one of tdpo2, tdpo1, dpo, ipo, sft, got 'kto'"),
         ({"beta": 0.0}, r"beta must be a number > 0, got 0.0"),
         ({"beta": math.nan}, r"beta must be a number > 0, got nan"),
         ({"beta": "0.1"}, r"beta must be a number > 0, got '0.1'"),
@@ -87,6 +87,9 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
         ({"loss": "dpo", "alpha": 0.3}, r"alpha=0.3 has no effect with loss='dpo'"),
         ({"loss": "sft", "beta": 0.3}, r"beta=0.3 has no effect with loss='sft'"),
         ({"loss": "sft", "label_smoothing": 0.3}, r"label_smoothing=0.3 has no effect with loss='sft'"),
+        ({"loss": "ipo", "label_smoothing": 0.3}, r"label_smoothing=0.3 has no effect with loss='ipo'"),
+        ({"loss": "ipo", "alpha": 0.3}, r"alpha=0.3 has no effect with loss='ipo'"),
+        ({"loss": "ipo", "beta": 0.0}, r"beta must be a number > 0, got 0.0"),
         ({"loss": "tdpo1", "alpha": 0.3}, r"alpha=0.3 has no effect with loss='tdpo1'"),
         ({"label_smoothing": 0.5}, r"label_smoothing must be a number ≥ 0 and < 0.5, got 0.5"),
         ({"label_smoothing": -0.1}, r"label_smoothing must be a number ≥ 0 and < 0.5, got -0.1"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from ...config import Loss, LossName, PrefixSharing, Recipe, RecipeFields, ReferenceSource, TurnsToCount
+from ...methods import METHODS
 from ...scoring.options import HeadImpl
 from ..arguments import Arguments
 
@@ -75,11 +76,10 @@ class TDPOConfig(Arguments):
 
     def _without_effect(self) -> Iterator[str]:
         """Numbers that the loss does not have, and a folder for caches that are not made."""
-        if self.loss in ("dpo", "tdpo1", "sft") and self.alpha != type(self).alpha:
-            yield f"alpha={self.alpha} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'"
-        for name in ("beta", "label_smoothing") if self.loss == "sft" else ():
-            if getattr(self, name) != getattr(type(self), name):
-                yield f"{name}={getattr(self, name)} has no effect with loss='sft'; leave it out"
+        for name in ("beta", "alpha", "label_smoothing") if self.loss in get_args(LossName) else ():
+            given = getattr(self, name)
+            if given != getattr(type(self), name) and not getattr(METHODS[self.loss], f"has_{name}"):
+                yield f"{name}={given} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'"
         if self.reference == "model" and self.reference_cache_dir is not None:
             yield "reference_cache_dir has no effect with reference='model'; leave one of them out"
 

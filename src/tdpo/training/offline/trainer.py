@@ -1,4 +1,4 @@
-"""`TDPOTrainer`: DPO, TDPO1 and TDPO2 on `transformers.Trainer`.
+"""`TDPOTrainer`: DPO, TDPO1, TDPO2, IPO and SFT on `transformers.Trainer`.
 
 The trainer only connects the parts: rows become pairs (`batches`), pairs become hidden states (`models`), hidden states
 become statistics (`scoring`), statistics become scores and a loss. Logging, checkpoints, distribution and optimisers
