@@ -283,7 +283,7 @@ def test_metrics_file_holds_every_number_of_every_step(tokenizer: Any, tmp_path:
 def test_evaluating_and_saving_do_not_count_as_training_time(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock jumps by hours between constructor and training and in every evaluation, so that no load can hide it."""
+    """The clock jumps by hours before training and in every evaluation, so that no load of the machine can hide it."""
     jumps = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + jumps[0])
     monkeypatch.setattr("tdpo.training.metrics.time", clock)
