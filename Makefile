@@ -11,7 +11,11 @@ OLDEST_TESTS = $(addprefix tests/, mathematics token_statistics diversity config
     training/offline/test_training_resume.py training/online/test_ppo.py environments/test_built_in_environments.py \
     comparison/test_diversity_study.py cli/test_cli.py cli/test_cli_ppo.py report/test_report.py)
 
-.PHONY: install demo test test-oldest check bench clean
+# What runs differently on a GPU: the head's kernels, both trainers' equivalence, sampling, the commands.
+GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_equivalence.py \
+    training/online/test_ppo.py sampling cli/test_cli.py)
+
+.PHONY: install demo test test-gpu test-oldest check bench clean
 
 install: $(STAMP)
 
@@ -40,6 +44,11 @@ bench: install
 # would wait for one another on two cores. Files in their order: by number of tests the few long ones would come last.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# On a machine with a GPU. Elsewhere it fails: the kernels would run in the interpreter, as in `make test`.
+test-gpu: install
+	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'there is no GPU here')"
+	$(BIN)/python -m pytest -m "not browser" $(GPU_TESTS)
 
 # The oldest versions that pyproject.toml promises, in an environment of their own.
 test-oldest: $(OLDEST)/.installed

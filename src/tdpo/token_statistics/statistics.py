@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..divergences import kl_of_logp, log_softmax, weighted_log_gap
 from . import frozen, tiled
+from .cuda import frozen_walk, tiled_walk
 from .types import Extra, Head, Impl, ReferenceSummary, TokenStats
 
 
@@ -112,10 +113,10 @@ def linear_token_stats(
         return _dense_token_stats(policy_hidden, policy_head, reference_hidden, reference_head, targets, extras)
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, got {impl!r}")
+    heads = policy_head.weight, policy_head.bias, reference_head.weight, reference_head.bias
+    walk = tiled_walk(tiled, policy_hidden, reference_hidden, *heads)
     return TokenStats(
-        *tiled.token_statistics(
-            policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras)
-        )
+        *walk.token_statistics(policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras))
     )
 
 
@@ -150,7 +151,8 @@ def summarize_reference(reference_hidden: Tensor, head: Head, targets: Tensor) -
     _check_frozen("reference_hidden", reference_hidden, head, targets)
     with torch.no_grad():
         hidden = reference_hidden.detach()
-        return ReferenceSummary(*frozen.summarize(hidden, head, targets), hidden)
+        walk = frozen_walk(frozen, hidden, head.weight, head.bias)
+        return ReferenceSummary(*walk.summarize(hidden, head, targets), hidden)
 
 
 def frozen_head_token_stats(
@@ -194,7 +196,8 @@ def frozen_head_token_stats(
         )
     if "reverse_kl" in extras and summary.hidden is None:
         raise ValueError("reverse_kl needs the reference's hidden states, and the summary's `hidden` is None")
-    policy_logp, forward_kl, reverse_kl, entropy = frozen.policy_statistics(
+    walk = frozen_walk(frozen, policy_hidden, head.weight, head.bias, summary.expected_weight)
+    policy_logp, forward_kl, reverse_kl, entropy = walk.policy_statistics(
         policy_hidden, head, summary, targets, frozenset(extras)
     )
     return TokenStats(policy_logp, summary.reference_logp, forward_kl, reverse_kl, entropy)
