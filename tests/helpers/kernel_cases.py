@@ -39,7 +39,7 @@ def use_tiles_of(width: int, block: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "kernels_apply", lambda *tensors: False)
+    monkeypatch.setattr("tdpo.token_statistics.cuda.kernels_apply", lambda *tensors: False)
 
 
 def make_head(dtype: torch.dtype, vocabulary: int, size: int, **options: Any) -> Head:

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from helpers.head_cases import EXTRAS, LargestTensor, weighted_sum
 from helpers.kernel_cases import DEVICE, any_case, frozen_case, kernels, needs_triton, quiet  # noqa: F401
 from tdpo import frozen_head_token_stats, linear_token_stats, summarize_reference
-from tdpo.token_statistics import frozen, tiled
 from tdpo.token_statistics.cuda import choice, products
 
 GIB = 1 << 30
@@ -33,11 +32,14 @@ def test_the_kernels_run_where_they_apply(kernels: pytest.MonkeyPatch) -> None: 
 
     half, wide = frozen_case(torch.bfloat16, tokens=1), frozen_case(torch.bfloat16, tokens=1).wide()
     calls: list[str] = []
-    for name in ("summarize", "policy_statistics"):
-        plain = getattr(cuda_frozen, name)
-        kernels.setattr(cuda_frozen, name, lambda *a, n=name, p=plain: (calls.append(n), p(*a))[1])
-    plain = cuda_tiled.token_statistics
-    kernels.setattr(cuda_tiled, "token_statistics", lambda *a, p=plain: (calls.append("token_statistics"), p(*a))[1])
+
+    def record(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+        kernels.setattr(module, name, lambda *arguments: (calls.append(name), plain(*arguments))[1])
+
+    record(cuda_frozen, "summarize")
+    record(cuda_frozen, "statistics")
+    record(cuda_tiled, "linear_statistics")
 
     def run(case: Any) -> None:
         summary = summarize_reference(case.reference, case.head, case.targets)
@@ -45,7 +47,7 @@ def test_the_kernels_run_where_they_apply(kernels: pytest.MonkeyPatch) -> None: 
         linear_token_stats(*case.arguments())
 
     run(half)
-    assert calls == ["summarize", "policy_statistics", "token_statistics"]
+    assert calls == ["summarize", "statistics", "linear_statistics"]
     run(wide)
     if DEVICE == "cpu":
         kernels.setattr(choice, "in_interpreter", False)
@@ -64,8 +66,7 @@ def test_without_triton_the_plain_walk_runs_and_says_so_once(
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert choice.frozen_walk(frozen, gpu_tensor(torch.bfloat16), None) is frozen
-            assert choice.tiled_walk(tiled, gpu_tensor(torch.bfloat16)) is tiled
+            assert not choice.kernels_apply(gpu_tensor(torch.bfloat16), None)
     assert [r.message for r in caplog.records] == [
         "Triton is not installed, so the head runs on the GPU without its kernels, several times slower. "
         "Install it with: pip install triton"

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from ..divergences import kl_of_logp, log_softmax, weighted_log_gap
-from . import frozen, tiled
-from .cuda import frozen_walk, tiled_walk
+from . import cuda, frozen, tiled
 from .types import Extra, Head, Impl, ReferenceSummary, TokenStats
 
 
@@ -113,11 +112,14 @@ def linear_token_stats(
         return _dense_token_stats(policy_hidden, policy_head, reference_hidden, reference_head, targets, extras)
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, got {impl!r}")
-    heads = policy_head.weight, policy_head.bias, reference_head.weight, reference_head.bias
-    walk = tiled_walk(tiled, policy_hidden, reference_hidden, *heads)
-    return TokenStats(
-        *walk.token_statistics(policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras))
-    )
+    arguments = policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras)
+    if _on_kernels(policy_hidden, policy_head) and _on_kernels(reference_hidden, reference_head):
+        return cuda.linear_statistics(*arguments)
+    return TokenStats(*tiled.token_statistics(*arguments))
+
+
+def _on_kernels(hidden: Tensor, head: Head) -> bool:
+    return cuda.kernels_apply(hidden, head.weight, head.bias)
 
 
 def _dense_token_stats(
@@ -151,8 +153,9 @@ def summarize_reference(reference_hidden: Tensor, head: Head, targets: Tensor) -
     _check_frozen("reference_hidden", reference_hidden, head, targets)
     with torch.no_grad():
         hidden = reference_hidden.detach()
-        walk = frozen_walk(frozen, hidden, head.weight, head.bias)
-        return ReferenceSummary(*walk.summarize(hidden, head, targets), hidden)
+        if _on_kernels(hidden, head):
+            return cuda.summarize(hidden, head, targets)
+        return ReferenceSummary(*frozen.summarize(hidden, head, targets), hidden)
 
 
 def frozen_head_token_stats(
@@ -196,8 +199,9 @@ def frozen_head_token_stats(
         )
     if "reverse_kl" in extras and summary.hidden is None:
         raise ValueError("reverse_kl needs the reference's hidden states, and the summary's `hidden` is None")
-    walk = frozen_walk(frozen, policy_hidden, head.weight, head.bias, summary.expected_weight)
-    policy_logp, forward_kl, reverse_kl, entropy = walk.policy_statistics(
+    if _on_kernels(policy_hidden, head):
+        return cuda.statistics(policy_hidden, head, summary, targets, frozenset(extras))
+    policy_logp, forward_kl, reverse_kl, entropy = frozen.policy_statistics(
         policy_hidden, head, summary, targets, frozenset(extras)
     )
     return TokenStats(policy_logp, summary.reference_logp, forward_kl, reverse_kl, entropy)

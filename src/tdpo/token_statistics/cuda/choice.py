@@ -1,14 +1,10 @@
-"""Which walk over the vocabulary runs: these kernels on a GPU with Triton, else the room's own.
-
-Nothing here imports Triton until a tensor lies on a GPU.
-"""
+"""Whether the kernels run or the room's own walks, and the dtype of what is multiplied. Nothing here imports Triton."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 import logging
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -32,24 +28,6 @@ def kernels_apply(*tensors: Tensor | None) -> bool:
     if in_interpreter:
         return True
     return all(tensor.is_cuda for tensor in present) and _has_triton()
-
-
-def frozen_walk(plain: ModuleType, *tensors: Tensor | None) -> ModuleType:
-    """The module with `summarize` and `policy_statistics` for these tensors: this one's, or `plain`."""
-    if not kernels_apply(*tensors):
-        return plain
-    from . import frozen
-
-    return frozen
-
-
-def tiled_walk(plain: ModuleType, *tensors: Tensor | None) -> ModuleType:
-    """The module with `token_statistics` for these tensors: this one's, or `plain`."""
-    if not kernels_apply(*tensors):
-        return plain
-    from . import tiled
-
-    return tiled
 
 
 @functools.cache

@@ -8,19 +8,17 @@ a power of two that starts at the policy's own logit of the reference's likelies
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..types import Extra, Head, ReferenceSummary, TokenStats
 from . import products
 from .choice import operand_dtype
 from .frozen_passes import weigh_tile, write_group_maxima, write_remainders
 from .row_passes import correct_and_normalise, write_exact_logits, write_row_dots
-
-if TYPE_CHECKING:
-    from ..types import Head, ReferenceSummary
 
 # How many of the reference's likeliest tokens are corrected; see `frozen.py` of this room.
 LIKELIEST = 16
@@ -215,26 +213,27 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def summarize(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """expected_weight, offset, reference_logp and likeliest of a ReferenceSummary."""
-    hidden = hidden.to(operand_dtype(hidden, head.weight)).contiguous()
+def summarize(hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
+    """`summarize_reference`: one walk, with the weights as pairs."""
+    operand = hidden.to(operand_dtype(hidden, head.weight)).contiguous()
     with torch.autocast(hidden.device.type, enabled=False):
-        unknown = hidden.new_full((len(hidden),), products.NO_SHIFT, dtype=torch.float32)
-        walked = walk(hidden, head, None, unknown, pair=True)
-        offset = row_dot(walked.expected_weight, hidden) - walked.log_z
-        reference_logp = exact_logits(hidden, head, targets[:, None])[:, 0] - walked.log_z
-    return walked.expected_weight, offset, reference_logp.float(), walked.likeliest
+        unknown = operand.new_full((len(operand),), products.NO_SHIFT, dtype=torch.float32)
+        walked = walk(operand, head, None, unknown, pair=True)
+        offset = row_dot(walked.expected_weight, operand) - walked.log_z
+        reference_logp = exact_logits(operand, head, targets[:, None])[:, 0] - walked.log_z
+    return ReferenceSummary(walked.expected_weight, offset, reference_logp.float(), walked.likeliest, hidden)
 
 
-def policy_statistics(
-    hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[str]
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """policy_logp and forward_kl, `[N]` each, differentiable in `hidden`; reverse_kl and entropy, detached or None."""
+def statistics(
+    hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[Extra]
+) -> TokenStats:
+    """`frozen_head_token_stats`: one walk; the extras are detached, or None."""
     dtype = operand_dtype(hidden, head.weight)
     with torch.autocast(hidden.device.type, enabled=False):
         logp, kl, reverse_kl, entropy = _FrozenHeadStats.apply(hidden, head, summary, targets, extras, dtype)
-    return (
+    return TokenStats(
         logp,
+        summary.reference_logp,
         kl,
         reverse_kl if "reverse_kl" in extras else None,
         entropy if "policy_entropy" in extras else None,
@@ -249,7 +248,7 @@ class _FrozenHeadStats(torch.autograd.Function):
         head: Head,
         summary: ReferenceSummary,
         targets: Tensor,
-        extras: frozenset[str],
+        extras: frozenset[Extra],
         dtype: torch.dtype,
     ) -> tuple[Tensor, ...]:
         operand = hidden.to(dtype).contiguous()

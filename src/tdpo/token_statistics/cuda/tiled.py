@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..types import Extra, Head, TokenStats
 from . import products
 from .choice import operand_dtype
 from .tiled_passes import add_tile, write_tile_gradient
-
-if TYPE_CHECKING:
-    from ..types import Head
 
 _LN2 = 0.6931471805599453
 
@@ -30,7 +28,7 @@ class _Plan:
 
     policy_head: Head
     reference_head: Head
-    extras: frozenset[str]
+    extras: frozenset[Extra]
     policy_dtype: torch.dtype  # of the products' operands
     reference_dtype: torch.dtype
 
@@ -46,28 +44,23 @@ class _Plan:
         }
 
 
-def token_statistics(
+def linear_statistics(
     policy_hidden: Tensor,
     policy_head: Head,
     reference_hidden: Tensor,
     reference_head: Head,
     targets: Tensor,
-    extras: frozenset[str],
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """policy_logp, reference_logp, forward_kl, reverse_kl, policy_entropy, each `[N]` or None."""
-    plan = _Plan(
-        policy_head,
-        reference_head,
-        extras,
-        operand_dtype(policy_hidden, policy_head.weight),
-        operand_dtype(reference_hidden, reference_head.weight),
-    )
+    extras: frozenset[Extra],
+) -> TokenStats:
+    """`linear_token_stats`, in tiles both ways."""
+    dtypes = operand_dtype(policy_hidden, policy_head.weight), operand_dtype(reference_hidden, reference_head.weight)
+    plan = _Plan(policy_head, reference_head, extras, *dtypes)
     with torch.autocast(policy_hidden.device.type, enabled=False):
         outputs = _TiledTokenStats.apply(
             policy_hidden, policy_head.weight, policy_head.bias, reference_hidden.detach(), targets, plan
         )
     policy_logp, reference_logp, forward_kl, reverse_kl, entropy = outputs
-    return (
+    return TokenStats(
         policy_logp,
         reference_logp,
         forward_kl,
@@ -128,7 +121,7 @@ class _Sums:
     def __getitem__(self, name: str) -> Tensor:
         return self.table[:, self.NAMES.index(name)]
 
-    def finish(self, extras: frozenset[str]) -> None:
+    def finish(self, extras: frozenset[Extra]) -> None:
         """Make the statistics, float64 `[N]` each; 0 for the extras that were not asked for."""
         # The same formula for both, so that equal sums give equal log Z.
         self.log_z = self["total"].log() + self["shift"] * _LN2
