@@ -59,28 +59,36 @@ def gpu_tensor(dtype: torch.dtype) -> Any:
     return SimpleNamespace(is_cuda=True, dtype=dtype)
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (None, "Triton is not installed, {so} Remedy: pip install triton."),
+        ("there", "Triton finds no C compiler, {so} Remedy: install gcc, or name a compiler in CC."),
+    ],
+)
 def test_without_triton_the_plain_walk_runs_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    spec: Any, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    choice._has_triton.cache_clear()
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    choice._triton_works.cache_clear()
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(choice.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert not choice.kernels_apply(gpu_tensor(torch.bfloat16), None)
-    assert [r.message for r in caplog.records] == [
-        "Triton is not installed, so the head runs on the GPU without its kernels, several times slower. "
-        "Install it with: pip install triton"
-    ]
-    choice._has_triton.cache_clear()
+    so = "so the head runs on the GPU without its kernels, several times slower."
+    assert [r.message for r in caplog.records] == [said.format(so=so)]
+    monkeypatch.undo()
+    choice._triton_works.cache_clear()
 
 
 def test_tensors_that_the_kernels_do_not_take(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """A float64 anywhere, or a tensor that is not on the GPU; nobody is told to install anything then."""
-    monkeypatch.setattr(choice, "_has_triton", lambda: pytest.fail("Triton was looked for"))
+    monkeypatch.setattr(choice, "_triton_works", lambda: pytest.fail("Triton was looked for"))
     on_cpu = SimpleNamespace(is_cuda=False, dtype=torch.float32)
     assert not choice.kernels_apply(gpu_tensor(torch.float32), gpu_tensor(torch.float64))
     assert not choice.kernels_apply(gpu_tensor(torch.float32), on_cpu)
-    monkeypatch.setattr(choice, "_has_triton", lambda: True)
+    monkeypatch.setattr(choice, "_triton_works", lambda: True)
     assert choice.kernels_apply(gpu_tensor(torch.float32), None, gpu_tensor(torch.float16))
 
 

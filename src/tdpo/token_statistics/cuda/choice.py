@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import os
+import shutil
 
 import torch
 from torch import Tensor
@@ -27,15 +29,19 @@ def kernels_apply(*tensors: Tensor | None) -> bool:
         return False
     if in_interpreter:
         return True
-    return all(tensor.is_cuda for tensor in present) and _has_triton()
+    return all(tensor.is_cuda for tensor in present) and _triton_works()
 
 
 @functools.cache
-def _has_triton() -> bool:
-    if importlib.util.find_spec("triton") is not None:
+def _triton_works() -> bool:
+    """Whether Triton is there, and the C compiler that its launchers need; says what is missing, once."""
+    if importlib.util.find_spec("triton") is None:
+        missing, remedy = "Triton is not installed", "pip install triton"
+    elif not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        missing, remedy = "Triton finds no C compiler", "install gcc, or name a compiler in CC"
+    else:
         return True
     logging.getLogger(__name__).warning(
-        "Triton is not installed, so the head runs on the GPU without its kernels, several times slower."
-        " Install it with: pip install triton"
+        "%s, so the head runs on the GPU without its kernels, several times slower. Remedy: %s.", missing, remedy
     )
     return False

@@ -98,6 +98,8 @@ def full_float32(enabled: bool) -> Iterator[None]:
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """a @ b into float32 `out`, for operands of one dtype."""
+    if 0 in a.shape:  # no rows, or nothing to add up
+        return out.zero_()
     with full_float32(a.is_cuda and a.dtype == torch.float32):
         if a.is_cuda and a.dtype != torch.float32:
             return torch.mm(a, b, out_dtype=torch.float32, out=out)
@@ -106,6 +108,8 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b for float32 `total`, added up inside the product."""
+    if not total.numel():
+        return
     with full_float32(a.is_cuda and a.dtype == torch.float32):
         if a.is_cuda and a.dtype != torch.float32:
             torch.ops.aten.addmm.dtype_out(total, a, b, torch.float32, out=total)
@@ -139,7 +143,7 @@ def slots(count: int) -> int:
 
 def narrow_product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """a @ b, added up in float32, into `out` of any dtype."""
-    if out.dtype == a.dtype and a.is_cuda:
+    if out.dtype == a.dtype and a.is_cuda and a.shape[1]:
         with full_float32(a.dtype == torch.float32):
             torch.mm(a, b, out=out)
     elif out.dtype == torch.float32:
