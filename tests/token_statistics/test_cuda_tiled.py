@@ -210,7 +210,7 @@ def test_a_reverse_kl_of_infinity_harms_no_token_whose_reverse_kl_has_no_gradien
     assert gradient[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("nats", [60.0, 300.0])
+@pytest.mark.parametrize("nats", [14.0, 60.0, 300.0])
 def test_logits_far_apart(nats: float) -> None:
     """Each model's likeliest token in a tile of its own, so that both scales rise, each where the other's does not."""
     case = any_case(torch.float32, tokens=2, vocabulary=90, bias=True)
@@ -219,7 +219,7 @@ def test_logits_far_apart(nats: float) -> None:
     wide = case.wide()
     leaves, wide_leaves = case.leaves(), wide.leaves()
     stats, exact = ours(case), exactly(wide)
-    assert exact.forward_kl.min() > 0.8 * nats
+    assert exact.forward_kl.min() > 0.5 * nats
     assert_close(stats, exact)
     assert_gradients(gradients(leaves, stats), gradients(wide_leaves, exact), 1e-5)
 

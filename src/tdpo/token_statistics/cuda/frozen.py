@@ -133,12 +133,9 @@ class _Rows:
         )  # fmt: skip
         # Mantissa and exponent apart: the same bits whatever the shift.
         mantissa, exponent = torch.frexp(self.total)
-        above = mantissa.log() + exponent * _LN2
-        log_z = mantissa.log() + (exponent + self.shift.double()) * _LN2
+        above = mantissa.log() + exponent * products.LN2
+        log_z = mantissa.log() + (exponent + self.shift.double()) * products.LN2
         return Walked(log_z, self.expected, above - self.excess / self.total, likeliest)
-
-
-_LN2 = 0.6931471805599453
 
 
 def _bias_or(stand_in: Tensor, head: Head) -> Tensor:
@@ -283,7 +280,7 @@ def _named_logits(hidden: Tensor, head: Head, likeliest: Tensor | None, targets:
         unknown = hidden.new_full((len(hidden),), products.NO_SHIFT, dtype=torch.float32)
         return exact_logits(hidden, head, targets[:, None])[:, 0], unknown
     named = exact_logits(hidden, head, torch.stack([targets.int(), likeliest[:, 0].int()], dim=1))
-    power = (named[:, 1] / _LN2).round()
+    power = (named[:, 1] / products.LN2).round()
     nothing = {"nan": products.NO_SHIFT, "posinf": products.NO_SHIFT, "neginf": products.NO_SHIFT}
     return named[:, 0].contiguous(), power.nan_to_num(**nothing).float()
 

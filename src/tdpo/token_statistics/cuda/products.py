@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,13 +28,14 @@ SIZE_BLOCK = 256
 ROW_WARPS = 4
 # The shift of a row of which no logit was seen yet. Every weight is infinite at this scale: the first tile raises it.
 NO_SHIFT = -float(1 << 20)
+LN2 = math.log(2.0)  # a shift's unit, in nats
 
 
 def tile_width(tokens: int, vocabulary: int, size: int, entry_bytes: int, free_bytes: int) -> int:
     """Columns of a tile for N tokens over V entries with hidden states of D.
 
-    A tile is a whole number of blocks, so the sums of a row do not depend on its width. What products add up tile by
-    tile does, in the last bits: the width changes only where memory is short.
+    A tile is a whole number of blocks. The last bits of results depend on its width, which therefore follows the free
+    memory only where that is short: the same batch on a card with room gives the same bits.
 
     Args:
         entry_bytes: what the walk's buffers hold of one token and one column.

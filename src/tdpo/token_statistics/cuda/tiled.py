@@ -19,8 +19,6 @@ from . import products
 from .choice import operand_dtype
 from .tiled_passes import add_tile, write_tile_gradient
 
-_LN2 = 0.6931471805599453
-
 
 @dataclass(frozen=True)
 class _Plan:
@@ -123,9 +121,8 @@ class _Sums:
 
     def finish(self, extras: frozenset[Extra]) -> None:
         """Make the statistics, float64 `[N]` each; 0 for the extras that were not asked for."""
-        # The same formula for both, so that equal sums give equal log Z.
-        self.log_z = self["total"].log() + self["shift"] * _LN2
-        self.reference_log_z = self["reference_total"].log() + self["reference_shift"] * _LN2
+        self.log_z = _log_z(self["total"], self["shift"])
+        self.reference_log_z = _log_z(self["reference_total"], self["reference_shift"])
         apart = self.log_z - self.reference_log_z
         self.policy_logp = self["own"] - self.log_z
         self.reference_logp = self["reference_own"] - self.reference_log_z
@@ -137,6 +134,10 @@ class _Sums:
             self.reverse_kl = reverse_kl.masked_fill_(self["reference_lacks"] != 0, torch.inf)
         if "policy_entropy" in extras:
             self.entropy = self["total"].log() - self["excess"] / self["total"]
+
+
+def _log_z(total: Tensor, shift: Tensor) -> Tensor:
+    return total.log() + shift * products.LN2
 
 
 def _walk_forward(hidden: Tensor, reference_hidden: Tensor, targets: Tensor, plan: _Plan) -> _Sums:
@@ -210,8 +211,7 @@ class _BackwardWalk:
         table, reverse_kl, entropy = saved
         d_logp, d_forward, d_reverse, d_entropy = upstream
         shift, total, reference_shift, reference_total = table[:, :4].unbind(1)
-        log_z = total.log() + shift * _LN2
-        reference_log_z = reference_total.log() + reference_shift * _LN2
+        log_z, reference_log_z = _log_z(total, shift), _log_z(reference_total, reference_shift)
         return torch.stack(
             [
                 shift, total, reference_shift, reference_total, d_logp.double(), d_forward.double(),

@@ -15,8 +15,8 @@ from .arithmetic import LN2, above_shift, logits, rounded, scaled, shrinkage, sp
 # Columns of the two tables.
 SUMS: tl.constexpr = tl.constexpr(11)
 COEFFICIENTS: tl.constexpr = tl.constexpr(10)
-# Weights may exceed 1 by this factor before their row gets another scale.
-LIMIT: tl.constexpr = tl.constexpr(18446744073709551616.0)
+# What a block's weights may sum to before their row gets another scale: more than a block of equal ones, and rare.
+LIMIT: tl.constexpr = tl.constexpr(65536.0)
 
 
 @triton.jit
