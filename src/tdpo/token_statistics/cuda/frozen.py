@@ -131,11 +131,9 @@ class _Rows:
             LIKELIEST=likeliest.shape[1], SLOTS=products.slots(likeliest.shape[1]), PAIR=pair,
             warps=products.ROW_WARPS, **options,
         )  # fmt: skip
-        # Mantissa and exponent apart: the same bits whatever the shift.
-        mantissa, exponent = torch.frexp(self.total)
-        above = mantissa.log() + exponent * products.LN2
-        log_z = mantissa.log() + (exponent + self.shift.double()) * products.LN2
-        return Walked(log_z, self.expected, above - self.excess / self.total, likeliest)
+        entropy = self.total.log() - self.excess / self.total
+        log_z = self.total.log() + self.shift.double() * products.LN2
+        return Walked(log_z, self.expected, entropy, likeliest)
 
 
 def _bias_or(stand_in: Tensor, head: Head) -> Tensor:
