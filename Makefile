@@ -16,7 +16,11 @@ OLDEST_TESTS = $(addprefix tests/, mathematics token_statistics diversity config
 FAST_TESTS = $(addprefix tests/, mathematics token_statistics batches scoring config recipe_data \
     repository/test_architecture.py repository/test_rooms.py repository/test_examples.py)
 
-.PHONY: install demo test test-fast test-oldest check bench clean
+# What runs differently on a GPU: the head's kernels, both trainers' equivalence, sampling, the commands.
+GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_equivalence.py \
+    training/online/test_ppo.py sampling cli/test_cli.py)
+
+.PHONY: install demo test test-fast test-gpu test-oldest check bench clean
 
 install: $(STAMP)
 
@@ -51,6 +55,11 @@ test: check
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	    -m "not slow and not browser and not bundled" $(FAST_TESTS)
+
+# On a machine with a GPU. Elsewhere it fails: the kernels would run in the interpreter, as in `make test`.
+test-gpu: install
+	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'there is no GPU here')"
+	$(BIN)/python -m pytest -m "not browser" $(GPU_TESTS)
 
 # The oldest versions that pyproject.toml promises, in an environment of their own.
 test-oldest: $(OLDEST)/.installed

@@ -4,6 +4,10 @@
     python benchmarks/head.py --tokens 4096 --dtype float32 --contestants "naive TDPO" tiled
     python benchmarks/head.py --grid                       # N 512 to 8192, V 32768 to 262144: hours
     python benchmarks/head.py --quick                      # does it run?
+    python benchmarks/head.py --device cuda --shape qwen3-1.7b --tokens 4096
+
+`--device cuda` has not been run by anybody yet: time is that of events around a step, memory is torch's own peak over
+the state before, and the first two iterations (compilers, libraries) are warm-ups.
 
 Every contestant starts from the same hidden states [N, D] and heads [V, D] and ends with gradients to the policy's
 hidden states, and to its head where that is trained. The loss is TDPO2 (beta 0.1, alpha 0.5, 8 pairs), or DPO for
@@ -24,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from _card import SHAPES, card, timed
+from _card_peers import cut_cross_entropy, frozen_logp, liger_dpo
 from _harness import (
     MIB,
     Case,
@@ -88,18 +94,20 @@ def make_inputs(case: Case) -> Inputs:
     A frozen head is one tensor for both models, as it is where only an adapter is trained.
     """
     tokens, vocabulary, width = case["tokens"], case["vocabulary"], case["width"]
-    make = torch.Generator().manual_seed(0)
+    device = case.get("device", "cpu")
+    make = torch.Generator(device).manual_seed(0)
     dtype, trained = getattr(torch, case["dtype"]), case["head"] == "trained"
-    hidden = torch.randn(tokens, width, generator=make)
-    reference_hidden = hidden + 0.3 * torch.randn(tokens, width, generator=make)
-    weight = torch.randn(vocabulary, width, generator=make).mul_(2 / width**0.5).to(dtype)
+    draw = {"generator": make, "device": device}
+    hidden = torch.randn(tokens, width, **draw)
+    reference_hidden = hidden + 0.3 * torch.randn(tokens, width, **draw)
+    weight = torch.randn(vocabulary, width, **draw).mul_(2 / width**0.5).to(dtype)
     return Inputs(
         hidden.to(dtype).requires_grad_(),
         weight.clone().requires_grad_() if trained else weight,
         reference_hidden.to(dtype),
         weight,
-        torch.randint(0, vocabulary, (tokens,), generator=make),
-        torch.arange(tokens) * 2 * PAIRS // tokens,
+        torch.randint(0, vocabulary, (tokens,), **draw),
+        torch.arange(tokens, device=device) * 2 * PAIRS // tokens,
     )
 
 
@@ -186,6 +194,23 @@ def tiled_dpo(inputs: Inputs, reference_logp: Prepared) -> TokenStats:
     )
 
 
+def frozen_dpo(inputs: Inputs, reference_logp: Prepared) -> TokenStats:
+    logp = frozen_logp(inputs.hidden, inputs.weight, inputs.targets)
+    return TokenStats(logp, reference_logp, torch.zeros_like(reference_logp))
+
+
+def cce_dpo(inputs: Inputs, logp: Prepared) -> TokenStats:
+    policy = logp(inputs.hidden, inputs.weight, inputs.targets)
+    with torch.no_grad():
+        reference = logp(inputs.reference_hidden, inputs.reference_weight, inputs.targets)
+    return TokenStats(policy, reference, torch.zeros_like(reference))
+
+
+def liger_loss(inputs: Inputs, loss: Prepared) -> Tensor:
+    value: Tensor = loss(inputs.hidden, inputs.weight, inputs.reference_hidden, inputs.reference_weight, inputs.targets)
+    return value
+
+
 @dataclass(frozen=True)
 class Contestant:
     """`logits` counts the float32 [N, V] that the contestant holds at most; a tiled one holds none."""
@@ -195,16 +220,26 @@ class Contestant:
     heads: tuple[str, ...] = ("trained", "frozen")
     prepare: Callable[[Inputs], Prepared] = lambda _: None
     logits: int = 0
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    mean_loss: Callable[[Inputs, Prepared], Tensor] | None = None  # instead of statistics
+    bare: Callable[[Inputs], None] | None = None  # products alone, without a loss
 
     def step(self, inputs: Inputs, prepared: Prepared) -> float | None:
         """Compute one loss and its gradients, and return the value of the loss."""
-        if self.statistics is None:
-            return bare_products(inputs)
-        scores = score_pairs(self.statistics(inputs, prepared), inputs.sequence_index, PAIRS)
-        loss = tdpo2_loss(scores, beta=BETA, alpha=ALPHA) if self.loss == "TDPO2" else dpo_loss(scores, beta=BETA)
-        mean = loss.per_pair.mean()
+        if self.bare is not None:
+            self.bare(inputs)
+            return None
+        mean = self._mean_loss(inputs, prepared)
         mean.backward()
         return mean.item()
+
+    def _mean_loss(self, inputs: Inputs, prepared: Prepared) -> Tensor:
+        if self.mean_loss is not None:
+            return self.mean_loss(inputs, prepared)
+        assert self.statistics is not None
+        scores = score_pairs(self.statistics(inputs, prepared), inputs.sequence_index, PAIRS)
+        loss = tdpo2_loss(scores, beta=BETA, alpha=ALPHA) if self.loss == "TDPO2" else dpo_loss(scores, beta=BETA)
+        return loss.per_pair.mean()
 
 
 @torch.no_grad()
@@ -217,15 +252,29 @@ def bare_products(inputs: Inputs) -> None:
         inputs.weight.grad = z.T @ inputs.hidden
 
 
+@torch.no_grad()
+def two_products(inputs: Inputs) -> None:
+    """The policy's logits and their contraction with the head: a floor for a frozen head with a summary."""
+    inputs.hidden.grad = (inputs.hidden @ inputs.weight.T) @ inputs.weight
+
+
 CONTESTANTS: dict[str, Contestant] = {
     BASELINE: Contestant(naive, logits=8),
     "naive DPO": Contestant(naive_dpo, loss="DPO", logits=5),
     "torch.compile naive TDPO": Contestant(compiled, prepare=compiler, logits=4),
     "TRL chunked": Contestant(trl_chunked, prepare=trl_functions),
-    "bare matrix products": Contestant(None, loss="", logits=1),
+    "bare matrix products": Contestant(None, loss="", logits=1, bare=bare_products),
     "tiled": Contestant(tiled),
     "frozen head with summary": Contestant(frozen_with_summary, heads=("frozen",), prepare=summary),
-    "tiled DPO": Contestant(tiled_dpo, loss="DPO", prepare=reference_logp_of),
+    "tiled DPO": Contestant(tiled_dpo, loss="DPO", prepare=reference_logp_of, devices=("cpu",)),
+    "two bare products": Contestant(None, loss="", heads=("frozen",), logits=1, devices=("cuda",), bare=two_products),
+    "frozen DPO, same kernels": Contestant(
+        frozen_dpo, loss="DPO", heads=("frozen",), prepare=reference_logp_of, devices=("cuda",)
+    ),
+    "Liger fused linear DPO": Contestant(
+        None, loss="DPO", prepare=lambda _: liger_dpo(PAIRS, BETA), devices=("cuda",), mean_loss=liger_loss
+    ),
+    "cut-cross-entropy DPO": Contestant(cce_dpo, loss="DPO", prepare=lambda _: cut_cross_entropy(), devices=("cuda",)),
 }
 
 
@@ -235,6 +284,8 @@ CONTESTANTS: dict[str, Contestant] = {
 def measure(name: str, case: Case, iterations: int) -> Run:
     contestant, inputs = CONTESTANTS[name], make_inputs(case)
     prepared = contestant.prepare(inputs)
+    if case.get("device") == "cuda":
+        return measure_on_card(contestant, inputs, prepared, iterations)
     memory = PeakMemory()
     seconds, peaks, loss = [], [], None
     for _ in range(1 + iterations):
@@ -254,24 +305,47 @@ def measure(name: str, case: Case, iterations: int) -> Run:
     }
 
 
+def measure_on_card(contestant: Contestant, inputs: Inputs, prepared: Prepared, iterations: int) -> Run:
+    def step() -> float | None:
+        inputs.forget_gradients()
+        return contestant.step(inputs, prepared)
+
+    measured = [timed(step) for _ in range(2 + iterations)]
+    return {
+        "milliseconds": [milliseconds for milliseconds, _, _ in measured[2:]],
+        "first_milliseconds": measured[0][0],
+        "mebibytes": max(mebibytes for _, mebibytes, _ in measured),
+        "warm_mebibytes": max(mebibytes for _, mebibytes, _ in measured[2:]),
+        "loss": measured[-1][2],
+    }
+
+
 def jobs(arguments: Any) -> list[Job]:
     shapes = product(arguments.vocabulary, arguments.tokens, arguments.dtype, arguments.heads)
-    return [
-        job(name, {"tokens": n, "vocabulary": v, "width": arguments.width, "dtype": d, "head": h}, arguments.iterations)
+    there = {"device": "cuda"} if arguments.device == "cuda" else {}
+    cases = [
+        {"tokens": n, "vocabulary": v, "width": arguments.width, "dtype": d, "head": h, **there}
         for v, n, d, h in shapes
+    ]
+    return [
+        job(name, case, arguments.iterations)
+        for case in cases
         for name in arguments.contestants
-        if h in CONTESTANTS[name].heads
+        if case["head"] in CONTESTANTS[name].heads and arguments.device in CONTESTANTS[name].devices
     ]
 
 
 def job(name: str, case: Case, iterations: int) -> Job:
     needed = CONTESTANTS[name].logits * case["tokens"] * case["vocabulary"] * 4
-    limit = MEMORY_SHARE * total_memory()
+    on_card = case.get("device") == "cuda"
+    limit = MEMORY_SHARE * (card().get("card memory MiB", 0) * MIB if on_card else total_memory())
     why = None
     if needed > limit:
         why = f"would need about {needed / MIB:.0f} MiB, more than {MEMORY_SHARE:.0%} of this machine's memory"
     step = case["tokens"] * case["vocabulary"] * case["width"] * 5e-11  # seconds, on two cores of a small server
     slow = 4 if name == "TRL chunked" else 1
+    if on_card:
+        return Job(name, case, guess=15, skipped=why)
     if case["dtype"] == "bfloat16" and "tiled" not in name and "frozen" not in name and not has_bfloat16_units():
         slow *= 20
     return Job(name, case, guess=5 + slow * step * (1 + iterations), skipped=why)
@@ -315,7 +389,14 @@ def ranges(entry: Entry) -> list[str]:
 def claims(measurements: Measurements) -> list[dict[str, Any]]:
     """Return the numbers for the project's claims about the head: its cost relative to DPO, and memory over V."""
     checks = []
-    pairs = (("frozen head with summary", "tiled DPO"), ("tiled", "tiled DPO"), ("tiled", "bare matrix products"))
+    pairs = (
+        ("frozen head with summary", "tiled DPO"),
+        ("tiled", "tiled DPO"),
+        ("tiled", "bare matrix products"),
+        ("frozen head with summary", "two bare products"),
+        ("frozen head with summary", "frozen DPO, same kernels"),
+        ("tiled", "torch.compile naive TDPO"),
+    )
     for case in measurements.cases():
         for ours, theirs in pairs:
             a, b = measurements.find(ours, case), measurements.find(theirs, case)
@@ -350,7 +431,8 @@ def memory_without_gradient(entry: Entry) -> float:
 
 
 def report(measurements: Measurements) -> None:
-    note_bfloat16(measurements)
+    if "card" not in measurements.derived:
+        note_bfloat16(measurements)
     for case in measurements.cases():
         print_case(measurements, case)
     measurements.derived["claims"] = claims(measurements)
@@ -373,13 +455,22 @@ def main() -> int:
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--iterations", type=int, default=3, help="timed ones in each process (default 3)")
     parser.add_argument("--grid", action="store_true", help="all N and V of the grid, 2 rounds of 1 iteration: hours")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, default=None, help="D and V of a known model, in bfloat16")
+    shape = parser.parse_known_args()[0].shape
+    if shape:
+        parser.set_defaults(width=SHAPES[shape][0], vocabulary=[SHAPES[shape][1]], dtype=["bfloat16"])
     arguments = parse(parser, "head", {"grid": GRID, "quick": QUICK})
+    if arguments.device == "cuda" and not card():
+        parser.error("--device cuda: torch finds no GPU here")
     if child := arguments.child:
         answer(lambda: measure(child["contestant"], child["case"], arguments.iterations))
         return 0
     if min(arguments.tokens) < 2 * PAIRS:
         parser.error(f"--tokens must be at least {2 * PAIRS}: one for each response")
     measurements = Measurements(__file__, jobs(arguments), arguments, KEYS)
+    if arguments.device == "cuda":
+        measurements.derived["card"] = card()
     measurements.run(arguments.rounds)
     report(measurements)
     return measurements.finish()

@@ -12,6 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, w
 import pytest
 import torch
 
+# Before anything imports Triton, which reads it once: kernels run in its interpreter where there is no GPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from helpers.tiny_models import build_model, build_tokenizer
 
 pytest_plugins = ["helpers.long_files_first"]

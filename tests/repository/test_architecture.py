@@ -193,6 +193,9 @@ def outside_imports(path: str, source: str) -> set[str]:
 def test_the_mathematics_needs_torch_only() -> None:
     # What they import beside torch on first use, or to name a type.
     also = {"diversity/words.py": {"sacrebleu"}, "diversity/vectors.py": {"numpy"}}
+    # Imported on a GPU only.
+    passes = ("arithmetic", "frozen_passes", "row_passes", "tiled_passes")
+    also |= {f"token_statistics/cuda/{name}.py": {"triton"} for name in passes}
     seen = set()
     for path, source in package_files().items():
         room = path.split("/")[0].removesuffix(".py")
@@ -225,6 +228,7 @@ HEAVY = {
     "transformers", "datasets", "peft", "accelerate", "trl", "plotly", "matplotlib", "jinja2",
     "typer", "rich", "pydantic", "vaderSentiment", "gguf", "playwright", "sacrebleu", "sentence_transformers",
     "jaxtyping", "beartype",
+    "triton",
 }  # fmt: skip
 
 
@@ -254,6 +258,9 @@ def test_the_mathematics_loads_torch_and_nothing_heavier() -> None:
     assert "torch" in loaded
     assert loaded & HEAVY == set()
     assert loaded_by("import tdpo.diversity, tdpo.embeddings") & HEAVY == set()
+    head = "tdpo.Head(torch.ones(3, 2)), torch.ones(1, 2), tdpo.Head(torch.ones(3, 2)), torch.zeros(1).long()"
+    ran = loaded_by(f"import tdpo, torch; tdpo.linear_token_stats(torch.ones(1, 2), {head})")
+    assert ran & HEAVY == set(), "on a CPU no kernel is looked for"
     assert loaded_by("import rich") & HEAVY == {"rich"}, "the check must be able to fail"
 
 

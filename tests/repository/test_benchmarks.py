@@ -293,6 +293,7 @@ PEERS = {
     ("DPO", "frozen"): ("naive DPO", "tiled DPO"),
 }
 UNCOMPARED = {"bare matrix products", "torch.compile naive TDPO"}  # no loss; the naive code itself, compiled
+ON_A_GPU = {"two bare products", "frozen DPO, same kernels", "Liger fused linear DPO", "cut-cross-entropy DPO"}
 
 
 def one_step(head: ModuleType, name: str, which: str, dtype: str) -> tuple[float, torch.Tensor, torch.Tensor | None]:
@@ -307,10 +308,21 @@ def one_step(head: ModuleType, name: str, which: str, dtype: str) -> tuple[float
 
 def test_every_contestant_of_the_head_is_compared(head: ModuleType) -> None:
     compared = {name for names in PEERS.values() for name in names}
-    assert compared | UNCOMPARED == set(head.CONTESTANTS)
+    assert compared | UNCOMPARED | ON_A_GPU == set(head.CONTESTANTS)
+    assert {n for n, c in head.CONTESTANTS.items() if c.devices == ("cuda",)} == ON_A_GPU
     for (loss, which), names in PEERS.items():
         here = {n for n, c in head.CONTESTANTS.items() if c.loss == loss and which in c.heads}
-        assert here - UNCOMPARED == set(names)
+        assert here - UNCOMPARED - ON_A_GPU == set(names)
+
+
+@pytest.mark.parametrize("shape", ["qwen3-1.7b", "llama-3-8b"])
+def test_a_benchmark_of_a_gpu_says_that_there_is_none(tmp_path: Path, shape: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    command = [sys.executable, str(BENCHMARKS / "head.py"), *arguments(tmp_path / "result.json")]
+    command += ["--device", "cuda", "--shape", shape]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 2 and "torch finds no GPU here" in done.stderr
 
 
 @pytest.mark.parametrize(

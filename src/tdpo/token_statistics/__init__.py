@@ -106,7 +106,8 @@ def linear_token_stats(
     """
     checks.check_both_models(policy_hidden, policy_head, reference_hidden, reference_head)
     checks.check_targets_and_extras(targets, policy_hidden.shape[0], policy_head.weight.shape[0], extras)
-    linear = implementation_for(impl, policy_hidden.device).linear
+    heads = policy_head.weight, policy_head.bias, reference_head.weight, reference_head.bias
+    linear = implementation_for(impl, policy_hidden, reference_hidden, *heads).linear
     return linear(policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras))
 
 
@@ -125,7 +126,7 @@ def summarize_reference(
     """
     checks.check_shared_head("reference_hidden", reference_hidden, head, targets)
     with torch.no_grad():
-        implementation = implementation_for("auto", reference_hidden.device)
+        implementation = implementation_for("auto", reference_hidden, head.weight, head.bias)
         return implementation.summarize(reference_hidden.detach(), head, targets)
 
 
@@ -159,5 +160,5 @@ def frozen_head_token_stats(
     """
     checks.check_shared_head("policy_hidden", policy_hidden, head, targets, extras)
     checks.check_summary(policy_hidden, head, summary, extras)
-    implementation = implementation_for("auto", policy_hidden.device)
+    implementation = implementation_for("auto", policy_hidden, head.weight, head.bias)
     return implementation.frozen(policy_hidden, head, summary, targets, frozenset(extras))

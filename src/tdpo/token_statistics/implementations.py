@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import get_args
 
-import torch
 from torch import Tensor
 
-from . import dense, frozen, tiled
+from . import cuda, dense, frozen, tiled
 from .types import Extra, Head, Impl, ReferenceSummary, TokenStats
 
 
@@ -32,14 +31,19 @@ class Implementation:
 
 TILED = Implementation(tiled.linear_statistics, frozen.summarize, frozen.statistics)
 DENSE = replace(TILED, linear=dense.linear_statistics)
+KERNELS = Implementation(cuda.linear_statistics, cuda.summarize, cuda.statistics)
 
 
-def implementation_for(impl: Impl, device: torch.device) -> Implementation:
-    """The implementation with the name `impl`, or for "auto" the fastest one on `device`.
+def implementation_for(impl: Impl, *tensors: Tensor | None) -> Implementation:
+    """The implementation with the name `impl` for these hidden states and heads; "auto" is "tiled".
+
+    Tiles are walked by the kernels where those take the tensors.
 
     Raises:
         ValueError: `impl` is no such name.
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, got {impl!r}")
-    return DENSE if impl == "dense" else TILED  # tiles are the fastest on every device so far
+    if impl == "dense":
+        return DENSE
+    return KERNELS if cuda.kernels_apply(*tensors) else TILED

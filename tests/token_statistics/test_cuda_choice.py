@@ -1,0 +1,185 @@
+"""Where the head's kernels run, how wide their tiles are, what they hold, and that a GPU's compiler takes them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.head_cases import EXTRAS, LargestTensor, weighted_sum
+from helpers.kernel_cases import DEVICE, any_case, frozen_case, kernels, needs_triton, quiet  # noqa: F401
+from tdpo import frozen_head_token_stats, linear_token_stats, summarize_reference
+from tdpo.token_statistics.cuda import choice, products
+
+GIB = 1 << 30
+
+
+@needs_triton
+@quiet
+def test_the_kernels_run_where_they_apply(kernels: pytest.MonkeyPatch) -> None:  # noqa: F811
+    from tdpo.token_statistics.cuda import frozen as cuda_frozen
+    from tdpo.token_statistics.cuda import tiled as cuda_tiled
+
+    half, wide = frozen_case(torch.bfloat16, tokens=1), frozen_case(torch.bfloat16, tokens=1).wide()
+    calls: list[str] = []
+
+    def record(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+        kernels.setattr(module, name, lambda *arguments: (calls.append(name), plain(*arguments))[1])
+
+    record(cuda_frozen, "summarize")
+    record(cuda_frozen, "statistics")
+    record(cuda_tiled, "linear_statistics")
+
+    def run(case: Any) -> None:
+        summary = summarize_reference(case.reference, case.head, case.targets)
+        frozen_head_token_stats(case.hidden, case.head, summary, case.targets)
+        linear_token_stats(*case.arguments())
+
+    run(half)
+    assert calls == ["summarize", "statistics", "linear_statistics"]
+    run(wide)
+    if DEVICE == "cpu":
+        kernels.setattr(choice, "in_interpreter", False)
+        run(half)
+    assert len(calls) == 3, "neither float64 nor a CPU's tensors"
+
+
+def gpu_tensor(dtype: torch.dtype) -> Any:
+    return SimpleNamespace(is_cuda=True, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (None, "Triton is not installed, {so} Remedy: pip install triton."),
+        ("there", "Triton finds no C compiler, {so} Remedy: install gcc, or name a compiler in CC."),
+    ],
+)
+def test_without_triton_the_plain_walk_runs_and_says_so_once(
+    spec: Any, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    choice._triton_works.cache_clear()
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(choice.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert not choice.kernels_apply(gpu_tensor(torch.bfloat16), None)
+    so = "so the head runs on the GPU without its kernels, several times slower."
+    assert [r.message for r in caplog.records] == [said.format(so=so)]
+    monkeypatch.undo()
+    choice._triton_works.cache_clear()
+
+
+def test_tensors_that_the_kernels_do_not_take(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """A float64 anywhere, or a tensor that is not on the GPU; nobody is told to install anything then."""
+    monkeypatch.setattr(choice, "_triton_works", lambda: pytest.fail("Triton was looked for"))
+    on_cpu = SimpleNamespace(is_cuda=False, dtype=torch.float32)
+    assert not choice.kernels_apply(gpu_tensor(torch.float32), gpu_tensor(torch.float64))
+    assert not choice.kernels_apply(gpu_tensor(torch.float32), on_cpu)
+    monkeypatch.setattr(choice, "_triton_works", lambda: True)
+    assert choice.kernels_apply(gpu_tensor(torch.float32), None, gpu_tensor(torch.float16))
+
+
+def test_tiles_follow_the_batch_and_the_free_memory() -> None:
+    widths = {
+        n: products.tile_width(n, 151_936, 2048, entry_bytes=6, free_bytes=100 * GIB)
+        for n in (0, 1, 4096, 8192, 16_384, 10**6)
+    }
+    assert widths == {0: 16_384, 1: 16_384, 4096: 16_384, 8192: 16_384, 16_384: 8192, 10**6: 4096}
+    by_memory = {
+        free: products.tile_width(4096, 151_936, 2048, entry_bytes=6, free_bytes=free)
+        for free in (0, GIB // 2, GIB, 2 * GIB)
+    }
+    assert by_memory == {0: 4096, GIB // 2: 4096, GIB: 8192, 2 * GIB: 16_384}
+    assert products.tile_width(4096, 3000, 64, 6, GIB) == 4096, "no wider than a small vocabulary, but a whole block"
+    assert products.tile_width(4096, 9000, 64, 6, 100 * GIB) == 16_384
+    assert products.tile_width(4096, 8000, 64, 6, 100 * GIB) == 8192
+
+
+@given(
+    st.integers(0, 10**6), st.integers(1, 10**6), st.integers(1, 16_384), st.integers(6, 12), st.integers(0, 1 << 38)
+)
+def test_tiles_are_whole_blocks_within_bounds(
+    tokens: int, vocabulary: int, size: int, entry_bytes: int, free: int
+) -> None:
+    width = products.tile_width(tokens, vocabulary, size, entry_bytes, free)
+    assert width % products.BLOCK == width % products.PAIR_BLOCK == 0
+    assert products.NARROWEST <= width <= products.WIDEST
+    assert width < 2 * max(vocabulary, products.BLOCK)
+    assert width == products.NARROWEST or tokens * width * entry_bytes <= free / 4
+    assert products.tile_width(tokens, vocabulary, size, entry_bytes, 2 * free) >= width
+
+
+@needs_triton
+@quiet
+@pytest.mark.usefixtures("kernels")
+def test_nothing_of_the_size_of_the_logits_is_ever_held() -> None:
+    """N = 4, V = 192, D = 1, tiles of 32: [N, V] is 768, the head 192, a tile 128 entries (512 bytes)."""
+    case = any_case(torch.bfloat16, tokens=4, vocabulary=192, size=1, reference_size=1)
+    case.leaves()
+    with LargestTensor() as watch:
+        weighted_sum(linear_token_stats(*case.arguments(), extras=EXTRAS)).backward()
+    assert watch.entries <= 512
+    shared = frozen_case(torch.bfloat16, tokens=4, vocabulary=192, size=1)
+    with LargestTensor() as watch:
+        summary = summarize_reference(shared.reference, shared.head, shared.targets)
+        shared.hidden.requires_grad_()
+        stats = frozen_head_token_stats(shared.hidden, shared.head, summary, shared.targets, extras=EXTRAS)
+    with LargestTensor() as backward:
+        (stats.policy_logp + stats.forward_kl).sum().backward()
+    assert watch.entries <= 512 and backward.entries == 4
+
+
+def test_float32_products_stay_float32_where_tf32_is_allowed() -> None:
+    setting: Any = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    try:
+        setting.fp32_precision = "tf32"
+        with products.full_float32(False):
+            assert setting.fp32_precision == "tf32"
+        with pytest.raises(RuntimeError, match="in between"), products.full_float32(True):
+            assert setting.fp32_precision == "ieee"
+            raise RuntimeError("in between")
+        assert setting.fp32_precision == "tf32"
+    finally:
+        setting.fp32_precision = before
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [90])
+def test_a_gpus_compiler_takes_every_kernel(capability: int, tmp_path: Path) -> None:
+    """Compiled and assembled without a GPU: no atomics, whose order would differ, and no contraction."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    tests = str(Path(__file__).parents[1])
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    command = [sys.executable, "-m", "helpers.kernel_compiling", str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert {name.split(",")[0] for name in found} == kernels_of_the_package()
+    assert all(forbidden == [] for forbidden in found.values()), found
+
+
+def kernels_of_the_package() -> set[str]:
+    """Functions that are launched: those with a program a row."""
+    folder = Path(products.__file__).parent
+    names = set()
+    for path in folder.glob("*_passes.py"):
+        for part in path.read_text("utf-8").split("@triton.jit\ndef ")[1:]:
+            if "tl.program_id" in part:
+                names.add(part.split("(")[0])
+    assert len(names) >= 8
+    return names
