@@ -12,14 +12,14 @@ from torch import Tensor
 
 from tdpo import Head, TokenStats
 from tdpo.token_statistics.cuda import choice, products
+from tdpo.token_statistics.cuda.self_check import kernels_agree
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, *HALF]
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed; there is no interpreter of kernels"
-)
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed; there is no interpreter of kernels")
 # The interpreter computes with numpy, which warns of the infinities and NaN of masked entries.
 quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -30,6 +30,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(choice, "in_interpreter", DEVICE == "cpu")
     use_tiles_of(32, 32, monkeypatch)
     monkeypatch.setattr(products, "SIZE_BLOCK", 8)
+    for dtype in DTYPES if HAS_TRITON else ():  # asked once, before anything is measured or counted
+        assert kernels_agree(torch.device(DEVICE), dtype)
     return monkeypatch
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,10 @@ from hypothesis import strategies as st
 from helpers.head_cases import EXTRAS, LargestTensor, weighted_sum
 from helpers.kernel_cases import DEVICE, any_case, frozen_case, kernels, needs_triton, quiet  # noqa: F401
 from tdpo import frozen_head_token_stats, linear_token_stats, summarize_reference
+from tdpo.token_statistics import cuda, implementations
 from tdpo.token_statistics.cuda import choice, products
+from tdpo.token_statistics.cuda.self_check import kernels_agree
+from tdpo.token_statistics.implementations import KERNELS, TILED, implementation_for
 
 GIB = 1 << 30
 
@@ -37,6 +42,7 @@ def test_the_kernels_run_where_they_apply(kernels: pytest.MonkeyPatch) -> None: 
         plain = getattr(module, name)
         kernels.setattr(module, name, lambda *arguments: (calls.append(name), plain(*arguments))[1])
 
+    kernels_agree(half.hidden.device, torch.bfloat16)  # asked once, before calls are counted
     record(cuda_frozen, "summarize")
     record(cuda_frozen, "statistics")
     record(cuda_tiled, "linear_statistics")
@@ -53,6 +59,43 @@ def test_the_kernels_run_where_they_apply(kernels: pytest.MonkeyPatch) -> None: 
         kernels.setattr(choice, "in_interpreter", False)
         run(half)
     assert len(calls) == 3, "neither float64 nor a CPU's tensors"
+
+
+@needs_triton
+@quiet
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_device_on_which_the_kernels_agree_uses_them(dtype: torch.dtype, kernels: pytest.MonkeyPatch) -> None:  # noqa: F811
+    kernels.setattr(implementations, "kernels_agree", functools.cache(kernels_agree.__wrapped__))
+    case = frozen_case(dtype, tokens=1)
+    before = torch.random.get_rng_state()
+    assert implementation_for("auto", case.hidden, case.head.weight) is KERNELS
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@needs_triton
+@quiet
+@pytest.mark.parametrize("fault", ["a KL that is off by a hundredth", "an error of the compiler"])
+def test_a_device_on_which_they_do_not_agree_takes_the_plain_walk_and_says_so_once(
+    fault: str,
+    kernels: pytest.MonkeyPatch,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    statistics = cuda.statistics
+
+    def broken(*arguments: Any) -> Any:
+        if fault == "an error of the compiler":
+            raise RuntimeError("PTX assembly aborted due to errors\nand more")
+        stats = statistics(*arguments)
+        return replace(stats, forward_kl=1.01 * stats.forward_kl)
+
+    kernels.setattr(cuda, "statistics", broken)
+    kernels.setattr(implementations, "kernels_agree", functools.cache(kernels_agree.__wrapped__))
+    case = frozen_case(torch.float32, tokens=1)
+    for _ in range(2):
+        assert implementation_for("auto", case.hidden, case.head.weight) is TILED
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "not used on" in message and "in float32" in message
+    assert ("RuntimeError: PTX assembly aborted due to errors." if "error of" in fault else "off by 0.01") in message
 
 
 def gpu_tensor(dtype: torch.dtype) -> Any:

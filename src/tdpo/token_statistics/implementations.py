@@ -14,6 +14,8 @@ from typing import get_args
 from torch import Tensor
 
 from . import cuda, dense, frozen, tiled
+from .cuda.choice import operand_dtype
+from .cuda.self_check import kernels_agree
 from .types import Extra, Head, Impl, ReferenceSummary, TokenStats
 
 
@@ -37,7 +39,7 @@ KERNELS = Implementation(cuda.linear_statistics, cuda.summarize, cuda.statistics
 def implementation_for(impl: Impl, *tensors: Tensor | None) -> Implementation:
     """The implementation with the name `impl` for these hidden states and heads; "auto" is "tiled".
 
-    Tiles are walked by the kernels where those take the tensors.
+    Tiles are walked by the kernels where those take the tensors and agree with the plain walk on their device.
 
     Raises:
         ValueError: `impl` is no such name.
@@ -46,4 +48,10 @@ def implementation_for(impl: Impl, *tensors: Tensor | None) -> Implementation:
         raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, got {impl!r}")
     if impl == "dense":
         return DENSE
-    return KERNELS if cuda.kernels_apply(*tensors) else TILED
+    return KERNELS if cuda.kernels_apply(*tensors) and _agree_on(*tensors) else TILED
+
+
+def _agree_on(*tensors: Tensor | None) -> bool:
+    """Whether the kernels agree with the plain walk on the device of these tensors, in the dtype of their products."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return kernels_agree(present[0].device, operand_dtype(present[0], present[-1]))
