@@ -8,6 +8,7 @@ optimisers are transformers' and accelerate's.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Mapping
@@ -86,6 +87,7 @@ class PPOTrainer(CheckpointedTrainer):
         args = PPOConfig(output_dir="ppo_output") if args is None else args
         if not isinstance(args, PPOConfig):
             raise TypeError(f"args must be a PPOConfig, got {type(args).__name__}")
+        args = copy.copy(args)  # the length of the run is written into it below, and the caller's stays as it is
         if train_dataset is None:
             raise ValueError("train_dataset is missing: PPO needs prompts to sample from")
         one_process_a_device(args, logger.warning)
