@@ -183,8 +183,8 @@ def _resumptions(run: Run) -> str:
 def completions_scored(run: Run) -> float | None:
     """How many responses PPO had scored in the iterations that it logged; None where that is not known."""
     size = number(at(run.recipe, "rollouts", "completions"))
-    logged = run.series("train", "reward_mean")
-    return size * len(logged) if run.is_ppo and size is not None and logged else None
+    rewards = run.series("train", "reward_mean")
+    return size * len(rewards) if run.is_ppo and size is not None and rewards else None
 
 
 def _rollouts(run: Run) -> str:

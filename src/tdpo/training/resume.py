@@ -35,12 +35,14 @@ def whole_checkpoint(asked: str | Path | bool | None, folder: Path) -> str | Non
             raise ValueError(f"{asked} was cut short while it was written, or is no checkpoint; resume from another")
         require_whole(Path(asked))
         return str(asked)
-    found = find_checkpoints(folder)
-    if found.newest is None:
-        cut = f"; {len(found.incomplete)} were cut short while they were written" if found.incomplete else ""
-        raise ValueError(f"{folder} holds no checkpoint to resume from{cut}. Start without resume_from_checkpoint.")
-    require_whole(found.newest)
-    return str(found.newest)
+    checkpoints = find_checkpoints(folder)
+    if checkpoints.newest is None:
+        note = (
+            f"; {len(checkpoints.incomplete)} were cut short while they were written" if checkpoints.incomplete else ""
+        )
+        raise ValueError(f"{folder} holds no checkpoint to resume from{note}. Start without resume_from_checkpoint.")
+    require_whole(checkpoints.newest)
+    return str(checkpoints.newest)
 
 
 def checkpoint_to_resume(run: RunDirectory, *, last_good: bool, say: Callable[[str], None]) -> Path | None:

@@ -50,9 +50,9 @@ def render_study(study_dir: Path) -> str:
     template = environment.get_template("study/study.html.jinja")
 
     def page(samples: Any) -> str:
-        said = notices(study, content["frontiers"], content["curves"], samples)
+        sentences = notices(study, content["frontiers"], content["curves"], samples)
         words = subset_words(samples) if samples else ""
-        return template.render(**content, **fixed, notices=said, samples=samples, samples_shown=words)
+        return template.render(**content, **fixed, notices=sentences, samples=samples, samples_shown=words)
 
     rest = len(page(None).encode("utf-8", errors="replace"))
     return page(collect_samples(study, max(PAGE_BYTES - rest, LEAST_SAMPLES)))
