@@ -17,7 +17,7 @@ from .responses import (
     sequence_order,
     shared_length,
 )
-from .rows import full_row, fullest_row, group_rows, pack_rows, prompt_groups, row_length
+from .row_packing import full_row, fullest_row, group_rows, pack_rows, prompt_groups, row_length
 from .tokenized_pair import TokenizedPair
 from .tokenizing import TokenizedPairs, tokenize_pair, tokenize_pairs
 from .turns import CountedTurns

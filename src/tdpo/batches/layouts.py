@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .responses import PromptResponses, sequence_order
-from .rows import row_length
+from .row_packing import row_length
 from .turns import Gaps
 
 

@@ -11,13 +11,13 @@ from ..drawing import Figure, base_layout
 from ..embedding import checked_script, embed_json, security_policy
 from ..page import RECIPE_CHARACTERS
 from ..templating import template_environment, template_text
+from .arm_styles import method_color, method_symbol
 from .claims import VERDICTS, read_claims
 from .curves import curve_data, task_curves
 from .distributions import distributions, spread_numbers
 from .diversity import diversity_tables
 from .frontiers import diversity_groups, frontier_data, shown_metrics, task_frontiers
 from .loading import StudyRecord, load_study
-from .methods import method_color, method_symbol
 from .provenance import cost_rows, failures, settings_facts, task_table
 from .samples import collect_samples
 from .strengths import RULES, choices

@@ -21,14 +21,14 @@ from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
 from ...models import has_adapter, reference_at_start
-from ...recipe_data.inputs import prompts_inputs
+from ...recipe_data.input_digests import prompts_inputs
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
 from ...scoring.head_path import choose_head_path
 from ..arguments import one_process_a_device
 from ..base import CheckpointedTrainer
 from ..metrics import MetricsFile, peak_memory_mib
 from ..policy import load_beside, prepare_policy, prepare_tokenizer
-from ..resume import reading
+from ..resumption import reading
 from .collecting import Collector
 from .completions_file import CompletionsFile
 from .config import PPOConfig
@@ -36,7 +36,7 @@ from .critic import Critic
 from .iteration import Iteration, iteration_in
 from .judging import Judge, rollout_statistics
 from .objective import head_impl, loss_extras, objective
-from .prompts import check_all_fit, encoded_by_name
+from .prompt_lengths import check_all_fit, encoded_by_name
 from .schedule import EndOfIteration, Schedule
 
 logger = logging.getLogger(__name__)
