@@ -21,20 +21,22 @@ from ..runs.checkpoints import (
 )
 
 
-def whole_checkpoint(asked: str | Path | bool | None, folder: Path) -> str | None:
-    """The checkpoint that `resume_from_checkpoint=asked` means; True is the newest whole one in `folder`.
+def whole_checkpoint(resume_from: str | Path | bool | None, folder: Path) -> str | None:
+    """The checkpoint that a trainer's `resume_from_checkpoint` means; True is the newest whole one in `folder`.
 
     Raises:
-        ValueError: there is none, or the one asked for was cut short while it was written.
+        ValueError: there is none, or the one named was cut short while it was written.
         DamagedCheckpoint: a file of it is missing, cut short or of another form than it was written in.
     """
-    if asked is None or asked is False:
+    if resume_from is None or resume_from is False:
         return None
-    if asked is not True:
-        if not (Path(asked) / COMPLETE).exists():
-            raise ValueError(f"{asked} was cut short while it was written, or is no checkpoint; resume from another")
-        require_whole(Path(asked))
-        return str(asked)
+    if resume_from is not True:
+        if not (Path(resume_from) / COMPLETE).exists():
+            raise ValueError(
+                f"{resume_from} was cut short while it was written, or is no checkpoint; resume from another"
+            )
+        require_whole(Path(resume_from))
+        return str(resume_from)
     checkpoints = find_checkpoints(folder)
     if checkpoints.newest is None:
         note = (
