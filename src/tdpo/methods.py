@@ -108,6 +108,11 @@ def public_name(key: str) -> str:
     return key if method is None else method.name
 
 
+def method_named(name: str) -> Method | None:
+    """The method with this public name; None where there is none."""
+    return next((method for method in METHODS.values() if method.name == name), None)
+
+
 @dataclass(frozen=True)
 class ArmKind:
     """An arm of a study. `method` is None for the reference, which is only sampled.

@@ -213,6 +213,7 @@ def test_what_cannot_be_is_refused_in_words(overrides: tuple[str, ...], message:
         ("ppo.lam=1", "ppo.gae_lambda"),
         ("reward_funcs=x", "rewards"),
         ("rollouts.response_length=3", "rollouts.max_new_tokens"),
+        ("rollouts.rollout_batch_size=3", "rollouts.batch_size"),
         ("ppo.learning_rte=1", "ppo.learning_rate"),
     ],
 )

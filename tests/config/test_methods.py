@@ -10,7 +10,7 @@ from tdpo.config import ARM_NAMES, Loss, RecipeError, load_recipe
 from tdpo.config.claims_schema import Opponent
 from tdpo.exact.methods import METHODS as EXACT
 from tdpo.methods import ARMS, METHODS, REFERENCE, public_name
-from tdpo.report.study.methods import COLORS, SYMBOLS
+from tdpo.report.study.arm_styles import COLORS, SYMBOLS
 from tdpo.workflows.model_card import model_card
 
 ON_PAIRS = [method for method in METHODS.values() if method.learns_from == "pairs"]

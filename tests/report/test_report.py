@@ -310,6 +310,18 @@ def test_recipe_differences_and_shared_facts(run_dirs: list[Path]) -> None:
     )
 
 
+def test_a_strength_without_effect_is_not_part_of_a_method() -> None:
+    """Recipes of earlier versions held an α for every loss."""
+    recipes = [
+        {"loss": {"name": name, "beta": 0.1, "alpha": 0.5}} for name in ("tdpo2", "tdpo1", "dpo", "ipo", "other")
+    ]
+    table = provenance_table([Run(Path("r"), "", i, recipe=recipe) for i, recipe in enumerate(recipes)])
+    [method] = [row for row in table.rows if row.title == "Method"]
+    assert [cell.text.partition(", ")[2] for cell in method.cells] == [
+        "β = 0.10, α = 0.50", *["β = 0.10"] * 3, "β = 0.10, α = 0.50"
+    ]  # fmt: skip
+
+
 def test_lost_rows_stand_at_the_top(html: str) -> None:
     assert "Training data: skipped 3, truncated rows 2, truncated tokens 41, dropped long prompts 1." in visible_text(
         html

@@ -27,13 +27,13 @@ from tdpo import methods
 from tdpo.report import is_study, write_study_report
 from tdpo.report.embedding import script_hash
 from tdpo.report.numbers import show
+from tdpo.report.study.arm_styles import COLORS, SYMBOLS
 from tdpo.report.study.claims import read_claims, tally
 from tdpo.report.study.curves import POINTS, task_curves
 from tdpo.report.study.distributions import distributions
 from tdpo.report.study.diversity import diversity_tables
 from tdpo.report.study.frontiers import frontier_data, task_frontiers
 from tdpo.report.study.loading import load_study
-from tdpo.report.study.methods import COLORS, SYMBOLS
 from tdpo.report.study.page import study_content
 from tdpo.report.study.samples import collect_samples
 from tdpo.report.study.strengths import choices

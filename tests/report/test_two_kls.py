@@ -51,7 +51,7 @@ def divergences(mean: Any, width: Any, reference: dict[str, float], xs: Tensor =
     own, other = log_normal(xs, mean, width), log_reference(xs, **reference)
     return {
         "forward": simpson(other.exp() * (other - own), xs),
-        "backward": simpson(own.exp() * (own - other), xs),
+        "reverse": simpson(own.exp() * (own - other), xs),
         "reward": simpson(own.exp() * torch.sigmoid(xs), xs),
     }
 
@@ -68,12 +68,12 @@ def objective_gradient(direction: str, mean: float, width: float, reference: dic
 
 
 def grid_search(reference: dict[str, float], means: tuple[float, float], widths: tuple[float, float]) -> list[float]:
-    """(mean, width) of the least backward KL in a box, by grids of 21 × 21 that close in on it."""
+    """(mean, width) of the least reverse KL in a box, by grids of 21 × 21 that close in on it."""
     xs = torch.linspace(-12, 12, 2401, dtype=torch.float64)
     for _ in range(8):
         m, w = (torch.linspace(*ends, 21, dtype=torch.float64) for ends in (means, widths))
         pairs = torch.cartesian_prod(m, w)
-        best = pairs[divergences(pairs[:, :1], pairs[:, 1:], reference, xs)["backward"].argmin()].tolist()
+        best = pairs[divergences(pairs[:, :1], pairs[:, 1:], reference, xs)["reverse"].argmin()].tolist()
         steps = [float(m[1] - m[0]), float(w[1] - w[0])]
         means, widths = ((b - 2 * s, b + 2 * s) for b, s in zip(best, steps, strict=True))
     return best
@@ -83,9 +83,9 @@ def test_the_oracle_knows_the_kl_of_two_gaussians() -> None:
     one = {"distance": 0.0, "share": 0.5, "width": 1.5}
     found = divergences(1.0, 0.5, one)
     forward = torch.log(torch.tensor(0.5 / 1.5, dtype=torch.float64)) + (1.5**2 + 1) / (2 * 0.5**2) - 0.5
-    backward = torch.log(torch.tensor(1.5 / 0.5, dtype=torch.float64)) + (0.5**2 + 1) / (2 * 1.5**2) - 0.5
+    reverse = torch.log(torch.tensor(1.5 / 0.5, dtype=torch.float64)) + (0.5**2 + 1) / (2 * 1.5**2) - 0.5
     assert found["forward"].item() == pytest.approx(forward.item(), rel=1e-9)
-    assert found["backward"].item() == pytest.approx(backward.item(), rel=1e-9)
+    assert found["reverse"].item() == pytest.approx(reverse.item(), rel=1e-9)
 
 
 # ---- the page --------------------------------------------------------------------------------------------------
@@ -145,12 +145,12 @@ def test_the_numbers_are_those_of_the_quadrature(visit: Visit, settings: dict[st
     choose(visit, **settings)
     reference = {**GIVEN, **{name: settings[name] for name in GIVEN if name in settings}}
     for steps in range(2):
-        for direction in ("forward", "backward"):
+        for direction in ("forward", "reverse"):
             mean, width = policy(visit, direction)
             if not steps:
                 assert (mean, width) == (settings.get("start", -0.5), settings.get("start_width", 1))
             expected = divergences(mean, width, reference)
-            for name in ("forward", "backward", "reward"):
+            for name in ("forward", "reverse", "reward"):
                 assert number(visit, f"{direction}-{name}") == pytest.approx(expected[name].item(), rel=1e-7, abs=1e-9)
             own, other = log_normal(XS, mean, width).exp(), log_reference(XS, **reference).exp()
             outside = (XS - mean).abs() > 1.959964 * width
@@ -168,7 +168,7 @@ def test_a_step_follows_the_natural_gradient(visit: Visit, beta: float) -> None:
     if beta:
         visit.page.check("#kl-rewarded")
         choose(visit, beta=-0.3)  # 10^-0.3 = 0.501
-    before = {direction: policy(visit, direction) for direction in ("forward", "backward")}
+    before = {direction: policy(visit, direction) for direction in ("forward", "reverse")}
     visit.page.click("#kl-step")
     for direction, (mean, width) in before.items():
         moved = policy(visit, direction)
@@ -195,16 +195,16 @@ def test_the_forward_fit_has_the_mean_and_the_variance_of_the_reference(
 
 @in_a_browser
 @pytest.mark.parametrize(("start", "side"), [(-0.5, "left"), (1.5, "right")])
-def test_the_backward_fit_sits_on_one_bump(visit: Visit, start: float, side: str) -> None:
+def test_the_reverse_fit_sits_on_one_bump(visit: Visit, start: float, side: str) -> None:
     choose(visit, start=start)
     visit.page.click("#kl-finish")
     box = (-4.0, -1.0) if side == "left" else (1.0, 4.0)
     best = grid_search(GIVEN, box, (0.3, 1.6))
-    assert policy(visit, "backward") == pytest.approx(best, rel=1e-3)
+    assert policy(visit, "reverse") == pytest.approx(best, rel=1e-3)
     share = 0.6 if side == "left" else 0.4
     price = -torch.tensor(share).log().item()  # what the page says that leaving the other bump out costs
-    assert number(visit, "backward-backward") == pytest.approx(price, abs=0.005)
-    assert visit.page.inner_text("#kl-backward-verdict") == f"The bump sits on the {side} bump and forgets the other."
+    assert number(visit, "reverse-reverse") == pytest.approx(price, abs=0.005)
+    assert visit.page.inner_text("#kl-reverse-verdict") == f"The bump sits on the {side} bump and forgets the other."
 
 
 @in_a_browser
@@ -216,16 +216,16 @@ def test_with_a_reward_the_strength_reverses_the_order(visit: Visit) -> None:
     for exponent, beta in ((-0.3, 0.5), (-0.7, 0.2)):
         choose(visit, beta=exponent)
         visit.page.click("#kl-finish")
-        for direction in ("forward", "backward"):
+        for direction in ("forward", "reverse"):
             where = policy(visit, direction)
             assert objective_gradient(direction, *where, GIVEN, 10**exponent).abs().max() < 1e-7
             earned[direction, beta] = number(visit, f"{direction}-reward")
-    assert earned["backward", 0.5] < 0.15 and earned["forward", 0.5] > 0.6
-    assert earned["backward", 0.2] > 0.9 > earned["forward", 0.2] + 0.05
+    assert earned["reverse", 0.5] < 0.15 and earned["forward", 0.5] > 0.6
+    assert earned["reverse", 0.2] > 0.9 > earned["forward", 0.2] + 0.05
     choose(visit, beta=-0.3)
     visit.page.click("#kl-reset")
     visit.page.click("#kl-finish")
-    assert policy(visit, "backward")[0] > 2, "with the reward from the start it goes right at once"
+    assert policy(visit, "reverse")[0] > 2, "with the reward from the start it goes right at once"
 
 
 @in_a_browser
@@ -236,21 +236,21 @@ def test_the_choice_among_words_is_optimal_in_either_direction(visit: Visit, pre
     for exponent in (-1.5, -0.6, 0.5):
         choose(visit, word_beta=exponent)
         data = visit.get("({...document.getElementById('kl-words').dataset})")
-        q, r, forward, backward = (
+        q, r, forward, reverse = (
             torch.tensor(json.loads(data[name]), dtype=torch.float64)
-            for name in ("reference", "rewards", "forward", "backward")
+            for name in ("reference", "rewards", "forward", "reverse")
         )
         beta = float(data["beta"])
         assert beta == pytest.approx(10**exponent)
-        for masses in (q, forward, backward):
+        for masses in (q, forward, reverse):
             assert masses.min() > 0 and masses.sum().item() == pytest.approx(1, abs=1e-12)
-        slopes = {"forward": r + beta * q / forward, "backward": r - beta * (backward / q).log()}
+        slopes = {"forward": r + beta * q / forward, "reverse": r - beta * (reverse / q).log()}
         for slope in slopes.values():
             assert (slope - slope[0]).abs().max() < 1e-9
         if preset == "none":
-            torch.testing.assert_close(torch.stack([forward, backward]), torch.stack([q, q]))
-        kl = (q * (q / backward).log()).sum().item()
-        assert visit.page.inner_text("#kl-words-backward-forward") == f"{abs(kl):.2f}"
+            torch.testing.assert_close(torch.stack([forward, reverse]), torch.stack([q, q]))
+        kl = (q * (q / reverse).log()).sum().item()
+        assert visit.page.inner_text("#kl-words-reverse-forward") == f"{abs(kl):.2f}"
 
 
 @in_a_browser
@@ -325,8 +325,8 @@ def test_bumps_can_be_dragged(visit: Visit) -> None:
     value: Callable[[str], float] = lambda name: float(visit.page.input_value(f"#kl-{name}"))  # noqa: E731
     drag("#kl-forward .kl-of-policy", 90, 30)
     assert value("start") > 0.5 and value("start-width") > 1.1
-    assert policy(visit, "backward") == (value("start"), value("start-width"))
-    drag("#kl-backward .kl-of-reference >> nth=1", 50, -20)
+    assert policy(visit, "reverse") == (value("start"), value("start-width"))
+    drag("#kl-reverse .kl-of-reference >> nth=1", 50, -20)
     assert value("distance") > 5.5 and value("share") < 0.55
 
 
@@ -384,17 +384,17 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(visit: Visit) -> N
 @in_a_browser
 def test_paper_shows_both_ends_and_the_screen_goes_on_where_it_was(visit: Visit) -> None:
     visit.page.click("#kl-step")
-    before = policy(visit, "backward")
+    before = policy(visit, "reverse")
     visit.page.emulate_media(media="print")
     try:
         visit.get("dispatchEvent(new Event('beforeprint'))")
         assert policy(visit, "forward") == pytest.approx((-0.5, 2.5768), rel=1e-3)
-        assert policy(visit, "backward")[0] == pytest.approx(-2.49, abs=0.01)
+        assert policy(visit, "reverse")[0] == pytest.approx(-2.49, abs=0.01)
         assert not visit.page.is_visible("#kl-play")
         visit.get("dispatchEvent(new Event('afterprint'))")
     finally:
         visit.page.emulate_media(media="screen")
-    assert policy(visit, "backward") == before
+    assert policy(visit, "reverse") == before
     assert visit.page.inner_text("#kl-count") == "step 1"
 
 

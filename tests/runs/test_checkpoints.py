@@ -70,7 +70,7 @@ def test_each_damaged_file_is_named_beside_the_older_whole_one(trained: Path, tm
 
 def new_trainer_stub(folder: Path) -> Any:
     """A trainer whose `train` ends before anything is trained: what is asked of is only which checkpoint it takes."""
-    from tdpo.training.resume import whole_checkpoint
+    from tdpo.training.resumption import whole_checkpoint
 
     class Stub:
         def train(self, resume_from_checkpoint: bool) -> str | None:

@@ -12,7 +12,7 @@ import transformers as hf
 
 from helpers.tiny_models import build_model
 from tdpo.models import length_thresholds
-from tdpo.sampling import decoding_ways as _decoding_ways
+from tdpo.sampling import decoding_ways
 from tdpo.sampling.decoding import Way
 from tdpo.sampling.decoding_ways import WAYS, distance, way_of
 from tdpo.sampling.sampler import SamplingSettings, check_fit, encode_prompts, sample, stop_token_ids
@@ -114,7 +114,6 @@ def test_samples_are_what_the_model_itself_says(family: str, tokenizer: Any) -> 
 
 def test_a_way_that_is_slower_is_said_once_with_its_cost(caplog: pytest.LogCaptureFixture) -> None:
     model = built(CONFIGS["recurrent_gemma"][0]())
-    _decoding_ways._passed.clear()
     with caplog.at_level(logging.WARNING):
         assert way_of(model, 20) == way_of(model, 20) == WHOLE
     [line] = [record.getMessage() for record in caplog.records]
@@ -136,14 +135,13 @@ def test_the_model_is_asked_once_and_again_beyond_a_number_of_its_configuration(
         )
     )  # fmt: skip
     asked: list[int] = []
-    whole = _decoding_ways._whole
+    whole = decoding_ways._whole
 
     def counted(model: Any, ids: list[int], last: int) -> torch.Tensor:
         asked.append(len(ids))
         return whole(model, ids, last)
 
-    monkeypatch.setattr(_decoding_ways, "_whole", counted)
-    monkeypatch.setattr(_decoding_ways, "_passed", {})
+    monkeypatch.setattr(decoding_ways, "_whole", counted)
     assert 24 in length_thresholds(model.config)
     assert way_of(model, 20) == SHARED and max(asked) == 16
     asked.clear()
@@ -155,7 +153,6 @@ def test_the_model_is_asked_once_and_again_beyond_a_number_of_its_configuration(
 
 def test_a_model_whose_rows_depend_on_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama")
-    monkeypatch.setattr(_decoding_ways, "_passed", {})
     forward = type(model.model).forward
 
     def mixed(self: Any, *args: Any, **kwargs: Any) -> Any:

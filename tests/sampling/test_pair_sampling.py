@@ -15,7 +15,7 @@ from tdpo.environments import Environment, Prompt, RewardError, score
 from tdpo.preferences import load_preferences
 from tdpo.runs import RunError
 from tdpo.sampling import pair_sampling
-from tdpo.sampling.pair_sampling import PairCounts, PairSettings, ScoredSample, make_pairs, sample_pairs
+from tdpo.sampling.pair_sampling import PairCounts, PairSettings, ScoredResponse, make_pairs, sample_pairs
 from tdpo.sampling.sampler import SamplingSettings, sample
 
 Build = Callable[..., Any]
@@ -51,8 +51,8 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def scored(*rewards: float, texts: str = "abcdefgh", prompt: int = 0) -> list[ScoredSample]:
-    return [ScoredSample(prompt, k, texts[k], 1, k % 2 == 0, reward) for k, reward in enumerate(rewards)]
+def scored(*rewards: float, texts: str = "abcdefgh", prompt: int = 0) -> list[ScoredResponse]:
+    return [ScoredResponse(prompt, k, texts[k], 1, k % 2 == 0, reward) for k, reward in enumerate(rewards)]
 
 
 def test_best_with_worst_by_hand() -> None:
@@ -89,7 +89,7 @@ def pairs(made: list[dict[str, Any]]) -> list[str]:
     ],
 )
 def test_ties_copies_and_empty_texts_are_counted(
-    samples: list[ScoredSample], limit: int, expected: list[str], counts: PairCounts
+    samples: list[ScoredResponse], limit: int, expected: list[str], counts: PairCounts
 ) -> None:
     made, counted = make_pairs(PLAIN, samples, limit)
     assert pairs(made) == expected
@@ -109,7 +109,7 @@ def test_file_is_what_preferences_read(
     plain = sample(model, tokenizer, [prompt.prompt for prompt in prompts], SamplingSettings(4, 6, seed=3))
     rewards = score(toy, [prompts[item.prompt_index] for item in plain], [item.text for item in plain])
     samples = [
-        ScoredSample(item.prompt_index, item.sample_index, item.text, len(item.token_ids), item.finished, reward)
+        ScoredResponse(item.prompt_index, item.sample_index, item.text, len(item.token_ids), item.finished, reward)
         for item, reward in zip(plain, rewards, strict=True)
     ]
     assert rows(out) == make_pairs(prompts, samples, 2)[0]

@@ -3,10 +3,7 @@
 The unit is a prompt with its responses (`PromptResponses`); a pair is one with two of them. Whatever the layout, a
 batch carries for its N counted response tokens the flat position of the hidden state that predicts each one, the token
 itself and the number of the response that it belongs to. Nothing that follows knows about padding, prompts or shifted
-labels.
-
-Letters in shapes, here and everywhere else: `R` rows, `T` positions of a row, `N` flat response tokens, `P` prompts of
-a batch (of pairs, their number), `S` responses, each one sequence, `V` entries of the vocabulary, `D` hidden size.
+labels. The letters of shapes are explained in `token_statistics`.
 """
 
 from .collating import Extent, ResponseCollator
@@ -20,7 +17,7 @@ from .responses import (
     sequence_order,
     shared_length,
 )
-from .rows import full_row, fullest_row, group_rows, pack_rows, prompt_groups, row_length
+from .row_packing import full_row, fullest_row, group_rows, pack_rows, prompt_groups, row_length
 from .tokenized_pair import TokenizedPair
 from .tokenizing import TokenizedPairs, tokenize_pair, tokenize_pairs
 from .turns import CountedTurns

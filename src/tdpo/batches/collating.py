@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .layouts import ResponseBatch, padded_batch, shared_prefix_batch
 from .responses import PromptResponses, sequence_length, shared_length
-from .rows import group_rows, pack_rows, prompt_groups, row_length
+from .row_packing import group_rows, pack_rows, prompt_groups, row_length
 
 
 @dataclass

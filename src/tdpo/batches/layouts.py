@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .responses import PromptResponses, sequence_order
-from .rows import row_length
+from .row_packing import row_length
 from .turns import Gaps
 
 
@@ -45,9 +45,9 @@ class ResponseBatch:
 
     def as_inputs(self) -> dict[str, Tensor]:
         """A mapping of tensors, the form in which `transformers.Trainer` moves batches about."""
-        named = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        named["num_prompts"] = torch.tensor(self.num_prompts)
-        return {name: value for name, value in named.items() if value is not None}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields["num_prompts"] = torch.tensor(self.num_prompts)
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     def num_tokens(self) -> int:
@@ -76,10 +76,10 @@ def padded_batch(prompts: Sequence[PromptResponses], pad_token_id: int) -> Respo
         input_ids[r, : len(ids)] = torch.tensor(ids)
         attention_mask[r, : len(ids)] = 1
         # Without a prompt nothing predicts the first token, so it cannot be counted.
-        counted = [t for t in range(max(len(prompt), 1), len(ids)) if not _lies_in(t - len(prompt), gaps)]
-        index.extend(r * width + t - 1 for t in counted)
-        targets.extend(ids[t] for t in counted)
-        sequence.extend([number] * len(counted))
+        places = [t for t in range(max(len(prompt), 1), len(ids)) if not _lies_in(t - len(prompt), gaps)]
+        index.extend(r * width + t - 1 for t in places)
+        targets.extend(ids[t] for t in places)
+        sequence.extend([number] * len(places))
     return ResponseBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -130,25 +130,25 @@ def shared_prefix_batch(
     causal = torch.ones(width, width, dtype=torch.bool).tril_()
     places: dict[tuple[int, int], _Place] = {}
     for r, row in enumerate(rows):
-        end, shown = 0, slice(0, 0)
+        end, prompt_span = 0, slice(0, 0)
         prompt_ids: list[int] = []
         for p in row:
             if not (group_prompts and prompts[p].prompt_ids == prompt_ids):
                 prompt_ids = prompts[p].prompt_ids
-                shown = slice(end, end + len(prompt_ids))
+                prompt_span = slice(end, end + len(prompt_ids))
                 input_ids[r] += prompt_ids
                 position_ids[r] += range(len(prompt_ids))
-                mask[r, 0, shown, 0] = False  # of another prompt, unless this is the row's first
-                mask[r, 0, shown, shown] = causal[: len(prompt_ids), : len(prompt_ids)]
-                end = shown.stop
+                mask[r, 0, prompt_span, 0] = False  # of another prompt, unless this is the row's first
+                mask[r, 0, prompt_span, prompt_span] = causal[: len(prompt_ids), : len(prompt_ids)]
+                end = prompt_span.stop
             for k, ids in enumerate(prompts[p].responses):
                 own, length = slice(end, end + len(ids)), len(ids)
                 input_ids[r] += ids
                 position_ids[r] += range(len(prompt_ids), len(prompt_ids) + length)
                 mask[r, 0, own, 0] = False
-                mask[r, 0, own, shown] = True
+                mask[r, 0, own, prompt_span] = True
                 mask[r, 0, own, own] = causal[:length, :length]
-                places[p, k] = _Place(r * width + shown.stop - 1, r * width + end, length, prompts[p].gaps[k])
+                places[p, k] = _Place(r * width + prompt_span.stop - 1, r * width + end, length, prompts[p].gaps[k])
                 end = own.stop
     response_index, targets, sequence = _response_tokens([places[place] for place in sequence_order(prompts)])
     tokens = _filled(input_ids, width, pad_token_id)
@@ -179,7 +179,7 @@ class _Place:
 
 
 def _response_tokens(responses: Sequence[_Place]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the N counted tokens of responses in this order: (flat index of the predicting state, token's, sequence)."""
+    """Flat indices `[N]` of the states that predict the counted tokens, of these tokens, and the responses' numbers."""
     prompt_end = torch.tensor([response.prompt_end for response in responses])
     start = torch.tensor([response.start for response in responses])
     lengths = torch.tensor([response.length for response in responses])
@@ -190,8 +190,8 @@ def _response_tokens(responses: Sequence[_Place]) -> tuple[Tensor, Tensor, Tenso
     predicting = torch.where(within == 0, prompt_end[sequence], token - 1)
     if not any(response.gaps for response in responses):
         return predicting, token, sequence
-    counted = torch.ones(len(sequence), dtype=torch.bool)
+    is_counted = torch.ones(len(sequence), dtype=torch.bool)
     for begin, response in zip(begins.tolist(), responses, strict=True):
         for first, stop in response.gaps:
-            counted[begin + first : begin + stop] = False
-    return predicting[counted], token[counted], sequence[counted]
+            is_counted[begin + first : begin + stop] = False
+    return predicting[is_counted], token[is_counted], sequence[is_counted]

@@ -167,10 +167,10 @@ def _truncate(pair: TokenizedPair, max_length: int | None, report: TokenizationR
         if room < 1:
             report.dropped_long_prompts.append(name)
             return None
-        cut = sum(max(0, len(ids) - room) for ids in (chosen, rejected))
+        cut_tokens = sum(max(0, len(ids) - room) for ids in (chosen, rejected))
         chosen, rejected = chosen[:room], rejected[:room]
-        report.truncated_tokens += cut
-        report.truncated_rows += bool(cut)
+        report.truncated_tokens += cut_tokens
+        report.truncated_rows += bool(cut_tokens)
     if chosen == rejected:
         report.dropped_identical.append(name)
         return None

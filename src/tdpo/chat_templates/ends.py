@@ -43,10 +43,10 @@ def end_of_turn(tokenizer: Any, other_ends: Collection[int] = ()) -> EndOfTurn:
     if last is None:
         return EndOfTurn()
     token = _end_token(tokenizer, last, inner, openings, other_ends)
-    written = _end_text(last, inner) if token is None else str(tokenizer.decode([token]))
-    at = last.find(written)
-    behind = last[at + len(written) :] if written and at >= 0 else ""
-    return EndOfTurn(last, behind, token, written if token is None else "")
+    end_text = _end_text(last, inner) if token is None else str(tokenizer.decode([token]))
+    at = last.find(end_text)
+    behind = last[at + len(end_text) :] if end_text and at >= 0 else ""
+    return EndOfTurn(last, behind, token, end_text if token is None else "")
 
 
 def _end_token(tokenizer: Any, last: str, inner: str | None, openings: str, other_ends: Collection[int]) -> int | None:

@@ -70,7 +70,7 @@ def _describe(name: str, trust_remote_code: bool) -> str:
     """Describe architecture and size from the configuration alone. No weights are read."""
     from ..models import check_folder, is_adapter_folder
     from ..models.configurations import read_config, text_config
-    from ..models.files import adapter_base
+    from ..models.folder_files import adapter_base
     from ..models.trust import own_code_refused
 
     folder = check_folder(name)

@@ -34,9 +34,9 @@ from .cells import (
     training_prompts,
     training_recipe,
 )
-from .inputs import inputs_of
 from .judging import judge
 from .running import DONE, Report
+from .task_files import inputs_of
 
 
 def do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:

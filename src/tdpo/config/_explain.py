@@ -77,7 +77,7 @@ ALIASES: dict[type[Section], dict[str, str]] = {
         "adap_kl_ctrl": "kl.controller",
         "kl_penalty": "kl.form",
         "kl_estimator": "kl.form",
-        "rollout_batch_size": "rollouts.completions",
+        "rollout_batch_size": "rollouts.batch_size",
         "num_generations": "rollouts.samples_per_prompt",
         "response_length": "rollouts.max_new_tokens",
         "max_completion_length": "rollouts.max_new_tokens",

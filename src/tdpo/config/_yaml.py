@@ -124,13 +124,13 @@ def _walk(node: yaml.Node, path: tuple[str, ...], positions: Positions) -> None:
             _walk(entry, (*path, str(number)), positions)
     if not isinstance(node, yaml.MappingNode):
         return
-    seen: dict[str, int] = {}
+    line_of: dict[str, int] = {}
     for key_node, value_node in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
-        if key in seen:
+        if key in line_of:
             dotted = ".".join((*path, key))
-            raise YamlProblem(f"{dotted} is given twice, first in line {seen[key]}; keep one", line)
-        seen[key] = positions[(*path, key)] = line
+            raise YamlProblem(f"{dotted} is given twice, first in line {line_of[key]}; keep one", line)
+        line_of[key] = positions[(*path, key)] = line
         _walk(value_node, (*path, key), positions)
 
 

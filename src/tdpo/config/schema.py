@@ -280,9 +280,9 @@ class Evaluation(Section):
     @field_validator("kl_samples_per_prompt")
     @classmethod
     def _not_more_than_there_are(cls, measured: int | None, info: ValidationInfo) -> int | None:
-        drawn = info.data.get("samples_per_prompt")
-        if measured is not None and drawn is not None and measured > drawn:
-            raise ValueError(f"{measured} is more than evaluation.samples_per_prompt, {drawn}; null measures all")
+        samples = info.data.get("samples_per_prompt")
+        if measured is not None and samples is not None and measured > samples:
+            raise ValueError(f"{measured} is more than evaluation.samples_per_prompt, {samples}; null measures all")
         return measured
 
     @field_validator("temperature")

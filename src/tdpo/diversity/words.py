@@ -72,11 +72,13 @@ def self_bleu(texts: Iterable[str]) -> float | None:
         return None
     bleu, extract = _sacrebleu()
     tokenize = bleu(effective_order=True).tokenizer
-    counted: list[tuple[Counter[Any], int]] = [extract(tokenize(text.rstrip()), 1, _BLEU_ORDER) for text in usable]
-    highest = _two_highest([counts for counts, _ in counted])
-    lengths = [length for _, length in counted]
+    counts_of_texts: list[tuple[Counter[Any], int]] = [
+        extract(tokenize(text.rstrip()), 1, _BLEU_ORDER) for text in usable
+    ]
+    highest = _two_highest([counts for counts, _ in counts_of_texts])
+    lengths = [length for _, length in counts_of_texts]
     scores = []
-    for index, (counts, length) in enumerate(counted):
+    for index, (counts, length) in enumerate(counts_of_texts):
         correct = [0] * _BLEU_ORDER
         for gram, count in counts.items():
             best, owner, second = highest[gram]

@@ -28,7 +28,7 @@ from ..recipe_data.prompts import environment_of
 from ..records.files import write_text
 from ..runs import RunDirectory
 from ..sampling.sampler import SampledResponse, SamplingSettings
-from ..scoring.losses import configured_loss
+from ..scoring.configured_loss import configured_loss
 from ..scoring.policy_statistics import PolicyStatistics
 from .base_samples import keep_samples, kept_samples, samples_identity
 from .held_out_pairs import evaluate_pairs

@@ -3,7 +3,7 @@
 from .adapters import LoraSettings, add_lora, has_adapter, merged_adapter
 from .bundled import BUNDLED, bundled_folder, cache_folder
 from .configurations import check_quantized_training
-from .files import is_adapter_folder
+from .folder_files import is_adapter_folder
 from .hidden_states import causal_lm_of, find_head, response_hidden, select_logits
 from .lengths import independent_length, length_thresholds, why_dependent
 from .loading import (

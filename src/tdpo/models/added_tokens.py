@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .files import read_json_object
+from .folder_files import read_json_object
 
 PREFIX = "base_model.model."  # peft's, before the name of a module of the base model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapters import load_adapter
-from .files import adapter_base, is_adapter_folder
+from .folder_files import adapter_base, is_adapter_folder
 from .loading import check_folder, refuse_pickles
 from .trust import names_untrusted_code
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .files import adapter_base, is_adapter_folder
+from .folder_files import adapter_base, is_adapter_folder
 from .loading import check_folder
 
 SLICES, SLICE_BYTES = 16, 64

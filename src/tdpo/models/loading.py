@@ -24,7 +24,7 @@ from .configurations import (
     read_config,
     stays_quantized,
 )
-from .files import adapter_base, check_json_files, is_adapter_folder
+from .folder_files import adapter_base, check_json_files, is_adapter_folder
 from .probing import check_causal
 from .trust import names_untrusted_code
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .configurations import read_config, text_config
-from .files import adapter_base, is_adapter_folder
+from .folder_files import adapter_base, is_adapter_folder
 from .loading import check_folder
 from .probing import CannotRunError, check_causal, check_whole_loss
 

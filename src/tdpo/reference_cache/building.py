@@ -57,8 +57,8 @@ class CachePlan:
     @property
     def missing_bytes(self) -> int:
         """What the disk still has to hold."""
-        written = sum(p.stat().st_size for p in self.staging.glob("*.bin")) if self.staging.is_dir() else 0
-        return 0 if self.is_finished else max(0, self.layout.bytes - written)
+        bytes_on_disk = sum(p.stat().st_size for p in self.staging.glob("*.bin")) if self.staging.is_dir() else 0
+        return 0 if self.is_finished else max(0, self.layout.bytes - bytes_on_disk)
 
     @property
     def fits(self) -> bool:
@@ -219,9 +219,9 @@ class _Builder:
     def _report(self, number: int, prompts_per_second: float) -> None:
         chunks = self.plan.layout.chunks
         done = sum(len(chunks[i]) for i in range(len(chunks)) if self._mark(i).exists())
-        left = (len(self.plan.layout.prompts) - done) / (prompts_per_second * self.processes)
-        if number == 0 and left > 5:
-            self.say(f"Reference cache: about {left:.0f} s.")
+        seconds_left = (len(self.plan.layout.prompts) - done) / (prompts_per_second * self.processes)
+        if number == 0 and seconds_left > 5:
+            self.say(f"Reference cache: about {seconds_left:.0f} s.")
         if self.progress is not None:
             self.progress(done, len(self.plan.layout.prompts), "reference cache")
 

@@ -39,7 +39,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
 
 
 def write_two_kls(out: Path) -> Path:
-    """Write the interactive page on forward and backward KL to the file `out`, replaced atomically, and return `out`.
+    """Write the interactive page on forward and reverse KL to the file `out`, replaced atomically, and return `out`.
 
     Raises IsADirectoryError when `out` is a folder, ImportError when jinja2 is missing.
     """

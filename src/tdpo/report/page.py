@@ -63,8 +63,8 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
     results, frontier = result_figures(columns, runs), frontier_figures(columns, runs)
     pairs, groups = pair_figures(runs), curve_groups(runs)
     distribution = distribution_figure(samples.rewards, reward_name(runs)) if samples else None
-    shown = [*results, distribution, *frontier, *pairs, *(f for group in groups for f in group.figures)]
-    figures: list[Figure] = [figure for figure in shown if figure]
+    candidates = [*results, distribution, *frontier, *pairs, *(f for group in groups for f in group.figures)]
+    figures: list[Figure] = [figure for figure in candidates if figure]
     return {
         "title": _title(runs),
         "environment_names": sorted({text_at(run.evaluation, "settings", "environment") for run in runs} - {""}),

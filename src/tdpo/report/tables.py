@@ -6,7 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
-from ..methods import METHODS
+from ..methods import METHODS, method_named
 from ..records.dotted import at, dict_at, flatten, text_at
 from .loading import Run
 from .numbers import MISSING, join_words, number, show, show_duration, show_interval, show_signed
@@ -183,8 +183,8 @@ def _resumptions(run: Run) -> str:
 def completions_scored(run: Run) -> float | None:
     """How many responses PPO had scored in the iterations that it logged; None where that is not known."""
     size = number(at(run.recipe, "rollouts", "completions"))
-    logged = run.series("train", "reward_mean")
-    return size * len(logged) if run.is_ppo and size is not None and logged else None
+    rewards = run.series("train", "reward_mean")
+    return size * len(rewards) if run.is_ppo and size is not None and rewards else None
 
 
 def _rollouts(run: Run) -> str:
@@ -199,14 +199,12 @@ def _method(run: Run) -> str:
     if run.is_ppo:
         return _ppo_method(run.kl)
     settings = {**dict_at(run.recipe, "loss"), **dict_at(run.evaluation, "run")}
+    signs = {"beta": "β", "alpha": "α"}
+    method = method_named(run.loss)
+    if method is not None and not method.has_alpha:  # recipes of earlier versions have an α that had no effect
+        del signs["alpha"]
     parts = [run.loss] if run.loss else []
-    parts += [
-        f"{sign} = {show(settings[key])}"
-        for key, sign in (("beta", "β"), ("alpha", "α"))
-        if number(settings.get(key)) is not None
-    ]
-    if run.loss == "DPO":
-        parts = [part for part in parts if not part.startswith("α")]
+    parts += [f"{sign} = {show(settings[key])}" for key, sign in signs.items() if number(settings.get(key)) is not None]
     return ", ".join(parts)
 
 

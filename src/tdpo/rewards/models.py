@@ -12,7 +12,7 @@ from torch import nn
 
 from ..environments import Prompt
 from ..models.classifiers import load_reward_classifier
-from ..models.files import adapter_base, is_adapter_folder
+from ..models.folder_files import adapter_base, is_adapter_folder
 from ..models.loading import check_folder
 from ..models.trust import own_code_refused
 
@@ -147,10 +147,10 @@ class RewardModel:
         The candidates are the tokenizer's padding token, its end-of-sequence token, and then all tokens. If a text
         ended with the padding token, the model would place the end of that text too early.
         """
-        used = {token for ids in batch for token in ids}
+        tokens_of_batch = {token for ids in batch for token in ids}
         rows = self.model.get_input_embeddings().weight.shape[0]
         candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *range(rows))
-        return next(token for token in candidates if token is not None and token not in used)
+        return next(token for token in candidates if token is not None and token not in tokens_of_batch)
 
     @torch.no_grad()
     def _side_that_changes_nothing(self) -> Side | None:

@@ -123,9 +123,9 @@ class RunDirectory:
         if not self.writes:
             return
         with self.locked():
-            stored = self.read_json(MACHINE_FILE) or {}
+            machine = self.read_json(MACHINE_FILE) or {}
             entry = {**describe_machine(recipe.seed), "step": self.resume_step(), "changed": changed}
-            self.write_json(MACHINE_FILE, {**stored, "resumed": [*stored.get("resumed", []), entry]})
+            self.write_json(MACHINE_FILE, {**machine, "resumed": [*machine.get("resumed", []), entry]})
             write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
             self.set_status("running")
 

@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -35,24 +36,25 @@ WAYS = {
 # Relative distance of logits: rounding stays far below, a state or a padding that is misread far above.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
-# The way that each architecture has passed, and the longest sequence for which it may be trusted: for this process.
-# What decides is the architecture and not the weights, so the key holds no weights, and the memory stays small.
-_passed: dict[tuple[str, str, torch.dtype, str], tuple[Way, int]] = {}
+# For each model the right way, and the longest sequence for which it is known. PPO samples from one model in every
+# iteration. The key holds what may be set anew on a loaded model: attention, precision, device.
+_ways_of_models: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype, str], tuple[Way, int]]] = WeakKeyDictionary()
 
 
 def way_of(model: Any, length: int) -> Way:
     """The fastest way that gives, for sequences of up to `length` tokens, the logits of whole sequences.
 
-    Asked once for each architecture, precision and device, and again where sequences get longer than some number in
-    the model's configuration that a length may be compared with, such as the width of a sliding window.
+    A model is asked once for each precision and device, and again where sequences get longer than some number in its
+    configuration that a length may be compared with, such as the width of a sliding window.
 
     Raises:
         ValueError: no way does; what the model says of a sequence then depends on what else is in its batch.
     """
     lm = causal_lm_of(model)
     device = next(lm.parameters()).device.type
-    key = (lm.config.to_json_string(), str(lm.config._attn_implementation), lm.dtype, device)
-    way, longest = _passed.get(key, (None, 0))
+    ways_of_model = _ways_of_models.setdefault(lm, {})
+    key = (str(lm.config._attn_implementation), lm.dtype, device)
+    way, longest = ways_of_model.get(key, (None, 0))
     thresholds = length_thresholds(lm.config)
     if way is not None and not any(longest < threshold <= length for threshold in thresholds):
         return way
@@ -60,7 +62,7 @@ def way_of(model: Any, length: int) -> Way:
     first = ways[0]
     lengths = [SHORT, length] if any(SHORT < threshold <= length for threshold in thresholds) else [SHORT]
     right_way, distance_of_first = _first_right(model, ways[ways.index(way) if way in ways else 0 :], lengths)
-    _passed[key] = right_way, max(longest, length)
+    ways_of_model[key] = right_way, max(longest, length)
     if right_way not in (way, first):
         logger.warning(
             "%s is sampled from in another way than other models, since the fastest would give other logits than the "

@@ -57,7 +57,7 @@ def pair_settings(section: Sampling, environment: Environment, seed: int) -> Pai
 
 
 @dataclass(frozen=True)
-class ScoredSample:
+class ScoredResponse:
     """A response with its reward; `tokens` counts the end-of-sequence token if `finished`."""
 
     prompt_index: int
@@ -188,7 +188,7 @@ def _sample_pairs(
 
 
 def make_pairs(
-    prompts: Sequence[Prompt], samples: Iterable[ScoredSample], pairs_per_prompt: int
+    prompts: Sequence[Prompt], samples: Iterable[ScoredResponse], pairs_per_prompt: int
 ) -> tuple[list[dict[str, Any]], PairCounts]:
     """Preference rows from responses in the order of their prompts.
 
@@ -211,8 +211,8 @@ def make_pairs(
     return rows, counts
 
 
-def _distinct(samples: Iterable[ScoredSample], counts: PairCounts) -> list[ScoredSample]:
-    by_text: dict[str, ScoredSample] = {}
+def _distinct(samples: Iterable[ScoredResponse], counts: PairCounts) -> list[ScoredResponse]:
+    by_text: dict[str, ScoredResponse] = {}
     for item in samples:
         if not item.text.strip() or "\0" in item.text:
             counts.empty += 1
@@ -223,7 +223,7 @@ def _distinct(samples: Iterable[ScoredSample], counts: PairCounts) -> list[Score
     return list(by_text.values())
 
 
-def _row(prompt: Prompt, chosen: ScoredSample, rejected: ScoredSample) -> dict[str, Any]:
+def _row(prompt: Prompt, chosen: ScoredResponse, rejected: ScoredResponse) -> dict[str, Any]:
     def response(text: str) -> Any:
         return text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
 
@@ -236,7 +236,7 @@ def _row(prompt: Prompt, chosen: ScoredSample, rejected: ScoredSample) -> dict[s
         "chosen_finished": chosen.finished,
         "rejected_finished": rejected.finished,
         "prompt_id": prompt.id,
-        **getattr(prompt.rendered_from, "columns", dict)(),  # training renders the prompt that was answered
+        **getattr(prompt.rendered_from, "columns", dict)(),  # training renders the prompt as sampling did
     }
 
 
@@ -256,13 +256,13 @@ def _score_chunk(
     chunk: list[int],
     settings: PairSettings,
     progress: Progress | None,
-) -> list[ScoredSample]:
+) -> list[ScoredResponse]:
     texts = [environment.train[index].rendered_from for index in chunk]
     responses = sample(model, tokenizer, texts, settings.sampling, progress=progress, prompt_indices=chunk)
     prompts = [environment.train[item.prompt_index] for item in responses]
     rewards = score(environment, prompts, [item.text for item in responses])
     return [
-        ScoredSample(item.prompt_index, item.sample_index, item.text, len(item.token_ids), item.finished, reward)
+        ScoredResponse(item.prompt_index, item.sample_index, item.text, len(item.token_ids), item.finished, reward)
         for item, reward in zip(responses, rewards, strict=True)
     ]
 
@@ -301,7 +301,7 @@ def _weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _resume(partial: Path, origin: dict[str, Any]) -> list[ScoredSample]:
+def _resume(partial: Path, origin: dict[str, Any]) -> list[ScoredResponse]:
     """The responses of an interrupted call; starts the file where there is none."""
     lines = read_jsonl(partial) if partial.exists() else []
     if not lines:
@@ -317,7 +317,7 @@ def _resume(partial: Path, origin: dict[str, Any]) -> list[ScoredSample]:
             f"{partial} holds the samples of another call ({'; '.join(changed)}): repeat that call to finish it, "
             "delete the file, or write to another name"
         )
-    return [ScoredSample(**item) for line in lines[1:] for item in line["samples"]]
+    return [ScoredResponse(**item) for line in lines[1:] for item in line["samples"]]
 
 
 def _append(path: Path, entry: dict[str, Any]) -> None:
@@ -327,7 +327,7 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
 
 
 def _summary(
-    samples: list[ScoredSample], counts: PairCounts, prompts: int, resumed: int, tokens: int, seconds: float
+    samples: list[ScoredResponse], counts: PairCounts, prompts: int, resumed: int, tokens: int, seconds: float
 ) -> PairSummary:
     rewards = [item.reward for item in samples]
     return PairSummary(

@@ -22,7 +22,7 @@ class LiveReference:
 
     Args:
         reference: the model, or the policy with its adapter off.
-        path: the head path that its answers are made for.
+        path: the head path, which decides in what form the reference's part is given.
         head: a copy of the reference's head that is used in its place, if there is one. PPO needs it: while the policy
             learns from a rollout, the reference does not run, and its head must be there all the same.
     """

@@ -12,8 +12,8 @@ Units: nats per token. Shapes in the signatures of the whole library:
     B  any leading dimensions (*B)  N  flat response tokens: no padding, no prompt
     R  rows of a batch              K  a small number of anything else (of the likeliest tokens, of responses)
     T  positions of a row           V  entries of the vocabulary
-    P  pairs                        D  hidden size
-    S  sequences, or responses
+    P  prompts (of pairs, pairs)    D  hidden size
+    S  responses, each a sequence
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ..records.json_files import read_json, write_json
 from ..runs.checkpoints import mark_complete, rotate_checkpoints
 from ..runs.inputs import require_same_inputs, write_inputs
 from .arguments import other_values
-from .resume import reading, whole_checkpoint
+from .resumption import reading, whole_checkpoint
 from .saving import telling_of_a_full_disk
 
 LOSS_FILE = "training_loss.json"

@@ -51,7 +51,7 @@ class GracefulStop(TrainerCallback):
 
     def __init__(self, say: Say) -> None:
         self.say = say
-        self.asked = False
+        self.is_requested = False
         self._signal: int | None = None
         self._handlers = _Handlers(self._ask)
 
@@ -61,7 +61,7 @@ class GracefulStop(TrainerCallback):
 
     def raise_if_asked(self) -> None:
         """What whoever listened before would have made of the signal, or KeyboardInterrupt."""
-        if not self.asked:
+        if not self.is_requested:
             return
         before = self._handlers.before.get(self._signal) if self._signal is not None else None
         if callable(before):
@@ -70,13 +70,13 @@ class GracefulStop(TrainerCallback):
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self._signal = signum
-        if self.asked:
+        if self.is_requested:
             self.raise_if_asked()
-        self.asked = True
+        self.is_requested = True
         self.say("Stopping after this update, with a checkpoint. Ctrl-C again stops at once.")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked:
+        if self.is_requested:
             control.should_save = args.save_strategy != "no"
             control.should_training_stop = True
 

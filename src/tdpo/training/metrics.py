@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import sys
@@ -17,10 +16,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..records.files import write_text
-from ..records.json_files import append_jsonl, json_line, read_sound_lines
+from ..records.json_files import append_jsonl, rewrite_log
 from ..scoring.pair_metrics import PAIR_METRICS, averages
-
-logger = logging.getLogger(__name__)
 
 
 class TrainingMeter:
@@ -82,11 +79,13 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # What was logged after the checkpoint that is resumed from will be logged again.
-        lines = self._lines() if state.global_step else []
-        before = [line for line in lines if line.get("step", 0) <= state.global_step]
-        self.time_before = max((line.get("time_s", 0.0) for line in before), default=0.0)
-        write_text(self.path, "".join(json_line(line) for line in before))
+        self.time_before = 0.0
+        if state.global_step:
+            # What was logged after the checkpoint that is resumed from will be logged again.
+            lines = rewrite_log(self.path, lambda line: line.get("step", 0) <= state.global_step)
+            self.time_before = max((line.get("time_s", 0.0) for line in lines), default=0.0)
+        else:
+            write_text(self.path, "")
         self.started = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -94,13 +93,6 @@ class MetricsFile(TrainerCallback):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         append_jsonl(self.path, self._line(state, logs))
-
-    def _lines(self) -> list[dict[str, Any]]:
-        """The sound lines of the file: a last line that a kill cut short is left out, and a broken one warned of."""
-        lines, broken = read_sound_lines(self.path) if self.path.exists() else ([], [])
-        for sentence in broken:
-            logger.warning("%s; the line is left out, those after it are kept", sentence)
-        return lines
 
     def _line(self, state: Any, logs: dict[str, Any]) -> dict[str, Any]:
         # An evaluation's keys carry its name: "eval_", or "eval_<dataset>_" where there are several.

@@ -46,11 +46,11 @@ def shard_reference(accelerator: Any, reference: Any) -> Any:
 
     plugin = accelerator.state.fsdp_plugin
     # Preparing a model writes its layer classes into the plugin; the policy's may be others.
-    asked = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
+    layer_classes = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
     try:
         return fsdp2_prepare_model(accelerator, reference)
     finally:
-        plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = asked
+        plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = layer_classes
 
 
 @contextmanager

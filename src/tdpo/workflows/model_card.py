@@ -34,8 +34,8 @@ def model_card(
 ) -> str:
     """Markdown with the metadata block that the hub reads."""
     method = METHODS[recipe.loss.name]
-    shown = (("loss", f"loss, {method.loss_unit}"), *SHOWN)
-    numbers = _numbers(shown, "held-out pairs", train, held_out)
+    metrics = (("loss", f"loss, {method.loss_unit}"), *SHOWN)
+    numbers = _numbers(metrics, "held-out pairs", train, held_out)
     return _card(recipe, method, _method(recipe, method), _data(data), numbers, versions)
 
 

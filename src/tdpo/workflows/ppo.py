@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from ..config import PPO, PPORecipe
 from ..models import load_tokenizer
-from ..recipe_data.inputs import prompts_inputs
+from ..recipe_data.input_digests import prompts_inputs
 from ..recipe_data.prompts import read_usable_prompts, recipe_rewards
 from ..runs import RunDirectory
 from ..training.callbacks import Say

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from ..batches import TokenizedPairs
 from ..config import Recipe, Training
 from ..models import load_tokenizer, model_facts
-from ..recipe_data.inputs import pairs_inputs
+from ..recipe_data.input_digests import pairs_inputs
 from ..recipe_data.pairs import RecipeData, read_data, tokenize_data
 from ..runs import RunDirectory
 from ..training.callbacks import Progress, Say

@@ -40,8 +40,8 @@ def versions_of(run: RunDirectory) -> dict[str, Any]:
 
 def last_log(trainer: Any) -> dict[str, float]:
     """The numbers of the last training log; {} where nothing was logged."""
-    logged = [line for line in trainer.state.log_history if "loss" in line]
-    return logged[-1] if logged else {}
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    return lines[-1] if lines else {}
 
 
 def without_prefix(metrics: dict[str, float]) -> dict[str, float]:

@@ -15,10 +15,10 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from ..config import AnyRecipe, Recording
-from ..recipe_data.inputs import recipe_inputs, settle_inputs
+from ..recipe_data.input_digests import recipe_inputs, settle_inputs
 from ..runs import RunDirectory
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
-from ..training.resume import checkpoint_to_resume
+from ..training.resumption import checkpoint_to_resume
 from .policy_of_recipe import load_policy, warn_of_slow_dtype
 from .trained_model import last_log, save_trained, versions_of, without_prefix
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,15 @@ def test_one_line_an_iteration_and_samples_of_each(tmp_path: Path) -> None:
     shown = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
     assert {line["iteration"] for line in shown} == {0, 2}
     assert {"prompt", "text", "reward", "finished", "step"} <= set(shown[0])
+
+
+def test_the_arguments_of_the_caller_stay_as_they_are(tmp_path: Path) -> None:
+    args = ppo_settings(tmp_path)
+    before = args.to_dict()
+    trainer = PPOTrainer(build_model("llama"), letters, args, PROMPTS, processing_class=build_tokenizer())
+    assert trainer.args.max_steps == args.total_updates
+    assert args.to_dict() == before
+    assert replace(args, iterations=7).iterations == 7, "max_steps, which is refused, would be passed on"
 
 
 def test_every_prompt_comes_up_before_any_comes_again(tmp_path: Path) -> None:

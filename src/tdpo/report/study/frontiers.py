@@ -44,8 +44,8 @@ def default_metric(study: StudyRecord, task: TaskRecord, group: str) -> Metric |
     """The metric that a group shows first: the reverse KL, or the study's primary diversity. If the task lacks it, the
     first metric that it has."""
     own = [m for m in shown_metrics(study, group) if study.has(task.name, m.key)]
-    wanted = primary_diversity(study) if group == "diversity" else "reverse_kl"
-    return next((m for m in own if m.key == wanted), own[0] if own else None)
+    preferred = primary_diversity(study) if group == "diversity" else "reverse_kl"
+    return next((m for m in own if m.key == preferred), own[0] if own else None)
 
 
 def primary_diversity(study: StudyRecord) -> str:

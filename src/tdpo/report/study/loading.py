@@ -21,7 +21,7 @@ from ...records.study_about import ArmFacts, TaskFacts, read_facts
 from ...records.study_tables import ALL_SEEDS
 from ..numbers import join_words, number
 from ..reading import LenientFolder
-from .methods import in_order
+from .arm_styles import in_order
 
 
 class Estimate(NamedTuple):

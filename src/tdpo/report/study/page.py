@@ -11,13 +11,13 @@ from ..drawing import Figure, base_layout
 from ..embedding import checked_script, embed_json, security_policy
 from ..page import RECIPE_CHARACTERS
 from ..templating import template_environment, template_text
+from .arm_styles import method_color, method_symbol
 from .claims import VERDICTS, read_claims
 from .curves import curve_data, task_curves
 from .distributions import distributions, spread_numbers
 from .diversity import diversity_tables
 from .frontiers import diversity_groups, frontier_data, shown_metrics, task_frontiers
 from .loading import StudyRecord, load_study
-from .methods import method_color, method_symbol
 from .provenance import cost_rows, failures, settings_facts, task_table
 from .samples import collect_samples
 from .strengths import RULES, choices
@@ -50,9 +50,9 @@ def render_study(study_dir: Path) -> str:
     template = environment.get_template("study/study.html.jinja")
 
     def page(samples: Any) -> str:
-        said = notices(study, content["frontiers"], content["curves"], samples)
+        sentences = notices(study, content["frontiers"], content["curves"], samples)
         words = subset_words(samples) if samples else ""
-        return template.render(**content, **fixed, notices=said, samples=samples, samples_shown=words)
+        return template.render(**content, **fixed, notices=sentences, samples=samples, samples_shown=words)
 
     rest = len(page(None).encode("utf-8", errors="replace"))
     return page(collect_samples(study, max(PAGE_BYTES - rest, LEAST_SAMPLES)))

@@ -4,7 +4,7 @@
   const root = document.getElementById("two-kls");
   if (!root) return;
   const byId = (id) => document.getElementById(`kl-${id}`);
-  const DIRECTIONS = ["forward", "backward"];
+  const DIRECTIONS = ["forward", "reverse"];
 
   // ---- the mathematics ---------------------------------------------------------------------------------------
   const LOG_ROOT_TWO_PI = 0.5 * Math.log(2 * Math.PI);
@@ -42,13 +42,13 @@
   // Both KLs in nats, the expected reward, what is forgotten and invented, and gradients with respect to
   // (mean, log width), divided by the Fisher information (1/width², 2): the natural gradient.
   function measure({ mean, width }, reference) {
-    const found = { forward: 0, backward: 0, reward: 0, forgets: 0, invents: 0 };
+    const found = { forward: 0, reverse: 0, reward: 0, forgets: 0, invents: 0 };
     reference.xs.forEach((x, i) => {
       const mass = Math.exp(reference.logs[i]) * reference.step;
       found.forward += mass * (reference.logs[i] - logNormal(x, mean, width));
       if (Math.abs(x - mean) > 1.959964 * width) found.forgets += mass;
     });
-    const backward = [0, 0];
+    const reverse = [0, 0];
     const reward = [0, 0];
     const { xs, step } = grid(mean - 9 * width, mean + 9 * width, 1201);
     for (const x of xs) {
@@ -58,17 +58,17 @@
       const z = (x - mean) / width;
       const scores = [z * width, (z * z - 1) / 2];
       const gained = rewardAt(x);
-      found.backward += mass * (own - other);
+      found.reverse += mass * (own - other);
       found.reward += mass * gained;
       if (other < reference.floor) found.invents += mass;
       scores.forEach((score, i) => {
-        backward[i] += mass * score * (own - other);
+        reverse[i] += mass * score * (own - other);
         reward[i] += mass * score * gained;
       });
     }
     const spread = reference.variance + (reference.mean - mean) ** 2;
     const forward = [mean - reference.mean, (1 - spread / width ** 2) / 2];
-    return { ...found, gradients: { forward, backward, reward } };
+    return { ...found, gradients: { forward, reverse, reward } };
   }
 
   const within = (value, limit) => Math.max(-limit, Math.min(limit, value));
@@ -84,7 +84,7 @@
   }
 
   // The optimum of Σπr − β·KL(π‖q): π ∝ q·exp(r/β).
-  function backwardOptimum(q, r, beta) {
+  function reverseOptimum(q, r, beta) {
     const top = Math.max(...r);
     const weights = q.map((mass, i) => mass * Math.exp((r[i] - top) / beta));
     const total = weights.reduce((a, b) => a + b);
@@ -234,13 +234,13 @@
     const words = each((direction, policy) => {
       const found = measure(policy, state.reference);
       panels[direction].draw(policy, state.reference, tallest, Boolean(beta));
-      for (const name of ["forward", "backward"]) show(`${direction}-${name}`, found[name], fixed(found[name], 3));
+      for (const name of ["forward", "reverse"]) show(`${direction}-${name}`, found[name], fixed(found[name], 3));
       for (const name of ["forgets", "invents"]) show(`${direction}-${name}`, found[name], percent(found[name]));
       show(`${direction}-reward`, found.reward, fixed(found.reward, 3));
       const seen = whereabouts(policy, found);
       byId(`${direction}-verdict`).textContent = `The bump ${seen}.`;
       set(byId(direction), { "data-mean": policy.mean, "data-width": policy.width });
-      const sentence = `${direction === "forward" ? "Forward" : "Backward"}: mean ${fixed(policy.mean)}, width `
+      const sentence = `${direction === "forward" ? "Forward" : "Reverse"}: mean ${fixed(policy.mean)}, width `
         + `${fixed(policy.width)}; ${seen}.`;
       set(panels[direction].svg, { "aria-label": `Reference with two bumps, policy with one. ${sentence}` });
       return sentence;
@@ -365,13 +365,13 @@
 
   function drawWords() {
     const beta = 10 ** input("word-beta");
-    const found = { reference: q, forward: forwardOptimum(q, rewards, beta), backward: backwardOptimum(q, rewards, beta) };
+    const found = { reference: q, forward: forwardOptimum(q, rewards, beta), reverse: reverseOptimum(q, rewards, beta) };
     for (const [name, masses] of Object.entries(found)) {
       set(byId("words"), { [`data-${name}`]: JSON.stringify(masses) });
       const words = Math.exp(masses.reduce((sum, mass) => sum - (mass > 0 ? mass * Math.log(mass) : 0), 0));
       show(`words-${name}-reward`, "", fixed(masses.reduce((sum, mass, i) => sum + mass * rewards[i], 0)));
       show(`words-${name}-forward`, klOf(q, masses), fixed(klOf(q, masses)));
-      show(`words-${name}-backward`, klOf(masses, q), fixed(klOf(masses, q)));
+      show(`words-${name}-reverse`, klOf(masses, q), fixed(klOf(masses, q)));
       modes.forEach((mode, i) => show(`words-${name}-mode${i}`, "", percent(mode.reduce((sum, at) => sum + masses[at], 0))));
       show(`words-${name}-count`, words, fixed(words, 1));
     }
@@ -388,7 +388,7 @@
     const [width, height] = [Math.max(260, Math.round(svg.clientWidth) || 760), 170];
     const slot = width / q.length;
     const bar = Math.min(24, slot / 3.8);
-    const tallest = Math.max(0.3, ...found.forward, ...found.backward) * 1.12;
+    const tallest = Math.max(0.3, ...found.forward, ...found.reverse) * 1.12;
     set(svg, { viewBox: `0 0 ${width} ${height}` });
     if (!svg.childElementCount) {
       for (const name of Object.keys(found)) q.forEach(() => svg.append(shape("rect", { class: `kl-bar kl-bar-${name}` })));

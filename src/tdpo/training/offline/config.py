@@ -77,9 +77,9 @@ class TDPOConfig(Arguments):
     def _without_effect(self) -> Iterator[str]:
         """Numbers that the loss does not have, and a folder for caches that are not made."""
         for name in ("beta", "alpha", "label_smoothing") if self.loss in get_args(LossName) else ():
-            given = getattr(self, name)
-            if given != getattr(type(self), name) and not getattr(METHODS[self.loss], f"has_{name}"):
-                yield f"{name}={given} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'"
+            value = getattr(self, name)
+            if value != getattr(type(self), name) and not getattr(METHODS[self.loss], f"has_{name}"):
+                yield f"{name}={value} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'"
         if self.reference == "model" and self.reference_cache_dir is not None:
             yield "reference_cache_dir has no effect with reference='model'; leave one of them out"
 

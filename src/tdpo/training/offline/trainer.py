@@ -20,12 +20,12 @@ from transformers import TrainerCallback
 
 from ...batches import ResponseBatch, TokenizedPair
 from ...models import Reference, causal_lm_of, reference_at_start
-from ...recipe_data.inputs import pairs_inputs
+from ...recipe_data.input_digests import pairs_inputs
 from ...scores import PairScores, score_pairs
+from ...scoring.configured_loss import configured_loss
 from ...scoring.fitting import check_lengths
 from ...scoring.head_path import HeadPath, choose_head_path
 from ...scoring.layout import choose_layout, cover
-from ...scoring.losses import configured_loss
 from ...scoring.pair_metrics import averages, pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import CachedReference, ReferenceSource

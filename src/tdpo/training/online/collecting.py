@@ -79,14 +79,14 @@ class Collector:
         started = time.perf_counter()
         units = units_of(sampled, drawn_together(args))
         scored = self._judged(policy, units)
-        rewards, logged = task_rewards(sampled, args, self.reward_scale, self.total)
+        rewards, of_rewards = task_rewards(sampled, args, self.reward_scale, self.total)
         coefficient = self.kl_coefficient.value
         rollout, of_rollout = make_rollout(
             iteration, units, scored, rewards, args.constraint, coefficient, args, self.total
         )
         update_tokens = self._tokens_of_updates(rollout)
         logs = {
-            "iteration": iteration, **logged, **of_rollout, "kl_coefficient": coefficient,
+            "iteration": iteration, **of_rewards, **of_rollout, "kl_coefficient": coefficient,
             "judging_seconds": time.perf_counter() - started,
         }  # fmt: skip
         if args.constraint.target is not None:

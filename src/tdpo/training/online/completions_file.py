@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-from ...records.files import write_text
-from ...records.json_files import append_jsonl, json_line, read_sound_lines
+from ...records.json_files import append_jsonl, rewrite_log
 from .rollouts import RewardedResponses
-
-logger = logging.getLogger(__name__)
 
 SHOWN = 4  # responses of an iteration
 
@@ -37,8 +33,4 @@ class CompletionsFile:
     def forget_from(self, iteration: int) -> None:
         """Delete the lines of this iteration and of later ones, which a resumed run writes again."""
         if self.writes and self.path.exists():
-            lines, broken = read_sound_lines(self.path)
-            for sentence in broken:
-                logger.warning("%s; the line is left out, those after it are kept", sentence)
-            earlier = [line for line in lines if line.get("iteration", 0) < iteration]
-            write_text(self.path, "".join(json_line(line) for line in earlier))
+            rewrite_log(self.path, lambda line: line.get("iteration", 0) < iteration)

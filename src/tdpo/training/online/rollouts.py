@@ -145,13 +145,13 @@ def task_rewards(
     finished = torch.tensor([float(response.finished) for response in sampled.responses], dtype=torch.float64)
     tokens = torch.tensor([float(len(response.token_ids)) for response in sampled.responses], dtype=torch.float64)
     new_tokens, seconds = total(torch.tensor([float(tokens.sum()), sampled.seconds], dtype=torch.float64)).tolist()
-    logged = {
+    numbers = {
         "reward_mean": mean, "reward_std": std, "reward_variance": std**2, **sampled.parts,
         "length_mean": moments(tokens, total)[0], "finished_share": moments(finished, total)[0],
         "generation_seconds": seconds / args.world_size,
         "generation_tokens_per_second": new_tokens * args.world_size / max(seconds, 1e-9),
     }  # fmt: skip
-    return rewards - args.missing_end_penalty * (1.0 - finished), logged
+    return rewards - args.missing_end_penalty * (1.0 - finished), numbers
 
 
 def drawn_together(args: PPOConfig) -> int:
@@ -231,5 +231,5 @@ def measured_kls(stats: dict[str, Tensor], sequences: int, total: Total) -> dict
     sums = [value.double().sum() for value in (*per_sequence.values(), stats["policy_entropy"])]
     counts = [logp.new_tensor(sequences), logp.new_tensor(len(logp))]
     *kls, entropy, sequences_in_all, tokens = total(torch.stack([v.double() for v in (*sums, *counts)])).tolist()
-    logged = {name: value / sequences_in_all for name, value in zip(per_sequence, kls, strict=True)}
-    return {**logged, "policy_entropy": entropy / tokens}
+    numbers = {name: value / sequences_in_all for name, value in zip(per_sequence, kls, strict=True)}
+    return {**numbers, "policy_entropy": entropy / tokens}

@@ -8,6 +8,7 @@ optimisers are transformers' and accelerate's.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Mapping
@@ -20,14 +21,14 @@ from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
 from ...models import has_adapter, reference_at_start
-from ...recipe_data.inputs import prompts_inputs
+from ...recipe_data.input_digests import prompts_inputs
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
 from ...scoring.head_path import choose_head_path
 from ..arguments import one_process_a_device
 from ..base import CheckpointedTrainer
 from ..metrics import MetricsFile, peak_memory_mib
 from ..policy import load_beside, prepare_policy, prepare_tokenizer
-from ..resume import reading
+from ..resumption import reading
 from .collecting import Collector
 from .completions_file import CompletionsFile
 from .config import PPOConfig
@@ -35,7 +36,7 @@ from .critic import Critic
 from .iteration import Iteration, iteration_in
 from .judging import Judge, rollout_statistics
 from .objective import head_impl, loss_extras, objective
-from .prompts import check_all_fit, encoded_by_name
+from .prompt_lengths import check_all_fit, encoded_by_name
 from .schedule import EndOfIteration, Schedule
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class PPOTrainer(CheckpointedTrainer):
         args = PPOConfig(output_dir="ppo_output") if args is None else args
         if not isinstance(args, PPOConfig):
             raise TypeError(f"args must be a PPOConfig, got {type(args).__name__}")
+        args = copy.copy(args)  # the length of the run is written into it below, and the caller's stays as it is
         if train_dataset is None:
             raise ValueError("train_dataset is missing: PPO needs prompts to sample from")
         one_process_a_device(args, logger.warning)

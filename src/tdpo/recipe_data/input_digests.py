@@ -26,14 +26,14 @@ def pairs_inputs(train: Any, held_out: Any) -> dict[str, str]:
     `held_out` is a list of pairs, several lists by name, or None.
     """
     parts = held_out if isinstance(held_out, dict) else {"": held_out}
-    named = {PAIRS: train, **{f"{HELD_OUT_PAIRS}{name and ' '}{name}": pairs for name, pairs in parts.items()}}
-    return {name: digest_of_pairs(pairs) for name, pairs in named.items() if pairs is not None}
+    sets = {PAIRS: train, **{f"{HELD_OUT_PAIRS}{name and ' '}{name}": pairs for name, pairs in parts.items()}}
+    return {name: digest_of_pairs(pairs) for name, pairs in sets.items() if pairs is not None}
 
 
 def prompts_inputs(train: Sequence[Prompt], held_out: Sequence[Prompt] | None) -> dict[str, str]:
     """Return a digest of the training prompts and of the held-out prompts."""
-    named = {PROMPTS: train, HELD_OUT_PROMPTS: held_out}
-    return {name: digest_of_prompts(prompts) for name, prompts in named.items() if prompts}
+    sets = {PROMPTS: train, HELD_OUT_PROMPTS: held_out}
+    return {name: digest_of_prompts(prompts) for name, prompts in sets.items() if prompts}
 
 
 def digest_of_pairs(pairs: Sequence[TokenizedPair]) -> str:

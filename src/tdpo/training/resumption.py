@@ -21,26 +21,30 @@ from ..runs.checkpoints import (
 )
 
 
-def whole_checkpoint(asked: str | Path | bool | None, folder: Path) -> str | None:
-    """The checkpoint that `resume_from_checkpoint=asked` means; True is the newest whole one in `folder`.
+def whole_checkpoint(resume_from: str | Path | bool | None, folder: Path) -> str | None:
+    """The checkpoint that a trainer's `resume_from_checkpoint` means; True is the newest whole one in `folder`.
 
     Raises:
-        ValueError: there is none, or the one asked for was cut short while it was written.
+        ValueError: there is none, or the one named was cut short while it was written.
         DamagedCheckpoint: a file of it is missing, cut short or of another form than it was written in.
     """
-    if asked is None or asked is False:
+    if resume_from is None or resume_from is False:
         return None
-    if asked is not True:
-        if not (Path(asked) / COMPLETE).exists():
-            raise ValueError(f"{asked} was cut short while it was written, or is no checkpoint; resume from another")
-        require_whole(Path(asked))
-        return str(asked)
-    found = find_checkpoints(folder)
-    if found.newest is None:
-        cut = f"; {len(found.incomplete)} were cut short while they were written" if found.incomplete else ""
-        raise ValueError(f"{folder} holds no checkpoint to resume from{cut}. Start without resume_from_checkpoint.")
-    require_whole(found.newest)
-    return str(found.newest)
+    if resume_from is not True:
+        if not (Path(resume_from) / COMPLETE).exists():
+            raise ValueError(
+                f"{resume_from} was cut short while it was written, or is no checkpoint; resume from another"
+            )
+        require_whole(Path(resume_from))
+        return str(resume_from)
+    checkpoints = find_checkpoints(folder)
+    if checkpoints.newest is None:
+        note = (
+            f"; {len(checkpoints.incomplete)} were cut short while they were written" if checkpoints.incomplete else ""
+        )
+        raise ValueError(f"{folder} holds no checkpoint to resume from{note}. Start without resume_from_checkpoint.")
+    require_whole(checkpoints.newest)
+    return str(checkpoints.newest)
 
 
 def checkpoint_to_resume(run: RunDirectory, *, last_good: bool, say: Callable[[str], None]) -> Path | None:
