@@ -41,7 +41,7 @@ def main(model: str = "smollm2-135m", folder: str = "runs/example_ppo") -> list[
     for line in logs:
         print(
             f"iteration {line['iteration']:.0f}  mean reward {line['reward_mean']:.3f}  nats per sequence: "
-            f"KL(reference‖policy) {line['forward_kl']:.3f}, KL(policy‖reference) {line['reverse_kl']:.3f}"
+            f"KL(reference‖policy) {line['forward_kl']:z.3f}, KL(policy‖reference) {line['reverse_kl']:z.3f}"
         )
     return logs
 

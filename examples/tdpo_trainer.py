@@ -46,7 +46,7 @@ def main(model: str = "smollm2-135m", folder: str = "runs/example_tdpo") -> list
     for line in logs:
         print(
             f"step {line['step']}  loss {line['loss']:.4f}  margin {line['margin']:+.3f}  "
-            f"KL(reference‖policy), nats per sequence: chosen {max(line['chosen_forward_kl'], 0.0):.3f}"
+            f"KL(reference‖policy), nats per sequence: chosen {line['chosen_forward_kl']:z.3f}"
         )
     return logs
 

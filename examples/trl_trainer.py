@@ -101,8 +101,8 @@ def main() -> list[dict[str, float]]:
     for step, line in enumerate(logs, start=1):
         print(
             f"step {step}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.2f}  margin {line['margin']:+.3f}  "
-            f"KL(reference‖policy), nats per sequence: chosen {line['chosen_forward_kl']:.3f}, "
-            f"rejected {line['rejected_forward_kl']:.3f}"
+            f"KL(reference‖policy), nats per sequence: chosen {line['chosen_forward_kl']:z.3f}, "
+            f"rejected {line['rejected_forward_kl']:z.3f}"
         )
     return logs
 

@@ -83,7 +83,7 @@ class LearningFromRewards(Method):
         if "penalized_reward_mean" not in logs:
             return None
         return (
-            f"reward {logs['reward_mean']:.3f} · KL {logs['reverse_kl']:.2f} reverse, {logs['forward_kl']:.2f} "
+            f"reward {logs['reward_mean']:.3f} · KL {logs['reverse_kl']:z.2f} reverse, {logs['forward_kl']:z.2f} "
             f"forward · coefficient {logs['kl_coefficient']:.3g}"
         )
 

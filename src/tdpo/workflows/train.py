@@ -91,7 +91,7 @@ class LearningFromPairs(Method):
             return None
         return (
             f"loss {logs['loss']:.3f} · margin {logs['margin']:+.2f} · "
-            f"chosen KL {logs['chosen_forward_kl']:.2f} nats · {logs['tokens_per_second']:.0f} tokens/s"
+            f"chosen KL {logs['chosen_forward_kl']:z.2f} nats · {logs['tokens_per_second']:.0f} tokens/s"
         )
 
     def card(self, data: TrainingData, train: Numbers, held_out: Numbers | None, versions: dict[str, Any]) -> str:
