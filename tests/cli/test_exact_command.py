@@ -15,8 +15,8 @@ from tdpo.cli._errors import CommandError
 from tdpo.cli._exact_run import ExactRun, Stopped
 from tdpo.cli.app import app
 from tdpo.exact import benchmark
-from tdpo.exact.problems import Problem
 from tdpo.exact.settings import Settings
+from tdpo.exact.tabular_problems import Problem
 from tdpo.exact.trees import Tree
 from tdpo.report import write_exact_report
 

@@ -28,8 +28,8 @@ from tdpo.config import load_recipe
 from tdpo.guards.texts import cell_text, markdown_text, printable, printable_json, quoted_yaml, spreadsheet_cell
 from tdpo.records.json_files import read_json
 from tdpo.records.study_tables import CellKey, ResponseRow, read_responses, write_responses
-from tdpo.report.loading import load_runs
-from tdpo.report.study.loading import load_study
+from tdpo.report.run_reading import load_runs
+from tdpo.report.study.study_reading import load_study
 from tdpo.workflows.model_card import model_card, ppo_model_card
 
 RED = "\x1b[31mred\x1b]0;title\x07"

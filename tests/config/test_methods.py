@@ -8,7 +8,7 @@ import pytest
 
 from tdpo.config import ARM_NAMES, Loss, RecipeError, load_recipe
 from tdpo.config.claims_schema import Opponent
-from tdpo.exact.methods import METHODS as EXACT
+from tdpo.exact.compared_methods import METHODS as EXACT
 from tdpo.methods import ARMS, METHODS, REFERENCE, public_name
 from tdpo.report.study.arm_styles import COLORS, SYMBOLS
 from tdpo.workflows.model_card import model_card

@@ -13,12 +13,12 @@ from scipy.optimize import brentq, minimize
 from torch import Tensor
 
 from tdpo.exact import benchmark, optima, searching
+from tdpo.exact.compared_methods import METHODS, path
 from tdpo.exact.learning import Constraint, learn_from_pairs, learn_from_rewards
 from tdpo.exact.measures import distance, measure
-from tdpo.exact.methods import METHODS, path
 from tdpo.exact.objectives import all_pairs, pair_objective, sampled_pairs
-from tdpo.exact.problems import SHAPES, Problem, make_problem
 from tdpo.exact.settings import Settings
+from tdpo.exact.tabular_problems import SHAPES, Problem, make_problem
 from tdpo.exact.trees import Tree
 
 TOKEN, TREE = Tree(7), Tree(3, 3)

@@ -25,10 +25,10 @@ from tdpo.report.curves import curve_groups, displacement, running_mean, thinned
 from tdpo.report.drawing import BASE_GREY, RUN_COLORS, Figure, plot_text
 from tdpo.report.embedding import checked_script, embed_json, script_hash
 from tdpo.report.figures import distribution_figure
-from tdpo.report.loading import RUN_FILES, Run, load_runs
 from tdpo.report.numbers import MISSING, interval, show, show_duration, show_interval
 from tdpo.report.page import page_content
 from tdpo.report.results import evaluated_columns, summary_sentences
+from tdpo.report.run_reading import RUN_FILES, Run, load_runs
 from tdpo.report.samples import collect_samples
 from tdpo.report.tables import pairs_table, provenance_table, recipe_differences, results_table
 from tdpo.report.training_responses import training_responses
@@ -611,7 +611,7 @@ print(sorted(light), sorted(heavy))
 def test_a_run_that_was_killed_is_not_shown_as_running(tmp_path: Path) -> None:
     import fcntl
 
-    from tdpo.report.loading import load_runs
+    from tdpo.report.run_reading import load_runs
 
     (tmp_path / "status.json").write_text('{"state": "running", "step": 3}', encoding="utf-8")
     assert load_runs([tmp_path])[0].status["state"] == "running", "without a lock nothing is known"

@@ -33,10 +33,10 @@ from tdpo.report.study.curves import POINTS, task_curves
 from tdpo.report.study.distributions import distributions
 from tdpo.report.study.diversity import diversity_tables
 from tdpo.report.study.frontiers import frontier_data, task_frontiers
-from tdpo.report.study.loading import load_study
 from tdpo.report.study.page import study_content
 from tdpo.report.study.samples import collect_samples
 from tdpo.report.study.strengths import choices
+from tdpo.report.study.study_reading import load_study
 
 PACKAGE = Path(tdpo.report.__file__).parents[1]
 

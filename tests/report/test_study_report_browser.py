@@ -12,7 +12,7 @@ import pytest
 from helpers.browsing import CONTRAST, OVERFLOW, Visit, until
 from helpers.study_fixtures import HOSTILE, make_study, read, write
 from tdpo.report import write_study_report
-from tdpo.report.study.loading import load_study
+from tdpo.report.study.study_reading import load_study
 
 pytestmark = pytest.mark.browser
 READY = "document.documentElement.dataset.unpacked === 'yes'"

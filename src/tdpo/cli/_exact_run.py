@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ..exact import benchmark
-from ..exact.problems import all_problems, make_problem
 from ..exact.settings import Settings
+from ..exact.tabular_problems import all_problems, make_problem
 from ..exact.trees import Tree
 from ..records.files import write_text
 from ..records.json_files import read_json, write_json

@@ -28,7 +28,7 @@ def model_checks(names: Mapping[str, str | None], dtype: str, trust_remote_code:
 def policy_checks(model: Model) -> Iterator[Check]:
     """Check that the policy can be trained as `model` says, and has the vocabulary of its reference."""
     from ..models import LoraSettings, add_lora, check_quantized_training, check_vocabulary, has_adapter
-    from ..models.loading import outline_causal_lm, will_be_quantized
+    from ..models.model_loading import outline_causal_lm, will_be_quantized
 
     trust = model.trust_remote_code
     policy = outline_causal_lm(model.name, trust_remote_code=trust)

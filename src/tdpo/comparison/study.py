@@ -18,8 +18,8 @@ from ..records.study_tables import CellKey
 from ..runs import RunError, accelerators, usable_cores
 from .cells import StudyFiles, cells_of, check_recipes, task_environment, training_prompts
 from .running import Failure, Observer, Outcome, Report, Stopped, run_cells
+from .study_writing import write_study
 from .task_files import ChangedInput, changed_inputs
-from .writing import write_study
 
 # How a study is run and judged: no run depends on it.
 FREE = ("workers", "study_dir", "claims")

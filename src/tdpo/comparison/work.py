@@ -25,6 +25,7 @@ from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory
 from ..sampling.pair_sampling import pair_settings, sample_pairs
 from ..workflows.ppo import train_ppo
 from ..workflows.train import train
+from .cell_judging import judge
 from .cells import (
     StudyFiles,
     evaluation_recipe,
@@ -34,7 +35,6 @@ from .cells import (
     training_prompts,
     training_recipe,
 )
-from .judging import judge
 from .running import DONE, Report
 from .task_files import inputs_of
 

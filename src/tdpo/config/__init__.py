@@ -5,7 +5,10 @@ from ._sections import Section
 from .claims_schema import Claim, ClaimPart, built_in_claims
 from .environment_schema import EnvironmentChoice
 from .key_documentation import KeyDocumentation, documented_keys, only_in_ppo, only_in_studies, recipe_markdown
-from .loading import (
+from .optimization import Optimizing, Recording
+from .ppo_schema import KL, PPO, VALUE_LEARNING_RATES, PPORecipe, Prompts, Reward, Rollouts
+from .python_fields import RecipeFields
+from .recipe_loading import (
     AnyRecipe,
     dump_recipe,
     dump_study,
@@ -13,10 +16,7 @@ from .loading import (
     load_recipe,
     load_study,
 )
-from .optimization import Optimizing, Recording
-from .ppo_schema import KL, PPO, VALUE_LEARNING_RATES, PPORecipe, Prompts, Reward, Rollouts
-from .problems import RecipeError, RecipeProblem
-from .python_fields import RecipeFields
+from .recipe_problems import RecipeError, RecipeProblem
 from .schema import (
     Data,
     Evaluation,

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationInfo, field_validator
 
 from ..methods import REFERENCE
-from ..records.metrics import BY_KEY, OF_EMBEDDINGS, OF_REWARDS, PER_PROMPT
+from ..records.metric_names import BY_KEY, OF_EMBEDDINGS, OF_REWARDS, PER_PROMPT
 from ._sections import Section, Text
 from ._yaml import read_yaml
 

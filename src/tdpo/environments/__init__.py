@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 
-from tdpo.environments.base import (
+from tdpo.environments.brevity import brevity_environment
+from tdpo.environments.categories import categories_environment
+from tdpo.environments.environment import (
     Environment,
     Prompt,
     PromptReward,
@@ -13,8 +15,6 @@ from tdpo.environments.base import (
     check_reward,
     score,
 )
-from tdpo.environments.brevity import brevity_environment
-from tdpo.environments.categories import categories_environment
 from tdpo.environments.function_loading import FunctionError, load_function
 from tdpo.environments.keywords import keywords_environment
 from tdpo.environments.own import own_environment

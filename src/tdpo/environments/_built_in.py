@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tdpo.environments.base import Prompt
+from tdpo.environments.environment import Prompt
 
 _FOLDER = Path(__file__).parent / "prompts"
 

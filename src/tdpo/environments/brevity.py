@@ -6,7 +6,7 @@ from typing import Any
 
 from tdpo.environments._built_in import packaged_prompts
 from tdpo.environments._words import distinct_share, is_complete, named, words
-from tdpo.environments.base import Environment
+from tdpo.environments.environment import Environment
 
 FEWEST, FEW, MANY = 3, 6, 24  # words: fewer than FEWEST say nothing; up to FEW cost nothing; MANY earn nothing
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tdpo.environments._built_in import packaged_prompts
 from tdpo.environments._words import named, words
-from tdpo.environments.base import Environment, Prompt
+from tdpo.environments.environment import Environment, Prompt
 
 FEW, MANY = 6, 18  # words: up to FEW cost nothing; from MANY on half of the reward is gone
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tdpo.environments._built_in import packaged_prompts
 from tdpo.environments._words import distinct_share, forms, is_complete, named, sentences, words
-from tdpo.environments.base import Environment
+from tdpo.environments.environment import Environment
 
 SHORTEST, LONGEST = 5, 30  # words of a sentence that is neither a bare list nor a story
 _LIST_WORDS = frozenset(["a", "an", "the", "and", "or"])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tdpo.environments.base import Environment, Prompt, copied, no_modes
+from tdpo.environments.environment import Environment, Prompt, copied, no_modes
 from tdpo.environments.function_loading import load_function
 from tdpo.environments.prompt_files import read_prompts
 from tdpo.preferences import UnreadablePreferences

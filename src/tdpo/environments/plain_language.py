@@ -6,7 +6,7 @@ from typing import Any
 
 from tdpo.environments._built_in import packaged_prompts
 from tdpo.environments._words import distinct_share, is_complete, named, reading_ease, words
-from tdpo.environments.base import Environment
+from tdpo.environments.environment import Environment
 
 ENOUGH = 8  # words; a shorter response explains less, and shorter sentences are not easier
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdpo.environments.base import Prompt
+from tdpo.environments.environment import Prompt
 from tdpo.preferences import BadPreferences, Reason, RowProblem, Text, UnreadablePreferences
 from tdpo.preferences.fields import check_template_options, check_text
 from tdpo.preferences.formats import EXPECTED_PROMPTS, PROMPTS, nearest_column, require_prompt_column

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from tdpo.environments._built_in import packaged_prompts
-from tdpo.environments.base import Environment
+from tdpo.environments.environment import Environment
 
 
 def sentiment_environment() -> Environment:

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .compared_methods import METHODS, path
 from .learning import learn_from_pairs, learn_from_rewards
 from .measures import distance, measure
-from .methods import METHODS, path
-from .problems import Problem, make_problem
+from .tabular_problems import Problem, make_problem
 
 LOG_STRENGTH = 1e-5  # precision, in its logarithm, of the strength at which a method has a target
 TRIES = 12  # of that search; smooth methods need half of them

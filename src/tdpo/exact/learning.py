@@ -15,7 +15,7 @@ from torch import Tensor
 from ..policy_gradient import clipped_policy_loss, gae
 from .measures import node_kl
 from .objectives import pair_objective, sampled_pairs
-from .problems import Problem
+from .tabular_problems import Problem
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..divergences import entropy, forward_kl, kl_of_logp, reverse_kl
-from .problems import Problem
+from .tabular_problems import Problem
 
 MEASURES = ("reward", "reward_variance", "forward_kl", "reverse_kl", "entropy", "mode_coverage", "effective_modes")
 

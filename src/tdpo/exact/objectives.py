@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from ..losses import dpo_loss, sft_loss, tdpo1_loss, tdpo2_loss
 from ..scores import PairScores
 from .measures import node_kl
-from .problems import Problem
+from .tabular_problems import Problem
 
 PairLoss = Callable[[PairScores, float, Problem], Tensor]  # scores, β, problem → nats per pair
 

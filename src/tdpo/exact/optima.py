@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .objectives import all_pairs
-from .problems import Problem
+from .tabular_problems import Problem
 
 Solve = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # log q, values [n, symbols] to log π [n, symbols], value [n]
 HALVINGS = 200  # of a bisection: to the last bit

@@ -6,7 +6,8 @@ from .configurations import check_quantized_training
 from .folder_files import is_adapter_folder
 from .hidden_states import causal_lm_of, find_head, response_hidden, select_logits
 from .lengths import independent_length, length_thresholds, why_dependent
-from .loading import (
+from .merging import logits_distance, merge_adapter, probe_logits
+from .model_loading import (
     ModelFacts,
     check_folder,
     configuration_of,
@@ -17,7 +18,6 @@ from .loading import (
     model_facts,
     outline_causal_lm,
 )
-from .merging import logits_distance, merge_adapter, probe_logits
 from .probing import check_causal, check_whole_loss
 from .references import Reference, check_vocabulary, kept_reference, reference_at_start, reference_for
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .adapters import load_adapter
 from .folder_files import adapter_base, is_adapter_folder
-from .loading import check_folder, refuse_pickles
+from .model_loading import check_folder, refuse_pickles
 from .trust import names_untrusted_code
 
 NO_REWARD_MODEL = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .folder_files import adapter_base, is_adapter_folder
-from .loading import check_folder
+from .model_loading import check_folder
 
 SLICES, SLICE_BYTES = 16, 64
 WHOLE_BELOW = 1 << 22

@@ -8,7 +8,7 @@ from typing import Any
 
 from .configurations import read_config, text_config
 from .folder_files import adapter_base, is_adapter_folder
-from .loading import check_folder
+from .model_loading import check_folder
 from .probing import CannotRunError, check_causal, check_whole_loss
 
 VOCABULARY = 64

@@ -13,6 +13,7 @@ from typing import Any
 from tdpo.preferences.prompt_splitting import split_prompt
 from tdpo.preferences.readers import read_dataset, read_source
 from tdpo.preferences.reasons import Reason
+from tdpo.preferences.row_writing import write_preferences
 from tdpo.preferences.rows import (
     BadPreferences,
     Message,
@@ -23,7 +24,6 @@ from tdpo.preferences.rows import (
     UnreadablePreferences,
 )
 from tdpo.preferences.validation import OnBadRows, validate
-from tdpo.preferences.writing import write_preferences
 
 
 def load_preferences(source: str | Path, *, split: str = "train", on_bad_rows: OnBadRows = "error") -> Preferences:

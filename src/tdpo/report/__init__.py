@@ -20,7 +20,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     Raises ValueError when no directory is given or one is given twice, FileNotFoundError when one does not exist or
     is no run directory, IsADirectoryError when `out` is a folder, ImportError when jinja2 or plotly is missing.
     """
-    from .loading import load_runs
+    from .run_reading import load_runs
 
     out = Path(out)
     if out.is_dir():

@@ -8,8 +8,8 @@ from typing import Any
 
 from .curve_kinds import GROUPS, Curve, Part
 from .drawing import Figure, base_layout, color, plot_text, symbol
-from .loading import Run
 from .numbers import MISSING, show
+from .run_reading import Run
 
 MAX_POINTS = 400  # of one line; fewer where more than four runs share the file
 SMOOTH_FROM = 60

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..records.dotted import at
 from .drawing import Figure, Point, base_layout, color, dot_figure, error_bar, plot_text, symbol, translucent
-from .loading import Run
 from .numbers import interval, number, show, show_interval
 from .results import (
     BASE_COLOR,
@@ -20,6 +19,7 @@ from .results import (
     pair_interval,
     reward_name,
 )
+from .run_reading import Run
 
 
 def result_figures(columns: list[Column], runs: list[Run]) -> list[Figure]:

@@ -10,9 +10,9 @@ from .curves import curve_groups
 from .drawing import Figure, color, symbol
 from .embedding import checked_script, embed_json, security_policy
 from .figures import distribution_figure, frontier_figures, pair_figures, result_figures
-from .loading import Run
 from .numbers import join_words, number, show, show_duration
 from .results import BASE_COLOR, confidence, evaluated_columns, reward_name, summary_sentences
+from .run_reading import Run
 from .samples import Samples, collect_samples
 from .tables import (
     SPLITS,

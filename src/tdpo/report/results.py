@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..records.dotted import at, text_at
-from .loading import Run
 from .numbers import excludes_zero, join_words, number, show, show_interval, show_share
+from .run_reading import Run
 
 BASE_COLOR = -1
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..methods import METHODS, method_named
 from ..records.dotted import at, dict_at, flatten, text_at
-from .loading import Run
 from .numbers import MISSING, join_words, number, show, show_duration, show_interval, show_signed
 from .results import (
     GENERATION_METRICS,
@@ -20,6 +19,7 @@ from .results import (
     pair_interval,
     reward_name,
 )
+from .run_reading import Run
 
 DATA_FACTS = ("source", "rows", "pairs", "skipped", "truncated rows")  # said first, and even when zero
 SPLITS = {"train": "Training data", "eval": "Evaluation data"}

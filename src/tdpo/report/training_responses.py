@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..records.dotted import at
-from .loading import Run
 from .numbers import number, shorten, show
+from .run_reading import Run
 from .tables import Cell, Row, Table, plain
 
 SHOWN_CHARACTERS = 600  # of a prompt or a response

@@ -13,7 +13,7 @@ from torch import nn
 from ..environments import Prompt
 from ..models.classifiers import load_reward_classifier
 from ..models.folder_files import adapter_base, is_adapter_folder
-from ..models.loading import check_folder
+from ..models.model_loading import check_folder
 from ..models.trust import own_code_refused
 
 logger = logging.getLogger(__name__)

@@ -286,7 +286,7 @@ def test_evaluating_and_saving_do_not_count_as_training_time(
     """The clock jumps by hours before training and in every evaluation, so that no load of the machine can hide it."""
     jumps = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + jumps[0])
-    monkeypatch.setattr("tdpo.training.metrics.time", clock)
+    monkeypatch.setattr("tdpo.training.logged_metrics.time", clock)
 
     class Slow(hf.TrainerCallback):
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:

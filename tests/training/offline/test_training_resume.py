@@ -238,10 +238,10 @@ def test_old_checkpoints_go_only_once_the_new_one_is_whole(tmp_path: Path, monke
         seen.append([path.name for path in find_checkpoints(Path(folder)).complete])
         rotate(folder, *args, **kwargs)
 
-    from tdpo.training import base
+    from tdpo.training import checkpointed_trainer
 
-    rotate = base.rotate_checkpoints
-    monkeypatch.setattr(base, "rotate_checkpoints", spy)
+    rotate = checkpointed_trainer.rotate_checkpoints
+    monkeypatch.setattr(checkpointed_trainer, "rotate_checkpoints", spy)
     trainer = new_trainer(tmp_path, "full", max_steps=6)
     trainer.train()
     assert seen == [["checkpoint-2"], ["checkpoint-2", "checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]

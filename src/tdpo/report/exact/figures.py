@@ -8,7 +8,7 @@ from typing import Any
 
 from ..drawing import BASE_GREY, Figure, base_layout, plot_text
 from ..numbers import show
-from .loading import Exact, Row
+from .benchmark_reading import Exact, Row
 
 COLORS = {"forward": "#8e44d6", "reverse": "#d55e00", "": BASE_GREY}  # by the direction of the KL
 DASHES = {"pairs": "solid", "rewards": "dash", "reference": "dot"}  # by what is learned from

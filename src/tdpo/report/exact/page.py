@@ -8,8 +8,8 @@ from pathlib import Path
 from ..embedding import checked_script, embed_json, security_policy
 from ..numbers import show_duration
 from ..templating import template_environment, template_text
+from .benchmark_reading import load_exact
 from .figures import MEASURES, frontier, kept, learning, legend
-from .loading import load_exact
 
 
 def render_exact(folder: Path) -> str:

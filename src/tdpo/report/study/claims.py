@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...records.dotted import at, text_at
-from ...records.metrics import named
+from ...records.metric_names import named
 from ..numbers import MINUS, MISSING, interval, number, show, show_interval, show_signed
-from .loading import StudyRecord
+from .study_reading import StudyRecord
 
 VERDICTS = ("supported", "contradicted", "undecided")
 MARGIN = 0.06  # of the axis, left free on either side

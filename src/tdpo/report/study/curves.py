@@ -8,7 +8,7 @@ from typing import Any
 from ..drawing import Figure
 from ..numbers import MISSING, show
 from .frontiers import rounded
-from .loading import Curve, StudyRecord, TaskRecord
+from .study_reading import Curve, StudyRecord, TaskRecord
 
 POINTS = 40
 HEIGHT = 250

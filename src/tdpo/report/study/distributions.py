@@ -8,8 +8,8 @@ from statistics import fmean, median, pvariance
 
 from ...methods import REFERENCE
 from ..numbers import MISSING, show, show_interval
-from .loading import Estimate, StudyRecord, TaskRecord
 from .strengths import Choice
+from .study_reading import Estimate, StudyRecord, TaskRecord
 
 BINS = 24
 WIDTH, HEIGHT = 240, 40  # of a row's drawing, in its own units

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...methods import REFERENCE
-from ...records.metrics import DIVERSITY, Metric, named
+from ...records.metric_names import DIVERSITY, Metric, named
 from ..numbers import show, show_interval
-from .loading import Estimate, StudyRecord, TaskRecord
 from .strengths import Choice
+from .study_reading import Estimate, StudyRecord, TaskRecord
 
 CONTEXT = ("reverse_kl", "reward_mean")
 Group = tuple[Metric, tuple[str, ...], tuple[str, ...]]  # a metric, its keys, and what tells these apart

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...methods import REFERENCE
-from ...records.metrics import ALL_DIVERSITY, KINDS, KL, MODES, Metric, named
+from ...records.metric_names import ALL_DIVERSITY, KINDS, KL, MODES, Metric, named
 from ..drawing import Figure
 from ..numbers import MISSING, show, show_interval
-from .loading import Estimate, StudyRecord, TaskRecord
+from .study_reading import Estimate, StudyRecord, TaskRecord
 
 HEIGHT = 350
 DIGITS = 5

@@ -17,10 +17,10 @@ from .curves import curve_data, task_curves
 from .distributions import distributions, spread_numbers
 from .diversity import diversity_tables
 from .frontiers import diversity_groups, frontier_data, shown_metrics, task_frontiers
-from .loading import StudyRecord, load_study
 from .provenance import cost_rows, failures, settings_facts, task_table
 from .samples import collect_samples
 from .strengths import RULES, choices
+from .study_reading import StudyRecord, load_study
 from .summary import glance, notices, subset_words, summary
 
 PAGE_BYTES = 7_900_000  # below 8 MB, with room for what is not counted beforehand

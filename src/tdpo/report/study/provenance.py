@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from ...records.dotted import dict_at, text_at
-from ...records.metrics import COSTS
+from ...records.metric_names import COSTS
 from ...records.study_tables import ALL_SEEDS
 from ..numbers import MISSING, number, show, show_duration
 from ..tables import Cell, Row, Table, plain
-from .loading import StudyRecord, TaskRecord, seeds_of
+from .study_reading import StudyRecord, TaskRecord, seeds_of
 
 
 def settings_facts(study: StudyRecord) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from ..embedding import embed_json
 from ..numbers import number
 from ..samples import TEXT_CHARACTERS
 from .frontiers import rounded
-from .loading import Response, StudyRecord
+from .study_reading import Response, StudyRecord
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ...methods import REFERENCE
-from .loading import StudyRecord
+from .study_reading import StudyRecord
 
 RULES = {
     "matched": "reverse KL nearest to a common value",

@@ -8,9 +8,9 @@ from ..numbers import join_words, number, show, show_duration
 from .claims import Claim, tally
 from .curves import TaskCurves
 from .frontiers import TaskFrontiers
-from .loading import StudyRecord, counted, seeds_of
 from .provenance import changed_inputs, failures
 from .samples import Samples
+from .study_reading import StudyRecord, counted, seeds_of
 
 
 def summary(study: StudyRecord, claims: list[Claim]) -> str:

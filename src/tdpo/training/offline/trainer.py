@@ -31,8 +31,8 @@ from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import CachedReference, ReferenceSource
 from ...token_statistics import Extra
 from ..arguments import one_process_a_device, other_values
-from ..base import CheckpointedTrainer
-from ..metrics import MetricsFile, TrainingMeter
+from ..checkpointed_trainer import CheckpointedTrainer
+from ..logged_metrics import MetricsFile, TrainingMeter
 from ..policy import load_beside, prepare_policy, prepare_tokenizer
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length

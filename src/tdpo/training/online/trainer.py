@@ -25,8 +25,8 @@ from ...recipe_data.input_digests import prompts_inputs
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
 from ...scoring.head_path import choose_head_path
 from ..arguments import one_process_a_device
-from ..base import CheckpointedTrainer
-from ..metrics import MetricsFile, peak_memory_mib
+from ..checkpointed_trainer import CheckpointedTrainer
+from ..logged_metrics import MetricsFile, peak_memory_mib
 from ..policy import load_beside, prepare_policy, prepare_tokenizer
 from ..resumption import reading
 from .collecting import Collector

@@ -16,7 +16,7 @@ from ._explain import got, schema_of, shorten
 from ._sections import Section
 from ._yaml import YamlProblem, read_yaml, write_yaml
 from .ppo_schema import PPORecipe
-from .problems import Context, Path_, RecipeError, RecipeProblem, problems_of
+from .recipe_problems import Context, Path_, RecipeError, RecipeProblem, problems_of
 from .schema import Recipe
 from .study_schema import Study
 

@@ -12,7 +12,7 @@ from ..methods import public_name
 from . import optima, searching
 from .learning import Constraint
 from .objectives import STOPS_A_GRADIENT, all_pairs, pair_objective
-from .problems import Problem
+from .tabular_problems import Problem
 
 Optimum = Callable[[Problem, float, Tensor], Tensor]  # problem, strength, where to start a search → node_logp
 
