@@ -16,7 +16,7 @@ from tdpo.preferences.reasons import Finding
 from tdpo.preferences.role_order import prompt_findings
 from tdpo.preferences.rows import shown
 from tdpo.preferences.text_files import Record
-from tdpo.preferences.validation import OnBadRows
+from tdpo.preferences.validation import OnBadRows, separate_records
 
 # Keyword arguments of every reward function. The other columns of the prompts come beside them.
 ARGUMENTS = ("prompts", "completions")
@@ -55,7 +55,7 @@ def load_prompts(
     if on_bad_rows not in ("error", "skip"):
         raise ValueError(f"on_bad_rows is {on_bad_rows!r}; it can be 'error' or 'skip'.")
     name = str(source)
-    records, problems = _separate(read_source(source, split, PROMPTS), name)
+    records, problems = separate_records(read_source(source, split, PROMPTS), name)
     total = len(records) + len({problem.row for problem in problems})
     if not total:
         raise UnreadablePreferences(f"{name}: there are no rows in it. {EXPECTED_PROMPTS}")
@@ -80,20 +80,6 @@ def check_prompt_rows(rows: Sequence[tuple[int, Mapping[str, Any]]], source: str
     if problems:
         raise BadPreferences(problems, source, len(rows), skippable=False)
     return prompts
-
-
-def _separate(rows: Iterable[Record | RowProblem], source: str) -> tuple[list[Record], list[RowProblem]]:
-    """Return the records that are objects with fields, and the problems of all other rows."""
-    records, problems = [], []
-    for record in rows:
-        if isinstance(record, RowProblem):
-            problems.append(record)
-        elif isinstance(record.values, Mapping):
-            records.append(record)
-        else:
-            text = f"{type(record.values).__name__}: {shown(record.values)}"
-            problems.append(RowProblem(source, record.row, "row", Reason.NOT_OBJECT, text))
-    return records, problems
 
 
 def refuse_reserved_columns(rows: Iterable[Mapping[str, Any]], source: str) -> None:

@@ -28,6 +28,21 @@ OnBadRows = Literal["error", "skip"]
 _CANONICAL = json.JSONEncoder(sort_keys=True, default=str)
 
 
+def separate_records(rows: Iterable[Record | RowProblem], source: str) -> tuple[list[Record], list[RowProblem]]:
+    """Return the records that are objects with fields, and the problems of all other rows."""
+    records: list[Record] = []
+    problems: list[RowProblem] = []
+    for record in rows:
+        if isinstance(record, RowProblem):
+            problems.append(record)
+        elif isinstance(record.values, Mapping):
+            records.append(record)
+        else:
+            text = f"{type(record.values).__name__}: {shown(record.values)}"
+            problems.append(RowProblem(source, record.row, "row", Reason.NOT_OBJECT, text))
+    return records, problems
+
+
 def validate(records: Iterable[Record | RowProblem], source: str, on_bad_rows: OnBadRows) -> Preferences:
     """Check every record, and the records against each other.
 
@@ -37,16 +52,7 @@ def validate(records: Iterable[Record | RowProblem], source: str, on_bad_rows: O
     """
     if on_bad_rows not in ("error", "skip"):
         raise ValueError(f"on_bad_rows is {on_bad_rows!r}; it can be 'error' or 'skip'.")
-    problems: list[RowProblem] = []
-    usable: list[Record] = []
-    for record in records:
-        if isinstance(record, RowProblem):
-            problems.append(record)
-        elif isinstance(record.values, Mapping):
-            usable.append(record)
-        else:
-            text = f"{type(record.values).__name__}: {shown(record.values)}"
-            problems.append(RowProblem(source, record.row, "row", Reason.NOT_OBJECT, text))
+    usable, problems = separate_records(records, source)
     total = len(usable) + len(problems)
     if not total:
         raise UnreadablePreferences(
