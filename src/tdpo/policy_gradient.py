@@ -68,6 +68,54 @@ def gae(
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
+def leave_one_out(rewards: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
+    """Each response's reward minus the mean of its prompt's other responses (RLOO: Ahmadian et al. 2024, arXiv
+    2402.14740, eq. 8).
+
+    The baseline of a response does not depend on it, so the gradient of the expected reward is unbiased.
+
+    Args:
+        rewards: `[P, K]`, K responses to each of P prompts, after every penalty.
+
+    Raises:
+        ValueError: a prompt has fewer than two responses.
+    """
+    others = _responses_of_a_prompt(rewards) - 1
+    return (rewards - rewards.mean(dim=1, keepdim=True)) * ((others + 1) / others)
+
+
+def group_relative(rewards: Float[Tensor, "P K"], *, divide_by_std: bool) -> Float[Tensor, "P K"]:
+    """Each response's reward minus the mean of all of its prompt's responses (GRPO: Shao et al. 2024, arXiv 2402.03300,
+    section 4.1.2), divided by their standard deviation where `divide_by_std` says so.
+
+    The mean contains the response itself, which shortens the expected gradient to (K − 1)/K of its length and leaves
+    its direction. The division changes the direction: prompts whose rewards hardly differ count as much as those
+    whose rewards differ widely, and so do prompts that are nearly solved or nearly hopeless (Liu et al. 2025, arXiv
+    2503.20783, section 3.1, leave it out).
+
+    Args:
+        rewards: `[P, K]`, K responses to each of P prompts, after every penalty.
+        divide_by_std: divide by the sample's standard deviation (K − 1 in its denominator) plus 1e-4, so that
+            rewards that differ by rounding are not told apart.
+
+    Raises:
+        ValueError: a prompt has fewer than two responses.
+    """
+    _responses_of_a_prompt(rewards)
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    return centred / (rewards.std(dim=1, keepdim=True) + 1e-4) if divide_by_std else centred
+
+
+def _responses_of_a_prompt(rewards: Tensor) -> int:
+    """K of `[P, K]`; raises ValueError below two."""
+    if rewards.ndim != 2 or rewards.shape[1] < 2:
+        raise ValueError(
+            f"rewards must have the shape [prompts, responses] with two responses to a prompt or more, got "
+            f"{tuple(rewards.shape)}: one response has nothing to be compared with"
+        )
+    return rewards.shape[1]
+
+
 def moments(values: Float[Tensor, "*N"], total: Callable[[Tensor], Tensor] = lambda sums: sums) -> tuple[float, float]:
     """Mean and standard deviation (of the population) of all `values`; `total` adds sums over processes."""
     wide = values.double().flatten()

@@ -6,7 +6,18 @@ from .claims_schema import Claim, ClaimPart, built_in_claims
 from .environment_schema import EnvironmentChoice
 from .key_documentation import KeyDocumentation, documented_keys, only_in_ppo, only_in_studies, recipe_markdown
 from .optimization import Optimizing, Recording
-from .ppo_schema import KL, PPO, VALUE_LEARNING_RATES, PPORecipe, Prompts, Reward, Rollouts
+from .ppo_schema import (
+    CRITIC_KEYS,
+    KL,
+    PPO,
+    VALUE_LEARNING_RATES,
+    Advantage,
+    PPORecipe,
+    Prompts,
+    Reward,
+    Rollouts,
+    group_obstacle,
+)
 from .python_fields import RecipeFields
 from .recipe_loading import (
     AnyRecipe,
@@ -35,9 +46,11 @@ from .study_schema import ARM_NAMES, Arm, Study, Task
 
 __all__ = [
     "ARM_NAMES",
+    "CRITIC_KEYS",
     "KL",
     "PPO",
     "VALUE_LEARNING_RATES",
+    "Advantage",
     "AnyRecipe",
     "Arm",
     "Claim",
@@ -73,6 +86,7 @@ __all__ = [
     "dump_recipe",
     "dump_study",
     "flatten",
+    "group_obstacle",
     "load_recipe",
     "load_study",
     "nearest_key",

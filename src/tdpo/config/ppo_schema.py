@@ -25,7 +25,17 @@ from .environment_schema import EnvironmentChoice
 from .optimization import Optimizing, Recording
 from .schema import Evaluation, Model
 
+Advantage = Literal["gae", "rloo", "group"]
+# Keys of `ppo` that say how the critic learns and how advantages are made of its values.
+CRITIC_KEYS = ("value_learning_rate", "value_model", "gamma", "gae_lambda", "value_clip_range", "value_coefficient")
 VALUE_LEARNING_RATES = {"head": 1e-3, "model": 1e-5}  # of a critic that is a value head, or a model of its own
+
+
+def group_obstacle(advantage: Advantage, samples_per_prompt: int) -> str | None:
+    """Why this advantage cannot be computed from so many responses to a prompt; None where it can."""
+    if advantage == "gae" or samples_per_prompt >= 2:
+        return None
+    return f"{advantage} compares the responses to one prompt, and there is one to each; draw at least two"
 
 
 class Prompts(Section):
@@ -169,6 +179,12 @@ class _Objective(Section):
     Null is the whole minibatch at once."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate of the policy; null is 1e-4 with adapters and 1e-6 when all weights are trained."""
+    advantage: Advantage = "gae"
+    """What a response is compared with: `gae` with the values of a critic, `rloo` with the mean reward of the prompt's
+    other responses, `group` with the mean of all of them. The last two have no critic."""
+    scale_by_group_std: bool | None = None
+    """With `group`: divide by the standard deviation of the prompt's rewards, as GRPO does, which lets prompts whose
+    rewards hardly differ count as much as others; null is true with `group`."""
     value_learning_rate: PositiveFloat | None = None
     """Peak learning rate of the critic; null is 1e-3 for a value head and 1e-5 with `ppo.value_model`."""
     value_model: Text | None = None
@@ -194,6 +210,25 @@ class _Objective(Section):
     target_kl: PositiveFloat | None = None
     """KL between the policy that sampled and the one that learns, in nats a token: beyond 1.5 times it, the rest of
     the iteration's updates is skipped. Null skips none."""
+
+    @field_validator("scale_by_group_std")
+    @classmethod
+    def _belongs_to_group(cls, scale: bool | None, info: ValidationInfo) -> bool | None:
+        if "advantage" not in info.data:  # it is wrong itself, which is said elsewhere
+            return scale
+        if info.data["advantage"] != "group":
+            if scale is not None:
+                raise ValueError("has no effect: only ppo.advantage: group has such a division; remove it")
+            return None
+        return True if scale is None else scale
+
+    @field_validator(*CRITIC_KEYS)
+    @classmethod
+    def _belongs_to_the_critic(cls, value: Any, info: ValidationInfo) -> Any:
+        advantage = info.data.get("advantage", "gae")
+        if advantage != "gae" and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"has no effect with ppo.advantage {advantage}, which has no critic; remove it")
+        return value
 
 
 class _Intervals(Section):
@@ -280,6 +315,7 @@ class PPORecipe(Section):
             "ppo.minibatch_size": why_no_divisor(minibatch, "rollouts.completions", completions),
             "ppo.micro_batch_size": why_no_divisor(ppo.micro_batch_size, "ppo.minibatch_size", minibatch),
             "ppo.eval_every": _why_not_evaluated(ppo.eval_every, info.data),
+            "ppo.advantage": group_obstacle(ppo.advantage, rollouts.samples_per_prompt) if rollouts else None,
         }
         problems = [(key, reason) for key, reason in reasons.items() if reason is not None]
         if problems:
@@ -287,7 +323,7 @@ class PPORecipe(Section):
         update: dict[str, Any] = {"minibatch_size": minibatch}
         if ppo.learning_rate is None and model is not None:
             update["learning_rate"] = 1e-6 if model.lora is None else 1e-4
-        if ppo.value_learning_rate is None:
+        if ppo.value_learning_rate is None and ppo.advantage == "gae":
             update["value_learning_rate"] = VALUE_LEARNING_RATES["head" if ppo.value_model is None else "model"]
         return ppo.model_copy(update=update)
 

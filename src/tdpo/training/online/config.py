@@ -1,6 +1,6 @@
 """`PPOConfig`: `transformers.TrainingArguments` plus rollouts, PPO's own numbers and the KL constraint."""
 
-# FIELDS.field calls dataclasses.field, which ruff does not see
+# ruff: noqa: RUF009  # FIELDS.field calls dataclasses.field, which ruff does not see
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...config import PPORecipe, RecipeFields
+from ...config import CRITIC_KEYS, Advantage, PPORecipe, RecipeFields, group_obstacle
 from ...kl_choices import KLConstraint, shortest_horizon
 from ..arguments import Arguments, refuses_old_names
 
@@ -26,6 +26,8 @@ FIELDS = RecipeFields(
         "missing_end_penalty": "rollouts.missing_end_penalty",
         "show_every": "rollouts.show_every",
         "ppo_epochs": "ppo.epochs",
+        "advantage": "ppo.advantage",
+        "scale_by_group_std": "ppo.scale_by_group_std",
         "gamma": "ppo.gamma",
         "gae_lambda": "ppo.gae_lambda",
         "clip_range": "ppo.clip_range",
@@ -78,6 +80,8 @@ class PPOConfig(Arguments):
     kl: KLConstraint | dict[str, Any] = field(
         default_factory=KLConstraint, metadata={"help": "The constraint: a KLConstraint, or its fields by name."}
     )
+    advantage: Advantage = FIELDS.field("advantage")
+    scale_by_group_std: bool | None = FIELDS.field("scale_by_group_std")
     gamma: float = FIELDS.field("gamma")
     gae_lambda: float = FIELDS.field("gae_lambda")
     clip_range: float = FIELDS.field("clip_range")
@@ -106,6 +110,7 @@ class PPOConfig(Arguments):
         yield from self._refused()
         if not wrong:  # sizes are computed with these
             yield from self._sizes()
+            yield from self._advantages()
 
     def _refused(self) -> Iterator[str]:
         for name, why in REFUSED.items():
@@ -114,6 +119,20 @@ class PPOConfig(Arguments):
                 yield f"{name} {why}"
         if self.fsdp or self.deepspeed:
             yield "PPO shards no weights yet: leave fsdp and deepspeed out and start processes with accelerate launch"
+
+    def _advantages(self) -> Iterator[str]:
+        if self.advantage != "group" and self.scale_by_group_std is not None:
+            yield 'scale_by_group_std has no effect: only advantage="group" has such a division'
+        if self.advantage == "group" and self.scale_by_group_std is None:
+            self.scale_by_group_std = True
+        obstacle = group_obstacle(self.advantage, self.samples_per_prompt)
+        if obstacle is not None:
+            yield f"advantage={self.advantage} with samples_per_prompt={self.samples_per_prompt}: {obstacle}"
+        if self.advantage != "gae":
+            options = type(self).__dataclass_fields__
+            for name in CRITIC_KEYS:
+                if name in options and getattr(self, name) != options[name].default:
+                    yield f"{name} has no effect with advantage={self.advantage}: there is no critic"
 
     def _sizes(self) -> Iterator[str]:
         update, processes = self.update_size, self.world_size

@@ -5,13 +5,16 @@ It reads the policy's own hidden states, or those of a model of its own.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...batches import ResponseBatch
 from ...config import VALUE_LEARNING_RATES
 from ...models import causal_lm_of, check_causal, response_hidden
+from ..resumption import reading
 
 
 class Critic(nn.Module):
@@ -67,6 +70,23 @@ class Critic(nn.Module):
             hidden = response_hidden(self.body, batch.model_inputs(), batch.response_index)
         values: Tensor = self.head(hidden.float())[:, 0]
         return values
+
+
+def restore_critic(critic: Critic | None, checkpoint: Path) -> None:
+    """Put a checkpoint's critic into `critic`, which is None for a run without one.
+
+    Raises:
+        ValueError: the checkpoint was written with a critic and this run has none, or its file cannot be read.
+    """
+    path = checkpoint / "critic.pt"
+    if critic is not None:
+        with reading(str(checkpoint), path.name):
+            critic.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    elif path.exists():
+        raise ValueError(
+            f"{checkpoint} was written by a run with a critic (advantage gae), and this run has none: it would go on "
+            "as another run. Put advantage back, or start anew."
+        )
 
 
 def _width(model: Any) -> int:

@@ -27,12 +27,12 @@ class ScoredTokens:
 
     Args:
         stats: the fields of `TokenStats` that were computed, `[N]` each.
-        values: the critic's, `[N]`.
+        values: the critic's, `[N]`; None without a critic.
         reference: what the reference says, as in `ReferencePart.values`.
     """
 
     stats: dict[str, Tensor]
-    values: Tensor
+    values: Tensor | None
     reference: dict[str, Tensor]
 
 
@@ -58,7 +58,7 @@ class Judge:
     def __init__(
         self,
         statistics: PolicyStatistics,
-        critic: Critic,
+        critic: Critic | None,
         collator: ResponseCollator,
         args: PPOConfig,
         autocast: Callable[[], Any],
@@ -92,7 +92,7 @@ class Judge:
             reference = self.statistics.source.part(policy, batch)
             hidden = path.policy_output(policy, batch)
             stats = path.token_stats(hidden, reference, batch.target_ids, extras=EXTRAS)
-            values = self.critic(hidden, batch)
+            values = None if self.critic is None else self.critic(hidden, batch)
         # Of a summary, only measuring the reverse KL needs "hidden", and that is done.
         needed = {k: v for k, v in reference.values.items() if k != "hidden" or path.name != "frozen"}
         return ScoredTokens({k: v for k, v in vars(stats).items() if v is not None}, values, needed)
@@ -117,6 +117,6 @@ def _joined(parts: Sequence[ScoredTokens], order: Tensor) -> ScoredTokens:
 
     return ScoredTokens(
         {name: rows([part.stats[name] for part in parts]) for name in parts[0].stats},
-        rows([part.values for part in parts]),
+        None if parts[0].values is None else rows([part.values for part in parts if part.values is not None]),
         {name: rows([part.reference[name] for part in parts]) for name in parts[0].reference},
     )

@@ -12,6 +12,7 @@ from ...policy_gradient import PolicyLoss, ValueLoss
 
 # Sums over the tokens of an iteration's updates, and their number.
 SUMS = ("policy_loss", "value_loss", "ratio_mean", "clip_fraction", "value_clip_fraction", "approx_kl", "tokens")
+OF_THE_CRITIC = {"value_loss", "value_clip_fraction"}
 
 
 class LearningMeter:
@@ -28,17 +29,21 @@ class LearningMeter:
         self.ratio_max = 0.0
         self.body_tokens = 0
         self.seconds = 0.0
+        self.has_critic = True
 
     @torch.no_grad()
     def add(
-        self, begins_update: bool, body_tokens: int, policy: PolicyLoss, value: ValueLoss, log_ratio: Tensor
+        self, begins_update: bool, body_tokens: int, policy: PolicyLoss, value: ValueLoss | None, log_ratio: Tensor
     ) -> None:
-        """Take in a micro-batch; `log_ratio` `[N]` is log π − log π_old."""
+        """Take in a micro-batch; `value` is None without a critic, `log_ratio` `[N]` is log π − log π_old."""
         if begins_update:
             self.update = torch.zeros_like(self.update)
             self.updates += 1
         moved = torch.expm1(log_ratio) - log_ratio
-        columns = (policy.per_token, value.per_token, policy.ratio, policy.clipped, value.clipped, moved)
+        self.has_critic = value is not None
+        nothing = torch.zeros_like(moved)
+        value_loss, value_clipped = (nothing, nothing) if value is None else (value.per_token, value.clipped)
+        columns = (policy.per_token, value_loss, policy.ratio, policy.clipped, value_clipped, moved)
         sums = torch.stack([column.detach().double().sum().cpu() for column in columns])
         tokens = torch.tensor(float(len(log_ratio)), dtype=torch.float64)
         self.sums += torch.cat([sums, tokens[None]])
@@ -57,7 +62,11 @@ class LearningMeter:
         """
         extra = torch.tensor([float(self.body_tokens), self.seconds, 1.0], dtype=torch.float64)
         *sums, tokens, body, seconds, processes = total(torch.cat([self.sums, extra])).tolist()
-        numbers = {name: value / max(tokens, 1.0) for name, value in zip(SUMS[:-1], sums, strict=True)}
+        numbers = {
+            name: value / max(tokens, 1.0)
+            for name, value in zip(SUMS[:-1], sums, strict=True)
+            if self.has_critic or name not in OF_THE_CRITIC
+        }
         return {
             **numbers,
             "ratio_max": self.ratio_max,

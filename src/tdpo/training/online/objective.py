@@ -30,38 +30,49 @@ def loss_extras(args: PPOConfig) -> tuple[Extra, ...]:
 
 
 @dataclass(frozen=True)
+class RolloutTokens:
+    """What an update needs of N tokens of a rollout, constants, `[N]` each.
+
+    Args:
+        old_logp: of the policy that sampled.
+        advantages: of the tokens.
+        old_values, returns: of the critic while sampling, and what it should have said; None without a critic.
+    """
+
+    old_logp: Tensor
+    advantages: Tensor
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Objective:
-    """`per_token` `[N]` is minimised: the policy's loss with the weighted value loss, KL and entropy."""
+    """`per_token` `[N]` is minimised: the policy's loss with the weighted value loss (None without a critic), KL and
+    entropy."""
 
     per_token: Tensor
     policy: PolicyLoss
-    value: ValueLoss
+    value: ValueLoss | None
 
 
 def objective(
-    args: PPOConfig,
-    stats: TokenStats,
-    values: Tensor,
-    *,
-    old_logp: Tensor,
-    old_values: Tensor,
-    advantages: Tensor,
-    returns: Tensor,
-    kl_weight: float,
+    args: PPOConfig, stats: TokenStats, values: Tensor | None, sampled: RolloutTokens, kl_weight: float
 ) -> Objective:
     """The objective of N response tokens.
 
     Args:
         stats: of the policy that learns, with the gradient.
-        values: `[N]`, of the critic, with the gradient.
-        old_logp, old_values: `[N]`, of the policy and the critic that sampled.
-        advantages, returns: `[N]`.
+        values: `[N]`, of the critic, with the gradient; None without a critic.
+        sampled: the same tokens of the rollout.
         kl_weight: of a KL in the loss, per nat.
     """
-    policy = clipped_policy_loss(stats.policy_logp, old_logp, advantages, args.clip_range)
-    value = clipped_value_loss(values, old_values, returns, args.value_clip_range)
-    per_token = policy.per_token + args.value_coefficient * value.per_token
-    constraint = kl_loss(args.constraint, stats, old_logp)
+    policy = clipped_policy_loss(stats.policy_logp, sampled.old_logp, sampled.advantages, args.clip_range)
+    per_token, value = policy.per_token, None
+    if values is not None:
+        assert sampled.old_values is not None and sampled.returns is not None
+        value = clipped_value_loss(values, sampled.old_values, sampled.returns, args.value_clip_range)
+        per_token = per_token + args.value_coefficient * value.per_token
+    constraint = kl_loss(args.constraint, stats, sampled.old_logp)
     if constraint is not None:
         per_token = per_token + kl_weight * constraint
     if stats.policy_entropy is not None:

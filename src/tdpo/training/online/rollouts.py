@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ...batches import FlatOrder, PromptResponses
 from ...divergences import sampled_kl
 from ...environments import Prompt
 from ...models import merged_adapter
-from ...policy_gradient import KLConstraint, RewardScale, explained_variance, gae, kl_penalty, moments
+from ...policy_gradient import KLConstraint, RewardScale, explained_variance, kl_penalty, moments
 from ...sampling.sampler import SampledResponse, SamplingSettings, encode_prompts, sample
+from .advantages import advantages_with_critic, advantages_within_prompts
 from .config import PPOConfig
 from .judging import ScoredTokens
+from .objective import RolloutTokens
 
 Total = Callable[[Tensor], Tensor]  # sums a vector over processes
 
@@ -37,7 +38,8 @@ class Rollout:
         iteration: counted from 0.
         units: what minibatches are drawn from: a prompt with the responses that are drawn together. Tokens are flat in
             the order of a batch of all units.
-        old_logp, old_values, advantages, returns: `[N]`.
+        old_logp, advantages: `[N]`.
+        old_values, returns: `[N]`, of the critic; None where there is none.
         reference: what the reference says, tensors with a row for each token.
         kl_scale: factor of a KL in the loss, so that whitening does not change its weight.
     """
@@ -45,9 +47,9 @@ class Rollout:
     iteration: int
     units: list[PromptResponses]
     old_logp: Tensor
-    old_values: Tensor
+    old_values: Tensor | None
     advantages: Tensor
-    returns: Tensor
+    returns: Tensor | None
     reference: dict[str, Tensor]
     kl_scale: float
 
@@ -55,6 +57,16 @@ class Rollout:
     def order(self) -> FlatOrder:
         """The places of the units' tokens."""
         return FlatOrder(self.units)
+
+    def at(self, tokens: Tensor, device: torch.device) -> RolloutTokens:
+        """What an update needs of these tokens, flat indices `[N]`."""
+
+        def rows(value: Tensor) -> Tensor:
+            return value[tokens.to(value.device)].to(device)
+
+        critic = {"old_values": self.old_values, "returns": self.returns}
+        of_critic = {name: rows(value) for name, value in critic.items() if value is not None}
+        return RolloutTokens(rows(self.old_logp), rows(self.advantages), **of_critic)
 
     def state_dict(self) -> dict[str, Any]:
         state = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -190,14 +202,16 @@ def make_rollout(
     """
     order = FlatOrder(units)
     stats = {name: value.double().cpu() for name, value in scored.stats.items()}
-    values = scored.values.double().cpu()
     kl = kl_penalty(constraint, stats["policy_logp"], stats["reference_logp"])
     rewards = -coefficient * kl
     rewards[order.lengths.cumsum(0) - 1] += task_rewards[order.by_prompt]
-    sizes = order.lengths.tolist()
-    mask = pad_sequence([torch.ones(n, dtype=torch.bool) for n in sizes], batch_first=True)
-    by_row, old = (pad_sequence(list(v.split(sizes)), batch_first=True) for v in (rewards, values))
-    advantages, returns = (v[mask] for v in gae(by_row, old, mask, gamma=args.gamma, lam=args.gae_lambda))
+    logged, returns = {}, None
+    if scored.values is None:
+        advantages = advantages_within_prompts(rewards, order, args)
+    else:
+        values = scored.values.double().cpu()
+        advantages, returns = advantages_with_critic(rewards, values, order, args)
+        logged["explained_variance"] = explained_variance(values, returns)
     mean, std = moments(advantages, total)
     scale = 1.0
     if args.whiten_advantages and std > 0:
@@ -208,11 +222,12 @@ def make_rollout(
         old_logp=scored.stats["policy_logp"],
         old_values=scored.values,
         advantages=advantages.float(),
-        returns=returns.float(),
+        returns=None if returns is None else returns.float(),
         reference=scored.reference,
         kl_scale=scale,
     )
-    logged = {"explained_variance": explained_variance(values, returns), "advantage_std": std}
+    logged["advantage_std"] = std
+    sizes = order.lengths.tolist()
     per_sequence = torch.stack([row.sum() for row in rewards.split(sizes)])
     logged["penalized_reward_mean"] = moments(per_sequence, total)[0]
     return rollout, {**logged, **measured_kls(stats, len(sizes), total)}

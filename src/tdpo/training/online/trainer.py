@@ -29,10 +29,11 @@ from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile, peak_memory_mib
 from ..policy import load_beside, prepare_policy, prepare_tokenizer
 from ..resumption import reading
+from .advantages import describe_advantages
 from .collecting import Collector
 from .completions_file import CompletionsFile
 from .config import PPOConfig
-from .critic import Critic
+from .critic import Critic, restore_critic
 from .iteration import Iteration, iteration_in
 from .judging import Judge, rollout_statistics
 from .objective import head_impl, loss_extras, objective
@@ -60,7 +61,7 @@ class PPOTrainer(CheckpointedTrainer):
         ref_model: the reference; None: the policy's own start, which is the adapter switched off where that gives the
             start, and a frozen copy otherwise.
         value_model: a causal language model to be the critic's own body, by name or loaded; None: a value head on the
-            policy's body.
+            policy's body. With `args.advantage` other than "gae" there is no critic.
 
     Raises:
         ValueError: arguments that do not fit together, prompts that do not fit the model, a reward model that does not
@@ -90,6 +91,10 @@ class PPOTrainer(CheckpointedTrainer):
         args = copy.copy(args)  # the length of the run is written into it below, and the caller's stays as it is
         if train_dataset is None:
             raise ValueError("train_dataset is missing: PPO needs prompts to sample from")
+        if value_model is not None and args.advantage != "gae":
+            raise ValueError(
+                f"value_model has no effect with advantage={args.advantage}: there is no critic; leave it out"
+            )
         one_process_a_device(args, logger.warning)
         tokenizer = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
@@ -123,9 +128,12 @@ class PPOTrainer(CheckpointedTrainer):
             optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole update itself
-        self.critic = Critic.of(model, load_beside(value_model, model, args)).to(args.device)
-        check_all_fit([start.model, self.critic.body], encoded, args.max_new_tokens)
-        self._critic_called: Any = self.accelerator.prepare_model(self.critic) if args.world_size > 1 else self.critic
+        self.critic = self._make_critic(value_model)
+        critic_body = None if self.critic is None else self.critic.body
+        check_all_fit([start.model, critic_body], encoded, args.max_new_tokens)
+        self._critic_called: Any = self.critic
+        if self.critic is not None and args.world_size > 1:
+            self._critic_called = self.accelerator.prepare_model(self.critic)
         self.statistics = rollout_statistics(self.model, start, path, args.device)
         self._judge = Judge(
             self.statistics, self._critic_called, ResponseCollator(tokenizer.pad_token_id), args,
@@ -134,12 +142,17 @@ class PPOTrainer(CheckpointedTrainer):
         self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
         self.collector = Collector(
             args, tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
-            [self.statistics.reference_model, self.critic.body], self._completions, self._total,
+            [self.statistics.reference_model, critic_body], self._completions, self._total,
         )  # fmt: skip
         self._iteration: Iteration | None = None
         logger.info(self.describe())
 
     # ---- set-up ----
+
+    def _make_critic(self, value_model: Any | None) -> Critic | None:
+        if self.args.advantage != "gae":
+            return None
+        return Critic.of(self.model, load_beside(value_model, self.model, self.args)).to(self.args.device)
 
     def describe(self) -> str:
         """Which constraint holds and which paths run, in sentences for the log."""
@@ -147,15 +160,15 @@ class PPOTrainer(CheckpointedTrainer):
         controller = f"held at {kl.target:g} nats a sequence" if kl.controller == "adaptive" else "fixed"
         return (
             f"KL constraint: {kl.direction}, {kl.estimator} in the {kl.place}, coefficient {kl.coefficient:g}, "
-            f"{controller}. {args.iterations} iterations of {args.completions} completions, "
-            f"{args.updates_per_iteration} updates each. {self.statistics.describe()}"
+            f"{controller}. {describe_advantages(args)} {args.iterations} iterations of {args.completions} "
+            f"completions, {args.updates_per_iteration} updates each. {self.statistics.describe()}"
         )
 
     def create_optimizer(self, model: Any | None = None) -> Any:
         """As transformers', with a group of its own for the critic."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if fresh or not self.critic.is_trained_by(optimizer):
+        if self.critic is not None and (fresh or not self.critic.is_trained_by(optimizer)):
             rate = self.args.value_learning_rate or self.critic.default_learning_rate
             trained = [p for p in self.critic.parameters() if p.requires_grad]
             optimizer.add_param_group({"params": trained, "lr": rate, "weight_decay": 0.0})
@@ -176,7 +189,8 @@ class PPOTrainer(CheckpointedTrainer):
             self._begin_iteration(place.iteration)
         iteration = self._under_way()
         if place.part == 0:
-            self.critic.zero_grad(set_to_none=True)
+            if self.critic is not None:
+                self.critic.zero_grad(set_to_none=True)
             iteration.begin_update(self.args.target_kl, self._total)
         if iteration.is_stopped:  # without gradients the optimizer changes nothing
             return torch.zeros((), device=self.args.device)
@@ -215,37 +229,33 @@ class PPOTrainer(CheckpointedTrainer):
         chosen = self._schedule.part(self.collector.units_of_update(rollout, place.update), place.part)
         batch = self._judge.batch([rollout.units[u] for u in chosen])
         tokens = rollout.order.tokens_of(chosen)
-        old_logp, old_values, advantages, returns = (
-            value[tokens.to(value.device)].to(args.device)
-            for value in (rollout.old_logp, rollout.old_values, rollout.advantages, rollout.returns)
-        )
+        sampled = rollout.at(tokens, args.device)
         with self.accelerator.autocast():
             path = self.statistics.path
             hidden = path.policy_output(model, batch)
             reference = self._judge.recalled(rollout.reference, tokens)
             stats = path.token_stats(hidden, reference, batch.target_ids, extras=loss_extras(args))
-            values = self._critic_called(hidden, batch)
-        minimised = objective(
-            args, stats, values, old_logp=old_logp, old_values=old_values, advantages=advantages, returns=returns,
-            kl_weight=iteration.coefficient * rollout.kl_scale,
-        )  # fmt: skip
-        log_ratio = stats.policy_logp.detach() - old_logp
+            values = None if self.critic is None else self._critic_called(hidden, batch)
+        minimised = objective(args, stats, values, sampled, iteration.coefficient * rollout.kl_scale)
+        log_ratio = stats.policy_logp.detach() - sampled.old_logp
         iteration.learning.add(place.part == 0, batch.num_tokens, minimised.policy, minimised.value, log_ratio)
         loss = minimised.per_token.sum() * args.world_size / max(iteration.update_tokens[place.update], 1)
         if not torch.isfinite(loss):
-            raise FloatingPointError(self._non_finite(loss, minimised.policy.ratio, values))
+            largest = {"ratio": minimised.policy.ratio} | ({} if values is None else {"value": values.detach().abs()})
+            raise FloatingPointError(self._non_finite(loss, largest))
         return (loss, None) if return_outputs else loss
 
-    def _non_finite(self, loss: Tensor, ratio: Tensor, values: Tensor) -> str:
+    def _non_finite(self, loss: Tensor, largest: Mapping[str, Tensor]) -> str:
+        sizes = ", ".join(f"largest {name} {float(values.max()):.3g}" for name, values in largest.items())
         return (
-            f"the loss became {float(loss.detach())} at step {self.state.global_step} (largest ratio "
-            f"{float(ratio.max()):.3g}, largest value {float(values.detach().abs().max()):.3g}). Lower the learning "
+            f"the loss became {float(loss.detach())} at step {self.state.global_step} ({sizes}). Lower the learning "
             "rate or set target_kl; the last checkpoint is intact."
         )
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """The policy's and the critic's gradients, each by its own norm; the policy's is logged."""
-        self.accelerator.clip_grad_norm_(self.critic.parameters(), self.args.max_grad_norm)
+        if self.critic is not None:
+            self.accelerator.clip_grad_norm_(self.critic.parameters(), self.args.max_grad_norm)
         return super()._clip_grad_norm(model)
 
     # ---- logs and evaluation ----
@@ -309,7 +319,7 @@ class PPOTrainer(CheckpointedTrainer):
             "prompts": digest_of(self.train_prompts),
         }
         torch.save(state, checkpoint / f"ppo_state_{args.process_index}.pt")
-        if args.should_save:
+        if args.should_save and self.critic is not None:
             torch.save(self.critic.state_dict(), checkpoint / "critic.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -328,9 +338,7 @@ class PPOTrainer(CheckpointedTrainer):
                 f"{checkpoint} was written by a run on other prompts than these, or on these in another order: it "
                 "would go on as another run. Put the prompts back, or start anew."
             )
-        with reading(checkpoint, "critic.pt"):
-            critic = torch.load(Path(checkpoint) / "critic.pt", weights_only=True, map_location="cpu")
-            self.critic.load_state_dict(critic)
+        restore_critic(self.critic, Path(checkpoint))
         self.collector.load_state_dict(state)
         under_way = iteration_in(state)
         if under_way is not None:
