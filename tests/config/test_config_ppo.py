@@ -193,6 +193,11 @@ REFUSED = [
     ((*OWN_PROMPTS[:3], "rewards=[{model: m, wieght: 2}]"), "unknown key; did you mean rewards[0].weight?"),
     ((*OWN_PROMPTS[:3], "rewards=r.py:f"), "got the text 'r.py:f'; a list of one is written [{function: r.py:f}]"),
     ((*OWN_PROMPTS[:3], "rewards={model: m}"), "a list of one is written [{model: m}]"),
+    (("ppo.advantage=rloo", "rollouts.samples_per_prompt=1"), "ppo.advantage: rloo compares the responses"),
+    (("ppo.advantage=rloo", "ppo.scale_by_group_std=true"), "ppo.scale_by_group_std: has no effect: only"),
+    (("ppo.advantage=group", "ppo.gamma=0.9"), "ppo.gamma: has no effect with ppo.advantage group"),
+    (("ppo.advantage=rloo", "ppo.value_clip_range=null"), "ppo.value_clip_range: has no effect with"),
+    (("ppo.advantage=rloo", "ppo.value_model=m"), "ppo.value_model: has no effect with ppo.advantage rloo"),
     (("rollouts.temperature=0.7",), "rollouts.temperature: there is no such key: the gradient is that of responses"),
 ]  # fmt: skip
 

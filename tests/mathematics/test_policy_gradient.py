@@ -21,8 +21,10 @@ from tdpo.policy_gradient import (
     clipped_value_loss,
     explained_variance,
     gae,
+    group_relative,
     kl_loss,
     kl_penalty,
+    leave_one_out,
     moments,
 )
 
@@ -108,6 +110,41 @@ def test_explained_variance() -> None:
     assert explained_variance(torch.zeros(4), returns) == pytest.approx(0.0)
     assert explained_variance(-returns, returns) == pytest.approx(-3.0)
     assert explained_variance(torch.zeros(4), torch.ones(4)) == 0.0  # nothing varies
+
+
+def test_comparing_responses_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]], dtype=torch.float64)
+    assert leave_one_out(rewards).tolist() == [[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]]
+    assert group_relative(rewards, divide_by_std=False).tolist() == [[-2.0, -1.0, 3.0], [0.0, 0.0, 0.0]]
+    divided = torch.tensor([[-2.0, -1.0, 3.0], [0.0, 0.0, 0.0]]) / (math.sqrt(7.0) + 1e-4)
+    assert torch.allclose(group_relative(rewards, divide_by_std=True), divided.double(), atol=1e-7)
+    nearly = torch.full((1, 3), 0.1, dtype=torch.float64) + torch.tensor([[0.0, 1e-16, -1e-16]])
+    assert group_relative(nearly, divide_by_std=True).abs().max() < 1e-9, "rounding is no difference"
+    for wrong in (torch.ones(3, 1), torch.ones(3)):
+        with pytest.raises(ValueError, match="nothing to be compared with"):
+            leave_one_out(wrong)
+        with pytest.raises(ValueError, match="nothing to be compared with"):
+            group_relative(wrong, divide_by_std=False)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_which_comparison_has_the_gradient_of_the_expected_reward(k: int) -> None:
+    """All draws of K responses from one symbol of four, each weighted with its probability: no sampling."""
+    logits = torch.tensor([0.3, -0.5, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    of_symbols = torch.tensor([1.0, 0.2, 0.7, -2.0], dtype=torch.float64)
+    draws = torch.cartesian_prod(*[torch.arange(4)] * k)
+
+    def gradient(advantages: Tensor) -> Tensor:
+        logp = logits.log_softmax(-1)[draws]
+        weight = logp.sum(1).exp().detach()
+        return torch.autograd.grad((weight * (advantages * logp).mean(1)).sum(), logits)[0]
+
+    rewards = of_symbols[draws]
+    expected = torch.autograd.grad((logits.softmax(-1) * of_symbols).sum(), logits)[0]
+    assert torch.allclose(gradient(leave_one_out(rewards)), expected, atol=1e-12)
+    assert torch.allclose(gradient(group_relative(rewards, divide_by_std=False)), expected * (k - 1) / k, atol=1e-12)
+    divided = gradient(group_relative(rewards, divide_by_std=True))
+    assert torch.cosine_similarity(divided, expected, dim=0) < 0.99, "GRPO's division points elsewhere"
 
 
 # ---- losses ----

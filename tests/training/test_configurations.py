@@ -62,7 +62,8 @@ def test_every_value_of_a_recipe_reaches_its_field(tmp_path: Path) -> None:
            "rollouts.show_every": None, "ppo.iterations": 3, "ppo.epochs": 2, "ppo.gamma": 0.9, "ppo.gae_lambda": 0.8,
            "ppo.clip_range": 0.3, "ppo.value_clip_range": None, "ppo.value_coefficient": 0.7,
            "ppo.value_learning_rate": 2e-3, "ppo.entropy_coefficient": 0.01, "ppo.whiten_advantages": False,
-           "ppo.normalize_rewards": True, "ppo.reward_clip": 4.0, "ppo.target_kl": 0.2}  # fmt: skip
+           "ppo.normalize_rewards": True, "ppo.reward_clip": 4.0, "ppo.target_kl": 0.2,
+           "ppo.advantage": "gae", "ppo.scale_by_group_std": None}  # fmt: skip
     assert own.keys() == set(online.FIELDS.keys.values()), "a new field gets a value here"
     overrides = [f"{key}={'null' if value is None else value}" for key, value in own.items()]
     given = {"run_dir": str(tmp_path), "ppo": {}, "environment": {"name": "sentiment"}}
@@ -72,6 +73,10 @@ def test_every_value_of_a_recipe_reaches_its_field(tmp_path: Path) -> None:
     assert {key: getattr(made, name) for name, key in online.FIELDS.keys.items()} == own
     assert made.constraint == recipe.kl.constraint and made.constraint.coefficient == 0.3
     assert made.update_size == 12
+    critic_free = load_recipe(given, ["ppo.advantage=group", "ppo.scale_by_group_std=false"])
+    assert isinstance(critic_free, PPORecipe)
+    made = ppo_arguments(critic_free)
+    assert (made.advantage, made.scale_by_group_std, made.value_learning_rate) == ("group", False, None)
 
 
 def test_a_field_by_its_old_name_is_refused_with_the_new_one(tmp_path: Path) -> None:

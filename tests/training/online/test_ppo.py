@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import statistics
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import tdpo.training.online.collecting as collecting
 from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo, ppo_settings
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora, move_away, sequence_numbers, trained_weights
@@ -20,6 +22,7 @@ from tdpo.batches import ResponseCollator, TokenizedPair
 from tdpo.environments import RewardError
 from tdpo.runs.checkpoints import find_checkpoints
 from tdpo.training import PPOTrainer
+from tdpo.training.online.rollouts import make_rollout
 
 LOGGED = {
     "reward_mean", "reward_std", "reward_variance", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1",
@@ -42,6 +45,51 @@ def trainer_of(folder: Path, *, model: Any = None, **changes: Any) -> PPOTrainer
 def agree(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 2e-5) -> None:
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=tolerance, rtol=1e-3), name
+
+
+# ---- without a critic ----
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "group"])
+def test_without_a_critic_each_response_is_compared_with_those_of_its_prompt(
+    advantage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def watched(*args: Any) -> Any:
+        made.append((args, make_rollout(*args)))
+        return made[-1][1]
+
+    monkeypatch.setattr(collecting, "make_rollout", watched)
+    trainer = trainer_of(
+        tmp_path, kl={"controller": "fixed", "coefficient": 0.3}, advantage=advantage, samples_per_prompt=4,
+        whiten_advantages=False, save_strategy="steps", save_steps=2, optim="sgd", learning_rate=1.0,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.critic is None and not list(tmp_path.rglob("critic.pt"))
+    line = logs(trainer)[-1]
+    assert LOGGED - line.keys() == {"value_loss", "value_clip_fraction", "explained_variance"}
+    assert line["reverse_kl"] > 1e-3, "it learned, so that the second iteration has a penalty"
+    for (_, _, scored, task_rewards, *_), (rollout, _) in made:
+        order = rollout.order
+        penalty = (scored.stats["policy_logp"] - scored.stats["reference_logp"]).split(order.lengths.tolist())
+        penalised = {n: float(task_rewards[n] - 0.3 * kl.sum()) for n, kl in zip(order.by_prompt, penalty, strict=True)}
+        for number, own in zip(order.by_prompt, rollout.advantages.split(order.lengths.tolist()), strict=True):
+            first = number - number % 4
+            assert own.tolist() == pytest.approx([compared(advantage, penalised, number, first)] * len(own), abs=1e-4)
+
+
+def compared(advantage: str, rewards: dict[int, float], number: int, first: int) -> float:
+    """The advantage of a response among the four to its prompt, by the definition."""
+    group = [rewards[n] for n in range(first, first + 4)]
+    if advantage == "rloo":
+        return rewards[number] - (sum(group) - rewards[number]) / 3
+    return (rewards[number] - sum(group) / 4) / (statistics.stdev(group) + 1e-4)
+
+
+def test_a_critics_model_is_refused_where_there_is_no_critic(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="value_model has no effect with advantage=rloo"):
+        trainer_of(tmp_path, advantage="rloo", value_model=build_model("llama"))
 
 
 # ---- the reference ----
@@ -465,6 +513,10 @@ def test_what_cannot_be_trained_on_is_refused_before_training(
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
         ({"kl": {"form": "exact"}}, "direction reverse, form exact, place reward is refused"),
         ({"kl": {"horizon": 2}}, "kl.horizon=2 is so short"),
+        ({"advantage": "grpo"}, "advantage must be one of gae, rloo, group, got 'grpo'"),
+        ({"advantage": "rloo", "samples_per_prompt": 1}, "rloo compares the responses to one prompt"),
+        ({"advantage": "rloo", "scale_by_group_std": False}, 'only advantage="group" has such a division'),
+        ({"advantage": "group", "gae_lambda": 0.5}, "gae_lambda has no effect with advantage=group"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:

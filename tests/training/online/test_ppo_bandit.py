@@ -18,6 +18,7 @@ from helpers.ppo_cases import (
     distribution,
     make_ppo,
     optimum,
+    reward_of_tokens,
     total_divergence,
     word_tokenizer,
 )
@@ -28,7 +29,7 @@ from tdpo.token_statistics import TokenStats
 NEAR = 1e-2  # nats of total divergence, KL both ways
 
 
-def trained(folder: Path, constraint: dict[str, Any], seed: int) -> tuple[Tensor, Tensor]:
+def trained(folder: Path, constraint: dict[str, Any], seed: int, **more: Any) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the reference and of the trained policy."""
     tokenizer, model = word_tokenizer(), bandit_model()
     reference = distribution(model, tokenizer)
@@ -43,7 +44,7 @@ def trained(folder: Path, constraint: dict[str, Any], seed: int) -> tuple[Tensor
         model, folder, tokenizer, bandit_reward, [PROMPT], kl={**constraint, "controller": "fixed"}, seed=seed,
         iterations=25 if few else 50, completions=completions, samples_per_prompt=completions,
         rollout_batch_size=completions, max_new_tokens=1, ppo_epochs=2, per_device_train_batch_size=completions,
-        learning_rate=2e-2, lr_scheduler_type="linear", show_every=None,
+        learning_rate=2e-2, lr_scheduler_type="linear", show_every=None, **more,
     )  # fmt: skip
     trainer.train()
     return reference, distribution(model, tokenizer)
@@ -65,6 +66,28 @@ def test_every_accepted_constraint_ends_at_its_optimum(
     assert total_divergence(policy, other) > total_divergence(policy, best)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("advantage", "direction"), [("rloo", "reverse"), ("rloo", "forward"), ("group", "reverse"), ("group", "forward")]
+)
+def test_without_a_critic_either_exact_kl_ends_at_its_optimum(advantage: str, direction: str, tmp_path: Path) -> None:
+    constraint = {"direction": direction, "form": "exact", "place": "loss", "coefficient": 1.0}
+    more = {"scale_by_group_std": False} if advantage == "group" else {}
+    reference, policy = trained(tmp_path, constraint, 0, advantage=advantage, **more)
+    other = optimum(reference, "forward" if direction == "reverse" else "reverse", 1.0)
+    assert total_divergence(policy, optimum(reference, direction, 1.0)) < NEAR / 4 < total_divergence(policy, other) / 2
+
+
+@pytest.mark.slow
+def test_dividing_by_the_groups_deviation_lets_go_of_the_reference(tmp_path: Path) -> None:
+    """In units of their deviation s, rewards make a coefficient β act like β·s, and s falls as the policy improves."""
+    constraint = {"direction": "reverse", "form": "exact", "place": "loss", "coefficient": 1.0}
+    reference, policy = trained(tmp_path, constraint, 0, advantage="group")
+    best = optimum(reference, "reverse", 1.0)
+    assert total_divergence(policy, best) > 100 * NEAR
+    assert total_divergence(policy, reference) > 10 * total_divergence(best, reference)
+
+
 def test_the_optima_maximise_what_they_claim_to() -> None:
     reference = distribution(bandit_model(), word_tokenizer())
     for direction in ("reverse", "forward"):
@@ -78,8 +101,6 @@ def test_the_optima_maximise_what_they_claim_to() -> None:
 
 
 def objective(policy: Tensor, reference: Tensor, direction: str, beta: float) -> float:
-    from helpers.ppo_cases import reward_of_tokens
-
     gap = policy - reference
     kl = (policy.exp() * gap).sum() if direction == "reverse" else -(reference.exp() * gap).sum()
     return float((policy.exp() * reward_of_tokens()).sum() - beta * kl)

@@ -221,3 +221,40 @@ def test_other_prompts_are_refused(tmp_path: Path) -> None:
     mark_complete(newest)
     with pytest.raises(ValueError, match="written by a run on other prompts than these"):
         again.train(resume_from_checkpoint=True)
+
+
+def test_a_run_without_a_critic_goes_on_and_none_with_one_becomes_one(
+    uninterrupted: dict[str, PPOTrainer], tmp_path: Path
+) -> None:
+    from helpers.training_cases import StopAt
+
+    def critic_free(name: str) -> PPOTrainer:
+        kl = {
+            "direction": "reverse",
+            "form": "exact",
+            "place": "loss",
+            "coefficient": 0.1,
+            "target": 0.01,
+            "horizon": 50,
+        }
+        return make_ppo(
+            build_model("llama"), tmp_path / name, build_tokenizer(), letters, PROMPTS, kl=kl, advantage="rloo",
+            iterations=2, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=3e-3,
+            save_strategy="steps", save_steps=SAVE_STEPS,
+        )  # fmt: skip
+
+    whole, first = critic_free("whole"), critic_free("killed")
+    whole.train()
+    first.add_callback(StopAt(SAVE_STEPS + 2))
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    again = critic_free("killed")
+    again.train(resume_from_checkpoint=True)
+    expected = trained_weights(whole)
+    assert all(torch.equal(weight, expected[name]) for name, weight in trained_weights(again).items())
+    with_critic = find_checkpoints(Path(str(uninterrupted["full"].args.output_dir))).newest
+    with pytest.raises(ValueError, match=r"by a run with a critic .*, and this one is without a critic"):
+        critic_free("other").train(resume_from_checkpoint=str(with_critic))
+    without = find_checkpoints(tmp_path / "whole").newest
+    with pytest.raises(ValueError, match=r"by a run without a critic .*, and this one is with a critic"):
+        new_trainer(tmp_path / "gae", "full").train(resume_from_checkpoint=str(without))

@@ -8,13 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...batches import ResponseBatch
 from ...config import VALUE_LEARNING_RATES
 from ...models import causal_lm_of, check_causal, response_hidden
-from ..resumption import reading
 
 
 class Critic(nn.Module):
@@ -72,21 +70,19 @@ class Critic(nn.Module):
         return values
 
 
-def restore_critic(critic: Critic | None, checkpoint: Path) -> None:
-    """Put a checkpoint's critic into `critic`, which is None for a run without one.
+CRITIC_FILE = "critic.pt"  # in a checkpoint
 
-    Raises:
-        ValueError: the checkpoint was written with a critic and this run has none, or its file cannot be read.
-    """
-    path = checkpoint / "critic.pt"
-    if critic is not None:
-        with reading(str(checkpoint), path.name):
-            critic.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    elif path.exists():
-        raise ValueError(
-            f"{checkpoint} was written by a run with a critic (advantage gae), and this run has none: it would go on "
-            "as another run. Put advantage back, or start anew."
-        )
+
+def check_critic_of(checkpoint: Path, critic: Critic | None) -> None:
+    """Raise ValueError if one of a checkpoint and the run that goes on from it has a critic and the other has none."""
+    there, here = (checkpoint / CRITIC_FILE).exists(), critic is not None
+    if there == here:
+        return
+    words = {True: "with a critic (advantage gae)", False: "without a critic (advantage rloo or group)"}
+    raise ValueError(
+        f"{checkpoint} was written by a run {words[there]}, and this one is {words[here]}: it would go on as another "
+        "run. Put advantage back, or start anew."
+    )
 
 
 def _width(model: Any) -> int:

@@ -33,7 +33,7 @@ from .advantages import describe_advantages
 from .collecting import Collector
 from .completions_file import CompletionsFile
 from .config import PPOConfig
-from .critic import Critic, restore_critic
+from .critic import CRITIC_FILE, Critic, check_critic_of
 from .iteration import Iteration, iteration_in
 from .judging import Judge, rollout_statistics
 from .objective import head_impl, loss_extras, objective
@@ -320,9 +320,11 @@ class PPOTrainer(CheckpointedTrainer):
         }
         torch.save(state, checkpoint / f"ppo_state_{args.process_index}.pt")
         if args.should_save and self.critic is not None:
-            torch.save(self.critic.state_dict(), checkpoint / "critic.pt")
+            torch.save(self.critic.state_dict(), checkpoint / CRITIC_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            check_critic_of(Path(checkpoint), self.critic)  # before the optimizer finds another number of groups
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
@@ -338,7 +340,10 @@ class PPOTrainer(CheckpointedTrainer):
                 f"{checkpoint} was written by a run on other prompts than these, or on these in another order: it "
                 "would go on as another run. Put the prompts back, or start anew."
             )
-        restore_critic(self.critic, Path(checkpoint))
+        if self.critic is not None:
+            with reading(checkpoint, CRITIC_FILE):
+                critic = torch.load(Path(checkpoint) / CRITIC_FILE, weights_only=True, map_location="cpu")
+                self.critic.load_state_dict(critic)
         self.collector.load_state_dict(state)
         under_way = iteration_in(state)
         if under_way is not None:
