@@ -67,15 +67,13 @@ def test_every_accepted_constraint_ends_at_its_optimum(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("advantage", "direction"), [("rloo", "reverse"), ("rloo", "forward"), ("group", "reverse"), ("group", "forward")]
-)
-def test_without_a_critic_either_exact_kl_ends_at_its_optimum(advantage: str, direction: str, tmp_path: Path) -> None:
-    constraint = {"direction": direction, "form": "exact", "place": "loss", "coefficient": 1.0}
+@pytest.mark.parametrize(("advantage", "direction"), [("rloo", "reverse"), ("group", "forward")])
+def test_without_a_critic_an_exact_kl_ends_at_its_optimum(advantage: str, direction: str, tmp_path: Path) -> None:
+    constraint = {"direction": direction, "form": "exact", "place": "loss", "coefficient": 0.3}
     more = {"scale_by_group_std": False} if advantage == "group" else {}
     reference, policy = trained(tmp_path, constraint, 0, advantage=advantage, **more)
-    other = optimum(reference, "forward" if direction == "reverse" else "reverse", 1.0)
-    assert total_divergence(policy, optimum(reference, direction, 1.0)) < NEAR / 4 < total_divergence(policy, other) / 2
+    other = optimum(reference, "forward" if direction == "reverse" else "reverse", 0.3)
+    assert total_divergence(policy, optimum(reference, direction, 0.3)) < NEAR < total_divergence(policy, other) / 2
 
 
 @pytest.mark.slow
