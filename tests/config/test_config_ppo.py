@@ -258,6 +258,13 @@ def test_the_shipped_recipe_is_one_of_ppo_and_judged_as_the_others() -> None:
     )
 
 
+def test_the_recipe_of_rloo_differs_from_that_of_ppo_in_what_makes_it_rloo() -> None:
+    one, other = (flatten(load_recipe(ROOT / f"recipes/{name}_sentiment.yaml")) for name in ("ppo", "rloo"))
+    assert {key for key in one if one[key] != other[key]} == {
+        "run_dir", "kl.form", "kl.place", "rollouts.samples_per_prompt", "ppo.advantage", "ppo.value_learning_rate",
+    }  # fmt: skip
+
+
 def test_every_key_of_ppo_has_a_default() -> None:
     PPO()
 

@@ -15,7 +15,9 @@ from ._options import Debug
 if TYPE_CHECKING:
     from ..config import AnyRecipe, KeyDocumentation, PPORecipe, Recipe
 
-Example = Literal["preferences", "sentiment_tdpo2", "sentiment_dpo", "ppo_sentiment", "study_quick", "study"]
+Example = Literal[
+    "preferences", "sentiment_tdpo2", "sentiment_dpo", "ppo_sentiment", "rloo_sentiment", "study_quick", "study"
+]
 
 
 def recipe(

@@ -101,10 +101,19 @@ def _ppo_method(recipe: PPORecipe) -> list[str]:
     return [
         f"- KL constraint: {kl.direction}, {kl.form}, in the {kl.place}, coefficient {kl.coefficient:g} at first{aim}",
         f"- reference: {_reference(recipe)}",
+        f"- advantages: {_advantages(recipe)}",
         _weights(recipe),
         f"- {ppo.iterations} iterations of {rollouts.completions} completions, {ppo.epochs} epochs each, "
         f"{ppo.optimizer}, {ppo.scheduler} schedule, seed {recipe.seed}",
     ]
+
+
+def _advantages(recipe: PPORecipe) -> str:
+    ppo = recipe.ppo
+    if ppo.advantage == "gae":
+        return f"{ppo.advantage}, with a critic"
+    scaled = ", divided by the standard deviation of the group" if ppo.scale_by_group_std else ""
+    return f"{ppo.advantage}, without a critic{scaled}"
 
 
 def _method(recipe: Recipe, method: Method) -> list[str]:
