@@ -211,8 +211,11 @@ def test_the_recipe_of_the_page_on_ppo_is_one(tmp_path: Path) -> None:
     from tdpo.config import PPORecipe, load_recipe
     from tdpo.environments import load_function
 
-    [(_, text)] = blocks(ROOT / "docs/ppo.md", "yaml")
+    (_, text), (_, without_critic) = blocks(ROOT / "docs/ppo.md", "yaml")
     path = tmp_path / "recipe.yaml"
+    path.write_text(f"run_dir: runs/x\nenvironment: {{name: sentiment}}\n{without_critic}")
+    rloo = load_recipe(path)
+    assert isinstance(rloo, PPORecipe) and rloo.ppo.advantage == "rloo" and rloo.kl.constraint.estimator == "exact"
     path.write_text(f"run_dir: runs/x\nppo: {{}}\n{text}")
     recipe = load_recipe(path)
     assert isinstance(recipe, PPORecipe) and recipe.rewards is not None and len(recipe.rewards) == 2

@@ -93,6 +93,8 @@ CALLS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any], tuple[int
     losses.tdpo2_loss: ((SCORES,), {"beta": 0.1, "alpha": 0.5}, (0, STATS)),
     losses.ipo_loss: ((SCORES,), {"beta": 0.1}, (0, STATS)),
     losses.sft_loss: ((SCORES,), {}, (0, STATS)),
+    policy_gradient.leave_one_out: ((numbers(2, 3),), {}, (0, numbers(2, 3, 1))),
+    policy_gradient.group_relative: ((numbers(2, 3),), {"divide_by_std": True}, (0, numbers(2, 3, 1))),
     policy_gradient.gae: (
         (numbers(S, T), numbers(S, T), MASK), {"gamma": 1.0, "lam": 0.95}, (2, MASK.float()),
     ),
