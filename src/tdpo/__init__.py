@@ -19,12 +19,21 @@ if TYPE_CHECKING:
         summarize_reference,
         token_stats,
     )
-    from .training import PPOConfig, PPOTrainer, TDPOConfig, TDPOTrainer
+    from .training import (
+        OnlineTDPOConfig,
+        OnlineTDPOTrainer,
+        PPOConfig,
+        PPOTrainer,
+        TDPOConfig,
+        TDPOTrainer,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Head",
+    "OnlineTDPOConfig",
+    "OnlineTDPOTrainer",
     "PPOConfig",
     "PPOTrainer",
     "PairScores",
@@ -60,7 +69,10 @@ _LAZY = {
         ],
         "tdpo.token_statistics",
     ),
-    **dict.fromkeys(["PPOConfig", "PPOTrainer", "TDPOConfig", "TDPOTrainer"], "tdpo.training"),
+    **dict.fromkeys(
+        ["OnlineTDPOConfig", "OnlineTDPOTrainer", "PPOConfig", "PPOTrainer", "TDPOConfig", "TDPOTrainer"],
+        "tdpo.training",
+    ),
 }
 
 

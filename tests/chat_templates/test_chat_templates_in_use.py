@@ -24,7 +24,7 @@ from tdpo.recipe_data.prompts import read_usable_prompts
 from tdpo.sampling.pair_sampling import PairSettings, sample_pairs
 from tdpo.sampling.sampler import SamplingSettings, encode_prompts
 from tdpo.training import PPOConfig
-from tdpo.training.online.rollouts import sample_responses
+from tdpo.training.online.rewarded_responses import sample_responses
 
 TALKATIVE = "{% if tools %}{{ tools[0].function.name }}{% endif %}{{ mood }}" + CHAT_TEMPLATE
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + CHAT_TEMPLATE

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-import tdpo.training.online.collecting as collecting
+import tdpo.training.online.rollout_collecting as collecting
 from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo, ppo_settings
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora, move_away, sequence_numbers, trained_weights
@@ -229,7 +229,7 @@ def test_any_number_of_responses_may_be_drawn_together(tmp_path: Path, monkeypat
     """One update learns from the whole rollout, so what shares a row, and a minibatch, may change rounding only."""
     weights, numbers = [], []
     for together in (1, 2, 4):
-        monkeypatch.setattr("tdpo.training.online.collecting.drawn_together", lambda _, n=together: n)
+        monkeypatch.setattr("tdpo.training.online.rollout_collecting.drawn_together", lambda _, n=together: n)
         trainer = trainer_of(
             tmp_path / str(together), optim="sgd", learning_rate=0.1, samples_per_prompt=4, completions=8,
             per_device_train_batch_size=8, ppo_epochs=2, normalize_rewards=True, reward_clip=1.0,

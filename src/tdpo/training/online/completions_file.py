@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...records.json_files import append_jsonl, rewrite_log
-from .rollouts import RewardedResponses
+from .rewarded_responses import RewardedResponses
 
 SHOWN = 4  # responses of an iteration
 

@@ -10,21 +10,15 @@ from typing import Any
 
 from ...config import CRITIC_KEYS, Advantage, PPORecipe, RecipeFields, group_obstacle
 from ...kl_choices import KLConstraint, shortest_horizon
-from ..arguments import Arguments, refuses_old_names
+from ..arguments import refuses_old_names
+from .arguments import SAMPLING_KEYS, OnlineArguments
 
 # Each field that is a key of a recipe, whose default, range and help it has. Two keys that would be taken for others
 # beside transformers' arguments keep their section's name: ppo_epochs and rollout_batch_size.
 FIELDS = RecipeFields(
     PPORecipe,
     {
-        "iterations": "ppo.iterations",
-        "completions": "rollouts.completions",
-        "samples_per_prompt": "rollouts.samples_per_prompt",
-        "max_new_tokens": "rollouts.max_new_tokens",
-        "rollout_batch_size": "rollouts.batch_size",
-        "merge_adapter": "rollouts.merge_adapter",
-        "missing_end_penalty": "rollouts.missing_end_penalty",
-        "show_every": "rollouts.show_every",
+        **SAMPLING_KEYS,
         "ppo_epochs": "ppo.epochs",
         "advantage": "ppo.advantage",
         "scale_by_group_std": "ppo.scale_by_group_std",
@@ -42,20 +36,11 @@ FIELDS = RecipeFields(
     },
     nullable={"max_new_tokens": False},
 )
-# Length and order are PPO's own: iterations, each with its epochs and minibatches.
-REFUSED = {
-    "label_smoothing_factor": "has no effect: there are no labels",
-    "num_train_epochs": "has no effect: the length of a run is `iterations`",
-    "max_steps": "has no effect: updates follow from iterations, ppo_epochs, completions and the batch size",
-    "logging_steps": "has no effect: every iteration is logged",
-    "train_sampling_strategy": "has no effect: prompts are drawn with the seed",
-    "dataloader_drop_last": "has no effect: every completion of a rollout is used",
-}
 
 
 @refuses_old_names(rollout_size="completions")
 @dataclass
-class PPOConfig(Arguments):
+class PPOConfig(OnlineArguments):
     """Arguments of `PPOTrainer`; everything of `TrainingArguments` besides, with the defaults of `Arguments`.
 
     One iteration samples `completions` responses and learns from them in `ppo_epochs` passes of updates;
@@ -70,12 +55,6 @@ class PPOConfig(Arguments):
         ValueError: values out of range, or without effect beside the others; all of them are named.
     """
 
-    iterations: int = FIELDS.field("iterations")
-    completions: int = FIELDS.field("completions")
-    samples_per_prompt: int = FIELDS.field("samples_per_prompt")
-    max_new_tokens: int = FIELDS.field("max_new_tokens", 64)  # a recipe has that of its environment
-    rollout_batch_size: int = FIELDS.field("rollout_batch_size")
-    merge_adapter: bool = FIELDS.field("merge_adapter")
     ppo_epochs: int = FIELDS.field("ppo_epochs")
     kl: KLConstraint | dict[str, Any] = field(
         default_factory=KLConstraint, metadata={"help": "The constraint: a KLConstraint, or its fields by name."}
@@ -92,12 +71,7 @@ class PPOConfig(Arguments):
     whiten_advantages: bool = FIELDS.field("whiten_advantages")
     normalize_rewards: bool = FIELDS.field("normalize_rewards")
     reward_clip: float | None = FIELDS.field("reward_clip")
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "A weight for each reward function; None: 1 each."}
-    )
-    missing_end_penalty: float = FIELDS.field("missing_end_penalty")
     target_kl: float | None = FIELDS.field("target_kl")
-    show_every: int | None = FIELDS.field("show_every")
 
     def __post_init__(self) -> None:
         if isinstance(self.kl, dict):
@@ -107,18 +81,10 @@ class PPOConfig(Arguments):
     def _problems(self) -> Iterator[str]:
         wrong = list(FIELDS.problems(self))
         yield from wrong
-        yield from self._refused()
+        yield from self._without_effect("PPO")
         if not wrong:  # sizes are computed with these
             yield from self._sizes()
             yield from self._advantages()
-
-    def _refused(self) -> Iterator[str]:
-        for name, why in REFUSED.items():
-            option = type(self).__dataclass_fields__.get(name)
-            if option is not None and getattr(self, name) not in (option.default, None):
-                yield f"{name} {why}"
-        if self.fsdp or self.deepspeed:
-            yield "PPO shards no weights yet: leave fsdp and deepspeed out and start processes with accelerate launch"
 
     def _advantages(self) -> Iterator[str]:
         if self.advantage != "group" and self.scale_by_group_std is not None:
@@ -135,17 +101,13 @@ class PPOConfig(Arguments):
                     yield f"{name} has no effect with advantage={self.advantage}: there is no critic"
 
     def _sizes(self) -> Iterator[str]:
-        update, processes = self.update_size, self.world_size
+        update = self.update_size
         if self.completions % update:
             yield (
                 f"an update takes per_device_train_batch_size × gradient_accumulation_steps × processes = {update} "
                 f"completions, which does not divide completions={self.completions}"
             )
-        if self.completions % (self.samples_per_prompt * processes):
-            yield (
-                f"completions={self.completions} are no whole number of prompts on each of {processes} processes with "
-                f"samples_per_prompt={self.samples_per_prompt}"
-            )
+        yield from self._prompts_per_process()
         horizon, shortest = self.constraint.horizon, shortest_horizon(self.completions)
         if horizon is not None and horizon < shortest:
             yield (
@@ -160,24 +122,12 @@ class PPOConfig(Arguments):
         return self.kl
 
     @property
-    def update_size(self) -> int:
-        """Responses of one update, over all processes."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+    def passes(self) -> int:
+        return self.ppo_epochs
 
     @property
-    def updates_per_epoch(self) -> int:
-        """Updates of one pass over the responses of an iteration."""
-        return self.completions // self.update_size
-
-    @property
-    def updates_per_iteration(self) -> int:
-        """Updates of all passes over the responses of an iteration."""
-        return self.ppo_epochs * self.updates_per_epoch
-
-    @property
-    def total_updates(self) -> int:
-        """Updates of the whole run, where `target_kl` skips none."""
-        return self.iterations * self.updates_per_iteration
+    def learned_per_iteration(self) -> int:
+        return self.completions
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers', with the constraint by its fields."""

@@ -36,6 +36,11 @@ class Iteration:
     is_stopped: bool = False
     skipped_updates: int = 0
 
+    @property
+    def number(self) -> int:
+        """Counted from 0."""
+        return self.rollout.iteration
+
     def begin_update(self, target_kl: float | None, total: Callable[[Tensor], Tensor]) -> None:
         """Stop the iteration if the last update found the policy further from the one that sampled than `target_kl`
         (nats per token) allows; `total` sums a vector over processes."""

@@ -15,7 +15,7 @@ from ...scoring.head_path import HeadPath, ReferencePart
 from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import LiveReference, copied_head
 from ...token_statistics import Extra
-from .config import PPOConfig
+from .arguments import OnlineArguments
 from .critic import Critic
 
 EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
@@ -60,7 +60,7 @@ class Judge:
         statistics: PolicyStatistics,
         critic: Critic | None,
         collator: ResponseCollator,
-        args: PPOConfig,
+        args: OnlineArguments,
         autocast: Callable[[], Any],
     ) -> None:
         self.statistics, self.critic, self.collator = statistics, critic, collator

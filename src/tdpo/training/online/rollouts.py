@@ -6,9 +6,6 @@ that sampled and the old values are kept for every response token, flat, in the 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -17,17 +14,12 @@ import torch
 from torch import Tensor
 
 from ...batches import FlatOrder, PromptResponses
-from ...divergences import sampled_kl
-from ...environments import Prompt
-from ...models import merged_adapter
 from ...policy_gradient import KLConstraint, RewardScale, explained_variance, kl_penalty, moments
-from ...sampling.sampler import SampledResponse, SamplingSettings, encode_prompts, sample
 from .advantages import advantages_with_critic, advantages_within_prompts
 from .config import PPOConfig
 from .judging import ScoredTokens
 from .objective import RolloutTokens
-
-Total = Callable[[Tensor], Tensor]  # sums a vector over processes
+from .rewarded_responses import RewardedResponses, Total, measured_kls, response_numbers
 
 
 @dataclass
@@ -89,57 +81,6 @@ def _unit(prompt_ids: list[int], *responses: Any) -> PromptResponses:
     return PromptResponses(prompt_ids, [ids for ids in responses if ids])
 
 
-@dataclass(frozen=True)
-class RewardedResponses:
-    """S sampled responses on this process with their prompts and rewards, before anything is learned.
-
-    Args:
-        prompts: the prompt of each response.
-        responses: in the order of prompts, then of the responses to each.
-        prompt_ids: the token ids of each response's prompt.
-        rewards: `[S]` float64, what the reward functions gave.
-        parts: the mean of each reward function, where there are several.
-        seconds: that sampling took.
-    """
-
-    prompts: list[Prompt]
-    responses: list[SampledResponse]
-    prompt_ids: list[list[int]]
-    rewards: Tensor
-    parts: dict[str, float]
-    seconds: float
-
-
-def sample_responses(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    args: PPOConfig,
-    *,
-    seed: int,
-    first: int = 0,
-    samples: int | None = None,
-) -> tuple[list[SampledResponse], list[list[int]], float]:
-    """Responses of the policy to the prompts, its adapter folded in meanwhile; prompts' token ids; seconds.
-
-    `first` is the number of the first prompt among those of all processes: it says which random numbers it gets.
-    """
-    settings = SamplingSettings(
-        num_samples=samples or args.samples_per_prompt,
-        max_new_tokens=args.max_new_tokens,
-        seed=seed,
-        batch_size=args.rollout_batch_size,
-    )
-    texts = [prompt.rendered_from for prompt in prompts]
-    indices = list(range(first, first + len(prompts)))
-    started = time.perf_counter()
-    with merged_adapter(model) if args.merge_adapter else nullcontext():
-        responses = sample(model, tokenizer, texts, settings, prompt_indices=indices)
-    seconds = time.perf_counter() - started
-    encoded = encode_prompts(tokenizer, texts)
-    return responses, [encoded[response.prompt_index - first] for response in responses], seconds
-
-
 def task_rewards(
     sampled: RewardedResponses, args: PPOConfig, scale: RewardScale, total: Total
 ) -> tuple[Tensor, dict[str, float]]:
@@ -147,23 +88,13 @@ def task_rewards(
 
     What is logged is what the reward functions gave, before normalisation, clipping and the penalty for a missing end.
     """
-    mean, std = moments(sampled.rewards, total)
-    rewards = sampled.rewards
+    rewards, numbers = sampled.rewards, response_numbers(sampled, args, total)
     if args.normalize_rewards:
-        scale.update(args.completions, mean, std)
+        scale.update(args.completions, numbers["reward_mean"], numbers["reward_std"])
         rewards = scale.apply(rewards)
     if args.reward_clip is not None:
         rewards = rewards.clamp(-args.reward_clip, args.reward_clip)
-    finished = torch.tensor([float(response.finished) for response in sampled.responses], dtype=torch.float64)
-    tokens = torch.tensor([float(len(response.token_ids)) for response in sampled.responses], dtype=torch.float64)
-    new_tokens, seconds = total(torch.tensor([float(tokens.sum()), sampled.seconds], dtype=torch.float64)).tolist()
-    numbers = {
-        "reward_mean": mean, "reward_std": std, "reward_variance": std**2, **sampled.parts,
-        "length_mean": moments(tokens, total)[0], "finished_share": moments(finished, total)[0],
-        "generation_seconds": seconds / args.world_size,
-        "generation_tokens_per_second": new_tokens * args.world_size / max(seconds, 1e-9),
-    }  # fmt: skip
-    return rewards - args.missing_end_penalty * (1.0 - finished), numbers
+    return rewards - args.missing_end_penalty * (1.0 - sampled.finished()), numbers
 
 
 def drawn_together(args: PPOConfig) -> int:
@@ -231,20 +162,3 @@ def make_rollout(
     per_sequence = torch.stack([row.sum() for row in rewards.split(sizes)])
     logged["penalized_reward_mean"] = moments(per_sequence, total)[0]
     return rollout, {**logged, **measured_kls(stats, len(sizes), total)}
-
-
-def measured_kls(stats: dict[str, Tensor], sequences: int, total: Total) -> dict[str, float]:
-    """Both exact KLs and the estimators k1, k2, k3, nats per sequence; the policy's entropy, nats per token."""
-    logp, reference_logp = stats["policy_logp"], stats["reference_logp"]
-    per_sequence = {
-        "forward_kl": stats["forward_kl"],
-        "reverse_kl": stats["reverse_kl"],
-        "kl_k1": sampled_kl(logp, reference_logp, "k1"),
-        "kl_k2": sampled_kl(logp, reference_logp, "k2"),
-        "kl_k3": sampled_kl(logp, reference_logp, "k3"),
-    }
-    sums = [value.double().sum() for value in (*per_sequence.values(), stats["policy_entropy"])]
-    counts = [logp.new_tensor(sequences), logp.new_tensor(len(logp))]
-    *kls, entropy, sequences_in_all, tokens = total(torch.stack([v.double() for v in (*sums, *counts)])).tolist()
-    numbers = {name: value / sequences_in_all for name, value in zip(per_sequence, kls, strict=True)}
-    return {**numbers, "policy_entropy": entropy / tokens}

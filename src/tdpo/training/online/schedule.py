@@ -1,4 +1,4 @@
-"""The place of each micro-batch in a PPO run. Everything follows from seed and place, so that a run can be resumed."""
+"""The place of each micro-batch in a run. Everything follows from seed and place, so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ...environments import Prompt
-from .config import PPOConfig
+from .arguments import OnlineArguments
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Place:
 class Schedule:
     """The order of a run. It is the same on every process, except for the units that each one holds."""
 
-    def __init__(self, args: PPOConfig) -> None:
+    def __init__(self, args: OnlineArguments) -> None:
         self.args = args
 
     def __len__(self) -> int:
@@ -54,17 +54,18 @@ class Schedule:
         return prompts_of_iteration(prompts, count, iteration, self.args.seed)[first : first + own], first
 
     def units(self, count: int, iteration: int, update: int) -> list[int]:
-        """Which of this process's `count` units an update learns from, in an order drawn for its epoch."""
+        """Which of this process's `count` units an update learns from, in an order drawn for its epoch.
+
+        They are dealt out as evenly as they can be; with fewer units than updates, some updates have none.
+        """
         epoch, minibatch = divmod(update, self.args.updates_per_epoch)
         order = list(range(count))
         random.Random(f"{self.args.seed}/minibatches/{iteration}/{epoch}/{self.args.process_index}").shuffle(order)
-        size = count // self.args.updates_per_epoch
-        return order[minibatch * size : (minibatch + 1) * size]
+        return _share(order, minibatch, self.args.updates_per_epoch)
 
     def part(self, units: Sequence[int], part: int) -> Sequence[int]:
         """The units of one micro-batch of an update."""
-        size = len(units) // self.args.gradient_accumulation_steps
-        return units[part * size : (part + 1) * size]
+        return _share(units, part, self.args.gradient_accumulation_steps)
 
 
 def prompts_of_iteration(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:
@@ -87,6 +88,11 @@ class EndOfIteration(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log = state.global_step % self.updates == 0
+
+
+def _share(values: Sequence[int], number: int, shares: int) -> list[int]:
+    """One of so many parts, which are equal where the values can be divided."""
+    return list(values[number * len(values) // shares : (number + 1) * len(values) // shares])
 
 
 def _as_place(indices: Sequence[int]) -> dict[str, Tensor]:

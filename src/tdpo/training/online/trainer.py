@@ -1,16 +1,12 @@
 """`PPOTrainer`: proximal policy optimisation with an explicit KL constraint, on `transformers.Trainer`.
 
-One of transformers' steps is one update. The data loader yields places in the schedule instead of rows; at the first
-place of an iteration its responses are collected: sampled, rewarded, and judged once by policy, reference and critic
-(`collecting`). Updates then take minibatches of that rollout (`iteration`). Logging, checkpoints, distribution and
-optimisers are transformers' and accelerate's.
+At the first update of an iteration its responses are collected: sampled, rewarded, and judged once by policy, reference
+and critic (`rollout_collecting`). Updates then take minibatches of that rollout (`iteration`).
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,30 +16,23 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
-from ...models import has_adapter, reference_at_start
-from ...recipe_data.input_digests import prompts_inputs
-from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
-from ...scoring.head_path import choose_head_path
-from ..arguments import one_process_a_device
-from ..checkpointed_trainer import CheckpointedTrainer
-from ..logged_metrics import MetricsFile, peak_memory_mib
-from ..policy import load_beside, prepare_policy, prepare_tokenizer
+from ..logged_metrics import peak_memory_mib
+from ..policy import load_beside
 from ..resumption import reading
 from .advantages import describe_advantages
-from .collecting import Collector
-from .completions_file import CompletionsFile
+from .base import OnlineTrainer
 from .config import PPOConfig
 from .critic import CRITIC_FILE, Critic, check_critic_of
 from .iteration import Iteration, iteration_in
 from .judging import Judge, rollout_statistics
 from .objective import head_impl, loss_extras, objective
-from .prompt_lengths import check_all_fit, encoded_by_name
-from .schedule import EndOfIteration, Schedule
+from .rollout_collecting import RolloutCollector
+from .schedule import Place
 
 logger = logging.getLogger(__name__)
 
 
-class PPOTrainer(CheckpointedTrainer):
+class PPOTrainer(OnlineTrainer):
     """Train a causal language model on rewards of its own responses, held to its start by an explicit KL.
 
     Args:
@@ -69,6 +58,8 @@ class PPOTrainer(CheckpointedTrainer):
     """
 
     args: PPOConfig
+    collector: RolloutCollector
+    METHOD, STATE_FILE = "PPO", "ppo_state_{}.pt"
 
     def __init__(
         self,
@@ -88,63 +79,32 @@ class PPOTrainer(CheckpointedTrainer):
         args = PPOConfig(output_dir="ppo_output") if args is None else args
         if not isinstance(args, PPOConfig):
             raise TypeError(f"args must be a PPOConfig, got {type(args).__name__}")
-        args = copy.copy(args)  # the length of the run is written into it below, and the caller's stays as it is
-        if train_dataset is None:
-            raise ValueError("train_dataset is missing: PPO needs prompts to sample from")
         if value_model is not None and args.advantage != "gae":
             raise ValueError(
                 f"value_model has no effect with advantage={args.advantage}: there is no critic; leave it out"
             )
-        one_process_a_device(args, logger.warning)
-        tokenizer = prepare_tokenizer(processing_class, model, args)
-        model = prepare_policy(model, peft_config, args)
-        if not args.merge_adapter and not has_adapter(model):
-            raise ValueError("merge_adapter=False has no effect: the model has no adapter; leave it out")
-        self.train_prompts = prompts_of(train_dataset, "train_dataset")
-        self.eval_prompts = None if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
-        encoded = [encoded_by_name(tokenizer, prompts) for prompts in (self.train_prompts, self.eval_prompts or [])]
-        check_all_fit([model], encoded, args.max_new_tokens)
-        self.rewards: Rewards = rewards_of(
-            reward_funcs, args.reward_weights, tokenizer, device=args.device, trust_remote_code=args.trust_remote_code
-        )
-        self.rewards.check([*self.train_prompts, *(self.eval_prompts or [])], args.max_new_tokens)
-        args.num_train_epochs, args.max_steps = 1, args.total_updates
-        self._schedule = Schedule(args)
-        start = reference_at_start(model, load_beside(ref_model, model, args))
-        path = choose_head_path(model, start, head_impl(args))
-        if path.name == "logits":
-            raise ValueError(f"PPO reads values and statistics off hidden states, but {path.why}")
         super().__init__(
-            model=model,
-            args=args,
-            train_dataset=self._schedule,  # its length is all that transformers asks of it
-            eval_dataset=self.eval_prompts,
-            processing_class=tokenizer,
-            callbacks=[
-                *(callbacks or []),
-                EndOfIteration(args.updates_per_iteration),
-                MetricsFile(str(args.output_dir)),
-            ],
-            optimizers=optimizers,
-        )
-        self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole update itself
+            model, reward_funcs, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks,
+            optimizers, ref_model, head_impl(args),
+        )  # fmt: skip
         self.critic = self._make_critic(value_model)
         critic_body = None if self.critic is None else self.critic.body
-        check_all_fit([start.model, critic_body], encoded, args.max_new_tokens)
+        self._check_fit_of_others([critic_body])
         self._critic_called: Any = self.critic
-        if self.critic is not None and args.world_size > 1:
+        if self.critic is not None and self.args.world_size > 1:
             self._critic_called = self.accelerator.prepare_model(self.critic)
-        self.statistics = rollout_statistics(self.model, start, path, args.device)
+        self.statistics = rollout_statistics(self.model, self._start, self._path, self.args.device)
         self._judge = Judge(
-            self.statistics, self._critic_called, ResponseCollator(tokenizer.pad_token_id), args,
+            self.statistics,
+            self._critic_called,
+            ResponseCollator(self.tokenizer.pad_token_id),
+            self.args,
             self.accelerator.autocast,
-        )  # fmt: skip
-        self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
-        self.collector = Collector(
-            args, tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
+        )
+        self.collector = RolloutCollector(
+            self.args, self.tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
             [self.statistics.reference_model, critic_body], self._completions, self._total,
         )  # fmt: skip
-        self._iteration: Iteration | None = None
         logger.info(self.describe())
 
     # ---- set-up ----
@@ -174,45 +134,17 @@ class PPOTrainer(CheckpointedTrainer):
             optimizer.add_param_group({"params": trained, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
-    def get_train_dataloader(self) -> Any:
-        """Places in the schedule, one a micro-batch, dealt out to the processes in turn."""
-        return self.accelerator.prepare(self._schedule.loader())
-
-    # ---- one iteration ----
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """One micro-batch; the first of an iteration samples it, the first of an update may find it stopped."""
-        place = self._schedule.place(int(inputs["place"]))
-        if self._iteration is None or self._iteration.rollout.iteration != place.iteration:
-            self._begin_iteration(place.iteration)
+    def _has_work(self, place: Place) -> bool:
         iteration = self._under_way()
         if place.part == 0:
             if self.critic is not None:
                 self.critic.zero_grad(set_to_none=True)
             iteration.begin_update(self.args.target_kl, self._total)
-        if iteration.is_stopped:  # without gradients the optimizer changes nothing
-            return torch.zeros((), device=self.args.device)
-        started = time.perf_counter()
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        iteration.learning.seconds += time.perf_counter() - started
-        return loss
+        return not iteration.is_stopped
 
     def _under_way(self) -> Iteration:
         assert self._iteration is not None
         return self._iteration
-
-    def _begin_iteration(self, number: int) -> None:
-        self._iteration = None  # nothing of the last one is kept in memory while the next is collected
-        self._iteration = self.collector.collect(self.model, number, self.state.global_step)
-
-    def _total(self, sums: Tensor) -> Tensor:
-        """A vector summed over processes, float64."""
-        if self.args.world_size == 1:
-            return sums
-        reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
-        return reduced.cpu()
 
     # ---- one update ----
 
@@ -270,83 +202,24 @@ class PPOTrainer(CheckpointedTrainer):
             }  # fmt: skip
         super().log(logs, start_time)
 
-    def floating_point_ops(self, inputs: Any) -> int:
-        """0: what the loader yields are places, not tokens."""
-        return 0
-
-    def evaluate(
-        self, eval_dataset: Any | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Reward, both exact KLs and length of one response to each held-out prompt, seeded, alike on every process.
-
-        Raises:
-            ValueError: there are no held-out prompts.
-        """
-        prompts = self.eval_prompts if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
-        if not prompts:
-            raise ValueError("evaluate() needs prompts: pass eval_dataset here or when the trainer is made")
-        if eval_dataset is not None:
-            self.rewards.check(prompts, self.args.max_new_tokens)
-        numbers = self.collector.judge_held_out(self.model, prompts)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
-        self.log(dict(metrics))  # which adds what is no metric
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def predict(self, test_dataset: Any, *_: Any, **__: Any) -> Any:
-        """Raises ValueError: responses to other prompts are sampled and scored by `evaluate(prompts)`."""
-        raise ValueError("PPO has prompts and no labels to predict: call evaluate(prompts) instead of predict(prompts)")
-
     # ---- checkpoints ----
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **more: Any) -> Any:  # type: ignore[override]
-        """As `CheckpointedTrainer.train`."""
-        self._iteration = None
-        if not resume_from_checkpoint:
-            self._completions.forget_from(0)
-        return super().train(resume_from_checkpoint, **more)
-
-    def _own_inputs(self) -> dict[str, str]:
-        return prompts_inputs(self.train_prompts, self.eval_prompts)
-
     def _save_own_state(self, checkpoint: Path) -> None:
-        """The critic, what outlives an iteration, and the iteration that the checkpoint lies within."""
-        args, iteration = self.args, self._iteration
-        is_used_up = self.state.global_step % args.updates_per_iteration == 0
-        state = {
-            "iteration": None if iteration is None or is_used_up else iteration.state_dict(),
-            **self.collector.state_dict(),
-            "prompts": digest_of(self.train_prompts),
-        }
-        torch.save(state, checkpoint / f"ppo_state_{args.process_index}.pt")
-        if args.should_save and self.critic is not None:
+        super()._save_own_state(checkpoint)
+        if self.args.should_save and self.critic is not None:
             torch.save(self.critic.state_dict(), checkpoint / CRITIC_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             check_critic_of(Path(checkpoint), self.critic)  # before the optimizer finds another number of groups
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = Path(checkpoint) / f"ppo_state_{self.args.process_index}.pt"
-        if not path.exists():
-            raise ValueError(f"{checkpoint} holds no {path.name}: it was not written by PPO on as many processes")
-        with reading(checkpoint, path.name):
-            self._load_own_state(checkpoint, torch.load(path, weights_only=True, map_location="cpu"))
 
     def _load_own_state(self, checkpoint: str, state: dict[str, Any]) -> None:
-        if state["prompts"] != digest_of(self.train_prompts) and not self.accept_changes:
-            raise ValueError(
-                f"{checkpoint} was written by a run on other prompts than these, or on these in another order: it "
-                "would go on as another run. Put the prompts back, or start anew."
-            )
+        super()._load_own_state(checkpoint, state)
         if self.critic is not None:
             with reading(checkpoint, CRITIC_FILE):
                 critic = torch.load(Path(checkpoint) / CRITIC_FILE, weights_only=True, map_location="cpu")
                 self.critic.load_state_dict(critic)
-        self.collector.load_state_dict(state)
-        under_way = iteration_in(state)
-        if under_way is not None:
-            self._iteration = self.collector.restored(under_way)
-        begun = 0 if under_way is None else 1
-        self._completions.forget_from(self.state.global_step // self.args.updates_per_iteration + begun)
+
+    def _iteration_in(self, state: dict[str, Any]) -> dict[str, Any] | None:
+        return iteration_in(state)

@@ -1,0 +1,99 @@
+"""The base of the configurations of trainers that learn from a model's own responses: how these are drawn."""
+
+# FIELDS.field calls dataclasses.field, which ruff does not see
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ...config import PPORecipe, RecipeFields
+from ..arguments import Arguments
+
+SAMPLING_KEYS = {
+    "iterations": "ppo.iterations",
+    "completions": "rollouts.completions",
+    "samples_per_prompt": "rollouts.samples_per_prompt",
+    "max_new_tokens": "rollouts.max_new_tokens",
+    "rollout_batch_size": "rollouts.batch_size",
+    "merge_adapter": "rollouts.merge_adapter",
+    "missing_end_penalty": "rollouts.missing_end_penalty",
+    "show_every": "rollouts.show_every",
+}
+FIELDS = RecipeFields(PPORecipe, SAMPLING_KEYS, nullable={"max_new_tokens": False})
+# Length and order follow from iterations, each with its passes and updates.
+REFUSED = {
+    "label_smoothing_factor": "has no effect: there are no labels",
+    "num_train_epochs": "has no effect: the length of a run is `iterations`",
+    "logging_steps": "has no effect: every iteration is logged",
+    "train_sampling_strategy": "has no effect: prompts are drawn with the seed",
+    "dataloader_drop_last": "has no effect: every completion of a rollout is used",
+}
+
+
+@dataclass
+class OnlineArguments(Arguments):
+    """Arguments of a trainer that samples `completions` responses an iteration and learns from them in updates.
+
+    The fields have the names, the defaults and the ranges of a recipe's section `rollouts` (docs/recipe.md);
+    `reward_weights` are the weights of a recipe's `rewards`.
+    """
+
+    iterations: int = FIELDS.field("iterations")
+    completions: int = FIELDS.field("completions")
+    samples_per_prompt: int = FIELDS.field("samples_per_prompt")
+    max_new_tokens: int = FIELDS.field("max_new_tokens", 64)  # a recipe has that of its environment
+    rollout_batch_size: int = FIELDS.field("rollout_batch_size")
+    merge_adapter: bool = FIELDS.field("merge_adapter")
+    missing_end_penalty: float = FIELDS.field("missing_end_penalty")
+    show_every: int | None = FIELDS.field("show_every")
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "A weight for each reward function; None: 1 each."}
+    )
+
+    @property
+    def passes(self) -> int:
+        """Times that the responses of an iteration are learned from."""
+        raise NotImplementedError
+
+    @property
+    def learned_per_iteration(self) -> int:
+        """What updates are made of, in an iteration and over all processes: responses, or pairs of them."""
+        raise NotImplementedError
+
+    @property
+    def update_size(self) -> int:
+        """Of `learned_per_iteration` in one update, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Updates of one pass over the responses of an iteration."""
+        return self.learned_per_iteration // self.update_size
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Updates of all passes over the responses of an iteration."""
+        return self.passes * self.updates_per_epoch
+
+    @property
+    def total_updates(self) -> int:
+        """Updates of the whole run, where none is skipped."""
+        return self.iterations * self.updates_per_iteration
+
+    def _without_effect(self, method: str) -> Iterator[str]:
+        length = "has no effect: updates follow from iterations, passes, completions and the batch size"
+        for name, why in {**REFUSED, "max_steps": length}.items():
+            option = type(self).__dataclass_fields__.get(name)
+            if option is not None and getattr(self, name) not in (option.default, None):
+                yield f"{name} {why}"
+        if self.fsdp or self.deepspeed:
+            instead = "leave fsdp and deepspeed out and start processes with accelerate launch"
+            yield f"{method} shards no weights yet: {instead}"
+
+    def _prompts_per_process(self) -> Iterator[str]:
+        if self.completions % (self.samples_per_prompt * self.world_size):
+            yield (
+                f"completions={self.completions} are no whole number of prompts on each of {self.world_size} processes "
+                f"with samples_per_prompt={self.samples_per_prompt}"
+            )

@@ -1,0 +1,62 @@
+"""How pairs are got from the current policy: several responses to each prompt, the best against the worst."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...batches import TokenizedPair
+from .collecting import Collector
+from .pairs_config import OnlineTDPOConfig
+from .pairs_iteration import PairIteration
+from .rewarded_responses import RewardedResponses, response_numbers
+
+
+class PairCollector(Collector):
+    """Makes pairs of an iteration's responses; arguments are `Collector`'s."""
+
+    args: OnlineTDPOConfig
+
+    def collect(self, policy: Any, iteration: int, step: int) -> PairIteration:
+        args = self.args
+        sampled = self.sample(policy, iteration)
+        pairs = best_and_worst(sampled, args.samples_per_prompt, args.min_margin, args.missing_end_penalty)
+        first, second = (response.token_ids for response in sampled.responses[:2])
+        spare = TokenizedPair.of(sampled.prompt_ids[0], first, second)
+        self.choose_layout(policy, [*pairs, spare])
+        own = [len(self.schedule.units(len(pairs), iteration, n)) for n in range(args.updates_per_iteration)]
+        *updates, made = self.total(torch.tensor([*own, len(pairs)], dtype=torch.float64)).long().tolist()
+        logs = {
+            "iteration": iteration,
+            **response_numbers(sampled, args, self.total),
+            "pairs": made,
+            "prompts_without_pair": args.prompts_per_iteration - made,
+        }
+        self.file.add(sampled, iteration, step)
+        return PairIteration(iteration, pairs, spare, logs, updates)
+
+    def restored(self, state: dict[str, Any]) -> PairIteration:
+        return PairIteration.from_state_dict(state)
+
+
+def best_and_worst(
+    sampled: RewardedResponses, samples_per_prompt: int, min_margin: float, missing_end_penalty: float = 0.0
+) -> list[TokenizedPair]:
+    """A pair of each prompt's best and worst response, the first of equals; none where rewards differ too little.
+
+    Args:
+        sampled: responses in the order of prompts.
+        samples_per_prompt: responses to each prompt.
+        min_margin: rewards must differ by more than this.
+        missing_end_penalty: taken off the reward of a response that was cut off.
+    """
+    rewards = (sampled.rewards - missing_end_penalty * (1.0 - sampled.finished())).view(-1, samples_per_prompt)
+    pairs = []
+    for number, group in enumerate(rewards.tolist()):
+        best, worst = group.index(max(group)), group.index(min(group))
+        if group[best] - group[worst] > min_margin:
+            first = number * samples_per_prompt
+            chosen, rejected = (sampled.responses[first + k].token_ids for k in (best, worst))
+            pairs.append(TokenizedPair.of(sampled.prompt_ids[first], chosen, rejected))
+    return pairs

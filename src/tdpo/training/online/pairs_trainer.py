@@ -1,0 +1,155 @@
+"""`OnlineTDPOTrainer`: a loss of pairs on pairs of the current policy's own responses, ranked by a reward.
+
+Online DPO (Guo et al. 2024, arXiv 2402.04792) with every loss of pairs: the policy is sampled again in each iteration,
+and the reference stays the start. Prompts, rewards, sampling and schedule are those of `PPOTrainer`, so that both spend
+a budget of scored responses alike.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ...batches import ResponseCollator
+from ...models import kept_reference
+from ...scores import score_pairs
+from ...scoring.configured_loss import configured_loss
+from ...scoring.pair_metrics import pair_metrics
+from ...scoring.policy_statistics import PolicyStatistics
+from ...scoring.reference_source import LiveReference
+from ...token_statistics import Extra
+from ..logged_metrics import peak_memory_mib
+from .base import OnlineTrainer
+from .judging import Judge
+from .pairs_collecting import PairCollector
+from .pairs_config import OnlineTDPOConfig
+from .pairs_iteration import PairIteration
+from .schedule import Place
+
+logger = logging.getLogger(__name__)
+
+EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
+
+
+class OnlineTDPOTrainer(OnlineTrainer):
+    """Train a causal language model on preferences between its own responses, with an exact KL to its start.
+
+    Args:
+        model: a name, a folder or a loaded causal language model. Its dropout is switched off, an adapter's is not.
+        reward_funcs: as for `PPOTrainer`: a function `(prompts, completions, **columns) -> list[float]`, the name of a
+            reward model, or a list of these, weighted by `args.reward_weights`.
+        args: OnlineTDPOConfig.
+        train_dataset: prompts, as for `PPOTrainer`.
+        eval_dataset: the same, held out; or None.
+        processing_class: the tokenizer; loaded from `model` when that is a name.
+        peft_config: a peft configuration to wrap the model with.
+        callbacks, optimizers: as in `transformers.Trainer`.
+        ref_model: the reference; None: the policy's own start, which is the adapter switched off where that gives the
+            start, and a frozen copy otherwise.
+
+    Raises:
+        ValueError: arguments that do not fit together, prompts that do not fit the model, a reward model that does not
+            fit; while training, RewardError for a reward that fails, with the last checkpoint intact.
+    """
+
+    args: OnlineTDPOConfig
+    collector: PairCollector
+    METHOD, STATE_FILE = "online preference learning", "online_state_{}.pt"
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any,
+        args: OnlineTDPOConfig | None = None,
+        train_dataset: Any | None = None,
+        eval_dataset: Any | None = None,
+        processing_class: Any | None = None,
+        peft_config: Any | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        *,
+        ref_model: Any | None = None,
+    ) -> None:
+        args = OnlineTDPOConfig(output_dir="online_tdpo_output") if args is None else args
+        if not isinstance(args, OnlineTDPOConfig):
+            raise TypeError(f"args must be an OnlineTDPOConfig, got {type(args).__name__}")
+        super().__init__(
+            model, reward_funcs, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks,
+            optimizers, ref_model, "auto",
+        )  # fmt: skip
+        self._check_fit_of_others([])
+        self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
+        reference = kept_reference(self.model, self._start)
+        if reference.model is not None:
+            reference.model.to(self.args.device)
+        self.statistics = PolicyStatistics(self._path, LiveReference(reference, self._path))
+        self._judge = Judge(
+            self.statistics, None, ResponseCollator(self.tokenizer.pad_token_id), self.args, self.accelerator.autocast
+        )
+        self.collector = PairCollector(
+            self.args, self.tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
+            [self.statistics.reference_model], self._completions, self._total,
+        )  # fmt: skip
+        logger.info(self.describe())
+
+    def describe(self) -> str:
+        """What is learned from and which paths run, in sentences for the log."""
+        args = self.args
+        return (
+            f"Loss {args.loss} on the best against the worst of {args.samples_per_prompt} responses to a prompt. "
+            f"{args.iterations} iterations of {args.completions} completions, {args.updates_per_iteration} updates "
+            f"each. {self.statistics.describe()}"
+        )
+
+    # ---- one update ----
+
+    def _has_work(self, place: Place) -> bool:
+        """Whether any process has a pair in this update. One without takes part all the same, with its spare pair."""
+        return self._under_way().update_pairs[place.update] > 0
+
+    def _under_way(self) -> PairIteration:
+        assert self._iteration is not None
+        iteration: PairIteration = self._iteration
+        return iteration
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The sum over this micro-batch's pairs divided by the pairs of the whole update, on all processes."""
+        args, iteration, place = self.args, self._under_way(), self._schedule.place(int(inputs["place"]))
+        of_update = self._schedule.units(len(iteration.pairs), iteration.number, place.update)
+        pairs = [iteration.pairs[n] for n in self._schedule.part(of_update, place.part)]
+        batch = self._judge.batch(pairs or [iteration.spare])
+        with self.accelerator.autocast():
+            stats = self.statistics(model, batch, extras=EXTRAS)
+        scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
+        loss = self.preference_loss(scores)
+        if not pairs:  # the gradient that other processes wait for
+            return 0.0 * loss.per_pair.sum()
+        iteration.learning.add(
+            pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts), batch.num_tokens
+        )
+        total: Tensor = loss.per_pair.sum() * args.world_size / iteration.update_pairs[place.update]
+        if not torch.isfinite(total):
+            raise FloatingPointError(
+                f"the loss became {float(total.detach())} at step {self.state.global_step}. Lower the learning rate; "
+                "the last checkpoint is intact."
+            )
+        return (total, None) if return_outputs else total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._check_gradient(logs)
+        if "loss" in logs and self._iteration is not None:
+            iteration = self._under_way()
+            learned = iteration.learning.averages(self._total)
+            logs = {**logs, **iteration.logs, **learned, "peak_memory_mib": peak_memory_mib()}
+        super().log(logs, start_time)

@@ -1,0 +1,201 @@
+"""`OnlineTDPOTrainer`: which pairs it makes, that its update is the offline one on them, what changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PrinterCallback
+
+from helpers.ppo_cases import PROMPT, PROMPTS, WORDS, bandit_model, bandit_reward, distribution, letters, word_tokenizer
+from helpers.tiny_models import build_model, build_tokenizer
+from helpers.training_cases import StopAt, lora, trained_weights
+from tdpo import OnlineTDPOConfig, OnlineTDPOTrainer, TDPOConfig, TDPOTrainer
+from tdpo.sampling.sampler import SampledResponse
+from tdpo.training.online.pairs_collecting import best_and_worst
+from tdpo.training.online.rewarded_responses import RewardedResponses
+
+
+def settings(folder: Path, **changes: Any) -> OnlineTDPOConfig:
+    common: dict[str, Any] = {
+        "output_dir": str(folder), "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
+        "iterations": 2, "completions": 16, "samples_per_prompt": 4, "max_new_tokens": 6, "loss": "tdpo2",
+        "per_device_train_batch_size": 4, "learning_rate": 1e-2,
+    }  # fmt: skip
+    return OnlineTDPOConfig(**{**common, **changes})
+
+
+def make(folder: Path, *, reward: Any = letters, prompts: Any = PROMPTS, **changes: Any) -> OnlineTDPOTrainer:
+    own = {name: changes.pop(name) for name in ("peft_config", "eval_dataset") if name in changes}
+    model, tokenizer = changes.pop("model", None), changes.pop("tokenizer", None)
+    trainer = OnlineTDPOTrainer(
+        model or build_model("llama"), reward, settings(folder, **changes), prompts,
+        processing_class=tokenizer or build_tokenizer(), **own,
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def lines(trainer: OnlineTDPOTrainer) -> list[dict[str, float]]:
+    return [line for line in trainer.state.log_history if "prompts_without_pair" in line]
+
+
+def sampled(rewards: list[float], finished: list[bool] | None = None) -> RewardedResponses:
+    ends = finished or [True] * len(rewards)
+    responses = [
+        SampledResponse(prompt_index=i // 3, sample_index=i % 3, token_ids=[10 + i], text=str(i), finished=ends[i])
+        for i in range(len(rewards))
+    ]
+    prompt_ids = [[1, i // 3] for i in range(len(rewards))]
+    return RewardedResponses([], responses, prompt_ids, torch.tensor(rewards, dtype=torch.float64), {}, 0.0)
+
+
+def test_the_best_is_paired_with_the_worst() -> None:
+    drawn = sampled([0.2, 0.9, 0.1, 0.5, 0.5, 0.5, 0.3, 0.1, 0.1])
+
+    def chosen_and_rejected(*options: float) -> list[tuple[list[int], list[int], list[int]]]:
+        return [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in best_and_worst(drawn, 3, *options)]
+
+    assert chosen_and_rejected(0.0) == [([1, 0], [11], [12]), ([1, 2], [16], [17])], "equal rewards give no pair"
+    assert chosen_and_rejected(0.2) == [([1, 0], [11], [12])], "a margin that is not exceeded gives none"
+    cut_off = sampled([0.2, 0.9, 0.1], [True, False, True])
+    [pair] = best_and_worst(cut_off, 3, 0.0, missing_end_penalty=1.0)
+    assert (pair.chosen_ids, pair.rejected_ids) == ([10], [11])
+
+
+@pytest.mark.parametrize("loss", ["tdpo2", "dpo"])
+def test_an_update_is_the_offline_update_on_the_same_pairs(loss: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"loss": loss, "optim": "sgd", "learning_rate": 1.0}
+    online = make(tmp_path / "online", iterations=1, **given)
+    pairs: list[Any] = []
+    collect = online.collector.collect
+
+    def watched(*arguments: Any) -> Any:
+        iteration = collect(*arguments)
+        pairs.extend(iteration.pairs)
+        return iteration
+
+    online.collector.collect = watched  # type: ignore[method-assign]
+    online.train()
+    assert len(pairs) == 4
+    args = TDPOConfig(
+        output_dir=str(tmp_path / "offline"), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+        per_device_train_batch_size=4, max_steps=1, reference="model", **given,
+    )  # fmt: skip
+    offline = TDPOTrainer(build_model("llama"), None, args, pairs, processing_class=build_tokenizer())
+    offline.train()
+    expected = trained_weights(offline)
+    for name, weight in trained_weights(online).items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
+    [logged], [other] = lines(online), [line for line in offline.state.log_history if "margin" in line]
+    for name in ("loss", "grad_norm", "accuracy", "chosen_logp", "rejected_logp"):
+        assert logged[name] == pytest.approx(other[name], rel=1e-4), name
+
+
+def test_what_a_run_logs_and_that_it_starts_at_the_reference(tmp_path: Path) -> None:
+    trainer = make(tmp_path, eval_dataset=PROMPTS[:2], eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    first, second = lines(trainer)
+    assert first["chosen_forward_kl"] == first["chosen_reverse_kl"] == first["margin"] == 0.0
+    assert second["chosen_forward_kl"] > 0
+    assert (first["iteration"], second["iteration"]) == (0, 1)
+    for line in (first, second):
+        assert line["pairs"] + line["prompts_without_pair"] == 4
+        assert {"reward_mean", "length_mean", "policy_entropy", "learning_seconds", "generation_seconds"} <= line.keys()
+    held_out = [line for line in trainer.state.log_history if "eval_reward_mean" in line]
+    assert len(held_out) == 2 and held_out[-1]["eval_forward_kl"] > 0
+    assert (tmp_path / "completions.jsonl").exists() and (tmp_path / "metrics.jsonl").exists()
+
+
+def test_it_learns_the_reward(tmp_path: Path) -> None:
+    model, tokenizer = bandit_model(), word_tokenizer()
+    before = distribution(model, tokenizer).exp()
+    trainer = make(
+        tmp_path, model=model, tokenizer=tokenizer, reward=bandit_reward, prompts=[PROMPT], iterations=12,
+        completions=64, samples_per_prompt=4, max_new_tokens=1, per_device_train_batch_size=16,
+    )  # fmt: skip
+    trainer.train()
+    after = distribution(model, tokenizer).exp()
+    worth = torch.tensor([0.0, 0.0, *WORDS.values()], dtype=torch.float64)
+    assert float(after @ worth) > float(before @ worth) + 0.2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+        {"rollout_batch_size": 3},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["micro-batches", "rollout batches", "gradient checkpointing"],
+)
+def test_splitting_the_work_changes_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
+    results = []
+    for name, more in (("whole", {}), ("split", changes)):
+        trainer = make(tmp_path / name, optim="sgd", learning_rate=1.0, **more)
+        trainer.train()
+        results.append((trained_weights(trainer), lines(trainer)[-1]["margin"]))
+    (whole, margin), (split, other_margin) = results
+    for name, weight in whole.items():
+        assert torch.allclose(split[name], weight, atol=2e-5, rtol=1e-3), name
+    assert other_margin == pytest.approx(margin, rel=1e-3) and abs(margin) > 1e-6
+
+
+def test_a_prompt_without_a_pair_is_left_out_and_counted(tmp_path: Path) -> None:
+    """With rewards that differ at one prompt alone, three of four updates have nothing to learn from."""
+
+    def rare(prompts: list[Any], completions: list[str], **_: Any) -> list[float]:
+        return [
+            float(len(text)) if prompt == PROMPTS[0] else 1.0 for prompt, text in zip(prompts, completions, strict=True)
+        ]
+
+    trainer = make(tmp_path, reward=rare, per_device_train_batch_size=1, iterations=1)
+    trainer.train()
+    [line] = lines(trainer)
+    assert (line["pairs"], line["prompts_without_pair"]) == (1, 3)
+    assert trainer.state.global_step == 4
+
+
+@pytest.mark.parametrize("kind", ["full", "lora with dropout"])
+def test_resumed_within_an_iteration_it_ends_at_the_same_weights(kind: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+
+    def new(name: str) -> OnlineTDPOTrainer:
+        return make(
+            tmp_path / name, per_device_train_batch_size=2, iterations=2, passes=2, save_strategy="steps", save_steps=3,
+            peft_config=None if kind == "full" else lora(lora_dropout=0.3),
+        )  # fmt: skip
+
+    whole = new("whole")
+    whole.train()
+    first = new("killed")
+    first.add_callback(StopAt(5))
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    state = torch.load(tmp_path / "killed/checkpoint-3/online_state_0.pt", weights_only=True)
+    assert state["iteration"]["number"] == 0, "the checkpoint lies within an iteration"
+    again = new("killed")
+    again.train(resume_from_checkpoint=True)
+    expected = trained_weights(whole)
+    assert all(torch.equal(weight, expected[name]) for name, weight in trained_weights(again).items())
+    assert [line["margin"] for line in lines(again)] == [line["margin"] for line in lines(whole)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"samples_per_prompt": 1}, "a pair needs two responses to a prompt"),
+        ({"per_device_train_batch_size": 3}, "= 3 pairs, which does not divide the 4 prompts of an iteration"),
+        ({"completions": 15}, "no whole number of prompts"),
+        ({"loss": "dpo", "alpha": 0.3}, "alpha=0.3 has no effect with loss='dpo'"),
+        ({"min_margin": -1.0}, "min_margin must be a number ≥ 0"),
+        ({"passes": 0}, "passes must be a whole number ≥ 1"),
+        ({"max_steps": 3}, "max_steps has no effect"),
+        ({"num_train_epochs": 2}, "num_train_epochs has no effect"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        settings(tmp_path, **changes)
