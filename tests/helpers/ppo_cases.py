@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, set_seed
 
-from tdpo.training import PPOConfig, PPOTrainer
+from helpers.tiny_models import build_model, build_tokenizer
+from tdpo.training import OnlineTDPOConfig, OnlineTDPOTrainer, PPOConfig, PPOTrainer
 
 # Two good modes far apart in the reference's eyes, one that is half as good, and the rest.
 WORDS = {"north": 1.0, "south": 0.1, "east": 0.95, "west": 0.0, "here": 0.5, "there": 0.2, "up": 0.9, "down": 0.0}
@@ -112,5 +113,25 @@ def make_ppo(model: Any, folder: Path | str, tokenizer: Any, reward: Any, prompt
     trainer = PPOTrainer(
         model, reward, args=ppo_settings(folder, **changes), train_dataset=prompts, processing_class=tokenizer, **given
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def online_settings(folder: Path, **changes: Any) -> OnlineTDPOConfig:
+    common: dict[str, Any] = {
+        "output_dir": str(folder), "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
+        "iterations": 2, "completions": 16, "samples_per_prompt": 4, "max_new_tokens": 6, "loss": "tdpo2",
+        "per_device_train_batch_size": 4, "learning_rate": 1e-2,
+    }  # fmt: skip
+    return OnlineTDPOConfig(**{**common, **changes})
+
+
+def make_online(folder: Path, *, reward: Any = letters, prompts: Any = PROMPTS, **changes: Any) -> OnlineTDPOTrainer:
+    own = {name: changes.pop(name) for name in ("peft_config", "eval_dataset") if name in changes}
+    model, tokenizer = changes.pop("model", None), changes.pop("tokenizer", None)
+    trainer = OnlineTDPOTrainer(
+        model or build_model("llama"), reward, online_settings(folder, **changes), prompts,
+        processing_class=tokenizer or build_tokenizer(), **own,
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -7,35 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PrinterCallback
 
-from helpers.ppo_cases import PROMPT, PROMPTS, WORDS, bandit_model, bandit_reward, distribution, letters, word_tokenizer
+from helpers.ppo_cases import (
+    PROMPT,
+    PROMPTS,
+    WORDS,
+    bandit_model,
+    bandit_reward,
+    distribution,
+    make_online,
+    online_settings,
+    word_tokenizer,
+)
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import StopAt, lora, trained_weights
-from tdpo import OnlineTDPOConfig, OnlineTDPOTrainer, TDPOConfig, TDPOTrainer
+from tdpo import OnlineTDPOTrainer, TDPOConfig, TDPOTrainer
 from tdpo.sampling.sampler import SampledResponse
 from tdpo.training.online.pairs_collecting import best_and_worst
 from tdpo.training.online.rewarded_responses import RewardedResponses
-
-
-def settings(folder: Path, **changes: Any) -> OnlineTDPOConfig:
-    common: dict[str, Any] = {
-        "output_dir": str(folder), "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
-        "iterations": 2, "completions": 16, "samples_per_prompt": 4, "max_new_tokens": 6, "loss": "tdpo2",
-        "per_device_train_batch_size": 4, "learning_rate": 1e-2,
-    }  # fmt: skip
-    return OnlineTDPOConfig(**{**common, **changes})
-
-
-def make(folder: Path, *, reward: Any = letters, prompts: Any = PROMPTS, **changes: Any) -> OnlineTDPOTrainer:
-    own = {name: changes.pop(name) for name in ("peft_config", "eval_dataset") if name in changes}
-    model, tokenizer = changes.pop("model", None), changes.pop("tokenizer", None)
-    trainer = OnlineTDPOTrainer(
-        model or build_model("llama"), reward, settings(folder, **changes), prompts,
-        processing_class=tokenizer or build_tokenizer(), **own,
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def lines(trainer: OnlineTDPOTrainer) -> list[dict[str, float]]:
@@ -68,7 +57,7 @@ def test_the_best_is_paired_with_the_worst() -> None:
 @pytest.mark.parametrize("loss", ["tdpo2", "dpo"])
 def test_an_update_is_the_offline_update_on_the_same_pairs(loss: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"loss": loss, "optim": "sgd", "learning_rate": 1.0}
-    online = make(tmp_path / "online", iterations=1, **given)
+    online = make_online(tmp_path / "online", iterations=1, **given)
     pairs: list[Any] = []
     collect = online.collector.collect
 
@@ -95,7 +84,7 @@ def test_an_update_is_the_offline_update_on_the_same_pairs(loss: str, tmp_path: 
 
 
 def test_what_a_run_logs_and_that_it_starts_at_the_reference(tmp_path: Path) -> None:
-    trainer = make(tmp_path, eval_dataset=PROMPTS[:2], eval_strategy="steps", eval_steps=1)
+    trainer = make_online(tmp_path, eval_dataset=PROMPTS[:2], eval_strategy="steps", eval_steps=1)
     trainer.train()
     first, second = lines(trainer)
     assert first["chosen_forward_kl"] == first["chosen_reverse_kl"] == first["margin"] == 0.0
@@ -112,7 +101,7 @@ def test_what_a_run_logs_and_that_it_starts_at_the_reference(tmp_path: Path) -> 
 def test_it_learns_the_reward(tmp_path: Path) -> None:
     model, tokenizer = bandit_model(), word_tokenizer()
     before = distribution(model, tokenizer).exp()
-    trainer = make(
+    trainer = make_online(
         tmp_path, model=model, tokenizer=tokenizer, reward=bandit_reward, prompts=[PROMPT], iterations=12,
         completions=64, samples_per_prompt=4, max_new_tokens=1, per_device_train_batch_size=16,
     )  # fmt: skip
@@ -134,7 +123,7 @@ def test_it_learns_the_reward(tmp_path: Path) -> None:
 def test_splitting_the_work_changes_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
     results = []
     for name, more in (("whole", {}), ("split", changes)):
-        trainer = make(tmp_path / name, optim="sgd", learning_rate=1.0, **more)
+        trainer = make_online(tmp_path / name, optim="sgd", learning_rate=1.0, **more)
         trainer.train()
         results.append((trained_weights(trainer), lines(trainer)[-1]["margin"]))
     (whole, margin), (split, other_margin) = results
@@ -151,7 +140,7 @@ def test_a_prompt_without_a_pair_is_left_out_and_counted(tmp_path: Path) -> None
             float(len(text)) if prompt == PROMPTS[0] else 1.0 for prompt, text in zip(prompts, completions, strict=True)
         ]
 
-    trainer = make(tmp_path, reward=rare, per_device_train_batch_size=1, iterations=1)
+    trainer = make_online(tmp_path, reward=rare, per_device_train_batch_size=1, iterations=1)
     trainer.train()
     [line] = lines(trainer)
     assert (line["pairs"], line["prompts_without_pair"]) == (1, 3)
@@ -163,7 +152,7 @@ def test_resumed_within_an_iteration_it_ends_at_the_same_weights(kind: str, tmp_
     torch.set_num_threads(1)
 
     def new(name: str) -> OnlineTDPOTrainer:
-        return make(
+        return make_online(
             tmp_path / name, per_device_train_batch_size=2, iterations=2, passes=2, save_strategy="steps", save_steps=3,
             peft_config=None if kind == "full" else lora(lora_dropout=0.3),
         )  # fmt: skip
@@ -198,4 +187,4 @@ def test_resumed_within_an_iteration_it_ends_at_the_same_weights(kind: str, tmp_
 )
 def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=reason):
-        settings(tmp_path, **changes)
+        online_settings(tmp_path, **changes)

@@ -1,4 +1,4 @@
-"""PPO on two processes: one policy, one critic, and the update of one process."""
+"""PPO and online pairs on two processes: one policy, one critic, and the update of one process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo
+from helpers.ppo_cases import PROMPTS, letters, make_online, make_ppo
 from helpers.several_processes import run_two_processes
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import trained_weights
+from tdpo.training import OnlineTDPOTrainer, PPOTrainer
 
 ADAPTIVE = {"coefficient": 0.1, "target": 0.01, "horizon": 50}
 EXACT = {**ADAPTIVE, "direction": "reverse", "form": "exact", "place": "loss"}
@@ -24,35 +25,59 @@ KINDS: dict[str, dict[str, Any]] = {
 COMPARED = (
     "loss", "grad_norm", "reward_mean", "reward_std", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1",
     "kl_k3", "kl_coefficient", "policy_entropy", "policy_loss", "value_loss", "ratio_mean", "approx_kl", "length_mean",
-    "finished_share",
+    "finished_share", "pairs", "margin", "chosen_forward_kl", "rejected_reverse_kl",
 )  # fmt: skip
 
 
 def distributed_run(folder: Path) -> None:
     """What every process does, launched or alone: all completions of a rollout in one update, so order is no matter."""
     for name, own in KINDS.items():
-        one_run(folder / name, own)
+        one_run(folder / name, ppo(folder / name, own))
+    one_run(folder / "pairs", pairs(folder / "pairs"))
 
 
-def one_run(folder: Path, own: dict[str, Any]) -> None:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    trainer = make_ppo(
+def processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def ppo(folder: Path, own: dict[str, Any]) -> PPOTrainer:
+    return make_ppo(
         build_model("llama"), folder / "run", build_tokenizer(), letters, PROMPTS,
-        iterations=3, learning_rate=1e-2, optim="sgd", per_device_train_batch_size=4 // processes,
+        iterations=3, learning_rate=1e-2, optim="sgd", per_device_train_batch_size=4 // processes(),
         gradient_accumulation_steps=2, normalize_rewards=True, save_strategy="steps", save_steps=3, **own,
     )  # fmt: skip
-    assert trainer.args.world_size == processes, "accelerate launched what it was asked for"
+
+
+def pairs(folder: Path) -> OnlineTDPOTrainer:
+    """In the second of three iterations one process has pairs and the other has none."""
+    calls = []
+
+    def reward(prompts: list[Any], completions: list[str], **_: Any) -> list[float]:
+        calls.append(prompts)
+        last = len(calls) == 2
+        texts = zip(prompts, completions, strict=True)
+        return [float(len(text)) if not last or prompt == PROMPTS[0] else 1.0 for prompt, text in texts]
+
+    return make_online(
+        folder / "run", reward=reward, iterations=3, optim="sgd", per_device_train_batch_size=2 // processes(),
+        gradient_accumulation_steps=2, save_strategy="steps", save_steps=3,
+    )  # fmt: skip
+
+
+def one_run(folder: Path, trainer: Any) -> None:
+    assert trainer.args.world_size == processes(), "accelerate launched what it was asked for"
     trainer.train()
     weights: dict[str, Any] = {**trained_weights(trainer)}
-    if trainer.critic is not None:
+    if getattr(trainer, "critic", None) is not None:
         weights["critic"] = trainer.critic.head.weight.detach()
-    if processes == 2:
+    if processes() == 2:
         mine = torch.cat([w.flatten() for w in weights.values()])
         both = trainer.accelerator.gather(mine[None])
         assert torch.equal(both[0], both[1]), "the processes hold one model"
     if trainer.is_world_process_zero():
         torch.save(weights, folder / "weights.pt")
-        (folder / "logs.json").write_text(json.dumps(logs(trainer)))
+        logged = [line for line in trainer.state.log_history if "generation_seconds" in line]
+        (folder / "logs.json").write_text(json.dumps(logged))
 
 
 @pytest.mark.slow
@@ -60,7 +85,7 @@ def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
     run_two_processes(__name__, tmp_path / "two")
     (tmp_path / "one").mkdir()
     distributed_run(tmp_path / "one")
-    for kind in KINDS:
+    for kind in (*KINDS, "pairs"):
         agree(tmp_path / "two" / kind, tmp_path / "one" / kind)
     files = {kind: {p.name for p in (tmp_path / "two" / kind / "run/checkpoint-3").iterdir()} for kind in KINDS}
     assert {"COMPLETE", "ppo_state_0.pt", "ppo_state_1.pt", "critic.pt"} <= files["gae"]
