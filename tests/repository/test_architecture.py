@@ -304,7 +304,7 @@ def test_the_contracts_names() -> None:
     for name, expected in FIELDS.items():
         assert [f.name for f in fields(getattr(tdpo, name))] == expected
     mathematics = {n.split(".")[1] for n in SIGNATURES if n.count(".") == 1} | set(FIELDS)
-    trainers = {"TDPOTrainer", "TDPOConfig", "PPOTrainer", "PPOConfig"}
+    trainers = {"TDPOTrainer", "TDPOConfig", "PPOTrainer", "PPOConfig", "OnlineTDPOTrainer", "OnlineTDPOConfig"}
     assert set(tdpo.__all__) == set(tdpo._LAZY) == mathematics | trainers
     assert {*trainers, *tdpo.__all__} <= set(dir(tdpo))
     with pytest.raises(AttributeError, match="'tdpo' has no attribute 'TDPO'"):
