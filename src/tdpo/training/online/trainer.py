@@ -37,6 +37,7 @@ from .iteration import Iteration, iteration_in
 from .judging import Judge, rollout_statistics
 from .objective import head_impl, loss_extras, objective
 from .prompt_lengths import check_all_fit, encoded_by_name
+from .recording import described_prompts, ppo_card, ppo_record
 from .schedule import EndOfIteration, Schedule
 
 logger = logging.getLogger(__name__)
@@ -91,12 +92,15 @@ class PPOTrainer(CheckpointedTrainer):
         if train_dataset is None:
             raise ValueError("train_dataset is missing: PPO needs prompts to sample from")
         one_process_a_device(args, logger.warning)
+        given = model
         tokenizer = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
         if not args.merge_adapter and not has_adapter(model):
             raise ValueError("merge_adapter=False has no effect: the model has no adapter; leave it out")
         self.train_prompts = prompts_of(train_dataset, "train_dataset")
         self.eval_prompts = None if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
+        counts = {"train": len(self.train_prompts), "eval": len(self.eval_prompts or ())}
+        self._described = described_prompts(train_dataset, eval_dataset, counts)
         encoded = [encoded_by_name(tokenizer, prompts) for prompts in (self.train_prompts, self.eval_prompts or [])]
         check_all_fit([model], encoded, args.max_new_tokens)
         self.rewards: Rewards = rewards_of(
@@ -137,6 +141,7 @@ class PPOTrainer(CheckpointedTrainer):
             [self.statistics.reference_model, self.critic.body], self._completions, self._total,
         )  # fmt: skip
         self._iteration: Iteration | None = None
+        self.begin_record(ppo_record(self, given, start, ref_model))
         logger.info(self.describe())
 
     # ---- set-up ----
@@ -295,6 +300,13 @@ class PPOTrainer(CheckpointedTrainer):
         if not resume_from_checkpoint:
             self._completions.forget_from(0)
         return super().train(resume_from_checkpoint, **more)
+
+    def described_data(self) -> dict[str, Any]:
+        return self._described
+
+    def model_card(self) -> str:
+        """The card of the model as it is now: method, prompts, numbers, versions; Markdown."""
+        return ppo_card(self)
 
     def _own_inputs(self) -> dict[str, str]:
         return prompts_inputs(self.train_prompts, self.eval_prompts)

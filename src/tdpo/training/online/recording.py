@@ -1,0 +1,52 @@
+"""What `PPOTrainer` records of itself, and its model card."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ...models import Reference
+from ..model_card import ppo_model_card
+from ..recorded_settings import described_source, optimizing_settings, policy_settings, reference_facts
+from ..run_record import numbers_for_the_card
+from .config import FIELDS, PPOConfig
+
+if TYPE_CHECKING:
+    from .trainer import PPOTrainer
+
+
+def ppo_record(trainer: PPOTrainer, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
+    """The content of trainer.json; `given` and `ref_model` are the models as the trainer got them."""
+    rewards = [{"name": part.name, "weight": part.weight} for part in trainer.rewards.parts]
+    return {
+        "trainer": type(trainer).__name__,
+        "method": "ppo",
+        "settings": {
+            "model": policy_settings(given, trainer.model, ref_model), **_settings(trainer.args), "rewards": rewards,
+        },
+        "reference": reference_facts(given, trainer.model, start, ref_model),
+    }  # fmt: skip
+
+
+def ppo_card(trainer: PPOTrainer) -> str:
+    """The card of the model as it is now."""
+    assert trainer.record is not None
+    train = trainer.described_data()["train"]
+    settings = trainer.record.content["settings"]
+    return ppo_model_card(settings, train["source"], train["prompts"], *numbers_for_the_card(trainer))
+
+
+def described_prompts(train: Any, held_out: Any, counts: dict[str, int]) -> dict[str, Any]:
+    """What data.json says of the prompts that a trainer got, and of how many there are."""
+    return {
+        name: {"source": described_source(dataset), "prompts": counts[name], "skipped": 0, "problems": []}
+        for name, dataset in (("train", train), ("eval", held_out))
+        if dataset is not None
+    }
+
+
+def _settings(args: PPOConfig) -> dict[str, Any]:
+    """The arguments by section and key as in a recipe."""
+    sections: dict[str, Any] = FIELDS.sections(args)
+    sections["ppo"] |= {**optimizing_settings(args), "minibatch_size": args.update_size}
+    return {"seed": args.seed, **sections, "kl": asdict(args.constraint)}
