@@ -1,5 +1,5 @@
-"""What both trainers add to `transformers.Trainer`: only whole checkpoints are resumed from, norms are checked, and what
-was done is recorded beside the model."""
+"""What both trainers add to `transformers.Trainer`: only whole checkpoints are resumed from, norms are checked, and
+what was done is recorded beside the model."""
 
 from __future__ import annotations
 

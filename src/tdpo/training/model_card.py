@@ -95,7 +95,7 @@ def _card(
 
 
 def is_our_card(text: str) -> bool:
-    """Whether a README.md is a card of tdpo, or the empty form that peft leaves beside an adapter: nobody's own text."""
+    """Whether a README.md is a card of tdpo, or the empty form that peft leaves beside an adapter."""
     return SENTENCE in text or PEFT_FORM in text
 
 

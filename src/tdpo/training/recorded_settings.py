@@ -1,4 +1,4 @@
-"""What a trainer in Python knows of itself, by section and key as in a recipe: its policy, reference, data, optimiser."""
+"""What a trainer in Python knows of its policy, reference, data and optimiser, by section and key as in a recipe."""
 
 from __future__ import annotations
 

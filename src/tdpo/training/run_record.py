@@ -1,8 +1,8 @@
 """What a trainer that is used in Python leaves beside its model: `tdpo evaluate` and `tdpo report` then need no recipe.
 
 In `output_dir`: trainer.json (method, settings, reference, inputs, where the model was saved), environment.json,
-data.json and status.json, beside the metrics.jsonl that every trainer writes. In each folder of a saved model: a copy of
-trainer.json, and the model card. A run from a recipe has a recipe.yaml instead, and its trainer records nothing.
+data.json and status.json, beside the metrics.jsonl that every trainer writes. In each folder of a saved model: a copy
+of trainer.json, and the model card. A run from a recipe has a recipe.yaml instead, and its trainer records nothing.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...methods import METHODS
 from ...models import Reference
@@ -11,11 +11,8 @@ from ..recorded_settings import batch_size, optimizing_settings, policy_settings
 from ..run_record import numbers_for_the_card
 from .config import FIELDS, TDPOConfig
 
-if TYPE_CHECKING:
-    from .trainer import TDPOTrainer
 
-
-def pair_record(trainer: TDPOTrainer, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
+def pair_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
     """The content of trainer.json; `given` and `ref_model` are the models as the trainer got them."""
     settings = {"model": policy_settings(given, trainer.model, ref_model), **_settings(trainer.args)}
     files = trainer.data_files
@@ -28,7 +25,7 @@ def pair_record(trainer: TDPOTrainer, given: Any, start: Reference, ref_model: A
     }
 
 
-def pair_card(trainer: TDPOTrainer) -> str:
+def pair_card(trainer: Any) -> str:
     """The card of the model as it is now."""
     assert trainer.record is not None
     return pair_model_card(trainer.record.content["settings"], trainer.described_data(), *numbers_for_the_card(trainer))

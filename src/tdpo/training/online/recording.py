@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...models import Reference
 from ..model_card import ppo_model_card
@@ -11,11 +11,8 @@ from ..recorded_settings import described_source, optimizing_settings, policy_se
 from ..run_record import numbers_for_the_card
 from .config import FIELDS, PPOConfig
 
-if TYPE_CHECKING:
-    from .trainer import PPOTrainer
 
-
-def ppo_record(trainer: PPOTrainer, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
+def ppo_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
     """The content of trainer.json; `given` and `ref_model` are the models as the trainer got them."""
     rewards = [{"name": part.name, "weight": part.weight} for part in trainer.rewards.parts]
     return {
@@ -28,7 +25,7 @@ def ppo_record(trainer: PPOTrainer, given: Any, start: Reference, ref_model: Any
     }  # fmt: skip
 
 
-def ppo_card(trainer: PPOTrainer) -> str:
+def ppo_card(trainer: Any) -> str:
     """The card of the model as it is now."""
     assert trainer.record is not None
     train = trainer.described_data()["train"]
