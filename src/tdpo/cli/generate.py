@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Run directory, model folder, adapter folder, or model name.", show_default=False
+        metavar="MODEL",
+        help="Run directory, a trainer's output_dir, a checkpoint, the folder of a model or an adapter, or a name.",
+        show_default=False,
     ),
 ]
 PromptOption = Annotated[
@@ -130,12 +132,23 @@ def _show(entry: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _base_of(path: Path) -> str:
-    from ..runs import RunDirectory
+    """The model that a trained one began as."""
+    from ..models.folder_files import adapter_base, is_adapter_folder
+    from ..records.dotted import text_at
+    from ..runs.trained_folders import trained_folder
 
-    run = RunDirectory(path)
-    if not run.is_run():
+    if not path.is_dir():
         raise CommandError(f"--base needs a run directory, whose recipe names the base model; {path} is none")
-    return run.recipe().model.name
+    folder = trained_folder(path)
+    if folder.recipe_run is not None:
+        return folder.recipe_run.recipe().model.name
+    if name := text_at(folder.record, "settings", "model", "name"):
+        return name
+    if not folder.record and is_adapter_folder(folder.model):
+        return adapter_base(folder.model)
+    raise CommandError(
+        f"--base: what {folder.model} was trained from is not recorded; give that model's name to `tdpo generate` alone"
+    )
 
 
 def _prompts(prompt_options: list[str], file: Path | None) -> list[PromptInput]:

@@ -6,6 +6,7 @@ user says: which model it began as, and what it is judged on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 from ..config import Recipe, load_recipe
 from ..methods import METHODS
-from ..models import is_adapter_folder
+from ..models import check_folder, is_adapter_folder
+from ..models.folder_files import adapter_base
 from ..records.dotted import at, dict_at, text_at
 from ..runs import RunDirectory
 from ..runs.trained_folders import TrainedFolder
@@ -101,30 +103,58 @@ def _check_overrides(asked: Asked, folder: TrainedFolder) -> None:
 
 def _models(folder: TrainedFolder, asked: Asked) -> tuple[str | None, str | None]:
     """Where the base of an adapter is (None: where the adapter says), and the second model that is the reference."""
-    known = dict_at(folder.record, "reference")
-    kind, name = text_at(known, "kind"), text_at(known, "name") or None
-    if not is_adapter_folder(folder.model):
-        if asked.base is not None and asked.reference is not None:
-            raise ValueError(
-                f"--base {asked.base} has no effect beside --reference: {folder.model} is a whole model, which is "
-                "compared with one other model; leave one of the two out"
-            )
-        reference = asked.reference or asked.base or name
-        if reference is None:
-            raise ValueError(_unknown_reference(folder, "--base"))
-        return None, reference
-    if asked.reference is not None or kind in ("", "adapter-off"):
-        return asked.base or (name if kind == "adapter-off" else None), asked.reference
+    if is_adapter_folder(folder.model):
+        return _base_of_adapter(folder, asked), _reference_of_adapter(folder, asked)
+    if asked.base is not None and asked.reference is not None:
+        raise ValueError(
+            f"--base {asked.base} has no effect beside --reference: {folder.model} is a whole model, which is "
+            "compared with one other model; leave one of the two out"
+        )
+    reference = asked.reference or asked.base or _recorded_reference(folder, "--base")
+    if reference is None:
+        raise ValueError(_unknown_reference(folder, "--base"))
+    return None, reference
+
+
+def _base_of_adapter(folder: TrainedFolder, asked: Asked) -> str | None:
+    if asked.base is not None:
+        return asked.base
+    if text_at(folder.record, "reference", "kind") == "adapter-off" and (name := _recorded_reference(folder, "--base")):
+        return name
+    try:
+        check_folder(adapter_base(folder.model))
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{error}; or give --base NAME, the name or the folder where that model is now") from None
+    return None
+
+
+def _reference_of_adapter(folder: TrainedFolder, asked: Asked) -> str | None:
+    """None: the adapter switched off."""
+    if asked.reference is not None or text_at(folder.record, "reference", "kind") in ("", "adapter-off"):
+        return asked.reference
+    name = _recorded_reference(folder, "--reference")
     if name is None:
         raise ValueError(_unknown_reference(folder, "--reference"))
-    return asked.base, name
+    return name
+
+
+def _recorded_reference(folder: TrainedFolder, flag: str) -> str | None:
+    """The reference by the name under which the trainer recorded it, if it did."""
+    name = text_at(folder.record, "reference", "name") or None
+    if name is not None and Path(name).is_absolute() and not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"{folder.model} is compared with {name}, which is not there any more: give {flag} FOLDER, where that "
+            "model is now"
+        )
+    return name
 
 
 def _unknown_reference(folder: TrainedFolder, flag: str) -> str:
     if flag == "--base":
         return (
             f"{folder.model} is a whole model, and what it was before training is not known: give --base NAME, the "
-            "name or the folder of the model that it was trained from (a KL and a margin compare the two)"
+            f"name or the folder of the model that it was trained from (a KL and a margin compare the two)"
+            f"{_base_in_its_card(folder.model)}"
         )
     kind = text_at(folder.record, "reference", "kind")
     what = (
@@ -136,6 +166,15 @@ def _unknown_reference(folder: TrainedFolder, flag: str) -> str:
         f"the reference of {folder.model} is not known ({what}): save that model and give its folder as --reference "
         "FOLDER"
     )
+
+
+def _base_in_its_card(model: Path) -> str:
+    """A hint at the base that a README.md names, as those of TRL do. It is text of whoever made the folder."""
+    for readme in (model / "README.md", model.parent / "README.md"):
+        text = readme.read_text(encoding="utf-8", errors="replace")[:20_000] if readme.is_file() else ""
+        if named := re.search(r"^base_model: *['\"]?([\w./-]+)", text, re.MULTILINE):
+            return f". {readme} says: --base {named[1]}"
+    return ""
 
 
 def _dtype(settings: dict[str, Any]) -> dict[str, str]:

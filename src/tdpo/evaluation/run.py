@@ -159,8 +159,7 @@ class _Judged:
         trust = recipe.model.trust_remote_code
         tokenizer = load_tokenizer(trained.tokenizer, trust_remote_code=trust)
         policy = trained.load(recipe.model.dtype, trust_remote_code=trust)
-        other = trained.reference
-        model = None if other is None else load_causal_lm(other, dtype=recipe.model.dtype, trust_remote_code=trust)
+        model = trained.load_reference(recipe.model.dtype, trust_remote_code=trust)
         return cls(run, recipe, policy, tokenizer, reference_for(policy, model), base_from, progress)
 
     def pairs(self) -> dict[str, Any] | None:

@@ -37,10 +37,18 @@ class TrainedModel:
 
     def load(self, dtype: str, *, trust_remote_code: bool) -> Any:
         """The policy. Raises as `load_causal_lm`."""
-        if self.base is None:
-            return load_causal_lm(self.folder, dtype=dtype, trust_remote_code=trust_remote_code)
+        return self._loaded(self.folder, dtype, trust_remote_code)
+
+    def load_reference(self, dtype: str, *, trust_remote_code: bool) -> Any | None:
+        """The second model, or None. Raises as `load_causal_lm`."""
+        return None if self.reference is None else self._loaded(self.reference, dtype, trust_remote_code)
+
+    def _loaded(self, name: str | Path, dtype: str, trust_remote_code: bool) -> Any:
+        """A model; an adapter on `base`, where that is given."""
+        if self.base is None or not is_adapter_folder(Path(name).expanduser()):
+            return load_causal_lm(name, dtype=dtype, trust_remote_code=trust_remote_code)
         base = load_causal_lm(self.base, dtype=dtype, trust_remote_code=trust_remote_code)
-        return load_adapter(base, self.folder)
+        return load_adapter(base, name)
 
 
 def model_of_run(run: RunDirectory, recipe: AnyRecipe) -> TrainedModel:
