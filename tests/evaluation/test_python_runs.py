@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from helpers.ppo_cases import PROMPTS, letters, make_ppo
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import StopAt, lora, make_trainer, plain_rows
+from tdpo.cli.app import app
 from tdpo.config import Recipe
 from tdpo.evaluation import evaluate_run
 from tdpo.evaluation.folders import Asked, evaluation_of
@@ -24,6 +28,7 @@ from tdpo.report.run_reading import Run, load_runs
 from tdpo.runs import RunDirectory, RunError
 from tdpo.runs.trained_folders import trained_folder
 
+ROOT = Path(__file__).parents[2]
 HELD_OUT = plain_rows(5, seed=7)
 SHOWN = ("accuracy", "margin", "chosen_logp", "chosen_forward_kl", "rejected_forward_kl", "chosen_reverse_kl")
 
@@ -269,3 +274,26 @@ def test_a_ppo_trainers_folder(made: Made, tmp_path: Path) -> None:
     assert numbers["pairs"] is None and numbers["generations"]["trained"]["count"] == 4
     run = reported(tmp_path / "ppo")
     assert run.is_ppo and run.series("train", "reward_mean")
+
+
+def test_the_commands_of_the_page_work(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    shutil.copytree(made.adapter, "runs/example_tdpo", ignore=shutil.ignore_patterns("evaluation*"))
+    plain = shutil.ignore_patterns("trainer.json")
+    shutil.copytree(made.adapter / "model", "trl_output/checkpoint-2", ignore=plain)
+    for source, name in ((made.saved, "my_model"), (made.base, "my_base"), (made.data, "held_out.jsonl")):
+        (shutil.copy if source.is_file() else shutil.copytree)(source, name)
+    Path("my_model/trainer.json").unlink()
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/python_runs.md").read_text(), re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert len(commands) >= 10
+    for command in commands:
+        done = CliRunner().invoke(app, shlex.split(command)[1:], prog_name="tdpo")
+        assert done.exit_code == 0, f"{command}\n{done.output}"
+    assert (
+        Path("runs/example_tdpo/report.html").exists()
+        and Path("trl_output/checkpoint-2/evaluation/report.html").exists()
+    )
+    refused = CliRunner().invoke(app, ["evaluate", "my_model", "--data", ""], prog_name="tdpo")
+    assert refused.exit_code == 2 and "--data is empty" in refused.output

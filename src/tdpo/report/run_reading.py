@@ -29,9 +29,8 @@ from .metrics_reading import read_metrics
 from .numbers import number
 from .reading import LenientFolder
 
-RUN_FILES = (
-    RECIPE_FILE, TRAINER_FILE, MACHINE_FILE, DATA_FILE, METRICS_FILE, STATUS_FILE, EVALUATION_FILE, SAMPLES_FILE,
-)  # fmt: skip
+RUN_FILES = (RECIPE_FILE, MACHINE_FILE, DATA_FILE, METRICS_FILE, STATUS_FILE, EVALUATION_FILE, SAMPLES_FILE)
+TRACES = (*RUN_FILES, TRAINER_FILE)
 WHAT_EVALUATING_DOES = "compare it with the base model"
 
 
@@ -110,7 +109,7 @@ def _load_run(path: Path, index: int) -> Run:
     above = run_above(path)
     of_this_model = (results_folder(path), path)
     files = LenientFolder(path, fallbacks=(*of_this_model, *([] if above is None else [above])))
-    if not any(files.place(name).exists() for name in RUN_FILES):
+    if not any(files.place(name).exists() for name in TRACES):
         raise FileNotFoundError(_why_nothing_to_report(path))
     # The evaluation of a run is one of another model than that of its checkpoint.
     judged = LenientFolder(of_this_model[0], files.notes, of_this_model)
@@ -149,7 +148,7 @@ def _known_of_a_model_alone(notes: list[str]) -> list[str]:
 def _why_nothing_to_report(path: Path) -> str:
     if is_model_folder(path):
         return f"{path}: there is nothing to report on this model yet; judge it first: `{_evaluating(path, '')}`"
-    return f"{path}: not a run directory; expected at least one of {', '.join(RUN_FILES)}"
+    return f"{path}: not a run directory; expected at least one of {', '.join(TRACES)}"
 
 
 def _evaluating(path: Path, recipe_file: str) -> str:
