@@ -143,7 +143,7 @@ def test_how_a_training_ended_is_recorded(how: Any, state: str, tmp_path: Path, 
     trainer = make_trainer(build_model("llama"), tmp_path, tokenizer, callbacks=[stop])
     with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
         trainer.train()
-    assert RunDirectory(tmp_path).state() == state
+    assert read_json(tmp_path / "status.json")["state"] == state
     with RunDirectory(tmp_path).locked(), pytest.raises(RunError, match="in use"):
         trainer.train()
 
