@@ -71,9 +71,8 @@ def generate(
         echo "Say hello." | tdpo generate merged
     """
     texts = _prompts(prompt or [], file)
-    models = {"trained" if base else model: model_folder(Path(model)) if Path(model).is_dir() else model}
-    if base:
-        models = {"base": _base_of(Path(model)), **models}
+    models = {"base": _base_of(Path(model))} if base else {}
+    models["trained" if base else model] = model_folder(Path(model)) if Path(model).is_dir() else model
     quiet_libraries()
     from ..sampling.sampler import SamplingSettings
 
@@ -135,11 +134,13 @@ def _base_of(path: Path) -> str:
     """The model that a trained one began as."""
     from ..models.folder_files import adapter_base, is_adapter_folder
     from ..records.dotted import text_at
+    from ..runs import RunError
     from ..runs.trained_folders import trained_folder
 
-    if not path.is_dir():
-        raise CommandError(f"--base needs a run directory, whose recipe names the base model; {path} is none")
-    folder = trained_folder(path)
+    try:
+        folder = trained_folder(path)
+    except RunError as error:
+        raise CommandError(f"--base needs a run directory, or a folder that says what it began as: {error}") from None
     if folder.recipe_run is not None:
         return folder.recipe_run.recipe().model.name
     if name := text_at(folder.record, "settings", "model", "name"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..records.names import EVALUATION_FOLDER
+from ..records.names import EVALUATION_FOLDER, RECIPE_FILE, STATUS_FILE, TRAINER_FILE
 from ..records.run_places import (
     is_model_folder,
     is_recipe_run,
@@ -57,8 +57,8 @@ def trained_folder(path: str | Path) -> TrainedFolder:
     if not path.is_dir():
         reason = "it is a file" if path.exists() else "it does not exist"
         raise RunError(
-            f"{path} is no run and no model: {reason}; expected a run directory, a trainer's output_dir, a checkpoint, "
-            "or the folder of an adapter or a model"
+            f"{path} is no run directory: {reason}; expected one, a trainer's output_dir, a checkpoint, or the folder "
+            "of an adapter or a model"
         )
     place = meant_by(path)
     remarks = [] if place == path or not is_checkpoint(place.name) else [f"The newest checkpoint, {place}, is taken."]
@@ -68,16 +68,21 @@ def trained_folder(path: str | Path) -> TrainedFolder:
     if is_trainer_run(place):
         return _of_trainer_run(place)
     if not is_model_folder(place):
-        inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise RunError(
-            f"{path} holds no trained model: expected a run directory, a trainer's output_dir, or a folder with "
-            f"config.json or adapter_config.json; it holds {inside}"
-        )
+        raise RunError(_what_it_holds(path))
     above, results = run_above(place), RunDirectory(results_folder(place))
     if above is not None and is_recipe_run(above):
         return TrainedFolder(place, results, RunDirectory(above), remarks=remarks)
     record = trainer_record(place) or ({} if above is None else trainer_record(above))
     return TrainedFolder(place, results, record=record, remarks=remarks)
+
+
+def _what_it_holds(path: Path) -> str:
+    runs = sorted(str(p) for p in path.iterdir() if p.is_dir() and (is_recipe_run(p) or is_trainer_run(p)))
+    names = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    return (
+        f"{path} is no run directory and holds no model: expected {RECIPE_FILE} with {STATUS_FILE}, {TRAINER_FILE}, "
+        f"config.json or adapter_config.json, found {names}" + (f"; runs inside it: {', '.join(runs)}" if runs else "")
+    )
 
 
 def _of_trainer_run(path: Path) -> TrainedFolder:
