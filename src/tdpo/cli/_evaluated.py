@@ -67,11 +67,14 @@ def evaluation_for(path: Path, flags: Flags, overrides: Sequence[str]) -> Judgin
     Raises:
         RunError, RecipeError, CommandError, ValueError: nothing to judge there, or the flags and overrides are wrong.
     """
+    from ..records.run_places import is_recipe_run
     from ..runs.trained_folders import trained_folder
 
     for name, value in flags.given().items():
         if not value.strip():
             raise CommandError(f"--{name} is empty; leave it out, or give a name")
+    if is_recipe_run(path):
+        _overrides_of_recipe(path, flags, overrides)  # a mistake is said before anything else is missed
     folder = trained_folder(path)
     results = folder.results if flags.out is None else _results_in(flags.out)
     if folder.recipe_run is not None:
@@ -89,9 +92,22 @@ def _of_recipe(folder: TrainedFolder, flags: Flags, overrides: Sequence[str], re
 
     run = folder.recipe_run
     assert run is not None
+    overrides = _overrides_of_recipe(run.path, flags, overrides)
+    recipe = load_recipe(run.path, overrides)
+    described = {**described_run(run, recipe), "name": folder.results_name}
+    trained = TrainedModel(folder.model, reference_of_recipe(folder.model, recipe), described)
+    return Judging(results, recipe, trained, folder.results_name, folder.remarks)
+
+
+def _overrides_of_recipe(run: Path, flags: Flags, overrides: Sequence[str]) -> Sequence[str]:
+    """The overrides of a recipe's run, with those that flags stand for.
+
+    Raises:
+        CommandError: one of them says how the run was trained.
+    """
     for name, value in flags.given().items():
         if name in ("base", "reference"):
-            raise CommandError(f"--{name} {value} has no effect: the recipe of {run.path} says it; leave it out")
+            raise CommandError(f"--{name} {value} has no effect: the recipe of {run} says it; leave it out")
         if name in AS_OVERRIDE:
             overrides = [*overrides, f"{AS_OVERRIDE[name]}={json.dumps(value)}"]
     for override in overrides:
@@ -101,10 +117,7 @@ def _of_recipe(folder: TrainedFolder, flags: Flags, overrides: Sequence[str], re
                 f"{override!r} cannot be overridden here: it says how the run was trained; "
                 f"an evaluation can change {', '.join(ALLOWED)}"
             )
-    recipe = load_recipe(run.path, overrides)
-    described = {**described_run(run, recipe), "name": folder.results_name}
-    trained = TrainedModel(folder.model, reference_of_recipe(folder.model, recipe), described)
-    return Judging(results, recipe, trained, folder.results_name, folder.remarks)
+    return overrides
 
 
 def _results_in(folder: Path) -> RunDirectory:
