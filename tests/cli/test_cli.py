@@ -502,7 +502,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         (run.path / "model").mkdir(exist_ok=True)
         return {"steps": 4}
 
-    def evaluate_run(run: Any, recipe: Any, *, base_from: Any = None, progress: Any) -> dict[str, Any]:
+    def evaluate_run(run: Any, recipe: Any, *, base_from: Any = None, progress: Any, **_: Any) -> dict[str, Any]:
         calls.append(("evaluate", (run.path, recipe, base_from and base_from.path)))
         progress("generations", 1, 1)
         run.write_json("evaluation.json", EVALUATION)

@@ -32,6 +32,14 @@ Overrides = Annotated[
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run directory that `tdpo train` or `tdpo ppo` wrote.", show_default=False)
 ]
+Trained = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="Run directory, a trainer's output_dir, a checkpoint, or the folder of an adapter or a model.",
+        show_default=False,
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Help")]
 
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Run directory, model folder, adapter folder, or model name.", show_default=False
+        metavar="MODEL",
+        help="Run directory, a trainer's output_dir, a checkpoint, the folder of a model or an adapter, or a name.",
+        show_default=False,
     ),
 ]
 PromptOption = Annotated[
@@ -69,9 +71,8 @@ def generate(
         echo "Say hello." | tdpo generate merged
     """
     texts = _prompts(prompt or [], file)
-    models = {"trained" if base else model: model_folder(Path(model)) if Path(model).is_dir() else model}
-    if base:
-        models = {"base": _base_of(Path(model)), **models}
+    models = {"base": _base_of(Path(model))} if base else {}
+    models["trained" if base else model] = model_folder(Path(model)) if Path(model).is_dir() else model
     quiet_libraries()
     from ..sampling.sampler import SamplingSettings
 
@@ -130,12 +131,25 @@ def _show(entry: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _base_of(path: Path) -> str:
-    from ..runs import RunDirectory
+    """The model that a trained one began as."""
+    from ..models.folder_files import adapter_base, is_adapter_folder
+    from ..records.dotted import text_at
+    from ..runs import RunError
+    from ..runs.trained_folders import trained_folder
 
-    run = RunDirectory(path)
-    if not run.is_run():
-        raise CommandError(f"--base needs a run directory, whose recipe names the base model; {path} is none")
-    return run.recipe().model.name
+    try:
+        folder = trained_folder(path)
+    except RunError as error:
+        raise CommandError(f"--base needs a run directory, or a folder that says what it began as: {error}") from None
+    if folder.recipe_run is not None:
+        return folder.recipe_run.recipe().model.name
+    if name := text_at(folder.record, "settings", "model", "name"):
+        return name
+    if not folder.record and is_adapter_folder(folder.model):
+        return adapter_base(folder.model)
+    raise CommandError(
+        f"--base: what {folder.model} was trained from is not recorded; give that model's name to `tdpo generate` alone"
+    )
 
 
 def _prompts(prompt_options: list[str], file: Path | None) -> list[PromptInput]:

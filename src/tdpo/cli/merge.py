@@ -15,7 +15,11 @@ from ._options import Debug
 def merge(
     source: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="Run directory, or the folder of an adapter.", show_default=False),
+        typer.Argument(
+            metavar="RUN",
+            help="Run directory, a trainer's output_dir, a checkpoint, or the folder of an adapter.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the merged model.", show_default=False)],
     debug: Debug = False,
@@ -44,8 +48,7 @@ def merge(
 
 
 def model_folder(source: Path) -> str:
-    """Return the model folder of a run, or `source` itself if it is not a run (a folder or the name of a model)."""
-    from ..runs import RunDirectory
+    """Return the folder of the model in `source`: a run, a trainer's output_dir, a checkpoint, a model; or its name."""
+    from ..runs.trained_folders import trained_folder
 
-    run = RunDirectory(source)
-    return str(run.model_path if run.is_run() else source)
+    return str(trained_folder(source).model if source.is_dir() else source)

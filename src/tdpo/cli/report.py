@@ -16,7 +16,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Run directories, shown side by side; or the folder of one study.",
+            help="Run directories (of a recipe, or a trainer's output_dir) and evaluated checkpoints or models, shown "
+            "side by side; or the folder of one study.",
             show_default=False,
         ),
     ],
@@ -44,6 +45,7 @@ def report(
         tdpo report runs/sentiment_tdpo2 runs/sentiment_dpo --out comparison.html
         tdpo report studies/quick
     """
+    from ..records.run_places import meant_by, results_folder
     from ..report import is_study, write_report, write_study_report
 
     studies = [folder for folder in runs if is_study(folder)]
@@ -54,4 +56,5 @@ def report(
     if studies:
         say(f"report: {write_study_report(studies[0], out)}")
         return
-    say(f"report: {write_report(runs, out or runs[0] / 'report.html')}")
+    first = meant_by(runs[0])
+    say(f"report: {write_report(runs, out or results_folder(first) / 'report.html')}")

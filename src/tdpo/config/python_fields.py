@@ -59,6 +59,14 @@ class RecipeFields:
         values = {name: _value_at(recipe, key) for name, key in self.keys.items()}
         return {name: value for name, value in values.items() if value is not None or self._nullable[name]}
 
+    def sections(self, values: Any) -> dict[str, dict[str, Any]]:
+        """The attributes of `values` that are keys, by section and key as in a recipe."""
+        sections: dict[str, dict[str, Any]] = {}
+        for name, key in self.keys.items():
+            section, _, last = key.rpartition(".")
+            sections.setdefault(section, {})[last] = getattr(values, name)
+        return sections
+
     def _expected(self, name: str) -> str:
         words = re.sub(r",? or null$", "", expected(self._infos[name]))
         return f"{words} or None" if self._nullable[name] else words

@@ -16,14 +16,13 @@ from ..environments import Environment, Prompt, check_reward
 from ..models import (
     Reference,
     find_head,
-    has_adapter,
     load_causal_lm,
     load_tokenizer,
     model_facts,
     reference_for,
 )
 from ..preferences import Preferences
-from ..recipe_data.pairs import prompt_key, read_data, tokenize_rows
+from ..recipe_data.pairs import prompt_key, read_held_out, tokenize_rows
 from ..recipe_data.prompts import environment_of
 from ..records.files import write_text
 from ..runs import RunDirectory
@@ -34,6 +33,7 @@ from .base_samples import keep_samples, kept_samples, samples_identity
 from .held_out_pairs import evaluate_pairs
 from .held_out_responses import Distances, HeldOutResponses, describe, distances, sample_and_score, scored
 from .intervals import paired_difference
+from .trained_model import TrainedModel, model_of_run
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 PAIRS_AT_ONCE = 16
@@ -43,14 +43,16 @@ def evaluate_run(
     run: RunDirectory,
     recipe: AnyRecipe,
     *,
+    trained: TrainedModel | None = None,
     base_from: RunDirectory | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compare the run's model with its base on held-out pairs and held-out prompts; write what was found.
 
     Args:
-        run: a run whose training has finished.
+        run: a run whose training has finished, or the folder that results are written to.
         recipe: its recipe; the `evaluation` section says how to sample.
+        trained: the model and what it is compared with; None: those of the run, as its recipe names them.
         base_from: another run that was evaluated. Its responses of the base model are taken over if they are those
             that would be sampled here: same base, prompts, settings and seed. The numbers are the same either way.
         progress: called with a stage's name and how far it is.
@@ -64,11 +66,12 @@ def evaluate_run(
     """
     started = time.perf_counter()
     _check_something_held_out(recipe)
-    judged = _Judged.trained(run, recipe, base_from, progress)
+    trained = trained or model_of_run(run, recipe)
+    judged = _Judged.trained(run, recipe, trained, base_from, progress)
     result: dict[str, Any] = {
         "schema": 1,
         "settings": None,
-        "run": _describe_run(run, recipe),
+        "run": {**trained.described},
         "pairs": judged.pairs(),
         "generations": None,
         "difference": None,
@@ -145,14 +148,18 @@ class _Judged:
 
     @classmethod
     def trained(
-        cls, run: RunDirectory, recipe: AnyRecipe, base_from: RunDirectory | None, progress: Progress | None
+        cls,
+        run: RunDirectory,
+        recipe: AnyRecipe,
+        trained: TrainedModel,
+        base_from: RunDirectory | None,
+        progress: Progress | None,
     ) -> _Judged:
-        """The run's model beside its base."""
+        """The trained model beside its reference."""
         trust = recipe.model.trust_remote_code
-        tokenizer = load_tokenizer(run.model_path, trust_remote_code=trust)
-        policy = load_causal_lm(run.model_path, dtype=recipe.model.dtype, trust_remote_code=trust)
-        other = recipe.model.reference or (None if has_adapter(policy) else recipe.model.name)
-        model = None if other is None else load_causal_lm(other, dtype=recipe.model.dtype, trust_remote_code=trust)
+        tokenizer = load_tokenizer(trained.tokenizer, trust_remote_code=trust)
+        policy = trained.load(recipe.model.dtype, trust_remote_code=trust)
+        model = trained.load_reference(recipe.model.dtype, trust_remote_code=trust)
         return cls(run, recipe, policy, tokenizer, reference_for(policy, model), base_from, progress)
 
     def pairs(self) -> dict[str, Any] | None:
@@ -175,7 +182,7 @@ class _Judged:
 
     def _held_out_rows(self) -> Preferences | None:
         recipe = self.recipe
-        return None if isinstance(recipe, PPORecipe) or not _holds_out_pairs(recipe) else read_data(recipe).eval
+        return None if isinstance(recipe, PPORecipe) else read_held_out(recipe)
 
     def environment(self) -> Environment | None:
         """Its prompts get responses, which are scored where it has a reward; None where the recipe names neither."""
@@ -329,14 +336,6 @@ def prompts_of(rows: Preferences) -> Environment:
         max_new_tokens=64,
         description="prompts of held-out preferences, without a reward",
     )
-
-
-def _describe_run(run: RunDirectory, recipe: AnyRecipe) -> dict[str, Any]:
-    if isinstance(recipe, PPORecipe):
-        method: dict[str, Any] = {"loss": "ppo", "kl": recipe.kl.model_dump()}
-    else:
-        method = {"loss": recipe.loss.name, "beta": recipe.loss.beta, "alpha": recipe.loss.alpha}
-    return {"name": run.path.resolve().name, **method, "model": recipe.model.name}
 
 
 def _last_turn(prompt: Any) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ..records.names import TRAINER_FILE
 from .folder_files import adapter_base, is_adapter_folder
 from .model_loading import check_folder
 
@@ -22,7 +23,7 @@ WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 OTHERS = (".json", ".jinja", ".txt", ".model", ".py")
 # What a library writes anew with every saving, and what does not change the model.
 VOLATILE = ("_name_or_path", "transformers_version", "base_model_name_or_path", "peft_version")
-IGNORED = ("training_args.bin", "trainer_state.json")
+IGNORED = ("training_args.bin", "trainer_state.json", TRAINER_FILE)
 
 
 def model_digests(name: str | Path) -> dict[str, str]:

@@ -32,11 +32,20 @@ def read_data(recipe: Recipe) -> RecipeData:
     """
     data = recipe.data
     train = _load("data.train", data.train, data.split or "train", data.on_bad_rows)
-    if data.eval is not None:
-        return RecipeData(train, _load("data.eval", data.eval, data.eval_split or "test", data.on_bad_rows))
     if data.eval_fraction is None:
-        return RecipeData(train, None)
+        return RecipeData(train, read_held_out(recipe))
     return _hold_out(train, data.eval_fraction, recipe.seed)
+
+
+def read_held_out(recipe: Recipe) -> Preferences | None:
+    """Read and validate the recipe's held-out rows alone, None where it has none; errors are those of `read_data`.
+
+    The training rows are read only where the held-out rows are taken from them.
+    """
+    data = recipe.data
+    if data.eval is None:
+        return None if data.eval_fraction is None else read_data(recipe).eval
+    return _load("data.eval", data.eval, data.eval_split or "test", data.on_bad_rows)
 
 
 def _load(key: str, source: str, split: str, on_bad_rows: Literal["error", "skip"]) -> Preferences:

@@ -16,6 +16,10 @@ SAMPLES_FILE = "samples.jsonl"
 BASE_SAMPLES_FILE = "base_samples.json"
 REPORT_FILE = "report.html"
 MODEL_FOLDER = "model"
+# What a trainer that is used in Python leaves beside these in its output_dir, in the place of a recipe.
+TRAINER_FILE = "trainer.json"
+# Inside a checkpoint or the folder of a model: what an evaluation of it found.
+EVALUATION_FOLDER = "evaluation"
 
 # A study's folder
 STUDY_FILE = "study.yaml"

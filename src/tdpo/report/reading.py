@@ -17,15 +17,22 @@ from ..records.json_files import parse_lines
 class LenientFolder:
     """A folder whose files may be missing or broken: each gap leaves an empty value and a sentence in `notes`.
 
-    `consequence` says what the reader goes without, as the end of that sentence.
+    `consequence` says what the reader goes without, as the end of that sentence. A file that is missing is looked for
+    in the folders of `fallbacks` too.
     """
 
     path: Path
     notes: list[str] = field(default_factory=list)
+    fallbacks: tuple[Path, ...] = ()
+
+    def place(self, name: str) -> Path:
+        """Where the file is, or would be."""
+        places = (self.path / name, *(folder / name for folder in self.fallbacks))
+        return next((place for place in places if place.exists()), places[0])
 
     def text(self, name: str, consequence: str) -> str | None:
         """The file's text; bytes that are no UTF-8 are replaced. None where it cannot be read."""
-        path = self.path / name
+        path = self.place(name)
         if not path.exists():
             self.notes.append(f"{name} is missing: {consequence}.")
             return None

@@ -22,11 +22,16 @@ from ..records.names import (
     RECIPE_FILE,
     SAMPLES_FILE,
     STATUS_FILE,
+    TRAINER_FILE,
 )
+from ..records.run_places import is_model_folder, meant_by, results_folder, run_above
+from .metrics_reading import read_metrics
 from .numbers import number
 from .reading import LenientFolder
 
 RUN_FILES = (RECIPE_FILE, MACHINE_FILE, DATA_FILE, METRICS_FILE, STATUS_FILE, EVALUATION_FILE, SAMPLES_FILE)
+TRACES = (*RUN_FILES, TRAINER_FILE)
+WHAT_EVALUATING_DOES = "compare it with the base model"
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Run:
     index: int
     recipe: dict[str, Any] = field(default_factory=dict)
     recipe_text: str = ""
+    recipe_file: str = RECIPE_FILE
     machine: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -87,7 +93,7 @@ def load_runs(run_dirs: Sequence[Path]) -> list[Run]:
     """
     if not run_dirs:
         raise ValueError("no run directory given: a report needs at least one, for instance runs/sentiment-tdpo2")
-    paths = [Path(run_dir) for run_dir in run_dirs]
+    paths = [meant_by(Path(run_dir)) for run_dir in run_dirs]
     repeated = [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]
     if repeated:
         raise ValueError(f"run directory given twice: {', '.join(repeated)}; name each run once")
@@ -100,62 +106,100 @@ def _load_run(path: Path, index: int) -> Run:
         raise FileNotFoundError(
             f"{path}: no such run directory; expected a folder that `tdpo train`, `tdpo ppo` or `tdpo compare` wrote"
         )
-    if not any((path / name).exists() for name in RUN_FILES):
-        raise FileNotFoundError(f"{path}: not a run directory; expected at least one of {', '.join(RUN_FILES)}")
-    files = LenientFolder(path)
-    recipe, recipe_text = _read_recipe(files)
+    above = run_above(path)
+    of_this_model = (results_folder(path), path)
+    files = LenientFolder(path, fallbacks=(*of_this_model, *([] if above is None else [above])))
+    if not any(files.place(name).exists() for name in TRACES):
+        raise FileNotFoundError(_why_nothing_to_report(path))
+    # The evaluation of a run is one of another model than that of its checkpoint.
+    judged = LenientFolder(of_this_model[0], files.notes, of_this_model)
+    recipe, recipe_text, recipe_file = _read_recipe(files)
     run = Run(
         path=path,
         label=path.resolve().name,
         index=index,
         recipe=recipe,
         recipe_text=recipe_text,
+        recipe_file=recipe_file,
         machine=files.json(MACHINE_FILE, "versions, hardware and command are unknown"),
         data=files.json(DATA_FILE, "what the training data held is unknown"),
-        metrics=files.json_lines(METRICS_FILE, "there are no training curves"),
+        metrics=read_metrics(files),
         status=_read_status(files),
-        evaluation=files.json(EVALUATION_FILE, f"run `tdpo evaluate {path}` to compare it with the base model"),
-        samples=files.json_lines(SAMPLES_FILE, "there are no generations to read"),
+        evaluation=judged.json(EVALUATION_FILE, f"run `{_evaluating(path, recipe_file)}` to {WHAT_EVALUATING_DOES}"),
+        samples=judged.json_lines(SAMPLES_FILE, "there are no generations to read"),
         completions=_read_completions(files),
         notes=files.notes,
     )
+    if above is None and is_model_folder(path) and not recipe_file:
+        run.notes[:] = _known_of_a_model_alone(run.notes)
+    if above is not None:
+        run.notes.append(f"This is {path.name} of the run in {above}: curves, data and machine are those of the run.")
     run.notes.extend(_gaps(run))
     return run
+
+
+def _known_of_a_model_alone(notes: list[str]) -> list[str]:
+    """The notes on a model that no trainer of tdpo made: one sentence on the files that only those write."""
+    not_here = tuple(f"{name} is missing" for name in RUN_FILES if name not in (EVALUATION_FILE, SAMPLES_FILE))
+    others = [note for note in notes if not note.startswith(not_here)]
+    return ["How this model was trained is not recorded: the page shows what its evaluation found.", *others]
+
+
+def _why_nothing_to_report(path: Path) -> str:
+    if is_model_folder(path):
+        return f"{path}: there is nothing to report on this model yet; judge it first: `{_evaluating(path, '')}`"
+    return f"{path}: not a run directory; expected at least one of {', '.join(TRACES)}"
+
+
+def _evaluating(path: Path, recipe_file: str) -> str:
+    """The command that judges a run; what only a recipe says is a flag elsewhere."""
+    return f"tdpo evaluate {path}" + ("" if recipe_file == RECIPE_FILE else " --data FILE")
 
 
 def _read_status(run: LenientFolder) -> dict[str, Any]:
     """The content of status.json. A run that says "running" while no process holds its lock was interrupted."""
     status = run.json(STATUS_FILE, "whether training finished is unknown")
-    is_dead = status.get("state") == "running" and is_locked(run.path / LOCK_FILE) is False
+    is_dead = status.get("state") == "running" and is_locked(run.place(STATUS_FILE).with_name(LOCK_FILE)) is False
     return {**status, "state": "interrupted"} if is_dead else status
 
 
 def _read_completions(run: LenientFolder) -> list[dict[str, Any]]:
     """Responses of a run's rollouts; only PPO writes them, and not if it was told not to."""
-    there = (run.path / COMPLETIONS_FILE).exists()
+    there = run.place(COMPLETIONS_FILE).exists()
     return run.json_lines(COMPLETIONS_FILE, "there are no responses from training to read") if there else []
 
 
-def _read_recipe(run: LenientFolder) -> tuple[dict[str, Any], str]:
-    text = run.text(RECIPE_FILE, "the settings of this run are unknown")
-    if text is None:
-        return {}, ""
+def _read_recipe(run: LenientFolder) -> tuple[dict[str, Any], str, str]:
+    """The settings by section and key, their text, and the file that they are from: a recipe, or a trainer's record."""
     import yaml
 
+    if not run.place(RECIPE_FILE).exists() and run.place(TRAINER_FILE).exists():
+        record = run.json(TRAINER_FILE, "the settings of this run are unknown")
+        settings = dict_at(record, "settings")
+        return settings, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), TRAINER_FILE
+    text = run.text(RECIPE_FILE, "the settings of this run are unknown")
+    if text is None:
+        return {}, "", ""
     try:
         value = load_yaml(text)
     except DocumentError as error:
         run.notes.append(f"recipe.yaml {error}: it is shown as it is.")
-        return {}, text
+        return {}, text, RECIPE_FILE
     except yaml.YAMLError as error:
         run.notes.append(f"recipe.yaml is not valid YAML ({error}): it is shown as it is.")
-        return {}, text
-    return (value if isinstance(value, dict) else {}), text
+        return {}, text, RECIPE_FILE
+    return (value if isinstance(value, dict) else {}), text, RECIPE_FILE
 
 
 def _gaps(run: Run) -> list[str]:
     """Sentences on parts that are absent although their file is there."""
     notes = []
+    if assumed := dict_at(run.evaluation, "run", "margin_of"):
+        beta = f" with β = {assumed['beta']}" if assumed.get("beta") is not None else ""
+        notes.append(
+            f"The training had no margin of pairs, or its method is not recorded: accuracy and margin are those of "
+            f"{public_name(text_at(assumed, 'loss'))}{beta}."
+        )
     if run.metrics and not any(line.get("split") == "eval" for line in run.metrics):
         batches = "responses to training prompts" if run.is_ppo else "training batches"
         notes.append(f"No evaluation during training was logged: the curves show {batches} only.")

@@ -87,7 +87,7 @@ class RunDirectory:
                 run.take_up(recipe)
             else:
                 run.create(recipe, overwrite=overwrite)
-            with run._recording_the_end():
+            with run.recording_the_end():
                 yield run
 
     def create(self, recipe: AnyRecipe, *, overwrite: bool = False) -> None:
@@ -260,7 +260,8 @@ class RunDirectory:
         )
 
     @contextlib.contextmanager
-    def _recording_the_end(self) -> Iterator[None]:
+    def recording_the_end(self) -> Iterator[None]:
+        """A context whose end is recorded in status.json: finished, interrupted, or failed with the error."""
         try:
             yield
         except KeyboardInterrupt:

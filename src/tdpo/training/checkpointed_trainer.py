@@ -1,10 +1,11 @@
-"""What both trainers add to `transformers.Trainer`: only whole checkpoints are resumed from, and norms are checked."""
+"""What both trainers add to `transformers.Trainer`: only whole checkpoints are resumed from, norms are checked, and
+what was done is recorded beside the model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from transformers import Trainer
 
 from ..records.folders import remove
 from ..records.json_files import read_json, write_json
-from ..runs.checkpoints import mark_complete, rotate_checkpoints
+from ..runs.checkpoints import checkpoint_step, is_checkpoint, mark_complete, rotate_checkpoints
 from ..runs.inputs import require_same_inputs, write_inputs
 from .arguments import other_values
 from .resumption import reading, whole_checkpoint
+from .run_record import RunRecord, card_may_replace
 from .saving import telling_of_a_full_disk
 
 LOSS_FILE = "training_loss.json"
@@ -29,6 +31,8 @@ class CheckpointedTrainer(Trainer):
     inputs: Mapping[str, str] = {}
     # Whether a checkpoint may be resumed from though its inputs were others.
     accept_changes = False
+    # What is written for `tdpo evaluate` and `tdpo report`; None where a recipe says it all.
+    record: RunRecord | None = None
     _loss_before = 0.0  # the sum over the updates before this call of `train`
     _known_inputs: Mapping[str, str] | None = None  # of this call; digests of many rows take a moment
 
@@ -48,8 +52,57 @@ class CheckpointedTrainer(Trainer):
             if not self.accept_changes:
                 require_same_inputs(Path(checkpoint), self._all_inputs())
             self._loss_before = _loss_until(Path(checkpoint))
-        result = super().train(resume_from_checkpoint=checkpoint, **more)
+        with self._recorded(checkpoint):
+            result = super().train(resume_from_checkpoint=checkpoint, **more)
         return result._replace(training_loss=result.metrics.get("train_loss", result.training_loss))
+
+    def _recorded(self, checkpoint: str | None) -> Any:
+        """A context in which the record says that a training runs, and after which it says how it ended."""
+        if self.record is None:
+            return nullcontext()
+        name = None if checkpoint is None else Path(checkpoint)
+        step = None if name is None else checkpoint_step(name) if is_checkpoint(name.name) else 0
+        return self.record.of_training(
+            inputs=self._all_inputs(), data=self.described_data(), seed=self.args.seed, resumed_at=step
+        )
+
+    def begin_record(self, content: Mapping[str, Any]) -> None:
+        """Record from now on what is done, beginning with `content`; see `RunRecord`."""
+        self.record = RunRecord(str(self.args.output_dir), content)
+        self.add_callback(self.record)
+
+    def end_record(self) -> None:
+        """Record nothing: somebody else does."""
+        if self.record is not None:
+            self.remove_callback(self.record)
+        self.record = None
+
+    def described_data(self) -> dict[str, Any]:
+        """The content of data.json: what was read for each side, and what became of it."""
+        return {}
+
+    def model_card(self) -> str:
+        """The card of the model as it is now: method, data, numbers, versions; Markdown."""
+        raise NotImplementedError
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
+        """As transformers', with the model card and the record beside it. A README.md of your own stays as it is."""
+        folder = Path(str(self.args.output_dir if output_dir is None else output_dir))
+        writes_card = self.record is not None and self.args.should_save and card_may_replace(folder)
+        super().save_model(str(folder), _internal_call)
+        if self.record is None or not self.args.should_save:
+            return
+        self.record.of_saved(folder, self.model_card() if writes_card else None)
+        if not _internal_call:
+            self.record.remember_model(folder)
+
+    def create_model_card(self, *args: Any, **more: Any) -> None:
+        """The card that is pushed to the hub; the one of `model_card`, whatever the arguments."""
+        folder = Path(str(self.args.output_dir))
+        if self.record is None:
+            super().create_model_card(*args, **more)
+        elif self.is_world_process_zero() and card_may_replace(folder):
+            self.record.of_saved(folder, self.model_card())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs:  # transformers knows the updates of this call only; the run has had others

@@ -140,6 +140,7 @@ def run_training(
     stop = GracefulStop(say)
     trainer = make_trainer(load_policy(recipe.model), [stop, RunStatus(run, progress, method.note), *callbacks])
     trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
+    trainer.end_record()  # recipe.yaml and the run directory say it all
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
     say(trainer.describe())
     say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")

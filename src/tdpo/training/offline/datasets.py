@@ -8,8 +8,9 @@ from typing import Any
 
 from ...batches import TokenizedPair, TokenizedPairs, tokenize_pairs
 from ...models import facts_of
-from ...preferences import PreferenceRow, preferences_from_dataset
+from ...preferences import PreferenceRow, Preferences, preferences_from_dataset
 from ...scoring.fitting import check_ids
+from ..recorded_settings import described_source, file_of
 from .config import TDPOConfig
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ class PairDatasets:
 
     Attributes:
         reports: what became of the rows of each data set, by its name.
+        described: the same with where the rows came from, as data.json says it.
+        files: the file that a data set was read from, by its name, where that is known.
     """
 
     def __init__(self, model: Any, tokenizer: Any, args: TDPOConfig) -> None:
@@ -33,6 +36,8 @@ class PairDatasets:
         self.max_length = self.facts.max_length(args.max_length)
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
         self.reports: dict[str, dict[str, Any]] = {}
+        self.described: dict[str, dict[str, Any]] = {}
+        self.files: dict[str, str | None] = {}
 
     def pairs(self, name: str, dataset: Any) -> Any:
         """The pairs of a data set. None, and lists of tokenised pairs, stay as they are; so do dictionaries of several.
@@ -47,6 +52,9 @@ class PairDatasets:
             return {key: self.pairs(f"{name}_{key}", value) for key, value in dataset.items()}
         tokenized = dataset if isinstance(dataset, TokenizedPairs) else self._tokenized(name, dataset)
         self.reports[name] = tokenized.report.as_dict()
+        summary = dataset.summary() if isinstance(dataset, Preferences) else {"skipped": 0}
+        self.described[name] = {**self.reports[name], **summary, "source": described_source(dataset)}
+        self.files[name] = file_of(dataset)
         for sentence in tokenized.report.warnings():
             logger.warning("%s data: %s", name, sentence)
         check_ids(tokenized.pairs, self.vocabulary)

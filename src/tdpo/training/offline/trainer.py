@@ -38,6 +38,7 @@ from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .datasets import PairDatasets, all_pairs
 from .order import LengthGroupedOrder
+from .recording import pair_card, pair_record
 from .reference_caching import CacheRequest, pair_reference_source
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class TDPOTrainer(CheckpointedTrainer):
             raise TypeError(f"args must be a TDPOConfig, got {type(args).__name__}")
         one_process_a_device(args, logger.warning)
         check_sharding(args)
+        given = model
         processing_class = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
         start = reference_at_start(model, load_beside(ref_model, model, args))
@@ -125,6 +127,7 @@ class TDPOTrainer(CheckpointedTrainer):
         if isinstance(source, CachedReference):
             # The layout alone and not the cache itself, which worker processes of the data loader would copy.
             self.data_collator = self.collator = replace(collator, reference_rows=source.cache.layout.rows)
+        self.begin_record(pair_record(self, given, start, ref_model))
         logger.info(self.describe())
 
     # ---- set-up ----
@@ -133,6 +136,11 @@ class TDPOTrainer(CheckpointedTrainer):
     def tokenization(self) -> dict[str, dict[str, Any]]:
         """What became of the rows of each data set, by its name; see `TokenizationReport`."""
         return self._datasets.reports
+
+    @property
+    def data_files(self) -> dict[str, str | None]:
+        """The file that each data set was read from, by its name; None where rows do not say."""
+        return self._datasets.files
 
     @property
     def reference(self) -> Reference | None:
@@ -347,6 +355,13 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def _own_inputs(self) -> dict[str, str]:
         return pairs_inputs(self.train_dataset, self.eval_dataset)
+
+    def described_data(self) -> dict[str, Any]:
+        return self._datasets.described
+
+    def model_card(self) -> str:
+        """The card of the model as it is now: method, data, numbers, versions; Markdown."""
+        return pair_card(self)
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """As transformers', but a sharded model is always written whole; its checkpoints are as they are asked for."""

@@ -32,6 +32,7 @@ from .arguments import OnlineArguments
 from .collecting import Collector
 from .completions_file import CompletionsFile
 from .prompt_lengths import check_all_fit, encoded_by_name
+from .recording import described_prompts
 from .schedule import EndOfIteration, Place, Schedule
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class OnlineTrainer(CheckpointedTrainer):
         self.train_prompts = prompts_of(train_dataset, "train_dataset")
         self.eval_prompts = None if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
         self.tokenizer = tokenizer
+        counts = {"train": len(self.train_prompts), "eval": len(self.eval_prompts or ())}
+        self._described = described_prompts(train_dataset, eval_dataset, counts)
         self._encoded = [encoded_by_name(tokenizer, each) for each in (self.train_prompts, self.eval_prompts or [])]
         check_all_fit([model], self._encoded, args.max_new_tokens)
         self.rewards: Rewards = rewards_of(
@@ -182,6 +185,9 @@ class OnlineTrainer(CheckpointedTrainer):
         if not resume_from_checkpoint:
             self._completions.forget_from(0)
         return super().train(resume_from_checkpoint, **more)
+
+    def described_data(self) -> dict[str, Any]:
+        return self._described
 
     def _own_inputs(self) -> dict[str, str]:
         return prompts_inputs(self.train_prompts, self.eval_prompts)

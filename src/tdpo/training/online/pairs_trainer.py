@@ -29,6 +29,7 @@ from .judging import Judge
 from .pairs_collecting import PairCollector
 from .pairs_config import OnlineTDPOConfig
 from .pairs_iteration import PairIteration
+from .recording import online_pairs_card, online_pairs_record
 from .schedule import Place
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
             self.args, self.tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
             [self.statistics.reference_model], self._completions, self._total,
         )  # fmt: skip
+        self.begin_record(online_pairs_record(self, model, self._start, ref_model))
         logger.info(self.describe())
 
     def describe(self) -> str:
@@ -105,6 +107,10 @@ class OnlineTDPOTrainer(OnlineTrainer):
             f"{args.iterations} iterations of {args.completions} completions, {args.updates_per_iteration} updates "
             f"each. {self.statistics.describe()}"
         )
+
+    def model_card(self) -> str:
+        """The card of the model as it is now: method, prompts, numbers, versions; Markdown."""
+        return online_pairs_card(self)
 
     # ---- one update ----
 

@@ -26,6 +26,7 @@ from .critic import CRITIC_FILE, Critic, check_critic_of
 from .iteration import Iteration, iteration_in
 from .judging import Judge, rollout_statistics
 from .objective import head_impl, loss_extras, objective
+from .recording import ppo_card, ppo_record
 from .rollout_collecting import RolloutCollector
 from .schedule import Place
 
@@ -105,6 +106,7 @@ class PPOTrainer(OnlineTrainer):
             self.args, self.tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
             [self.statistics.reference_model, critic_body], self._completions, self._total,
         )  # fmt: skip
+        self.begin_record(ppo_record(self, model, self._start, ref_model))
         logger.info(self.describe())
 
     # ---- set-up ----
@@ -203,6 +205,10 @@ class PPOTrainer(OnlineTrainer):
         super().log(logs, start_time)
 
     # ---- checkpoints ----
+
+    def model_card(self) -> str:
+        """The card of the model as it is now: method, prompts, numbers, versions; Markdown."""
+        return ppo_card(self)
 
     def _save_own_state(self, checkpoint: Path) -> None:
         super()._save_own_state(checkpoint)

@@ -1,0 +1,82 @@
+"""The model that is judged, and the one that it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import AnyRecipe, PPORecipe
+from ..models import is_adapter_folder, load_causal_lm
+from ..models.adapters import load_adapter
+from ..runs import RunDirectory
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Names of models, not loaded yet.
+
+    Attributes:
+        folder: the trained model, or the adapter.
+        reference: the model that it is compared with; None: the adapter switched off.
+        described: what evaluation.json says of the run.
+        base: where the base of an adapter is; None: where the adapter says.
+    """
+
+    folder: Path
+    reference: str | None
+    described: Mapping[str, Any]
+    base: str | None = None
+
+    @property
+    def tokenizer(self) -> str | Path:
+        """The place of the tokenizer."""
+        has_its_own = (self.folder / "tokenizer_config.json").exists()
+        return self.folder if self.base is None or has_its_own else self.base
+
+    def load(self, dtype: str, *, trust_remote_code: bool) -> Any:
+        """The policy. Raises as `load_causal_lm`."""
+        return self._loaded(self.folder, dtype, trust_remote_code)
+
+    def load_reference(self, dtype: str, *, trust_remote_code: bool) -> Any | None:
+        """The second model, or None. Raises as `load_causal_lm`."""
+        return None if self.reference is None else self._loaded(self.reference, dtype, trust_remote_code)
+
+    def _loaded(self, name: str | Path, dtype: str, trust_remote_code: bool) -> Any:
+        """A model; an adapter on `base`, where that is given."""
+        if self.base is None or not is_adapter_folder(Path(name).expanduser()):
+            return load_causal_lm(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        base = load_causal_lm(self.base, dtype=dtype, trust_remote_code=trust_remote_code)
+        return load_adapter(base, name)
+
+
+def model_of_run(run: RunDirectory, recipe: AnyRecipe) -> TrainedModel:
+    """The model of a recipe's run and what it is compared with: the reference that the run had.
+
+    Raises:
+        RunError: no trained model yet.
+    """
+    return TrainedModel(run.model_path, reference_of_recipe(run.model_path, recipe), described_run(run, recipe))
+
+
+def reference_of_recipe(folder: Path, recipe: AnyRecipe) -> str | None:
+    """The reference of a model that a recipe trained; None: its adapter switched off.
+
+    A saved adapter that was trained further began as itself, and not as its base: the recipe's model is then the
+    reference, as it is where all weights were trained.
+    """
+    model = recipe.model
+    if model.reference is not None:
+        return model.reference
+    began_as_adapter = model.lora is None and is_adapter_folder(Path(model.name).expanduser())
+    return model.name if began_as_adapter or not is_adapter_folder(folder) else None
+
+
+def described_run(run: RunDirectory, recipe: AnyRecipe) -> dict[str, Any]:
+    """What evaluation.json says of a recipe's run."""
+    if isinstance(recipe, PPORecipe):
+        method: dict[str, Any] = {"loss": "ppo", "kl": recipe.kl.model_dump()}
+    else:
+        method = {"loss": recipe.loss.name, "beta": recipe.loss.beta, "alpha": recipe.loss.alpha}
+    return {"name": run.path.resolve().name, **method, "model": recipe.model.name}

@@ -1,0 +1,206 @@
+"""The model card that lies beside every saved model: data, method, numbers, versions.
+
+Settings come by section and key as in a recipe, whether a recipe or a trainer in Python has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..guards.texts import markdown_text, quoted_yaml
+from ..methods import METHODS, Method
+
+SHOWN = (
+    ("accuracy", "accuracy (margin > 0)"),
+    ("margin", "margin"),
+    ("chosen_forward_kl", "KL(reference‖policy), chosen, nats per sequence"),
+    ("rejected_forward_kl", "KL(reference‖policy), rejected, nats per sequence"),
+    ("chosen_reverse_kl", "KL(policy‖reference) over the chosen text, nats per sequence"),
+)
+
+
+PPO_SHOWN = (
+    ("reward_mean", "reward, mean"),
+    ("reward_std", "reward, standard deviation"),
+    ("reverse_kl", "KL(policy‖reference), nats per sequence"),
+    ("forward_kl", "KL(reference‖policy) on the policy's samples, nats per sequence"),
+    ("length_mean", "length, tokens"),
+    ("finished_share", "finished, share"),
+)
+Numbers = Mapping[str, float]
+Settings = Mapping[str, Any]
+NAMELESS_MODEL = "A model"
+SENTENCE = "Trained by tdpo with"
+PEFT_FORM = "<!-- Provide a quick summary of what the model is/does. -->"
+
+
+def pair_model_card(
+    settings: Settings, data: Mapping[str, Any], train: Numbers, held_out: Numbers | None, versions: Mapping[str, Any]
+) -> str:
+    """The card of a model that learned from pairs: Markdown with the metadata block that the hub reads.
+
+    Args:
+        settings: those of the run, by section and key as in a recipe.
+        data: of each side, "train" and "eval", what data.json says.
+        train: the numbers of the last training log.
+        held_out: those of the last evaluation, or None.
+        versions: of the packages, by name.
+    """
+    method = METHODS[settings["loss"]["name"]]
+    metrics = (("loss", f"loss, {method.loss_unit}"), *SHOWN)
+    numbers = _numbers(metrics, "held-out pairs", train, held_out)
+    return _card(settings, method, _method(settings, method), _data(data), numbers, versions)
+
+
+def ppo_model_card(
+    settings: Settings,
+    source: str,
+    prompts: int,
+    train: Numbers,
+    held_out: Numbers | None,
+    versions: Mapping[str, Any],
+) -> str:
+    """The card of a model that PPO trained on so many prompts of `source`; see `pair_model_card`."""
+    data = [f"- {prompts} prompts of {markdown_text(source)}"]
+    numbers = _numbers(PPO_SHOWN, "held-out prompts", train, held_out)
+    return _card(settings, METHODS["ppo"], _ppo_method(settings), data, numbers, versions)
+
+
+def online_pairs_model_card(
+    settings: Settings,
+    source: str,
+    prompts: int,
+    train: Numbers,
+    held_out: Numbers | None,
+    versions: Mapping[str, Any],
+) -> str:
+    """The card of a model that learned from pairs of its own responses to so many prompts; see `pair_model_card`."""
+    data = [f"- {prompts} prompts of {markdown_text(source)}"]
+    numbers = _numbers(PPO_SHOWN, "held-out prompts", train, held_out)
+    method, online = METHODS[settings["loss"]["name"]], settings["online"]
+    lines = [
+        f"- {_loss(settings, method)}, on the best against the worst of "
+        f"{settings['rollouts']['samples_per_prompt']} own responses to a prompt",
+        f"- reference: {_reference(settings)}",
+        _weights(settings),
+        f"- {online['iterations']} iterations of {settings['rollouts']['completions']} completions, {online['passes']} "
+        f"passes each, {online['optimizer']}, {online['scheduler']} schedule, seed {settings['seed']}",
+    ]
+    return _card(settings, method, lines, data, numbers, versions)
+
+
+def _card(
+    settings: Settings,
+    method: Method,
+    lines: list[str],
+    data: list[str],
+    numbers: list[str],
+    versions: Mapping[str, Any],
+) -> str:
+    library = "peft" if settings["model"]["lora"] else "transformers"
+    paper = f", arXiv {method.paper}" if method.paper else ""
+    name = settings["model"]["name"]
+    head = [
+        "---",
+        f"library_name: {library}",
+        *([] if name is None else [f"base_model: {quoted_yaml(name)}"]),
+        f"tags: [tdpo, {method.key}, preference-optimization]",
+        "---",
+        f"# {NAMELESS_MODEL if name is None else markdown_text(name)}, trained with {method.name}",
+        "",
+        f"{SENTENCE} {method.name} ({method.title}{paper}).",
+        "",
+    ]
+    packages = [f"- {package} {version}" for package, version in versions.items() if version]
+    sections = {"Method": lines, "Data": data, "Numbers": numbers, "Versions": packages}
+    return "\n".join([*head, *(line for title, lines in sections.items() for line in _section(title, lines))])
+
+
+def is_our_card(text: str) -> bool:
+    """Whether a README.md is a card of tdpo, or the empty form that peft leaves beside an adapter."""
+    return SENTENCE in text or PEFT_FORM in text
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [f"## {title}", "", *lines, ""]
+
+
+def _weights(settings: Settings) -> str:
+    lora = settings["model"]["lora"]
+    if isinstance(lora, str):
+        weights = markdown_text(lora)
+    else:
+        weights = f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}" if lora else "all weights"
+    return f"- {weights}, dtype {settings['model']['dtype']}"
+
+
+def _reference(settings: Settings) -> str:
+    name = settings["model"]["reference"]
+    return "the policy before training" if name is None else markdown_text(name)
+
+
+def _ppo_method(settings: Settings) -> list[str]:
+    kl, ppo, rollouts = settings["kl"], settings["ppo"], settings["rollouts"]
+    aim = f", held at {kl['target']:g} nats per sequence" if kl["controller"] == "adaptive" else ""
+    return [
+        f"- KL constraint: {kl['direction']}, {kl['form']}, in the {kl['place']}, coefficient "
+        f"{kl['coefficient']:g} at first{aim}",
+        f"- reference: {_reference(settings)}",
+        f"- advantages: {_advantages(ppo)}",
+        _weights(settings),
+        f"- {ppo['iterations']} iterations of {rollouts['completions']} completions, {ppo['epochs']} epochs each, "
+        f"{ppo['optimizer']}, {ppo['scheduler']} schedule, seed {settings['seed']}",
+    ]
+
+
+def _advantages(ppo: Settings) -> str:
+    if ppo["advantage"] == "gae":
+        return "gae, with a critic"
+    scaled = ", divided by the standard deviation of the group" if ppo["scale_by_group_std"] else ""
+    return f"{ppo['advantage']}, without a critic{scaled}"
+
+
+def _loss(settings: Settings, method: Method) -> str:
+    loss = settings["loss"]
+    beta = f", beta {loss['beta']:g}" if loss["beta"] is not None else ""
+    alpha = f", alpha {loss['alpha']:g}" if loss["alpha"] is not None else ""
+    smoothing = f", label smoothing {loss['label_smoothing']:g}" if method.has_label_smoothing else ""
+    return f"loss {loss['name']}{beta}{alpha}{smoothing}"
+
+
+def _method(settings: Settings, method: Method) -> list[str]:
+    training = settings["training"]
+    length = f"{training['max_steps']} updates" if training["max_steps"] else f"{training['epochs']:g} epochs"
+    return [
+        f"- {_loss(settings, method)}",
+        f"- reference: {_reference(settings)}",
+        _weights(settings),
+        f"- {length} of {training['batch_size']} pairs, {training['optimizer']}, peak learning rate "
+        f"{training['learning_rate']:g}, {training['scheduler']} schedule, seed {settings['seed']}",
+    ]
+
+
+def _data(data: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for split in ("train", "eval"):
+        if part := data.get(split):
+            source = markdown_text(str(part["source"]))
+            lines.append(
+                f"- {split}: {part['pairs']} pairs from {source} ({part['rows']} rows, {part['skipped']} "
+                f"skipped as broken, {part['truncated_rows']} truncated to {part['max_length']} tokens)"
+            )
+    return lines
+
+
+def _numbers(
+    shown: tuple[tuple[str, str], ...], held_out_name: str, train: Numbers, held_out: Numbers | None
+) -> list[str]:
+    lines = [f"| | last training log | {held_out_name} |", "|---|---|---|"]
+    for key, label in shown:
+        lines.append(f"| {label} | {_number(train.get(key))} | {_number((held_out or {}).get(key))} |")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

@@ -1,0 +1,94 @@
+"""What the trainers that learn from own responses record of themselves, and their model cards."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ...methods import METHODS
+from ...models import Reference
+from ..model_card import online_pairs_model_card, ppo_model_card
+from ..recorded_settings import described_source, optimizing_settings, policy_settings, reference_facts
+from ..run_record import numbers_for_the_card
+from .arguments import FIELDS as SAMPLING_FIELDS
+from .config import FIELDS, PPOConfig
+from .pairs_config import FIELDS as LOSS_FIELDS
+
+
+def ppo_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
+    """The content of trainer.json; `given` and `ref_model` are the models as the trainer got them."""
+    return {
+        "trainer": type(trainer).__name__,
+        "method": "ppo",
+        "settings": {
+            "model": policy_settings(given, trainer.model, ref_model), **_settings(trainer.args), "rewards": _rewards(trainer),
+        },
+        "reference": reference_facts(given, trainer.model, start, ref_model),
+    }  # fmt: skip
+
+
+def ppo_card(trainer: Any) -> str:
+    """The card of the model as it is now."""
+    assert trainer.record is not None
+    train = trainer.described_data()["train"]
+    settings = trainer.record.content["settings"]
+    return ppo_model_card(settings, train["source"], train["prompts"], *numbers_for_the_card(trainer))
+
+
+def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
+    """The content of trainer.json of `OnlineTDPOTrainer`; arguments as those of `ppo_record`."""
+    args = trainer.args
+    loss = LOSS_FIELDS.sections(args)["loss"]
+    method = METHODS[args.loss]
+    settings = {
+        "seed": args.seed,
+        "model": policy_settings(given, trainer.model, ref_model),
+        "loss": {
+            **loss,
+            "beta": args.beta if method.has_beta else None,
+            "alpha": args.alpha if method.has_alpha else None,
+        },
+        "rollouts": SAMPLING_FIELDS.sections(args)["rollouts"],
+        "online": {
+            "iterations": args.iterations,
+            "passes": args.passes,
+            "min_margin": args.min_margin,
+            "pairs_per_update": args.update_size,
+            **optimizing_settings(args),
+        },
+        "rewards": _rewards(trainer),
+    }
+    return {
+        "trainer": type(trainer).__name__,
+        "method": args.loss,
+        "settings": settings,
+        "reference": reference_facts(given, trainer.model, start, ref_model),
+    }
+
+
+def online_pairs_card(trainer: Any) -> str:
+    """The card of the model as it is now."""
+    assert trainer.record is not None
+    train = trainer.described_data()["train"]
+    settings = trainer.record.content["settings"]
+    return online_pairs_model_card(settings, train["source"], train["prompts"], *numbers_for_the_card(trainer))
+
+
+def _rewards(trainer: Any) -> list[dict[str, Any]]:
+    return [{"name": part.name, "weight": part.weight} for part in trainer.rewards.parts]
+
+
+def described_prompts(train: Any, held_out: Any, counts: dict[str, int]) -> dict[str, Any]:
+    """What data.json says of the prompts that a trainer got, and of how many there are."""
+    return {
+        name: {"source": described_source(dataset), "prompts": counts[name], "skipped": 0, "problems": []}
+        for name, dataset in (("train", train), ("eval", held_out))
+        if dataset is not None
+    }
+
+
+def _settings(args: PPOConfig) -> dict[str, Any]:
+    """The arguments by section and key as in a recipe."""
+    sections: dict[str, Any] = FIELDS.sections(args)
+    sections["ppo"] |= {**optimizing_settings(args), "minibatch_size": args.update_size}
+    return {"seed": args.seed, **sections, "kl": asdict(args.constraint)}
