@@ -116,7 +116,9 @@ def test_summary_says_lowered_and_admits_an_interval_with_zero() -> None:
 
 
 def test_summary_without_generations_falls_back_to_what_is_known() -> None:
-    pairs = Run(Path("r"), "DPO", 0, evaluation={"pairs": {"accuracy": 0.7, "intervals": {"accuracy": [0.6, 0.8]}}})
+    pairs = Run(
+        Path("r"), "DPO", 0, evaluation={"pairs": {"count": 40, "accuracy": 0.7, "intervals": {"accuracy": [0.6, 0.8]}}}
+    )
     losses = [{"step": 1, "split": "train", "loss": 0.69}, {"step": 2, "split": "train", "loss": 0.4}]
     runs = [
         pairs,
@@ -125,7 +127,9 @@ def test_summary_without_generations_falls_back_to_what_is_known() -> None:
         Run(Path("r"), "C", 0),
     ]
     said = summary_sentences(runs)
-    assert said[0].startswith("DPO prefers the chosen response in 70\u2009% of the held-out pairs [0.60, 0.80]")
+    assert said[0].startswith(
+        "DPO prefers the chosen response in 70\u2009% of 40 held-out pairs (95\u2009% interval [60\u2009%, 80\u2009%])"
+    )
     assert said[1].startswith("A took its training loss from 0.69 to 0.40 and has not been evaluated")
     assert said[2] == "B has logged one training loss, 0.69, and has not been evaluated."
     assert said[3] == "C has logged nothing to judge it by yet."

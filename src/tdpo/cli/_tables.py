@@ -78,7 +78,12 @@ def notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
     lines = []
     for label, evaluation in evaluations.items():
         difference = (evaluation.get("difference") or {}).get("reward_mean")
-        if difference:
+        if difference and not difference["interval"]:
+            lines.append(
+                f"{label}: mean reward {difference['estimate']:+.3f} against base, without an interval: the "
+                "held-out prompts are fewer than six, or all give the same difference"
+            )
+        elif difference:
             low, high = difference["interval"]
             verdict = "excludes 0" if low > 0 or high < 0 else "includes 0: no difference is shown"
             lines.append(

@@ -42,17 +42,20 @@ GENERATION_METRICS = (
     Metric("count", "Responses"),
 )
 PAIR_METRICS = (
-    Metric("accuracy", "Accuracy", "pairs with a margin above zero", share=True),
+    Metric("accuracy", "Accuracy", "pairs with a margin above zero; a tie counts half", share=True),
     Metric("margin", "Margin"),
     Metric("chosen_reward", "Chosen implicit reward"),
     Metric("rejected_reward", "Rejected implicit reward"),
     Metric("chosen_logp", "Chosen log-probability", "nats per response"),
     Metric("rejected_logp", "Rejected log-probability", "nats per response"),
+    Metric("chosen_log_ratio", "Change of the chosen log-probability", "against the reference, nats per response"),
+    Metric("rejected_log_ratio", "Change of the rejected log-probability", "against the reference, nats per response"),
     Metric("chosen_forward_kl", "Chosen forward KL", "nats per response"),
     Metric("rejected_forward_kl", "Rejected forward KL", "nats per response"),
     Metric("chosen_reverse_kl", "Chosen reverse KL", "nats per response"),
     Metric("rejected_reverse_kl", "Rejected reverse KL", "nats per response"),
     Metric("count", "Pairs"),
+    Metric("prompts", "Prompts of these pairs"),
 )
 
 
@@ -147,6 +150,8 @@ def _reward_sentence(run: Run) -> str:
     numbers = f"from {show(base)} to {show(trained)}"
     kl = number(at(run.evaluation, "generations", "trained", "reverse_kl"))
     cost = "" if kl is None else f", at {show(kl)} nats of reverse KL per response"
+    if change == 0:
+        return f"{run.label} left the held-out {what} at {show(trained)}{cost}."
     verb = "raised" if change > 0 else "lowered"
     if sure is None:
         return f"{run.label} {verb} the held-out {what} {numbers}{cost}; no interval says how sure that is."
@@ -162,10 +167,12 @@ def _reward_sentence(run: Run) -> str:
 def _without_reward(run: Run) -> str:
     accuracy = at(run.evaluation, "pairs", "accuracy")
     if number(accuracy) is not None:
-        limits = show_interval(at(run.evaluation, "pairs", "intervals", "accuracy"))
+        limits = show_interval(at(run.evaluation, "pairs", "intervals", "accuracy"), show_share)
+        count = number(at(run.evaluation, "pairs", "count"))
         return (
-            f"{run.label} prefers the chosen response in {show_share(accuracy)} of the held-out pairs"
-            f"{f' {limits}' if limits else ''}; no generations were evaluated."
+            f"{run.label} prefers the chosen response in {show_share(accuracy)} of "
+            f"{'the' if count is None else show(int(count))} held-out pairs"
+            f"{f' ({confidence(run)} {limits})' if limits else ''}; no generations were evaluated."
         )
     # The loss of PPO is no measure of progress: each iteration has another one.
     key, what = ("reward_mean", "mean training reward") if run.is_ppo else ("loss", "training loss")

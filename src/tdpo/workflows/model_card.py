@@ -10,7 +10,7 @@ from ..guards.texts import markdown_text, quoted_yaml
 from ..methods import METHODS, Method
 
 SHOWN = (
-    ("accuracy", "accuracy (margin > 0)"),
+    ("accuracy", "accuracy (margin > 0; a tie counts half)"),
     ("margin", "margin"),
     ("chosen_forward_kl", "KL(reference‖policy), chosen, nats per sequence"),
     ("rejected_forward_kl", "KL(reference‖policy), rejected, nats per sequence"),
