@@ -335,6 +335,9 @@ class TDPOTrainer(CheckpointedTrainer):
             self._meter = TrainingMeter()
             numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
             logs = {**logs, **numbers}
+        source = self.statistics.source
+        if "train_runtime" in logs and isinstance(source, CachedReference):  # made before, for other runs as well
+            logs = {**logs, "reference_cache_seconds": round(source.cache.seconds_to_make, 3)}
         super().log(logs, start_time)
 
     # ---- checkpoints ----
