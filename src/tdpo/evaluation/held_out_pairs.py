@@ -10,7 +10,7 @@ import torch
 
 from ..batches import PromptResponses, ResponseBatch, ResponseCollator, TokenizedPair
 from ..losses import PreferenceLoss
-from ..scores import PairScores, score_pairs
+from ..scores import PairScores, score_pairs, sum_by_sequence
 from ..scoring.configured_loss import beta_of
 from ..scoring.fitting import check_lengths
 from ..scoring.layout import choose_layout
@@ -22,7 +22,7 @@ SHOWN = (
     "accuracy", "margin", "chosen_logp", "rejected_logp", "chosen_forward_kl", "rejected_forward_kl",
     "chosen_reverse_kl", "rejected_reverse_kl",
 )  # fmt: skip
-LOG_RATIOS = ("chosen_log_ratio", "rejected_log_ratio")
+AGAINST_THE_REFERENCE = ("chosen_log_ratio", "rejected_log_ratio", "chosen_reference_logp", "rejected_reference_logp")
 
 Progress = Callable[[int, int], None]
 
@@ -56,21 +56,22 @@ def evaluate_pairs(
     """
     tables = []
     device = next(model.parameters()).device
-    reference = statistics.reference_model
-    check_lengths(pairs, [m.config for m in (model, reference) if m is not None])
-    collator = choose_layout(model, pairs, pad_token_id, "auto", other_models=[reference])
+    other = statistics.reference_model
+    check_lengths(pairs, [m.config for m in (model, other) if m is not None])
+    collator = choose_layout(model, pairs, pad_token_id, "auto", other_models=[other])
     for start in range(0, len(pairs), batch_size):
         batch = collated(collator, pairs[start : start + batch_size], device)
         stats = statistics(model, batch, extras=("reverse_kl", "policy_entropy"))
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         metrics = pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_prompts, beta_of(loss))
-        log_ratios = torch.stack([scores.chosen_log_ratio, scores.rejected_log_ratio], dim=1).double()
-        tables.append(torch.cat([metrics, log_ratios], dim=1).cpu())
+        reference = sum_by_sequence(stats.reference_logp.double(), batch.sequence_index, batch.num_prompts)
+        against = torch.stack([scores.chosen_log_ratio, scores.rejected_log_ratio, *reference], dim=1)
+        tables.append(torch.cat([metrics, against.double()], dim=1).cpu())
         if progress is not None:
             progress(min(start + batch_size, len(pairs)), len(pairs))
     table = torch.cat(tables).numpy()
-    names = (*PAIR_METRICS, *LOG_RATIOS)
-    columns = {name: table[:, names.index(name)].astype(np.float64) for name in (*SHOWN, *LOG_RATIOS)}
+    names = (*PAIR_METRICS, *AGAINST_THE_REFERENCE)
+    columns = {name: table[:, names.index(name)].astype(np.float64) for name in (*SHOWN, *AGAINST_THE_REFERENCE)}
     groups = numbered([tuple(pair.prompt_ids) for pair in pairs] if prompts is None else prompts)
     intervals = {name: mean_by_prompt(column, groups) for name, column in columns.items()}
     return {

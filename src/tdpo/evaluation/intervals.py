@@ -56,7 +56,7 @@ def mean_by_prompt(values: Numbers, prompts: NDArray[np.int64], seed: int = 0) -
 
     A prompt brings all of its pairs, so the mean of a resample is a ratio of sums. None as in `interval`.
     """
-    sums = np.stack([np.bincount(prompts, values), np.bincount(prompts)], axis=1)
+    sums = np.stack([np.bincount(prompts, values), np.bincount(prompts)], axis=1, dtype=np.float64)
     return interval(sums, _ratio, seed)
 
 

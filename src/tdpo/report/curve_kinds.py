@@ -81,9 +81,12 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
             _sides("reward"),
         ),
         Curve(
-            "logp", "Log-probability", "nats per response", "Likelihood displacement: chosen falls too.", _sides("logp")
+            "logp", "Log-probability", "nats per response", "", _sides("logp")
         ),
-        Curve("policy_entropy", "Policy entropy", "nats per token", "Falls when the policy commits to fewer words."),
+        Curve(
+            "policy_entropy", "Policy entropy", "nats per token",
+            "Along pairs, or PPO’s own responses. Falls when the policy commits to fewer words.",
+        ),
     ),
     "Distance from the reference": (
         Curve(

@@ -48,8 +48,6 @@ PAIR_METRICS = (
     Metric("rejected_reward", "Rejected implicit reward"),
     Metric("chosen_logp", "Chosen log-probability", "nats per response"),
     Metric("rejected_logp", "Rejected log-probability", "nats per response"),
-    Metric("chosen_log_ratio", "Change of the chosen log-probability", "against the reference, nats per response"),
-    Metric("rejected_log_ratio", "Change of the rejected log-probability", "against the reference, nats per response"),
     Metric("chosen_forward_kl", "Chosen forward KL", "nats per response"),
     Metric("rejected_forward_kl", "Rejected forward KL", "nats per response"),
     Metric("chosen_reverse_kl", "Chosen reverse KL", "nats per response"),
@@ -167,12 +165,10 @@ def _reward_sentence(run: Run) -> str:
 def _without_reward(run: Run) -> str:
     accuracy = at(run.evaluation, "pairs", "accuracy")
     if number(accuracy) is not None:
-        limits = show_interval(at(run.evaluation, "pairs", "intervals", "accuracy"), show_share)
-        count = number(at(run.evaluation, "pairs", "count"))
+        limits = show_interval(at(run.evaluation, "pairs", "intervals", "accuracy"))
         return (
-            f"{run.label} prefers the chosen response in {show_share(accuracy)} of "
-            f"{'the' if count is None else show(int(count))} held-out pairs"
-            f"{f' ({confidence(run)} {limits})' if limits else ''}; no generations were evaluated."
+            f"{run.label} prefers the chosen response in {show_share(accuracy)} of the held-out pairs"
+            f"{f' {limits}' if limits else ''}; no generations were evaluated."
         )
     # The loss of PPO is no measure of progress: each iteration has another one.
     key, what = ("reward_mean", "mean training reward") if run.is_ppo else ("loss", "training loss")

@@ -44,7 +44,7 @@ def ppo_model_card(
 ) -> str:
     """The card of a model that PPO trained on so many prompts."""
     data = [f"- {prompts} prompts of {_source(recipe)}"]
-    numbers = _numbers(PPO_SHOWN, "held-out prompts", train, held_out)
+    numbers = _numbers(PPO_SHOWN, "held-out prompts, one response each", train, held_out)
     return _card(recipe, METHODS["ppo"], _ppo_method(recipe), data, numbers, versions)
 
 
