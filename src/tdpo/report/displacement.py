@@ -71,9 +71,9 @@ def displacement_note(runs: list[Run]) -> str:
             f"{name} {show_signed(side.change)}{'' if side.is_clear else ' (unclear)'}"
             for name, side in (("chosen", moved.chosen), ("rejected", moved.rejected))
         )
-        label = "" if len(runs) == 1 else f"{moved.run.label}: "
-        notes.append(f"{label}{sides} nats{': both fell' if moved.both_fell else ''}.")
-    return " ".join(note[0].upper() + note[1:] for note in notes)
+        words = f"{sides} nats{': both fell' if moved.both_fell else ''}."
+        notes.append(words.capitalize() if len(runs) == 1 else f"{moved.run.label}: {words}")
+    return " ".join(notes)
 
 
 def moved_in(run: Run) -> Moved | None:
@@ -102,10 +102,10 @@ def _finite(run: Run, split: str, side: str) -> Values:
 
 def _base(run: Run, side: str, values: Values) -> float | None:
     """The base's own log-probability of the same held-out pairs."""
-    base, trained = (number(at(run.evaluation, "pairs", f"{side}_{name}")) for name in ("reference_logp", "logp"))
-    if base is None or trained is None or not values:
+    trained, change = (number(at(run.evaluation, "pairs", f"{side}_{name}")) for name in ("logp", "log_ratio"))
+    if trained is None or change is None or not values:
         return None
-    return base if math.isclose(trained, values[-1], rel_tol=SAME) else None
+    return trained - change if math.isclose(trained, values[-1], rel_tol=SAME) else None
 
 
 def _is_clear(run: Run, side: str) -> bool:
