@@ -7,16 +7,25 @@ Units are what is independent: prompts, pairs, seeds. An evaluation asks for the
 The two take the ends of an interval differently, and stay so, since published numbers depend on it: an evaluation, in
 which every resample has a value, interpolates between neighbouring resamples; a study takes a resample itself, further
 outside, because some resamples may have no value.
+
+What no resample can show is not claimed. Resamples lie within the range of the n values, and that range holds the
+middle of their distribution with probability 1 − 2^(1−n): 94 % of five values, 97 % of six. So fewer than six units
+have no interval. In an evaluation values that are all equal have none either, as every resample says the same. A study
+keeps an interval without width: it asks for the side of zero, and six prompts on one side answer that.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+LEAST_UNITS = 6
+NO_WIDTH = 1e-12  # of the larger end: what sums in another order leave
 BLOCK_VALUES = 2_000_000  # drawn at once, so that memory stays small for large evaluations
 
 Numbers = NDArray[np.float64]
@@ -51,20 +60,52 @@ def unit_counts(generator: np.random.Generator, units: int, resamples: int) -> N
     return counts
 
 
+def expanded_tail(units: int, confidence: float = CONFIDENCE) -> float:
+    """The share of resamples below an interval of a mean of so many units (Hesterberg 2015, "expanded percentile").
+
+    Resamples of n units spread by √((n−1)/n) too little, and the spread itself is estimated. Both are made up for by
+    Φ(−√(n/(n−1))·t), with the quantile t of Student's distribution with n − 1 degrees of freedom. Of 10 units it is
+    0.9 % in place of 2.5 %, of 40 units 2.0 %.
+    """
+    widened = math.sqrt(units / (units - 1)) * student_quantile(1 - (1 - confidence) / 2, units - 1)
+    return NormalDist().cdf(-widened)
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Student's quantile, from the normal one (Abramowitz & Stegun 1964, eq. 26.7.5).
+
+    From five degrees of freedom on, which is all that is used here, the 97.5 % quantile is within 0.003 of the exact.
+    """
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+
+
 def statistic_interval(
     values: Numbers, statistic: Statistic, *, resamples: int, seed: int, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """(low, high) of a statistic of `values` `[units, samples]` (or `[units]`), units drawn with replacement.
 
-    One unit gives an interval of no width, which says no more than that it was one.
+    The ends are expanded percentiles (`expanded_tail`). None for fewer than six units or values that are all equal.
     """
+    if len(values) < LEAST_UNITS:
+        return None
     table = values.reshape(len(values), -1)
     block = max(1, BLOCK_VALUES // table.size)
     draws = drawn_units(np.random.default_rng(seed), len(table), resamples, block)
     estimates = [statistic(table[units_of_draw].reshape(len(units_of_draw), -1)) for units_of_draw in draws]
-    tail = (1 - confidence) / 2
+    tail = expanded_tail(len(table), confidence)
     low, high = np.quantile(np.concatenate(estimates), [tail, 1 - tail])
-    return float(low), float(high)
+    return (float(low), float(high)) if _has_width(low, high) else None
+
+
+def _has_width(low: float, high: float) -> bool:
+    """Whether resamples differ by more than rounding."""
+    return high - low > NO_WIDTH * max(abs(low), abs(high))
 
 
 def resample_interval(values: Numbers, confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:

@@ -718,3 +718,15 @@ def test_the_real_demo_on_a_tiny_model(call: Call, tiny_demo: None, small_enviro
     text = Path("demo/report.html").read_text(encoding="utf-8")
     assert "What PPO said while training" in text and "KL coefficient" in text
     assert Path("demo/report.html").stat().st_size > 10_000
+
+
+def test_a_difference_without_an_interval_says_why() -> None:
+    from tdpo.cli._tables import notes
+
+    difference = {"reward_mean": {"estimate": 0.25, "interval": None, "confidence": 0.95}}
+    said = notes({"DPO": {"settings": {"prompts": 3}, "pairs": {"prompts": 6}, "difference": difference}})
+    assert said == [
+        "DPO: 3 answered prompts; means over fewer than 6 have no interval",
+        "DPO: mean reward +0.250 against base, without an interval: there are fewer than six prompts, or all have the "
+        "same difference",
+    ]

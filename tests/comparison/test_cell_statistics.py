@@ -125,7 +125,7 @@ def test_results_have_a_row_per_cell_and_one_for_all_seeds() -> None:
 
 
 def test_an_infinite_kl_is_shown_and_has_no_interval() -> None:
-    rows = cell_results(table_of(forward_kl=[[1.0, np.inf, 2.0], [1.0, 2.0, 3.0]]), resamples=50)
+    rows = cell_results(table_of(forward_kl=[[1.0, np.inf, 2.0] * 2, [1.0, 2.0, 3.0] * 2]), resamples=50)
     found = {row.seed: row for row in rows}
     assert found[1].value == np.inf and found[1].low is None and found["all"].low is None
     assert found[2].value == 2.0 and found[2].low is not None

@@ -239,7 +239,7 @@ def test_identical_arms_differ_by_exactly_nothing() -> None:
 
 def test_the_log_ratio_of_variances_by_hand() -> None:
     """Two strengths, two seeds, one task: mean over strengths of the log of the ratio of means over seeds."""
-    table = PromptTable({"t": ("0", "1")})
+    table = PromptTable({"t": tuple("012345")})
     variances = {
         ("reference", ""): (1.0, 3.0),  # mean 2
         ("ppo_reverse", "0.1"): (0.5, 0.5),  # a quarter
@@ -249,8 +249,8 @@ def test_the_log_ratio_of_variances_by_hand() -> None:
     }
     for (arm, strength), values in variances.items():
         for seed, variance in enumerate(values, start=1):
-            reward = np.array([1.0, 1.0])
-            square = 1.0 + np.array([variance, variance])
+            reward = np.ones(6)
+            square = 1.0 + np.full(6, variance)
             table.cells[CellKey("t", arm, strength, seed)] = {"reward_mean": reward, "reward_square": square}
     below, kept = parts_of(judge_claims(table, resamples=FEW), "2")
     assert below["value"] == pytest.approx((math.log(4) + math.log(2)) / 2)
@@ -388,3 +388,14 @@ def test_without_a_difference_how_often_the_interval_covers_zero(
         undecided += found.verdict == "undecided"
     assert covered == undecided
     assert least <= covered / studies <= most
+
+
+def test_five_prompts_give_numbers_and_no_verdict() -> None:
+    """Five values hold the middle of their distribution in 94 % of cases, so no resample of them has 95 %."""
+    five, six = (
+        judge_claims(study(("t",), diversity={"tdpo2": 0.5}, prompts=prompts), resamples=FEW) for prompts in (5, 6)
+    )
+    for part in parts_of(five, "1"):
+        assert part["value"] is not None and (part["low"], part["high"], part["verdict"]) == (None, None, "undecided")
+    assert "as fewer than 6 prompts cannot give one: t." in five["claims"][0]["why"]
+    assert six["claims"][0]["verdict"] == "supported"

@@ -53,7 +53,7 @@ def test_a_study_leaves_tables_claims_and_a_report(whole: tuple[Path, str]) -> N
     results = {(r.task, r.arm, r.strength, r.seed, r.metric): r for r in read_results(folder / "results.csv")}
     for arm, strength in (("reference", ""), ("tdpo2", "0.1"), ("ppo_forward", "0.1")):
         row = results["letters", arm, strength, 0, "reward_mean"]
-        assert row.value is not None and row.low is not None and row.low <= row.value <= row.high  # type: ignore[operator]
+        assert row.value is not None and row.low is None and row.high is None, "three prompts cannot give an interval"
     assert results["letters", "reference", "", 0, "forward_kl"].value == 0.0
     assert results["letters", "tdpo2", "0.1", 0, "forward_kl"].value > 0.0  # type: ignore[operator]
     assert 0 <= results["letters", "tdpo2", "0.1", 0, "mode_coverage"].value <= 1  # type: ignore[operator]

@@ -21,14 +21,15 @@ import tdpo.report
 from helpers.report_checks import VISIONS, Outline, contrast, lab, visible_text
 from helpers.report_fixtures import make_run, read_json, write_json, write_lines
 from tdpo.report import write_report
-from tdpo.report.curves import curve_groups, displacement, running_mean, thinned
+from tdpo.report.curves import curve_groups, running_mean, thinned
+from tdpo.report.displacement import displacement, displacement_note
 from tdpo.report.drawing import BASE_GREY, RUN_COLORS, Figure, plot_text
 from tdpo.report.embedding import checked_script, embed_json, script_hash
 from tdpo.report.figures import distribution_figure
-from tdpo.report.numbers import MISSING, interval, show, show_duration, show_interval
+from tdpo.report.numbers import MISSING, interval, show, show_duration, show_interval, show_share
 from tdpo.report.page import page_content
 from tdpo.report.results import evaluated_columns, summary_sentences
-from tdpo.report.run_reading import RUN_FILES, Run, load_runs
+from tdpo.report.run_reading import RUN_FILES, Run, _gaps, load_runs
 from tdpo.report.samples import collect_samples
 from tdpo.report.tables import pairs_table, provenance_table, recipe_differences, results_table
 from tdpo.report.training_responses import training_responses
@@ -393,9 +394,13 @@ def test_curves_of_ppo_share_figures_only_where_they_mean_the_same(three: list[P
     figures = {figure.id: figure for group in curve_groups(load_runs(three)) for figure in group.figures}
     assert figures["curve-loss"].heads == ["Update", "TDPO2", "TDPO2, held-out", "DPO", "DPO, held-out"]
     reverse = [head for head in figures["curve-reverse_kl"].heads if head.startswith("PPO")]
-    assert reverse == ["PPO, own responses", "PPO, target", "PPO, own responses, held-out"]
+    assert reverse == ["PPO, own responses", "PPO, target", "PPO, own responses, held-out (one response a prompt)"]
     assert not any("target" in head for head in figures["curve-forward_kl"].heads)
-    assert figures["curve-reward_mean"].heads[1:] == ["PPO", "PPO, less penalties", "PPO, held-out"]
+    assert figures["curve-reward_mean"].heads[1:] == [
+        "PPO",
+        "PPO, less penalties",
+        "PPO, held-out (one response a prompt)",
+    ]
     estimates = figures["curve-kl_estimates"]
     assert [trace["line"]["dash"] for trace in estimates.data[:3]] == ["solid", "dot", "dash"]
 
@@ -476,13 +481,65 @@ def test_likelihood_displacement_is_named_only_when_both_sides_fall() -> None:
         lines = [{"step": s, "split": split, "chosen_logp": c, "rejected_logp": r} for s, (c, r) in enumerate(pairs)]
         return Run(Path("r"), "DPO", 0, metrics=lines)
 
-    assert "fell from −50.0 to −55.0" in displacement([run([-50, -55], [-50, -70])])[0]
+    assert "fell by 5.00 nats per response, from −50.0 to −55.0" in displacement([run([-50, -55], [-50, -70])])[0]
     assert "which is likelihood displacement" in displacement([run([-50, -55], [-50, -70])])[0]
     assert "displacement" not in displacement([run([-50, -45], [-50, -70])])[0]
     assert displacement([run([-50], [-50])]) == []
     # Batches of other pairs differ by themselves: a few of them say nothing about training.
     assert displacement([run([-50, -55, -60], [-50, -70, -60], "train")]) == []
     assert "training batches of other pairs" in displacement([run([-50] * 10 + [-55] * 10, [-50] * 20, "train")])[0]
+
+
+def test_displacement_says_what_the_numbers_say() -> None:
+    def run(change: float, limits: list[float] | None, end: float = -42.0) -> Run:
+        lines = [
+            {"step": step, "split": "eval", "chosen_logp": -43.0 + step, "rejected_logp": -48.0 - step}
+            for step in (0, 1)
+        ]
+        pairs = {"chosen_logp": end, "chosen_reference_logp": end - change, "chosen_log_ratio": change}
+        pairs |= {"rejected_logp": -49.0, "rejected_reference_logp": -40.0, "rejected_log_ratio": -9.0}
+        pairs["intervals"] = {"chosen_log_ratio": limits, "rejected_log_ratio": [-12.0, -6.0]}
+        return Run(Path("r"), "DPO", 0, metrics=lines, evaluation={"pairs": pairs})
+
+    rose, fell, unclear = run(4.0, [3.0, 5.0]), run(-2.0, [-3.0, -1.0]), run(-2.0, [-5.0, 1.0])
+    assert "chosen responses rose by 4.00 nats per response, from −46.0 to −42.0" in displacement([rose])[0]
+    assert "displacement" not in displacement([rose])[0] and "from the base model" in displacement([rose])[0]
+    assert displacement_note([rose]) == "Chosen +4.00, rejected −9.00 nats."
+    assert "fell by 2.00 nats per response, from −40.0 to −42.0" in displacement([fell])[0]
+    assert displacement([fell])[0].count("which is likelihood displacement") == 1
+    assert displacement_note([fell]) == "Chosen −2.00, rejected −9.00 nats: both fell."
+    assert "chosen responses is unclear (−2.00 nats per response" in displacement([unclear])[0]
+    assert "displacement" not in displacement([unclear])[0]
+    assert displacement_note([unclear]) == "Chosen −2.00 (unclear), rejected −9.00 nats."
+    assert displacement_note([fell, replace(rose, label="IPO")]).startswith("DPO: chosen −2.00")
+    other_pairs = run(-2.0, [-3.0, -1.0], end=-30.0)
+    assert "from the first evaluation to the last" in displacement([other_pairs])[0]
+    swings = [(step, -50.0 + 9 * (-1) ** step - 0.1 * step, -50.0 - step) for step in range(40)]
+    noise = [{"step": step, "split": "train", "chosen_logp": c, "rejected_logp": r} for step, c, r in swings]
+    batches = displacement([Run(Path("r"), "DPO", 0, metrics=noise)])[0]
+    assert "chosen responses is unclear" in batches and "rejected ones fell by 32.0" in batches
+    figures = {figure.id: figure for group in curve_groups([rose]) for figure in group.figures}
+    assert figures["curve-logp"].note == displacement_note([rose])
+
+
+def test_too_few_prompts_and_an_unchanged_reward_are_said(three: list[Path]) -> None:
+    few = {"settings": {"prompts": 3}, "pairs": {"prompts": 2, "accuracy": 1.0, "intervals": {"margin": None}}}
+    numbers = {who: {"reward_mean": 0.5, "reverse_kl_interval": None} for who in ("base", "trained")}
+    difference = {"reward_mean": {"estimate": 0.0, "interval": None, "confidence": 0.95}}
+    same = Run(Path("r"), "DPO", 0, evaluation={**few, "generations": numbers, "difference": difference})
+    assert summary_sentences([same]) == ["DPO left the held-out reward at 0.50."]
+    said = " ".join(_gaps(same))
+    assert "Held-out prompts that were answered: 3. They are too few, or too much alike, for intervals" in said
+    assert "Prompts of the held-out pairs: 2." in said
+    table = results_table(evaluated_columns(load_runs(three)), load_runs(three))
+    assert table.caption == "Responses to held-out prompts, 4 to each"
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(1.0, "100"), (0.0, "0"), (0.997, "99.7"), (0.0004, "0.04"), (0.71, "71"), (0.9999, "99.99")]
+)
+def test_what_is_not_all_is_not_shown_as_all(share: float, shown: str) -> None:
+    assert show_share(share) == f"{shown}\u2009%"
 
 
 def test_distribution_counts_every_reward_once() -> None:

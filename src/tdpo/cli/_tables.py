@@ -74,11 +74,23 @@ def comparison_table(
 
 
 def notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """Return one sentence per model about the difference between its reward and the base model's."""
+    """Return what the table does not say: how each reward differs from the base model's, and where intervals lack."""
+    from ..bootstrap import LEAST_UNITS
+
     lines = []
     for label, evaluation in evaluations.items():
+        parts = (("answered prompts", "settings"), ("prompts of held-out pairs", "pairs"))
+        for what, part in parts:
+            count = (evaluation.get(part) or {}).get("prompts")
+            if count is not None and count < LEAST_UNITS:
+                lines.append(f"{label}: {count} {what}; means over fewer than {LEAST_UNITS} have no interval")
         difference = (evaluation.get("difference") or {}).get("reward_mean")
-        if difference:
+        if difference and not difference["interval"]:
+            lines.append(
+                f"{label}: mean reward {difference['estimate']:+.3f} against base, without an "
+                "interval: there are fewer than six prompts, or all have the same difference"
+            )
+        elif difference:
             low, high = difference["interval"]
             verdict = "excludes 0" if low > 0 or high < 0 else "includes 0: no difference is shown"
             lines.append(
@@ -96,7 +108,7 @@ def _title(evaluations: Mapping[str, Evaluation]) -> str:
         "prompts": lambda value: f"{value} held-out prompts",
         "samples_per_prompt": lambda value: f"{value} samples each",
     }
-    return ", ".join(show(settings[key]) for key, show in formats.items() if settings.get(key) is not None)
+    return ", ".join(show(settings[key]) for key, show in formats.items() if settings.get(key) not in (None, ""))
 
 
 def _base(evaluations: Mapping[str, Evaluation]) -> Mapping[str, Any]:

@@ -69,8 +69,16 @@ def train_in_run_dir(
     except KeyboardInterrupt:
         say(how_to_resume(run))
         raise
-    say(f"trained in {duration(time.monotonic() - started)}; the model is in {run.path / 'model'}")
+    say(f"{_time_taken(summary, time.monotonic() - started)}; the model is in {run.path / 'model'}")
     return summary
+
+
+def _time_taken(summary: dict[str, Any], whole: float) -> str:
+    """Say how long training took, and apart from it what the reference cache cost, which other runs need not pay."""
+    cache = summary.get("cache_seconds")
+    before = f", after {duration(cache)} for the reference cache" if cache else ""
+    trained = duration(summary.get("seconds", whole))
+    return f"trained in {trained}{before} ({duration(whole)} with loading, judging and saving)"
 
 
 def _nothing_left(run: RunDirectory, recipe: AnyRecipe) -> bool:

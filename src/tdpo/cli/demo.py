@@ -203,13 +203,22 @@ class Demo:
 
     def _summarise(self, recipes: Mapping[str, AnyRecipe], budgets: Mapping[str, int], report: Path) -> None:
         from ..records.json_files import read_json
+        from ..records.run_times import cache_seconds, training_seconds
+        from ..runs import RunDirectory
         from ._tables import comparison_table, notes
 
         evaluations = {label: read_json(Path(r.run_dir) / "evaluation.json") for label, r in recipes.items()}
+        logged = {label: RunDirectory(r.run_dir).metrics() for label, r in recipes.items()}
         extra = {
             "responses scored": {label: str(count) for label, count in budgets.items()},
             "updates": {label: str(read_json(Path(r.run_dir) / "status.json")["step"]) for label, r in recipes.items()},
-            "training, seconds": {label: f"{self.stages[f'training {label}']['seconds']:.0f}" for label in recipes},
+            "training, seconds": {
+                label: f"{training_seconds(lines) or self.stages[f'training {label}']['seconds']:.0f}"
+                for label, lines in logged.items()
+            },
+            "cache, seconds": {
+                label: f"{seconds:.0f}" for label, lines in logged.items() if (seconds := cache_seconds(lines))
+            },
         }
         write("")
         out().print(comparison_table(evaluations, extra=extra))

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bootstrap import resample_interval, unit_counts
+from ..bootstrap import LEAST_UNITS, resample_interval, unit_counts
 from ..records.study_tables import ALL_SEEDS, CellKey, ResultRow
 from .prompt_table import PromptTable
 
@@ -41,6 +41,7 @@ class TaskResamples:
 
     def __init__(self, table: PromptTable, task: str, *, resamples: int = RESAMPLES, seed: int = SEED) -> None:
         self.table, self.task = table, task
+        self.allows_intervals = len(table.prompts[task]) >= LEAST_UNITS
         self._resamples, self._entropy = resamples, (seed, zlib.crc32(task.encode()))
         prompts = len(table.prompts[task])
         self._prompt_counts = unit_counts(np.random.default_rng((*self._entropy, 0)), prompts, resamples)
@@ -85,6 +86,10 @@ class TaskResamples:
             return None
         variance = mean_square - mean**2
         return np.where(variance <= 1e-12 * mean_square, 0.0, variance)  # a constant leaves rounding only
+
+    def interval(self, draws: Draws) -> tuple[float | None, float | None]:
+        """As `interval`; both None where the task has too few prompts to resample."""
+        return interval(draws) if self.allows_intervals else (None, None)
 
     def seed_weights(self, seeds: Sequence[int]) -> NDArray[np.float64]:
         """How often each of these seeds counts, `[1 + R, seeds]`, in ascending order. Equal seeds get the same draw."""
@@ -134,20 +139,20 @@ def cell_results(table: PromptTable, *, resamples: int = RESAMPLES, seed: int = 
         draws = TaskResamples(table, task, resamples=resamples, seed=seed)
         for cell in table.of(task):
             for name in statistics_of(table.cells[cell]):
-                rows.append(_row(cell, cell.seed, name, draws.cell(cell, name)))
+                rows.append(_row(cell, cell.seed, name, draws, draws.cell(cell, name)))
         for cells in same_but_for_the_seed(table.of(task)):
             names = statistics_of(metric for cell in cells for metric in table.cells[cell])
             for name in names:
                 pooled = draws.over_seeds(cells, name, [cell.seed for cell in cells])
-                rows.append(_row(cells[0], ALL_SEEDS, name, pooled))
+                rows.append(_row(cells[0], ALL_SEEDS, name, draws, pooled))
     return sorted(rows, key=lambda row: row.order)
 
 
-def _row(cell: CellKey, seed: int | str, name: str, draws: Draws | None) -> ResultRow:
+def _row(cell: CellKey, seed: int | str, name: str, task: TaskResamples, draws: Draws | None) -> ResultRow:
     where = (cell.task, cell.arm, cell.strength, seed, name)
     if draws is None:
         return ResultRow(*where, None)  # type: ignore[arg-type]
-    return ResultRow(*where, float(draws[0]), *interval(draws))  # type: ignore[arg-type]
+    return ResultRow(*where, float(draws[0]), *task.interval(draws))  # type: ignore[arg-type]
 
 
 def same_but_for_the_seed(cells: Iterable[CellKey]) -> list[list[CellKey]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bootstrap import CONFIDENCE
+from ..bootstrap import CONFIDENCE, LEAST_UNITS
 from ..config import Claim, built_in_claims
 from ..methods import ARMS
 from ..records.study_tables import CellKey
@@ -29,7 +29,8 @@ LEAST_RATIO = 1e-3  # of variances: a cell without any variance would otherwise 
 
 @dataclass
 class Answer:
-    """The answer to a question: estimate, interval, verdict, and the tasks that could not be used, with the reason."""
+    """The answer to a question: estimate, interval, verdict, the tasks that could not be used, with the reason, and
+    those with too few prompts for an interval."""
 
     question: Question
     value: float | None = None
@@ -38,6 +39,7 @@ class Answer:
     verdict: str = "undecided"
     tasks: list[dict[str, Any]] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
+    few_prompts: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         question = self.question
@@ -91,13 +93,15 @@ def answer(tasks: Sequence[TaskResamples], question: Question) -> Answer:
             result.without.append(f"{draws.task}: {on_task}")
             continue
         number, span = on_task
-        low, high = interval(number)
+        low, high = draws.interval(number)
         result.tasks.append({"task": draws.task, "value": float(number[0]), "low": low, "high": high, "range": span})
         numbers.append(number)
+        if not draws.allows_intervals:
+            result.few_prompts.append(draws.task)
     if numbers:
         mean = np.mean(numbers, axis=0)
         result.value = float(mean[0])
-        result.low, result.high = interval(mean)
+        result.low, result.high = (None, None) if result.few_prompts else interval(mean)
         result.verdict = verdict_of(result.low, result.high, question.supports_above)
     return result
 
@@ -233,9 +237,14 @@ def _remarks(answers: Sequence[Answer], missing: Sequence[CellKey]) -> list[str]
     without = list(dict.fromkeys(reason for result in answers if result.question.primary for reason in result.without))
     if without:
         remarks.append(f"Left out: {_few(without)}.")
-    unsure = {
-        task["task"] for result in answers if result.question.primary for task in result.tasks if task["low"] is None
-    }
+    primary = [result for result in answers if result.question.primary]
+    few_prompts = {task for result in primary for task in result.few_prompts}
+    if few_prompts:
+        remarks.append(
+            f"Without an interval, and so without a verdict, as fewer than {LEAST_UNITS} prompts cannot give one: "
+            f"{_few(sorted(few_prompts))}."
+        )
+    unsure = {task["task"] for result in primary for task in result.tasks if task["low"] is None} - few_prompts
     if unsure:
         remarks.append(f"Without an interval, as many resamples have no common range: {_few(sorted(unsure))}.")
     if missing:

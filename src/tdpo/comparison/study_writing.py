@@ -25,6 +25,7 @@ from ..records.names import (
     SAMPLES_FILE,
     TIMINGS_FILE,
 )
+from ..records.run_times import cache_seconds, training_seconds
 from ..records.study_about import ArmFacts, TaskFacts
 from ..records.study_tables import (
     CellKey,
@@ -133,11 +134,20 @@ def _curves(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[CurveRow
 
 
 def _timings(files: StudyFiles, done: Iterable[CellKey]) -> list[ResultRow]:
-    """Seconds by stage. Of a stage that was interrupted they are those of the last call."""
+    """Seconds by stage. Of judging that was interrupted they are those of the last call.
+
+    Training is counted as in the report of a run: the reference cache, which the first of the cells that share it pays,
+    stands apart, and loading is in neither. Logs that say nothing of it leave the whole stage.
+    """
     rows = []
     for cell in done:
         seconds = read_json(files.cell(cell) / CELL_FILE)["seconds"]
-        by_name = {"train_seconds": seconds.get("training"), "judging_seconds": _judging(seconds)}
+        lines = RunDirectory(files.run(cell)).metrics()
+        by_name = {
+            "train_seconds": training_seconds(lines) or seconds.get("training"),
+            "cache_seconds": cache_seconds(lines) or None,
+            "judging_seconds": _judging(seconds),
+        }
         if cell.arm == "reference":
             by_name["sampling_seconds"] = seconds.get("preferences")
         rows += [

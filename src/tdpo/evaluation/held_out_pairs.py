@@ -1,8 +1,8 @@
-"""Held-out pairs: accuracy, margin and both KLs of a trained policy, with intervals over pairs."""
+"""Held-out pairs: accuracy, margin, log-ratios and both KLs of a trained policy, with intervals over prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,17 +10,19 @@ import torch
 
 from ..batches import PromptResponses, ResponseBatch, ResponseCollator, TokenizedPair
 from ..losses import PreferenceLoss
-from ..scores import PairScores, score_pairs
+from ..scores import PairScores, score_pairs, sum_by_sequence
+from ..scoring.configured_loss import beta_of
 from ..scoring.fitting import check_lengths
 from ..scoring.layout import choose_layout
 from ..scoring.pair_metrics import PAIR_METRICS, pair_metrics
 from ..scoring.policy_statistics import PolicyStatistics
-from .intervals import interval
+from .intervals import METHOD, SHARE_METHOD, mean_by_prompt, numbered, share_interval
 
 SHOWN = (
     "accuracy", "margin", "chosen_logp", "rejected_logp", "chosen_forward_kl", "rejected_forward_kl",
     "chosen_reverse_kl", "rejected_reverse_kl",
 )  # fmt: skip
+AGAINST_THE_REFERENCE = ("chosen_log_ratio", "rejected_log_ratio", "chosen_reference_logp", "rejected_reference_logp")
 
 Progress = Callable[[int, int], None]
 
@@ -34,27 +36,50 @@ def evaluate_pairs(
     *,
     pad_token_id: int,
     batch_size: int,
+    prompts: Sequence[Hashable] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Means over pairs, and 95 % intervals in "intervals"; logp and KLs in nats per sequence."""
+    """Means over pairs, and 95 % intervals in "intervals"; logp, log-ratios and KLs in nats per sequence.
+
+    Args:
+        model: the policy.
+        statistics: what it and the reference say about tokens.
+        loss: gives margin and rewards; of `configured_loss`.
+        pairs: at least one.
+        pad_token_id: for batches.
+        batch_size: pairs of a forward.
+        prompts: what tells prompts apart, one for each pair, since pairs of one prompt are not independent; None: their
+            token ids. "prompts" is how many there are.
+        progress: called with the number of pairs done, and of all.
+
+    An interval is None where there are fewer than six prompts or all values are equal; that of the accuracy never is.
+    """
     tables = []
     device = next(model.parameters()).device
-    reference = statistics.reference_model
-    check_lengths(pairs, [m.config for m in (model, reference) if m is not None])
-    collator = choose_layout(model, pairs, pad_token_id, "auto", other_models=[reference])
+    other = statistics.reference_model
+    check_lengths(pairs, [m.config for m in (model, other) if m is not None])
+    collator = choose_layout(model, pairs, pad_token_id, "auto", other_models=[other])
     for start in range(0, len(pairs), batch_size):
         batch = collated(collator, pairs[start : start + batch_size], device)
         stats = statistics(model, batch, extras=("reverse_kl", "policy_entropy"))
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
-        tables.append(pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_prompts).cpu())
+        metrics = pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_prompts, beta_of(loss))
+        reference = sum_by_sequence(stats.reference_logp.double(), batch.sequence_index, batch.num_prompts)
+        against = torch.stack([scores.chosen_log_ratio, scores.rejected_log_ratio, *reference], dim=1)
+        tables.append(torch.cat([metrics, against.double()], dim=1).cpu())
         if progress is not None:
             progress(min(start + batch_size, len(pairs)), len(pairs))
     table = torch.cat(tables).numpy()
-    columns = {name: table[:, PAIR_METRICS.index(name)].astype(np.float64) for name in SHOWN}
+    names = (*PAIR_METRICS, *AGAINST_THE_REFERENCE)
+    columns = {name: table[:, names.index(name)].astype(np.float64) for name in (*SHOWN, *AGAINST_THE_REFERENCE)}
+    groups = numbered([tuple(pair.prompt_ids) for pair in pairs] if prompts is None else prompts)
+    intervals = {name: mean_by_prompt(column, groups) for name, column in columns.items()}
     return {
         "count": len(pairs),
+        "prompts": int(groups.max()) + 1,
         **{name: float(column.mean()) for name, column in columns.items()},
-        "intervals": {name: interval(column) for name, column in columns.items()},
+        "intervals": {**intervals, "accuracy": share_interval(columns["accuracy"], groups)},
+        "method": f"{METHOD}; accuracy: {SHARE_METHOD}",
     }
 
 

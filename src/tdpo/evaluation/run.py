@@ -169,6 +169,7 @@ class _Judged:
             return None
         facts = model_facts(recipe.model.name, self.tokenizer, trust_remote_code=recipe.model.trust_remote_code)
         tokenized = tokenize_rows(held_out, recipe, self.tokenizer, facts)
+        prompt_of = {(row.source, row.row): prompt_key(row) for row in held_out.rows}
         numbers = evaluate_pairs(
             self.policy,
             self.statistics,
@@ -176,6 +177,7 @@ class _Judged:
             tokenized.pairs,
             pad_token_id=self.tokenizer.pad_token_id,
             batch_size=PAIRS_AT_ONCE,
+            prompts=[prompt_of[pair.source, pair.row] for pair in tokenized.pairs],
             progress=self._stage("held-out pairs"),
         )
         return {"source": held_out.source, **numbers}

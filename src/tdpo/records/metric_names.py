@@ -59,6 +59,7 @@ COSTS = (
     Metric("scored_completions", "Scored completions"),
     Metric("updates", "Updates"),
     Metric("train_seconds", "Training time"),
+    Metric("cache_seconds", "Time to make reference caches"),
     Metric("sampling_seconds", "Time to make the pairs"),
     Metric("judging_seconds", "Time to judge"),
     Metric("trained_tokens", "Trained tokens"),

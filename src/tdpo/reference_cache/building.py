@@ -111,11 +111,14 @@ def build_cache(
             f"{readable_bytes(free_bytes(plan.root))} are free and {readable_bytes(SPARE)} stay so. Free some, name a "
             "folder on a larger disk (reference_cache_dir), or keep the reference in memory (reference: model)."
         )
+    started = time.perf_counter()
     with _alone(plan, rank, say):
         if not plan.is_finished:  # another run may have made it while this one waited
             builder = _Builder(plan, compute, batch_size, rank, processes, say, progress)
             builder.build()
-    return ReferenceCache(plan.folder, plan.fingerprint, plan.layout)
+    cache = ReferenceCache(plan.folder, plan.fingerprint, plan.layout)
+    cache.seconds_to_make = time.perf_counter() - started
+    return cache
 
 
 def _open_finished(plan: CachePlan, rank: int, say: Say) -> ReferenceCache | None:

@@ -122,6 +122,9 @@ class CacheLayout:
 class ReferenceCache:
     """Read access to a finished cache.
 
+    Attributes:
+        seconds_to_make: how long this process worked on it or waited for it; 0 where it was there already.
+
     Raises:
         ForeignCache: the folder belongs to another model, other data or other content.
         BrokenCache: a file is missing, cut short or does not have its checksum.
@@ -129,6 +132,7 @@ class ReferenceCache:
 
     def __init__(self, folder: Path, fingerprint: Fingerprint, layout: CacheLayout) -> None:
         self.folder, self.layout = folder, layout
+        self.seconds_to_make = 0.0
         self._check(fingerprint)
         self._maps = {f.name: open_field(folder, f, layout.tokens, "r") for f in layout.fields}
 

@@ -51,7 +51,7 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
             "loss", "Loss", "nats per pair", "At the start log 2 ≈ 0.69; SFT’s is 0, IPO’s is 1/(4β²) nats².",
             pairs_only=True,
         ),
-        Curve("accuracy", "Accuracy", "share of pairs", "Pairs whose margin is above zero.", axis="share"),
+        Curve("accuracy", "Accuracy", "share of pairs", "Margins above zero; a tie counts half.", axis="share"),
         Curve("margin", "Margin", "chosen − rejected reward", "Inside the loss’s sigmoid; IPO has none and aims at ½."),
     ),
     "Reward while training": (
@@ -81,9 +81,12 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
             _sides("reward"),
         ),
         Curve(
-            "logp", "Log-probability", "nats per response", "Likelihood displacement: chosen falls too.", _sides("logp")
+            "logp", "Log-probability", "nats per response", "", _sides("logp")
         ),
-        Curve("policy_entropy", "Policy entropy", "nats per token", "Falls when the policy commits to fewer words."),
+        Curve(
+            "policy_entropy", "Policy entropy", "nats per token",
+            "Along pairs, or PPO’s own responses. Falls when the policy commits to fewer words.",
+        ),
     ),
     "Distance from the reference": (
         Curve(

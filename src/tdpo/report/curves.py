@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from .curve_kinds import GROUPS, Curve, Part
+from .displacement import displacement, displacement_note
 from .drawing import Figure, base_layout, color, plot_text, symbol
 from .numbers import MISSING, show
 from .run_reading import Run
@@ -32,7 +33,8 @@ class Line:
 
     @property
     def name(self) -> str:
-        held_out = "held-out" if self.split == "eval" else ""
+        one = " (one response a prompt)" if self.run.is_ppo else ""
+        held_out = f"held-out{one}" if self.split == "eval" else ""
         return ", ".join(part for part in (self.run.label, self.side, held_out) if part)
 
 
@@ -76,7 +78,7 @@ def _figure(curve: Curve, runs: list[Run]) -> Figure | None:
         id=f"curve-{curve.key}",
         title=curve.title,
         unit=curve.unit,
-        note=curve.note,
+        note=displacement_note(runs) if curve.key == "logp" else curve.note,
         alt=f"{curve.title} by update. {' '.join(map(_in_words, lines))}",
         heads=["Update", *(line.name for line in lines)],
         rows=_table(lines),
@@ -168,39 +170,3 @@ def _table(lines: list[Line]) -> list[list[str]]:
             [show(int(step)), *(MISSING if values.get(step) is None else show(values[step]) for values in lookup)]
         )
     return rows
-
-
-def displacement(runs: list[Run]) -> list[str]:
-    """One sentence a run: what happened to the log-probability of the chosen responses."""
-    sentences = []
-    for run in runs:
-        for split, source, least in (("eval", "held-out pairs", 2), ("train", "training batches of other pairs", 20)):
-            chosen, rejected = (_ends(run.series(split, f"{side}_logp"), least) for side in ("chosen", "rejected"))
-            if chosen and rejected:
-                sentences.append(
-                    f"{run.label}: {_moved(chosen, rejected)} ({source}, means of the first and last fifth)."
-                )
-                break
-    return sentences
-
-
-def _moved(chosen: tuple[float, float], rejected: tuple[float, float]) -> str:
-    verb = "fell" if chosen[1] < chosen[0] else "rose"
-    both = (
-        " both sides lost probability, which is likelihood displacement"
-        if chosen[1] < chosen[0] and rejected[1] < rejected[0]
-        else ""
-    )
-    return (
-        f"the log-probability of the chosen responses {verb} from {show(chosen[0])} to {show(chosen[1])} nats, "
-        f"that of the rejected ones went from {show(rejected[0])} to {show(rejected[1])}{';' + both if both else ''}"
-    )
-
-
-def _ends(points: Points, least: int) -> tuple[float, float] | None:
-    """Mean of the first and of the last fifth of the finite values; None with fewer than `least`."""
-    values = [value for _, value in points if value is not None]
-    if len(values) < least:
-        return None
-    size = max(1, len(values) // 5)
-    return sum(values[:size]) / size, sum(values[-size:]) / size

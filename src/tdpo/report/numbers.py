@@ -66,9 +66,12 @@ def show_interval(value: Any, form: Callable[[Any], str] = show) -> str:
 
 
 def show_share(value: Any) -> str:
-    """A share as percent: 0.7 → 70 %."""
+    """A share as percent: 0.7 → 70 %. What is not quite none or all is not rounded to it: 0.997 → 99.7 %."""
     finite = number(value)
-    return show(value) if finite is None else f"{100 * finite:.0f}{THIN_SPACE}%".replace("-", MINUS)
+    if finite is None:
+        return show(value)
+    digits = next((n for n in range(3) if f"{finite:.{2 + n}f}" not in (f"{0:.{2 + n}f}", f"{1:.{2 + n}f}")), 0)
+    return f"{100 * finite:.{digits}f}{THIN_SPACE}%".replace("-", MINUS)
 
 
 def show_duration(seconds: Any) -> str:

@@ -117,7 +117,8 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
         "Held-out prompts": [],
     }
     for run in runs:
-        rows, steps, seconds = at(run.data, "train", "rows"), at(run.status, "step"), wall_seconds(run)
+        pairs, steps, seconds = at(run.data, "train", "pairs"), at(run.status, "step"), wall_seconds(run)
+        rows = at(run.data, "train", "rows") if pairs is None else pairs  # of which broken and too long ones are none
         prompts = at(run.evaluation, "settings", "prompts")
         scored = completions_scored(run)
         facts["Training pairs"].append(show(rows) if number(rows) is not None and not run.is_ppo else "")

@@ -42,7 +42,7 @@ GENERATION_METRICS = (
     Metric("count", "Responses"),
 )
 PAIR_METRICS = (
-    Metric("accuracy", "Accuracy", "pairs with a margin above zero", share=True),
+    Metric("accuracy", "Accuracy", "pairs with a margin above zero; a tie counts half", share=True),
     Metric("margin", "Margin"),
     Metric("chosen_reward", "Chosen implicit reward"),
     Metric("rejected_reward", "Rejected implicit reward"),
@@ -53,6 +53,7 @@ PAIR_METRICS = (
     Metric("chosen_reverse_kl", "Chosen reverse KL", "nats per response"),
     Metric("rejected_reverse_kl", "Rejected reverse KL", "nats per response"),
     Metric("count", "Pairs"),
+    Metric("prompts", "Prompts of these pairs"),
 )
 
 
@@ -147,6 +148,8 @@ def _reward_sentence(run: Run) -> str:
     numbers = f"from {show(base)} to {show(trained)}"
     kl = number(at(run.evaluation, "generations", "trained", "reverse_kl"))
     cost = "" if kl is None else f", at {show(kl)} nats of reverse KL per response"
+    if change == 0:
+        return f"{run.label} left the held-out {what} at {show(trained)}{cost}."
     verb = "raised" if change > 0 else "lowered"
     if sure is None:
         return f"{run.label} {verb} the held-out {what} {numbers}{cost}; no interval says how sure that is."

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..guards.documents import DocumentError, load_yaml
 from ..methods import METHODS, public_name
-from ..records.dotted import dict_at, text_at
+from ..records.dotted import at, dict_at, text_at
 from ..records.locks import is_locked
 from ..records.names import (
     COMPLETIONS_FILE,
@@ -207,6 +207,7 @@ def _gaps(run: Run) -> list[str]:
         notes.append("No held-out pairs were evaluated: accuracy and KL on pairs are known from training only.")
     if run.evaluation and not run.evaluation.get("generations"):
         notes.append("No generations were evaluated: there is no reward to compare with the base model.")
+    notes += _too_few_prompts(run)
     for key in sorted({key for line in run.metrics for key in line}):
         values = [line[key] for line in run.metrics if isinstance(line.get(key), float)]
         bad = [line for line in run.metrics if isinstance(line.get(key), float) and number(line[key]) is None]
@@ -216,6 +217,24 @@ def _gaps(run: Run) -> list[str]:
                 f"(first at step {bad[0].get('step')}): the curve has gaps there."
             )
     return notes
+
+
+def _too_few_prompts(run: Run) -> list[str]:
+    """A sentence for each part of the evaluation whose means have no intervals, which is so with too few prompts."""
+    parts = (
+        (
+            "Held-out prompts that were answered",
+            ("settings", "prompts"),
+            ("generations", "trained", "reverse_kl_interval"),
+        ),
+        ("Prompts of the held-out pairs", ("pairs", "prompts"), ("pairs", "intervals", "margin")),
+    )
+    sentences = []
+    for what, count_at, (*place, key) in parts:
+        count, numbers = number(at(run.evaluation, *count_at)), dict_at(run.evaluation, *place)
+        if count is not None and key in numbers and numbers[key] is None:
+            sentences.append(f"{what}: {count:.0f}. They are too few, or too much alike, for intervals of means.")
+    return sentences
 
 
 def _labels(runs: list[Run]) -> list[str]:

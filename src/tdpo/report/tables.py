@@ -8,6 +8,7 @@ from typing import Any
 
 from ..methods import METHODS, method_named
 from ..records.dotted import at, dict_at, flatten, text_at
+from ..records.run_times import cache_seconds, training_seconds
 from .numbers import MISSING, join_words, number, show, show_duration, show_interval, show_signed
 from .results import (
     GENERATION_METRICS,
@@ -67,11 +68,17 @@ def results_table(columns: list[Column], runs: list[Run]) -> Table:
         if metric.key == "reward_mean":
             rows.extend(_difference_rows(columns))
     return Table(
-        "Responses to held-out prompts",
+        f"Responses to held-out prompts{_each(runs)}",
         [column.label for column in columns],
         rows,
         [column.color for column in columns],
     )
+
+
+def _each(runs: list[Run]) -> str:
+    """ ", 4 to each": how many, if all runs with responses have as many, since curves of PPO rest on one to each."""
+    samples = {number(at(run.evaluation, "settings", "samples_per_prompt")) for run in runs} - {None}
+    return f", {show(int(samples.pop() or 0))} to each" if len(samples) == 1 else ""
 
 
 def _estimate(metric: Metric, numbers: dict[str, Any], limits: Any) -> Cell:
@@ -146,6 +153,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Batch": plain(at(recipe, "ppo", "minibatch_size") or at(recipe, "training", "batch_size")),
         "Learning rate": plain(at(recipe, "ppo", "learning_rate") or at(recipe, "training", "learning_rate")),
         "Training time": show_duration(wall_seconds(run)) if wall_seconds(run) is not None else "",
+        "Reference cache": _cache_time(run),
         "Evaluation time": show_duration(run.evaluation.get("seconds")) if run.evaluation.get("seconds") else "",
         "Median throughput": _throughput(run),
         "Peak memory": _peak(run),
@@ -245,15 +253,23 @@ def _machine(hardware: Any) -> str:
 
 
 def wall_seconds(run: Run) -> float | None:
-    """Seconds of training: the last `time_s` logged, else from the start to the status file's last word."""
-    times = [value for split in ("train", "eval") for _, value in run.series(split, "time_s") if value is not None]
-    if times:
-        return max(times)
+    """Seconds of training as the console says them, else from the start to the status file's last word."""
+    seconds = training_seconds(run.metrics)
+    if seconds is not None:
+        return seconds
     try:
         started = dt.datetime.fromisoformat(text_at(run.machine, "started"))
         return (dt.datetime.fromisoformat(text_at(run.status, "updated")) - started).total_seconds()
     except (ValueError, TypeError):  # no date, or one with and one without a time zone
         return None
+
+
+def _cache_time(run: Run) -> str:
+    """What the reference cache cost, which is no part of the training time: the first run of several pays it."""
+    seconds = cache_seconds(run.metrics)
+    if seconds is None:
+        return ""
+    return f"made before training in {show_duration(seconds)}" if seconds else "made by an earlier run"
 
 
 def _values(run: Run, key: str) -> list[float]:

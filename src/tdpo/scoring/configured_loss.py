@@ -22,3 +22,8 @@ def configured_loss(
         assert alpha is not None
         return partial(tdpo2_loss, beta=beta, alpha=alpha, label_smoothing=label_smoothing)
     return partial({"dpo": dpo_loss, "tdpo1": tdpo1_loss}[name], beta=beta, label_smoothing=label_smoothing)
+
+
+def beta_of(loss: Callable[[PairScores], PreferenceLoss]) -> float:
+    """What a nat of a log-ratio counts in the margin of a loss that `configured_loss` made: its β, 1 for SFT."""
+    return float(getattr(loss, "keywords", {}).get("beta", 1.0))

@@ -12,7 +12,7 @@ from ..guards.texts import markdown_text, quoted_yaml
 from ..methods import METHODS, Method
 
 SHOWN = (
-    ("accuracy", "accuracy (margin > 0)"),
+    ("accuracy", "accuracy (margin > 0; a tie counts half)"),
     ("margin", "margin"),
     ("chosen_forward_kl", "KL(reference‖policy), chosen, nats per sequence"),
     ("rejected_forward_kl", "KL(reference‖policy), rejected, nats per sequence"),
@@ -63,7 +63,7 @@ def ppo_model_card(
 ) -> str:
     """The card of a model that PPO trained on so many prompts of `source`; see `pair_model_card`."""
     data = [f"- {prompts} prompts of {markdown_text(source)}"]
-    numbers = _numbers(PPO_SHOWN, "held-out prompts", train, held_out)
+    numbers = _numbers(PPO_SHOWN, "held-out prompts, one response each", train, held_out)
     return _card(settings, METHODS["ppo"], _ppo_method(settings), data, numbers, versions)
 
 
@@ -77,7 +77,7 @@ def online_pairs_model_card(
 ) -> str:
     """The card of a model that learned from pairs of its own responses to so many prompts; see `pair_model_card`."""
     data = [f"- {prompts} prompts of {markdown_text(source)}"]
-    numbers = _numbers(PPO_SHOWN, "held-out prompts", train, held_out)
+    numbers = _numbers(PPO_SHOWN, "held-out prompts, one response each", train, held_out)
     method, online = METHODS[settings["loss"]["name"]], settings["online"]
     lines = [
         f"- {_loss(settings, method)}, on the best against the worst of "

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from ..config import AnyRecipe, Recording
 from ..recipe_data.input_digests import recipe_inputs, settle_inputs
+from ..records.run_times import cache_seconds, training_seconds
 from ..runs import RunDirectory
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
 from ..training.resumption import checkpoint_to_resume
@@ -121,7 +122,9 @@ def run_training(
         judge_held_out: evaluate on what is held out at the end; False where an evaluation follows that does it anyway.
 
     Returns:
-        {"steps", "seconds", "train": last logged numbers, "eval": held-out numbers or None, "model": path}
+        {"steps", "seconds" of training with its evaluations and what earlier calls trained, "cache_seconds" that this
+        run spent on a reference cache before it (None without one), "train": last logged numbers, "eval": held-out
+        numbers or None, "model": path}
     """
     recipe = method.recipe
     if method.recording.num_threads:
@@ -151,4 +154,9 @@ def run_training(
     numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate()) if judged else None}
     card = method.card(data, numbers["train"] or {}, numbers["eval"], versions_of(run))
     place = save_trained(trainer, run, card)
-    return {"steps": trainer.state.global_step, "seconds": result.metrics["train_runtime"], "model": place, **numbers}
+    lines = run.metrics()
+    seconds = {
+        "seconds": training_seconds(lines) or result.metrics["train_runtime"],
+        "cache_seconds": cache_seconds(lines),
+    }
+    return {"steps": trainer.state.global_step, **seconds, "model": place, **numbers}

@@ -22,11 +22,12 @@ class Kind:
     note: str = ""
 
 
+ALONG = "Along the chosen responses of pairs; with PPO along its own."
 KINDS = (
     Kind("reward_mean", "Mean reward", "of an iteration’s responses", "PPO’s own responses; the others score none."),
-    Kind("reverse_kl", "Reverse KL", "nats per response"),
-    Kind("forward_kl", "Forward KL", "nats per response"),
-    Kind("accuracy", "Accuracy", "share of pairs", "Pairs whose margin is above zero."),
+    Kind("reverse_kl", "Reverse KL", "nats per response", ALONG),
+    Kind("forward_kl", "Forward KL", "nats per response", ALONG),
+    Kind("accuracy", "Accuracy", "share of pairs", "Margins above zero; a tie counts half."),
     Kind("margin", "Margin", "", "What stands inside the loss’s sigmoid."),
     Kind("loss", "Loss", "nats per pair", "log 2 at the start; SFT’s is another quantity."),
 )  # fmt: skip

@@ -22,7 +22,7 @@ from ...batches import ResponseBatch, TokenizedPair
 from ...models import Reference, causal_lm_of, reference_at_start
 from ...recipe_data.input_digests import pairs_inputs
 from ...scores import PairScores, score_pairs
-from ...scoring.configured_loss import configured_loss
+from ...scoring.configured_loss import beta_of, configured_loss
 from ...scoring.fitting import check_lengths
 from ...scoring.head_path import HeadPath, choose_head_path
 from ...scoring.layout import choose_layout, cover
@@ -237,7 +237,8 @@ class TDPOTrainer(CheckpointedTrainer):
             stats = self.statistics(model, batch, extras=EXTRAS)
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         loss = self.preference_loss(scores)
-        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts)
+        beta = beta_of(self.preference_loss)
+        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, beta)
         if model.training:
             self._meter.add(table, batch.num_tokens)
         total = loss.per_pair.sum()
@@ -342,6 +343,9 @@ class TDPOTrainer(CheckpointedTrainer):
             self._meter = TrainingMeter()
             numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
             logs = {**logs, **numbers}
+        source = self.statistics.source
+        if "train_runtime" in logs and isinstance(source, CachedReference):  # made before, for other runs as well
+            logs = {**logs, "reference_cache_seconds": round(source.cache.seconds_to_make, 3)}
         super().log(logs, start_time)
 
     # ---- checkpoints ----

@@ -21,7 +21,8 @@ def ppo_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> di
         "trainer": type(trainer).__name__,
         "method": "ppo",
         "settings": {
-            "model": policy_settings(given, trainer.model, ref_model), **_settings(trainer.args), "rewards": _rewards(trainer),
+            "model": policy_settings(given, trainer.model, ref_model), **_settings(trainer.args),
+            "rewards": _rewards(trainer),
         },
         "reference": reference_facts(given, trainer.model, start, ref_model),
     }  # fmt: skip
