@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from ...batches import ResponseCollator
 from ...models import kept_reference
 from ...scores import score_pairs
-from ...scoring.configured_loss import configured_loss
+from ...scoring.configured_loss import beta_of, configured_loss
 from ...scoring.pair_metrics import pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import LiveReference
@@ -141,9 +141,9 @@ class OnlineTDPOTrainer(OnlineTrainer):
         loss = self.preference_loss(scores)
         if not pairs:  # the gradient that other processes wait for
             return 0.0 * loss.per_pair.sum()
-        iteration.learning.add(
-            pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts), batch.num_tokens
-        )
+        beta = beta_of(self.preference_loss)
+        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, beta)
+        iteration.learning.add(table, batch.num_tokens)
         total: Tensor = loss.per_pair.sum() * args.world_size / iteration.update_pairs[place.update]
         if not torch.isfinite(total):
             raise FloatingPointError(
