@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -90,6 +91,27 @@ def refuses_old_names(**new_names: str) -> Callable[[type[Config]], type[Config]
         return config
 
     return guarded
+
+
+def names_all_unknown(config: type[Config]) -> type[Config]:
+    """Makes a configuration raise one TypeError for all arguments that it does not have, with those that were meant."""
+    make: Any = config.__init__
+
+    @wraps(make)
+    def checked(self: Any, *args: Any, **arguments: Any) -> None:
+        names = [option.name for option in fields(config) if option.init]  # type: ignore[arg-type]
+        unknown = [name for name in arguments if name not in names]
+        if unknown:
+            raise TypeError(f"{config.__name__}: " + "; ".join(_unknown(name, names) for name in unknown))
+        make(self, *args, **arguments)
+
+    config.__init__ = checked  # type: ignore[method-assign]
+    return config
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    meant = get_close_matches(name, names, 1, 0.75)
+    return f"unexpected argument {name!r}" + (f" (did you mean {meant[0]}?)" if meant else "")
 
 
 @contextmanager
