@@ -2,6 +2,7 @@
 
 from ._explain import nearest_key
 from ._sections import Section
+from ._yaml import read_yaml, write_yaml
 from .claims_schema import Claim, ClaimPart, built_in_claims
 from .environment_schema import EnvironmentChoice
 from .key_documentation import KeyDocumentation, documented_keys, only_in_ppo, only_in_studies, recipe_markdown
@@ -20,9 +21,9 @@ from .recipe_problems import RecipeError, RecipeProblem
 from .schema import (
     Data,
     Evaluation,
+    LogNames,
     Lora,
     Loss,
-    LogNames,
     LossName,
     Model,
     PrefixSharing,
@@ -80,5 +81,7 @@ __all__ = [
     "nearest_key",
     "only_in_ppo",
     "only_in_studies",
+    "read_yaml",
     "recipe_markdown",
+    "write_yaml",
 ]

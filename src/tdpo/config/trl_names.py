@@ -10,7 +10,7 @@ from typing import Any, get_args
 from .schema import LossName
 
 # TRL's log names with ours, whose values they are. Left out are logits/chosen, logits/rejected and
-# mean_token_accuracy, which the fast paths never compute, and entropy, of which TRL averages the means of micro-batches.
+# mean_token_accuracy, which the fast paths never compute, and entropy, of which TRL averages means of micro-batches.
 LOG_NAMES = {
     "rewards/chosen": "chosen_reward",
     "rewards/rejected": "rejected_reward",
@@ -29,8 +29,8 @@ OTHER_LOSSES: dict[str, str] = {
     "so that β has another scale: write loss='ipo' and choose beta anew",
     "sft": "averages over the tokens of a batch. loss='sft' here sums over each response: write loss='sft' and choose "
     "the learning rate anew",
-    "robust": "subtracts the swapped pair's loss and divides by 1 − 2ε. loss='dpo' with label_smoothing=ε adds it, which "
-    "is another loss",
+    "robust": "subtracts the swapped pair's loss and divides by 1 − 2ε. loss='dpo' with label_smoothing=ε adds it "
+    "and is another loss",
     "sigmoid_norm": "divides log-ratios by lengths. No loss here does: loss='dpo' sums them",
 }
 
@@ -54,16 +54,16 @@ class Fixed:
 
 
 TAKEN = {
-    "loss_type": Taken("`loss`: sigmoid is `dpo`"),
+    "loss_type": Taken("`loss`: sigmoid is `dpo`; the other names are refused, with the loss that is nearest"),
     "precompute_ref_log_probs": Taken("`reference`: True is `cache`, False is `model`"),
     "precompute_ref_batch_size": Taken("the pairs of a forward that fills the reference cache"),
-    "model_init_kwargs": Taken("how a model given by name is loaded: its dtype, trust_remote_code"),
+    "model_init_kwargs": Taken("the dtype and trust_remote_code of a model given by name"),
     "ref_model_init_kwargs": Taken("the same of a reference given by name", is_older=True),
     "pad_token": Taken("the tokenizer's pad token"),
-    "remove_unused_columns": Taken("True and False alike: no other columns are read"),
-    "dataset_num_proc": Taken("nothing but speed: rows are tokenised in one process"),
-    "max_prompt_length": Taken("a check: rows with a longer prompt are refused, not cut", is_older=True),
-    "max_completion_length": Taken("a check: rows with a longer response are refused, not cut", is_older=True),
+    "remove_unused_columns": Taken("nothing: other columns are not read, with True and with False"),
+    "dataset_num_proc": Taken("nothing: rows are tokenised in one process, with the same result"),
+    "max_prompt_length": Taken("a check: a longer prompt is refused, not cut", is_older=True),
+    "max_completion_length": Taken("a check: a longer response is refused, not cut", is_older=True),
 }
 _NO_OTHER_LOSS = "would be another loss, which is not here. Leave it out, and choose `loss`"
 _FIXED_REFERENCE = "would move the reference, which is fixed here (the KL is exact to one model). Leave it out"
@@ -97,7 +97,7 @@ FIXED = {
         "would add a router's loss, which depends on how an update is split into micro-batches. Write 0.0, or leave it "
         "out: no router's loss is added",
     ),
-    "activation_offloading": Fixed((False,), "is not here: gradient_checkpointing=True saves the same memory"),
+    "activation_offloading": Fixed((False,), "is not here: gradient_checkpointing=True saves memory in another way"),
     "sync_ref_model": Fixed((False,), _FIXED_REFERENCE),
     "ref_model_mixup_alpha": Fixed((0.6,), _FIXED_REFERENCE),
     "ref_model_sync_steps": Fixed((512,), _FIXED_REFERENCE),
@@ -113,7 +113,7 @@ FIXED = {
     "ref_adapter_name": Fixed(
         (), "is not here: the reference is the adapter's start, or another model as ref_model", is_older=True
     ),
-    "force_use_ref_model": Fixed((True, False), "is no choice here: ref_model is used where it is given", is_older=True),
+    "force_use_ref_model": Fixed((True, False), "is no choice here: ref_model is used if given", is_older=True),
     "use_logits_to_keep": Fixed((True, False), "is no choice here: only responses reach the head", is_older=True),
     "use_liger_loss": Fixed((False,), "is not needed: no path here holds full logits. Leave it out", is_older=True),
     "tools": Fixed((), "is a column of the rows here: give each row its `tools`", is_older=True),

@@ -99,7 +99,7 @@ class TDPOTrainer(CheckpointedTrainer):
         args = TDPOConfig(output_dir="tdpo_output") if args is None else args
         if not isinstance(args, TDPOConfig):
             raise TypeError(
-                f"args must be a TDPOConfig, got {type(args).__name__}; TDPOConfig understands the fields of TRL's DPOConfig"
+                f"args must be a TDPOConfig, got {type(args).__name__}; it understands the fields of TRL's DPOConfig"
             )
         check_call(args, data_collator, quantization_config, others)
         one_process_a_device(args, logger.warning)

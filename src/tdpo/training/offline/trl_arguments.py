@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from ...config import trl_names
 from ...config.schema import Loss, ReferenceSource
@@ -18,8 +18,12 @@ from ..arguments import Arguments
 
 def _field(name: str) -> Any:
     taken = trl_names.TAKEN.get(name)
-    effect = f"sets {taken.effect}" if taken else f"any value but {trl_names.FIXED[name].same} is refused"
-    return field(default=None, metadata={"help": f"As in TRL's DPOConfig: {effect}.".replace("%", "%%")})
+    if taken is not None:
+        effect = f"sets {taken.effect}"
+    else:
+        same = " and ".join(map(repr, trl_names.FIXED[name].same)) or "leaving it out"
+        effect = f"only {same} means what is done here; the rest is refused"
+    return field(default=None, metadata={"help": f"A name of TRL's DPOConfig; {effect}.".replace("%", "%%")})
 
 
 @dataclass
@@ -29,9 +33,11 @@ class TRLArguments(Arguments):
     What means the same is taken, what does not is refused with what to use; docs/from_trl.md lists all of them.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
-        *Arguments._VALID_DICT_FIELDS, "model_init_kwargs", "ref_model_init_kwargs",
-    ]  # fmt: skip
+    _VALID_DICT_FIELDS = [  # noqa: RUF012  # as transformers has it
+        *Arguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "ref_model_init_kwargs",
+    ]
 
     # As in transformers, whose parsers make --no_remove_unused_columns of it; it is False once the rest is known.
     remove_unused_columns: bool = field(default=True, metadata={"help": "Changes nothing: no other column is read."})
@@ -105,7 +111,7 @@ class TRLArguments(Arguments):
         if problem:
             yield problem
         elif loss and own.loss not in (None, loss):
-            yield f"loss_type={self.loss_type!r} is loss={loss!r}, and loss={own.loss!r} was given. Leave one of them out"
+            yield f"loss_type={self.loss_type!r} is loss={loss!r}, and loss={own.loss!r} was given. Leave one out"
         elif loss and (problem := trl_names.smoothing_problem(own.label_smoothing)):
             yield problem
         if own.loss is None:
@@ -134,4 +140,3 @@ class TRLArguments(Arguments):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 yield f"{name} must be a whole number ≥ 1 or None, got {value!r}"
-

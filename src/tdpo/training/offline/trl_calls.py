@@ -167,8 +167,8 @@ def numbers_of(function: PairFunction | None, table: Tensor) -> dict[str, float]
     """What the user's `compute_metrics` makes of an evaluation.
 
     Args:
-        function: None, or called with transformers' EvalPrediction. Its `predictions` are a dictionary of arrays `[P]`, a number
-            for each pair under the names of the logs (margin, chosen_logp, …); `label_ids` is None.
+        function: None, or called with transformers' EvalPrediction. Its `predictions` are a dictionary of arrays `[P]`,
+            a number for each pair under the names of the logs (margin, chosen_logp, …); `label_ids` is None.
         table: `[P, len(PAIR_METRICS)]`, as `pair_metrics` makes it.
 
     Raises:
@@ -181,8 +181,8 @@ def numbers_of(function: PairFunction | None, table: Tensor) -> dict[str, float]
         numbers = function(EvalPrediction(predictions=columns, label_ids=None))  # type: ignore[arg-type]
     except Exception as error:
         error.add_note(
-            "compute_metrics gets no logits, as TRL's does: predictions is a dictionary of arrays with a number for each "
-            f"pair ({', '.join(PAIR_METRICS)}), and label_ids is None."
+            "compute_metrics gets no logits, as TRL's does: predictions is a dictionary of arrays with a number for "
+            f"each pair ({', '.join(PAIR_METRICS)}), and label_ids is None."
         )
         raise
     if not isinstance(numbers, Mapping):
