@@ -33,10 +33,8 @@ NO_DEFAULTS = ("output_dir", "gradient_accumulation_steps", "train_sampling_stra
 RESOLVED = {"bf16": True}
 # What TRL's trainer logs, with what is logged here under log_names="both"; "" is the same name and number.
 OTHER_LOGS = {
-    "logits/chosen": "not logged: logits are never computed whole",
-    "logits/rejected": "not logged: logits are never computed whole",
-    "mean_token_accuracy": "not logged",
-    "entropy": "`policy_entropy`, weighted by tokens; TRL averages the means of micro-batches",
+    **dict.fromkeys(trl_names.NOT_LOGGED, "not logged: logits are never computed whole"),
+    "entropy": "not logged: `policy_entropy`, weighted by tokens; TRL averages the means of micro-batches",
     "num_tokens": "the same number; after `--resume` it goes on, TRL's begins at 0",
     "aux_loss": "not logged: a router's loss is refused",
 }

@@ -9,8 +9,7 @@ from typing import Any, get_args
 
 from .schema import LossName
 
-# TRL's log names with ours, whose values they are. Left out are logits/chosen, logits/rejected and
-# mean_token_accuracy, which the fast paths never compute, and entropy, of which TRL averages means of micro-batches.
+# TRL's log names with ours, whose values they are.
 LOG_NAMES = {
     "rewards/chosen": "chosen_reward",
     "rewards/rejected": "rejected_reward",
@@ -19,6 +18,9 @@ LOG_NAMES = {
     "logps/chosen": "chosen_logp",
     "logps/rejected": "rejected_logp",
 }
+# What TRL logs and nothing here is: the fast paths compute no whole logits, and TRL averages the entropy's means of
+# micro-batches (policy_entropy is that of all tokens).
+NOT_LOGGED = ("logits/chosen", "logits/rejected", "mean_token_accuracy", "entropy")
 TOKENS_LOG_NAME = "num_tokens"  # tokens trained on so far, which only those who ask for TRL's names get
 
 # Values of `loss_type` that mean a loss of ours.

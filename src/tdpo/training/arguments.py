@@ -21,8 +21,8 @@ RENAMED = {
 # Options of TrainingArguments that both trainers refuse, and why: they would do nothing, or harm in silence.
 REFUSED = {
     "label_names": "has no effect: rows have no labels",
-    "include_for_metrics": "has no effect without compute_metrics",
-    "batch_eval_metrics": "has no effect without compute_metrics",
+    "include_for_metrics": "has no effect: functions of metrics get neither inputs nor losses of batches",
+    "batch_eval_metrics": "has no effect: metrics are computed of a whole evaluation",
     "prediction_loss_only": "has no effect: every metric is computed in any case",
     "neftune_noise_alpha": "would put noise into policy and reference, which then differ from the start",
     "bf16_full_eval": "would evaluate the policy in another precision than the reference; load both in bfloat16",

@@ -97,6 +97,8 @@ class TRLArguments(Arguments):
         own: Any = self
         metric = self.metric_for_best_model
         is_trls = metric is not None and metric.endswith(tuple(name for name in trl_names.LOG_NAMES if "/" in name))
+        if metric is not None and metric.removeprefix("eval_") in trl_names.NOT_LOGGED:
+            yield f"metric_for_best_model={metric!r} is a number of TRL's that is not logged here"
         if own.log_names is None:
             own.log_names = "both" if uses_trl or is_trls else "tdpo"
         if is_trls and own.log_names == "tdpo":

@@ -90,10 +90,19 @@ class Prepared:
 
 
 def prepare_models(model: Any, ref_model: Any, processing_class: Any, peft_config: Any, args: TDPOConfig) -> Prepared:
-    """Tokenizer, policy and reference of a call. Raises as `prepare_tokenizer`, `load_models` and `prepare_policy`."""
+    """Tokenizer, policy and reference of a call.
+
+    Raises as `prepare_tokenizer`, `load_models` and `prepare_policy`, and ValueError for a reference that would be
+    loaded in another precision than the policy.
+    """
     tokenizer = with_pad_token(prepare_tokenizer(processing_class, model, args), args.pad_token)
     model, ref_model = load_models(model, ref_model, args, trainable=peft_config is None)
     policy = prepare_policy(model, peft_config, args)
+    if args.ref_model_init_kwargs and ref_model.dtype != policy.dtype:
+        raise ValueError(
+            f"ref_model_init_kwargs load the reference in {ref_model.dtype}, and the policy is in {policy.dtype}: they "
+            "would differ before the first update. Give both the same dtype"
+        )
     return Prepared(tokenizer, policy, load_beside(ref_model, policy, args))
 
 
@@ -106,16 +115,12 @@ def load_models(model: Any, ref_model: Any, args: TDPOConfig, trainable: bool) -
         trainable: whether an adapter that `model` names will be trained.
 
     Raises:
-        ValueError: arguments for loading what is loaded already, or another dtype for the reference.
+        ValueError: arguments for loading what is loaded already.
     """
-    policy: Any = _as_asked(model, "model", "model_init_kwargs", args, trainable)
-    reference: Any = _as_asked(ref_model, "ref_model", "ref_model_init_kwargs", args, False)
-    if reference is not ref_model and not isinstance(policy, str | Path) and reference.dtype != policy.dtype:
-        raise ValueError(
-            f"ref_model_init_kwargs load the reference in {reference.dtype}, and the policy is in {policy.dtype}: they "
-            "would differ before the first update. Give both the same dtype"
-        )
-    return policy, reference
+    return (
+        _as_asked(model, "model", "model_init_kwargs", args, trainable),
+        _as_asked(ref_model, "ref_model", "ref_model_init_kwargs", args, False),
+    )
 
 
 def _as_asked(model: Any, what: str, option: str, args: TDPOConfig, trainable: bool) -> Any:
