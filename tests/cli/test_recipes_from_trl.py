@@ -91,11 +91,16 @@ def test_what_no_key_takes_over_is_named_with_place_and_remedy(tmp_path: Path) -
     assert recipe.data.eval == "org/rows" and recipe.training.eval_steps is None
 
 
-def test_sets_of_rows(tmp_path: Path) -> None:
+def test_sets_of_rows_and_loading(tmp_path: Path) -> None:
     (tmp_path / "dpo.yaml").write_text("model_name_or_path: m\ndatasets:\n- {path: rows, split: s, columns: [a]}\n")
     made = recipe_from_trl(tmp_path / "dpo.yaml")
     assert (made.values["data.train"], made.values["data.split"]) == ("rows", "s")
     assert "datasets: columns: [a] has no key" in made.lost[0]
+    recipe, text, lost = converted(
+        tmp_path, "model_init_kwargs: {torch_dtype: float16, trust_remote_code: true, revision: v2}\n"
+    )
+    assert recipe.model.dtype == "float16" and recipe.model.trust_remote_code
+    assert len(lost) == 1 and lost[0].startswith("3: model_init_kwargs: revision='v2' cannot be passed on")
     recipe, text, _ = converted(tmp_path, "test_split_size: 0.1\n")
     assert recipe.data.eval_fraction == 0.1 and "here prompts are drawn" in text
 
@@ -109,6 +114,7 @@ def test_sets_of_rows(tmp_path: Path) -> None:
         (LEAST + "beta: -1\n", ["loss.beta: expected a number > 0"]),
         (LEAST + "beta: [\n", ["is not valid YAML"]),
         ("- 1\n", ["expected sections"]),
+        ("run_dir: runs/x\ndata: {train: a}\n", ["run_dir: is a key of tdpo's: this is a recipe already"]),
     ],
 )
 def test_files_that_become_no_recipe(text: str, messages: list[str], tmp_path: Path) -> None:

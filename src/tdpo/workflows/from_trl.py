@@ -51,6 +51,10 @@ def recipe_from_trl(path: str | Path) -> Converted:
             key's range; each problem with file, line and setting.
     """
     settings, lines, name = read_values(path)
+    if "run_dir" in settings:
+        raise RecipeError(
+            [RecipeProblem("run_dir", "is a key of tdpo's: this is a recipe already, not TRL's YAML", name)]
+        )
     conversion = _Conversion({key: _as_trl_parses(value) for key, value in settings.items()}, lines, name)
     conversion.run()
     conversion.result.lost.sort(key=conversion.line_of)
@@ -121,7 +125,7 @@ class _Conversion:
             self._fail("model_name_or_path", "is missing: a name or a folder of the model to train")
         self.result.values["model.name"] = self.settings.get("model_name_or_path")
         half = "TRL computes products in bfloat16 beside float32 weights (bf16, its default); here in model.dtype"
-        dtype = self.settings.get("torch_dtype") or self._value("dtype")
+        dtype = self._loading().get("dtype") or self.settings.get("torch_dtype") or self._value("dtype")
         uses_bf16 = not self._value("fp16") if self._value("bf16") is None else self._value("bf16")
         self._put("model.dtype", dtype, "dtype", half if uses_bf16 and dtype == "float32" else "")
         if not self._value("use_peft"):
@@ -134,6 +138,17 @@ class _Conversion:
         self._put("model.lora.alpha", self._value("lora_alpha"), "lora_alpha")
         self._put("model.lora.dropout", self._value("lora_dropout"), "lora_dropout")
         self._targets()
+
+    def _loading(self) -> dict[str, Any]:
+        """What `model_init_kwargs` say that has a key: the dtype, and whether code of the model's own may run."""
+        arguments = self.settings.get("model_init_kwargs")
+        if not isinstance(arguments, dict):
+            return {}
+        for problem in trl_names.loading_problems("model_init_kwargs", arguments):
+            self.result.lost.append(f"{self._place('model_init_kwargs')}: {problem}")
+        if arguments.get("trust_remote_code"):
+            self.result.values["model.trust_remote_code"] = True
+        return {"dtype": arguments.get("dtype", arguments.get("torch_dtype"))}
 
     def _targets(self) -> None:
         targets = self._value("lora_target_modules")

@@ -79,4 +79,12 @@ OTHERS: dict[str, tuple[tuple[Any, ...], str]] = {
     "env": ((None, {}), "belongs to the shell: set these variables there"),
 }
 # Settings that the conversion reads besides, and that have no default worth a name.
-BESIDES = ("model_name_or_path", "dataset_name", "datasets", "test_split_size", "warmup_ratio", "torch_dtype")
+BESIDES = (
+    "model_name_or_path",
+    "dataset_name",
+    "datasets",
+    "test_split_size",
+    "warmup_ratio",
+    "torch_dtype",
+    "model_init_kwargs",
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -131,14 +132,15 @@ def test_the_order_of_the_arguments_is_trls(tokenizer: Any, tmp_path: Path) -> N
 
     def metrics(evaluated: hf.EvalPrediction) -> dict[str, float]:
         seen.append(evaluated.predictions)  # type: ignore[arg-type]
-        return {"worst": float(evaluated.predictions["margin"].min())}  # type: ignore[call-overload]
+        return {"worst": evaluated.predictions["margin"].astype("float32").min()}  # type: ignore[call-overload]
 
     collator = DataCollatorForPreference()
     trainer = TDPOTrainer(
         build_model("llama"), None, args, collator, rows, rows, tokenizer, metrics, [], (None, None), None, lora()
     )
     numbers = trainer.evaluate()
-    assert numbers["eval_worst"] == seen[0]["margin"].min()
+    assert numbers["eval_worst"] == pytest.approx(seen[0]["margin"].min()) and type(numbers["eval_worst"]) is float
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["worst"] == numbers["eval_worst"]
     assert set(seen[0]) == set(PAIR_METRICS) and seen[0]["margin"].shape == (4,)
     assert numbers["eval_margin"] == pytest.approx(seen[0]["margin"].mean(), abs=1e-12)
     trainer._pair_function = lambda evaluated: evaluated.predictions.argmax()  # type: ignore[union-attr]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from transformers import EvalPrediction
+from transformers.trainer_utils import denumpify_detensorize
 
 from ...batches import TokenizedPair
 from ...config.trl_names import NO_FOUR_BITS
@@ -192,4 +193,4 @@ def numbers_of(function: PairFunction | None, table: Tensor) -> dict[str, float]
         raise
     if not isinstance(numbers, Mapping):
         raise TypeError(f"compute_metrics must return a dictionary of numbers by name, got {type(numbers).__name__}")
-    return dict(numbers)
+    return dict(denumpify_detensorize(dict(numbers)))  # trackers and metrics.jsonl take plain numbers
