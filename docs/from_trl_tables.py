@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
 from tdpo import TDPOConfig
-from tdpo.config import flatten, load_recipe, trl_names
+from tdpo.config import flatten, load_recipe, markdown_table, trl_names
 from tdpo.training import arguments
 from tdpo.training.offline import config as offline
 from tdpo.workflows.trainer_arguments import PAIR_KEYS
@@ -66,12 +66,6 @@ def own_fields() -> Iterator[str]:
     return (option.name for option in fields(DPOConfig) if option.name not in others)
 
 
-def table(head: str, rows: Any) -> str:
-    lines = [head, "|" + "---|" * (head.count("|") - 1)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
 def with_older(table_of: dict[str, Any]) -> Iterator[str]:
     """The names of a table in TRL's order, then those that TRL has dropped."""
     return (name for name in [*own_fields(), *(n for n, row in table_of.items() if row.is_older)] if name in table_of)
@@ -84,7 +78,7 @@ def marked(name: str, row: Any) -> str:
 def taken_table() -> str:
     same = [(f"`{name}`", becomes(name)) for name in own_fields() if name not in trl_names.NAMES]
     taken = [(marked(name, trl_names.TAKEN[name]), becomes(name)) for name in with_older(trl_names.TAKEN)]
-    return table("| field of DPOConfig | here |", [*same, *taken])
+    return markdown_table("| field of DPOConfig | here |", [*same, *taken])
 
 
 def fixed_table() -> str:
@@ -93,7 +87,7 @@ def fixed_table() -> str:
         row = trl_names.FIXED[name]
         values = dict.fromkeys([*(shown(value) for value in row.same), "`None`"])
         rows.append((marked(name, row), " ".join(values), row.why))
-    return table("| field of DPOConfig | accepted | any other value … |", rows)
+    return markdown_table("| field of DPOConfig | accepted | any other value … |", rows)
 
 
 def inherited_table() -> str:
@@ -101,7 +95,7 @@ def inherited_table() -> str:
     names = [option.name for option in fields(DPOConfig) if option.name not in set(own_fields())]
     other = [(f"`{name}`", becomes(name)) for name in names if becomes(name) != "the same"]
     same = ", ".join(f"`{name}`" for name in names if becomes(name) == "the same")
-    return table("| field of TrainingArguments | here |", other) + f"\nThe same in both: {same}.\n"
+    return markdown_table("| field of TrainingArguments | here |", other) + f"\nThe same in both: {same}.\n"
 
 
 def defaults_table() -> str:
@@ -122,7 +116,7 @@ def defaults_table() -> str:
         if equal(theirs, ours) and (key is None or equal(theirs, by_key)):
             continue
         rows.append((f"`{name}`", shown(theirs), shown(ours), f"`{key}`: {shown(by_key)}" if key else "no key"))
-    return table("| setting | TRL | TDPOConfig | recipe |", rows)
+    return markdown_table("| setting | TRL | TDPOConfig | recipe |", rows)
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -137,12 +131,12 @@ def shown(value: Any) -> str:
 def logs_table() -> str:
     same = [(f"`{name}`", f"`{own}`", "the same number") for name, own in trl_names.LOG_NAMES.items()]
     other = [(f"`{name}`", "", remark) for name, remark in OTHER_LOGS.items()]
-    return table("| TRL's name, logged with `log_names=\"both\"` | tdpo's name | |", [*same, *other])
+    return markdown_table("| TRL's name, logged with `log_names=\"both\"` | tdpo's name | |", [*same, *other])
 
 
 def call_table() -> str:
     names = list(DPOTrainer.__init__.__annotations__)
-    return table(
+    return markdown_table(
         "| argument, in TRL's order | here |",
         [(f"`{name}`", CALL.get(name, "the same")) for name in names if name != "return"],
     )

@@ -5,7 +5,14 @@ from ._sections import Section
 from ._yaml import read_yaml, write_yaml
 from .claims_schema import Claim, ClaimPart, built_in_claims
 from .environment_schema import EnvironmentChoice
-from .key_documentation import KeyDocumentation, documented_keys, only_in_ppo, only_in_studies, recipe_markdown
+from .key_documentation import (
+    KeyDocumentation,
+    documented_keys,
+    markdown_table,
+    only_in_ppo,
+    only_in_studies,
+    recipe_markdown,
+)
 from .optimization import Optimizing, Recording
 from .ppo_schema import KL, PPO, VALUE_LEARNING_RATES, PPORecipe, Prompts, Reward, Rollouts
 from .python_fields import RecipeFields
@@ -78,6 +85,7 @@ __all__ = [
     "flatten",
     "load_recipe",
     "load_study",
+    "markdown_table",
     "nearest_key",
     "only_in_ppo",
     "only_in_studies",

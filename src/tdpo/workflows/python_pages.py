@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, get_args, get_type_hints
 
-from ..config import PPORecipe, Recipe, RecipeFields, Section, documented_keys, trl_names
+from ..config import PPORecipe, Recipe, RecipeFields, Section, documented_keys, markdown_table, trl_names
 from ..training import PPOConfig, TDPOConfig
 from ..training.arguments import REFUSED, Arguments
 from ..training.offline import config as offline
@@ -44,10 +44,10 @@ def _page(
     by_default = config("unused", use_cpu=True)
     accepted = _accepted(config)
     meanings = {row.key: row.meaning for row in documented_keys(schema)}
-    own_names = [option for option in options if option in config.__annotations__]
+    own_names = [option for option in options if option in config.__annotations__ or option in own.keys]
     name = config.__name__
     yield f"## {name}: its own fields\n"
-    yield _table(
+    yield markdown_table(
         "| field | key | default | accepts | meaning |",
         (
             (
@@ -61,8 +61,8 @@ def _page(
         ),
     )
     yield f"## {name}: fields of transformers' that a recipe has a key for\n"
-    shared = [option for option in options if option in keys]
-    yield _table(
+    shared = [option for option in options if option in keys and option not in own_names]
+    yield markdown_table(
         "| field | key | default in Python | meaning of the key |",
         (
             (f"`{option}`", _code(keys[option]), _shown(_default(options[option])), meanings[keys[option]])
@@ -70,14 +70,16 @@ def _page(
         ),
     )
     yield f"## {name}: fields that are refused\n"
-    yield _table("| field | why |", ((f"`{option}`", why) for option, why in refused.items() if option in options))
+    yield markdown_table(
+        "| field | why |", ((f"`{option}`", why) for option, why in refused.items() if option in options)
+    )
     of_trl = [option for option in options if option in trl_names.NAMES and option not in Arguments.__annotations__]
     if of_trl:
         yield f"## {name}: names of TRL's that are understood\n"
         yield f"What becomes of each is in [from TRL](from_trl.md). {_listed(of_trl)}\n"
     yield f"## {name}: fields of transformers' with another default or meaning\n"
-    other = [option for option in options if option in Arguments.__annotations__ and option not in shared]
-    yield _table(
+    other = [option for option in options if option in {*Arguments.__annotations__} - {*shared, *own_names}]
+    yield markdown_table(
         "| field | default | meaning |",
         ((f"`{option}`", _shown(_default(options[option])), _help(options[option])) for option in other),
     )
@@ -121,9 +123,3 @@ def _help(option: Field[Any]) -> str:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names) + "."
-
-
-def _table(head: str, rows: Any) -> str:
-    lines = [head, "|" + "---|" * (head.count("|") - 1)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"

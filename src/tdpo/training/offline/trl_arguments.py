@@ -79,7 +79,7 @@ class TRLArguments(Arguments):
     tools: list[str] | None = _field("tools")
 
     def __post_init__(self) -> None:
-        self._of_trl = list(self._take_trl_names())
+        self._trl_refusals = list(self._take_trl_names())
         super().__post_init__()
 
     def _take_trl_names(self) -> Iterator[str]:
@@ -96,7 +96,7 @@ class TRLArguments(Arguments):
     def _take_log_names(self, *, uses_trl: bool) -> Iterator[str]:
         own: Any = self
         metric = self.metric_for_best_model
-        is_trls = metric is not None and metric.endswith(tuple(name for name in trl_names.LOG_NAMES if "/" in name))
+        is_trls = metric is not None and metric.endswith(tuple(trl_names.LOG_NAMES))
         if metric is not None and metric.removeprefix("eval_") in trl_names.NOT_LOGGED:
             yield f"metric_for_best_model={metric!r} is a number of TRL's that is not logged here"
         if own.log_names is None:
@@ -134,7 +134,7 @@ class TRLArguments(Arguments):
 
     def _trl_problems(self) -> Iterator[str]:
         """What is wrong with these fields. Dictionaries that came as text have been read by then."""
-        yield from self._of_trl
+        yield from self._trl_refusals
         for name in ("model_init_kwargs", "ref_model_init_kwargs"):
             if getattr(self, name) is not None:
                 yield from trl_names.loading_problems(name, getattr(self, name))
