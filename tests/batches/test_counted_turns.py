@@ -141,7 +141,7 @@ def trainer(model: Any, data: Any, folder: Any, **more: Any) -> TDPOTrainer:
         output_dir=str(folder), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, max_steps=1,
         per_device_train_batch_size=2, per_device_eval_batch_size=2, **more,
     )  # fmt: skip
-    return TDPOTrainer(model, different_model(model), args, data, processing_class=build_tokenizer())
+    return TDPOTrainer(model, different_model(model), args, None, data, processing_class=build_tokenizer())
 
 
 def test_the_trainer_counts_as_it_is_asked_to(tiny_model: Callable[..., Any], tmp_path: Any) -> None:

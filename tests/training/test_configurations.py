@@ -16,7 +16,7 @@ from tdpo.training import PPOConfig, TDPOConfig
 from tdpo.training.arguments import Arguments, other_values, refuses_old_names
 from tdpo.training.offline import config as offline
 from tdpo.training.online import config as online
-from tdpo.workflows.trainer_arguments import pair_arguments, ppo_arguments
+from tdpo.workflows.trainer_arguments import PAIR_KEYS, PPO_KEYS, pair_arguments, ppo_arguments
 
 BOTH = [(TDPOConfig, offline.FIELDS), (PPOConfig, online.FIELDS)]
 
@@ -78,6 +78,33 @@ def test_every_value_of_a_recipe_reaches_its_field(tmp_path: Path) -> None:
     assert isinstance(critic_free, PPORecipe)
     made = ppo_arguments(critic_free)
     assert (made.advantage, made.scale_by_group_std, made.value_learning_rate) == ("group", False, None)
+
+
+def test_keys_of_transformers_fields_are_those_that_set_them(tmp_path: Path) -> None:
+    """The tables that documents are made of against what a recipe does, in values that are no defaults."""
+    other = {
+        "run_dir": "elsewhere", "seed": 9, "model.trust_remote_code": True, "learning_rate": 3e-3,
+        "scheduler": "cosine",
+        "warmup_steps": 5.0, "optimizer": "sgd", "weight_decay": 0.3, "max_grad_norm": 0.7, "logging_steps": 3,
+        "gradient_checkpointing": True, "save_total_limit": 7, "report_to": ["tensorboard"], "epochs": 2.0,
+        "max_steps": 6, "micro_batch_size": 2, "batch_size": 12, "minibatch_size": 8, "group_by_length": True,
+        "eval_steps": 4, "save_steps": 5, "eval_every": 2, "save_every": 3,
+    }  # fmt: skip
+    # What an argument is where the key means a product: 12 pairs in forwards of 2; units of 4 epochs of 8 updates.
+    products = {"training.batch_size": 6, "training.group_by_length": "group_by_length", "ppo.minibatch_size": 4,
+                "ppo.eval_every": 64, "ppo.save_every": 96}  # fmt: skip
+    pair = {"run_dir": str(tmp_path), "data": {"train": "pairs.jsonl", "eval_fraction": 0.1}}
+    ppo = {"run_dir": str(tmp_path), "ppo": {}, "environment": {"name": "sentiment"}}
+    for given, keys, arguments in ((pair, PAIR_KEYS, pair_arguments), (ppo, PPO_KEYS, ppo_arguments)):
+        for name, key in keys.items():
+            value = other.get(key, other.get(key.rpartition(".")[2]))
+            overrides = [f"{key}={value}"] if value != ["tensorboard"] else [f"{key}=[tensorboard]"]
+            if key.endswith(("minibatch_size", ".batch_size")):
+                overrides.append(f"{key.partition('.')[0]}.micro_batch_size=2")
+            if key in ("ppo.eval_every", "ppo.save_every"):
+                overrides.append("ppo.minibatch_size=8")
+            made = arguments(load_recipe(given, overrides))  # type: ignore[operator]
+            assert getattr(made, name) == products.get(key, value), (name, key)
 
 
 def test_a_field_by_its_old_name_is_refused_with_the_new_one(tmp_path: Path) -> None:

@@ -55,6 +55,18 @@ class ResponseBatch:
         mask = self.attention_mask
         return int((mask if mask.dim() == 2 else mask.diagonal(dim1=-2, dim2=-1)).sum())
 
+    @property
+    def num_sequence_tokens(self) -> int:
+        """Tokens of all responses, each with its prompt: those of padded rows, whatever the layout, without padding.
+
+        In rows that are shared a response ends with its last counted token, so others' words behind it are left out.
+        """
+        if self.position_ids is None:
+            return int(self.attention_mask.sum())
+        ends = self.position_ids.flatten()[self.response_index] + 2  # a state predicts the token after its own
+        lengths = ends.new_zeros(int(self.sequence_index.max()) + 1)
+        return int(lengths.scatter_reduce(0, self.sequence_index, ends, "amax").sum())
+
     def model_inputs(self) -> dict[str, Tensor]:
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         return inputs if self.position_ids is None else {**inputs, "position_ids": self.position_ids}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ._console import out, write
+from ._console import out, say, write
 from ._errors import CommandError
 from ._options import Debug
 
@@ -29,7 +30,15 @@ def recipe(
         Example | None,
         typer.Option("--example", help="Print a complete recipe to start from.", show_default=False),
     ] = None,
+    from_trl: Annotated[
+        Path | None,
+        typer.Option("--from-trl", metavar="FILE", help="Print the recipe that a YAML for `trl dpo` becomes."),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference as Markdown.")] = False,
+    python: Annotated[
+        bool,
+        typer.Option("--python", help="Print the fields of TDPOConfig and PPOConfig as Markdown."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """List the keys of a recipe: default, accepted values, meaning.
@@ -45,7 +54,20 @@ def recipe(
         tdpo recipe training.warmup_steps
         tdpo recipe kl
         tdpo recipe --example preferences > recipe.yaml
+        tdpo recipe --from-trl dpo.yaml > recipe.yaml
     """
+    chosen = {"--example": example, "--from-trl": from_trl, "--markdown": markdown, "--python": python, "a key": key}
+    given = [name for name, value in chosen.items() if value]
+    if len(given) > 1:
+        raise CommandError(f"{' and '.join(given)} exclude one another; give one of them")
+    if from_trl is not None:
+        _print_from_trl(from_trl)
+        return
+    if python:
+        from ..workflows.python_pages import python_fields_markdown
+
+        typer.echo(python_fields_markdown(), nl=False)
+        return
     if example is not None:
         typer.echo(example_recipe(example), nl=False)
         return
@@ -55,6 +77,19 @@ def recipe(
         typer.echo(recipe_markdown(), nl=False)
         return
     _print_keys(key)
+
+
+def _print_from_trl(path: Path) -> None:
+    """Print the recipe, and on the other stream what it leaves out, which nobody sees in a file."""
+    from ..workflows.from_trl import recipe_from_trl
+
+    converted = recipe_from_trl(path)
+    typer.echo(converted.text, nl=False)
+    if converted.lost:
+        settings = "1 setting is" if len(converted.lost) == 1 else f"{len(converted.lost)} settings are"
+        say(f"{settings} not taken over:", style="yellow")
+    for sentence in converted.lost:
+        say(f"  {sentence}")
 
 
 def example_recipe(name: str) -> str:

@@ -2,9 +2,17 @@
 
 from ._explain import nearest_key
 from ._sections import Section
+from ._yaml import read_yaml, write_yaml
 from .claims_schema import Claim, ClaimPart, built_in_claims
 from .environment_schema import EnvironmentChoice
-from .key_documentation import KeyDocumentation, documented_keys, only_in_ppo, only_in_studies, recipe_markdown
+from .key_documentation import (
+    KeyDocumentation,
+    documented_keys,
+    markdown_table,
+    only_in_ppo,
+    only_in_studies,
+    recipe_markdown,
+)
 from .optimization import Optimizing, Recording
 from .ppo_schema import (
     CRITIC_KEYS,
@@ -31,6 +39,7 @@ from .recipe_problems import RecipeError, RecipeProblem
 from .schema import (
     Data,
     Evaluation,
+    LogNames,
     Lora,
     Loss,
     LossName,
@@ -59,6 +68,7 @@ __all__ = [
     "EnvironmentChoice",
     "Evaluation",
     "KeyDocumentation",
+    "LogNames",
     "Lora",
     "Loss",
     "LossName",
@@ -89,8 +99,11 @@ __all__ = [
     "group_obstacle",
     "load_recipe",
     "load_study",
+    "markdown_table",
     "nearest_key",
     "only_in_ppo",
     "only_in_studies",
+    "read_yaml",
     "recipe_markdown",
+    "write_yaml",
 ]

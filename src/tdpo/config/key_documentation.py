@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,12 @@ def _section_of_key(key: str) -> str:
 
 
 def _table(rows: list[KeyDocumentation]) -> str:
-    lines = ["| key | default | accepts | meaning |", "|---|---|---|---|"]
-    lines += [f"| `{r.key}` | {r.default} | {r.expected} | {r.meaning} |" for r in rows]
+    cells = ((f"`{r.key}`", r.default, r.expected, r.meaning) for r in rows)
+    return markdown_table("| key | default | accepts | meaning |", cells)
+
+
+def markdown_table(head: str, rows: Iterable[Sequence[str]]) -> str:
+    """A table with this first line; a bar within a cell is escaped."""
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"

@@ -52,7 +52,7 @@ class RecipeFields:
             value = getattr(values, name)
             accepted = self._nullable[name] if value is None else _is_accepted(info, value)
             if not accepted:
-                yield f"{name} must be {self._expected(name)}, got {value!r}"
+                yield f"{name} must be {self.expected(name)}, got {value!r}"
 
     def values(self, recipe: Section) -> dict[str, Any]:
         """The fields with the values that the recipe has for them; without those that may not be None and are null."""
@@ -67,7 +67,8 @@ class RecipeFields:
             sections.setdefault(section, {})[last] = getattr(values, name)
         return sections
 
-    def _expected(self, name: str) -> str:
+    def expected(self, name: str) -> str:
+        """The values that a field accepts, in words."""
         words = re.sub(r",? or null$", "", expected(self._infos[name]))
         return f"{words} or None" if self._nullable[name] else words
 

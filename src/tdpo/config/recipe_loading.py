@@ -54,7 +54,7 @@ def _read_with_overrides(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str], file: str
 ) -> tuple[dict[str, Any], dict[Path_, str], str, list[RecipeProblem]]:
     """The values with the overrides in them, the place of each, the source's name, and what is wrong with overrides."""
-    values, lines, name = _read(source, file)
+    values, lines, name = read_values(source, file)
     where = {path: f"{name}:{line}" for path, line in lines.items()}
     problems = _apply_overrides(values, overrides, where)
     return values, where, name, problems
@@ -96,7 +96,7 @@ def flatten(recipe: AnyRecipe | Study) -> dict[str, Any]:
     return dotted.flatten(recipe.model_dump())
 
 
-def _read(
+def read_values(
     source: str | Path | Mapping[str, Any], file: str = RECIPE_FILE
 ) -> tuple[dict[str, Any], dict[Path_, int], str]:
     if isinstance(source, Mapping):

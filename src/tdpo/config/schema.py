@@ -20,6 +20,7 @@ LossName = Literal["tdpo2", "tdpo1", "dpo", "ipo", "sft"]
 TurnsToCount = Literal["assistant", "all"]
 ReferenceSource = Literal["auto", "cache", "model"]
 PrefixSharing = Literal["auto", "on", "off"]
+LogNames = Literal["tdpo", "both"]
 
 # Readers that are files hold one split; only saved dataset folders and hub names can have several.
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".gz", ".ndjson")
@@ -226,6 +227,10 @@ class Training(Recording, _Intervals, Optimizing, _Batches):
     """The optimisation. One update uses `batch_size` pairs however they are split over forwards and processes."""
 
     SAVES_AFTER = "training.save_steps"
+
+    log_names: LogNames = "tdpo"
+    """Names in metrics.jsonl and trackers: tdpo's own, or both these and those of TRL's DPOTrainer, such as
+    rewards/margins and logps/chosen, with the same values."""
 
 
 class Sampling(Section):

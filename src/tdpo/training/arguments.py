@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -20,8 +21,8 @@ RENAMED = {
 # Options of TrainingArguments that both trainers refuse, and why: they would do nothing, or harm in silence.
 REFUSED = {
     "label_names": "has no effect: rows have no labels",
-    "include_for_metrics": "has no effect without compute_metrics",
-    "batch_eval_metrics": "has no effect without compute_metrics",
+    "include_for_metrics": "has no effect: functions of metrics get neither inputs nor losses of batches",
+    "batch_eval_metrics": "has no effect: metrics are computed of a whole evaluation",
     "prediction_loss_only": "has no effect: every metric is computed in any case",
     "neftune_noise_alpha": "would put noise into policy and reference, which then differ from the start",
     "bf16_full_eval": "would evaluate the policy in another precision than the reference; load both in bfloat16",
@@ -90,6 +91,27 @@ def refuses_old_names(**new_names: str) -> Callable[[type[Config]], type[Config]
         return config
 
     return guarded
+
+
+def names_all_unknown(config: type[Config]) -> type[Config]:
+    """Makes a configuration raise one TypeError for all arguments that it does not have, with those that were meant."""
+    make: Any = config.__init__
+
+    @wraps(make)
+    def checked(self: Any, *args: Any, **arguments: Any) -> None:
+        names = [option.name for option in fields(config) if option.init]  # type: ignore[arg-type]
+        unknown = [name for name in arguments if name not in names]
+        if unknown:
+            raise TypeError(f"{config.__name__}: " + "; ".join(_unknown(name, names) for name in unknown))
+        make(self, *args, **arguments)
+
+    config.__init__ = checked  # type: ignore[method-assign]
+    return config
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    meant = get_close_matches(name, names, 1, 0.75)
+    return f"unexpected argument {name!r}" + (f" (did you mean {meant[0]}?)" if meant else "")
 
 
 @contextmanager

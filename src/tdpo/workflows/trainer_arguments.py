@@ -11,6 +11,48 @@ from ..training.offline.config import TDPOConfig, grouping_by_length
 from ..training.online.config import FIELDS as PPO_FIELDS
 from ..training.online.config import PPOConfig
 
+# Arguments of transformers' with the key that says the same in the sections `training` and `ppo`.
+OPTIMIZING = {
+    "lr_scheduler_type": "scheduler",
+    "warmup_steps": "warmup_steps",
+    "optim": "optimizer",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+    "gradient_checkpointing": "gradient_checkpointing",
+}
+RECORDING = {"save_total_limit": "save_total_limit", "report_to": "report_to"}
+_EVERYWHERE = {"output_dir": "run_dir", "seed": "seed", "trust_remote_code": "model.trust_remote_code"}
+
+
+def _common_keys(section: str) -> dict[str, str]:
+    return {
+        **_EVERYWHERE,
+        **{name: f"{section}.{key}" for name, key in {**OPTIMIZING, **RECORDING}.items()},
+        "learning_rate": f"{section}.learning_rate",
+    }
+
+
+# Arguments of transformers' with the dotted key that sets them; where an update is split, or intervals are counted in
+# other units, the key means the product (`pair_arguments`, `ppo_arguments`).
+PAIR_KEYS = {
+    **_common_keys("training"),
+    "num_train_epochs": "training.epochs",
+    "max_steps": "training.max_steps",
+    "per_device_train_batch_size": "training.micro_batch_size",
+    "gradient_accumulation_steps": "training.batch_size",
+    "train_sampling_strategy": "training.group_by_length",
+    "logging_steps": "training.logging_steps",
+    "eval_steps": "training.eval_steps",
+    "save_steps": "training.save_steps",
+}
+PPO_KEYS = {
+    **_common_keys("ppo"),
+    "per_device_train_batch_size": "ppo.micro_batch_size",
+    "gradient_accumulation_steps": "ppo.minibatch_size",
+    "eval_steps": "ppo.eval_every",
+    "save_steps": "ppo.save_every",
+}
+
 
 def pair_arguments(recipe: Recipe) -> TDPOConfig:
     """A recipe for preferences as `TDPOConfig`. Raises ValueError as `split_batch`."""
@@ -67,13 +109,8 @@ def _common(
         "seed": recipe.seed,
         "trust_remote_code": recipe.model.trust_remote_code,
         "learning_rate": learning_rate,
-        "lr_scheduler_type": optimizing.scheduler,
-        "warmup_steps": optimizing.warmup_steps,
-        "optim": optimizing.optimizer,
-        "weight_decay": optimizing.weight_decay,
-        "max_grad_norm": optimizing.max_grad_norm,
-        "gradient_checkpointing": optimizing.gradient_checkpointing,
-        "save_total_limit": recording.save_total_limit,
+        **{name: getattr(optimizing, key) for name, key in OPTIMIZING.items()},
+        **{name: getattr(recording, key) for name, key in RECORDING.items()},
         "report_to": list(recording.report_to) or "none",
         "disable_tqdm": True,
     }

@@ -99,7 +99,6 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
         ({"max_length": True}, r"max_length must be a whole number"),
         ({"head_impl": "fast"}, r"head_impl must be one of auto, frozen, tiled, dense, got 'fast'"),
         ({"prefix_sharing": "yes"}, r"prefix_sharing must be one of auto, on, off, got 'yes'"),
-        ({"remove_unused_columns": True}, r"remove_unused_columns=True would throw the rows away"),
         ({"label_names": ["labels"]}, r"label_names has no effect"),
         ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor .* use label_smoothing"),
         ({"neftune_noise_alpha": 5.0}, r"neftune_noise_alpha would put noise into policy and reference"),

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from ...config import Loss, LossName, PrefixSharing, Recipe, RecipeFields, ReferenceSource, TurnsToCount
+from ...config import LogNames, Loss, LossName, PrefixSharing, Recipe, RecipeFields, ReferenceSource, TurnsToCount
 from ...methods import METHODS
 from ...scoring.options import HeadImpl
-from ..arguments import Arguments
+from ..arguments import names_all_unknown
+from .trl_arguments import TRLArguments
 
 # Each field that is a key of a recipe, whose default, range and help it has. The loss's strengths are numbers here,
 # where a recipe's null stands for their defaults; and there may be no limit of length.
@@ -28,6 +29,7 @@ FIELDS = RecipeFields(
         "reference_cache_dir": "training.reference_cache_dir",
         "prefix_sharing": "training.prefix_sharing",
         "max_tokens_per_row": "training.max_tokens_per_row",
+        "log_names": "training.log_names",
     },
     nullable={"beta": False, "alpha": False, "max_length": True},
 )
@@ -36,15 +38,23 @@ SAMPLING = ("random", "sequential", "group_by_length")
 REFUSED = {"label_smoothing_factor": "smooths token labels, which pairs do not have; use label_smoothing"}
 
 
+@names_all_unknown
 @dataclass
-class TDPOConfig(Arguments):
+class TDPOConfig(TRLArguments):
     """Arguments of `TDPOTrainer`; everything of `TrainingArguments` besides, with the defaults of `Arguments`.
 
     The fields below have the names, the defaults and the ranges of a recipe's sections `loss`, `data` and `training`
-    (docs/recipe.md); `head_impl` is no key of a recipe.
+    (docs/recipe.md, docs/python_fields.md); `head_impl` is no key of a recipe. The names of TRL's `DPOConfig` are
+    understood too (`TRLArguments`, docs/from_trl.md). `loss` and `log_names` are None until both are known: tdpo2, or
+    what TRL's `loss_type` says; tdpo's own names, or TRL's beside them where one of TRL's names was used.
+
+    Raises:
+        TypeError: arguments that do not exist; all of them are named.
+        ValueError: values out of range, without effect beside the others, or TRL's without a counterpart; all of them
+            are named.
     """
 
-    loss: LossName = FIELDS.field("loss")
+    loss: LossName = FIELDS.field("loss", None)
     beta: float = FIELDS.field("beta", Loss.DEFAULT_BETA)
     alpha: float = FIELDS.field("alpha", Loss.DEFAULT_ALPHA)
     label_smoothing: float = FIELDS.field("label_smoothing")
@@ -61,8 +71,10 @@ class TDPOConfig(Arguments):
     )
     prefix_sharing: PrefixSharing = FIELDS.field("prefix_sharing")
     max_tokens_per_row: int | None = FIELDS.field("max_tokens_per_row")
+    log_names: LogNames = FIELDS.field("log_names", None)
 
     def _problems(self) -> Iterator[str]:
+        yield from self._trl_problems()
         yield from FIELDS.problems(self)
         if self.head_impl not in get_args(HeadImpl):
             yield f"head_impl must be one of {', '.join(get_args(HeadImpl))}, got {self.head_impl!r}"

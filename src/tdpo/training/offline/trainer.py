@@ -33,13 +33,14 @@ from ...token_statistics import Extra
 from ..arguments import one_process_a_device, other_values
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile, TrainingMeter
-from ..policy import load_beside, prepare_policy, prepare_tokenizer
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .datasets import PairDatasets, all_pairs
 from .order import LengthGroupedOrder
 from .recording import pair_card, pair_record
 from .reference_caching import CacheRequest, pair_reference_source
+from .trl_calls import PairFunction, check_call, check_parts, numbers_of, prepare_models
+from .trl_logs import TRLLogs
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +54,25 @@ class TDPOTrainer(CheckpointedTrainer):
         model: a name, a folder or a loaded causal language model. Its dropout is switched off, an adapter's is not.
         ref_model: the reference, likewise. None: the policy's own start, which is the adapter switched
             off where that gives the start, and a frozen copy otherwise.
-        args: TDPOConfig.
+        args: TDPOConfig, which understands the names of TRL's DPOConfig.
+        data_collator: None, or TRL's own for preferences, which does what is done here in any case.
         train_dataset: rows with `prompt`, `chosen`, `rejected` in any form that TRL's DPO reads: a
             `datasets.Dataset`, an iterable of mappings, `Preferences`, or `TokenizedPairs`.
         eval_dataset: the same, None, or a dictionary of several by name.
         processing_class: the tokenizer; loaded from `model` when that is a name.
-        peft_config: a peft configuration to wrap the model with.
+        compute_metrics: called at the end of an evaluation with an EvalPrediction, whose `predictions` are arrays `[P]`
+            by the names of the logs (margin, chosen_logp, …: a number for each pair); what it returns is logged too.
         callbacks, optimizers: as in `transformers.Trainer`.
+        quantization_config: must be None; load a quantised model yourself.
+        peft_config: a peft configuration to wrap the model with.
         say: called with sentences about what is done with the reference.
         cache_progress: called while a reference cache is made, with the number of pairs done, of all pairs, and a note.
 
+    The order of the arguments is TRL's.
+
     Raises:
         BadPreferences: a row is broken (named by source, row and field).
+        TypeError: arguments that do not exist; all of them are named, with what to use.
         ValueError: arguments that do not fit together.
     """
 
@@ -75,25 +83,32 @@ class TDPOTrainer(CheckpointedTrainer):
         model: Any,
         ref_model: Any | None = None,
         args: TDPOConfig | None = None,
+        data_collator: Any | None = None,
         train_dataset: Any | None = None,
         eval_dataset: Any | None = None,
         processing_class: Any | None = None,
-        peft_config: Any | None = None,
+        compute_metrics: PairFunction | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any | None = None,
+        peft_config: Any | None = None,
         *,
         say: Callable[[str], None] = logger.info,
         cache_progress: Callable[[int, int, str], None] | None = None,
+        **others: Any,
     ) -> None:
         args = TDPOConfig(output_dir="tdpo_output") if args is None else args
         if not isinstance(args, TDPOConfig):
-            raise TypeError(f"args must be a TDPOConfig, got {type(args).__name__}")
+            raise TypeError(
+                f"args must be a TDPOConfig, got {type(args).__name__}; it understands the fields of TRL's DPOConfig"
+            )
+        check_call(args, data_collator, quantization_config, others)
         one_process_a_device(args, logger.warning)
         check_sharding(args)
         given = model
-        processing_class = prepare_tokenizer(processing_class, model, args)
-        model = prepare_policy(model, peft_config, args)
-        start = reference_at_start(model, load_beside(ref_model, model, args))
+        prepared = prepare_models(model, ref_model, processing_class, peft_config, args)
+        model, processing_class = prepared.policy, prepared.tokenizer
+        start = reference_at_start(model, prepared.ref_model)
         path = choose_head_path(model, start, args.head_impl)
         self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
         self._datasets = PairDatasets(model, processing_class, args)
@@ -103,6 +118,7 @@ class TDPOTrainer(CheckpointedTrainer):
         )
         pad_token_id = processing_class.pad_token_id
         pairs = [*all_pairs(train_pairs), *all_pairs(eval_pairs)]
+        check_parts(pairs, args)
         check_lengths(pairs, [m.config for m in (model, start.model) if m is not None])
         collator = choose_layout(
             model, pairs, pad_token_id, args.prefix_sharing, args.max_tokens_per_row, other_models=[start.model]
@@ -122,6 +138,7 @@ class TDPOTrainer(CheckpointedTrainer):
         self.loss_is_scaled_for_ga = True
         self._meter = TrainingMeter()
         self._eval_tables: list[Tensor] = []
+        self._pair_function, self._trl_logs = compute_metrics, TRLLogs(args)
         source = self._reference_source(start, path, pairs, say, cache_progress)
         self.statistics = PolicyStatistics(path, source)
         if isinstance(source, CachedReference):
@@ -165,7 +182,7 @@ class TDPOTrainer(CheckpointedTrainer):
             autocast=self.accelerator.autocast,
             precision=str(self.accelerator.mixed_precision),
             # Without a backward pass twice the pairs of a training step need less memory than one.
-            batch_size=2 * self.args.per_device_train_batch_size,
+            batch_size=self.args.precompute_ref_batch_size or 2 * self.args.per_device_train_batch_size,
         )
         train: Any = self.train_dataset
         return pair_reference_source(
@@ -241,6 +258,7 @@ class TDPOTrainer(CheckpointedTrainer):
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, beta)
         if model.training:
             self._meter.add(table, batch.num_tokens)
+            self._trl_logs.add(batch)
         total = loss.per_pair.sum()
         if num_items_in_batch is None:
             reduced = total / batch.num_prompts
@@ -332,7 +350,9 @@ class TDPOTrainer(CheckpointedTrainer):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         table = torch.cat(self._eval_tables)
         numbers = averages(table.sum(dim=0), table.shape[0])
-        named = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
+        own = {**numbers, **numbers_of(self._pair_function, table)}
+        named = {f"{metric_key_prefix}_{name}": value for name, value in own.items()}
+        named |= self._trl_logs.of_evaluation(numbers, self, metric_key_prefix)
         return output._replace(metrics={**(output.metrics or {}), **named})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -342,7 +362,7 @@ class TDPOTrainer(CheckpointedTrainer):
             numbers = self._meter.averages(totals)
             self._meter = TrainingMeter()
             numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
-            logs = {**logs, **numbers}
+            logs = {**logs, **numbers, **self._trl_logs.of_training(numbers, self)}
         source = self.statistics.source
         if "train_runtime" in logs and isinstance(source, CachedReference):  # made before, for other runs as well
             logs = {**logs, "reference_cache_seconds": round(source.cache.seconds_to_make, 3)}
@@ -354,7 +374,7 @@ class TDPOTrainer(CheckpointedTrainer):
         self, resume_from_checkpoint: str | Path | bool | None = None, **more: Any
     ) -> Any:
         """As `CheckpointedTrainer.train`."""
-        self._meter = TrainingMeter()
+        self._meter, self._trl_logs = TrainingMeter(), TRLLogs(self.args)
         return super().train(resume_from_checkpoint, **more)
 
     def _own_inputs(self) -> dict[str, str]:

@@ -24,6 +24,7 @@ FIELDS = RecipeFields(PPORecipe, SAMPLING_KEYS, nullable={"max_new_tokens": Fals
 # Length and order follow from iterations, each with its passes and updates.
 REFUSED = {
     "label_smoothing_factor": "has no effect: there are no labels",
+    "max_steps": "has no effect: updates follow from iterations, passes, completions and the batch size",
     "num_train_epochs": "has no effect: the length of a run is `iterations`",
     "logging_steps": "has no effect: every iteration is logged",
     "train_sampling_strategy": "has no effect: prompts are drawn with the seed",
@@ -82,8 +83,7 @@ class OnlineArguments(Arguments):
         return self.iterations * self.updates_per_iteration
 
     def _without_effect(self, method: str) -> Iterator[str]:
-        length = "has no effect: updates follow from iterations, passes, completions and the batch size"
-        for name, why in {**REFUSED, "max_steps": length}.items():
+        for name, why in REFUSED.items():
             option = type(self).__dataclass_fields__.get(name)
             if option is not None and getattr(self, name) not in (option.default, None):
                 yield f"{name} {why}"

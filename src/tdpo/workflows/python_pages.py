@@ -1,0 +1,126 @@
+"""docs/python_fields.md: every field of `TDPOConfig` and `PPOConfig` beside the recipe's key, made from the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, get_args, get_type_hints
+
+from ..config import PPORecipe, Recipe, RecipeFields, Section, documented_keys, markdown_table, trl_names
+from ..training import PPOConfig, TDPOConfig
+from ..training.arguments import REFUSED, Arguments
+from ..training.offline import config as offline
+from ..training.online import arguments as online_arguments
+from ..training.online import config as online
+from .trainer_arguments import PAIR_KEYS, PPO_KEYS
+
+HEADER = """# The fields of TDPOConfig and PPOConfig
+
+Both configurations are `transformers.TrainingArguments` with fields of their own. A field that is a key of a
+[recipe](recipe.md) has the key's name, range and meaning. This page lists the fields with their keys. Where they count
+in other units, the meaning is the key's. What becomes of the fields of TRL's `DPOConfig` is in
+[from TRL](from_trl.md).
+
+Made from the code: `tdpo recipe --python > docs/python_fields.md`.
+"""
+# Keys of fields that are no single value of a recipe.
+_WHOLE_SECTIONS = {"kl": "kl", "reward_weights": "rewards[].weight"}
+
+
+def python_fields_markdown() -> str:
+    """The text of docs/python_fields.md."""
+    return "\n".join(
+        [
+            HEADER,
+            *_page(TDPOConfig, offline.FIELDS, Recipe, PAIR_KEYS, {**REFUSED, **offline.REFUSED}),
+            *_page(PPOConfig, online.FIELDS, PPORecipe, PPO_KEYS, {**REFUSED, **online_arguments.REFUSED}),
+        ]
+    )
+
+
+def _page(
+    config: Any, own: RecipeFields, schema: type[Section], keys: Mapping[str, str], refused: Mapping[str, str]
+) -> Iterator[str]:
+    options = {option.name: option for option in fields(config)}
+    by_default = config("unused", use_cpu=True)
+    accepted = _accepted(config)
+    meanings = {row.key: row.meaning for row in documented_keys(schema)}
+    own_names = [option for option in options if option in config.__annotations__ or option in own.keys]
+    name = config.__name__
+    yield f"## {name}: its own fields\n"
+    yield markdown_table(
+        "| field | key | default | accepts | meaning |",
+        (
+            (
+                f"`{option}`",
+                _code(own.keys.get(option, _WHOLE_SECTIONS.get(option))),
+                _shown(_default(options[option], by_default)),
+                own.expected(option) if option in own.keys else accepted[option],
+                _help(options[option]),
+            )
+            for option in own_names
+        ),
+    )
+    yield f"## {name}: fields of transformers' that a recipe has a key for\n"
+    shared = [option for option in options if option in keys and option not in own_names]
+    yield markdown_table(
+        "| field | key | default in Python | meaning of the key |",
+        (
+            (f"`{option}`", _code(keys[option]), _shown(_default(options[option])), meanings[keys[option]])
+            for option in shared
+        ),
+    )
+    yield f"## {name}: fields that are refused\n"
+    yield markdown_table(
+        "| field | why |", ((f"`{option}`", why) for option, why in refused.items() if option in options)
+    )
+    of_trl = [option for option in options if option in trl_names.NAMES and option not in Arguments.__annotations__]
+    if of_trl:
+        yield f"## {name}: names of TRL's that are understood\n"
+        yield f"What becomes of each is in [from TRL](from_trl.md). {_listed(of_trl)}\n"
+    yield f"## {name}: fields of transformers' with another default or meaning\n"
+    other = [option for option in options if option in {*Arguments.__annotations__} - {*shared, *own_names}]
+    yield markdown_table(
+        "| field | default | meaning |",
+        ((f"`{option}`", _shown(_default(options[option])), _help(options[option])) for option in other),
+    )
+    rest = [option for option in options if option not in {*own_names, *shared, *refused, *of_trl, *other}]
+    yield f"## {name}: the other fields of transformers'\n"
+    yield f"They mean what they mean there, and no recipe has a key for them. {_listed(rest)}\n"
+
+
+def _accepted(config: Any) -> dict[str, str]:
+    """What a field accepts that is no key: the choices, or the type."""
+    hints = get_type_hints(config)
+    return {
+        name: "one of " + ", ".join(map(str, get_args(hint)))
+        if all(isinstance(choice, str) for choice in get_args(hint)) and get_args(hint)
+        else str(next(option.type for option in fields(config) if option.name == name)).replace("|", "or")
+        for name, hint in hints.items()
+        if name in config.__annotations__
+    }
+
+
+def _default(option: Field[Any], by_default: Any = None) -> Any:
+    """The default of a field; of one that follows from others, what a configuration of defaults has."""
+    if option.default_factory is not MISSING:
+        return option.default_factory()
+    if option.default is None and by_default is not None:
+        return getattr(by_default, option.name)
+    return option.default
+
+
+def _shown(value: Any) -> str:
+    return f"`{value!r}`"
+
+
+def _code(key: str | None) -> str:
+    return f"`{key}`" if key else "none"
+
+
+def _help(option: Field[Any]) -> str:
+    return str(option.metadata["help"]).replace("%%", "%")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) + "."
