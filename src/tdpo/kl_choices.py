@@ -1,7 +1,8 @@
-"""The KL between policy and reference in PPO: which direction, form and place go together.
+"""The KL between policy and reference: PPO's constraint, and the term beside a loss of pairs.
 
-A sampled KL is an estimate from the sampled token, named after Schulman (http://joschu.net/blog/kl-approx.html);
-an exact one is a sum over the vocabulary. Not every combination has the gradient that its name promises. These have:
+In PPO, direction, form and place must go together. A sampled KL is an estimate from the sampled token, named after
+Schulman (http://joschu.net/blog/kl-approx.html); an exact one is a sum over the vocabulary. Not every
+combination has the gradient that its name promises. These have:
 
     direction  form     place   estimator
     reverse    sampled  reward  k1         KL(policy‖reference), through the policy gradient
@@ -10,8 +11,8 @@ an exact one is a sum over the vocabulary. Not every combination has the gradien
     forward    sampled  loss    k3         KL(reference‖policy), its gradient at each position
     forward    exact    loss    exact
 
-The recipe's section `kl` has the fields, the defaults and the rules of `KLConstraint`, which is why nothing heavy is
-imported here.
+The recipe's sections `kl` and `loss.kl` have the fields, the defaults and the rules of `KLConstraint` and `KLTerm`,
+which is why nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -142,3 +143,44 @@ class KLConstraint:
     def estimator(self) -> KLEstimator:
         """ "k1", "k2", "k3" or "exact"."""
         return estimator_of(self.direction, self.form, self.place)
+
+
+TermDirection = Literal["forward", "reverse"]
+PairSide = Literal["chosen", "rejected", "both"]
+
+
+@dataclass(frozen=True)
+class KLTerm:
+    """An exact KL beside a loss of pairs, with its gradient: loss + λ·KL; the recipe's section `loss.kl`.
+
+    `direction`: "forward" is KL(reference‖policy), "reverse" is KL(policy‖reference). `on`: the responses along which
+    it is summed, in nats per sequence; "both" is the mean of the chosen and the rejected response. `coefficient`: λ,
+    per nat; None is `DEFAULT_COEFFICIENT`.
+
+    Raises:
+        ValueError: a name that is none of these, or a coefficient that is not finite and > 0.
+    """
+
+    DEFAULT_COEFFICIENT: ClassVar[float] = 0.1
+
+    direction: TermDirection = "forward"
+    on: PairSide = "both"
+    coefficient: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("direction", self.direction, TermDirection), ("on", self.on, PairSide)):
+            if value not in get_args(choices):
+                raise ValueError(f"kl.{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+        if self.coefficient is None:
+            object.__setattr__(self, "coefficient", self.DEFAULT_COEFFICIENT)
+        elif not (math.isfinite(self.coefficient) and self.coefficient > 0):
+            raise ValueError(
+                f"kl.coefficient must be finite and > 0, got {self.coefficient}; without a KL beside the loss, leave "
+                "kl out"
+            )
+
+    def in_words(self) -> str:
+        """For logs and model cards: which KL it is, and along which responses."""
+        what = {"forward": "forward KL(reference‖policy)", "reverse": "reverse KL(policy‖reference)"}[self.direction]
+        where = "chosen and rejected responses (their mean)" if self.on == "both" else f"{self.on} responses"
+        return f"exact {what}, nats per sequence, along {where}"

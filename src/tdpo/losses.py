@@ -1,4 +1,4 @@
-"""DPO, TDPO1, TDPO2 and IPO, and SFT beside them: functions from pair scores to one loss value per pair.
+"""DPO, TDPO1, TDPO2 and IPO, SFT, and a KL beside any of them: from pair scores to one loss value per pair.
 
 `margin` is chosen_reward − rejected_reward for each method. In DPO and TDPO it is what stands inside the sigmoid:
 every reward contains all that its loss contains, so accuracy (margin > 0) cannot disagree with the loss. IPO has no
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .scores import PairScores
+from .kl_choices import KLTerm
+from .scores import PairScores, sum_by_sequence
+from .token_statistics import TokenStats
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int64
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,13 @@ class PreferenceLoss:
     margin: Float[Tensor, " P"]
     chosen_reward: Float[Tensor, " P"]
     rejected_reward: Float[Tensor, " P"]
+
+
+@dataclass(frozen=True)
+class LossBesideKL(PreferenceLoss):
+    """A loss with a KL beside it: `per_pair` contains coefficient·`kl_term`, which is `[P]` nats per sequence."""
+
+    kl_term: Float[Tensor, " P"]
 
 
 def dpo_loss(scores: PairScores, *, beta: float, label_smoothing: float = 0.0) -> PreferenceLoss:
@@ -118,6 +127,41 @@ def sft_loss(scores: PairScores) -> PreferenceLoss:
     """
     chosen, rejected = scores.chosen_log_ratio, scores.rejected_log_ratio
     return PreferenceLoss(-chosen, chosen - rejected, chosen, rejected)
+
+
+def pair_kl(
+    stats: TokenStats, sequence_index: Int64[Tensor, " N"], num_pairs: int, term: KLTerm
+) -> Float[Tensor, " P"]:
+    """The KL of each pair that `term` names, with its gradient and before its coefficient: `[P]` nats per sequence.
+
+    It is Σ_t KL_t over the positions of the chosen or the rejected response, or the mean of the two. The other
+    arguments are those of `score_pairs`.
+
+    Raises:
+        ValueError: the statistics lack the reverse KL, which is an extra.
+    """
+    per_token = {"forward": stats.forward_kl, "reverse": stats.reverse_kl}[term.direction]
+    if per_token is None:
+        raise ValueError(f"a KL with direction {term.direction} needs statistics with extras=['reverse_kl']")
+    chosen, rejected = sum_by_sequence(per_token, sequence_index, num_pairs)
+    return {"chosen": chosen, "rejected": rejected, "both": 0.5 * (chosen + rejected)}[term.on]
+
+
+def beside_kl(loss: PreferenceLoss, kl: Float[Tensor, " P"], coefficient: float) -> LossBesideKL:
+    """`loss` + coefficient·`kl`: outside the sigmoid, so that margin and rewards stay what they are.
+
+    Args:
+        loss: any loss of P pairs.
+        kl: `[P]` nats per sequence with gradient, as `pair_kl` gives it.
+        coefficient: λ per nat, > 0.
+
+    Raises:
+        ValueError: the coefficient is out of range.
+    """
+    if not (coefficient > 0.0 and math.isfinite(coefficient)):
+        raise ValueError(f"coefficient must be finite and > 0, got {coefficient}")
+    per_pair = loss.per_pair + coefficient * kl
+    return LossBesideKL(per_pair, loss.margin, loss.chosen_reward, loss.rejected_reward, kl)
 
 
 def _preference_loss(

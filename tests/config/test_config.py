@@ -148,8 +148,16 @@ WRONG = [
     ("loss.label_smoothing=0.5", "loss.label_smoothing: expected a number ≥ 0 and < 0.5, got 0.5"),
     ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, ipo, sft, got the text 'tpdo2'; "
                         "did you mean tdpo2?"),
-    ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, label_smoothing, got the text 'tdpo1'; "
-                   "did you mean loss.name: tdpo1?"),
+    ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, label_smoothing, kl, "
+                   "got the text 'tdpo1'; did you mean loss.name: tdpo1?"),
+    ("loss.kl=reverse", "loss.kl: expected a section with the keys direction, on, coefficient, or null, got the text "
+                        "'reverse'; did you mean loss.kl.direction: reverse?"),
+    ("loss.kl.direction=backward", "loss.kl.direction: expected one of forward, reverse, got the text 'backward'"),
+    ("loss.kl.on=loser", "loss.kl.on: expected one of chosen, rejected, both, got the text 'loser'"),
+    ("loss.kl.coefficient=0", "loss.kl.coefficient: expected a number > 0, or null, got 0"),
+    ("loss.kl.coef=1", "loss.kl.coef: unknown key; did you mean loss.kl.coefficient?"),
+    ("loss.kl_coefficient=1", "loss.kl_coefficient: unknown key; did you mean loss.kl.coefficient?"),
+    ("kl.direction=reverse", "kl: belongs to a PPO recipe: add a section ppo (`ppo: {}` is enough), or see loss.kl"),
     ("seed=1.0", "seed: expected a whole number ≥ 0 and < 4294967296, got 1.0"),
     ("seed=-1", "seed: expected a whole number ≥ 0 and < 4294967296, got -1"),
     ("training.batch_size=0", "training.batch_size: expected a whole number ≥ 1, got 0"),
@@ -240,7 +248,7 @@ def test_unknown_keys_name_the_nearest_right_one(override: str, meant: str) -> N
 
 
 def test_an_unknown_key_near_nothing_lists_what_is_known_there() -> None:
-    assert problems("loss.zzz=1") == ["loss.zzz: unknown key; known here: name, beta, alpha, label_smoothing"]
+    assert problems("loss.zzz=1") == ["loss.zzz: unknown key; known here: name, beta, alpha, label_smoothing, kl"]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,15 @@ def test_a_recipe_takes_the_keys_that_the_table_says(method: object, key: str) -
             load_recipe(values)
 
 
+def test_a_model_card_names_the_kl_beside_the_loss() -> None:
+    loss = {"name": "dpo", "kl": {"direction": "reverse", "on": "both"}}
+    recipe: Any = load_recipe({"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": loss})
+    assert (
+        "- beside the loss: 0.1 × the exact reverse KL(policy‖reference), nats per sequence, along chosen and rejected "
+        "responses (their mean)\n"
+    ) in model_card(recipe, {}, {"loss": 0.5}, None, {})
+
+
 @pytest.mark.parametrize("method", ON_PAIRS, ids=lambda method: method.key)
 def test_a_model_card_says_what_the_table_says(method: Any) -> None:
     recipe: Any = load_recipe({"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": {"name": method.key}})

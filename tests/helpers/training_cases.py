@@ -152,8 +152,9 @@ def expected_logs(
     beta: float = 0.1,
     alpha: float = 0.5,
     label_smoothing: float = 0.0,
+    kl: tuple[float, Callable[[dict[str, float], dict[str, float]], float]] = (0.0, lambda chosen, rejected: 0.0),
 ) -> dict[str, float]:
-    """The logged averages over pairs, written out from the papers' formulas."""
+    """The logged averages over pairs, written out from the papers' formulas; `kl` beside the loss as (λ, which KL)."""
     weight = {"dpo": 0.0, "ipo": 0.0, "tdpo1": 1.0, "tdpo2": alpha}[loss]
     rows = []
     for chosen, rejected in numbers:
@@ -165,7 +166,7 @@ def expected_logs(
             right = (chosen["log_ratio"] - rejected["log_ratio"] - 1 / (2 * beta)) ** 2
         rows.append(
             {
-                "loss": (1 - label_smoothing) * right + label_smoothing * wrong,
+                "loss": (1 - label_smoothing) * right + label_smoothing * wrong + kl[0] * kl[1](chosen, rejected),
                 "accuracy": float(margin > 0),
                 "margin": margin,
                 "chosen_reward": chosen_reward,

@@ -25,6 +25,8 @@ import tdpo
 from tdpo import Head, PairScores, PreferenceLoss, divergences, losses, policy_gradient
 from tdpo import scores as scores_module
 from tdpo import token_statistics as statistics_module
+from tdpo.kl_choices import KLTerm
+from tdpo.losses import LossBesideKL
 from tdpo.policy_gradient import KLConstraint, PolicyLoss, ValueLoss
 
 NAMES = {name: getattr(jaxtyping, name) for name in ("Bool", "Float", "Float64", "Int", "Int64")}
@@ -67,6 +69,7 @@ HIDDEN, OTHER_HIDDEN = torch.randn(N, D), torch.randn(N, D_REF)
 SUMMARY = tdpo.summarize_reference(HIDDEN, HEAD, TARGETS)
 STATS = tdpo.token_stats(logits(), logits(), TARGETS, extras=["reverse_kl", "policy_entropy"])
 SCORES = PairScores(*(numbers(P) for _ in range(4)))
+LOSS = PreferenceLoss(*(numbers(P) for _ in range(4)))
 MASK = torch.ones(S, T, dtype=torch.bool)
 IN_LOSS = KLConstraint("forward", "exact", "loss")
 
@@ -93,6 +96,8 @@ CALLS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any], tuple[int
     losses.tdpo2_loss: ((SCORES,), {"beta": 0.1, "alpha": 0.5}, (0, STATS)),
     losses.ipo_loss: ((SCORES,), {"beta": 0.1}, (0, STATS)),
     losses.sft_loss: ((SCORES,), {}, (0, STATS)),
+    losses.beside_kl: ((LOSS, numbers(P), 0.3), {}, (1, numbers(P + 1, 2))),
+    losses.pair_kl: ((STATS, TARGETS % (2 * P), P, KLTerm("reverse")), {}, (0, SCORES)),
     policy_gradient.gae: (
         (numbers(S, T), numbers(S, T), MASK), {"gamma": 1.0, "lam": 0.95}, (2, MASK.float()),
     ),
@@ -144,7 +149,8 @@ FLAGS = torch.zeros(N, dtype=torch.bool)
         (SUMMARY, {"offset": numbers(N)}),  # float32
         (SUMMARY, {"hidden": numbers(N, D + 1)}),
         (SCORES, {"chosen_sequence_kl": numbers(P, 1)}),
-        (PreferenceLoss(*(numbers(P) for _ in range(4))), {"margin": numbers(P + 1)}),
+        (LOSS, {"margin": numbers(P + 1)}),
+        (LossBesideKL(*(numbers(P) for _ in range(5))), {"kl_term": numbers(P + 1)}),
         (PolicyLoss(numbers(N), numbers(N), FLAGS), {"clipped": numbers(N)}),
         (ValueLoss(numbers(N), FLAGS), {"per_token": numbers(N + 1)}),
     ],

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ..kl_choices import KLTerm, PairSide, TermDirection
 from ..methods import METHODS
 from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
@@ -103,6 +104,28 @@ def _split_of(split: str | None, source: str | None, key: str, *, default: str) 
     return split if is_file or split is not None else default
 
 
+class LossKL(Section):
+    """An exact KL beside the loss, with its gradient and outside the sigmoid: loss + coefficient · Σ_t KL_t."""
+
+    direction: TermDirection = KLTerm.direction
+    """`forward` is KL(reference‖policy), which punishes forgetting; `reverse` is KL(policy‖reference), which punishes
+    inventing."""
+    on: PairSide = KLTerm.on
+    """Along which responses it is summed, in nats per sequence; `both` is the mean of the two."""
+    coefficient: PositiveFloat | None = None
+    """Weight of the KL, per nat; null is 0.1."""
+
+    @field_validator("coefficient")
+    @classmethod
+    def _resolve(cls, coefficient: float | None) -> float:
+        return KLTerm.DEFAULT_COEFFICIENT if coefficient is None else coefficient
+
+    @property
+    def term(self) -> KLTerm:
+        """What the loss is given."""
+        return KLTerm(**self.model_dump())
+
+
 class Loss(Section):
     """The objective. With h = chosen − rejected log-ratio and D = Σ_t KL(reference‖policy) of a response:
     dpo −log σ(β h); tdpo1 −log σ(β (h − (D_l − D_w))); tdpo2 −log σ(β (h − α (D_l − sg(D_w)))); ipo (h − 1/(2β))²;
@@ -120,6 +143,8 @@ class Loss(Section):
     """Weight α of the sequence KLs in tdpo2 (null is 0.5; 0 is DPO exactly); the other losses have none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of pairs whose two responses are swapped. ipo and sft have none."""
+    kl: LossKL | None = None
+    """Null is none: `kl: {}` adds one to any of these losses."""
 
     @field_validator("beta")
     @classmethod

@@ -1,18 +1,79 @@
-"""The loss that a recipe or a configuration names, as one function of pair scores."""
+"""The loss that a recipe or a configuration names, and the KL beside it, as one function of pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
-from ..losses import PreferenceLoss, dpo_loss, ipo_loss, sft_loss, tdpo1_loss, tdpo2_loss
+from torch import Tensor
+
+from ..kl_choices import KLTerm
+from ..losses import PreferenceLoss, beside_kl, dpo_loss, ipo_loss, pair_kl, sft_loss, tdpo1_loss, tdpo2_loss
 from ..scores import PairScores
+from ..token_statistics import TokenStats
+from .head_path import PathName
+
+
+@dataclass
+class ConfiguredLoss:
+    """A loss of pairs, and the KL beside it if there is one.
+
+    Args:
+        of_pairs: the loss alone.
+        kl: which KL stands beside it; None for none, and then nothing is computed for it.
+        kl_coefficient: λ as it is now. A trainer may change it between two updates; checkpoints keep it.
+    """
+
+    of_pairs: Callable[[PairScores], PreferenceLoss]
+    kl: KLTerm | None = None
+    kl_coefficient: float = 0.0
+
+    def __call__(self, stats: TokenStats, scores: PairScores, sequence_index: Tensor, num_pairs: int) -> PreferenceLoss:
+        """The loss of P pairs from their `scores`, and of the KL from the `stats` that these were made of.
+
+        Arguments are those of `score_pairs`.
+        """
+        loss = self.of_pairs(scores)
+        if self.kl is None:
+            return loss
+        return beside_kl(loss, pair_kl(stats, sequence_index, num_pairs, self.kl), self.kl_coefficient)
+
+    def describe(self, path: PathName) -> str:
+        """The KL beside the loss, in a sentence for the log; empty without one. `path` is the head path."""
+        if self.kl is None:
+            return ""
+        walk = "; its gradient is one more walk" if path == "frozen" and self.kl.direction == "reverse" else ""
+        return f" Beside the loss: {self.kl_coefficient:g} × the {self.kl.in_words()}{walk}."
+
+    def logged(self, numbers: dict[str, float]) -> dict[str, float]:
+        """`numbers` of pairs, with λ as it is now; without the column of a KL where none stands beside the loss."""
+        if self.kl is not None:
+            return {**numbers, "kl_coefficient": self.kl_coefficient}
+        return {name: value for name, value in numbers.items() if name != "kl_term"}
+
+    def state_dict(self) -> dict[str, float]:
+        """What a run changes and a checkpoint keeps; empty without a KL beside the loss."""
+        return {} if self.kl is None else {"kl_coefficient": self.kl_coefficient}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.kl_coefficient = float(state.get("kl_coefficient", self.kl_coefficient))
 
 
 def configured_loss(
+    name: str, beta: float | None, alpha: float | None, label_smoothing: float, kl: KLTerm | None = None
+) -> ConfiguredLoss:
+    """`name` is tdpo2, tdpo1, dpo, ipo or sft; only tdpo2 has `alpha`, ipo has `beta` alone, and sft has nothing."""
+    loss = _loss_of_pairs(name, beta, alpha, label_smoothing)
+    if kl is None:
+        return ConfiguredLoss(loss)
+    assert kl.coefficient is not None
+    return ConfiguredLoss(loss, kl, kl.coefficient)
+
+
+def _loss_of_pairs(
     name: str, beta: float | None, alpha: float | None, label_smoothing: float
 ) -> Callable[[PairScores], PreferenceLoss]:
-    """`name` is tdpo2, tdpo1, dpo, ipo or sft; only tdpo2 has `alpha`, ipo has `beta` alone, and sft has nothing."""
     if name == "sft":
         return sft_loss
     assert beta is not None

@@ -142,8 +142,8 @@ def frozen_head_token_stats(
 
     The forward KL is the Bregman divergence of log-sum-exp,
     KL(q‖p) = logZ(h) − logZ(h_ref) − e·(h − h_ref), with e = E_q[W] from the summary. One walk over
-    the vocabulary tiles gathers logZ(h) and E_p[W], so that the backward pass does no work of the
-    vocabulary's size: ∇logp = W_y − E_p[W] and ∇KL = E_p[W] − e.
+    the vocabulary tiles gathers logZ(h) and E_p[W], so that the backward pass of these two does no work of
+    the vocabulary's size: ∇logp = W_y − E_p[W] and ∇KL = E_p[W] − e.
 
     Args:
         policy_hidden: `[N, D]`; gradients flow to it and to nothing else.
@@ -151,8 +151,9 @@ def frozen_head_token_stats(
         summary: of the same N tokens.
         targets: `[N]` int64.
         extras: "reverse_kl" (the summary must hold `hidden`), "policy_entropy". Both are exact and cost next to
-            nothing, but are *measurements*: they carry no gradient here, which would be work of the vocabulary's
-            size. For a loss on them use `linear_token_stats`.
+            nothing as measurements. A loss on the reverse KL costs a walk in the backward pass, over the tokens whose
+            reverse KL it contains (`frozen_reverse.py`). The entropy carries no gradient here; for a loss on it use
+            `linear_token_stats`.
 
     Raises:
         ValueError: a head that requires a gradient or has a softcap, shapes that do not fit, an unknown extra,

@@ -234,6 +234,30 @@ def test_an_evaluation_equals_a_direct_computation(tokenizer: Any, tmp_path: Pat
     assert given_now["test_loss"] == found["eval_loss"], "rows given to evaluate are read as the constructor's are"
 
 
+@pytest.mark.parametrize(
+    ("kl", "which"),
+    [
+        ({"direction": "reverse"}, lambda chosen, rejected: 0.5 * (chosen["reverse_kl"] + rejected["reverse_kl"])),
+        ({"direction": "reverse", "on": "chosen"}, lambda chosen, rejected: chosen["reverse_kl"]),
+        ('{"on": "rejected"}', lambda chosen, rejected: rejected["forward_kl"]),
+    ],
+)
+def test_a_kl_beside_the_loss_is_added_outside_the_sigmoid(kl: Any, which: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Loss and logs beside explicit sums over full logits; margin and rewards are those of the loss alone."""
+    model = build_model("llama")
+    reference = different_model(model)
+    trainer = make_trainer(
+        model, tmp_path, tokenizer, ref_model=reference, eval_rows=plain_rows(5, seed=2), loss="tdpo1", kl=kl
+    )
+    numbers = pair_numbers(model, reference, trainer.eval_dataset)
+    expected = expected_logs(numbers, "tdpo1", kl=(0.1, which))
+    found = trainer.evaluate()
+    for name in METRICS:
+        assert found[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), name
+    term = sum(which(chosen, rejected) for chosen, rejected in numbers) / len(numbers)
+    assert found["eval_kl_term"] == pytest.approx(term, rel=1e-5) and found["eval_kl_coefficient"] == 0.1
+
+
 def test_several_evaluation_sets_are_reported_by_name(tokenizer: Any, tmp_path: Path) -> None:
     sets = {"easy": plain_rows(3, seed=1), "hard": plain_rows(5, seed=2)}
     trainer = make_trainer(

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 from ...config import Loss, LossName, PrefixSharing, Recipe, RecipeFields, ReferenceSource, TurnsToCount
+from ...kl_choices import KLTerm
 from ...methods import METHODS
 from ...scoring.options import HeadImpl
 from ..arguments import Arguments
@@ -48,6 +50,13 @@ class TDPOConfig(Arguments):
     beta: float = FIELDS.field("beta", Loss.DEFAULT_BETA)
     alpha: float = FIELDS.field("alpha", Loss.DEFAULT_ALPHA)
     label_smoothing: float = FIELDS.field("label_smoothing")
+    kl: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "An exact KL beside the loss: direction (forward or reverse), on (chosen, rejected or both) and "
+            "coefficient in a dictionary, or in JSON. None: there is none."
+        },
+    )
     max_length: int | None = FIELDS.field("max_length")
     counted_turns: TurnsToCount = FIELDS.field("counted_turns")
     reference: ReferenceSource = FIELDS.field("reference")
@@ -62,10 +71,18 @@ class TDPOConfig(Arguments):
     prefix_sharing: PrefixSharing = FIELDS.field("prefix_sharing")
     max_tokens_per_row: int | None = FIELDS.field("max_tokens_per_row")
 
+    @property
+    def kl_term(self) -> KLTerm | None:
+        """The KL beside the loss, with its defaults."""
+        if self.kl is None:
+            return None
+        return KLTerm(**(json.loads(self.kl) if isinstance(self.kl, str) else self.kl))
+
     def _problems(self) -> Iterator[str]:
         yield from FIELDS.problems(self)
         if self.head_impl not in get_args(HeadImpl):
             yield f"head_impl must be one of {', '.join(get_args(HeadImpl))}, got {self.head_impl!r}"
+        yield from self._kl_problems()
         yield from self._without_effect()
         yield from self._packing_problems()
         yield from (f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None))
@@ -73,6 +90,14 @@ class TDPOConfig(Arguments):
             yield (
                 f"train_sampling_strategy must be one of {', '.join(SAMPLING)}, got {self.train_sampling_strategy!r}"
             )
+
+    def _kl_problems(self) -> Iterator[str]:
+        try:
+            self.kl_term  # noqa: B018
+        except ValueError as error:
+            yield f"kl={self.kl!r} is no JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+        except TypeError:
+            yield f"kl must be a dictionary with some of {', '.join(f.name for f in fields(KLTerm))}, got {self.kl!r}"
 
     def _without_effect(self) -> Iterator[str]:
         """Numbers that the loss does not have, and a folder for caches that are not made."""

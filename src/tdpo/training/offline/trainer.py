@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from ...batches import ResponseBatch, TokenizedPair
 from ...models import Reference, causal_lm_of, reference_at_start
 from ...recipe_data.input_digests import pairs_inputs
+from ...records.json_files import read_json, write_json
 from ...scores import PairScores, score_pairs
 from ...scoring.configured_loss import configured_loss
 from ...scoring.fitting import check_lengths
@@ -34,6 +35,7 @@ from ..arguments import one_process_a_device, other_values
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile, TrainingMeter
 from ..policy import load_beside, prepare_policy, prepare_tokenizer
+from ..resumption import reading
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .datasets import PairDatasets, all_pairs
@@ -43,6 +45,7 @@ from .reference_caching import CacheRequest, pair_reference_source
 logger = logging.getLogger(__name__)
 
 EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
+LOSS_STATE = "loss_state.json"
 
 
 class TDPOTrainer(CheckpointedTrainer):
@@ -93,7 +96,7 @@ class TDPOTrainer(CheckpointedTrainer):
         model = prepare_policy(model, peft_config, args)
         start = reference_at_start(model, load_beside(ref_model, model, args))
         path = choose_head_path(model, start, args.head_impl)
-        self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
+        self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
         self._datasets = PairDatasets(model, processing_class, args)
         train_pairs, eval_pairs = (
             self._datasets.pairs("train", train_dataset),
@@ -172,7 +175,8 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def describe(self) -> str:
         """Which paths run, in a sentence for the log."""
-        return f"{self.statistics.describe()} Layout: {self.layout}."
+        beside = self.preference_loss.describe(self.statistics.path.name)
+        return f"{self.statistics.describe()} Layout: {self.layout}.{beside}"
 
     def _placed(self, reference: Reference) -> Reference:
         """The reference on the policy's device, sharded as the policy is."""
@@ -228,7 +232,7 @@ class TDPOTrainer(CheckpointedTrainer):
         with self.accelerator.autocast():
             stats = self.statistics(model, batch, extras=EXTRAS)
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
-        loss = self.preference_loss(scores)
+        loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts)
         if model.training:
             self._meter.add(table, batch.num_tokens)
@@ -322,7 +326,7 @@ class TDPOTrainer(CheckpointedTrainer):
         self._eval_tables = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         table = torch.cat(self._eval_tables)
-        numbers = averages(table.sum(dim=0), table.shape[0])
+        numbers = self.preference_loss.logged(averages(table.sum(dim=0), table.shape[0]))
         named = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
@@ -330,7 +334,7 @@ class TDPOTrainer(CheckpointedTrainer):
         self._check_gradient(logs)
         if "loss" in logs and self._meter.pairs:
             totals = self.accelerator.reduce(self._meter.totals(self.args.device), reduction="sum")
-            numbers = self._meter.averages(totals)
+            numbers = self.preference_loss.logged(self._meter.averages(totals))
             self._meter = TrainingMeter()
             numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
             logs = {**logs, **numbers}
@@ -347,6 +351,19 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def _own_inputs(self) -> dict[str, str]:
         return pairs_inputs(self.train_dataset, self.eval_dataset)
+
+    def _save_own_state(self, checkpoint: Path) -> None:
+        """The coefficient of a KL beside the loss, which may change while training."""
+        state = self.preference_loss.state_dict()
+        if state and self.args.should_save:
+            write_json(checkpoint / LOSS_STATE, state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        path = None if checkpoint is None else Path(checkpoint) / LOSS_STATE
+        if path is not None and path.exists():
+            with reading(checkpoint, LOSS_STATE):
+                self.preference_loss.load_state_dict(read_json(path))
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """As transformers', but a sharded model is always written whole; its checkpoints are as they are asked for."""
