@@ -145,27 +145,39 @@ class KLConstraint:
         return estimator_of(self.direction, self.form, self.place)
 
 
-TermDirection = Literal["forward", "reverse"]
+TermDirection = Literal["forward", "reverse", "js"]
 PairSide = Literal["chosen", "rejected", "both"]
+
+
+def weight_obstacle(weight: float | None, direction: TermDirection) -> str | None:
+    """Why a weight of the mixture cannot stand beside this direction; None where it can."""
+    if weight is not None and direction != "js":
+        return f"has no effect with direction {direction}; remove it (or null), or choose js"
+    return None
 
 
 @dataclass(frozen=True)
 class KLTerm:
     """An exact KL beside a loss of pairs, with its gradient: loss + λ·KL; the recipe's section `loss.kl`.
 
-    `direction`: "forward" is KL(reference‖policy), "reverse" is KL(policy‖reference). `on`: the responses along which
-    it is summed, in nats per sequence; "both" is the mean of the chosen and the rejected response. `coefficient`: λ,
-    per nat; None is `DEFAULT_COEFFICIENT`.
+    `direction`: "forward" is KL(reference‖policy), "reverse" is KL(policy‖reference), "js" is the generalised
+    Jensen–Shannon divergence w·KL(reference‖m) + (1 − w)·KL(policy‖m) with m = w·reference + (1 − w)·policy
+    (`divergences.jensen_shannon`). `on`: the responses along which it is summed, in nats per sequence; "both" is the
+    mean of the chosen and the rejected response. `coefficient`: λ, per nat; None is `DEFAULT_COEFFICIENT`. `weight`: w,
+    of "js" alone; None is `DEFAULT_WEIGHT` there.
 
     Raises:
-        ValueError: a name that is none of these, or a coefficient that is not finite and > 0.
+        ValueError: a name that is none of these, a coefficient that is not finite and > 0, or a weight that is not
+            between 0 and 1, or stands beside another direction.
     """
 
     DEFAULT_COEFFICIENT: ClassVar[float] = 0.1
+    DEFAULT_WEIGHT: ClassVar[float] = 0.5
 
     direction: TermDirection = "forward"
     on: PairSide = "both"
     coefficient: float | None = None
+    weight: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (("direction", self.direction, TermDirection), ("on", self.on, PairSide)):
@@ -178,9 +190,19 @@ class KLTerm:
                 f"kl.coefficient must be finite and > 0, got {self.coefficient}; without a KL beside the loss, leave "
                 "kl out"
             )
+        if obstacle := weight_obstacle(self.weight, self.direction):
+            raise ValueError(f"kl.weight {obstacle}")
+        if self.direction == "js" and self.weight is None:
+            object.__setattr__(self, "weight", self.DEFAULT_WEIGHT)
+        if self.weight is not None and not 0.0 < self.weight < 1.0:
+            raise ValueError(f"kl.weight must lie strictly between 0 and 1, got {self.weight}")
 
     def in_words(self) -> str:
         """For logs and model cards: which KL it is, and along which responses."""
-        what = {"forward": "forward KL(reference‖policy)", "reverse": "reverse KL(policy‖reference)"}[self.direction]
+        what = {
+            "forward": "forward KL(reference‖policy)",
+            "reverse": "reverse KL(policy‖reference)",
+            "js": f"Jensen–Shannon divergence (weight of the reference {self.weight})",
+        }[self.direction]
         where = "chosen and rejected responses (their mean)" if self.on == "both" else f"{self.on} responses"
         return f"exact {what}, nats per sequence, along {where}"

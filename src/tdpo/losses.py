@@ -12,12 +12,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .kl_choices import KLTerm
 from .scores import PairScores, sum_by_sequence
-from .token_statistics import TokenStats
+from .token_statistics import MixtureTokenStats, TokenStats
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -129,6 +130,12 @@ def sft_loss(scores: PairScores) -> PreferenceLoss:
     return PreferenceLoss(-chosen, chosen - rejected, chosen, rejected)
 
 
+def no_loss(scores: PairScores) -> PreferenceLoss:
+    """0 for each pair: for a KL that stands alone, as in distillation. Margin and rewards are those of `sft_loss`."""
+    chosen, rejected = scores.chosen_log_ratio, scores.rejected_log_ratio
+    return PreferenceLoss(torch.zeros_like(chosen), chosen - rejected, chosen, rejected)
+
+
 def pair_kl(
     stats: TokenStats, sequence_index: Int64[Tensor, " N"], num_pairs: int, term: KLTerm
 ) -> Float[Tensor, " P"]:
@@ -138,11 +145,13 @@ def pair_kl(
     arguments are those of `score_pairs`.
 
     Raises:
-        ValueError: the statistics lack the reverse KL, which is an extra.
+        ValueError: the statistics lack it: the reverse KL and the Jensen–Shannon divergence are extras.
     """
-    per_token = {"forward": stats.forward_kl, "reverse": stats.reverse_kl}[term.direction]
+    mixture = stats.jensen_shannon if isinstance(stats, MixtureTokenStats) else None
+    per_token = {"forward": stats.forward_kl, "reverse": stats.reverse_kl, "js": mixture}[term.direction]
     if per_token is None:
-        raise ValueError(f"a KL with direction {term.direction} needs statistics with extras=['reverse_kl']")
+        extra = "'reverse_kl'" if term.direction == "reverse" else f"JensenShannon({term.weight})"
+        raise ValueError(f"a KL with direction {term.direction} needs statistics with extras=[{extra}]")
     chosen, rejected = sum_by_sequence(per_token, sequence_index, num_pairs)
     return {"chosen": chosen, "rejected": rejected, "both": 0.5 * (chosen + rejected)}[term.on]
 

@@ -90,6 +90,14 @@ METHODS: dict[str, Method] = {
             "supervised fine-tuning on the chosen responses",
         ),
         Method(
+            "kl",
+            "KL distillation",
+            "distillation by the exact KL to a teacher",
+            "pairs",
+            "the exact KL between the policy and a teacher along given responses: forward, reverse or Jensen–Shannon",
+            paper="2306.13649",
+        ),
+        Method(
             "ppo",
             "PPO",
             "Proximal Policy Optimization",

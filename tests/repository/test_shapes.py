@@ -81,6 +81,7 @@ CALLS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any], tuple[int
     divergences.forward_kl: ((numbers(2, 3, V), numbers(2, 3, V)), {}, (1, numbers(2, V))),
     divergences.reverse_kl: ((logits(), logits()), {}, (0, numbers(N, V + 1))),
     divergences.jensen_shannon: ((logits(), logits(), 0.3), {}, (0, logits().long())),
+    divergences.jensen_shannon_of_logp: ((logits(), logits(), 0.3), {}, (1, numbers(N, V + 1))),
     divergences.entropy: ((numbers(V),), {}, (0, torch.tensor(1.0))),
     divergences.sampled_kl: ((numbers(N), numbers(N), "k3"), {}, (1, numbers(N + 1))),
     statistics_module.token_stats: ((logits(), logits(), TARGETS), {}, (2, TARGETS.int())),
@@ -96,6 +97,7 @@ CALLS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any], tuple[int
     losses.tdpo2_loss: ((SCORES,), {"beta": 0.1, "alpha": 0.5}, (0, STATS)),
     losses.ipo_loss: ((SCORES,), {"beta": 0.1}, (0, STATS)),
     losses.sft_loss: ((SCORES,), {}, (0, STATS)),
+    losses.no_loss: ((SCORES,), {}, (0, STATS)),
     losses.beside_kl: ((LOSS, numbers(P), 0.3), {}, (1, numbers(P + 1, 2))),
     losses.pair_kl: ((STATS, TARGETS % (2 * P), P, KLTerm("reverse")), {}, (0, SCORES)),
     policy_gradient.gae: (

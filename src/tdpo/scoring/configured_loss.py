@@ -9,10 +9,12 @@ from functools import partial
 from torch import Tensor
 
 from ..kl_choices import KLTerm
-from ..losses import PreferenceLoss, beside_kl, dpo_loss, ipo_loss, pair_kl, sft_loss, tdpo1_loss, tdpo2_loss
+from ..losses import PreferenceLoss, beside_kl, dpo_loss, ipo_loss, no_loss, pair_kl, sft_loss, tdpo1_loss, tdpo2_loss
 from ..scores import PairScores
-from ..token_statistics import TokenStats
+from ..token_statistics import Extra, JensenShannon, TokenStats
 from .head_path import PathName
+
+MEASURED: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")  # of every pair that is trained on
 
 
 @dataclass
@@ -39,12 +41,21 @@ class ConfiguredLoss:
             return loss
         return beside_kl(loss, pair_kl(stats, sequence_index, num_pairs, self.kl), self.kl_coefficient)
 
+    @property
+    def extras(self) -> tuple[Extra, ...]:
+        """What the loss and its metrics need of each token beside the usual statistics."""
+        if self.kl is None or self.kl.direction != "js":
+            return MEASURED
+        assert self.kl.weight is not None
+        return (*MEASURED, JensenShannon(self.kl.weight))
+
     def describe(self, path: PathName) -> str:
         """The KL beside the loss, in a sentence for the log; empty without one. `path` is the head path."""
         if self.kl is None:
             return ""
         walk = "; its gradient is one more walk" if path == "frozen" and self.kl.direction == "reverse" else ""
-        return f" Beside the loss: {self.kl_coefficient:g} × the {self.kl.in_words()}{walk}."
+        place = "The loss" if self.of_pairs is no_loss else "Beside the loss"
+        return f" {place}: {self.kl_coefficient:g} × the {self.kl.in_words()}{walk}."
 
     def logged(self, numbers: dict[str, float]) -> dict[str, float]:
         """`numbers` of pairs, with λ as it is now; without the column of a KL where none stands beside the loss."""
@@ -63,7 +74,10 @@ class ConfiguredLoss:
 def configured_loss(
     name: str, beta: float | None, alpha: float | None, label_smoothing: float, kl: KLTerm | None = None
 ) -> ConfiguredLoss:
-    """`name` is tdpo2, tdpo1, dpo, ipo or sft; only tdpo2 has `alpha`, ipo has `beta` alone, and sft has nothing."""
+    """`name` is tdpo2, tdpo1, dpo, ipo, sft or kl; only tdpo2 has `alpha`, ipo has `beta` alone, sft and kl neither.
+
+    `kl` stands beside the loss; the loss named kl is nothing else.
+    """
     loss = _loss_of_pairs(name, beta, alpha, label_smoothing)
     if kl is None:
         return ConfiguredLoss(loss)
@@ -74,8 +88,8 @@ def configured_loss(
 def _loss_of_pairs(
     name: str, beta: float | None, alpha: float | None, label_smoothing: float
 ) -> Callable[[PairScores], PreferenceLoss]:
-    if name == "sft":
-        return sft_loss
+    if name in ("sft", "kl"):
+        return sft_loss if name == "sft" else no_loss
     assert beta is not None
     if name == "ipo":
         return partial(ipo_loss, beta=beta)

@@ -109,14 +109,14 @@ def _ppo_method(recipe: PPORecipe) -> list[str]:
 
 def _method(recipe: Recipe, method: Method) -> list[str]:
     loss, training = recipe.loss, recipe.training
-    kl = None if loss.kl is None else loss.kl.term
+    kl, place = None if loss.kl is None else loss.kl.term, "the loss" if loss.name == "kl" else "beside the loss"
     beta = f", beta {loss.beta:g}" if loss.beta is not None else ""
     alpha = f", alpha {loss.alpha:g}" if loss.alpha is not None else ""
     smoothing = f", label smoothing {loss.label_smoothing:g}" if method.has_label_smoothing else ""
     length = f"{training.max_steps} updates" if training.max_steps else f"{training.epochs:g} epochs"
     return [
         f"- loss {loss.name}{beta}{alpha}{smoothing}",
-        *([] if kl is None else [f"- beside the loss: {kl.coefficient:g} × the {kl.in_words()}"]),
+        *([] if kl is None else [f"- {place}: {kl.coefficient:g} × the {kl.in_words()}"]),
         f"- reference: {_reference(recipe)}",
         _weights(recipe),
         f"- {length} of {training.batch_size} pairs, {training.optimizer}, peak learning rate "

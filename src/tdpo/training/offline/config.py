@@ -53,8 +53,8 @@ class TDPOConfig(Arguments):
     kl: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "An exact KL beside the loss: direction (forward or reverse), on (chosen, rejected or both) and "
-            "coefficient in a dictionary, or in JSON. None: there is none."
+            "help": "An exact KL beside the loss: direction (forward, reverse or js), on (chosen, rejected or both), "
+            "coefficient and weight (of js) in a dictionary, or in JSON. None: there is none."
         },
     )
     max_length: int | None = FIELDS.field("max_length")
@@ -73,10 +73,19 @@ class TDPOConfig(Arguments):
 
     @property
     def kl_term(self) -> KLTerm | None:
-        """The KL beside the loss, with its defaults."""
-        if self.kl is None:
+        """The KL beside the loss, with its defaults. With loss="kl" it is the loss, and its coefficient 1 by default."""
+        if self.kl is None and self.loss != "kl":
             return None
-        return KLTerm(**(json.loads(self.kl) if isinstance(self.kl, str) else self.kl))
+        given = json.loads(self.kl) if isinstance(self.kl, str) else ({} if self.kl is None else self.kl)
+        return KLTerm(**({"coefficient": 1.0, **given} if self.loss == "kl" else given))
+
+    def check_teacher(self, ref_model: Any | None) -> None:
+        """Raise ValueError where the loss is the KL to a teacher, and there is none."""
+        if self.loss == "kl" and ref_model is None:
+            raise ValueError(
+                "loss='kl' learns from a teacher: pass it as ref_model. Without one, the teacher would be the policy's "
+                "own start, from which there is nothing to learn."
+            )
 
     def _problems(self) -> Iterator[str]:
         yield from FIELDS.problems(self)

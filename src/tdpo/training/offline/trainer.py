@@ -30,7 +30,6 @@ from ...scoring.layout import choose_layout, cover
 from ...scoring.pair_metrics import averages, pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import CachedReference, ReferenceSource
-from ...token_statistics import Extra
 from ..arguments import one_process_a_device, other_values
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile, TrainingMeter
@@ -44,7 +43,6 @@ from .reference_caching import CacheRequest, pair_reference_source
 
 logger = logging.getLogger(__name__)
 
-EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 LOSS_STATE = "loss_state.json"
 
 
@@ -90,13 +88,15 @@ class TDPOTrainer(CheckpointedTrainer):
         args = TDPOConfig(output_dir="tdpo_output") if args is None else args
         if not isinstance(args, TDPOConfig):
             raise TypeError(f"args must be a TDPOConfig, got {type(args).__name__}")
+        args.check_teacher(ref_model)
         one_process_a_device(args, logger.warning)
         check_sharding(args)
         processing_class = prepare_tokenizer(processing_class, model, args)
         model = prepare_policy(model, peft_config, args)
         start = reference_at_start(model, load_beside(ref_model, model, args))
-        path = choose_head_path(model, start, args.head_impl)
-        self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
+        loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
+        path = choose_head_path(model, start, args.head_impl, loss.extras)
+        self.preference_loss = loss
         self._datasets = PairDatasets(model, processing_class, args)
         train_pairs, eval_pairs = (
             self._datasets.pairs("train", train_dataset),
@@ -230,7 +230,7 @@ class TDPOTrainer(CheckpointedTrainer):
         batch = ResponseBatch.from_inputs(inputs)
         # A second model is not wrapped by accelerate: both must compute in one precision, or they differ at step 0.
         with self.accelerator.autocast():
-            stats = self.statistics(model, batch, extras=EXTRAS)
+            stats = self.statistics(model, batch, extras=self.preference_loss.extras)
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts)
