@@ -130,7 +130,7 @@ def sft_loss(scores: PairScores) -> PreferenceLoss:
     return PreferenceLoss(-chosen, chosen - rejected, chosen, rejected)
 
 
-def no_loss(scores: PairScores) -> PreferenceLoss:
+def zero_loss(scores: PairScores) -> PreferenceLoss:
     """0 for each pair: for a KL that stands alone, as in distillation. Margin and rewards are those of `sft_loss`."""
     chosen, rejected = scores.chosen_log_ratio, scores.rejected_log_ratio
     return PreferenceLoss(torch.zeros_like(chosen), chosen - rejected, chosen, rejected)

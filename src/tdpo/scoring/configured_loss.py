@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from ..kl_choices import KLTerm
-from ..losses import PreferenceLoss, beside_kl, dpo_loss, ipo_loss, no_loss, pair_kl, sft_loss, tdpo1_loss, tdpo2_loss
+from ..losses import PreferenceLoss, beside_kl, dpo_loss, ipo_loss, pair_kl, sft_loss, tdpo1_loss, tdpo2_loss, zero_loss
 from ..scores import PairScores
 from ..token_statistics import Extra, JensenShannon, TokenStats
 from .head_path import PathName
@@ -54,7 +54,7 @@ class ConfiguredLoss:
         if self.kl is None:
             return ""
         walk = "; its gradient is one more walk" if path == "frozen" and self.kl.direction == "reverse" else ""
-        place = "The loss" if self.of_pairs is no_loss else "Beside the loss"
+        place = "The loss" if self.of_pairs is zero_loss else "Beside the loss"
         return f" {place}: {self.kl_coefficient:g} × the {self.kl.in_words()}{walk}."
 
     def logged(self, numbers: dict[str, float]) -> dict[str, float]:
@@ -89,7 +89,7 @@ def _loss_of_pairs(
     name: str, beta: float | None, alpha: float | None, label_smoothing: float
 ) -> Callable[[PairScores], PreferenceLoss]:
     if name in ("sft", "kl"):
-        return sft_loss if name == "sft" else no_loss
+        return sft_loss if name == "sft" else zero_loss
     assert beta is not None
     if name == "ipo":
         return partial(ipo_loss, beta=beta)

@@ -73,7 +73,7 @@ class TDPOConfig(Arguments):
 
     @property
     def kl_term(self) -> KLTerm | None:
-        """The KL beside the loss, with its defaults. With loss="kl" it is the loss, and its coefficient 1 by default."""
+        """The KL beside the loss, with its defaults. With loss="kl" it is the loss; its coefficient then is 1."""
         if self.kl is None and self.loss != "kl":
             return None
         given = json.loads(self.kl) if isinstance(self.kl, str) else ({} if self.kl is None else self.kl)
