@@ -1,4 +1,4 @@
-"""DPO, TDPO1, TDPO2 and IPO, SFT, and a KL beside any of them: from pair scores to one loss value per pair.
+"""DPO, TDPO1, TDPO2, IPO, f-DPO, SFT, and a KL beside any of them: from pair scores to one loss value per pair.
 
 `margin` is chosen_reward − rejected_reward for each method. In DPO and TDPO it is what stands inside the sigmoid:
 every reward contains all that its loss contains, so accuracy (margin > 0) cannot disagree with the loss. IPO has no
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from .token_statistics import MixtureTokenStats, TokenStats
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
+
+
+ResponseDivergence = Literal["forward", "js"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,34 @@ def ipo_loss(scores: PairScores, *, beta: float) -> PreferenceLoss:
     chosen_reward, rejected_reward = beta * scores.chosen_log_ratio, beta * scores.rejected_log_ratio
     per_pair = (scores.chosen_log_ratio - scores.rejected_log_ratio - 0.5 / beta).square()
     return PreferenceLoss(per_pair, chosen_reward - rejected_reward, chosen_reward, rejected_reward)
+
+
+def f_dpo_loss(scores: PairScores, *, beta: float, divergence: ResponseDivergence) -> PreferenceLoss:
+    """f-DPO: −log σ(β·f′(u_w) − β·f′(u_l)), u = π/π_ref of a whole response (Wang et al. 2023, arXiv 2309.16240, eq. 9).
+
+    It transforms the ratio of a *response*, and is no KL over the vocabulary at each position: the divergence is that
+    between distributions of responses, which holds its optimum. The reverse KL, f(u) = u·log u, gives DPO.
+
+    Args:
+        scores: of P pairs.
+        beta: inverse strength of the change, > 0.
+        divergence: "forward", f(u) = −log u, f′(u) = −1/u; or "js", f(u) = u·log u − (u + 1)·log((u + 1)/2),
+            f′(u) = log(2u/(1 + u)), of which the constant log 2 cancels in a pair and is left out. The rewards are
+            β·f′(u); "forward" gives them in float64, since 1/u grows exponentially as the policy leaves a response.
+
+    Raises:
+        ValueError: beta out of range, or a divergence that is none of the two.
+    """
+    _check_beta(beta)
+    if divergence not in get_args(ResponseDivergence):
+        raise ValueError(f"divergence must be one of {', '.join(get_args(ResponseDivergence))}, got {divergence!r}")
+    chosen, rejected = scores.chosen_log_ratio, scores.rejected_log_ratio
+    if divergence == "forward":
+        chosen_reward, rejected_reward = (-beta * torch.exp(-ratio.double()) for ratio in (chosen, rejected))
+    else:
+        chosen_reward, rejected_reward = beta * logsigmoid(chosen), beta * logsigmoid(rejected)
+    margin = chosen_reward - rejected_reward
+    return PreferenceLoss(-logsigmoid(margin).to(chosen.dtype), margin, chosen_reward, rejected_reward)
 
 
 def sft_loss(scores: PairScores) -> PreferenceLoss:

@@ -146,8 +146,8 @@ WRONG = [
     ("loss.beta='0.1'", "loss.beta: expected a number > 0, or null, got the text '0.1'"),
     ("loss.alpha=-1", "loss.alpha: expected a number ≥ 0, or null, got -1"),
     ("loss.label_smoothing=0.5", "loss.label_smoothing: expected a number ≥ 0 and < 0.5, got 0.5"),
-    ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, ipo, sft, kl, got the text 'tpdo2'; "
-                        "did you mean tdpo2?"),
+    ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, ipo, f_dpo_forward, f_dpo_js, sft, kl, "
+                        "got the text 'tpdo2'; did you mean tdpo2?"),
     ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, label_smoothing, kl, "
                    "got the text 'tdpo1'; did you mean loss.name: tdpo1?"),
     ("loss.kl=reverse", "loss.kl: expected a section with the keys direction, on, coefficient, weight, or null, "

@@ -17,6 +17,7 @@ from tdpo import (
     PreferenceLoss,
     TokenStats,
     dpo_loss,
+    f_dpo_loss,
     ipo_loss,
     score_pairs,
     sft_loss,
@@ -89,6 +90,33 @@ def test_a_kl_that_cannot_stand_beside_a_loss_is_refused() -> None:
     for wrong in ({"direction": "backward"}, {"on": "winner"}):
         with pytest.raises(ValueError, match=rf"kl\.{next(iter(wrong))} must be one of"):
             KLTerm(**wrong)  # type: ignore[arg-type]
+
+
+def test_f_dpo_by_hand() -> None:
+    """Ratios of responses u_w = 2 and u_l = 1/4; the derivatives of f as the paper's table has them."""
+    scores = scores_of(math.log(2), math.log(0.25), 0.7, 0.1)
+    for divergence, f_prime in (("forward", lambda u: -1 / u), ("js", lambda u: math.log(2 * u / (1 + u)))):
+        loss = f_dpo_loss(scores, beta=0.3, divergence=divergence)  # type: ignore[arg-type]
+        margin = 0.3 * (f_prime(2) - f_prime(0.25))
+        assert loss.margin.item() == pytest.approx(margin)
+        assert loss.per_pair.item() == pytest.approx(-math.log(sigmoid(margin)))
+        # d f′/d log u = u·f″(u): 1/u, and 1/(1 + u).
+        slope = (lambda u: 1 / u) if divergence == "forward" else (lambda u: 1 / (1 + u))
+        pull = 0.3 * sigmoid(-margin)
+        assert list(gradients(loss, scores).values()) == pytest.approx([-pull * slope(2), pull * slope(0.25), 0, 0])
+
+
+def test_f_dpo_far_away_and_refused() -> None:
+    """A rejected response that the policy has left by 100 nats: 1/u is beyond float32, and no gradient may be NaN."""
+    scores = PairScores(*(torch.tensor([x], requires_grad=True) for x in (0.0, -100.0, 0.0, 0.0)))
+    for divergence in ("forward", "js"):
+        loss = f_dpo_loss(scores, beta=0.1, divergence=divergence)  # type: ignore[arg-type]
+        assert loss.per_pair.dtype == torch.float32 and loss.per_pair.isfinite() and loss.margin.isfinite()
+        assert all(math.isfinite(g) for g in gradients(loss, scores).values())
+    with pytest.raises(ValueError, match="divergence must be one of forward, js, got 'reverse'"):
+        f_dpo_loss(scores, beta=0.1, divergence="reverse")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="beta must be finite and > 0"):
+        f_dpo_loss(scores, beta=0.0, divergence="js")
 
 
 def test_sft_is_the_likelihood_of_the_chosen_response() -> None:

@@ -97,6 +97,7 @@ CALLS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any], tuple[int
     losses.tdpo2_loss: ((SCORES,), {"beta": 0.1, "alpha": 0.5}, (0, STATS)),
     losses.ipo_loss: ((SCORES,), {"beta": 0.1}, (0, STATS)),
     losses.sft_loss: ((SCORES,), {}, (0, STATS)),
+    losses.f_dpo_loss: ((SCORES,), {"beta": 0.1, "divergence": "js"}, (0, STATS)),
     losses.zero_loss: ((SCORES,), {}, (0, STATS)),
     losses.beside_kl: ((LOSS, numbers(P), 0.3), {}, (1, numbers(P + 1, 2))),
     losses.pair_kl: ((STATS, TARGETS % (2 * P), P, KLTerm("reverse")), {}, (0, SCORES)),

@@ -17,7 +17,7 @@ from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Se
 from .environment_schema import EnvironmentChoice
 from .optimization import Optimizing, Recording
 
-LossName = Literal["tdpo2", "tdpo1", "dpo", "ipo", "sft", "kl"]
+LossName = Literal["tdpo2", "tdpo1", "dpo", "ipo", "f_dpo_forward", "f_dpo_js", "sft", "kl"]
 TurnsToCount = Literal["assistant", "all"]
 ReferenceSource = Literal["auto", "cache", "model"]
 PrefixSharing = Literal["auto", "on", "off"]
@@ -138,7 +138,9 @@ class LossKL(Section):
 class Loss(Section):
     """The objective. With h = chosen − rejected log-ratio and D = Σ_t KL(reference‖policy) of a response:
     dpo −log σ(β h); tdpo1 −log σ(β (h − (D_l − D_w))); tdpo2 −log σ(β (h − α (D_l − sg(D_w)))); ipo (h − 1/(2β))²;
-    sft −log π(chosen); kl nothing but the KL of `loss.kl` to another model, `model.reference`, as a teacher."""
+    f_dpo −log σ(β (f′(u_w) − f′(u_l))) with u = π/π_ref of a whole response and f′ = −1/u (f_dpo_forward) or
+    log(2u/(1 + u)) (f_dpo_js), which is no KL of tokens; sft −log π(chosen); kl nothing but the KL of `loss.kl` to
+    another model, `model.reference`, as a teacher."""
 
     DEFAULT_BETA: ClassVar[float] = 0.1
     DEFAULT_ALPHA: ClassVar[float] = 0.5  # of tdpo2
@@ -152,7 +154,7 @@ class Loss(Section):
     alpha: NonNegativeFloat | None = None
     """Weight α of the sequence KLs in tdpo2 (null is 0.5; 0 is DPO exactly); the other losses have none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of pairs whose two responses are swapped. ipo, sft and kl have none."""
+    """Assumed share of pairs whose two responses are swapped. Only dpo, tdpo1 and tdpo2 have it."""
     kl: LossKL | None = None
     """Null is none: `kl: {}` adds one to any of these losses."""
 

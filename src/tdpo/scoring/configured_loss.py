@@ -9,7 +9,18 @@ from functools import partial
 from torch import Tensor
 
 from ..kl_choices import KLTerm
-from ..losses import PreferenceLoss, beside_kl, dpo_loss, ipo_loss, pair_kl, sft_loss, tdpo1_loss, tdpo2_loss, zero_loss
+from ..losses import (
+    PreferenceLoss,
+    beside_kl,
+    dpo_loss,
+    f_dpo_loss,
+    ipo_loss,
+    pair_kl,
+    sft_loss,
+    tdpo1_loss,
+    tdpo2_loss,
+    zero_loss,
+)
 from ..scores import PairScores
 from ..token_statistics import Extra, JensenShannon, TokenStats
 from .head_path import PathName
@@ -74,7 +85,7 @@ class ConfiguredLoss:
 def configured_loss(
     name: str, beta: float | None, alpha: float | None, label_smoothing: float, kl: KLTerm | None = None
 ) -> ConfiguredLoss:
-    """`name` is tdpo2, tdpo1, dpo, ipo, sft or kl; only tdpo2 has `alpha`, ipo has `beta` alone, sft and kl neither.
+    """`name` is a loss of `methods.py`; only tdpo2 has `alpha`, ipo and f-DPO have `beta` alone, sft and kl nothing.
 
     `kl` stands beside the loss; the loss named kl is nothing else.
     """
@@ -93,6 +104,8 @@ def _loss_of_pairs(
     assert beta is not None
     if name == "ipo":
         return partial(ipo_loss, beta=beta)
+    if name in ("f_dpo_forward", "f_dpo_js"):
+        return partial(f_dpo_loss, beta=beta, divergence="forward" if name == "f_dpo_forward" else "js")
     if name == "tdpo2":
         assert alpha is not None
         return partial(tdpo2_loss, beta=beta, alpha=alpha, label_smoothing=label_smoothing)

@@ -78,7 +78,7 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"loss": "kto"}, r"loss must be one of tdpo2, tdpo1, dpo, ipo, sft, kl, got 'kto'"),
+        ({"loss": "kto"}, r"loss must be one of tdpo2, tdpo1, dpo, ipo, f_dpo_forward, f_dpo_js, sft, kl, got 'kto'"),
         ({"beta": 0.0}, r"beta must be a number > 0, got 0.0"),
         ({"beta": math.nan}, r"beta must be a number > 0, got nan"),
         ({"beta": "0.1"}, r"beta must be a number > 0, got '0.1'"),
