@@ -123,7 +123,7 @@ def ipo_loss(scores: PairScores, *, beta: float) -> PreferenceLoss:
 
 
 def f_dpo_loss(scores: PairScores, *, beta: float, divergence: ResponseDivergence) -> PreferenceLoss:
-    """f-DPO: −log σ(β·f′(u_w) − β·f′(u_l)), u = π/π_ref of a whole response (Wang et al. 2023, arXiv 2309.16240, eq. 9).
+    """f-DPO: −log σ(β·f′(u_w) − β·f′(u_l)), u = π/π_ref of a response (Wang et al. 2023, arXiv 2309.16240, eq. 9).
 
     It transforms the ratio of a *response*, and is no KL over the vocabulary at each position: the divergence is that
     between distributions of responses, which holds its optimum. The reverse KL, f(u) = u·log u, gives DPO.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,27 @@ def test_a_jensen_shannon_divergence_beside_a_frozen_head_takes_the_tiles(tokeni
     assert "(a Jensen–Shannon divergence needs both models at every entry of the vocabulary)" in trainer().describe()
     with pytest.raises(ValueError, match=r"head_impl='frozen' does not apply: a Jensen–Shannon .*Use 'auto'"):
         trainer(head_impl="frozen")
+
+
+def test_a_teacher_of_other_tokens_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    """Of one size and yet another vocabulary; a few reserved entries by other names are no matter."""
+    folder = tmp_path / "teacher"
+    build_model("llama", seed=1).save_pretrained(folder)
+
+    def trainer(swapped: int) -> Any:
+        """Beside a teacher in whose vocabulary so many entries are swapped, two by two."""
+        made = json.loads(tokenizer.backend_tokenizer.to_str())
+        entries = list(made["model"]["vocab"].items())[50 : 50 + swapped]
+        for (first, mine), (second, other) in zip(entries[::2], entries[1::2], strict=True):
+            made["model"]["vocab"] |= {first: other, second: mine}
+        changed = copy.deepcopy(tokenizer)
+        changed._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(made))
+        changed.save_pretrained(folder)
+        return make_trainer(build_model("llama"), tmp_path / "run", tokenizer, loss="kl", ref_model=str(folder))
+
+    assert trainer(2).reference is not None
+    with pytest.raises(ValueError, match=r"has other tokens than the policy: 40 of 311 entries differ, as \d+ does"):
+        trainer(40)
 
 
 def test_a_teacher_is_needed_and_must_share_the_vocabulary(tokenizer: Any, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from ...scoring.reference_source import CachedReference, ReferenceSource
 from ..arguments import one_process_a_device, other_values
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile, TrainingMeter
-from ..policy import load_beside, prepare_policy, prepare_tokenizer
+from ..policy import check_same_tokens, load_beside, prepare_policy, prepare_tokenizer
 from ..resumption import reading
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
@@ -92,6 +92,7 @@ class TDPOTrainer(CheckpointedTrainer):
         one_process_a_device(args, logger.warning)
         check_sharding(args)
         processing_class = prepare_tokenizer(processing_class, model, args)
+        check_same_tokens(processing_class, ref_model, args)
         model = prepare_policy(model, peft_config, args)
         start = reference_at_start(model, load_beside(ref_model, model, args))
         loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
