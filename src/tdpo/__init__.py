@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .losses import PreferenceLoss, dpo_loss, ipo_loss, sft_loss, tdpo1_loss, tdpo2_loss
+    from .losses import PreferenceLoss, dpo_loss, f_dpo_loss, ipo_loss, sft_loss, tdpo1_loss, tdpo2_loss
     from .scores import PairScores, score_pairs
     from .token_statistics import (
         Head,
@@ -43,6 +43,7 @@ __all__ = [
     "TDPOTrainer",
     "TokenStats",
     "dpo_loss",
+    "f_dpo_loss",
     "frozen_head_token_stats",
     "ipo_loss",
     "linear_token_stats",
@@ -55,7 +56,9 @@ __all__ = [
 ]
 
 _LAZY = {
-    **dict.fromkeys(["PreferenceLoss", "dpo_loss", "ipo_loss", "sft_loss", "tdpo1_loss", "tdpo2_loss"], "tdpo.losses"),
+    **dict.fromkeys(
+        ["PreferenceLoss", "dpo_loss", "f_dpo_loss", "ipo_loss", "sft_loss", "tdpo1_loss", "tdpo2_loss"], "tdpo.losses"
+    ),
     **dict.fromkeys(["PairScores", "score_pairs"], "tdpo.scores"),
     **dict.fromkeys(
         [

@@ -113,7 +113,8 @@ def jensen_shannon(
 ) -> Float[Tensor, "*B"]:
     """Generalised Jensen–Shannon divergence: w·KL(reference‖m) + (1 − w)·KL(policy‖m), m = w·π_ref + (1 − w)·π.
 
-    (Lin 1991, eq. 4.1.) With `weight` 0.5 it is symmetric and at most log 2 nats.
+    (Lin 1991, eq. 4.1; Agarwal et al. 2023, arXiv 2306.13649, whose β is w.) With `weight` 0.5 it is symmetric and at
+    most log 2 nats. As w → 0, it becomes w·KL(reference‖policy); as w → 1, (1 − w)·KL(policy‖reference).
 
     Args:
         policy_logits: `[..., V]`.
@@ -129,7 +130,13 @@ def jensen_shannon(
     _same_shape(policy_logits, reference_logits)
     if not 0.0 < weight < 1.0:
         raise ValueError(f"weight must lie strictly between 0 and 1, got {weight}")
-    policy, reference = log_softmax(policy_logits), log_softmax(reference_logits)
+    return jensen_shannon_of_logp(log_softmax(policy_logits), log_softmax(reference_logits), weight)
+
+
+def jensen_shannon_of_logp(
+    policy: Float[Tensor, "*B V"], reference: Float[Tensor, "*B V"], weight: float
+) -> Float[Tensor, "*B"]:
+    """`jensen_shannon` of normalised log-probabilities `[..., V]`: `[...]` nats."""
     # logaddexp(−inf, −inf) has a NaN gradient; entries that neither model supports get a finite stand-in.
     nowhere = (policy == -torch.inf) & (reference == -torch.inf)
     mixture = torch.logaddexp(

@@ -1,7 +1,8 @@
-"""The KL between policy and reference in PPO: which direction, form and place go together.
+"""The KL between policy and reference: PPO's constraint, and the term beside a loss of pairs.
 
-A sampled KL is an estimate from the sampled token, named after Schulman (http://joschu.net/blog/kl-approx.html);
-an exact one is a sum over the vocabulary. Not every combination has the gradient that its name promises. These have:
+In PPO, direction, form and place must go together. A sampled KL is an estimate from the sampled token, named after
+Schulman (http://joschu.net/blog/kl-approx.html); an exact one is a sum over the vocabulary. Not every
+combination has the gradient that its name promises. These have:
 
     direction  form     place   estimator
     reverse    sampled  reward  k1         KL(policy‖reference), through the policy gradient
@@ -10,8 +11,8 @@ an exact one is a sum over the vocabulary. Not every combination has the gradien
     forward    sampled  loss    k3         KL(reference‖policy), its gradient at each position
     forward    exact    loss    exact
 
-The recipe's section `kl` has the fields, the defaults and the rules of `KLConstraint`, which is why nothing heavy is
-imported here.
+The recipe's sections `kl` and `loss.kl` have the fields, the defaults and the rules of `KLConstraint` and `KLTerm`,
+which is why nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -142,3 +143,66 @@ class KLConstraint:
     def estimator(self) -> KLEstimator:
         """ "k1", "k2", "k3" or "exact"."""
         return estimator_of(self.direction, self.form, self.place)
+
+
+TermDirection = Literal["forward", "reverse", "js"]
+PairSide = Literal["chosen", "rejected", "both"]
+
+
+def weight_obstacle(weight: float | None, direction: TermDirection) -> str | None:
+    """Why a weight of the mixture cannot stand beside this direction; None where it can."""
+    if weight is not None and direction != "js":
+        return f"has no effect with direction {direction}; remove it (or null), or choose js"
+    return None
+
+
+@dataclass(frozen=True)
+class KLTerm:
+    """An exact KL beside a loss of pairs, with its gradient: loss + λ·KL; the recipe's section `loss.kl`.
+
+    `direction`: "forward" is KL(reference‖policy), "reverse" is KL(policy‖reference), "js" is the generalised
+    Jensen–Shannon divergence w·KL(reference‖m) + (1 − w)·KL(policy‖m) with m = w·reference + (1 − w)·policy
+    (`divergences.jensen_shannon`). `on`: the responses along which it is summed, in nats per sequence; "both" is the
+    mean of the chosen and the rejected response. `coefficient`: λ, per nat; None is `DEFAULT_COEFFICIENT`. `weight`: w,
+    of "js" alone; None is `DEFAULT_WEIGHT` there.
+
+    Raises:
+        ValueError: a name that is none of these, a coefficient that is not finite and > 0, or a weight that is not
+            between 0 and 1, or stands beside another direction.
+    """
+
+    DEFAULT_COEFFICIENT: ClassVar[float] = 0.1
+    DEFAULT_WEIGHT: ClassVar[float] = 0.5
+
+    direction: TermDirection = "forward"
+    on: PairSide = "both"
+    coefficient: float | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("direction", self.direction, TermDirection), ("on", self.on, PairSide)):
+            if value not in get_args(choices):
+                raise ValueError(f"kl.{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+        if self.coefficient is None:
+            object.__setattr__(self, "coefficient", self.DEFAULT_COEFFICIENT)
+        elif not (math.isfinite(self.coefficient) and self.coefficient > 0):
+            raise ValueError(
+                f"kl.coefficient must be finite and > 0, got {self.coefficient}; without a KL beside the loss, leave "
+                "kl out"
+            )
+        if obstacle := weight_obstacle(self.weight, self.direction):
+            raise ValueError(f"kl.weight {obstacle}")
+        if self.direction == "js" and self.weight is None:
+            object.__setattr__(self, "weight", self.DEFAULT_WEIGHT)
+        if self.weight is not None and not 0.0 < self.weight < 1.0:
+            raise ValueError(f"kl.weight must lie strictly between 0 and 1, got {self.weight}")
+
+    def in_words(self) -> str:
+        """For logs and model cards: which KL it is, and along which responses."""
+        what = {
+            "forward": "forward KL(reference‖policy)",
+            "reverse": "reverse KL(policy‖reference)",
+            "js": f"Jensen–Shannon divergence (weight of the reference {self.weight})",
+        }[self.direction]
+        where = "chosen and rejected responses (their mean)" if self.on == "both" else f"{self.on} responses"
+        return f"exact {what}, nats per sequence, along {where}"

@@ -1,4 +1,4 @@
-"""DPO, TDPO1, TDPO2 and IPO, and SFT beside them: functions from pair scores to one loss value per pair.
+"""DPO, TDPO1, TDPO2, IPO, f-DPO, SFT, and a KL beside any of them: from pair scores to one loss value per pair.
 
 `margin` is chosen_reward − rejected_reward for each method. In DPO and TDPO it is what stands inside the sigmoid:
 every reward contains all that its loss contains, so accuracy (margin > 0) cannot disagree with the loss. IPO has no
@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .scores import PairScores
+from .kl_choices import KLTerm
+from .scores import PairScores, sum_by_sequence
+from .token_statistics import MixtureTokenStats, TokenStats
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int64
+
+
+ResponseDivergence = Literal["forward", "js"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,13 @@ class PreferenceLoss:
     margin: Float[Tensor, " P"]
     chosen_reward: Float[Tensor, " P"]
     rejected_reward: Float[Tensor, " P"]
+
+
+@dataclass(frozen=True)
+class LossBesideKL(PreferenceLoss):
+    """A loss with a KL beside it: `per_pair` contains coefficient·`kl_term`, which is `[P]` nats per sequence."""
+
+    kl_term: Float[Tensor, " P"]
 
 
 def dpo_loss(scores: PairScores, *, beta: float, label_smoothing: float = 0.0) -> PreferenceLoss:
@@ -109,6 +122,34 @@ def ipo_loss(scores: PairScores, *, beta: float) -> PreferenceLoss:
     return PreferenceLoss(per_pair, chosen_reward - rejected_reward, chosen_reward, rejected_reward)
 
 
+def f_dpo_loss(scores: PairScores, *, beta: float, divergence: ResponseDivergence) -> PreferenceLoss:
+    """f-DPO: −log σ(β·f′(u_w) − β·f′(u_l)), u = π/π_ref of a response (Wang et al. 2023, arXiv 2309.16240, eq. 9).
+
+    It transforms the ratio of a *response*, and is no KL over the vocabulary at each position: the divergence is that
+    between distributions of responses, which holds its optimum. The reverse KL, f(u) = u·log u, gives DPO.
+
+    Args:
+        scores: of P pairs.
+        beta: inverse strength of the change, > 0.
+        divergence: "forward", f(u) = −log u, f′(u) = −1/u; or "js", f(u) = u·log u − (u + 1)·log((u + 1)/2),
+            f′(u) = log(2u/(1 + u)), of which the constant log 2 cancels in a pair and is left out. The rewards are
+            β·f′(u); "forward" gives them in float64, since 1/u grows exponentially as the policy leaves a response.
+
+    Raises:
+        ValueError: beta out of range, or a divergence that is none of the two.
+    """
+    _check_beta(beta)
+    if divergence not in get_args(ResponseDivergence):
+        raise ValueError(f"divergence must be one of {', '.join(get_args(ResponseDivergence))}, got {divergence!r}")
+    chosen, rejected = scores.chosen_log_ratio, scores.rejected_log_ratio
+    if divergence == "forward":
+        chosen_reward, rejected_reward = (-beta * torch.exp(-ratio.double()) for ratio in (chosen, rejected))
+    else:
+        chosen_reward, rejected_reward = beta * logsigmoid(chosen), beta * logsigmoid(rejected)
+    margin = chosen_reward - rejected_reward
+    return PreferenceLoss(-logsigmoid(margin).to(chosen.dtype), margin, chosen_reward, rejected_reward)
+
+
 def sft_loss(scores: PairScores) -> PreferenceLoss:
     """SFT on the chosen response: −log π(chosen) + log π_ref(chosen) = −chosen_log_ratio, nats per sequence.
 
@@ -118,6 +159,49 @@ def sft_loss(scores: PairScores) -> PreferenceLoss:
     """
     chosen, rejected = scores.chosen_log_ratio, scores.rejected_log_ratio
     return PreferenceLoss(-chosen, chosen - rejected, chosen, rejected)
+
+
+def zero_loss(scores: PairScores) -> PreferenceLoss:
+    """0 for each pair: for a KL that stands alone, as in distillation. Margin and rewards are those of `sft_loss`."""
+    chosen, rejected = scores.chosen_log_ratio, scores.rejected_log_ratio
+    return PreferenceLoss(torch.zeros_like(chosen), chosen - rejected, chosen, rejected)
+
+
+def pair_kl(
+    stats: TokenStats, sequence_index: Int64[Tensor, " N"], num_pairs: int, term: KLTerm
+) -> Float[Tensor, " P"]:
+    """The KL of each pair that `term` names, with its gradient and before its coefficient: `[P]` nats per sequence.
+
+    It is Σ_t KL_t over the positions of the chosen or the rejected response, or the mean of the two. The other
+    arguments are those of `score_pairs`.
+
+    Raises:
+        ValueError: the statistics lack it: the reverse KL and the Jensen–Shannon divergence are extras.
+    """
+    mixture = stats.jensen_shannon if isinstance(stats, MixtureTokenStats) else None
+    per_token = {"forward": stats.forward_kl, "reverse": stats.reverse_kl, "js": mixture}[term.direction]
+    if per_token is None:
+        extra = "'reverse_kl'" if term.direction == "reverse" else f"JensenShannon({term.weight})"
+        raise ValueError(f"a KL with direction {term.direction} needs statistics with extras=[{extra}]")
+    chosen, rejected = sum_by_sequence(per_token, sequence_index, num_pairs)
+    return {"chosen": chosen, "rejected": rejected, "both": 0.5 * (chosen + rejected)}[term.on]
+
+
+def beside_kl(loss: PreferenceLoss, kl: Float[Tensor, " P"], coefficient: float) -> LossBesideKL:
+    """`loss` + coefficient·`kl`: outside the sigmoid, so that margin and rewards stay what they are.
+
+    Args:
+        loss: any loss of P pairs.
+        kl: `[P]` nats per sequence with gradient, as `pair_kl` gives it.
+        coefficient: λ per nat, > 0.
+
+    Raises:
+        ValueError: the coefficient is out of range.
+    """
+    if not (coefficient > 0.0 and math.isfinite(coefficient)):
+        raise ValueError(f"coefficient must be finite and > 0, got {coefficient}")
+    per_pair = loss.per_pair + coefficient * kl
+    return LossBesideKL(per_pair, loss.margin, loss.chosen_reward, loss.rejected_reward, kl)
 
 
 def _preference_loss(

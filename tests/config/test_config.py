@@ -146,10 +146,22 @@ WRONG = [
     ("loss.beta='0.1'", "loss.beta: expected a number > 0, or null, got the text '0.1'"),
     ("loss.alpha=-1", "loss.alpha: expected a number ≥ 0, or null, got -1"),
     ("loss.label_smoothing=0.5", "loss.label_smoothing: expected a number ≥ 0 and < 0.5, got 0.5"),
-    ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, ipo, sft, got the text 'tpdo2'; "
-                        "did you mean tdpo2?"),
-    ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, label_smoothing, got the text 'tdpo1'; "
-                   "did you mean loss.name: tdpo1?"),
+    ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, ipo, f_dpo_forward, f_dpo_js, sft, kl, "
+                        "got the text 'tpdo2'; did you mean tdpo2?"),
+    ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, label_smoothing, kl, "
+                   "got the text 'tdpo1'; did you mean loss.name: tdpo1?"),
+    ("loss.kl=reverse", "loss.kl: expected a section with the keys direction, on, coefficient, weight, or null, "
+                        "got the text 'reverse'; did you mean loss.kl.direction: reverse?"),
+    ("loss.kl.direction=backward", "loss.kl.direction: expected one of forward, reverse, js, got the text "
+                                   "'backward'"),
+    ("loss.kl.weight=0.3", "loss.kl.weight: has no effect with direction forward; remove it (or null), or choose js"),
+    ("loss.kl={direction: js, weight: 1.0}", "loss.kl.weight: expected a number > 0 and < 1, or null, got 1.0"),
+    ("loss.name=kl", "model.reference: is null, but loss.name kl learns from a teacher"),
+    ("loss.kl.on=loser", "loss.kl.on: expected one of chosen, rejected, both, got the text 'loser'"),
+    ("loss.kl.coefficient=0", "loss.kl.coefficient: expected a number > 0, or null, got 0"),
+    ("loss.kl.coef=1", "loss.kl.coef: unknown key; did you mean loss.kl.coefficient?"),
+    ("loss.kl_coefficient=1", "loss.kl_coefficient: unknown key; did you mean loss.kl.coefficient?"),
+    ("kl.direction=reverse", "kl: belongs to a PPO recipe: add a section ppo (`ppo: {}` is enough), or see loss.kl"),
     ("seed=1.0", "seed: expected a whole number ≥ 0 and < 4294967296, got 1.0"),
     ("seed=-1", "seed: expected a whole number ≥ 0 and < 4294967296, got -1"),
     ("training.batch_size=0", "training.batch_size: expected a whole number ≥ 1, got 0"),
@@ -239,8 +251,26 @@ def test_unknown_keys_name_the_nearest_right_one(override: str, meant: str) -> N
     assert any(f"unknown key; did you mean {meant}?" in problem for problem in problems(override))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "resolved"),
+    [
+        ([], None),
+        (["loss.kl={}"], ("forward", "both", 0.1, None)),
+        (["loss.kl.direction=js"], ("js", "both", 0.1, 0.5)),
+        (["loss.name=kl", "loss.alpha=null", "model.reference=big"], ("forward", "both", 1.0, None)),
+        (["loss.name=kl", "loss.alpha=null", "model.reference=big", "loss.kl={on: chosen, direction: reverse}"],
+         ("reverse", "chosen", 1.0, None)),
+    ],
+)  # fmt: skip
+def test_the_kl_beside_a_loss_is_resolved(overrides: list[str], resolved: Any) -> None:
+    recipe = load_recipe(MINIMAL, overrides)
+    kl = recipe.loss.kl  # type: ignore[union-attr]
+    assert (None if kl is None else (kl.direction, kl.on, kl.coefficient, kl.weight)) == resolved
+    assert load_recipe(read_yaml(dump_recipe(recipe))[0]) == recipe
+
+
 def test_an_unknown_key_near_nothing_lists_what_is_known_there() -> None:
-    assert problems("loss.zzz=1") == ["loss.zzz: unknown key; known here: name, beta, alpha, label_smoothing"]
+    assert problems("loss.zzz=1") == ["loss.zzz: unknown key; known here: name, beta, alpha, label_smoothing, kl"]
 
 
 @pytest.mark.parametrize(

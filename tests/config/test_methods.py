@@ -13,6 +13,7 @@ from tdpo.methods import ARMS, METHODS, REFERENCE, public_name
 from tdpo.report.study.arm_styles import COLORS, SYMBOLS
 from tdpo.workflows.model_card import model_card
 
+TEACHER = {"reference": "a teacher"}  # which the loss kl asks for, and the others take
 ON_PAIRS = [method for method in METHODS.values() if method.learns_from == "pairs"]
 
 
@@ -28,7 +29,7 @@ def test_every_name_is_in_the_table_and_in_one_order() -> None:
 @pytest.mark.parametrize("key", ["beta", "alpha", "label_smoothing"])
 def test_a_recipe_takes_the_keys_that_the_table_says(method: object, key: str) -> None:
     takes = getattr(method, f"has_{key}")
-    values = {"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": {"name": method.key, key: 0.3}}  # type: ignore[attr-defined]
+    values = {"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": {"name": method.key, key: 0.3}, "model": TEACHER}  # type: ignore[attr-defined]
     if takes:
         assert getattr(load_recipe(values).loss, key) == 0.3  # type: ignore[union-attr]
     else:
@@ -36,9 +37,19 @@ def test_a_recipe_takes_the_keys_that_the_table_says(method: object, key: str) -
             load_recipe(values)
 
 
+def test_a_model_card_names_the_kl_beside_the_loss() -> None:
+    loss = {"name": "dpo", "kl": {"direction": "reverse", "on": "both"}}
+    recipe: Any = load_recipe({"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": loss})
+    assert (
+        "- beside the loss: 0.1 × the exact reverse KL(policy‖reference), nats per sequence, along chosen and rejected "
+        "responses (their mean)\n"
+    ) in model_card(recipe, {}, {"loss": 0.5}, None, {})
+
+
 @pytest.mark.parametrize("method", ON_PAIRS, ids=lambda method: method.key)
 def test_a_model_card_says_what_the_table_says(method: Any) -> None:
-    recipe: Any = load_recipe({"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": {"name": method.key}})
+    values = {"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": {"name": method.key}, "model": TEACHER}
+    recipe: Any = load_recipe(values)
     text = model_card(recipe, {}, {"loss": 0.5}, None, {})
     assert f"trained with {method.name}\n" in text and f"| loss, {method.loss_unit} | 0.5 |" in text
     settings = f"- loss {method.key}" + (", beta 0.1" if method.has_beta else "")

@@ -145,6 +145,10 @@ def pair_numbers(policy: Any, reference: Any, pairs: Sequence[TokenizedPair]) ->
     ]
 
 
+# Of f-DPO, with u the ratio of a response; without the constant log 2.
+F_PRIME = {"f_dpo_forward": lambda u: -1 / u, "f_dpo_js": lambda u: np.log(u / (1 + u))}
+
+
 def expected_logs(
     numbers: Sequence[tuple[dict[str, float], ...]],
     loss: str,
@@ -152,20 +156,23 @@ def expected_logs(
     beta: float = 0.1,
     alpha: float = 0.5,
     label_smoothing: float = 0.0,
+    kl: tuple[float, Callable[[dict[str, float], dict[str, float]], float]] = (0.0, lambda chosen, rejected: 0.0),
 ) -> dict[str, float]:
-    """The logged averages over pairs, written out from the papers' formulas."""
-    weight = {"dpo": 0.0, "ipo": 0.0, "tdpo1": 1.0, "tdpo2": alpha}[loss]
+    """The logged averages over pairs, written out from the papers' formulas; `kl` beside the loss as (λ, which KL)."""
+    weight = {"tdpo1": 1.0, "tdpo2": alpha}.get(loss, 0.0)
     rows = []
     for chosen, rejected in numbers:
         chosen_reward = beta * (chosen["log_ratio"] + weight * chosen["forward_kl"])
         rejected_reward = beta * (rejected["log_ratio"] + weight * rejected["forward_kl"])
+        if loss in F_PRIME:
+            chosen_reward, rejected_reward = (beta * F_PRIME[loss](np.exp(r["log_ratio"])) for r in (chosen, rejected))
         margin = chosen_reward - rejected_reward
         wrong, right = np.logaddexp(0, margin), np.logaddexp(0, -margin)
         if loss == "ipo":
             right = (chosen["log_ratio"] - rejected["log_ratio"] - 1 / (2 * beta)) ** 2
         rows.append(
             {
-                "loss": (1 - label_smoothing) * right + label_smoothing * wrong,
+                "loss": (1 - label_smoothing) * right + label_smoothing * wrong + kl[0] * kl[1](chosen, rejected),
                 "accuracy": float(margin > 0),
                 "margin": margin,
                 "chosen_reward": chosen_reward,

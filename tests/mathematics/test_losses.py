@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from tdpo import (
     PairScores,
     PreferenceLoss,
+    TokenStats,
     dpo_loss,
+    f_dpo_loss,
     ipo_loss,
     score_pairs,
     sft_loss,
@@ -22,6 +25,8 @@ from tdpo import (
     tdpo2_loss,
     token_stats,
 )
+from tdpo.kl_choices import KLTerm
+from tdpo.losses import beside_kl, pair_kl
 
 NAMES = ("chosen_log_ratio", "rejected_log_ratio", "chosen_sequence_kl", "rejected_sequence_kl")
 Loss = Callable[..., PreferenceLoss]
@@ -48,6 +53,70 @@ def gradients(loss: PreferenceLoss, scores: PairScores) -> dict[str, float]:
 
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize(("direction", "mine"), [("forward", [1.0, 2.0, 4.0]), ("reverse", [0.5, 3.0, 8.0])])
+def test_a_kl_beside_a_loss_by_hand(direction: Any, mine: list[float]) -> None:
+    """Two tokens of the chosen response and one of the rejected; the sum over each, and the mean of the two sums."""
+    zeros = torch.zeros(3, dtype=torch.float64)
+    kls = {name: torch.tensor(values, requires_grad=True) for name, values in (
+        ("forward_kl", [1.0, 2.0, 4.0]), ("reverse_kl", [0.5, 3.0, 8.0])
+    )}  # fmt: skip
+    stats, index = TokenStats(zeros, zeros, **kls), torch.tensor([0, 0, 1])
+    loss = dpo_loss(score_pairs(stats, index, 1), beta=0.1)
+    for on, kl, share in (
+        ("chosen", mine[0] + mine[1], [1, 1, 0]), ("rejected", mine[2], [0, 0, 1]), ("both", sum(mine) / 2, [0.5] * 3),
+    ):  # fmt: skip
+        beside = beside_kl(loss, pair_kl(stats, index, 1, KLTerm(direction, on)), 0.3)  # type: ignore[arg-type]
+        assert beside.kl_term.item() == kl
+        assert beside.per_pair.item() == pytest.approx(math.log(2) + 0.3 * kl)
+        assert (beside.margin is loss.margin) and (beside.chosen_reward is loss.chosen_reward)
+        found = torch.autograd.grad(beside.per_pair.sum(), [*kls.values()], allow_unused=True)
+        of_kl, of_other = found if direction == "forward" else found[::-1]
+        assert of_kl.tolist() == pytest.approx([0.3 * x for x in share]) and of_other is None
+
+
+def test_a_kl_that_cannot_stand_beside_a_loss_is_refused() -> None:
+    zeros = torch.zeros(1, dtype=torch.float64)
+    stats, index = TokenStats(zeros, zeros, zeros), torch.tensor([0])
+    with pytest.raises(ValueError, match=r"direction reverse needs statistics with extras=\['reverse_kl'\]"):
+        pair_kl(stats, index, 1, KLTerm("reverse"))
+    loss = sft_loss(score_pairs(stats, index, 1))
+    for coefficient in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="coefficient must be finite and > 0"):
+            beside_kl(loss, zeros, coefficient)
+        with pytest.raises(ValueError, match=r"kl\.coefficient must be finite and > 0"):
+            KLTerm(coefficient=coefficient)
+    for wrong in ({"direction": "backward"}, {"on": "winner"}):
+        with pytest.raises(ValueError, match=rf"kl\.{next(iter(wrong))} must be one of"):
+            KLTerm(**wrong)  # type: ignore[arg-type]
+
+
+def test_f_dpo_by_hand() -> None:
+    """Ratios of responses u_w = 2 and u_l = 1/4; the derivatives of f as the paper's table has them."""
+    scores = scores_of(math.log(2), math.log(0.25), 0.7, 0.1)
+    for divergence, f_prime in (("forward", lambda u: -1 / u), ("js", lambda u: math.log(2 * u / (1 + u)))):
+        loss = f_dpo_loss(scores, beta=0.3, divergence=divergence)  # type: ignore[arg-type]
+        margin = 0.3 * (f_prime(2) - f_prime(0.25))
+        assert loss.margin.item() == pytest.approx(margin)
+        assert loss.per_pair.item() == pytest.approx(-math.log(sigmoid(margin)))
+        # d f′/d log u = u·f″(u): 1/u, and 1/(1 + u).
+        slope = (lambda u: 1 / u) if divergence == "forward" else (lambda u: 1 / (1 + u))
+        pull = 0.3 * sigmoid(-margin)
+        assert list(gradients(loss, scores).values()) == pytest.approx([-pull * slope(2), pull * slope(0.25), 0, 0])
+
+
+def test_f_dpo_far_away_and_refused() -> None:
+    """A rejected response that the policy has left by 100 nats: 1/u is beyond float32, and no gradient may be NaN."""
+    scores = PairScores(*(torch.tensor([x], requires_grad=True) for x in (0.0, -100.0, 0.0, 0.0)))
+    for divergence in ("forward", "js"):
+        loss = f_dpo_loss(scores, beta=0.1, divergence=divergence)  # type: ignore[arg-type]
+        assert loss.per_pair.dtype == torch.float32 and loss.per_pair.isfinite() and loss.margin.isfinite()
+        assert all(math.isfinite(g) for g in gradients(loss, scores).values())
+    with pytest.raises(ValueError, match="divergence must be one of forward, js, got 'reverse'"):
+        f_dpo_loss(scores, beta=0.1, divergence="reverse")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="beta must be finite and > 0"):
+        f_dpo_loss(scores, beta=0.0, divergence="js")
 
 
 def test_sft_is_the_likelihood_of_the_chosen_response() -> None:

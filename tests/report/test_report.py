@@ -323,6 +323,19 @@ def test_a_strength_without_effect_is_not_part_of_a_method() -> None:
     ]  # fmt: skip
 
 
+def test_a_kl_beside_the_loss_is_part_of_a_method() -> None:
+    kls = [None, {"direction": "reverse", "on": "both", "coefficient": 0.1},
+           {"direction": "js", "on": "chosen", "coefficient": 1.0, "weight": 0.5}]  # fmt: skip
+    recipes = [{"loss": {"name": "dpo", "beta": 0.1, "kl": kl}} for kl in kls]
+    table = provenance_table([Run(Path("r"), "", i, recipe=recipe) for i, recipe in enumerate(recipes)])
+    [method] = [row for row in table.rows if row.title == "Method"]
+    assert [cell.text for cell in method.cells] == [
+        "DPO, β = 0.10",
+        "DPO, β = 0.10, 0.10 × reverse KL along both responses",
+        "DPO, β = 0.10, 1.00 × Jensen–Shannon divergence along the chosen response",
+    ]
+
+
 def test_lost_rows_stand_at_the_top(html: str) -> None:
     assert "Training data: skipped 3, truncated rows 2, truncated tokens 41, dropped long prompts 1." in visible_text(
         html

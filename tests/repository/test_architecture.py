@@ -276,6 +276,7 @@ SIGNATURES = {
     "tdpo.dpo_loss": "scores, *, beta, label_smoothing=0.0",
     "tdpo.ipo_loss": "scores, *, beta",
     "tdpo.sft_loss": "scores",
+    "tdpo.f_dpo_loss": "scores, *, beta, divergence",
     "tdpo.tdpo1_loss": "scores, *, beta, label_smoothing=0.0",
     "tdpo.tdpo2_loss": "scores, *, beta, alpha, label_smoothing=0.0",
     "tdpo.divergences.forward_kl": "policy_logits, reference_logits",

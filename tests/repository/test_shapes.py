@@ -25,6 +25,8 @@ import tdpo
 from tdpo import Head, PairScores, PreferenceLoss, divergences, losses, policy_gradient
 from tdpo import scores as scores_module
 from tdpo import token_statistics as statistics_module
+from tdpo.kl_choices import KLTerm
+from tdpo.losses import LossBesideKL
 from tdpo.policy_gradient import KLConstraint, PolicyLoss, ValueLoss
 
 NAMES = {name: getattr(jaxtyping, name) for name in ("Bool", "Float", "Float64", "Int", "Int64")}
@@ -67,6 +69,7 @@ HIDDEN, OTHER_HIDDEN = torch.randn(N, D), torch.randn(N, D_REF)
 SUMMARY = tdpo.summarize_reference(HIDDEN, HEAD, TARGETS)
 STATS = tdpo.token_stats(logits(), logits(), TARGETS, extras=["reverse_kl", "policy_entropy"])
 SCORES = PairScores(*(numbers(P) for _ in range(4)))
+LOSS = PreferenceLoss(*(numbers(P) for _ in range(4)))
 MASK = torch.ones(S, T, dtype=torch.bool)
 IN_LOSS = KLConstraint("forward", "exact", "loss")
 
@@ -78,6 +81,7 @@ CALLS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any], tuple[int
     divergences.forward_kl: ((numbers(2, 3, V), numbers(2, 3, V)), {}, (1, numbers(2, V))),
     divergences.reverse_kl: ((logits(), logits()), {}, (0, numbers(N, V + 1))),
     divergences.jensen_shannon: ((logits(), logits(), 0.3), {}, (0, logits().long())),
+    divergences.jensen_shannon_of_logp: ((logits(), logits(), 0.3), {}, (1, numbers(N, V + 1))),
     divergences.entropy: ((numbers(V),), {}, (0, torch.tensor(1.0))),
     divergences.sampled_kl: ((numbers(N), numbers(N), "k3"), {}, (1, numbers(N + 1))),
     statistics_module.token_stats: ((logits(), logits(), TARGETS), {}, (2, TARGETS.int())),
@@ -95,6 +99,10 @@ CALLS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any], tuple[int
     losses.sft_loss: ((SCORES,), {}, (0, STATS)),
     policy_gradient.leave_one_out: ((numbers(2, 3),), {}, (0, numbers(2, 3, 1))),
     policy_gradient.group_relative: ((numbers(2, 3),), {"divide_by_std": True}, (0, numbers(2, 3, 1))),
+    losses.f_dpo_loss: ((SCORES,), {"beta": 0.1, "divergence": "js"}, (0, STATS)),
+    losses.zero_loss: ((SCORES,), {}, (0, STATS)),
+    losses.beside_kl: ((LOSS, numbers(P), 0.3), {}, (1, numbers(P + 1, 2))),
+    losses.pair_kl: ((STATS, TARGETS % (2 * P), P, KLTerm("reverse")), {}, (0, SCORES)),
     policy_gradient.gae: (
         (numbers(S, T), numbers(S, T), MASK), {"gamma": 1.0, "lam": 0.95}, (2, MASK.float()),
     ),
@@ -146,7 +154,8 @@ FLAGS = torch.zeros(N, dtype=torch.bool)
         (SUMMARY, {"offset": numbers(N)}),  # float32
         (SUMMARY, {"hidden": numbers(N, D + 1)}),
         (SCORES, {"chosen_sequence_kl": numbers(P, 1)}),
-        (PreferenceLoss(*(numbers(P) for _ in range(4))), {"margin": numbers(P + 1)}),
+        (LOSS, {"margin": numbers(P + 1)}),
+        (LossBesideKL(*(numbers(P) for _ in range(5))), {"kl_term": numbers(P + 1)}),
         (PolicyLoss(numbers(N), numbers(N), FLAGS), {"clipped": numbers(N)}),
         (ValueLoss(numbers(N), FLAGS), {"per_token": numbers(N + 1)}),
     ],

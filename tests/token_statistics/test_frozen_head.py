@@ -26,6 +26,7 @@ from tdpo import (
     summarize_reference,
 )
 from tdpo.token_statistics import frozen as frozen_head
+from tdpo.token_statistics import frozen_reverse
 
 KINDS = ["plain", "bias", "scale"]
 TARGETS = torch.tensor([0, 22, 4, 5, 11, 11])  # both ends of the vocabulary and of a tile, one twice
@@ -128,7 +129,7 @@ def test_any_shape(tokens: int, vocabulary: int, size: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_extras_are_exact_measurements(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extras_are_exact(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiles_of(5, monkeypatch)
     head = make_head(kind, 23, 3)
     policy, reference = hidden_states()
@@ -136,9 +137,10 @@ def test_extras_are_exact_measurements(kind: str, monkeypatch: pytest.MonkeyPatc
     stats = frozen_head_token_stats(policy, head, summary, TARGETS, extras=EXTRAS)
     dense = linear_token_stats(policy, head, reference, head, TARGETS, impl="dense", extras=EXTRAS)
     for name in EXTRAS:
-        ours = getattr(stats, name)
-        assert torch.allclose(ours, getattr(dense, name), rtol=1e-9, atol=1e-12), name
-        assert not ours.requires_grad, "a gradient would be work of the vocabulary's size"
+        assert torch.allclose(getattr(stats, name), getattr(dense, name), rtol=1e-9, atol=1e-12), name
+    assert stats.policy_entropy is not None and not stats.policy_entropy.requires_grad, (
+        "that would be a walk of its own"
+    )
     assert torch.allclose(gradient(policy, stats), gradient(policy, dense))
     without = replace(summary, hidden=None)
     assert frozen_head_token_stats(policy, head, without, TARGETS, extras=["policy_entropy"]).reverse_kl is None
@@ -146,6 +148,83 @@ def test_extras_are_exact_measurements(kind: str, monkeypatch: pytest.MonkeyPatc
         frozen_head_token_stats(policy, head, without, TARGETS, extras=EXTRAS)
     with pytest.raises(ValueError, match=r"unknown extras \['entropy'\]"):
         frozen_head_token_stats(policy, head, summary, TARGETS, extras=["entropy"])  # type: ignore[list-item]
+
+
+def with_reverse(stats: TokenStats, weights: Tensor) -> Tensor:
+    """A loss in which a weighted reverse KL stands beside the other two statistics."""
+    assert stats.reverse_kl is not None
+    return (weights * stats.reverse_kl).sum() + (stats.policy_logp - 0.3 * stats.forward_kl).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [64, 5])
+def test_the_gradient_of_the_reverse_kl(kind: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the dense definition, for tokens with a gradient and without one, and by differences."""
+    use_tiles_of(width, monkeypatch)
+    head = make_head(kind, 23, 3)
+    policy, reference = hidden_states()
+    weights = torch.tensor([1.0, 0.0, -2.0, 0.5, 0.0, 3.0], dtype=torch.float64)
+    summary = summarize_reference(reference, head, TARGETS)
+
+    def ours(hidden: Tensor) -> TokenStats:
+        return frozen_head_token_stats(hidden, head, summary, TARGETS, extras=["reverse_kl"])
+
+    dense = linear_token_stats(policy, head, reference, head, TARGETS, impl="dense", extras=["reverse_kl"])
+    found, right = (torch.autograd.grad(with_reverse(stats, weights), policy)[0] for stats in (ours(policy), dense))
+    assert torch.allclose(found, right, rtol=1e-9, atol=1e-12)
+    alone = torch.autograd.grad(ours(policy).reverse_kl.sum(), policy)[0]  # type: ignore[union-attr]
+    assert not torch.allclose(alone, torch.autograd.grad(ours(policy).forward_kl.sum(), policy)[0], rtol=0.1)
+    assert torch.autograd.gradcheck(lambda hidden: ours(hidden).reverse_kl, (policy,))
+
+
+def test_the_gradient_of_the_reverse_kl_beside_masked_entries() -> None:
+    head = make_head("bias", 23, 3)
+    kept = [v for v in range(23) if v not in (0, 7, 22)]
+    head.bias[[0, 7, 22]] = -math.inf  # type: ignore[index]
+    policy, reference = hidden_states()
+    targets = torch.tensor([kept[i] for i in range(6)])
+    small = Head(head.weight[kept], head.bias[kept])  # type: ignore[index]
+    found = []
+    for shared, ids in ((head, targets), (small, torch.arange(6))):
+        summary = summarize_reference(reference, shared, ids)
+        stats = frozen_head_token_stats(policy, shared, summary, ids, extras=["reverse_kl"])
+        found.append(torch.autograd.grad(stats.reverse_kl.sum(), policy)[0])  # type: ignore[union-attr]
+    assert found[0].isfinite().all() and torch.allclose(*found)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+def test_small_gradients_of_the_reverse_kl_are_accurate(dtype: torch.dtype, bound: float) -> None:
+    """Near 1e-3 nats, of the same operands in float64; what rounds is the result in the dtype of the hidden states."""
+    given = oracle.realistic_operands(dtype)
+    head, hidden = Head(given.weight), given.hidden.requires_grad_()
+    summary = summarize_reference(given.reference_hidden, head, given.targets)
+    stats = frozen_head_token_stats(hidden, head, summary, given.targets, extras=["reverse_kl"])
+    ours = torch.autograd.grad(stats.reverse_kl.sum(), hidden)[0]  # type: ignore[union-attr]
+    wide = given.hidden.detach().double().requires_grad_()
+    p, q = (oracle.head_logits(h, given.weight).log_softmax(-1) for h in (wide, given.reference_hidden))
+    right = torch.autograd.grad((p.exp() * (p - q)).sum(), wide)[0]
+    assert (ours.double() - right).norm() <= bound * right.norm()
+
+
+def test_a_reverse_kl_that_is_measured_alone_costs_no_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of a loss on it, only the tokens that it contains are walked over."""
+    walked: list[int] = []
+    covariance = frozen_reverse._covariance
+
+    def counted(hidden: Tensor, *rest: Any) -> Tensor:
+        walked.append(len(hidden))
+        return covariance(hidden, *rest)
+
+    monkeypatch.setattr(frozen_reverse, "_covariance", counted)
+    policy, reference = hidden_states()
+    head = make_head("plain", 23, 3)
+    summary = summarize_reference(reference, head, TARGETS)
+    plain = frozen_head_token_stats(policy, head, summary, TARGETS)
+    stats = frozen_head_token_stats(policy, head, summary, TARGETS, extras=EXTRAS)
+    assert torch.equal(gradient(policy, stats), gradient(policy, plain)) and walked == []
+    stats = frozen_head_token_stats(policy, head, summary, TARGETS, extras=EXTRAS)
+    (stats.forward_kl.sum() + stats.reverse_kl[2:4].sum()).backward()  # type: ignore[index]
+    assert walked == [2]
 
 
 @pytest.mark.parametrize("bounds", [[0, 2048], [0, 700, 1400, 2100, 2107], [0, 5, 9], [0, 3]])

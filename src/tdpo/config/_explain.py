@@ -45,6 +45,9 @@ ALIASES: dict[type[Section], dict[str, str]] = {
         "max_seq_length": "data.max_length",
         "loss_type": "loss.name",
         "tau": "loss.beta",
+        "coef": "loss.kl.coefficient",
+        "kl_coef": "loss.kl.coefficient",
+        "kl_coefficient": "loss.kl.coefficient",
         "lr": "training.learning_rate",
         "num_train_epochs": "training.epochs",
         "num_epochs": "training.epochs",
@@ -124,7 +127,7 @@ ALIASES[Study] = {
 # Sections that only the other kind of recipe has, with the section that takes their place.
 COUNTERPARTS = {
     PPORecipe: {"data": "prompts", "loss": "kl", "training": "ppo", "sampling": "rollouts"},
-    Recipe: {"prompts": "data", "rewards": "environment", "kl": "loss", "rollouts": "sampling", "ppo": "training"},
+    Recipe: {"prompts": "data", "rewards": "environment", "kl": "loss.kl", "rollouts": "sampling", "ppo": "training"},
 }
 # Keys that people look for and that are left out on purpose, or have another name in this section.
 _LEFT_OUT: dict[tuple[type[Section], str], str] = {
@@ -284,6 +287,9 @@ def advice(key: str, value: Any, field: FieldInfo) -> str:
     if section is not None:
         if isinstance(value, str) and "name" in section.model_fields:
             return f"; did you mean {key}.name: {value}?"
+        named = [name for name, inner in section.model_fields.items() if value in _choices(inner)]
+        if named:
+            return f"; did you mean {key}.{named[0]}: {value}?"
         needs_nothing = not any(inner.is_required() for inner in section.model_fields.values())
         return f"; {key}: {{}} takes its defaults" if value is None and needs_nothing else ""
     entry = entry_of(field)
@@ -291,7 +297,11 @@ def advice(key: str, value: Any, field: FieldInfo) -> str:
         return f"; a list of one is written [{_as_entry(value, entry)}]" if isinstance(value, str | Mapping) else ""
     if get_origin(field.annotation) is list and isinstance(value, str):
         return f"; a list of one is written [{value}]"
-    arms = (field.annotation, *get_args(field.annotation))
-    choices = [str(c) for arm in arms if get_origin(arm) is Literal for c in get_args(arm)]
-    matches = get_close_matches(value.lower(), choices, 1, 0.6) if isinstance(value, str) else []
+    matches = get_close_matches(value.lower(), _choices(field), 1, 0.6) if isinstance(value, str) else []
     return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    """The names among which a field chooses; none where it takes any value."""
+    arms = (field.annotation, *get_args(field.annotation))
+    return [str(choice) for arm in arms if get_origin(arm) is Literal for choice in get_args(arm)]

@@ -170,10 +170,12 @@ class _Judged:
         facts = model_facts(recipe.model.name, self.tokenizer, trust_remote_code=recipe.model.trust_remote_code)
         tokenized = tokenize_rows(held_out, recipe, self.tokenizer, facts)
         prompt_of = {(row.source, row.row): prompt_key(row) for row in held_out.rows}
+        loss = recipe.loss
         numbers = evaluate_pairs(
             self.policy,
             self.statistics,
-            configured_loss(recipe.loss.name, recipe.loss.beta, recipe.loss.alpha, recipe.loss.label_smoothing),
+            # Without a KL beside it: what is reported of pairs is the same, both KLs included.
+            configured_loss(loss.name, loss.beta, loss.alpha, loss.label_smoothing).of_pairs,
             tokenized.pairs,
             pad_token_id=self.tokenizer.pad_token_id,
             batch_size=PAIRS_AT_ONCE,

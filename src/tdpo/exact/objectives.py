@@ -13,9 +13,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from ..losses import dpo_loss, sft_loss, tdpo1_loss, tdpo2_loss
+from ..losses import dpo_loss, f_dpo_loss, sft_loss, tdpo1_loss, tdpo2_loss
 from ..scores import PairScores
 from .measures import node_kl
 from .tabular_problems import Problem
@@ -46,25 +45,12 @@ def sampled_pairs(problem: Problem, scored: int, studies: int, generator: torch.
     return (counts / counts.sum(-1, keepdim=True).clamp_min(1.0)).unflatten(-1, (size, size))
 
 
-def _f_dpo(derivative: Callable[[Tensor], Tensor]) -> PairLoss:
-    """f-DPO: −log σ(β·f′(u_w) − β·f′(u_l)), u = π/π_ref of a response (Wang et al. 2023, arXiv 2309.16240, eq. 9).
-
-    It transforms the ratio of the sequence, and is not the KL over the vocabulary at each position.
-    """
-
-    def loss(scores: PairScores, beta: float, _: Problem) -> Tensor:
-        return -logsigmoid(beta * (derivative(scores.chosen_log_ratio) - derivative(scores.rejected_log_ratio)))
-
-    return loss
-
-
 PAIR_LOSSES: dict[str, PairLoss] = {
     "dpo": lambda scores, beta, _: dpo_loss(scores, beta=beta).per_pair,
     "tdpo1": lambda scores, beta, _: tdpo1_loss(scores, beta=beta).per_pair,
     "tdpo2": lambda scores, beta, problem: tdpo2_loss(scores, beta=beta, alpha=problem.settings.alpha).per_pair,
-    "f_dpo_forward": _f_dpo(lambda log_ratio: -torch.exp(-log_ratio)),  # f(u) = −log u, f′(u) = −1/u
-    # f(u) = u·log u − (u + 1)·log((u + 1)/2), f′(u) = log(2u/(1 + u)); the constant log 2 cancels in a pair.
-    "f_dpo_js": _f_dpo(logsigmoid),
+    "f_dpo_forward": lambda scores, beta, _: f_dpo_loss(scores, beta=beta, divergence="forward").per_pair,
+    "f_dpo_js": lambda scores, beta, _: f_dpo_loss(scores, beta=beta, divergence="js").per_pair,
 }
 STOPS_A_GRADIENT = {"tdpo2"}
 # The loss of pairs, and the direction of the KL beside it.

@@ -98,10 +98,17 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
             _sides("reverse_kl", own=True), direction="reverse",
         ),
         Curve(
+            "kl_term", "KL beside the loss", "nats per response",
+            "Before its coefficient, along the responses of loss.kl.on. The loss contains it.", pairs_only=True,
+        ),
+        Curve(
             "kl_estimates", "Sampled estimates of the KL", "nats per response", "Solid k1, dotted k2, dashed k3.",
             (Part("kl_k1", "k1"), Part("kl_k2", "k2", "dot"), Part("kl_k3", "k3", "dash")),
         ),
-        Curve("kl_coefficient", "KL coefficient", "per nat", "Adaptive: rises while the KL is above its target."),
+        Curve(
+            "kl_coefficient", "KL coefficient", "per nat",
+            "PPO’s, which rises while the KL is above its target where it is adaptive; or of the KL beside a loss.",
+        ),
     ),
     "The machine at work": (
         Curve("tokens_per_second", "Throughput", "tokens per second", axis="from zero"),

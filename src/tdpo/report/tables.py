@@ -213,7 +213,18 @@ def _method(run: Run) -> str:
         del signs["alpha"]
     parts = [run.loss] if run.loss else []
     parts += [f"{sign} = {show(settings[key])}" for key, sign in signs.items() if number(settings.get(key)) is not None]
-    return ", ".join(parts)
+    return ", ".join([*parts, *_kl_beside(settings.get("kl"))])
+
+
+def _kl_beside(kl: Any) -> list[str]:
+    """The KL beside a loss: 0.10 × reverse KL along both responses. Nothing where the recipe has none."""
+    direction = text_at(kl, "direction")
+    if not direction:
+        return []
+    name = "Jensen–Shannon divergence" if direction == "js" else f"{direction} KL"
+    side = text_at(kl, "on")
+    where = "both responses" if side == "both" else f"the {side} response"
+    return [f"{show(at(kl, 'coefficient'))} × {name} along {where}"]
 
 
 def _ppo_method(kl: dict[str, Any]) -> str:

@@ -1,23 +1,111 @@
-"""The loss that a recipe or a configuration names, as one function of pair scores."""
+"""The loss that a recipe or a configuration names, and the KL beside it, as one function of pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
-from ..losses import PreferenceLoss, dpo_loss, ipo_loss, sft_loss, tdpo1_loss, tdpo2_loss
+from torch import Tensor
+
+from ..kl_choices import KLTerm
+from ..losses import (
+    PreferenceLoss,
+    beside_kl,
+    dpo_loss,
+    f_dpo_loss,
+    ipo_loss,
+    pair_kl,
+    sft_loss,
+    tdpo1_loss,
+    tdpo2_loss,
+    zero_loss,
+)
 from ..scores import PairScores
+from ..token_statistics import Extra, JensenShannon, TokenStats
+from .head_path import PathName
+
+MEASURED: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")  # of every pair that is trained on
+
+
+@dataclass
+class ConfiguredLoss:
+    """A loss of pairs, and the KL beside it if there is one.
+
+    Args:
+        of_pairs: the loss alone.
+        kl: which KL stands beside it; None for none, and then nothing is computed for it.
+        kl_coefficient: λ as it is now. A trainer may change it between two updates; checkpoints keep it.
+    """
+
+    of_pairs: Callable[[PairScores], PreferenceLoss]
+    kl: KLTerm | None = None
+    kl_coefficient: float = 0.0
+
+    def __call__(self, stats: TokenStats, scores: PairScores, sequence_index: Tensor, num_pairs: int) -> PreferenceLoss:
+        """The loss of P pairs from their `scores`, and of the KL from the `stats` that these were made of.
+
+        Arguments are those of `score_pairs`.
+        """
+        loss = self.of_pairs(scores)
+        if self.kl is None:
+            return loss
+        return beside_kl(loss, pair_kl(stats, sequence_index, num_pairs, self.kl), self.kl_coefficient)
+
+    @property
+    def extras(self) -> tuple[Extra, ...]:
+        """What the loss and its metrics need of each token beside the usual statistics."""
+        if self.kl is None or self.kl.direction != "js":
+            return MEASURED
+        assert self.kl.weight is not None
+        return (*MEASURED, JensenShannon(self.kl.weight))
+
+    def describe(self, path: PathName) -> str:
+        """The KL beside the loss, in a sentence for the log; empty without one. `path` is the head path."""
+        if self.kl is None:
+            return ""
+        walk = "; its gradient is one more walk" if path == "frozen" and self.kl.direction == "reverse" else ""
+        place = "The loss" if self.of_pairs is zero_loss else "Beside the loss"
+        return f" {place}: {self.kl_coefficient:g} × the {self.kl.in_words()}{walk}."
+
+    def logged(self, numbers: dict[str, float]) -> dict[str, float]:
+        """`numbers` of pairs, with λ as it is now; without the column of a KL where none stands beside the loss."""
+        if self.kl is not None:
+            return {**numbers, "kl_coefficient": self.kl_coefficient}
+        return {name: value for name, value in numbers.items() if name != "kl_term"}
+
+    def state_dict(self) -> dict[str, float]:
+        """What a run changes and a checkpoint keeps; empty without a KL beside the loss."""
+        return {} if self.kl is None else {"kl_coefficient": self.kl_coefficient}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.kl_coefficient = float(state.get("kl_coefficient", self.kl_coefficient))
 
 
 def configured_loss(
+    name: str, beta: float | None, alpha: float | None, label_smoothing: float, kl: KLTerm | None = None
+) -> ConfiguredLoss:
+    """`name` is a loss of `methods.py`; only tdpo2 has `alpha`, ipo and f-DPO have `beta` alone, sft and kl nothing.
+
+    `kl` stands beside the loss; the loss named kl is nothing else.
+    """
+    loss = _loss_of_pairs(name, beta, alpha, label_smoothing)
+    if kl is None:
+        return ConfiguredLoss(loss)
+    assert kl.coefficient is not None
+    return ConfiguredLoss(loss, kl, kl.coefficient)
+
+
+def _loss_of_pairs(
     name: str, beta: float | None, alpha: float | None, label_smoothing: float
 ) -> Callable[[PairScores], PreferenceLoss]:
-    """`name` is tdpo2, tdpo1, dpo, ipo or sft; only tdpo2 has `alpha`, ipo has `beta` alone, and sft has nothing."""
-    if name == "sft":
-        return sft_loss
+    if name in ("sft", "kl"):
+        return sft_loss if name == "sft" else zero_loss
     assert beta is not None
     if name == "ipo":
         return partial(ipo_loss, beta=beta)
+    if name in ("f_dpo_forward", "f_dpo_js"):
+        return partial(f_dpo_loss, beta=beta, divergence="forward" if name == "f_dpo_forward" else "js")
     if name == "tdpo2":
         assert alpha is not None
         return partial(tdpo2_loss, beta=beta, alpha=alpha, label_smoothing=label_smoothing)

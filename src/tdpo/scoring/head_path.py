@@ -18,6 +18,7 @@ from ..models import Reference, find_head, response_hidden, select_logits
 from ..token_statistics import (
     Extra,
     Head,
+    JensenShannon,
     ReferenceSummary,
     TokenStats,
     frozen_head_token_stats,
@@ -95,11 +96,13 @@ class HeadPath:
         )
 
 
-def choose_head_path(policy: Any, reference: Reference, impl: HeadImpl = "auto") -> HeadPath:
-    """The fastest path that applies to both models, or the one that `impl` names.
+def choose_head_path(
+    policy: Any, reference: Reference, impl: HeadImpl = "auto", extras: Collection[Extra] = ()
+) -> HeadPath:
+    """The fastest path that applies to both models and has the `extras`, or the one that `impl` names.
 
     Raises:
-        ValueError: `impl` is "frozen", but policy and reference do not share one frozen head.
+        ValueError: `impl` is "frozen", but policy and reference do not share one frozen head, or an extra needs both.
     """
     head = find_head(policy)
     if head is None or reference.head is None:
@@ -107,7 +110,7 @@ def choose_head_path(policy: Any, reference: Reference, impl: HeadImpl = "auto")
         if impl == "frozen":
             raise ValueError(f"head_impl='frozen' does not apply: {why}. Use 'auto'.")
         return HeadPath("logits", why, None)
-    obstacle = _obstacle_to_frozen(head(), reference.head())
+    obstacle = _obstacle_to_frozen(head(), reference.head()) or _extra_without_frozen(extras)
     if impl == "frozen" and obstacle is not None:
         raise ValueError(f"head_impl='frozen' does not apply: {obstacle}. Use 'auto'.")
     if impl in ("tiled", "dense"):
@@ -127,6 +130,12 @@ def _obstacle_to_frozen(policy: Head, reference: Head) -> str | None:
     same_bias = _same(policy.bias, reference.bias)
     if not (same_weight and same_bias and policy.scale == reference.scale):
         return "policy and reference have different heads"
+    return None
+
+
+def _extra_without_frozen(extras: Collection[Extra]) -> str | None:
+    if any(isinstance(extra, JensenShannon) for extra in extras):
+        return "a Jensen–Shannon divergence needs both models at every entry of the vocabulary"
     return None
 
 

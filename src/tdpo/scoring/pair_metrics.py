@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..losses import PreferenceLoss
+from ..losses import LossBesideKL, PreferenceLoss
 from ..scores import PairScores, sum_by_sequence
 from ..token_statistics import TokenStats
 
 # Columns of the table that `pair_metrics` returns. All are averaged over pairs, except the last two,
-# whose ratio is the entropy per token.
+# whose ratio is the entropy per token. Without a KL beside the loss `kl_term` is 0, and trainers do not log it.
 PAIR_METRICS = (
     "loss",
     "accuracy",
@@ -23,6 +23,7 @@ PAIR_METRICS = (
     "rejected_forward_kl",
     "chosen_reverse_kl",
     "rejected_reverse_kl",
+    "kl_term",
     "entropy_sum",
     "tokens",
 )
@@ -76,6 +77,7 @@ def pair_metrics(
         scores.chosen_sequence_kl,
         scores.rejected_sequence_kl,
         *by_pair(stats.reverse_kl),
+        loss.kl_term if isinstance(loss, LossBesideKL) else torch.zeros_like(loss.per_pair),
         entropy[0] + entropy[1],
         tokens[0] + tokens[1],
     ]

@@ -27,7 +27,7 @@ from torch import Tensor
 from . import checks, dense
 from .checks import index_range
 from .implementations import implementation_for
-from .types import Extra, Head, Impl, ReferenceSummary, TokenStats
+from .types import Extra, Head, Impl, JensenShannon, MixtureTokenStats, ReferenceSummary, TokenStats
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -36,6 +36,8 @@ __all__ = [
     "Extra",
     "Head",
     "Impl",
+    "JensenShannon",
+    "MixtureTokenStats",
     "ReferenceSummary",
     "TokenStats",
     "frozen_head_token_stats",
@@ -59,10 +61,11 @@ def token_stats(
         policy_logits: `[N, V]`, any floating dtype; gradients flow to it.
         reference_logits: `[N, V]`; detached, no gradient ever reaches it.
         targets: `[N]` int64, the token that stands at each position.
-        extras: any of "reverse_kl", "policy_entropy".
+        extras: any of "reverse_kl", "policy_entropy", `JensenShannon(weight)`.
 
     Returns:
-        TokenStats `[N]`. Where the reference has support that the policy lacks, `forward_kl` is +inf.
+        TokenStats `[N]`, or MixtureTokenStats if JensenShannon was asked for. Where the reference has support that the
+        policy lacks, `forward_kl` is +inf.
 
     Raises:
         ValueError: shapes differ, a target lies outside the vocabulary, an extra is unknown.
@@ -92,7 +95,8 @@ def linear_token_stats(
         reference_hidden: `[N, D_ref]`; D_ref may differ from D. No gradient ever reaches it.
         reference_head: `[V, D_ref]` head of the reference.
         targets: `[N]` int64.
-        extras: any of "reverse_kl", "policy_entropy"; both with exact gradients.
+        extras: any of "reverse_kl", "policy_entropy", `JensenShannon(weight)`; all with exact gradients. The last one
+            takes a second walk in the forward pass, and has no kernel for a GPU.
         impl: "tiled" walks the vocabulary in tiles and recomputes them in the backward pass; "dense"
             builds the logits in float64 and serves as oracle; "auto" is the fastest one (`implementations.py`).
 
@@ -142,8 +146,8 @@ def frozen_head_token_stats(
 
     The forward KL is the Bregman divergence of log-sum-exp,
     KL(q‖p) = logZ(h) − logZ(h_ref) − e·(h − h_ref), with e = E_q[W] from the summary. One walk over
-    the vocabulary tiles gathers logZ(h) and E_p[W], so that the backward pass does no work of the
-    vocabulary's size: ∇logp = W_y − E_p[W] and ∇KL = E_p[W] − e.
+    the vocabulary tiles gathers logZ(h) and E_p[W], so that the backward pass of these two does no work of
+    the vocabulary's size: ∇logp = W_y − E_p[W] and ∇KL = E_p[W] − e.
 
     Args:
         policy_hidden: `[N, D]`; gradients flow to it and to nothing else.
@@ -151,8 +155,9 @@ def frozen_head_token_stats(
         summary: of the same N tokens.
         targets: `[N]` int64.
         extras: "reverse_kl" (the summary must hold `hidden`), "policy_entropy". Both are exact and cost next to
-            nothing, but are *measurements*: they carry no gradient here, which would be work of the vocabulary's
-            size. For a loss on them use `linear_token_stats`.
+            nothing as measurements. A loss on the reverse KL costs a walk in the backward pass, over the tokens whose
+            reverse KL it contains (`frozen_reverse.py`). The entropy carries no gradient here; for a loss on it use
+            `linear_token_stats`.
 
     Raises:
         ValueError: a head that requires a gradient or has a softcap, shapes that do not fit, an unknown extra,

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .types import Extra, Head, ReferenceSummary
+from .types import Extra, Head, JensenShannon, NamedExtra, ReferenceSummary, mixture_of
 
 
 def index_range(index: Tensor) -> tuple[int, int]:
@@ -17,7 +17,7 @@ def index_range(index: Tensor) -> tuple[int, int]:
     return low, high
 
 
-def check_targets_and_extras(targets: Tensor, tokens: int, vocabulary: int, extras: Collection[str]) -> None:
+def check_targets_and_extras(targets: Tensor, tokens: int, vocabulary: int, extras: Collection[Extra]) -> None:
     """Raise ValueError unless `targets` are N entries of the vocabulary and `extras` are names of statistics."""
     if targets.shape != (tokens,):
         raise ValueError(f"targets must be [N] = [{tokens}], got {tuple(targets.shape)}")
@@ -27,9 +27,13 @@ def check_targets_and_extras(targets: Tensor, tokens: int, vocabulary: int, extr
             f"targets must lie in [0, {vocabulary}), got values from {low} to {high}. "
             "Padding (-100) does not belong here: pass counted tokens only"
         )
-    unknown = set(extras) - set(get_args(Extra))
+    mixtures = [extra for extra in extras if isinstance(extra, JensenShannon)]
+    unknown = [extra for extra in extras if extra not in (*get_args(NamedExtra), *mixtures)]
     if unknown:
-        raise ValueError(f"unknown extras {sorted(unknown)}; known are {', '.join(get_args(Extra))}")
+        known = ", ".join(get_args(NamedExtra))
+        raise ValueError(f"unknown extras {sorted(map(str, unknown))}; known are {known}, and JensenShannon(weight)")
+    if len(set(mixtures)) > 1:
+        raise ValueError(f"extras can hold one Jensen–Shannon divergence, got {len(set(mixtures))}")
 
 
 def check_logits(policy_logits: Tensor, reference_logits: Tensor) -> None:
@@ -65,7 +69,7 @@ def check_both_models(policy_hidden: Tensor, policy_head: Head, reference_hidden
         )
 
 
-def check_shared_head(name: str, hidden: Tensor, head: Head, targets: Tensor, extras: Collection[str] = ()) -> None:
+def check_shared_head(name: str, hidden: Tensor, head: Head, targets: Tensor, extras: Collection[Extra] = ()) -> None:
     """Raise ValueError unless hidden states and targets fit a head that policy and reference can share."""
     check_hidden(name, hidden, head)
     check_targets_and_extras(targets, hidden.shape[0], head.weight.shape[0], extras)
@@ -76,7 +80,7 @@ def check_shared_head(name: str, hidden: Tensor, head: Head, targets: Tensor, ex
         )
 
 
-def check_summary(policy_hidden: Tensor, head: Head, summary: ReferenceSummary, extras: Collection[str]) -> None:
+def check_summary(policy_hidden: Tensor, head: Head, summary: ReferenceSummary, extras: Collection[Extra]) -> None:
     """Raise ValueError unless the head is frozen and the summary is of these tokens and suffices for the extras."""
     if head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad):
         raise ValueError(
@@ -87,6 +91,11 @@ def check_summary(policy_hidden: Tensor, head: Head, summary: ReferenceSummary, 
         raise ValueError(
             f"the summary holds {tuple(summary.expected_weight.shape)} for hidden states "
             f"{tuple(policy_hidden.shape)}: it was made for other tokens or another model"
+        )
+    if mixture_of(extras) is not None:
+        raise ValueError(
+            "a summary knows no entry of the vocabulary, so it gives no Jensen–Shannon divergence; "
+            "use linear_token_stats"
         )
     if "reverse_kl" in extras and summary.hidden is None:
         raise ValueError("reverse_kl needs the reference's hidden states, and the summary's `hidden` is None")

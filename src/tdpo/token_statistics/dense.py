@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..divergences import kl_of_logp, log_softmax, weighted_log_gap
-from .types import Extra, Head, TokenStats
+from ..divergences import jensen_shannon_of_logp, kl_of_logp, log_softmax, weighted_log_gap
+from .types import Extra, Head, MixtureTokenStats, TokenStats, mixture_of
 
 
 def statistics_of_logits(
@@ -18,13 +19,17 @@ def statistics_of_logits(
     policy = log_softmax(policy_logits)
     reference = log_softmax(reference_logits.detach())
     index = targets[:, None]
-    return TokenStats(
+    stats = TokenStats(
         policy_logp=policy.gather(1, index)[:, 0],
         reference_logp=reference.gather(1, index)[:, 0],
         forward_kl=kl_of_logp(reference, policy),
         reverse_kl=kl_of_logp(policy, reference) if "reverse_kl" in extras else None,
         policy_entropy=_entropy(policy) if "policy_entropy" in extras else None,
     )
+    mixture = mixture_of(extras)
+    if mixture is None:
+        return stats
+    return MixtureTokenStats(**vars(stats), jensen_shannon=jensen_shannon_of_logp(policy, reference, mixture.weight))
 
 
 def _entropy(logp: Tensor) -> Tensor:
@@ -45,4 +50,4 @@ def linear_statistics(
     with torch.no_grad():
         reference_logits = reference_head.logits(reference_hidden.to(wide))
     stats = statistics_of_logits(policy_head.logits(policy_hidden.to(wide)), reference_logits, targets, extras)
-    return TokenStats(**{name: value.to(result) for name, value in vars(stats).items() if value is not None})
+    return replace(stats, **{name: value.to(result) for name, value in vars(stats).items() if value is not None})

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .frozen_reverse import reverse_kl_gradient
 from .products import Workspace, add_wide_product
 from .tiles import Accumulator, tile_bounds, tile_logits
 from .types import Extra, Head, ReferenceSummary, TokenStats
@@ -220,7 +221,9 @@ class _FrozenHeadStats(torch.autograd.Function):
         walked = walk(hidden, head, no_ids if summary.likeliest is None else summary.likeliest)
         log_z, expected = walked.log_z, walked.expected_weight
         ctx.head = head
-        ctx.save_for_backward(expected, summary.expected_weight, targets)
+        ctx.set_materialize_grads(False)  # a reverse KL that is only measured must cost nothing here
+        needs_hidden = (hidden, summary.hidden, log_z) if "reverse_kl" in extras else ()
+        ctx.save_for_backward(expected, summary.expected_weight, targets, *needs_hidden)
         ctx.hidden_dtype = hidden.dtype
         logp = own_logits(hidden, head, targets) - log_z
         kl = log_z + summary.offset - row_dot(summary.expected_weight, hidden)
@@ -230,14 +233,20 @@ class _FrozenHeadStats(torch.autograd.Function):
         if "policy_entropy" in extras:
             entropy = log_z - row_dot(expected, hidden) - walked.expected_bias
         out = [value.to(expected.dtype) for value in (logp, kl, reverse_kl, entropy)]
-        ctx.mark_non_differentiable(*out[2:])
+        ctx.mark_non_differentiable(*(out[3:] if "reverse_kl" in extras else out[2:]))
         return tuple(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        d_logp, d_kl, *_ = upstream
-        expected, expected_reference, targets = ctx.saved_tensors
+        expected, expected_reference, targets, *of_reverse = ctx.saved_tensors
+        nothing = torch.zeros_like(expected[:, 0])
+        d_logp, d_kl = (nothing if gradient is None else gradient for gradient in upstream[:2])
         own = ctx.head.weight[targets].to(expected.dtype) * ctx.head.scale
         d_hidden = d_logp[:, None] * (own - expected) + d_kl[:, None] * (expected - expected_reference)
+        if upstream[2] is not None:
+            hidden, reference_hidden, log_z = of_reverse
+            d_hidden += reverse_kl_gradient(
+                hidden, reference_hidden, ctx.head, log_z, expected, expected_reference, upstream[2]
+            )
         return d_hidden.to(ctx.hidden_dtype), None, None, None, None

@@ -8,6 +8,7 @@ log Z behind (nats, float64 accumulators):
     ∇ KL(q‖p)    = p − q
     ∇ KL(p‖q)    = p·(log p − log q − KL(p‖q))
     ∇ H(p)       = −p·(log p + H(p))
+    ∇ JS         = (1 − w)·p·(log p − log m − KL(p‖m))      (`tiled_mixture.py`)
 
 The backward pass recomputes a tile of logits, turns it into its gradient in place and contracts it at
 once. It skips the head's gradient when the head is frozen, and the reference's logits for tokens
@@ -24,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from .tiled_backward import BackwardWalk
 from .tiled_forward import ForwardWalk, Plan
-from .types import Extra, Head, TokenStats
+from .types import Extra, Head, MixtureTokenStats, TokenStats, mixture_of
 
 
 def linear_statistics(
@@ -38,16 +39,19 @@ def linear_statistics(
     """`linear_token_stats` on arguments that were checked."""
     plan = Plan.of(policy_head, reference_head, extras)
     with torch.autocast(policy_hidden.device.type, enabled=False):
-        policy_logp, reference_logp, forward_kl, reverse_kl, entropy = _TiledTokenStats.apply(
+        policy_logp, reference_logp, forward_kl, reverse_kl, entropy, jensen_shannon = _TiledTokenStats.apply(
             policy_hidden, policy_head.weight, policy_head.bias, reference_hidden.detach(), targets, plan
         )
-    return TokenStats(
+    stats = TokenStats(
         policy_logp,
         reference_logp,
         forward_kl,
         reverse_kl if "reverse_kl" in extras else None,
         entropy if "policy_entropy" in extras else None,
     )
+    if mixture_of(extras) is None:
+        return stats
+    return MixtureTokenStats(**vars(stats), jensen_shannon=jensen_shannon)
 
 
 class _TiledTokenStats(torch.autograd.Function):
@@ -65,7 +69,7 @@ class _TiledTokenStats(torch.autograd.Function):
         out = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         ctx.save_for_backward(
             hidden, weight, bias, reference_hidden, targets, sums.policy_log_z, sums.reference_log_z,
-            sums.reverse_kl, sums.entropy,
+            sums.reverse_kl, sums.entropy, sums.policy_to_mixture,
         )  # fmt: skip
         ctx.plan = plan
         reference_logp = sums.reference_logp.to(out)
@@ -76,6 +80,7 @@ class _TiledTokenStats(torch.autograd.Function):
             sums.forward_kl.to(out),
             sums.reverse_kl.to(out),
             sums.entropy.to(out),
+            sums.jensen_shannon.to(out),
         )
 
     @staticmethod
@@ -84,10 +89,8 @@ class _TiledTokenStats(torch.autograd.Function):
         # Weight and bias are saved only for autograd's check that nothing changed them in place since.
         hidden, _weight, _bias, reference_hidden, targets, *saved = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        d_logp, _, d_forward, d_reverse, d_entropy = upstream
-        walk = BackwardWalk(
-            hidden, reference_hidden, targets, ctx.plan, saved, (d_logp, d_forward, d_reverse, d_entropy)
-        )
+        d_logp, _, *d_others = upstream
+        walk = BackwardWalk(hidden, reference_hidden, targets, ctx.plan, saved, (d_logp, *d_others))
         with torch.autocast(hidden.device.type, enabled=False):
             grads = walk.run(needs_hidden, needs_weight, needs_bias)
         return (*grads, None, None, None)

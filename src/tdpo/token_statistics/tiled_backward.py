@@ -7,14 +7,16 @@ from torch import Tensor
 
 from .products import Workspace, add_wide_product, narrow_product
 from .tiled_forward import Plan
+from .tiled_mixture import mixture_gradient
 from .tiles import own_entry, tile_bounds, tile_logits
+from .types import mixture_of
 
 
 class BackwardWalk:
     """The backward pass: recompute each tile of logits, turn it into its gradient dz in place, contract it.
 
-    `saved` are log Z of both models, the reverse KL and the entropy, `upstream` the gradients of policy_logp,
-    forward_kl, reverse_kl and policy_entropy; `[N]` each.
+    `saved` are log Z of both models, the reverse KL, the entropy and KL(p‖m), `upstream` the gradients of policy_logp,
+    forward_kl, reverse_kl, policy_entropy and jensen_shannon; `[N]` each.
     """
 
     def __init__(
@@ -24,24 +26,26 @@ class BackwardWalk:
         targets: Tensor,
         plan: Plan,
         saved: list[Tensor],
-        upstream: tuple[Tensor, Tensor, Tensor, Tensor],
+        upstream: tuple[Tensor, ...],
     ) -> None:
         self.plan = plan
         self.work = Workspace()
         self.wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        d_logp, d_forward, d_reverse, d_entropy = (g.to(self.wide) for g in upstream)
+        d_logp, d_forward, d_reverse, d_entropy, d_mixture = (g.to(self.wide) for g in upstream)
         # Tokens that need the reference again come first, so that they are one contiguous block.
-        needs_reference = (d_forward != 0) | (d_reverse != 0)
+        needs_reference = (d_forward != 0) | (d_reverse != 0) | (d_mixture != 0)
         self.order = order = torch.argsort(needs_reference.int(), descending=True, stable=True)
         self.with_reference = int(needs_reference.sum())
         self.hidden = hidden[order]
         self.reference_hidden = reference_hidden[order[: self.with_reference]]
         self.targets = targets[order]
-        self.log_z, self.log_z_ref, self.reverse, self.entropy = (s[order] for s in saved)
+        self.log_z, self.log_z_ref, self.reverse, self.entropy, self.policy_to_mixture = (s[order] for s in saved)
         self.d_logp, self.d_forward = d_logp[order], d_forward[order]
-        self.d_reverse, self.d_entropy = d_reverse[order], d_entropy[order]
+        self.d_reverse, self.d_entropy, self.d_mixture = d_reverse[order], d_entropy[order], d_mixture[order]
         self.any_reverse = "reverse_kl" in plan.extras and bool((d_reverse != 0).any())
         self.any_entropy = "policy_entropy" in plan.extras and bool((d_entropy != 0).any())
+        mixture = mixture_of(plan.extras)
+        self.weight = mixture.weight if mixture is not None and bool((d_mixture != 0).any()) else None
 
     def run(
         self, needs_hidden: bool, needs_weight: bool, needs_bias: bool
@@ -78,12 +82,15 @@ class BackwardWalk:
             chain = (z / head.softcap).square_().neg_().add_(1.0)
         logp = z.sub_(self.log_z.to(self.wide)[:, None])
         extra = self._extra_gradient(logp, start, end) if self.any_reverse or self.any_entropy else None
+        mixed = None if self.weight is None else self._mixture_gradient(logp, self.weight, start, end)
         dz = logp.exp_().mul_((self.d_forward - self.d_logp)[:, None])
         if k:
             logq = self._reference_logp(start, end)
             dz[:k].sub_(logq.exp_().mul_(self.d_forward[:k, None]))
         if extra is not None:
             dz += extra
+        if mixed is not None:
+            dz[:k] += mixed
         self._add_targets(dz, start, end)
         if chain is not None:
             dz *= chain
@@ -103,6 +110,13 @@ class BackwardWalk:
             gap = safe_logp[:k] - self._reference_logp(start, end)
             out[:k] += self.d_reverse[:k, None] * (gap - self.reverse[:k].to(self.wide)[:, None])
         return torch.where(p > 0, out.mul_(p), 0.0)
+
+    def _mixture_gradient(self, logp: Tensor, weight: float, start: int, end: int) -> Tensor:
+        """d_mixture·∇JS of the tokens that need the reference."""
+        k = self.with_reference
+        logq = self._reference_logp(start, end)
+        gradient = mixture_gradient(logp[:k], logq, weight, self.policy_to_mixture[:k].to(self.wide))
+        return gradient.mul_(self.d_mixture[:k, None])
 
     def _add_targets(self, dz: Tensor, start: int, end: int) -> None:
         """Add d_logp at each token's own entry, if that lies in the tile."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .products import Workspace
+from .tiled_mixture import MixtureSums
 from .tiles import Accumulator, masks_vocabulary, own_entry, tile_bounds, tile_logits, weighted_row_sum
-from .types import Extra, Head
+from .types import Extra, Head, mixture_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class ForwardSums:
     forward_kl: Tensor
     reverse_kl: Tensor
     entropy: Tensor
+    jensen_shannon: Tensor
+    policy_to_mixture: Tensor  # KL(p‖m) of the Jensen–Shannon divergence, which its gradient needs
 
 
 class ForwardWalk:
@@ -63,7 +66,21 @@ class ForwardWalk:
     def run(self) -> ForwardSums:
         for start, end in tile_bounds(self.hidden.shape[0], self.plan.policy_head.weight.shape[0]):
             self._add_tile(start, end)
-        return self._sums()
+        sums = self._sums()
+        mixture = mixture_of(self.plan.extras)
+        return sums if mixture is None else self._with_mixture(sums, mixture.weight)
+
+    def _with_mixture(self, sums: ForwardSums, weight: float) -> ForwardSums:
+        """A second walk, which needs log Z of both models."""
+        gathered = MixtureSums(len(self.hidden), weight, self.hidden.device)
+        for start, end in tile_bounds(self.hidden.shape[0], self.plan.policy_head.weight.shape[0]):
+            z = tile_logits(self.hidden, self.plan.policy_head, start, end, self.work)
+            z_ref = tile_logits(
+                self.reference_hidden, self.plan.reference_head, start, end, self.work, "reference logits"
+            )
+            logp = z.sub_(sums.policy_log_z.to(z.dtype)[:, None])
+            gathered.add_tile(logp, z_ref.sub_(sums.reference_log_z.to(z_ref.dtype)[:, None]))
+        return replace(sums, jensen_shannon=gathered.divergence, policy_to_mixture=gathered.policy_kl)
 
     def _add_tile(self, start: int, end: int) -> None:
         plan, work = self.plan, self.work
@@ -105,6 +122,8 @@ class ForwardWalk:
             forward_kl=forward_kl.masked_fill_(self.policy_lacks, torch.inf),
             reverse_kl=reverse_kl.masked_fill(self.reference_lacks, torch.inf),
             entropy=log_z - self.mean_z / self.policy.total if "policy_entropy" in extras else zeros,
+            jensen_shannon=zeros,
+            policy_to_mixture=zeros,
         )
 
 

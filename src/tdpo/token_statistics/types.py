@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,8 +13,33 @@ from torch import Tensor
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int
 
-Extra = Literal["reverse_kl", "policy_entropy"]
+NamedExtra = Literal["reverse_kl", "policy_entropy"]
 Impl = Literal["auto", "tiled", "dense"]
+
+
+@dataclass(frozen=True)
+class JensenShannon:
+    """An extra: the Jensen–Shannon divergence w·KL(q‖m) + (1 − w)·KL(p‖m), m = w·q + (1 − w)·p.
+
+    q is the reference, p the policy, and `weight` is w, the reference's share of the mixture.
+
+    Raises:
+        ValueError: the weight is not strictly between 0 and 1.
+    """
+
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.weight < 1.0:
+            raise ValueError(f"weight must lie strictly between 0 and 1, got {self.weight}")
+
+
+Extra = NamedExtra | JensenShannon
+
+
+def mixture_of(extras: Collection[Extra]) -> JensenShannon | None:
+    """The Jensen–Shannon divergence among the extras, of which there is at most one; None where there is none."""
+    return next((extra for extra in extras if isinstance(extra, JensenShannon)), None)
 
 
 @dataclass(frozen=True)
@@ -30,6 +56,13 @@ class TokenStats:
     forward_kl: Float[Tensor, " N"]
     reverse_kl: Float[Tensor, " N"] | None = None
     policy_entropy: Float[Tensor, " N"] | None = None
+
+
+@dataclass(frozen=True)
+class MixtureTokenStats(TokenStats):
+    """TokenStats where `JensenShannon` was asked for: `jensen_shannon` `[N]`, nats per token, always finite."""
+
+    jensen_shannon: Float[Tensor, " N"] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..guards.texts import markdown_text, quoted_yaml
+from ..kl_choices import KLTerm
 from ..methods import METHODS, Method
 
 SHOWN = (
@@ -82,6 +83,7 @@ def online_pairs_model_card(
     lines = [
         f"- {_loss(settings, method)}, on the best against the worst of "
         f"{settings['rollouts']['samples_per_prompt']} own responses to a prompt",
+        *_kl_beside(settings),
         f"- reference: {_reference(settings)}",
         _weights(settings),
         f"- {online['iterations']} iterations of {settings['rollouts']['completions']} completions, {online['passes']} "
@@ -169,11 +171,21 @@ def _loss(settings: Settings, method: Method) -> str:
     return f"loss {loss['name']}{beta}{alpha}{smoothing}"
 
 
+def _kl_beside(settings: Settings) -> list[str]:
+    """The KL beside the loss, or the one that is the loss; nothing where there is none."""
+    loss = settings["loss"]
+    if loss.get("kl") is None:
+        return []
+    term, place = KLTerm(**loss["kl"]), "the loss" if loss["name"] == "kl" else "beside the loss"
+    return [f"- {place}: {term.coefficient:g} × the {term.in_words()}"]
+
+
 def _method(settings: Settings, method: Method) -> list[str]:
     training = settings["training"]
     length = f"{training['max_steps']} updates" if training["max_steps"] else f"{training['epochs']:g} epochs"
     return [
         f"- {_loss(settings, method)}",
+        *_kl_beside(settings),
         f"- reference: {_reference(settings)}",
         _weights(settings),
         f"- {length} of {training['batch_size']} pairs, {training['optimizer']}, peak learning rate "

@@ -126,6 +126,34 @@ def load_beside(model: Any, policy: Any, args: Arguments) -> Any:
     return load_causal_lm(model, dtype=dtype, trust_remote_code=args.trust_remote_code)
 
 
+# Models of one family give some reserved entries other names; two vocabularies differ in most of them.
+MOST_RENAMED = 0.01
+
+
+def check_same_tokens(tokenizer: Any, reference: Any, args: Arguments) -> None:
+    """Raise ValueError where a reference that is given by name gives the entries of the vocabulary to other tokens.
+
+    Vocabularies of one size would pass every other check, and each KL would compare unlike tokens.
+    """
+    if not isinstance(reference, str | Path) or not hasattr(tokenizer, "get_vocab"):
+        return
+    try:
+        other = load_tokenizer(reference, trust_remote_code=args.trust_remote_code)
+    except (FileNotFoundError, ValueError):
+        logger.info("The reference %s has no tokenizer of its own; it is taken to have the policy's.", reference)
+        return
+    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (tokenizer, other))
+    shared = sorted(ours.keys() & theirs.keys())
+    renamed = [i for i in shared if ours[i] != theirs[i]]
+    if len(renamed) > MOST_RENAMED * len(shared):
+        i = renamed[0]
+        raise ValueError(
+            f"the reference {reference} has other tokens than the policy: {len(renamed)} of {len(shared)} entries "
+            f"differ, as {i} does, {ours[i]!r} in the policy and {theirs[i]!r} in the reference. A KL over the "
+            "vocabulary compares entry with entry; choose a reference with the policy's tokenizer."
+        )
+
+
 def _refuse_prompt_learning(peft_config: Any) -> None:
     if getattr(peft_config, "is_prompt_learning", False):
         raise ValueError(

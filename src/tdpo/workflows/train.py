@@ -40,7 +40,7 @@ def train(
 
 @dataclass(frozen=True)
 class LearningFromPairs(Method):
-    """SFT, DPO, IPO, TDPO1 and TDPO2: `TDPOTrainer` on the rows of a recipe."""
+    """SFT, DPO, IPO, TDPO1, TDPO2 and distillation: `TDPOTrainer` on the rows of a recipe."""
 
     recipe: Recipe
     say: Say
@@ -89,8 +89,9 @@ class LearningFromPairs(Method):
     def note(self, logs: dict[str, Any]) -> str | None:
         if "margin" not in logs:
             return None
+        term = f"KL term {logs['kl_term']:z.2f} nats · " if "kl_term" in logs else ""
         return (
-            f"loss {logs['loss']:.3f} · margin {logs['margin']:+.2f} · "
+            f"loss {logs['loss']:.3f} · margin {logs['margin']:+.2f} · {term}"
             f"chosen KL {logs['chosen_forward_kl']:z.2f} nats · {logs['tokens_per_second']:.0f} tokens/s"
         )
 

@@ -68,6 +68,7 @@ def pair_arguments(recipe: Recipe) -> TDPOConfig:
         **_common(recipe, training, training, training.learning_rate),
         **_intervals(training.eval_steps, training.save_steps),
         **length,
+        kl=None if recipe.loss.kl is None else recipe.loss.kl.model_dump(),
         **(grouping_by_length() if training.group_by_length else {}),
         per_device_train_batch_size=per_device,
         per_device_eval_batch_size=per_device,

@@ -153,7 +153,7 @@ class Odd(hf.LlamaForCausalLM):
         return output
 
 
-@pytest.mark.parametrize("loss", ["tdpo2", "tdpo1", "dpo", "ipo"])
+@pytest.mark.parametrize("loss", ["tdpo2", "tdpo1", "dpo", "ipo", "f_dpo_forward", "f_dpo_js"])
 def test_without_an_understood_head_the_numbers_are_the_same(loss: str, tokenizer: Any, tmp_path: Path) -> None:
     model = build_model("llama")
     model.__class__ = Odd
@@ -232,6 +232,30 @@ def test_an_evaluation_equals_a_direct_computation(tokenizer: Any, tmp_path: Pat
         assert found[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), name
     given_now = trainer.evaluate(plain_rows(7, seed=2), metric_key_prefix="test")
     assert given_now["test_loss"] == found["eval_loss"], "rows given to evaluate are read as the constructor's are"
+
+
+@pytest.mark.parametrize(
+    ("kl", "which"),
+    [
+        ({"direction": "reverse"}, lambda chosen, rejected: 0.5 * (chosen["reverse_kl"] + rejected["reverse_kl"])),
+        ({"direction": "reverse", "on": "chosen"}, lambda chosen, rejected: chosen["reverse_kl"]),
+        ('{"on": "rejected"}', lambda chosen, rejected: rejected["forward_kl"]),
+    ],
+)
+def test_a_kl_beside_the_loss_is_added_outside_the_sigmoid(kl: Any, which: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Loss and logs beside explicit sums over full logits; margin and rewards are those of the loss alone."""
+    model = build_model("llama")
+    reference = different_model(model)
+    trainer = make_trainer(
+        model, tmp_path, tokenizer, ref_model=reference, eval_rows=plain_rows(5, seed=2), loss="tdpo1", kl=kl
+    )
+    numbers = pair_numbers(model, reference, trainer.eval_dataset)
+    expected = expected_logs(numbers, "tdpo1", kl=(0.1, which))
+    found = trainer.evaluate()
+    for name in METRICS:
+        assert found[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), name
+    term = sum(which(chosen, rejected) for chosen, rejected in numbers) / len(numbers)
+    assert found["eval_kl_term"] == pytest.approx(term, rel=1e-5) and found["eval_kl_coefficient"] == 0.1
 
 
 def test_several_evaluation_sets_are_reported_by_name(tokenizer: Any, tmp_path: Path) -> None:

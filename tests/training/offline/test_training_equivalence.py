@@ -26,6 +26,7 @@ from tdpo.training.offline.config import TDPOConfig, grouping_by_length
 # 20 pairs at 8 an update are 8, 8 and a ragged 4; five updates go into a second, reshuffled epoch.
 ROWS, GLOBAL_BATCH, UPDATES = 20, 8, 5
 KINDS = ["full", "lora"]
+ADAPTED_HEAD = {"lora": ("lm_head",), "frozen head": ()}
 SPLITS = {"8": (8, 1), "4 × 2": (4, 2), "1 × 8": (1, 8)}
 
 
@@ -38,7 +39,7 @@ def run(kind: str, folder: Path, *, batch: int = 8, accumulation: int = 1, **cha
         folder,
         build_tokenizer(),
         plain_rows(ROWS),
-        peft_config=lora("q_proj", "v_proj", "down_proj", "lm_head") if kind == "lora" else None,
+        peft_config=None if kind == "full" else lora("q_proj", "v_proj", "down_proj", *ADAPTED_HEAD[kind]),
         **{
             "per_device_train_batch_size": batch,
             "gradient_accumulation_steps": accumulation,
@@ -140,6 +141,33 @@ def test_grouped_batches_are_the_same_however_an_update_is_split(tmp_path: Path)
     agree(run("lora", tmp_path, batch=2, accumulation=4, **changes), run("lora", tmp_path, **changes))
 
 
+BESIDE = {
+    "reverse": {"kind": "frozen head", "loss": "dpo", "kl": {"direction": "reverse", "coefficient": 3.0}},
+    "forward": {"kind": "full", "loss": "ipo", "kl": {"on": "rejected", "coefficient": 30.0}},
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_kl_beside_the_loss_is_one_trajectory_too(name: str, tmp_path: Path) -> None:
+    """In every layout, on every head path, from a cache, and however an update is split."""
+    case: dict[str, Any] = {**BESIDE[name], "max_steps": 3}
+    one, alone = run(folder=tmp_path / "one", **case), run(folder=tmp_path / "alone", **{**case, "kl": None})
+    logs, side = train_logs(one), "rejected_forward_kl" if name == "forward" else "chosen_reverse_kl"
+    assert logs[0]["kl_term"] == pytest.approx(0.0, abs=1e-5) and logs[-1]["kl_term"] > 1e-3
+    assert {line["kl_coefficient"] for line in logs} == {case["kl"]["coefficient"]}
+    assert not {"kl_term", "kl_coefficient"} & train_logs(alone)[0].keys()
+    assert logs[-1][side] < 0.95 * train_logs(alone)[-1][side], "it holds what it is put on"
+    for folder, change in {
+        "packed": {"batch": 2, "accumulation": 4, "max_tokens_per_row": 64, "reference": "cache"},
+        "padded": {"batch": 4, "accumulation": 2, "prefix_sharing": "off", "head_impl": "tiled"},
+    }.items():
+        other = run(folder=tmp_path / folder, **{**case, **change})
+        for trainer in (one, other):
+            train_logs(trainer)[0]["accuracy"] = 0.0  # of margins that are 0 up to rounding
+        agree(other, one)
+        assert train_logs(other)[-1]["kl_term"] == pytest.approx(logs[-1]["kl_term"], rel=1e-4)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing_changes_nothing(
@@ -173,6 +201,7 @@ def distributed_run(folder: Path) -> None:
             save_steps=3,
             # Nobody is told where the others are in making the cache, so it is made by both processes, or by one.
             reference="cache" if kind == "full" else "model",
+            kl={"direction": "reverse", "on": "rejected"} if kind == "lora" else None,
         )
         assert trainer.args.world_size == processes, "accelerate launched what it was asked for"
         evaluated = trainer.evaluate()  # 7 pairs do not divide by 2 processes × 4

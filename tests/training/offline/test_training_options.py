@@ -78,7 +78,7 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"loss": "kto"}, r"loss must be one of tdpo2, tdpo1, dpo, ipo, sft, got 'kto'"),
+        ({"loss": "kto"}, r"loss must be one of tdpo2, tdpo1, dpo, ipo, f_dpo_forward, f_dpo_js, sft, kl, got 'kto'"),
         ({"beta": 0.0}, r"beta must be a number > 0, got 0.0"),
         ({"beta": math.nan}, r"beta must be a number > 0, got nan"),
         ({"beta": "0.1"}, r"beta must be a number > 0, got '0.1'"),
@@ -94,6 +94,17 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
         ({"label_smoothing": 0.5}, r"label_smoothing must be a number ≥ 0 and < 0.5, got 0.5"),
         ({"label_smoothing": -0.1}, r"label_smoothing must be a number ≥ 0 and < 0.5, got -0.1"),
         ({"beta": None}, r"beta must be a number > 0, got None"),
+        ({"kl": {"direction": "backward"}}, r"kl.direction must be one of forward, reverse, js, got 'backward'"),
+        ({"kl": {"coefficient": 0}}, r"kl.coefficient must be finite and > 0, got 0"),
+        (
+            {"kl": {"coef": 1}},
+            r"kl must be a dictionary with some of direction, on, coefficient, weight, got {'coef': 1}",
+        ),
+        ({"kl": 0.1}, r"kl must be a dictionary with some of direction, on, coefficient, weight, got 0.1"),
+        ({"kl": "reverse"}, r"kl='reverse' is no JSON"),
+        ({"kl": {"weight": 0.3}}, r"kl.weight has no effect with direction forward"),
+        ({"kl": {"direction": "js", "weight": 1.0}}, r"kl.weight must lie strictly between 0 and 1, got 1.0"),
+        ({"loss": "kl", "beta": 0.3}, r"beta=0.3 has no effect with loss='kl'"),
         ({"max_length": 1}, r"max_length must be a whole number ≥ 2 or None, got 1"),
         ({"max_length": 12.5}, r"max_length must be a whole number"),
         ({"max_length": True}, r"max_length must be a whole number"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from helpers.several_processes import clean_processes
 from helpers.tiny_models import build_model, build_tokenizer
@@ -195,6 +196,34 @@ def test_batches_grouped_by_length_and_packed_resume_in_their_order(tmp_path: Pa
     resumed = new_trainer(tmp_path / "stopped", "lora with dropout", **changes)
     resumed.train(resume_from_checkpoint=True)
     compare(resumed, whole)
+
+
+def test_a_coefficient_that_changes_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """The coefficient of the KL beside the loss is the trainer's state, and not only its argument."""
+
+    class Doubled(TrainerCallback):
+        def __init__(self, trainer: TDPOTrainer) -> None:
+            self.loss = trainer.preference_loss
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.loss.kl_coefficient *= 2
+
+    def trainer(folder: str, stop: int | None = None) -> TDPOTrainer:
+        made = new_trainer(tmp_path / folder, "full", kl={"direction": "reverse"}, max_steps=6, eval_strategy="no")
+        made.add_callback(Doubled(made))
+        if stop is not None:
+            made.add_callback(StopAt(stop))
+        return made
+
+    whole = trainer("whole")
+    whole.train()
+    assert [line["kl_coefficient"] for line in train_logs(whole)] == [0.1 * 2**n for n in range(1, 7)]
+    with pytest.raises(KeyboardInterrupt):
+        trainer("cut", stop=3).train()
+    resumed = trainer("cut")
+    resumed.train(resume_from_checkpoint=True)
+    for name, weight in trained_weights(whole).items():
+        assert torch.equal(trained_weights(resumed)[name], weight), name
 
 
 def test_a_half_written_last_line_of_metrics_is_dropped(

@@ -6,9 +6,13 @@ are called, which is on a GPU only: ask `kernels_apply` first.
 
 from __future__ import annotations
 
+import functools
+import logging
+
 from torch import Tensor
 
-from ..types import Extra, Head, ReferenceSummary, TokenStats
+from .. import tiled as plain
+from ..types import Extra, Head, ReferenceSummary, TokenStats, mixture_of
 from .choice import kernels_apply
 
 __all__ = ["kernels_apply", "linear_statistics", "statistics", "summarize"]
@@ -22,7 +26,10 @@ def linear_statistics(
     targets: Tensor,
     extras: frozenset[Extra],
 ) -> TokenStats:
-    """`linear_token_stats` of two heads."""
+    """`linear_token_stats` of two heads. A Jensen–Shannon divergence has no kernel: the plain walk runs then."""
+    if mixture_of(extras) is not None:
+        _say_that_the_plain_walk_runs()
+        return plain.linear_statistics(policy_hidden, policy_head, reference_hidden, reference_head, targets, extras)
     from . import tiled
 
     return tiled.linear_statistics(policy_hidden, policy_head, reference_hidden, reference_head, targets, extras)
@@ -42,3 +49,10 @@ def statistics(
     from . import frozen
 
     return frozen.statistics(hidden, head, summary, targets, extras)
+
+
+@functools.cache
+def _say_that_the_plain_walk_runs() -> None:
+    logging.getLogger(__name__).info(
+        "The Jensen–Shannon divergence has no kernel: the head is walked without one, several times slower."
+    )

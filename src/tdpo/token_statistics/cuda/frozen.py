@@ -3,10 +3,15 @@
 Each tile is a product, a pass that turns logits into weights and their sums, and a product of the weights with W.
 The same formulas and the same correction of the likeliest entries as there; what differs is the scale of the weights,
 a power of two that starts at the policy's own logit of the reference's likeliest token (see `arithmetic`).
+
+There is no kernel for the gradient of the reverse KL: `frozen_reverse.py` of this room walks for it, and the log says
+so.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..frozen_reverse import reverse_kl_gradient
 from ..types import Extra, Head, ReferenceSummary, TokenStats
 from . import products
 from .choice import operand_dtype
@@ -222,7 +228,7 @@ def summarize(hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
 def statistics(
     hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[Extra]
 ) -> TokenStats:
-    """`frozen_head_token_stats`: one walk; the extras are detached, or None."""
+    """`frozen_head_token_stats`: one walk; the entropy is detached, and extras that were not asked for are None."""
     dtype = operand_dtype(hidden, head.weight)
     with torch.autocast(hidden.device.type, enabled=False):
         logp, kl, reverse_kl, entropy = _FrozenHeadStats.apply(hidden, head, summary, targets, extras, dtype)
@@ -250,22 +256,38 @@ class _FrozenHeadStats(torch.autograd.Function):
         own, shift = _named_logits(operand, head, summary.likeliest, targets)
         walked = walk(operand, head, _likeliest(summary, targets), shift, pair="reverse_kl" in extras)
         ctx.head, ctx.operand_dtype, ctx.hidden_dtype = head, dtype, hidden.dtype
-        ctx.save_for_backward(walked.expected_weight, summary.expected_weight, targets)
+        ctx.set_materialize_grads(False)  # a reverse KL that is only measured must cost nothing here
+        needs_hidden = (hidden, summary.hidden, walked.log_z) if "reverse_kl" in extras else ()
+        ctx.save_for_backward(walked.expected_weight, summary.expected_weight, targets, *needs_hidden)
         kl = walked.log_z + summary.offset - row_dot(summary.expected_weight, operand)
         kl = torch.where(kl.abs() < RESOLUTION, 0.0, kl)
         reverse_kl = _reverse_kl(operand, walked, summary) if "reverse_kl" in extras else torch.zeros_like(kl)
         out = [value.float() for value in (own - walked.log_z, kl, reverse_kl, walked.entropy)]
-        ctx.mark_non_differentiable(*out[2:])
+        ctx.mark_non_differentiable(*(out[3:] if "reverse_kl" in extras else out[2:]))
         return tuple(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        d_logp, d_kl, *_ = upstream
-        expected, expected_reference, targets = ctx.saved_tensors
+        expected, expected_reference, targets, *of_reverse = ctx.saved_tensors
+        nothing = torch.zeros_like(expected[:, 0])
+        d_logp, d_kl = (nothing if gradient is None else gradient for gradient in upstream[:2])
         own = ctx.head.weight[targets].to(ctx.operand_dtype).float().mul_(ctx.head.scale).sub_(expected)
         d_hidden = (expected - expected_reference).mul_(d_kl[:, None]).addcmul_(own, d_logp[:, None])
+        if upstream[2] is not None:
+            _say_that_the_plain_walk_runs()
+            hidden, reference_hidden, log_z = of_reverse
+            d_hidden += reverse_kl_gradient(
+                hidden, reference_hidden, ctx.head, log_z, expected, expected_reference, upstream[2]
+            )
         return d_hidden.to(ctx.hidden_dtype), None, None, None, None, None
+
+
+@functools.cache
+def _say_that_the_plain_walk_runs() -> None:
+    logging.getLogger(__name__).info(
+        "The gradient of the reverse KL has no kernel: in every backward pass the head is walked for it without one."
+    )
 
 
 def _likeliest(summary: ReferenceSummary, targets: Tensor) -> Tensor:

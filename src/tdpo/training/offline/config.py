@@ -12,6 +12,7 @@ from ...config import LogNames, Loss, LossName, PrefixSharing, Recipe, RecipeFie
 from ...methods import METHODS
 from ...scoring.options import HeadImpl
 from ..arguments import names_all_unknown
+from ..kl_arguments import KLArguments
 from .trl_arguments import TRLArguments
 
 # Each field that is a key of a recipe, whose default, range and help it has. The loss's strengths are numbers here,
@@ -40,7 +41,7 @@ REFUSED = {"label_smoothing_factor": "smooths token labels, which pairs do not h
 
 @names_all_unknown
 @dataclass
-class TDPOConfig(TRLArguments):
+class TDPOConfig(KLArguments, TRLArguments):
     """Arguments of `TDPOTrainer`; everything of `TrainingArguments` besides, with the defaults of `Arguments`.
 
     The fields below have the names, the defaults and the ranges of a recipe's sections `loss`, `data` and `training`
@@ -78,6 +79,7 @@ class TDPOConfig(TRLArguments):
         yield from FIELDS.problems(self)
         if self.head_impl not in get_args(HeadImpl):
             yield f"head_impl must be one of {', '.join(get_args(HeadImpl))}, got {self.head_impl!r}"
+        yield from self._kl_problems()
         yield from self._without_effect()
         yield from self._packing_problems()
         yield from (f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None))

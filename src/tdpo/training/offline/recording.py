@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from ...methods import METHODS
@@ -38,6 +39,7 @@ def _settings(args: TDPOConfig) -> dict[str, Any]:
     for name, is_there in (("beta", method.has_beta), ("alpha", method.has_alpha)):
         if not is_there:
             sections["loss"][name] = None
+    sections["loss"]["kl"] = None if args.kl_term is None else asdict(args.kl_term)
     has_limit = args.max_steps > 0
     sections["training"] |= {
         **optimizing_settings(args),

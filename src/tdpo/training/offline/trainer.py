@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from ...batches import ResponseBatch, TokenizedPair
 from ...models import Reference, causal_lm_of, reference_at_start
 from ...recipe_data.input_digests import pairs_inputs
+from ...records.json_files import read_json, write_json
 from ...scores import PairScores, score_pairs
 from ...scoring.configured_loss import beta_of, configured_loss
 from ...scoring.fitting import check_lengths
@@ -29,10 +30,10 @@ from ...scoring.layout import choose_layout, cover
 from ...scoring.pair_metrics import averages, pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import CachedReference, ReferenceSource
-from ...token_statistics import Extra
 from ..arguments import one_process_a_device, other_values
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile, TrainingMeter
+from ..resumption import reading
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .datasets import PairDatasets, all_pairs
@@ -44,7 +45,7 @@ from .trl_logs import TRLLogs
 
 logger = logging.getLogger(__name__)
 
-EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
+LOSS_STATE = "loss_state.json"
 
 
 class TDPOTrainer(CheckpointedTrainer):
@@ -103,14 +104,16 @@ class TDPOTrainer(CheckpointedTrainer):
                 f"args must be a TDPOConfig, got {type(args).__name__}; it understands the fields of TRL's DPOConfig"
             )
         check_call(args, data_collator, quantization_config, others)
+        args.check_teacher(ref_model)
         one_process_a_device(args, logger.warning)
         check_sharding(args)
         given = model
         prepared = prepare_models(model, ref_model, processing_class, peft_config, args)
         model, processing_class = prepared.policy, prepared.tokenizer
         start = reference_at_start(model, prepared.ref_model)
-        path = choose_head_path(model, start, args.head_impl)
-        self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
+        loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
+        path = choose_head_path(model, start, args.head_impl, loss.extras)
+        self.preference_loss = loss
         self._datasets = PairDatasets(model, processing_class, args)
         train_pairs, eval_pairs = (
             self._datasets.pairs("train", train_dataset),
@@ -197,7 +200,8 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def describe(self) -> str:
         """Which paths run, in a sentence for the log."""
-        return f"{self.statistics.describe()} Layout: {self.layout}."
+        beside = self.preference_loss.describe(self.statistics.path.name)
+        return f"{self.statistics.describe()} Layout: {self.layout}.{beside}"
 
     def _placed(self, reference: Reference) -> Reference:
         """The reference on the policy's device, sharded as the policy is."""
@@ -251,10 +255,10 @@ class TDPOTrainer(CheckpointedTrainer):
         batch = ResponseBatch.from_inputs(inputs)
         # A second model is not wrapped by accelerate: both must compute in one precision, or they differ at step 0.
         with self.accelerator.autocast():
-            stats = self.statistics(model, batch, extras=EXTRAS)
+            stats = self.statistics(model, batch, extras=self.preference_loss.extras)
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
-        loss = self.preference_loss(scores)
-        beta = beta_of(self.preference_loss)
+        loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
+        beta = beta_of(self.preference_loss.of_pairs)
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, beta)
         if model.training:
             self._meter.add(table, batch.num_tokens)
@@ -349,7 +353,7 @@ class TDPOTrainer(CheckpointedTrainer):
         self._eval_tables = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         table = torch.cat(self._eval_tables)
-        numbers = averages(table.sum(dim=0), table.shape[0])
+        numbers = self.preference_loss.logged(averages(table.sum(dim=0), table.shape[0]))
         own = {**numbers, **numbers_of(self._pair_function, table)}
         named = {f"{metric_key_prefix}_{name}": value for name, value in own.items()}
         named |= self._trl_logs.of_evaluation(numbers, self, metric_key_prefix)
@@ -359,7 +363,7 @@ class TDPOTrainer(CheckpointedTrainer):
         self._check_gradient(logs)
         if "loss" in logs and self._meter.pairs:
             totals = self.accelerator.reduce(self._meter.totals(self.args.device), reduction="sum")
-            numbers = self._meter.averages(totals)
+            numbers = self.preference_loss.logged(self._meter.averages(totals))
             self._meter = TrainingMeter()
             numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
             logs = {**logs, **numbers, **self._trl_logs.of_training(numbers, self)}
@@ -386,6 +390,19 @@ class TDPOTrainer(CheckpointedTrainer):
     def model_card(self) -> str:
         """The card of the model as it is now: method, data, numbers, versions; Markdown."""
         return pair_card(self)
+
+    def _save_own_state(self, checkpoint: Path) -> None:
+        """The coefficient of a KL beside the loss, which may change while training."""
+        state = self.preference_loss.state_dict()
+        if state and self.args.should_save:
+            write_json(checkpoint / LOSS_STATE, state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        path = None if checkpoint is None else Path(checkpoint) / LOSS_STATE
+        if path is not None and path.exists():
+            with reading(checkpoint, LOSS_STATE):
+                self.preference_loss.load_state_dict(read_json(path))
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """As transformers', but a sharded model is always written whole; its checkpoints are as they are asked for."""

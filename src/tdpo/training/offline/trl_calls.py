@@ -18,7 +18,7 @@ from ...batches import TokenizedPair
 from ...config.trl_names import NO_FOUR_BITS
 from ...models import load_causal_lm
 from ...scoring.pair_metrics import PAIR_METRICS
-from ..policy import load_beside, prepare_policy, prepare_tokenizer
+from ..policy import check_same_tokens, load_beside, prepare_policy, prepare_tokenizer
 from .config import TDPOConfig
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def prepare_models(model: Any, ref_model: Any, processing_class: Any, peft_confi
     loaded in another precision than the policy.
     """
     tokenizer = with_pad_token(prepare_tokenizer(processing_class, model, args), args.pad_token)
+    check_same_tokens(tokenizer, ref_model, args)
     model, ref_model = load_models(model, ref_model, args, trainable=peft_config is None)
     policy = prepare_policy(model, peft_config, args)
     if args.ref_model_init_kwargs and ref_model.dtype != policy.dtype:

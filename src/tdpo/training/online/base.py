@@ -23,6 +23,7 @@ from ...recipe_data.input_digests import prompts_inputs
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
 from ...scoring.head_path import choose_head_path
 from ...scoring.options import HeadImpl
+from ...token_statistics import Extra
 from ..arguments import one_process_a_device
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile
@@ -62,6 +63,7 @@ class OnlineTrainer(CheckpointedTrainer):
         optimizers: tuple[Any, Any],
         ref_model: Any | None,
         head_impl: HeadImpl,
+        extras: Sequence[Extra] = (),
     ) -> None:
         args = copy.copy(args)  # the length of the run is written into it below, and the caller's stays as it is
         if train_dataset is None:
@@ -85,7 +87,7 @@ class OnlineTrainer(CheckpointedTrainer):
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
         self._start = reference_at_start(model, load_beside(ref_model, model, args))
-        self._path = choose_head_path(model, self._start, head_impl)
+        self._path = choose_head_path(model, self._start, head_impl, extras)
         if self._path.name == "logits":
             raise ValueError(f"{self.METHOD} reads statistics off hidden states, but {self._path.why}")
         super().__init__(

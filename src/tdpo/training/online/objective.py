@@ -13,8 +13,8 @@ from .config import PPOConfig
 
 
 def head_impl(args: PPOConfig) -> HeadImpl:
-    """How token statistics are computed: the frozen path only measures the reverse KL and the entropy, so that a loss
-    on one of them takes the tiled path."""
+    """How token statistics are computed: a loss on the reverse KL or the entropy takes the tiled path, as the frozen
+    one has no gradient of the entropy."""
     return "tiled" if loss_extras(args) else "auto"
 
 

@@ -10,6 +10,7 @@ from typing import get_args
 
 from ...config import Loss, LossName, Recipe, RecipeFields
 from ...methods import METHODS
+from ..kl_arguments import KLArguments
 from .arguments import FIELDS as SAMPLING_FIELDS
 from .arguments import OnlineArguments
 
@@ -26,7 +27,7 @@ FIELDS = RecipeFields(
 
 
 @dataclass
-class OnlineTDPOConfig(OnlineArguments):
+class OnlineTDPOConfig(KLArguments, OnlineArguments):
     """Arguments of `OnlineTDPOTrainer`; everything of `TrainingArguments` besides, with the defaults of `Arguments`.
 
     One iteration samples `completions` responses, makes a pair of the best and the worst response to each prompt, and
@@ -61,6 +62,7 @@ class OnlineTDPOConfig(OnlineArguments):
         wrong = [*SAMPLING_FIELDS.problems(self), *FIELDS.problems(self), *self._own_ranges()]
         yield from wrong
         yield from self._without_effect("online preference learning")
+        yield from self._kl_problems()
         for name in ("beta", "alpha", "label_smoothing") if self.loss in get_args(LossName) else ():
             value = getattr(self, name)
             if value != getattr(type(self), name) and not getattr(METHODS[self.loss], f"has_{name}"):

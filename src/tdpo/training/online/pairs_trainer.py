@@ -22,7 +22,6 @@ from ...scoring.configured_loss import beta_of, configured_loss
 from ...scoring.pair_metrics import pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import LiveReference
-from ...token_statistics import Extra
 from ..logged_metrics import peak_memory_mib
 from .base import OnlineTrainer
 from .judging import Judge
@@ -33,8 +32,6 @@ from .recording import online_pairs_card, online_pairs_record
 from .schedule import Place
 
 logger = logging.getLogger(__name__)
-
-EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 
 
 class OnlineTDPOTrainer(OnlineTrainer):
@@ -79,12 +76,14 @@ class OnlineTDPOTrainer(OnlineTrainer):
         args = OnlineTDPOConfig(output_dir="online_tdpo_output") if args is None else args
         if not isinstance(args, OnlineTDPOConfig):
             raise TypeError(f"args must be an OnlineTDPOConfig, got {type(args).__name__}")
+        args.check_teacher(ref_model)
+        loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
+        self.preference_loss = loss
         super().__init__(
             model, reward_funcs, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks,
-            optimizers, ref_model, "auto",
+            optimizers, ref_model, "auto", loss.extras,
         )  # fmt: skip
         self._check_fit_of_others([])
-        self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
         reference = kept_reference(self.model, self._start)
         if reference.model is not None:
             reference.model.to(self.args.device)
@@ -105,7 +104,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         return (
             f"Loss {args.loss} on the best against the worst of {args.samples_per_prompt} responses to a prompt. "
             f"{args.iterations} iterations of {args.completions} completions, {args.updates_per_iteration} updates "
-            f"each. {self.statistics.describe()}"
+            f"each. {self.statistics.describe()}{self.preference_loss.describe(self._path.name)}"
         )
 
     def model_card(self) -> str:
@@ -136,12 +135,12 @@ class OnlineTDPOTrainer(OnlineTrainer):
         pairs = [iteration.pairs[n] for n in self._schedule.part(of_update, place.part)]
         batch = self._judge.batch(pairs or [iteration.spare])
         with self.accelerator.autocast():
-            stats = self.statistics(model, batch, extras=EXTRAS)
+            stats = self.statistics(model, batch, extras=self.preference_loss.extras)
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
-        loss = self.preference_loss(scores)
+        loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
         if not pairs:  # the gradient that other processes wait for
             return 0.0 * loss.per_pair.sum()
-        beta = beta_of(self.preference_loss)
+        beta = beta_of(self.preference_loss.of_pairs)
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, beta)
         iteration.learning.add(table, batch.num_tokens)
         total: Tensor = loss.per_pair.sum() * args.world_size / iteration.update_pairs[place.update]
@@ -156,6 +155,6 @@ class OnlineTDPOTrainer(OnlineTrainer):
         self._check_gradient(logs)
         if "loss" in logs and self._iteration is not None:
             iteration = self._under_way()
-            learned = iteration.learning.averages(self._total)
+            learned = self.preference_loss.logged(iteration.learning.averages(self._total))
             logs = {**logs, **iteration.logs, **learned, "peak_memory_mib": peak_memory_mib()}
         super().log(logs, start_time)

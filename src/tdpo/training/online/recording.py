@@ -48,6 +48,7 @@ def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: A
             **loss,
             "beta": args.beta if method.has_beta else None,
             "alpha": args.alpha if method.has_alpha else None,
+            "kl": None if args.kl_term is None else asdict(args.kl_term),
         },
         "rollouts": SAMPLING_FIELDS.sections(args)["rollouts"],
         "online": {
