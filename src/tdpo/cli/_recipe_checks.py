@@ -21,20 +21,6 @@ if TYPE_CHECKING:
     from ..batches import TokenizedPairs
     from ..config import AnyRecipe, Recipe
 
-# The module that a value of training.report_to or training.optimizer needs.
-NEEDED_MODULES = {
-    "adamw_8bit": "bitsandbytes",
-    "paged_adamw_8bit": "bitsandbytes",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "comet_ml": "comet_ml",
-    "clearml": "clearml",
-    "swanlab": "swanlab",
-}
-
-
 def recipe_checks(path: Path, overrides: Sequence[str]) -> Iterator[Check]:
     """Check the recipe itself, and then its run directory, packages, data and models, each independently."""
     from ..config import PPORecipe, RecipeError, load_recipe
@@ -82,10 +68,11 @@ def _run_dir(recipe: AnyRecipe) -> Iterator[Check]:
 
 def _packages(recipe: AnyRecipe) -> Iterator[Check]:
     from ..config import Recipe
+    from ..installation import PACKAGES_BY_CHOICE
 
     settings = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
     for value in (settings.optimizer, *settings.report_to):
-        module = NEEDED_MODULES.get(value)
+        module = PACKAGES_BY_CHOICE.get(value)
         if module and find_spec(module) is None:
             yield Check("packages", "problem", f"{value} needs {module}; pip install {module}")
 

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from ..installation import extra_command
 from ..records.locks import waiting_lock
 
 BUNDLED = "smollm2-135m"
@@ -75,7 +76,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     try:
         import gguf as _  # noqa: F401
     except ImportError as error:
-        raise ImportError('reading the bundled model needs gguf: pip install "tdpo[demo]"') from error
+        raise ImportError(f"reading the bundled model needs gguf: {extra_command('demo')}") from error
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )
