@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..batches import TokenizedPairs
     from ..config import AnyRecipe, Recipe
 
+
 def recipe_checks(path: Path, overrides: Sequence[str]) -> Iterator[Check]:
     """Check the recipe itself, and then its run directory, packages, data and models, each independently."""
     from ..config import PPORecipe, RecipeError, load_recipe
