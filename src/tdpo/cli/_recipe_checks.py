@@ -26,12 +26,15 @@ def recipe_checks(path: Path, overrides: Sequence[str]) -> Iterator[Check]:
     """Check the recipe itself, and then its run directory, packages, data and models, each independently."""
     from ..config import PPORecipe, RecipeError, load_recipe
 
+    replaced: list[str] = []
     try:
-        recipe = load_recipe(path, overrides)
+        recipe = load_recipe(path, overrides, say=replaced.append)
     except RecipeError as error:
         yield Check("recipe", "problem", str(error))
         return
     yield Check("recipe", "ok", f"{path}: {_in_words(recipe)}")
+    for sentence in replaced:
+        yield Check("recipe", "note", sentence)
     quiet_libraries()
     for name, check in {**BOTH, **(PPO if isinstance(recipe, PPORecipe) else PREFERENCES)}.items():
         yield from _run_check(name, check, recipe)

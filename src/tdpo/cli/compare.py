@@ -81,7 +81,7 @@ def read_study(path: Path, overrides: list[str] | None) -> Study:
     all_overrides = list(overrides or ())
     if path.is_dir() and not any(text.startswith("study_dir=") for text in all_overrides):
         all_overrides.append(f"study_dir={json.dumps(str(path))}")  # the folder may have been moved since
-    return load_study(path, all_overrides)
+    return load_study(path, all_overrides, say=say)
 
 
 def list_cells(study: Study) -> None:

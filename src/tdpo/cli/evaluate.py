@@ -36,7 +36,7 @@ def evaluate(run: RunArgument, overrides: Overrides = None, debug: Debug = False
                 f"an evaluation can change {', '.join(ALLOWED)}"
             )
     run_directory.model_path  # noqa: B018  # raises if there is nothing to evaluate yet
-    evaluation = evaluate_in(run_directory, load_recipe(run_directory.path, overrides or ()))
+    evaluation = evaluate_in(run_directory, load_recipe(run_directory.path, overrides or (), say=say))
     print_evaluations({run_directory.path.name: evaluation})
     say(f"written: {run_directory.path / 'evaluation.json'}, {run_directory.path / 'samples.jsonl'}")
 

@@ -170,7 +170,8 @@ def _loaded(values: dict[str, Any], arm: Arm, cell: CellKey, files: StudyFiles) 
         for key in (kind.key, *kind.fixed):
             if key in arm.set:
                 raise RecipeError([RecipeProblem(key, "makes the arm what it is; remove it from arms[].set", "")])
-        return load_recipe(values, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+        texts = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        return load_recipe(values, texts, replaces=False)  # a study is a document: it says all that it means
     except RecipeError as error:
         where = f"cell {files.name(cell)}"
         raise RecipeError([RecipeProblem(p.key, p.reason, where) for p in error.problems], "study") from None
