@@ -29,6 +29,7 @@ from .cell_judging import judge
 from .cells import (
     StudyFiles,
     evaluation_recipe,
+    reading_of,
     reference_cell,
     task_environment,
     task_of,
@@ -103,7 +104,7 @@ class _Work:
     def _reference_recipe(self, held_out: Path) -> AnyRecipe:
         study, task = self.study, task_of(self.study, self.cell.task)
         train_file = self.files.pairs(self.cell.task, self.cell.seed)
-        data: dict[str, Any] = {"train": str(train_file)}
+        data = {"train": str(train_file), **reading_of(task)}
         values: dict[str, Any] = {"run_dir": str(self.run.path), "model": study.model.model_dump(), "data": data}
         if task.environment is None:
             data["eval"] = str(held_out)

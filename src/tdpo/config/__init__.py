@@ -18,6 +18,7 @@ from .recipe_loading import (
 )
 from .recipe_problems import RecipeError, RecipeProblem
 from .schema import (
+    BadRows,
     Data,
     Evaluation,
     Lora,
@@ -27,6 +28,7 @@ from .schema import (
     PrefixSharing,
     Recipe,
     ReferenceSource,
+    RepeatedRows,
     Sampling,
     Training,
     TurnsToCount,
@@ -40,6 +42,7 @@ __all__ = [
     "VALUE_LEARNING_RATES",
     "AnyRecipe",
     "Arm",
+    "BadRows",
     "Claim",
     "ClaimPart",
     "Data",
@@ -60,6 +63,7 @@ __all__ = [
     "RecipeProblem",
     "Recording",
     "ReferenceSource",
+    "RepeatedRows",
     "Reward",
     "Rollouts",
     "Sampling",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
-from typing import Literal
 
 from ..batches import TokenizedPairs, tokenize_pairs
 from ..chat_templates import template_columns
-from ..config import Recipe
+from ..config import Data, Recipe
 from ..models import ModelFacts
-from ..preferences import PreferenceRow, Preferences, load_preferences
+from ..preferences import PreferenceRow, Preferences, count_repeated, load_preferences
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,17 @@ def read_data(recipe: Recipe) -> RecipeData:
         ValueError: `data.eval_fraction` leaves no prompts to train on or none to hold out.
     """
     data = recipe.data
-    train = _load("data.train", data.train, data.split or "train", data.on_bad_rows)
+    train = _load("data.train", data.train, data.split or "train", data)
     if data.eval is not None:
-        return RecipeData(train, _load("data.eval", data.eval, data.eval_split or "test", data.on_bad_rows))
+        return RecipeData(train, _load("data.eval", data.eval, data.eval_split or "test", data))
     if data.eval_fraction is None:
         return RecipeData(train, None)
     return _hold_out(train, data.eval_fraction, recipe.seed)
 
 
-def _load(key: str, source: str, split: str, on_bad_rows: Literal["error", "skip"]) -> Preferences:
+def _load(key: str, source: str, split: str, data: Data) -> Preferences:
     try:
-        return load_preferences(source, split=split, on_bad_rows=on_bad_rows)
+        return load_preferences(source, split=split, on_bad_rows=data.on_bad_rows, repeated_rows=data.repeated_rows)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{key}: {error}") from error
 
@@ -59,7 +58,10 @@ def _hold_out(rows: Preferences, fraction: float, seed: int) -> RecipeData:
     train = [row for row in rows.rows if prompt_key(row) not in held_out_prompts]
     held_out = [row for row in rows.rows if prompt_key(row) in held_out_prompts]
     name = f"{rows.source} (held out {fraction:g} of the prompts)"
-    return RecipeData(Preferences(train, rows.problems, rows.source), Preferences(held_out, [], name))
+    repeated = [count_repeated(part) if rows.repeated else 0 for part in (train, held_out)]
+    return RecipeData(
+        Preferences(train, rows.problems, rows.source, repeated[0]), Preferences(held_out, [], name, repeated[1])
+    )
 
 
 def prompt_key(row: PreferenceRow) -> str:

@@ -66,7 +66,10 @@ class LearningFromPairs(Method):
             held_out=held_out,
             inputs=lambda: pairs_inputs(pairs.pairs, held_out and held_out.pairs),
             described=_described(rows, pairs, held_out),
-            remarks=[sentence for report in reports for sentence in report.warnings()],
+            remarks=[
+                *(sentence for part in (rows.train, rows.eval) if part is not None for sentence in part.remarks()),
+                *(sentence for report in reports for sentence in report.warnings()),
+            ],
             amount=f"{len(pairs.pairs)} pairs, {_length(recipe.training)}",
         )
 
