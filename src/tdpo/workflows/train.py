@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Unpack
 
 from ..batches import TokenizedPairs
@@ -71,6 +72,7 @@ class LearningFromPairs(Method):
                 *(sentence for report in reports for sentence in report.warnings()),
             ],
             amount=f"{len(pairs.pairs)} pairs, {_length(recipe.training)}",
+            length=updates_of(recipe.training, len(pairs.pairs)),
         )
 
     def prepare(self, data: TrainingData) -> MakeTrainer:
@@ -108,6 +110,11 @@ def _described(rows: RecipeData, pairs: TokenizedPairs, held_out: TokenizedPairs
         if source is not None and tokenized is not None:
             described[name] = {**tokenized.report.as_dict(), **source.summary()}
     return described
+
+
+def updates_of(training: Training, pairs: int) -> int:
+    """How many updates a run on so many pairs makes."""
+    return training.max_steps or ceil(pairs / training.batch_size * (training.epochs or 1))
 
 
 def _length(training: Training) -> str:
