@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from ..config import AnyRecipe, PPORecipe, Recipe, Study, load_recipe
+from ..config import AnyRecipe, PPORecipe, Study, load_recipe
 from ..environments import Environment
 from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
 from ..preferences import PreferenceRow, write_preferences
-from ..recipe_data.pairs import read_data
 from ..records.folders import remove
 from ..records.json_files import write_json
 from ..records.names import CELL_FILE
@@ -38,6 +37,7 @@ from .cells import (
 )
 from .running import DONE, Report
 from .task_files import inputs_of
+from .task_rows import task_rows
 
 
 def do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
@@ -114,12 +114,7 @@ class _Work:
         return load_recipe({**values, "evaluation": {**study.evaluation.model_dump(), "seed": seed}})
 
     def _split_rows(self, train_file: Path, held_out_file: Path) -> None:
-        """The task's own rows; split with the study's first seed, so that every cell has the same held-out prompts."""
-        data = task_of(self.study, self.cell.task).data
-        assert data is not None
-        recipe = load_recipe({"run_dir": "-", "seed": self.study.seeds[0], "data": data.model_dump()})
-        assert isinstance(recipe, Recipe)
-        rows = read_data(recipe)
+        rows = task_rows(self.study, task_of(self.study, self.cell.task))
         assert rows.eval is not None  # the study's schema asks for held-out rows
         for part, file in ((rows.train, train_file), (rows.eval, held_out_file)):
             write_preferences(file, (_as_row(row) for row in part.rows))
