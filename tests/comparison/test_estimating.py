@@ -43,13 +43,14 @@ def test_each_part_of_a_run_is_counted(study: Study) -> None:
         return seconds_of_cell(study, files_of(study), cell, replace(SIZE, **changes), SPEED)  # type: ignore[arg-type]
 
     answers = 2 * 3 * 5 * 0.1
-    judging = (2 * 2 * (20 + 2 * 5) + 3 * 100) / 100 * 2.0 * 2 / 4
-    assert seconds("reference") == pytest.approx(10 + 16 * 40 * 0.1 + answers)
-    assert seconds("reference", "rows") == pytest.approx(10 + answers), "its preferences are there"
+    kls = 2 * 2 * (20 + 2 * 5) / 100 * 2.0 * 2 / 4
+    judging = kls + 3 * 2.0 * 2 / 4
+    assert seconds("reference") == pytest.approx(10 + 16 * 40 * 0.1 + answers + kls)
+    assert seconds("reference", "rows") == pytest.approx(10 + answers + kls), "its preferences are there"
     assert seconds("sft") == pytest.approx(2 * 10 + 8 * 2.0 + answers + judging)
     assert seconds("sft", pairs=16) - seconds("sft") == pytest.approx(8 * 2.0)
-    # 2 iterations of 8 completions of 5 tokens; each is judged by two models, and learned from in 2 epochs.
-    learning = 16 * 5 * 0.1 + 16 * (20 + 5) / 100 * 2.0 * (2 + 3 * 2) / 4
+    # 2 iterations of 8 completions of 5 tokens, two to a prompt; each is judged by two models, learned from twice.
+    learning = 16 * 5 * 0.1 + 16 * (20 / 2 + 5) / 100 * 2.0 * (2 + 3 * 2) / 4
     assert seconds("ppo_forward") == pytest.approx(2 * 10 + learning + answers + judging)
 
 

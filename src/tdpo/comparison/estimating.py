@@ -142,15 +142,16 @@ def _size_of_rows(study: Study, task: Task, tokenizer: Any) -> TaskSize:
 def seconds_of_cell(study: Study, files: StudyFiles, cell: CellKey, size: TaskSize, speed: Speed) -> float:
     """The seconds of one cell at this speed."""
     answers = size.asked * study.evaluation.samples_per_prompt * size.answer * speed.token
+    measured = size.asked * (study.evaluation.kl_samples_per_prompt or study.evaluation.samples_per_prompt)
+    judged = speed.update(measured, size.prompt + 2 * size.answer)
+    share = PASSES_OF_JUDGING / PASSES_OF_UPDATE
     if cell.arm == "reference":
         sampled = 0 if task_of(study, cell.task).environment is None else study.budget
-        return speed.start + sampled * size.response * speed.token + answers
-    measured = size.asked * (study.evaluation.kl_samples_per_prompt or study.evaluation.samples_per_prompt)
-    judging = speed.update(measured, size.prompt + 2 * size.answer)
-    judging += speed.update(size.held_out_pairs, size.prompt + 2 * size.response)
+        return speed.start + sampled * size.response * speed.token + answers + judged * share
+    judged += speed.update(size.held_out_pairs, size.prompt + 2 * size.response)
     # The model is loaded to learn, and once more to answer.
     learning = _learning(training_recipe(study, files, cell), size, speed)
-    return 2 * speed.start + learning + answers + judging * PASSES_OF_JUDGING / PASSES_OF_UPDATE
+    return 2 * speed.start + learning + answers + judged * share
 
 
 def _learning(recipe: AnyRecipe, size: TaskSize, speed: Speed) -> float:
@@ -161,7 +162,8 @@ def _learning(recipe: AnyRecipe, size: TaskSize, speed: Speed) -> float:
     completions = recipe.rollouts.completions * recipe.ppo.iterations
     response = recipe.rollouts.max_new_tokens or size.answer
     passes = PASSES_OF_JUDGING + PASSES_OF_BACKWARD * recipe.ppo.epochs
-    computed = speed.update(completions, size.prompt + response) * passes / PASSES_OF_UPDATE
+    tokens = size.prompt / recipe.rollouts.samples_per_prompt + response  # the completions to a prompt share it
+    computed = speed.update(completions, tokens) * passes / PASSES_OF_UPDATE
     return completions * response * speed.token + computed
 
 
