@@ -113,6 +113,10 @@ def test_the_estimate_is_what_lies_there(kind: str, tokenizer: Any, tmp_path: Pa
     )
     room = check_prerequisites(recipe)
     assert isinstance(room, DiskRoom) and room.saves_after == 1
+    half = check_prerequisites(
+        recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
+    )
+    assert isinstance(half, DiskRoom) and half.model == (room.model if lora else room.model // 2)
     from peft import LoraConfig
 
     peft = LoraConfig(r=64, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
@@ -163,3 +167,16 @@ def test_without_a_place_for_a_cache_the_reference_runs_in_every_step(
         make_trainer(
             build_model("llama"), tmp_path / "run", tokenizer, reference_cache_dir=str(tmp_path / "file/x"), **options
         )
+
+
+def test_doctor_measures_the_time_where_asked(call: Call, recipe_file: Path) -> None:
+    said = call("doctor", str(recipe_file), "--time")
+    assert said.exit_code == 0 and "time  training takes about " in said.output, said.output
+    assert "an update of 2 pairs of " in said.output and "responses" not in said.output.split("takes about")[1]
+    path, model = Path("ppo.yaml"), load_recipe(recipe_file).model.name
+    values = f"run_dir: run\nmodel: {{name: '{model}'}}\nenvironment: {{name: brevity}}\nppo: {{iterations: 2}}\n"
+    path.write_text(values + "rollouts: {completions: 16, samples_per_prompt: 4, max_new_tokens: 8}\n")
+    said = call("doctor", str(path), "--time")
+    assert said.exit_code == 0 and "8 tokens of 16 responses in " in said.output, said.output
+    assert "full length" in said.output
+    assert "name one: tdpo doctor recipe.yaml --time" in call("doctor", "--time").output

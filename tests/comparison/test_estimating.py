@@ -20,10 +20,11 @@ from tdpo.records.json_files import write_json
 from tdpo.records.names import CELL_FILE
 from tdpo.records.study_tables import CellKey
 from tdpo.workflows.measured_speed import Speed
+from tdpo.workflows.run_size import RunSize
 
 SPEED = Speed(start=10.0, token=0.1, pair=2.0, tokens_of_pair=100, description="a made-up machine")
 # A pair has 20 + 2 × 40 tokens, as the measured one.
-SIZE = TaskSize(["q"], prompt=20, response=40, pairs=8, held_out_pairs=3, asked=2, answer=5)
+SIZE = TaskSize(RunSize(["q"], prompt=20, response=40, pairs=8), held_out_pairs=3, asked=2, answer=5)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,9 @@ def files_of(study: Study) -> StudyFiles:
 def test_each_part_of_a_run_is_counted(study: Study) -> None:
     """3 samples of each of 2 prompts, 2 of which have their KLs measured; a budget of 16 responses."""
 
-    def seconds(arm: str, task: str = "letters", **changes: object) -> float:
+    def seconds(arm: str, task: str = "letters", size: TaskSize = SIZE) -> float:
         cell = next(cell for cell in cells_of(study) if (cell.arm, cell.task) == (arm, task))
-        return seconds_of_cell(study, files_of(study), cell, replace(SIZE, **changes), SPEED)  # type: ignore[arg-type]
+        return seconds_of_cell(study, files_of(study), cell, size, SPEED)
 
     answers = 2 * 3 * 5 * 0.1
     kls = 2 * 2 * (20 + 2 * 5) / 100 * 2.0 * 2 / 4
@@ -48,7 +49,8 @@ def test_each_part_of_a_run_is_counted(study: Study) -> None:
     assert seconds("reference") == pytest.approx(10 + 16 * 40 * 0.1 + answers + kls)
     assert seconds("reference", "rows") == pytest.approx(10 + answers + kls), "its preferences are there"
     assert seconds("sft") == pytest.approx(2 * 10 + 8 * 2.0 + answers + judging)
-    assert seconds("sft", pairs=16) - seconds("sft") == pytest.approx(8 * 2.0)
+    twice = replace(SIZE, learned=replace(SIZE.learned, pairs=16))
+    assert seconds("sft", size=twice) - seconds("sft") == pytest.approx(8 * 2.0)
     # 2 iterations of 8 completions of 5 tokens, two to a prompt; each is judged by two models, learned from twice.
     learning = 16 * 5 * 0.1 + 16 * (20 / 2 + 5) / 100 * 2.0 * (2 + 3 * 2) / 4
     assert seconds("ppo_forward") == pytest.approx(2 * 10 + learning + answers + judging)
@@ -56,9 +58,9 @@ def test_each_part_of_a_run_is_counted(study: Study) -> None:
 
 def test_the_sizes_of_tasks_are_those_of_their_prompts_and_rows(study: Study) -> None:
     letters, rows = (task_size(study, task_of(study, name)) for name in ("letters", "rows"))
-    assert (letters.pairs, letters.asked, letters.answer, letters.response) == (8, 3, 6, 6)
-    assert (rows.pairs, rows.held_out_pairs, rows.asked, rows.answer) == (6, 2, 2, 6)
-    assert 2 < letters.prompt < 20 and 2 < rows.response < 15
+    assert (letters.learned.pairs, letters.asked, letters.answer, letters.learned.response) == (8, 3, 6, 6)
+    assert (rows.learned.pairs, rows.held_out_pairs, rows.asked, rows.answer) == (6, 2, 2, 6)
+    assert 2 < letters.learned.prompt < 20 and 2 < rows.learned.response < 15
 
 
 def test_runs_that_are_done_stand_for_their_arm(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,18 @@ from ._machine_checks import Check
 from ._model_checks import model_checks, policy_checks, vocabulary_size
 from ._place_checks import cache_room, packages, pairs_to_come, room, run_dir
 from ._template_checks import template_checks
+from ._time_checks import training_time
 
 if TYPE_CHECKING:
     from ..batches import TokenizedPairs
     from ..config import AnyRecipe, Recipe
 
 
-def recipe_checks(path: Path, overrides: Sequence[str]) -> Iterator[Check]:
-    """Check the recipe itself, and then its run directory, packages, data and models, each independently."""
+def recipe_checks(path: Path, overrides: Sequence[str], *, time: bool = False) -> Iterator[Check]:
+    """Check the recipe itself, and then its run directory, packages, data and models, each independently.
+
+    With `time`, measure a few steps of its model and estimate how long training takes.
+    """
     from ..config import PPORecipe, Recipe, RecipeError, load_recipe
 
     replaced: list[str] = []
@@ -39,6 +43,8 @@ def recipe_checks(path: Path, overrides: Sequence[str]) -> Iterator[Check]:
         yield from pairs_to_come(recipe, path, overrides)
     for name, check in {**BOTH, **(PPO if isinstance(recipe, PPORecipe) else PREFERENCES)}.items():
         yield from _run_check(name, check, recipe)
+    if time:
+        yield from _run_check("time", training_time, recipe)
 
 
 def _in_words(recipe: AnyRecipe) -> str:

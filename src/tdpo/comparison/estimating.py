@@ -10,51 +10,38 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any
 
 import torch
 
-from ..batches import counted_tokens
-from ..chat_templates import prompt_input
-from ..config import AnyRecipe, PPORecipe, Recipe, Study, Task, load_recipe
-from ..models import load_tokenizer, model_facts
-from ..preferences import Preferences
-from ..recipe_data.pairs import prompt_key, tokenize_rows
+from ..config import PPORecipe, Recipe, Study, Task, load_recipe
+from ..models import load_tokenizer
+from ..recipe_data.pairs import prompt_key
 from ..records.json_files import read_json
 from ..records.names import CELL_FILE
 from ..records.study_tables import CellKey
 from ..sampling.sampler import encode_prompts
-from ..workflows.measured_speed import Speed, measure_speed
-from ..workflows.train import updates_of
+from ..workflows.measured_speed import PASSES_OF_JUDGING, PASSES_OF_UPDATE, Speed, learning_seconds, measure_speed
+from ..workflows.run_size import FEW, RunSize, size_of_pairs
 from .cells import StudyFiles, task_environment, task_of, training_prompts, training_recipe
 from .task_rows import task_rows
 
-FEW = 50  # prompts or rows whose mean length stands for all
 ANSWER_TOKENS = 64  # of evaluations without an environment
-# Forwards of one model in what `Speed.pair` measures: policy forward and backward, reference forward.
-PASSES_OF_UPDATE, PASSES_OF_BACKWARD, PASSES_OF_JUDGING = 4, 3, 2
 
 
 @dataclass(frozen=True)
 class TaskSize:
-    """What the runs of a task compute; lengths in tokens, means over some prompts or rows.
+    """What the runs of a task compute.
 
     Attributes:
-        prompts: some prompts, as the sampler takes them.
-        prompt: length of a prompt.
-        response: length of a response that is learned from.
-        pairs: how many are learned from.
-        held_out_pairs: how many are judged.
+        learned: what is learned from.
+        held_out_pairs: how many pairs are judged.
         asked: held-out prompts.
-        answer: length of an answer to one.
+        answer: the longest answer to one, in tokens.
     """
 
-    prompts: Sequence[Any]
-    prompt: float
-    response: float
-    pairs: int
+    learned: RunSize
     held_out_pairs: int
     asked: int
     answer: int
@@ -100,41 +87,36 @@ def seconds_by_arm(files: StudyFiles, done: Sequence[CellKey]) -> dict[str, list
 
 def task_size(study: Study, task: Task) -> TaskSize:
     """Count what the runs of a task compute. Raises what reading it raises."""
-    tokenizer = load_tokenizer(study.model.name, trust_remote_code=study.model.trust_remote_code)
     environment = task_environment(task)
-    evaluation = study.evaluation
     if environment is None:
-        return _size_of_rows(study, task, tokenizer)
+        return _size_of_rows(study, task)
+    evaluation, sampling = study.evaluation, study.sampling
+    tokenizer = load_tokenizer(study.model.name, trust_remote_code=study.model.trust_remote_code)
     chosen = training_prompts(study, environment)
     few = [prompt.rendered_from for prompt in chosen.train[:FEW]]
     return TaskSize(
-        prompts=few,
-        prompt=mean(map(len, encode_prompts(tokenizer, few))),
-        response=study.sampling.max_new_tokens or environment.max_new_tokens,
-        pairs=len(chosen.train) * study.sampling.pairs_per_prompt,
+        learned=RunSize(
+            few,
+            prompt=mean(map(len, encode_prompts(tokenizer, few))),
+            response=sampling.max_new_tokens or environment.max_new_tokens,
+            pairs=len(chosen.train) * sampling.pairs_per_prompt,
+        ),
         held_out_pairs=0,
         asked=len(environment.held_out[: evaluation.max_prompts]),
         answer=evaluation.max_new_tokens or environment.max_new_tokens,
     )
 
 
-def _size_of_rows(study: Study, task: Task, tokenizer: Any) -> TaskSize:
+def _size_of_rows(study: Study, task: Task) -> TaskSize:
     assert task.data is not None
     rows = task_rows(study, task)
     assert rows.eval is not None  # the study's schema asks for held-out rows
     recipe = load_recipe({"run_dir": "-", "data": task.data.model_dump(), "model": study.model.model_dump()})
     assert isinstance(recipe, Recipe)
-    facts = model_facts(study.model.name, tokenizer, trust_remote_code=study.model.trust_remote_code)
-    few = rows.train.rows[:FEW]
-    pairs = tokenize_rows(Preferences(few, [], rows.train.source), recipe, tokenizer, facts).pairs
-    asked = len({prompt_key(row) for row in rows.eval.rows})
     return TaskSize(
-        prompts=[prompt_input(row.prompt, row.extra, f"{row.source}:{row.row}") for row in few],
-        prompt=mean(len(pair.prompt_ids) for pair in pairs),
-        response=mean(sum(counted_tokens(pair)) / 2 for pair in pairs),
-        pairs=len(rows.train),
+        learned=size_of_pairs(recipe, rows.train),
         held_out_pairs=len(rows.eval),
-        asked=min(asked, study.evaluation.max_prompts or 0),
+        asked=min(len({prompt_key(row) for row in rows.eval.rows}), study.evaluation.max_prompts or 0),
         answer=study.evaluation.max_new_tokens or ANSWER_TOKENS,
     )
 
@@ -143,36 +125,26 @@ def seconds_of_cell(study: Study, files: StudyFiles, cell: CellKey, size: TaskSi
     """The seconds of one cell at this speed."""
     answers = size.asked * study.evaluation.samples_per_prompt * size.answer * speed.token
     measured = size.asked * (study.evaluation.kl_samples_per_prompt or study.evaluation.samples_per_prompt)
-    judged = speed.update(measured, size.prompt + 2 * size.answer)
+    judged = speed.update(measured, size.learned.prompt + 2 * size.answer)
     share = PASSES_OF_JUDGING / PASSES_OF_UPDATE
     if cell.arm == "reference":
         sampled = 0 if task_of(study, cell.task).environment is None else study.budget
-        return speed.start + sampled * size.response * speed.token + answers + judged * share
-    judged += speed.update(size.held_out_pairs, size.prompt + 2 * size.response)
+        return speed.start + sampled * size.learned.response * speed.token + answers + judged * share
+    judged += speed.update(size.held_out_pairs, size.learned.prompt + 2 * size.learned.response)
+    recipe, learned = training_recipe(study, files, cell), size.learned
+    if isinstance(recipe, PPORecipe):
+        learned = replace(learned, response=recipe.rollouts.max_new_tokens or size.answer)
     # The model is loaded to learn, and once more to answer.
-    learning = _learning(training_recipe(study, files, cell), size, speed)
+    learning = learning_seconds(recipe, speed, learned)
     return 2 * speed.start + learning + answers + judged * share
-
-
-def _learning(recipe: AnyRecipe, size: TaskSize, speed: Speed) -> float:
-    if isinstance(recipe, Recipe):
-        updates = updates_of(recipe.training, size.pairs)
-        return speed.update(updates * recipe.training.batch_size, size.prompt + 2 * size.response)
-    assert isinstance(recipe, PPORecipe)
-    completions = recipe.rollouts.completions * recipe.ppo.iterations
-    response = recipe.rollouts.max_new_tokens or size.answer
-    passes = PASSES_OF_JUDGING + PASSES_OF_BACKWARD * recipe.ppo.epochs
-    tokens = size.prompt / recipe.rollouts.samples_per_prompt + response  # the completions to a prompt share it
-    computed = speed.update(completions, tokens) * passes / PASSES_OF_UPDATE
-    return completions * response * speed.token + computed
 
 
 def _measured(study: Study, size: TaskSize) -> Speed:
     with _threads(study.threads):
         return measure_speed(
             study.model,
-            size.prompts,
-            max(1, round(size.response)),
+            size.learned.prompts,
+            max(1, round(size.learned.response)),
             pairs=study.training.micro_batch_size or study.training.batch_size,
             responses=study.sampling.batch_size,
         )

@@ -50,9 +50,11 @@ class DiskRoom:
         """The room for the run of a recipe, from its models without values (on the device "meta")."""
         is_pairs = isinstance(recipe, Recipe)
         settings: Any = recipe.training if is_pairs else recipe.ppo
-        dtype = None if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+        adapter = recipe.model.lora is not None or _is_adapter(policy)
+        # Adapters are float32 whatever the model is (peft), and the outline has them so.
+        dtype = None if recipe.model.dtype == "auto" or adapter else getattr(torch, recipe.model.dtype)
         trained = [weight for weight in policy.parameters() if weight.requires_grad]
-        kept = trained if recipe.model.lora is not None or _is_adapter(policy) else list(policy.parameters())
+        kept = trained if adapter else list(policy.parameters())
         extra = [] if critic is None else list(critic.parameters())
         state = _state_bytes(trained + extra, settings.optimizer, dtype)
         return cls(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..batches import ResponseBatch, TokenizedPair
-from ..config import Loss, Model
+from ..config import AnyRecipe, Loss, Model, Recipe
 from ..models import load_tokenizer, merged_adapter, reference_at_start
 from ..sampling.sampler import SamplingSettings, encode_prompts, sample
 from ..scores import score_pairs
@@ -23,9 +23,13 @@ from ..scoring.layout import choose_layout
 from ..scoring.policy_statistics import PolicyStatistics
 from ..training.policy import switch_off_dropout
 from .policy_of_recipe import load_policy
+from .run_size import RunSize
+from .train import updates_of
 
 SAMPLED = 8  # tokens of each response of the measurement
 MOST_RESPONSES, MOST_PAIRS = 16, 2
+# Forwards of one model in what `Speed.pair` measures: policy forward and backward (three), reference forward.
+PASSES_OF_UPDATE, PASSES_OF_BACKWARD, PASSES_OF_JUDGING = 4, 3, 2
 ENOUGH = 2.0  # seconds: what libraries set up once is small beside them
 
 
@@ -59,8 +63,8 @@ def measure_speed(model: Model, prompts: Sequence[Any], response_tokens: int, *,
         model: the recipe's section.
         prompts: some of the run's prompts, as the sampler takes them.
         response_tokens: the length of the responses in the measured batch.
-        pairs, responses: how many pairs a forward has, and how many responses are sampled at a time. Fewer are
-            measured if that is enough.
+        pairs, responses: how many pairs a forward has, and how many responses are sampled at a time, 0 for no
+            sampling. Fewer are measured if that is enough.
 
     Raises what loading the model, sampling from it or learning would raise.
     """
@@ -69,20 +73,31 @@ def measure_speed(model: Model, prompts: Sequence[Any], response_tokens: int, *,
     tokenizer = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code)
     switch_off_dropout(policy)
     start = time.perf_counter() - began
-    count = min(responses, MOST_RESPONSES)
-    chosen = [prompts[i % len(prompts)] for i in range(count)]
-    with merged_adapter(policy):
-        token = _seconds_of_token(policy, tokenizer, chosen)
+    count, token, sampled = min(responses, MOST_RESPONSES), 0.0, ""
+    if count:
+        with merged_adapter(policy):
+            token = _seconds_of_token(policy, tokenizer, [prompts[i % len(prompts)] for i in range(count)])
+        sampled = f"{SAMPLED} tokens of {count} responses in {token * SAMPLED * count:.2f} s, "
     ids = encode_prompts(tokenizer, [prompts[i % len(prompts)] for i in range(min(pairs, MOST_PAIRS))])
     learned = [_made_up(prompt, response_tokens, len(tokenizer), row) for row, prompt in enumerate(ids)]
     update = _seconds_of_update(policy, learned, tokenizer.pad_token_id)
     tokens = sum(len(pair.prompt_ids) + sum(map(len, pair.responses)) for pair in learned) // len(learned)
     description = (
         f"{model.name} on {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}: loaded in "
-        f"{start:.1f} s, {SAMPLED} tokens of {count} responses in {token * SAMPLED * count:.2f} s, an update of "
-        f"{len(learned)} pairs of {tokens} tokens in {update:.2f} s"
+        f"{start:.1f} s, {sampled}an update of {len(learned)} pair{'s' * (len(learned) > 1)} of {tokens} tokens in {update:.2f} s"
     )
     return Speed(start, token, update / len(learned), tokens, description)
+
+
+def learning_seconds(recipe: AnyRecipe, speed: Speed, size: RunSize) -> float:
+    """The seconds of a recipe's updates, and of PPO also of its sampling and judging, at full length of responses."""
+    if isinstance(recipe, Recipe):
+        updates = updates_of(recipe.training, size.pairs)
+        return speed.update(updates * recipe.training.batch_size, size.prompt + 2 * size.response)
+    completions = recipe.rollouts.completions * recipe.ppo.iterations
+    tokens = size.prompt / recipe.rollouts.samples_per_prompt + size.response  # completions to a prompt share it
+    passes = PASSES_OF_JUDGING + PASSES_OF_BACKWARD * recipe.ppo.epochs
+    return completions * size.response * speed.token + speed.update(completions, tokens) * passes / PASSES_OF_UPDATE
 
 
 def _seconds_of_token(policy: Any, tokenizer: Any, prompts: Sequence[Any]) -> float:
