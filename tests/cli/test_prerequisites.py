@@ -174,9 +174,14 @@ def test_doctor_measures_the_time_where_asked(call: Call, recipe_file: Path) -> 
     assert said.exit_code == 0 and "time  training takes about " in said.output, said.output
     assert "an update of 2 pairs of " in said.output and "responses" not in said.output.split("takes about")[1]
     path, model = Path("ppo.yaml"), load_recipe(recipe_file).model.name
-    values = f"run_dir: run\nmodel: {{name: '{model}'}}\nenvironment: {{name: brevity}}\nppo: {{iterations: 2}}\n"
-    path.write_text(values + "rollouts: {completions: 16, samples_per_prompt: 4, max_new_tokens: 8}\n")
+    values = f"run_dir: run\nmodel: {{name: '{model}'}}\nenvironment: {{name: brevity}}\n"
+    path.write_text(
+        values
+        + "ppo: {iterations: 2, minibatch_size: 8}\nrollouts: {completions: 16, samples_per_prompt: 4, max_new_tokens: 8}\n"
+    )
     said = call("doctor", str(path), "--time")
     assert said.exit_code == 0 and "8 tokens of 16 responses in " in said.output, said.output
     assert "full length" in said.output
+    to_come = call("doctor", str(recipe_file), "--time", "environment.name=brevity", "data.train=new.jsonl")
+    assert to_come.exit_code == 0 and "there are no pairs yet" in to_come.output, to_come.output
     assert "name one: tdpo doctor recipe.yaml --time" in call("doctor", "--time").output

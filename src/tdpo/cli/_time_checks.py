@@ -17,11 +17,14 @@ def training_time(recipe: AnyRecipe) -> Iterator[Check]:
     import torch
 
     from ..config import Recipe
+    from ..recipe_data.pairs import files_of_pairs_to_make
     from ..workflows.measured_speed import learning_seconds, measure_speed
     from ..workflows.run_size import size_of_pairs, size_of_prompts
 
-    is_pairs = isinstance(recipe, Recipe)
-    settings = recipe.training if is_pairs else recipe.ppo
+    if isinstance(recipe, Recipe) and "data.train" in files_of_pairs_to_make(recipe):
+        yield Check("time", "note", "there are no pairs yet whose updates could be counted")
+        return
+    settings = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     if isinstance(recipe, Recipe):
@@ -32,5 +35,5 @@ def training_time(recipe: AnyRecipe) -> Iterator[Check]:
         together, sampled = recipe.ppo.micro_batch_size or recipe.rollouts.completions, recipe.rollouts.batch_size
     speed = measure_speed(recipe.model, size.prompts, max(1, round(size.response)), pairs=together, responses=sampled)
     seconds = learning_seconds(recipe, speed, size)
-    full = "" if is_pairs else "; responses count at their full length"
+    full = "" if isinstance(recipe, Recipe) else "; responses count at their full length"
     yield Check("time", "ok", f"training takes about {duration(seconds)} (measured now: {speed.description}{full})")

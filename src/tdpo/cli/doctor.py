@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -42,14 +43,12 @@ def doctor(
         raise CommandError("--time estimates the training of a recipe; name one: tdpo doctor recipe.yaml --time")
     checks = []
     marks = {"ok": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
-    for check in (
-        [machine_checks(), recipe_checks(recipe, overrides or [], time=time)] if recipe else [machine_checks()]
-    ):
-        for item in check:
-            mark, style = marks[item.state]
-            out().print(f"[{style}]{mark}[/{style}] [bold]{item.name}[/bold]  ", end="")
-            write(item.text.replace("\n", "\n    "))
-            checks.append(item)
+    of_recipe = recipe_checks(recipe, overrides or [], time=time) if recipe else ()
+    for item in chain(machine_checks(), of_recipe):
+        mark, style = marks[item.state]
+        out().print(f"[{style}]{mark}[/{style}] [bold]{item.name}[/bold]  ", end="")
+        write(item.text.replace("\n", "\n    "))
+        checks.append(item)
     problems = [item for item in checks if item.state == "problem"]
     if problems:
         names = ", ".join(item.name for item in problems)

@@ -49,7 +49,7 @@ class DiskRoom:
     def of(cls, recipe: AnyRecipe, policy: nn.Module, critic: nn.Module | None = None) -> DiskRoom:
         """The room for the run of a recipe, from its models without values (on the device "meta")."""
         is_pairs = isinstance(recipe, Recipe)
-        settings: Any = recipe.training if is_pairs else recipe.ppo
+        settings: Any = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
         adapter = recipe.model.lora is not None or _is_adapter(policy)
         # Adapters are float32 whatever the model is (peft), and the outline has them so.
         dtype = None if recipe.model.dtype == "auto" or adapter else getattr(torch, recipe.model.dtype)

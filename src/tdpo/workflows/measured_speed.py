@@ -82,9 +82,10 @@ def measure_speed(model: Model, prompts: Sequence[Any], response_tokens: int, *,
     learned = [_made_up(prompt, response_tokens, len(tokenizer), row) for row, prompt in enumerate(ids)]
     update = _seconds_of_update(policy, learned, tokenizer.pad_token_id)
     tokens = sum(len(pair.prompt_ids) + sum(map(len, pair.responses)) for pair in learned) // len(learned)
+    threads = torch.get_num_threads()
     description = (
-        f"{model.name} on {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}: loaded in "
-        f"{start:.1f} s, {sampled}an update of {len(learned)} pair{'s' * (len(learned) > 1)} of {tokens} tokens in {update:.2f} s"
+        f"{model.name} on {threads} thread{'s' * (threads > 1)}: loaded in {start:.1f} s, {sampled}"
+        f"an update of {len(learned)} pair{'s' * (len(learned) > 1)} of {tokens} tokens in {update:.2f} s"
     )
     return Speed(start, token, update / len(learned), tokens, description)
 
@@ -95,7 +96,8 @@ def learning_seconds(recipe: AnyRecipe, speed: Speed, size: RunSize) -> float:
         updates = updates_of(recipe.training, size.pairs)
         return speed.update(updates * recipe.training.batch_size, size.prompt + 2 * size.response)
     completions = recipe.rollouts.completions * recipe.ppo.iterations
-    tokens = size.prompt / recipe.rollouts.samples_per_prompt + size.response  # completions to a prompt share it
+    shared = 2 if recipe.rollouts.samples_per_prompt % 2 == 0 else 1  # so many completions share their prompt's tokens
+    tokens = size.prompt / shared + size.response
     passes = PASSES_OF_JUDGING + PASSES_OF_BACKWARD * recipe.ppo.epochs
     return completions * size.response * speed.token + speed.update(completions, tokens) * passes / PASSES_OF_UPDATE
 

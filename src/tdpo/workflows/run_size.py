@@ -39,7 +39,8 @@ class RunSize:
 
 def size_of_pairs(recipe: Recipe, rows: Preferences | None = None) -> RunSize:
     """The size of a run on preferences, with its own rows or others. Raises as reading and tokenising them does."""
-    rows = read_data(recipe).train if rows is None else rows
+    if rows is None:
+        rows = read_data(recipe.model_copy(update={"data": recipe.data.model_copy(update={"eval": None})})).train
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
     facts = model_facts(recipe.model.name, tokenizer, trust_remote_code=trust)
