@@ -175,10 +175,8 @@ def test_doctor_measures_the_time_where_asked(call: Call, recipe_file: Path) -> 
     assert "an update of 2 pairs of " in said.output and "responses" not in said.output.split("takes about")[1]
     path, model = Path("ppo.yaml"), load_recipe(recipe_file).model.name
     values = f"run_dir: run\nmodel: {{name: '{model}'}}\nenvironment: {{name: brevity}}\n"
-    path.write_text(
-        values
-        + "ppo: {iterations: 2, minibatch_size: 8}\nrollouts: {completions: 16, samples_per_prompt: 4, max_new_tokens: 8}\n"
-    )
+    sampled = "rollouts: {completions: 16, samples_per_prompt: 4, max_new_tokens: 8}\n"
+    path.write_text(f"{values}{sampled}ppo: {{iterations: 2, minibatch_size: 8}}\n")
     said = call("doctor", str(path), "--time")
     assert said.exit_code == 0 and "8 tokens of 16 responses in " in said.output, said.output
     assert "full length" in said.output
