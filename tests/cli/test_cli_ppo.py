@@ -253,7 +253,7 @@ def test_doctor_finds_what_ppo_refuses(rewards: str, reason: str, call: Call, re
 
 def test_doctor_lists_all_problems(call: Call, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = own_prompts({"prompt": "a"}, {"prompt": ""})
-    monkeypatch.setattr("tdpo.cli._recipe_checks.find_spec", lambda name: None)
+    monkeypatch.setattr("tdpo.workflows.prerequisites.find_spec", lambda name: None)
     rewards = "rewards=[{function: 'mine.py:brevty'}, {model: ./none}]"
     done = call("doctor", str(recipe_file), *prompts, rewards, "ppo.report_to=[wandb]")
     assert done.exit_code == 1

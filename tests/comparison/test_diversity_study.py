@@ -125,7 +125,7 @@ def test_an_empty_output_may_have_any_embedding() -> None:
 
 def test_a_missing_sacrebleu_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
-    with pytest.raises(ModuleNotFoundError, match=r"sacrebleu, which is not installed: pip install 'tdpo\[eval\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"sacrebleu, which is not installed: pip install .*\[eval\]"):
         self_bleu(["a", "b"])
 
 

@@ -282,7 +282,8 @@ def test_doctor_compares_weights_and_targets_without_loading(tiny_folder: Folder
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder("llama"), folder)
     assert problems(folder, "model.lora.targets=[q_proj]") == {}
-    assert "Target modules {'nothing'} not found" in problems(folder, "model.lora.targets=[nothing]")["model"]
+    found = problems(folder, "model.lora.targets=[nothing]")["model"]
+    assert "LlamaForCausalLM has no module named 'nothing'" in found and "down_proj, embed_tokens" in found
     other = saved(build_model("llama", vocab_size=400), tmp_path / "other")
     assert "384 vocabulary entries and the reference 400" in problems(folder, f"model.reference={other}")["model"]
     small = saved(build_model("llama", vocab_size=100), tmp_path / "small")

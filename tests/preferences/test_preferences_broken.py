@@ -164,7 +164,8 @@ def test_every_reason_is_proven_somewhere_and_documented() -> None:
 def test_the_summary_counts_rows_once_and_problems_by_reason(tmp_path: Path) -> None:
     rows = [row(), row(chosen=None, rejected=None), row(prompt=None), row(prompt=[U, U])]
     summary = preferences_from_dataset(rows, on_bad_rows="skip").summary()
-    assert summary == {"source": "dataset", "rows": 2, "skipped": 2, "problems_by_reason": {"is null": 3}}
+    counts = {"rows": 2, "skipped": 2, "problems_by_reason": {"is null": 3}, "repeated": 0}
+    assert summary == {"source": "dataset", **counts}
     assert json.loads(json.dumps(summary)) == summary
 
 

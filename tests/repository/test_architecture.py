@@ -26,7 +26,7 @@ def layers_of(map_of_rooms: str) -> list[set[str]]:
 
 # A new room gets its place in ARCHITECTURE.md before anything imports it.
 LAYERS = layers_of((Path(__file__).parents[2] / "ARCHITECTURE.md").read_text("utf-8"))
-MATHEMATICS = LAYERS[0]
+MATHEMATICS = next(layer for layer in LAYERS if "divergences" in layer)
 DEPTH = {room: depth for depth, layer in enumerate(LAYERS) for room in layer}
 
 

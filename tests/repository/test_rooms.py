@@ -23,6 +23,7 @@ TESTED_IN = {
     "bootstrap": "evaluation",
     "embeddings": "diversity",
     "guards": "config",
+    "installation": "cli",
     "methods": "config",
     "workflows": "cli",
 }

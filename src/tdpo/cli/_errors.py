@@ -11,12 +11,12 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, requires
 from types import FrameType
 from typing import Any
 
 import typer
 
+from ..installation import module_command
 from ._console import say
 
 BAD_INPUT, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
@@ -124,7 +124,7 @@ def explain(error: Exception) -> tuple[str, int]:
     """Return the message for the user and the exit code."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tdpo"):
-        return f"{error.name} is not installed; {install_command(error.name)}", FAILURE
+        return f"{error.name} is not installed; {module_command(error.name)}", FAILURE
     if is_out_of_memory(error):
         return f"out of memory: {text.splitlines()[0]}\n{LESS_MEMORY}", FAILURE
     if is_ours(error):
@@ -158,21 +158,6 @@ def is_ours(error: BaseException) -> bool:
         return False
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and str(frames[-1].f_globals.get("__name__")).partition(".")[0] == "tdpo"
-
-
-def install_command(module: str) -> str:
-    """Return the command that installs the package of `module`, through the extra that lists it if there is one."""
-    package = {"yaml": "pyyaml"}.get(module.partition(".")[0], module.partition(".")[0])
-    try:
-        requirements = requires("tdpo") or []
-    except PackageNotFoundError:
-        requirements = []
-    for line in requirements:
-        name, _, marker = line.partition(";")
-        if name.lower().startswith(package.lower()) and "extra ==" in marker:
-            extra = marker.partition("extra ==")[2].strip(" '\"")
-            return f"pip install 'tdpo[{extra}]'"
-    return f"pip install {package}"
 
 
 def _treat_sigterm_like_ctrl_c() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._console import say
 from ._errors import CommandError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _of_recipe(folder: TrainedFolder, flags: Flags, overrides: Sequence[str], re
     run = folder.recipe_run
     assert run is not None
     overrides = _overrides_of_recipe(run.path, flags, overrides)
-    recipe = load_recipe(run.path, overrides)
+    recipe = load_recipe(run.path, overrides, say=say)
     described = {**described_run(run, recipe), "name": folder.results_name}
     trained = TrainedModel(folder.model, reference_of_recipe(folder.model, recipe), described)
     return Judging(results, recipe, trained, folder.results_name, folder.remarks)

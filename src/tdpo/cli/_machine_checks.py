@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
+from ..installation import extra_command
+
 
 @dataclass(frozen=True)
 class Check:
@@ -45,7 +47,7 @@ def _extra(extra: str, purpose: str) -> Check:
     if not missing:
         return Check(f"extra {extra}", "ok", f"complete: {purpose}")
     state: Literal["note", "problem"] = "problem" if extra == "train" else "note"
-    return Check(f"extra {extra}", state, f"missing {', '.join(missing)}; pip install 'tdpo[{extra}]' ({purpose})")
+    return Check(f"extra {extra}", state, f"missing {', '.join(missing)}; {extra_command(extra)} ({purpose})")
 
 
 def _requirements(extra: str) -> list[str]:

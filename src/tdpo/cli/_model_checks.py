@@ -27,23 +27,11 @@ def model_checks(names: Mapping[str, str | None], dtype: str, trust_remote_code:
 
 def policy_checks(model: Model) -> Iterator[Check]:
     """Check that the policy can be trained as `model` says, and has the vocabulary of its reference."""
-    from ..models import LoraSettings, add_lora, check_quantized_training, check_vocabulary, has_adapter
-    from ..models.model_loading import outline_causal_lm, will_be_quantized
+    from ..workflows.prerequisites import check_policy
 
-    trust = model.trust_remote_code
-    policy = outline_causal_lm(model.name, trust_remote_code=trust)
-    adapter = model.lora is not None or has_adapter(policy)
-    check_quantized_training(will_be_quantized(model.name, trust_remote_code=trust), adapter)
-    if policy is None:
-        return
-    if model.reference is not None:
-        reference = outline_causal_lm(model.reference, trust_remote_code=trust)
-        if reference is not None:
-            check_vocabulary(policy, reference)
-    if model.lora is not None:
-        lora = model.lora
-        add_lora(policy, LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets))
-        yield Check("model.lora", "ok", f"adapters of rank {lora.rank} fit the model's layers")
+    fits: list[str] = []
+    check_policy(model, fits.append)
+    yield from (Check("model.lora", "ok", sentence) for sentence in fits)
 
 
 def vocabulary_size(name: str, trust_remote_code: bool) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ._console import say
 from ._errors import CommandError
 
 if TYPE_CHECKING:
@@ -84,4 +85,4 @@ def _read(path: Path, overrides: list[str] | None, example: str) -> AnyRecipe:
     if path.is_dir() and not any(text.startswith("run_dir=") for text in all_overrides):
         # The recipe names the folder in which the run began. It may have been moved or copied since.
         all_overrides.append(f"run_dir={json.dumps(str(path))}")
-    return load_recipe(path, all_overrides)
+    return load_recipe(path, all_overrides, say=say)

@@ -9,6 +9,7 @@ from ._environment_checks import environment_checks, try_reward
 from ._errors import explain, is_ours
 from ._machine_checks import Check
 from ._model_checks import model_checks, policy_checks
+from ._place_checks import room
 
 if TYPE_CHECKING:
     from ..config import PPORecipe
@@ -72,23 +73,17 @@ def rewards(recipe: PPORecipe) -> Iterator[Check]:
 
 def models(recipe: PPORecipe) -> Iterator[Check]:
     """Check policy, reference and critic. Reward models are checked with the rewards."""
+    from ..models import outline_causal_lm
+    from ..workflows.prerequisites import check_critic
+
     names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
     names["ppo.value_model"] = recipe.ppo.value_model
     yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
     yield from policy_checks(recipe.model)
-    if recipe.ppo.value_model is not None:
-        _check_critic(recipe, recipe.ppo.value_model)
-
-
-def _check_critic(recipe: PPORecipe, value_model: str) -> None:
-    """Raise what the construction of the critic would raise."""
-    from ..models import outline_causal_lm
-    from ..training.online.critic import Critic
-
-    trust = recipe.model.trust_remote_code
-    policy, body = (outline_causal_lm(name, trust_remote_code=trust) for name in (recipe.model.name, value_model))
-    if policy is not None and body is not None:
-        Critic.of(policy, body)
+    policy = outline_causal_lm(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
+    if policy is not None:
+        check_critic(recipe, policy)
+    yield from room(recipe, recipe.ppo.iterations)
 
 
 def _length(recipe: PPORecipe, available: int) -> Iterator[Check]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,39 +13,38 @@ from ._errors import explain, is_ours
 from ._length_checks import layout, prompt_lengths
 from ._machine_checks import Check
 from ._model_checks import model_checks, policy_checks, vocabulary_size
+from ._place_checks import cache_room, packages, pairs_to_come, room, run_dir
 from ._template_checks import template_checks
+from ._time_checks import training_time
 
 if TYPE_CHECKING:
     from ..batches import TokenizedPairs
     from ..config import AnyRecipe, Recipe
 
-# The module that a value of training.report_to or training.optimizer needs.
-NEEDED_MODULES = {
-    "adamw_8bit": "bitsandbytes",
-    "paged_adamw_8bit": "bitsandbytes",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "comet_ml": "comet_ml",
-    "clearml": "clearml",
-    "swanlab": "swanlab",
-}
 
+def recipe_checks(path: Path, overrides: Sequence[str], *, time: bool = False) -> Iterator[Check]:
+    """Check the recipe itself, and then its run directory, packages, data and models, each independently.
 
-def recipe_checks(path: Path, overrides: Sequence[str]) -> Iterator[Check]:
-    """Check the recipe itself, and then its run directory, packages, data and models, each independently."""
-    from ..config import PPORecipe, RecipeError, load_recipe
+    With `time`, measure a few steps of its model and estimate how long training takes.
+    """
+    from ..config import PPORecipe, Recipe, RecipeError, load_recipe
 
+    replaced: list[str] = []
     try:
-        recipe = load_recipe(path, overrides)
+        recipe = load_recipe(path, overrides, say=replaced.append)
     except RecipeError as error:
         yield Check("recipe", "problem", str(error))
         return
     yield Check("recipe", "ok", f"{path}: {_in_words(recipe)}")
+    for sentence in replaced:
+        yield Check("recipe", "note", sentence)
     quiet_libraries()
+    if isinstance(recipe, Recipe):
+        yield from pairs_to_come(recipe, path, overrides)
     for name, check in {**BOTH, **(PPO if isinstance(recipe, PPORecipe) else PREFERENCES)}.items():
         yield from _run_check(name, check, recipe)
+    if time:
+        yield from _run_check("time", training_time, recipe)
 
 
 def _in_words(recipe: AnyRecipe) -> str:
@@ -69,27 +66,6 @@ def _run_check(name: str, check: Callable[[Any], Iterator[Check]], recipe: AnyRe
         yield Check(name, "problem", text if is_ours(error) else f"{text} (unexpected)")
 
 
-def _run_dir(recipe: AnyRecipe) -> Iterator[Check]:
-    from ..runs import RunDirectory
-
-    run = RunDirectory(recipe.run_dir)
-    reason = run.why_not_new()
-    if reason is None:
-        yield Check("run_dir", "ok", f"{run.path} is free")
-    else:
-        yield Check("run_dir", "note" if run.is_run() else "problem", reason)
-
-
-def _packages(recipe: AnyRecipe) -> Iterator[Check]:
-    from ..config import Recipe
-
-    settings = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
-    for value in (settings.optimizer, *settings.report_to):
-        module = NEEDED_MODULES.get(value)
-        if module and find_spec(module) is None:
-            yield Check("packages", "problem", f"{value} needs {module}; pip install {module}")
-
-
 def _environment(recipe: Recipe) -> Iterator[Check]:
     if recipe.environment is None:
         if recipe.data.eval is None and recipe.data.eval_fraction is None:
@@ -109,9 +85,16 @@ def _model(recipe: Recipe) -> Iterator[Check]:
 def _data(recipe: Recipe) -> Iterator[Check]:
     """Read and tokenise the rows as in training, and check them against the models."""
     from ..models import configuration_of, load_tokenizer, model_facts
-    from ..recipe_data.pairs import read_data, tokenize_rows
+    from ..recipe_data.pairs import files_of_pairs_to_make, read_data, tokenize_rows
     from ..scoring.fitting import check_ids, check_lengths
 
+    to_make = files_of_pairs_to_make(recipe)
+    if "data.train" in to_make:
+        if pairs := _pairs_that_will_be(recipe):
+            yield from _updates(recipe, pairs, "at most ")
+        return
+    if to_make:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"eval": None})})
     data = read_data(recipe)
     trust = recipe.model.trust_remote_code
     for key, rows in (("data.train", data.train), ("data.eval", data.eval)):
@@ -133,6 +116,7 @@ def _data(recipe: Recipe) -> Iterator[Check]:
             if key == "data.train":
                 yield from layout(recipe, tokenized.pairs, configs)
                 yield from _updates(recipe, len(tokenized.pairs))
+                yield from cache_room(recipe, tokenized.pairs, getattr(configs[-1], "hidden_size", None))
 
 
 def _lengths(key: str, tokenized: TokenizedPairs) -> Iterator[Check]:
@@ -146,15 +130,27 @@ def _lengths(key: str, tokenized: TokenizedPairs) -> Iterator[Check]:
         yield Check(f"{key} tokens", "note", sentence)
 
 
-def _updates(recipe: Recipe, pairs: int) -> Iterator[Check]:
+def _pairs_that_will_be(recipe: Recipe) -> int:
+    """Return the most pairs that `tdpo pairs` makes of the recipe's environment."""
+    assert recipe.environment is not None
+    try:
+        return len(recipe.environment.load().train) * recipe.sampling.pairs_per_prompt
+    except Exception:  # functions of the user's own raise anything; the check of the environment reports it
+        return 0
+
+
+def _updates(recipe: Recipe, pairs: int, about: str = "about ") -> Iterator[Check]:
+    from ..workflows.train import updates_of
+
     training = recipe.training
-    steps = training.max_steps or ceil(pairs / training.batch_size * (training.epochs or 1))
-    yield Check("length", "ok", f"about {steps} updates of {training.batch_size} pairs")
-    if pairs < training.batch_size:
+    updates = updates_of(training, pairs)
+    yield Check("length", "ok", f"{about}{updates} updates of {training.batch_size} pairs")
+    if 0 < pairs < training.batch_size:
         yield Check("length", "note", f"{pairs} pairs are fewer than training.batch_size {training.batch_size}")
+    yield from room(recipe, updates)
 
 
-BOTH: dict[str, Callable[[Any], Iterator[Check]]] = {"run_dir": _run_dir, "packages": _packages}
+BOTH: dict[str, Callable[[Any], Iterator[Check]]] = {"run_dir": run_dir, "packages": packages}
 PREFERENCES: dict[str, Callable[[Any], Iterator[Check]]] = {
     "environment": _environment,
     "model": _model,

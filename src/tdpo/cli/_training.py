@@ -51,10 +51,13 @@ def train_in_run_dir(
 
     Messages say what happens. After an interruption they say how to continue the run.
     """
+    from ..records.folders import require_writable
     from ..runs import RunDirectory
 
     quiet_libraries()
     run = RunDirectory(recipe.run_dir)
+    if not run.path.is_file():  # RunDirectory has a sentence for that
+        require_writable(run.path, "run_dir")
     if resume and not run.is_run():
         say(f"there is no run in {run.path} to resume: starting it")
         resume = False

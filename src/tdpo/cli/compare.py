@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._console import duration, out, say, write
-from ._errors import FAILURE
+from ._console import duration, out, quiet_libraries, say, write
+from ._errors import FAILURE, explain
 from ._options import Debug, Overrides
 
 if TYPE_CHECKING:
+    from ..comparison.cells import StudyFiles
     from ..comparison.study import Finished
     from ..config import Study
+    from ..records.study_tables import CellKey
 
 StudyArgument = Annotated[
     Path,
@@ -31,7 +33,11 @@ def compare(
     study: StudyArgument,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the study and list its runs, without running any.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the study, list its runs and estimate their time from a few measured steps. Runs none.",
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -81,11 +87,14 @@ def read_study(path: Path, overrides: list[str] | None) -> Study:
     all_overrides = list(overrides or ())
     if path.is_dir() and not any(text.startswith("study_dir=") for text in all_overrides):
         all_overrides.append(f"study_dir={json.dumps(str(path))}")  # the folder may have been moved since
-    return load_study(path, all_overrides)
+    return load_study(path, all_overrides, say=say)
 
 
 def list_cells(study: Study) -> None:
-    """Print all runs of a study, what each costs in scored responses, and which are finished."""
+    """Print all runs of a study, what each costs in scored responses, which are finished, and how long the rest takes.
+
+    An estimate that cannot be made is no error: the reason is printed in its place.
+    """
     from ..comparison.cells import StudyFiles, cells_of
     from ..comparison.running import is_done
     from ..comparison.study import check
@@ -95,11 +104,31 @@ def list_cells(study: Study) -> None:
     done = {cell for cell in cells if is_done(files, cell)}
     for cell in cells:
         write(f"{'done   ' if cell in done else 'to do  '} {files.name(cell)}")
+    left = [cell for cell in cells if cell not in done]
     trained = sum(cell.arm != "reference" for cell in cells)
     write(
         f"{len(cells)} runs: {trained} trained, each on {study.budget} scored responses, and the reference for every "
-        f"task and seed. In {files.folder}: {len(done)} done, {len(cells) - len(done)} to do"
+        f"task and seed. In {files.folder}: {len(done)} done, {len(left)} to do"
     )
+    if left:
+        _say_how_long(study, files, left, [cell for cell in cells if cell in done])
+
+
+def _say_how_long(study: Study, files: StudyFiles, left: list[CellKey], done: list[CellKey]) -> None:
+    from ..comparison.estimating import estimate
+    from ..comparison.study import workers_of
+
+    quiet_libraries()
+    try:
+        estimated = estimate(study, files, left, done, say)
+    except Exception as error:  # the runs themselves may still do well: it is only the estimate that is missing
+        write(f"no estimate of the time: {explain(error)[0]}")
+        return
+    workers = min(workers_of(study), len(left))
+    together = f"{workers} runs at a time" if workers > 1 else "one run at a time"
+    write(f"time: about {duration(estimated.seconds / workers)} on this machine, with {together}")
+    for ground in estimated.grounds:
+        write(f"  {ground}")
 
 
 def _show_results(folder: Path) -> OSError | None:

@@ -12,7 +12,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "tdpo":
             raise
-        sys.exit(f"tdpo: the command line needs {error.name}; install it with: pip install 'tdpo[train]'")
+        from ..installation import extra_command
+
+        sys.exit(f"tdpo: the command line needs {error.name}; install it with: {extra_command('train')}")
     from ._console import say_logs
     from ._errors import ends_with_the_reader
 

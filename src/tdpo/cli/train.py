@@ -34,7 +34,7 @@ def train(
     [bold]Examples[/bold]
 
         tdpo train recipe.yaml
-        tdpo train recipe.yaml loss.name=dpo loss.alpha=null run_dir=runs/dpo
+        tdpo train recipe.yaml loss.name=dpo run_dir=runs/dpo
         tdpo train recipe.yaml model.name=Qwen/Qwen3-0.6B model.lora.rank=32
         tdpo train recipe.yaml --resume
         accelerate launch --num_processes 2 -m tdpo train recipe.yaml

@@ -13,6 +13,9 @@ from ..environments import Environment
 from ..methods import ARMS
 from ..records.study_tables import CellKey
 
+# The keys of `data` that do not name a source.
+READING = ("max_length", "on_bad_rows", "repeated_rows", "counted_turns")
+
 
 @dataclass(frozen=True)
 class StudyFiles:
@@ -73,6 +76,12 @@ def strength_text(strength: float) -> str:
 
 def task_of(study: Study, name: str) -> Task:
     return next(task for task in study.tasks if task.label == name)
+
+
+def reading_of(task: Task) -> dict[str, Any]:
+    """The keys of the task's rows that say how they are read. They hold for the study's copy of these rows too."""
+    given = {} if task.data is None else _given(task.data)
+    return {key: given[key] for key in READING if key in given}
 
 
 def task_environment(task: Task) -> Environment | None:
@@ -147,9 +156,7 @@ def _values(study: Study, files: StudyFiles, cell: CellKey) -> dict[str, Any]:
     if kind.kind == "ppo":
         ppo = {**_given(study.ppo), "iterations": study.budget // study.rollouts.completions}
         return values | {"rollouts": _given(study.rollouts), "ppo": {**ppo, "num_threads": study.threads}}
-    data: dict[str, Any] = {"train": str(files.pairs(cell.task, cell.seed))}
-    if task.data is not None and "max_length" in task.data.model_fields_set:
-        data["max_length"] = task.data.max_length
+    data = {"train": str(files.pairs(cell.task, cell.seed)), **reading_of(task)}
     training = {**_given(study.training), "num_threads": study.threads}
     if study.training.reference != "model" and study.training.reference_cache_dir is None:
         training["reference_cache_dir"] = str(files.reference_cache)
@@ -170,7 +177,8 @@ def _loaded(values: dict[str, Any], arm: Arm, cell: CellKey, files: StudyFiles) 
         for key in (kind.key, *kind.fixed):
             if key in arm.set:
                 raise RecipeError([RecipeProblem(key, "makes the arm what it is; remove it from arms[].set", "")])
-        return load_recipe(values, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+        texts = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        return load_recipe(values, texts, replaces=False)  # a study is a document: it says all that it means
     except RecipeError as error:
         where = f"cell {files.name(cell)}"
         raise RecipeError([RecipeProblem(p.key, p.reason, where) for p in error.problems], "study") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..config import Study, dump_study, flatten, load_study
 from ..environments import check_reward
+from ..installation import extra_command
 from ..records.files import now, write_text
 from ..records.json_files import read_json
 from ..records.locks import lock
@@ -113,7 +114,7 @@ def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
         check_embedder(study.embeddings)
     if find_spec("sacrebleu") is None:
         raise ModuleNotFoundError(
-            "self-BLEU needs the package sacrebleu, which is not installed: pip install 'tdpo[eval]'"
+            f"self-BLEU needs the package sacrebleu, which is not installed: {extra_command('eval')}"
         )
 
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from ..config import AnyRecipe, PPORecipe, Recipe, Study, load_recipe
+from ..config import AnyRecipe, PPORecipe, Study, load_recipe
 from ..environments import Environment
 from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
 from ..preferences import PreferenceRow, write_preferences
-from ..recipe_data.pairs import read_data
 from ..records.folders import remove
 from ..records.json_files import write_json
 from ..records.names import CELL_FILE
@@ -29,6 +28,7 @@ from .cell_judging import judge
 from .cells import (
     StudyFiles,
     evaluation_recipe,
+    reading_of,
     reference_cell,
     task_environment,
     task_of,
@@ -37,6 +37,7 @@ from .cells import (
 )
 from .running import DONE, Report
 from .task_files import inputs_of
+from .task_rows import task_rows
 
 
 def do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
@@ -103,7 +104,7 @@ class _Work:
     def _reference_recipe(self, held_out: Path) -> AnyRecipe:
         study, task = self.study, task_of(self.study, self.cell.task)
         train_file = self.files.pairs(self.cell.task, self.cell.seed)
-        data: dict[str, Any] = {"train": str(train_file)}
+        data = {"train": str(train_file), **reading_of(task)}
         values: dict[str, Any] = {"run_dir": str(self.run.path), "model": study.model.model_dump(), "data": data}
         if task.environment is None:
             data["eval"] = str(held_out)
@@ -113,12 +114,7 @@ class _Work:
         return load_recipe({**values, "evaluation": {**study.evaluation.model_dump(), "seed": seed}})
 
     def _split_rows(self, train_file: Path, held_out_file: Path) -> None:
-        """The task's own rows; split with the study's first seed, so that every cell has the same held-out prompts."""
-        data = task_of(self.study, self.cell.task).data
-        assert data is not None
-        recipe = load_recipe({"run_dir": "-", "seed": self.study.seeds[0], "data": data.model_dump()})
-        assert isinstance(recipe, Recipe)
-        rows = read_data(recipe)
+        rows = task_rows(self.study, task_of(self.study, self.cell.task))
         assert rows.eval is not None  # the study's schema asks for held-out rows
         for part, file in ((rows.train, train_file), (rows.eval, held_out_file)):
             write_preferences(file, (_as_row(row) for row in part.rows))

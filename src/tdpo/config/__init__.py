@@ -37,6 +37,7 @@ from .recipe_loading import (
 )
 from .recipe_problems import RecipeError, RecipeProblem
 from .schema import (
+    BadRows,
     Data,
     Evaluation,
     LogNames,
@@ -48,6 +49,7 @@ from .schema import (
     PrefixSharing,
     Recipe,
     ReferenceSource,
+    RepeatedRows,
     Sampling,
     Training,
     TurnsToCount,
@@ -63,6 +65,7 @@ __all__ = [
     "Advantage",
     "AnyRecipe",
     "Arm",
+    "BadRows",
     "Claim",
     "ClaimPart",
     "Data",
@@ -85,6 +88,7 @@ __all__ = [
     "RecipeProblem",
     "Recording",
     "ReferenceSource",
+    "RepeatedRows",
     "Reward",
     "Rollouts",
     "Sampling",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,35 @@ from ..records.names import RECIPE_FILE, STUDY_FILE
 from ._explain import got, schema_of, shorten
 from ._sections import Section
 from ._yaml import YamlProblem, read_yaml, write_yaml
+from .implied_overrides import drop_replaced, loss_of
 from .ppo_schema import PPORecipe
 from .recipe_problems import Context, Path_, RecipeError, RecipeProblem, problems_of
 from .schema import Recipe
 from .study_schema import Study
 
 AnyRecipe = Recipe | PPORecipe
+logger = logging.getLogger(__name__)
 
 
-def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyRecipe:
+def load_recipe(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    say: Callable[[str], None] = logger.info,
+    replaces: bool = True,
+) -> AnyRecipe:
     """Read and validate a recipe: one for PPO if it has a section `ppo`, otherwise one for preferences.
 
-    `source` is a YAML file, a run directory (its recipe.yaml), or a mapping; `overrides` are `section.key=value`
-    with YAML values and win over the file. Raises `RecipeError` with all problems, each with file and line.
+    Args:
+        source: a YAML file, a run directory (its recipe.yaml), or a mapping.
+        overrides: `section.key=value` with YAML values; they win over the file.
+        say: told which keys of the file go because an override leaves them without a meaning.
+        replaces: whether such keys go. Otherwise they are problems.
+
+    Raises:
+        RecipeError: all problems, each with file and line.
     """
-    values, where, name, problems = _read_with_overrides(source, overrides, RECIPE_FILE)
+    values, where, name, problems = _read_with_overrides(source, overrides, RECIPE_FILE, say if replaces else None)
     if "arms" in values:
         reason = f"is a study (it has arms), not the recipe of one run: `tdpo compare {name}`"
         raise RecipeError([RecipeProblem("", reason, name)])
@@ -38,9 +53,11 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     return recipe
 
 
-def load_study(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Study:
+def load_study(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, say: Callable[[str], None] = logger.info
+) -> Study:
     """Read and validate a study, as `load_recipe` does a recipe; `source` may be a study's folder (its study.yaml)."""
-    values, where, name, problems = _read_with_overrides(source, overrides, STUDY_FILE)
+    values, where, name, problems = _read_with_overrides(source, overrides, STUDY_FILE, say)
     if "run_dir" in values:
         command = "ppo" if schema_of(values) is PPORecipe else "train"
         reason = f"is the recipe of one run, not a study (it has no arms): `tdpo {command} {name}`"
@@ -51,12 +68,16 @@ def load_study(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
 
 
 def _read_with_overrides(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str], file: str
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str], file: str, say: Callable[[str], None] | None
 ) -> tuple[dict[str, Any], dict[Path_, str], str, list[RecipeProblem]]:
     """The values with the overrides in them, the place of each, the source's name, and what is wrong with overrides."""
     values, lines, name = read_values(source, file)
     where = {path: f"{name}:{line}" for path, line in lines.items()}
+    loss = loss_of(values)
     problems = _apply_overrides(values, overrides, where)
+    if say is not None:
+        for sentence in drop_replaced(values, loss, {text.partition("=")[0] for text in overrides}):
+            say(sentence)
     return values, where, name, problems
 
 

@@ -18,6 +18,8 @@ from .environment_schema import EnvironmentChoice
 from .optimization import Optimizing, Recording
 
 LossName = Literal["tdpo2", "tdpo1", "dpo", "ipo", "f_dpo_forward", "f_dpo_js", "sft", "kl"]
+BadRows = Literal["error", "skip"]
+RepeatedRows = Literal["refuse", "keep"]
 TurnsToCount = Literal["assistant", "all"]
 ReferenceSource = Literal["auto", "cache", "model"]
 PrefixSharing = Literal["auto", "on", "off"]
@@ -70,9 +72,12 @@ class Data(Section):
     """Share of the training prompts held out, with all their rows, instead of `data.eval`; drawn with `seed`."""
     max_length: Annotated[int, Field(ge=2)] = 1024
     """Longest prompt plus response, in tokens; longer rows are cut, counted and reported."""
-    on_bad_rows: Literal["error", "skip"] = "error"
+    on_bad_rows: BadRows = "error"
     """What a row that fails validation, or that the chat template refuses, does: stop before any work, or be left out
     and counted."""
+    repeated_rows: RepeatedRows = "refuse"
+    """What a row that repeats an earlier one is: broken (refuse), or one more pair to learn from (keep), as for
+    oversampling. Held-out prompts are drawn with all their rows, so no row is on both sides."""
     counted_turns: TurnsToCount = "assistant"
     """Of a response of several turns: count what the assistant says, or also what users and tools say."""
 

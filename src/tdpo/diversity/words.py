@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from ..installation import extra_command
+
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _BLEU_ORDER = 4
 
@@ -107,7 +109,7 @@ def _sacrebleu() -> tuple[Any, Any]:
         from sacrebleu.metrics.helpers import extract_all_word_ngrams
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "self-BLEU is computed with the package sacrebleu, which is not installed: pip install 'tdpo[eval]'"
+            f"self-BLEU is computed with the package sacrebleu, which is not installed: {extra_command('eval')}"
         ) from error
     return BLEU, extract_all_word_ngrams
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tdpo.environments._built_in import packaged_prompts
 from tdpo.environments.environment import Environment
+from tdpo.installation import extra_command
 
 
 def sentiment_environment() -> Environment:
@@ -48,5 +49,5 @@ def _require_vader() -> None:
     if find_spec("vaderSentiment") is None:
         raise ModuleNotFoundError(
             "the environment 'sentiment' scores texts with the package vaderSentiment, which is not installed: "
-            "pip install 'tdpo[eval]'"
+            f"{extra_command('eval')}"
         )

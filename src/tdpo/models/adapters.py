@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
+    _check_targets(model, targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft scales by alpha / r, any number will do
@@ -50,6 +53,36 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:  # peft knows nothing of recipes
         raise ValueError(f"no adapter can be put on {type(model).__name__}: {first_sentence(error)}") from error
+
+
+def _check_targets(model: Any, targets: str | list[str]) -> None:
+    """Raise ValueError for a target that no module of `model` answers to, by the rules of peft.
+
+    peft itself is content with one target of a list. A text other than "all-linear" is a pattern for whole names.
+    """
+    if targets == "all-linear":
+        return
+    names = [name for name, _ in model.named_modules() if name]
+    if isinstance(targets, str):
+        lost = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+    else:
+        lost = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
+    if not lost:
+        return
+    leaves = {name.rpartition(".")[2] for name, module in model.named_modules() if _takes_adapter(module)}
+    near = get_close_matches(lost[0], leaves, 1, 0.6)
+    as_list = f"; a list of one is written [{targets}]." if isinstance(targets, str) and targets in leaves else ""
+    hint = as_list or (f"; did you mean {near[0]}?" if near else ".")
+    raise ValueError(
+        f"LoRA targets: {type(model).__name__} has no module named {', '.join(map(repr, lost))}{hint} "
+        f"Layers that take an adapter: {', '.join(sorted(leaves))}, or all-linear for all of them but the head."
+    )
+
+
+def _takes_adapter(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D | nn.Embedding)
 
 
 def has_adapter(model: Any) -> bool:

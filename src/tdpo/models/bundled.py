@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from ..installation import extra_command
+from ..records.folders import require_writable
 from ..records.locks import waiting_lock
 
 BUNDLED = "smollm2-135m"
@@ -43,12 +45,18 @@ def bundled_file() -> Path:
     raise FileNotFoundError(f"the bundled model {BUNDLED!r} is not installed. Install it with: {INSTALL}")
 
 
+def converted_folder() -> Path:
+    """Where the converted copy is or will be. Raises FileNotFoundError as `bundled_file`."""
+    version = distribution(PACKAGE).version if bundled_file() else ""
+    return cache_folder() / "models" / f"{BUNDLED}-{version}"
+
+
 def bundled_folder() -> Path:
     """A folder of the model for `from_pretrained`; the first use converts the packaged file, in about 20 s."""
-    version = distribution(PACKAGE).version if bundled_file() else ""
-    folder = cache_folder() / "models" / f"{BUNDLED}-{version}"
+    folder = converted_folder()
     if (folder / "config.json").exists():
         return folder
+    require_writable(folder, "TDPO_CACHE")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(folder.with_name(f"{folder.name}.lock")):
         if not (folder / "config.json").exists():
@@ -75,7 +83,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     try:
         import gguf as _  # noqa: F401
     except ImportError as error:
-        raise ImportError('reading the bundled model needs gguf: pip install "tdpo[demo]"') from error
+        raise ImportError(f"reading the bundled model needs gguf: {extra_command('demo')}") from error
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,7 +140,9 @@ def outline_causal_lm(name: str | Path, *, trust_remote_code: bool = False) -> A
     Raises:
         FileNotFoundError, ValueError: as `load_causal_lm`, but for a model that looks ahead.
     """
-    return _load(name, "auto", trust_remote_code, False, outline=True)
+    with warnings.catch_warnings():  # torch remarks on every value of an adapter that it does not take
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+        return _load(name, "auto", trust_remote_code, False, outline=True)
 
 
 @names_untrusted_code

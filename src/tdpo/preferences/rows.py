@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from tdpo.preferences.reasons import Reason
+
 Message = dict[str, Any]
 Text = str | list[Message]
 
@@ -64,11 +66,16 @@ class RowProblem:
 
 @dataclass(frozen=True)
 class Preferences:
-    """Validated rows in the order of the file. `problems` is empty unless bad rows were skipped."""
+    """Validated rows in the order of the file.
+
+    `problems` is empty unless bad rows were skipped. `repeated` counts the rows that repeat an earlier one; it is 0
+    unless they were to be kept.
+    """
 
     rows: list[PreferenceRow]
     problems: list[RowProblem]
     source: str
+    repeated: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,9 +85,27 @@ class Preferences:
         return {
             "source": self.source,
             "rows": len(self.rows),
-            "skipped": len({problem.row for problem in self.problems}),
+            "skipped": self.skipped,
             "problems_by_reason": count_reasons(self.problems),
+            "repeated": self.repeated,
         }
+
+    @property
+    def skipped(self) -> int:
+        """The number of rows that were left out, as they could not be used."""
+        return len({problem.row for problem in self.problems})
+
+    def remarks(self) -> list[str]:
+        """A sentence about the rows that were left out, and one about those that were kept though they repeat."""
+        sentences = []
+        if self.problems:
+            reasons = ", ".join(f"{count} × {reason}" for reason, count in count_reasons(self.problems).items())
+            sentences.append(f"{self.source}: rows that cannot be used are left out: {self.skipped} ({reasons}).")
+        if self.repeated:
+            sentences.append(
+                f"{self.source}: {self.repeated} of {len(self.rows)} rows repeat an earlier one and are kept."
+            )
+        return sentences
 
 
 class UnreadablePreferences(ValueError):
@@ -139,6 +164,8 @@ def _describe(problems: Sequence[RowProblem], source: str, total: int, hint: str
         lines.append("(In a recipe the key is data.on_bad_rows, and for the prompts of PPO prompts.on_bad_rows.)")
     else:
         lines.append("No usable row is left.")
+    if Reason.DUPLICATE in first:
+        lines.append("Rows that repeat on purpose are kept with repeated_rows=keep (in a recipe data.repeated_rows).")
     return "\n".join([*lines, hint] if hint else lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from tdpo.preferences.fields import FINISHED, check_options, check_text
@@ -24,6 +24,7 @@ from tdpo.preferences.rows import (
 from tdpo.preferences.text_files import Record
 
 OnBadRows = Literal["error", "skip"]
+RepeatedRows = Literal["refuse", "keep"]
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, default=str)
 
@@ -43,8 +44,15 @@ def separate_records(rows: Iterable[Record | RowProblem], source: str) -> tuple[
     return records, problems
 
 
-def validate(records: Iterable[Record | RowProblem], source: str, on_bad_rows: OnBadRows) -> Preferences:
+def validate(
+    records: Iterable[Record | RowProblem],
+    source: str,
+    on_bad_rows: OnBadRows,
+    repeated_rows: RepeatedRows = "refuse",
+) -> Preferences:
     """Check every record, and the records against each other.
+
+    A row that repeats an earlier one is a problem, unless `repeated_rows` is "keep", as for oversampling.
 
     Raises:
         UnreadablePreferences: the source is empty or in another format.
@@ -52,6 +60,8 @@ def validate(records: Iterable[Record | RowProblem], source: str, on_bad_rows: O
     """
     if on_bad_rows not in ("error", "skip"):
         raise ValueError(f"on_bad_rows is {on_bad_rows!r}; it can be 'error' or 'skip'.")
+    if repeated_rows not in ("refuse", "keep"):
+        raise ValueError(f"repeated_rows is {repeated_rows!r}; it can be 'refuse' or 'keep'.")
     usable, problems = separate_records(records, source)
     total = len(usable) + len(problems)
     if not total:
@@ -59,16 +69,35 @@ def validate(records: Iterable[Record | RowProblem], source: str, on_bad_rows: O
             f"{source}: there are no rows in it; expected rows with prompt, chosen and rejected."
         )
     hint = "" if usable else "Not one record is an object with fields. Does the content fit the file's name?"
-    rows, row_problems = _check_rows(usable, source)
+    rows, row_problems = _check_rows(usable, source, repeated_rows)
     if usable and not any("prompt" in record.values for record in usable):
         require_shared_prompts(rows, row_problems, source)
     problems = sorted(problems + row_problems, key=lambda problem: problem.row)
     if problems and (on_bad_rows == "error" or not rows):
         raise BadPreferences(problems, source, total, hint)
-    return Preferences(rows, problems, source)
+    return Preferences(rows, problems, source, count_repeated(rows) if repeated_rows == "keep" else 0)
 
 
-def _check_rows(records: list[Record], source: str) -> tuple[list[PreferenceRow], list[RowProblem]]:
+def count_repeated(rows: Sequence[PreferenceRow]) -> int:
+    """Return how many rows repeat an earlier one."""
+    return len(rows) - len({_digest(row) for row in rows})
+
+
+def _without_repetitions(rows: list[PreferenceRow]) -> tuple[list[PreferenceRow], list[RowProblem]]:
+    """Keep the first of equal rows, and report the others as problems."""
+    first_rows: dict[bytes, PreferenceRow] = {}
+    problems: list[RowProblem] = []
+    for row in rows:
+        first = first_rows.setdefault(_digest(row), row)
+        if first is not row:
+            text = f"row {first.row}: {shown(row.prompt)}"
+            problems.append(RowProblem(row.source, row.row, "row", Reason.DUPLICATE, text))
+    return list(first_rows.values()), problems
+
+
+def _check_rows(
+    records: list[Record], source: str, repeated_rows: RepeatedRows
+) -> tuple[list[PreferenceRow], list[RowProblem]]:
     if not records:
         return [], []
     require_preference_columns([(record.row, record.values) for record in records], source)
@@ -77,19 +106,17 @@ def _check_rows(records: list[Record], source: str) -> tuple[list[PreferenceRow]
     prompt_required = any("prompt" in record.values for record in records)
     rows: list[PreferenceRow] = []
     problems: list[RowProblem] = []
-    first_rows: dict[bytes, int] = {}
     for record in records:
         try:
             row, findings = _check_row(record, source, prompt_required)
         except RecursionError:
             row, findings = None, [Finding("row", Reason.TOO_DEEP, shown(record.values))]
         if row is not None:
-            first = first_rows.setdefault(_digest(row), row.row)
-            if first == row.row:
-                rows.append(row)
-                continue
-            findings = [Finding("row", Reason.DUPLICATE, f"row {first}: {shown(row.prompt)}")]
+            rows.append(row)
         problems += [RowProblem(source, record.row, *finding) for finding in findings]
+    if repeated_rows == "refuse":
+        rows, repetitions = _without_repetitions(rows)
+        problems += repetitions
     rows, minority = _one_form(rows)
     return rows, problems + minority
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 from ..batches import TokenizedPairs, tokenize_pairs
 from ..chat_templates import template_columns
-from ..config import Recipe
+from ..config import Data, Recipe
 from ..models import ModelFacts
-from ..preferences import PreferenceRow, Preferences, load_preferences
+from ..preferences import PreferenceRow, Preferences, count_repeated, load_preferences
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,13 @@ def read_data(recipe: Recipe) -> RecipeData:
         ValueError: `data.eval_fraction` leaves no prompts to train on or none to hold out.
     """
     data = recipe.data
-    train = _load("data.train", data.train, data.split or "train", data.on_bad_rows)
+    for key, file in files_of_pairs_to_make(recipe).items():
+        split = " --split held_out" if key == "data.eval" else ""
+        raise FileNotFoundError(
+            f"{key}: {file} is not there yet. Make it of the environment's prompts: `tdpo pairs RECIPE{split}`, with "
+            "this recipe, or name a file that is there."
+        )
+    train = _load("data.train", data.train, data.split or "train", data)
     if data.eval_fraction is None:
         return RecipeData(train, read_held_out(recipe))
     return _hold_out(train, data.eval_fraction, recipe.seed)
@@ -45,12 +51,24 @@ def read_held_out(recipe: Recipe) -> Preferences | None:
     data = recipe.data
     if data.eval is None:
         return None if data.eval_fraction is None else read_data(recipe).eval
-    return _load("data.eval", data.eval, data.eval_split or "test", data.on_bad_rows)
+    return _load("data.eval", data.eval, data.eval_split or "test", data)
 
 
-def _load(key: str, source: str, split: str, on_bad_rows: Literal["error", "skip"]) -> Preferences:
+def files_of_pairs_to_make(recipe: Recipe) -> dict[str, str]:
+    """The files of pairs, by key, that are not there and that `tdpo pairs` makes of the recipe's environment."""
+    if recipe.environment is None:
+        return {}
+    files = {"data.train": recipe.data.train, "data.eval": recipe.data.eval}
+    return {
+        key: file
+        for key, file in files.items()
+        if file is not None and file.endswith(".jsonl") and not Path(file).expanduser().exists()
+    }
+
+
+def _load(key: str, source: str, split: str, data: Data) -> Preferences:
     try:
-        return load_preferences(source, split=split, on_bad_rows=on_bad_rows)
+        return load_preferences(source, split=split, on_bad_rows=data.on_bad_rows, repeated_rows=data.repeated_rows)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{key}: {error}") from error
 
@@ -68,7 +86,10 @@ def _hold_out(rows: Preferences, fraction: float, seed: int) -> RecipeData:
     train = [row for row in rows.rows if prompt_key(row) not in held_out_prompts]
     held_out = [row for row in rows.rows if prompt_key(row) in held_out_prompts]
     name = f"{rows.source} (held out {fraction:g} of the prompts)"
-    return RecipeData(Preferences(train, rows.problems, rows.source), Preferences(held_out, [], name))
+    repeated = [count_repeated(part) if rows.repeated else 0 for part in (train, held_out)]
+    return RecipeData(
+        Preferences(train, rows.problems, rows.source, repeated[0]), Preferences(held_out, [], name, repeated[1])
+    )
 
 
 def prompt_key(row: PreferenceRow) -> str:

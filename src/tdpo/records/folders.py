@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,29 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Raise where nothing can be written to `folder`, or where it cannot be made; `key` is what sets it.
+
+    A file without a name is made for that: rights alone do not tell of a disk that is mounted to be read.
+
+    Raises:
+        NotADirectoryError: it, or a folder above it, is a file.
+        PermissionError, OSError: the system refuses to write there.
+    """
+    above = folder.absolute()
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    remedy = f"choose another folder ({key}=…)"
+    if not above.is_dir():
+        raise NotADirectoryError(f"{key}: {folder} cannot be a folder, as {above} is a file; {remedy}")
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        message = f"{key}: {folder} cannot be written to ({above}: {error.strerror}); {remedy}"
+        raise type(error)(message) from error
 
 
 def empty_folder(path: Path) -> Path:

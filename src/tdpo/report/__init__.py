@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..installation import extra_command
 from ..records.files import write_text
 from ..records.names import ABOUT_FILE, REPORT_FILE, RESULTS_FILE
 
@@ -31,7 +32,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         page = render(load_runs([Path(run_dir) for run_dir in run_dirs]))
     except ImportError as error:
         raise ImportError(
-            f"the report needs jinja2 and plotly ({error}); install them with: pip install 'tdpo[eval]'"
+            f"the report needs jinja2 and plotly ({error}); install them with: {extra_command('eval')}"
         ) from error
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page, errors="replace")  # lone surrogates in model text have no UTF-8 form
@@ -51,7 +52,7 @@ def write_two_kls(out: Path) -> Path:
 
         page = render_two_kls()
     except ImportError as error:
-        raise ImportError(f"the page needs jinja2 ({error}); install it with: pip install 'tdpo[eval]'") from error
+        raise ImportError(f"the page needs jinja2 ({error}); install it with: {extra_command('eval')}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     return out
@@ -82,7 +83,7 @@ def write_study_report(study_dir: Path, out: Path | None = None) -> Path:
         page = render_study(study_dir)
     except ImportError as error:
         raise ImportError(
-            f"the report needs jinja2 and plotly ({error}); install them with: pip install 'tdpo[eval]'"
+            f"the report needs jinja2 and plotly ({error}); install them with: {extra_command('eval')}"
         ) from error
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page, errors="replace")
@@ -100,7 +101,7 @@ def write_exact_report(folder: Path) -> Path:
         page = render_exact(Path(folder))
     except ImportError as error:
         raise ImportError(
-            f"the page needs jinja2 and plotly ({error}); install them with: pip install 'tdpo[eval]'"
+            f"the page needs jinja2 and plotly ({error}); install them with: {extra_command('eval')}"
         ) from error
     out = Path(folder) / REPORT_FILE
     write_text(out, page)

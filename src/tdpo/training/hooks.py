@@ -11,6 +11,8 @@ from typing import Any
 import transformers
 from transformers import Trainer
 
+from ..installation import extra_command
+
 OLDEST_TRANSFORMERS = "5.19"
 TRAINER_HOOKS = (
     "_clip_grad_norm",
@@ -34,7 +36,7 @@ def check_hooks(trainer: Any = Trainer) -> None:
         raise ImportError(
             f"tdpo trains with transformers from {OLDEST_TRANSFORMERS} on; the installed {transformers.__version__} "
             f"has no {', no '.join(lacking)}, and losses or checkpoints would be wrong without a word. "
-            "Install a version that has them: pip install 'tdpo[train]'"
+            f"Install a version that has them: {extra_command('train')}"
         )
 
 

@@ -59,6 +59,7 @@ class LearningFromRewards(Method):
                 if part["skipped"]
             ],
             amount=f"{len(prompts)} prompts",
+            length=self.recipe.ppo.iterations,
         )
 
     def prepare(self, data: TrainingData) -> MakeTrainer:

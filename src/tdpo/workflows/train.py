@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Unpack
 
 from ..batches import TokenizedPairs
@@ -66,8 +67,12 @@ class LearningFromPairs(Method):
             held_out=held_out,
             inputs=lambda: pairs_inputs(pairs.pairs, held_out and held_out.pairs),
             described=_described(rows, pairs, held_out),
-            remarks=[sentence for report in reports for sentence in report.warnings()],
+            remarks=[
+                *(sentence for part in (rows.train, rows.eval) if part is not None for sentence in part.remarks()),
+                *(sentence for report in reports for sentence in report.warnings()),
+            ],
             amount=f"{len(pairs.pairs)} pairs, {_length(recipe.training)}",
+            length=updates_of(recipe.training, len(pairs.pairs)),
         )
 
     def prepare(self, data: TrainingData) -> MakeTrainer:
@@ -106,6 +111,11 @@ def _described(rows: RecipeData, pairs: TokenizedPairs, held_out: TokenizedPairs
         if source is not None and tokenized is not None:
             described[name] = {**tokenized.report.as_dict(), **source.summary()}
     return described
+
+
+def updates_of(training: Training, pairs: int) -> int:
+    """How many updates a run on so many pairs makes."""
+    return training.max_steps or ceil(pairs / training.batch_size * (training.epochs or 1))
 
 
 def _length(training: Training) -> str:

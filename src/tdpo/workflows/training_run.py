@@ -20,7 +20,9 @@ from ..records.run_times import cache_seconds, training_seconds
 from ..runs import RunDirectory
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
 from ..training.resumption import checkpoint_to_resume
+from .disk_room import bytes_of_files
 from .policy_of_recipe import load_policy, warn_of_slow_dtype
+from .prerequisites import check_prerequisites
 from .trained_model import last_log, save_trained, versions_of, without_prefix
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class TrainingData:
         described: the content of data.json.
         remarks: sentences for the user.
         amount: how much there is to do, for the user.
+        length: the updates of the whole run, and of PPO the iterations.
     """
 
     tokenizer: Any
@@ -49,6 +52,7 @@ class TrainingData:
     described: dict[str, Any]
     remarks: list[str]
     amount: str
+    length: int
 
 
 class RunOptions(TypedDict, total=False):
@@ -130,7 +134,10 @@ def run_training(
     if method.recording.num_threads:
         torch.set_num_threads(method.recording.num_threads)
     checkpoint = checkpoint_to_resume(run, last_good=last_good, say=say) if resume else None
+    room = check_prerequisites(recipe)
     data = method.read()
+    if room is not None:
+        room.check(data.length, on_disk=bytes_of_files(run.checkpoints().complete) if resume else 0)
     if checkpoint is not None:
         inputs = {**recipe_inputs(recipe), **data.inputs()}
         settle_inputs(run, checkpoint, inputs, accept=accept_changes, say=say)

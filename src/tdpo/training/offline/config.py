@@ -8,7 +8,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from ...config import LogNames, Loss, LossName, PrefixSharing, Recipe, RecipeFields, ReferenceSource, TurnsToCount
+from ...config import (
+    BadRows,
+    LogNames,
+    Loss,
+    LossName,
+    PrefixSharing,
+    Recipe,
+    RecipeFields,
+    ReferenceSource,
+    RepeatedRows,
+    TurnsToCount,
+)
 from ...methods import METHODS
 from ...scoring.options import HeadImpl
 from ..arguments import names_all_unknown
@@ -26,6 +37,8 @@ FIELDS = RecipeFields(
         "label_smoothing": "loss.label_smoothing",
         "max_length": "data.max_length",
         "counted_turns": "data.counted_turns",
+        "on_bad_rows": "data.on_bad_rows",
+        "repeated_rows": "data.repeated_rows",
         "reference": "training.reference",
         "reference_cache_dir": "training.reference_cache_dir",
         "prefix_sharing": "training.prefix_sharing",
@@ -61,6 +74,8 @@ class TDPOConfig(KLArguments, TRLArguments):
     label_smoothing: float = FIELDS.field("label_smoothing")
     max_length: int | None = FIELDS.field("max_length")
     counted_turns: TurnsToCount = FIELDS.field("counted_turns")
+    on_bad_rows: BadRows = FIELDS.field("on_bad_rows")
+    repeated_rows: RepeatedRows = FIELDS.field("repeated_rows")
     reference: ReferenceSource = FIELDS.field("reference")
     reference_cache_dir: str | None = FIELDS.field("reference_cache_dir")
     head_impl: HeadImpl = field(

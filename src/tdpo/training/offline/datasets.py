@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from ...batches import TokenizedPair, TokenizedPairs, tokenize_pairs
 from ...models import facts_of
-from ...preferences import PreferenceRow, Preferences, preferences_from_dataset
+from ...preferences import Preferences, preferences_from_dataset
 from ...scoring.fitting import check_ids
 from ..recorded_settings import described_source, file_of
 from .config import TDPOConfig
@@ -22,7 +22,7 @@ class PairDatasets:
     Args:
         model: a causal language model, which says how long a row may be, and which tokens it has.
         tokenizer: its tokenizer.
-        args: `max_length` and `counted_turns` are used.
+        args: `max_length`, `counted_turns`, `on_bad_rows` and `repeated_rows` are used.
 
     Attributes:
         reports: what became of the rows of each data set, by its name.
@@ -31,7 +31,7 @@ class PairDatasets:
     """
 
     def __init__(self, model: Any, tokenizer: Any, args: TDPOConfig) -> None:
-        self.tokenizer, self.counted_turns = tokenizer, args.counted_turns
+        self.tokenizer, self.args = tokenizer, args
         self.facts = facts_of(model, tokenizer)
         self.max_length = self.facts.max_length(args.max_length)
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -43,38 +43,60 @@ class PairDatasets:
         """The pairs of a data set. None, and lists of tokenised pairs, stay as they are; so do dictionaries of several.
 
         Raises:
-            BadPreferences: a row is broken.
+            BadPreferences: a row is broken, and they are not to be skipped.
             ValueError: no pair is left, or a token is not in the model's vocabulary.
         """
         if dataset is None or (isinstance(dataset, list) and dataset and isinstance(dataset[0], TokenizedPair)):
             return dataset
         if isinstance(dataset, dict) and name != "train":
             return {key: self.pairs(f"{name}_{key}", value) for key, value in dataset.items()}
-        tokenized = dataset if isinstance(dataset, TokenizedPairs) else self._tokenized(name, dataset)
-        self.reports[name] = tokenized.report.as_dict()
-        summary = dataset.summary() if isinstance(dataset, Preferences) else {"skipped": 0}
-        self.described[name] = {**self.reports[name], **summary, "source": described_source(dataset)}
+        if isinstance(dataset, TokenizedPairs):
+            tokenized, summary, remarks = dataset, {}, []
+        else:
+            rows = self._rows(name, dataset)
+            tokenized, summary, remarks = self._tokenized(rows), rows.summary(), rows.remarks()
+        self.reports[name] = {**tokenized.report.as_dict(), **summary}
+        self.described[name] = {"skipped": 0, **self.reports[name], "source": described_source(dataset)}
         self.files[name] = file_of(dataset)
-        for sentence in tokenized.report.warnings():
+        for sentence in [*remarks, *tokenized.report.warnings()]:
             logger.warning("%s data: %s", name, sentence)
         check_ids(tokenized.pairs, self.vocabulary)
         return tokenized.pairs
 
-    def _tokenized(self, name: str, dataset: Any) -> TokenizedPairs:
+    def _rows(self, name: str, dataset: Any) -> Preferences:
+        if isinstance(dataset, Preferences):
+            return dataset
+        return preferences_from_dataset(
+            dataset,
+            source=f"{name}_dataset",
+            on_bad_rows=self.args.on_bad_rows,
+            repeated_rows=self.args.repeated_rows,
+        )
+
+    def _tokenized(self, rows: Preferences) -> TokenizedPairs:
         return tokenize_pairs(
-            _rows(dataset, name),
+            rows.rows,
             self.tokenizer,
             self.max_length,
             end_ids=self.facts.end_token_ids,
-            counted_turns=self.counted_turns,
+            on_bad_rows=self.args.on_bad_rows,
+            counted_turns=self.args.counted_turns,
         )
 
 
-def _rows(dataset: Any, name: str) -> Sequence[PreferenceRow]:
-    rows = getattr(dataset, "rows", None)
-    if isinstance(rows, list):
-        return rows
-    return preferences_from_dataset(dataset, source=f"{name}_dataset").rows
+def seen_in_training(
+    train: list[TokenizedPair] | None, held_out: list[TokenizedPair] | dict[str, list[TokenizedPair]] | None
+) -> Iterator[str]:
+    """A sentence about each held-out data set with pairs that are also trained on: they say nothing of new prompts."""
+    trained = {_content(pair) for pair in train or ()}
+    for name, pairs in (held_out if isinstance(held_out, dict) else {"held-out": held_out or []}).items():
+        known = sum(_content(pair) in trained for pair in pairs)
+        if known:
+            yield f"{known} of {len(pairs)} {name} pairs are also trained on: their numbers are not those of new pairs."
+
+
+def _content(pair: TokenizedPair) -> tuple[tuple[int, ...], ...]:
+    return (tuple(pair.prompt_ids), *map(tuple, pair.responses))
 
 
 def all_pairs(pairs: list[TokenizedPair] | dict[str, list[TokenizedPair]] | None) -> list[TokenizedPair]:

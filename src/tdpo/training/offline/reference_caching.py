@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...batches import PromptResponses, ResponseBatch, ResponseCollator, shared_length
 from ...models import Reference, cache_folder, causal_lm_of, kept_reference
+from ...records.folders import require_writable
 from ...reference_cache import CacheLayout, CachePlan, Field, Fingerprint, ReferenceCache, build_cache, model_digest
 from ...scoring.head_path import HeadPath
 from ...scoring.reference_source import CachedReference, LiveReference, ReferenceSource, copied_head
@@ -129,7 +130,7 @@ def cache_of(
 
     Raises:
         ValueError: "cache", but the statistics need full logits.
-        OSError: "cache", but the disk cannot hold it.
+        OSError: "cache", but the disk cannot hold it; or a folder for it is named that cannot be written to.
     """
     if args.reference == "model" or not request.pairs:
         return None
@@ -140,6 +141,8 @@ def cache_of(
         return None
     with request.ready():
         plan = request.plan(cache_root(args))
+        if args.reference_cache_dir is not None and not plan.is_finished:
+            require_writable(plan.root, "reference_cache_dir")
         if args.reference == "auto":
             mine = reason_against(plan, planned_visits(args, train_pairs), train_pairs, sharded)
             # The disk may look different to another process, and all must do the same.
@@ -164,6 +167,10 @@ def reason_against(plan: CachePlan, visits: float, train_pairs: int, sharded: bo
         return "the model is sharded over processes"
     if plan.is_finished:
         return None
+    try:
+        require_writable(plan.root, "TDPO_CACHE")
+    except OSError as error:
+        return f"a cache cannot be kept ({error})"
     if plan.layout.bytes > AUTO_LIMIT:
         return f"a cache would hold {plan.size()}; reference='cache' makes it all the same"
     if not plan.fits:

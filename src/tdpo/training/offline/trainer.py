@@ -36,7 +36,7 @@ from ..logged_metrics import MetricsFile, TrainingMeter
 from ..resumption import reading
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
-from .datasets import PairDatasets, all_pairs
+from .datasets import PairDatasets, all_pairs, seen_in_training
 from .order import LengthGroupedOrder
 from .recording import pair_card, pair_record
 from .reference_caching import CacheRequest, pair_reference_source
@@ -72,7 +72,8 @@ class TDPOTrainer(CheckpointedTrainer):
     The order of the arguments is TRL's.
 
     Raises:
-        BadPreferences: a row is broken (named by source, row and field).
+        BadPreferences: a row is broken (named by source, row and field), or repeats an earlier one. TDPOConfig's
+            `on_bad_rows` and `repeated_rows` say what is skipped or kept instead.
         TypeError: arguments that do not exist; all of them are named, with what to use.
         ValueError: arguments that do not fit together.
     """
@@ -119,6 +120,8 @@ class TDPOTrainer(CheckpointedTrainer):
             self._datasets.pairs("train", train_dataset),
             self._datasets.pairs("eval", eval_dataset),
         )
+        for sentence in seen_in_training(train_pairs, eval_pairs):
+            logger.warning(sentence)
         pad_token_id = processing_class.pad_token_id
         pairs = [*all_pairs(train_pairs), *all_pairs(eval_pairs)]
         check_parts(pairs, args)

@@ -1,0 +1,112 @@
+"""How much a run will write, against what is free: a disk that is too small is known before hours of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import AnyRecipe, Recipe
+from ..records.files import free_bytes
+from ..reference_cache.building import readable_bytes
+
+# Numbers that an optimiser keeps for each trained weight, and the bytes of each (None: as the weight).
+_STATES: dict[str, tuple[int, int | None]] = {
+    "adamw_torch": (2, None),
+    "adamw_torch_fused": (2, None),
+    "adamw_8bit": (2, 1),
+    "paged_adamw_8bit": (2, 1),
+    "rmsprop": (1, None),
+}  # adafactor and sgd keep next to nothing
+
+
+@dataclass(frozen=True)
+class DiskRoom:
+    """What a run writes into its folder.
+
+    Attributes:
+        folder: the run directory.
+        key: the recipe's section that says how often it saves.
+        model: bytes of the trained model, which is an adapter alone where there is one.
+        checkpoint: bytes of a checkpoint: the same, and the optimiser's state.
+        saves_after: updates (of PPO: iterations) between two checkpoints, None for none.
+        limit: how many checkpoints are kept.
+    """
+
+    folder: Path
+    key: str
+    model: int
+    checkpoint: int
+    saves_after: int | None
+    limit: int
+
+    @classmethod
+    def of(cls, recipe: AnyRecipe, policy: nn.Module, critic: nn.Module | None = None) -> DiskRoom:
+        """The room for the run of a recipe, from its models without values (on the device "meta")."""
+        is_pairs = isinstance(recipe, Recipe)
+        settings: Any = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
+        adapter = recipe.model.lora is not None or _is_adapter(policy)
+        # Adapters are float32 whatever the model is (peft), and the outline has them so.
+        dtype = None if recipe.model.dtype == "auto" or adapter else getattr(torch, recipe.model.dtype)
+        trained = [weight for weight in policy.parameters() if weight.requires_grad]
+        kept = trained if adapter else list(policy.parameters())
+        extra = [] if critic is None else list(critic.parameters())
+        state = _state_bytes(trained + extra, settings.optimizer, dtype)
+        return cls(
+            Path(recipe.run_dir),
+            "training" if is_pairs else "ppo",
+            _bytes(kept, dtype),
+            _bytes(kept + extra, dtype) + state,
+            settings.save_steps if is_pairs else settings.save_every,
+            settings.save_total_limit or 0,
+        )
+
+    def bytes(self, length: int) -> int:
+        """The most bytes that lie there at a time, in a run of `length` updates (of PPO: iterations)."""
+        saves = 0 if self.saves_after is None else ceil(length / self.saves_after)
+        # The oldest checkpoint goes when the newest is whole, and the model is written beside the last ones.
+        return max(self.checkpoint * min(saves, self.limit + 1), self.checkpoint * min(saves, self.limit) + self.model)
+
+    def in_words(self, length: int) -> str:
+        """The estimate for people."""
+        saves = 0 if self.saves_after is None else min(ceil(length / self.saves_after), self.limit + 1)
+        parts = [f"model {readable_bytes(self.model)}"]
+        if saves:
+            parts.append(f"up to {saves} checkpoint{'s' * (saves > 1)} of {readable_bytes(self.checkpoint)}")
+        return f"about {readable_bytes(self.bytes(length))} ({', '.join(parts)})"
+
+    def check(self, length: int, *, on_disk: int = 0) -> None:
+        """Raise OSError if the disk cannot hold what a run of `length` writes beyond the `on_disk` bytes of it."""
+        free = free_bytes(self.folder)
+        if self.bytes(length) - on_disk > free:
+            raise OSError(
+                f"run_dir {self.folder}: the run needs {self.in_words(length)}, and {readable_bytes(free)} are free "
+                f"there. Free some, keep fewer checkpoints ({self.key}.save_total_limit=1), or choose another run_dir=…"
+            )
+
+
+def bytes_of_files(folders: Iterable[Path]) -> int:
+    """The bytes of all files in these folders."""
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def _is_adapter(model: nn.Module) -> bool:
+    return any(not weight.requires_grad for weight in model.parameters()) and hasattr(model, "peft_config")
+
+
+def _bytes(weights: Iterable[torch.Tensor], dtype: torch.dtype | None) -> int:
+    return sum(weight.numel() * _size(weight, dtype) for weight in weights)
+
+
+def _state_bytes(trained: Iterable[torch.Tensor], optimizer: str, dtype: torch.dtype | None) -> int:
+    count, size = _STATES.get(optimizer, (0, None))
+    return sum(weight.numel() * count * (size or _size(weight, dtype)) for weight in trained)
+
+
+def _size(weight: torch.Tensor, dtype: torch.dtype | None) -> int:
+    return weight.element_size() if dtype is None else dtype.itemsize

@@ -1,0 +1,142 @@
+"""How fast this machine samples and learns with the model of a recipe, measured for a few seconds.
+
+Estimates of time rest on it. It is one process alone: runs beside it take memory bandwidth from one another.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..batches import ResponseBatch, TokenizedPair
+from ..config import AnyRecipe, Loss, Model, Recipe
+from ..models import load_tokenizer, merged_adapter, reference_at_start
+from ..sampling.sampler import SamplingSettings, encode_prompts, sample
+from ..scores import score_pairs
+from ..scoring.configured_loss import configured_loss
+from ..scoring.layout import choose_layout
+from ..scoring.policy_statistics import PolicyStatistics
+from ..training.policy import switch_off_dropout
+from .policy_of_recipe import load_policy
+from .run_size import RunSize
+from .train import updates_of
+
+SAMPLED = 8  # tokens of each response of the measurement
+MOST_RESPONSES, MOST_PAIRS = 16, 2
+# Forwards of one model in what `Speed.pair` measures: policy forward and backward (three), reference forward.
+PASSES_OF_UPDATE, PASSES_OF_BACKWARD, PASSES_OF_JUDGING = 4, 3, 2
+ENOUGH = 2.0  # seconds: what libraries set up once is small beside them
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for the parts of a run.
+
+    Attributes:
+        start: loading the model.
+        token: a sampled token of one response, in a batch.
+        pair: one pair in an update of TDPO2: forward and backward of the policy, forward of the reference.
+        tokens_of_pair: how many tokens that pair has, its prompt counted once.
+        description: what was measured, in a sentence.
+    """
+
+    start: float
+    token: float
+    pair: float
+    tokens_of_pair: int
+    description: str
+
+    def update(self, pairs: float, tokens_of_pair: float) -> float:
+        """Seconds for updates on so many pairs of such a length."""
+        return pairs * self.pair * tokens_of_pair / self.tokens_of_pair
+
+
+def measure_speed(model: Model, prompts: Sequence[Any], response_tokens: int, *, pairs: int, responses: int) -> Speed:
+    """Load the model, sample a little and learn from one batch, and time each.
+
+    Args:
+        model: the recipe's section.
+        prompts: some of the run's prompts, as the sampler takes them.
+        response_tokens: the length of the responses in the measured batch.
+        pairs, responses: how many pairs a forward has, and how many responses are sampled at a time, 0 for no
+            sampling. Fewer are measured if that is enough.
+
+    Raises what loading the model, sampling from it or learning would raise.
+    """
+    began = time.perf_counter()
+    policy = load_policy(model)
+    tokenizer = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code)
+    switch_off_dropout(policy)
+    start = time.perf_counter() - began
+    count, token, sampled = min(responses, MOST_RESPONSES), 0.0, ""
+    if count:
+        with merged_adapter(policy):
+            token = _seconds_of_token(policy, tokenizer, [prompts[i % len(prompts)] for i in range(count)])
+        sampled = f"{SAMPLED} tokens of {count} responses in {token * SAMPLED * count:.2f} s, "
+    ids = encode_prompts(tokenizer, [prompts[i % len(prompts)] for i in range(min(pairs, MOST_PAIRS))])
+    learned = [_made_up(prompt, response_tokens, len(tokenizer), row) for row, prompt in enumerate(ids)]
+    update = _seconds_of_update(policy, learned, tokenizer.pad_token_id)
+    tokens = sum(len(pair.prompt_ids) + sum(map(len, pair.responses)) for pair in learned) // len(learned)
+    threads = torch.get_num_threads()
+    description = (
+        f"{model.name} on {threads} thread{'s' * (threads > 1)}: loaded in {start:.1f} s, {sampled}"
+        f"an update of {len(learned)} pair{'s' * (len(learned) > 1)} of {tokens} tokens in {update:.2f} s"
+    )
+    return Speed(start, token, update / len(learned), tokens, description)
+
+
+def learning_seconds(recipe: AnyRecipe, speed: Speed, size: RunSize) -> float:
+    """The seconds of a recipe's updates, and of PPO also of its sampling and judging, at full length of responses."""
+    if isinstance(recipe, Recipe):
+        updates = updates_of(recipe.training, size.pairs)
+        return speed.update(updates * recipe.training.batch_size, size.prompt + 2 * size.response)
+    completions = recipe.rollouts.completions * recipe.ppo.iterations
+    shared = 2 if recipe.rollouts.samples_per_prompt % 2 == 0 else 1  # so many completions share their prompt's tokens
+    tokens = size.prompt / shared + size.response
+    passes = PASSES_OF_JUDGING + PASSES_OF_BACKWARD * recipe.ppo.epochs
+    return completions * size.response * speed.token + speed.update(completions, tokens) * passes / PASSES_OF_UPDATE
+
+
+def _seconds_of_token(policy: Any, tokenizer: Any, prompts: Sequence[Any]) -> float:
+    """Seconds for one token of one response. A call for one token alone is taken off: it has what happens once."""
+    seconds, tokens = [], []
+    for most in (1, 1 + SAMPLED):
+        began = time.perf_counter()
+        made = sample(policy, tokenizer, prompts, SamplingSettings(max_new_tokens=most, batch_size=len(prompts)))
+        seconds.append(time.perf_counter() - began)
+        tokens.append(sum(len(response.token_ids) for response in made))
+    return max(0.0, seconds[1] - seconds[0]) / max(1, tokens[1] - tokens[0])
+
+
+def _seconds_of_update(policy: Any, pairs: Sequence[TokenizedPair], pad_token_id: int) -> float:
+    """Seconds of a forward and backward; of the second one where the first is so short that it is mostly set-up."""
+    reference = reference_at_start(policy, None)
+    statistics = PolicyStatistics.of(policy, reference)
+    collator = choose_layout(policy, pairs, pad_token_id, "auto", None, other_models=[statistics.reference_model])
+    device = next(policy.parameters()).device
+    batch = ResponseBatch.from_inputs({name: value.to(device) for name, value in collator(pairs).items()})
+    loss = configured_loss("tdpo2", Loss.DEFAULT_BETA, Loss.DEFAULT_ALPHA, 0.0)
+    policy.train()
+    for _ in range(2):
+        began = time.perf_counter()
+        stats = statistics(policy, batch, extras=loss.extras)
+        scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
+        loss(stats, scores, batch.sequence_index, batch.num_prompts).per_pair.mean().backward()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        policy.zero_grad()
+        if seconds > ENOUGH:
+            break
+    return seconds
+
+
+def _made_up(prompt_ids: list[int], length: int, vocabulary: int, row: int) -> TokenizedPair:
+    draw = random.Random(row)
+    chosen, rejected = ([draw.randrange(vocabulary) for _ in range(length)] for _ in range(2))
+    return TokenizedPair.of(prompt_ids, chosen, rejected, "made up", row)
