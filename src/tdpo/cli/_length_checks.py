@@ -10,11 +10,12 @@ from ._machine_checks import Check
 
 if TYPE_CHECKING:
     from ..batches import TokenizedPair
-    from ..config import PPORecipe, Recipe
+    from ..config import OwnResponsesRecipe, Recipe
 
 
-def prompt_lengths(recipe: PPORecipe) -> Iterator[Check]:
+def prompt_lengths(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     """Check that prompts and responses fit the models, by the function that training and sampling use."""
+    from ..config import PPORecipe
     from ..models import configuration_of, load_tokenizer
     from ..recipe_data.prompts import read_recipe_prompts
     from ..sampling.sampler import check_fit, encode_prompts
@@ -30,7 +31,8 @@ def prompt_lengths(recipe: PPORecipe) -> Iterator[Check]:
     prompts = [*train, *held_out]
     encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in prompts], [prompt.id for prompt in prompts])
     ids_by_prompt = dict(zip((prompt.id for prompt in prompts), encoded, strict=True))
-    for name in (recipe.model.name, recipe.model.reference, recipe.ppo.value_model):
+    critic = recipe.ppo.value_model if isinstance(recipe, PPORecipe) else None
+    for name in (recipe.model.name, recipe.model.reference, critic):
         if name is not None:
             config = configuration_of(name, trust_remote_code=trust)
             check_fit(SimpleNamespace(config=config), ids_by_prompt, response_length)

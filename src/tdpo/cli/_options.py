@@ -12,7 +12,7 @@ from ._console import say
 from ._errors import CommandError
 
 if TYPE_CHECKING:
-    from ..config import AnyRecipe, PPORecipe, Recipe
+    from ..config import AnyRecipe, OnlineRecipe, PPORecipe, Recipe
 
 RecipeArgument = Annotated[
     Path,
@@ -52,24 +52,49 @@ PPO_INSTEAD = {
 }
 
 
-def read_preferences_recipe(path: Path, overrides: list[str] | None, *, command: Literal["train", "pairs"]) -> Recipe:
-    """Read the recipe of a command for preferences. Raises `RecipeError`, and `CommandError` for a PPO recipe."""
+def read_training_recipe(path: Path, overrides: list[str] | None) -> Recipe | OnlineRecipe:
+    """Read the recipe of `tdpo train`. Raises `RecipeError`, and `CommandError` for a PPO recipe."""
     from ..config import PPORecipe
 
-    recipe = _read(path, overrides, f"tdpo {command} recipe.yaml loss.beta=0.2")
+    recipe = _read(path, overrides, "tdpo train recipe.yaml loss.beta=0.2")
     if isinstance(recipe, PPORecipe):
-        raise CommandError(f"{path} is a PPO recipe (it has a section ppo); {PPO_INSTEAD[command].format(path=path)}")
+        raise _is_of_ppo(path, "train")
     return recipe
 
 
+def read_preferences_recipe(path: Path, overrides: list[str] | None) -> Recipe:
+    """Read the recipe of `tdpo pairs`. Raises `RecipeError`, and `CommandError` for a recipe that needs no pairs."""
+    from ..config import OnlineRecipe, PPORecipe
+
+    recipe = _read(path, overrides, "tdpo pairs recipe.yaml loss.beta=0.2")
+    if isinstance(recipe, PPORecipe):
+        raise _is_of_ppo(path, "pairs")
+    if isinstance(recipe, OnlineRecipe):
+        raise CommandError(
+            f"{path} has a section online: training with it makes its own pairs: `tdpo train {path}`. To make them "
+            "before training, start from `tdpo recipe --example sentiment_tdpo2`"
+        )
+    return recipe
+
+
+def _is_of_ppo(path: Path, command: Literal["train", "pairs"]) -> CommandError:
+    return CommandError(f"{path} is a PPO recipe (it has a section ppo); {PPO_INSTEAD[command].format(path=path)}")
+
+
 def read_ppo_recipe(path: Path, overrides: list[str] | None) -> PPORecipe:
-    """Read the recipe of `tdpo ppo`. Raises `RecipeError`, and `CommandError` for a recipe for preferences."""
-    from ..config import PPORecipe
+    """Read the recipe of `tdpo ppo`. Raises `RecipeError`, and `CommandError` for another kind of recipe."""
+    from ..config import OnlineRecipe, PPORecipe
 
     recipe = _read(path, overrides, "tdpo ppo recipe.yaml kl.coefficient=0.1")
     if not isinstance(recipe, PPORecipe):
+        online = isinstance(recipe, OnlineRecipe)
+        kind = (
+            "recipe on pairs of own responses (it has a section online and"
+            if online
+            else "recipe for preferences (it has"
+        )
         raise CommandError(
-            f"{path} is a recipe for preferences (it has no section ppo); `tdpo train {path}` trains with it. "
+            f"{path} is a {kind} no section ppo); `tdpo train {path}` trains with it. "
             "`tdpo recipe --example ppo_sentiment` prints a PPO recipe to start from"
         )
     return recipe

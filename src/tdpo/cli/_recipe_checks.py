@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import _ppo_checks
+from . import _prompt_checks
 from ._console import quiet_libraries
 from ._environment_checks import environment_checks
 from ._errors import explain, is_ours
@@ -27,7 +27,7 @@ def recipe_checks(path: Path, overrides: Sequence[str], *, time: bool = False) -
 
     With `time`, measure a few steps of its model and estimate how long training takes.
     """
-    from ..config import PPORecipe, Recipe, RecipeError, load_recipe
+    from ..config import Recipe, RecipeError, load_recipe
 
     replaced: list[str] = []
     try:
@@ -41,19 +41,22 @@ def recipe_checks(path: Path, overrides: Sequence[str], *, time: bool = False) -
     quiet_libraries()
     if isinstance(recipe, Recipe):
         yield from pairs_to_come(recipe, path, overrides)
-    for name, check in {**BOTH, **(PPO if isinstance(recipe, PPORecipe) else PREFERENCES)}.items():
+    for name, check in {**BOTH, **(PREFERENCES if isinstance(recipe, Recipe) else OWN_RESPONSES)}.items():
         yield from _run_check(name, check, recipe)
     if time:
         yield from _run_check("time", training_time, recipe)
 
 
 def _in_words(recipe: AnyRecipe) -> str:
-    from ..config import Recipe
+    from ..config import OnlineRecipe, Recipe
 
     if isinstance(recipe, Recipe):
         return f"{recipe.loss.name} on {recipe.model.name}, rows of {recipe.data.train}"
-    kl, model = recipe.kl, recipe.model.name
+    model = recipe.model.name
     source = f"prompts of {recipe.prompts.train}" if recipe.prompts else "prompts of an environment"
+    if isinstance(recipe, OnlineRecipe):
+        return f"{recipe.loss.name} on {model}, own responses to {source}"
+    kl = recipe.kl
     return f"PPO on {model}, {source}, {kl.form} {kl.direction} KL in the {kl.place}"
 
 
@@ -157,11 +160,11 @@ PREFERENCES: dict[str, Callable[[Any], Iterator[Check]]] = {
     "data": _data,
     "prompts rendered": template_checks,
 }
-PPO: dict[str, Callable[[Any], Iterator[Check]]] = {
-    "environment": _ppo_checks.environment,
-    "prompts": _ppo_checks.prompts,
-    "rewards": _ppo_checks.rewards,
-    "model": _ppo_checks.models,
+OWN_RESPONSES: dict[str, Callable[[Any], Iterator[Check]]] = {
+    "environment": _prompt_checks.environment,
+    "prompts": _prompt_checks.prompts,
+    "rewards": _prompt_checks.rewards,
+    "model": _prompt_checks.models,
     "prompts rendered": template_checks,
     "prompt lengths": prompt_lengths,
 }

@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 def template_checks(recipe: AnyRecipe) -> Iterator[Check]:
     """Render the prompts as in sampling. Raises what sampling raises."""
-    from ..config import PPORecipe
+    from ..config import Recipe
     from ..models import load_tokenizer
     from ..recipe_data.prompts import read_usable_prompts
     from ..sampling.sampler import encode_prompts
 
-    if recipe.environment is None and not isinstance(recipe, PPORecipe):
+    if recipe.environment is None and isinstance(recipe, Recipe):
         return
     try:
         tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
         prompts = _prompts(recipe)
     except (OSError, ValueError):  # the checks of the model, and of prompts or environment, report it
         return
-    if isinstance(recipe, PPORecipe):
+    if not isinstance(recipe, Recipe):
         train, held_out, descriptions = read_usable_prompts(recipe, tokenizer)
         prompts = [*train, *held_out]
         for name, part in descriptions.items():
@@ -38,10 +38,10 @@ def template_checks(recipe: AnyRecipe) -> Iterator[Check]:
 
 
 def _prompts(recipe: AnyRecipe) -> list[Prompt]:
-    from ..config import PPORecipe
+    from ..config import Recipe
     from ..recipe_data.prompts import read_recipe_prompts
 
-    if isinstance(recipe, PPORecipe):
+    if not isinstance(recipe, Recipe):
         train, held_out, _ = read_recipe_prompts(recipe)
         return [*train, *held_out]
     assert recipe.environment is not None

@@ -24,7 +24,7 @@ def training_time(recipe: AnyRecipe) -> Iterator[Check]:
     if isinstance(recipe, Recipe) and "data.train" in files_of_pairs_to_make(recipe):
         yield Check("time", "note", "there are no pairs yet whose updates could be counted")
         return
-    settings = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
+    settings = recipe.optimization
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     if isinstance(recipe, Recipe):
@@ -32,7 +32,8 @@ def training_time(recipe: AnyRecipe) -> Iterator[Check]:
         together, sampled = recipe.training.micro_batch_size or recipe.training.batch_size, 0
     else:
         size = size_of_prompts(recipe)
-        together, sampled = recipe.ppo.micro_batch_size or recipe.rollouts.completions, recipe.rollouts.batch_size
+        together = recipe.optimization.micro_batch_size or recipe.rollouts.completions
+        sampled = recipe.rollouts.batch_size
     speed = measure_speed(recipe.model, size.prompts, max(1, round(size.response)), pairs=together, responses=sampled)
     seconds = learning_seconds(recipe, speed, size)
     full = "" if isinstance(recipe, Recipe) else "; responses count at their full length"

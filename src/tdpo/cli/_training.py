@@ -29,7 +29,7 @@ AcceptChanges = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in run_dir already.")]
 # With a larger value of one of these a finished run has more to do.
-LENGTH = ("training.epochs", "training.max_steps", "ppo.iterations")
+LENGTH = ("training.epochs", "training.max_steps", "ppo.iterations", "online.iterations")
 
 
 def check_options(resume: bool, last_good: bool, accept_changes: bool, overwrite: bool) -> None:

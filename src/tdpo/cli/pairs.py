@@ -52,7 +52,7 @@ def pairs(
         tdpo pairs recipe.yaml --split held_out
         tdpo pairs recipe.yaml sampling.samples_per_prompt=8 seed=1 --out pairs.jsonl
     """
-    loaded_recipe = read_preferences_recipe(recipe, overrides, command="pairs")
+    loaded_recipe = read_preferences_recipe(recipe, overrides)
     sample_to(loaded_recipe, out or _default_out(loaded_recipe, split), split, overwrite=overwrite)
 
 

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from ..config import AnyRecipe, KeyDocumentation, PPORecipe, Recipe
 
 Example = Literal[
-    "preferences", "sentiment_tdpo2", "sentiment_dpo", "ppo_sentiment", "rloo_sentiment", "study_quick", "study"
+    "preferences",
+    "sentiment_tdpo2",
+    "sentiment_dpo",
+    "ppo_sentiment",
+    "rloo_sentiment",
+    "online_sentiment",
+    "study_quick",
+    "study",
 ]
 
 
@@ -37,15 +44,15 @@ def recipe(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference as Markdown.")] = False,
     python: Annotated[
         bool,
-        typer.Option("--python", help="Print the fields of TDPOConfig and PPOConfig as Markdown."),
+        typer.Option("--python", help="Print the fields of the configurations in Python as Markdown."),
     ] = False,
     debug: Debug = False,
 ) -> None:
     """List the keys of a recipe: default, accepted values, meaning.
 
     All of them, those of one section, or a single one; first those of a recipe
-    for preferences, then what a PPO recipe and a study have of their own. The values of a run are
-    in the recipe.yaml of its run directory.
+    for preferences, then what a PPO recipe, one on own responses and a study have of
+    their own. The values of a run are in the recipe.yaml of its run directory.
 
     [bold]Examples[/bold]
 
@@ -102,7 +109,7 @@ def load_example(name: str, overrides: Sequence[str]) -> Recipe:
     from ..config import Recipe
 
     recipe = _load_example(name, overrides)
-    assert isinstance(recipe, Recipe), f"{name} is a PPO recipe"
+    assert isinstance(recipe, Recipe), f"{name} is no recipe for preferences"
     return recipe
 
 
@@ -123,12 +130,23 @@ def _load_example(name: str, overrides: Sequence[str]) -> AnyRecipe:
 
 
 def _print_keys(key: str | None) -> None:
-    from ..config import PPORecipe, Recipe, Study, documented_keys, nearest_key, only_in_ppo, only_in_studies
+    from ..config import (
+        OnlineRecipe,
+        PPORecipe,
+        Recipe,
+        Study,
+        documented_keys,
+        nearest_key,
+        only_in_online,
+        only_in_ppo,
+        only_in_studies,
+    )
 
     rows = _matching(documented_keys(), key)
     of_ppo, of_studies = _matching(only_in_ppo(), key), _matching(only_in_studies(), key)
-    if not rows and not of_ppo and not of_studies:
-        candidates = (nearest_key(str(key), schema) for schema in (Recipe, PPORecipe, Study))
+    of_online = _matching(only_in_online(), key)
+    if not (rows or of_ppo or of_online or of_studies):
+        candidates = (nearest_key(str(key), schema) for schema in (Recipe, PPORecipe, OnlineRecipe, Study))
         nearest = next((candidate for candidate in candidates if candidate), None)
         raise CommandError(
             f"no key {key!r}" + (f"; did you mean {nearest}?" if nearest else "; `tdpo recipe` lists them")
@@ -137,6 +155,9 @@ def _print_keys(key: str | None) -> None:
     if of_ppo:
         write("\nIn a PPO recipe (it has a section ppo)" if rows else "In a PPO recipe", style="bold")
         _print_rows(of_ppo)
+    if of_online:
+        write("\nIn a recipe on pairs of own responses (it has a section online)", style="bold")
+        _print_rows(of_online)
     if of_studies:
         write("\nIn a study (it has arms)", style="bold")
         _print_rows(of_studies)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config import AnyRecipe, PPORecipe, Study, load_recipe
+from ..config import AnyRecipe, PPORecipe, Recipe, Study, load_recipe
 from ..environments import Environment
 from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
@@ -172,6 +172,7 @@ class _Work:
                 recipe, run, resume=resume, last_good=resume, progress=self.moved, say=print, judge_held_out=False
             )
         else:
+            assert isinstance(recipe, Recipe)  # no arm of a study learns from own pairs
             train(recipe, run, resume=resume, last_good=resume, progress=self.moved, say=print)
 
     def _evaluation_progress(self, stage: str, done: int, total: int) -> None:

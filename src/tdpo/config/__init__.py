@@ -9,26 +9,19 @@ from .key_documentation import (
     KeyDocumentation,
     documented_keys,
     markdown_table,
+    only_in_online,
     only_in_ppo,
     only_in_studies,
     recipe_markdown,
 )
+from .online_schema import Online, OnlineRecipe, pairs_of_a_prompt, why_no_pairs, without_effect_on_distilling
 from .optimization import Optimizing, Recording
-from .ppo_schema import (
-    CRITIC_KEYS,
-    KL,
-    PPO,
-    VALUE_LEARNING_RATES,
-    Advantage,
-    PPORecipe,
-    Prompts,
-    Reward,
-    Rollouts,
-    group_obstacle,
-)
+from .own_responses_schema import Prompts, Reward, Rollouts
+from .ppo_schema import CRITIC_KEYS, KL, PPO, VALUE_LEARNING_RATES, Advantage, PPORecipe, group_obstacle
 from .python_fields import RecipeFields
 from .recipe_loading import (
     AnyRecipe,
+    OwnResponsesRecipe,
     dump_recipe,
     dump_study,
     flatten,
@@ -78,7 +71,10 @@ __all__ = [
     "LossKL",
     "LossName",
     "Model",
+    "Online",
+    "OnlineRecipe",
     "Optimizing",
+    "OwnResponsesRecipe",
     "PPORecipe",
     "PrefixSharing",
     "Prompts",
@@ -107,9 +103,13 @@ __all__ = [
     "load_study",
     "markdown_table",
     "nearest_key",
+    "only_in_online",
     "only_in_ppo",
     "only_in_studies",
+    "pairs_of_a_prompt",
     "read_yaml",
     "recipe_markdown",
+    "why_no_pairs",
+    "without_effect_on_distilling",
     "write_yaml",
 ]

@@ -11,11 +11,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ._sections import Section
+from .online_schema import OnlineRecipe
 from .ppo_schema import PPORecipe
 from .schema import Recipe
 from .study_schema import Study
 
-SCHEMAS: tuple[type[Section], ...] = (Recipe, PPORecipe, Study)
+SCHEMAS: tuple[type[Section], ...] = (Recipe, PPORecipe, OnlineRecipe, Study)
 
 # Names that other trainers give to a key. A test checks that every value is a key of that recipe.
 _IN_BOTH = {
@@ -113,6 +114,21 @@ ALIASES: dict[type[Section], dict[str, str]] = {
         "save_steps": "ppo.save_every",
     },
 }
+# Of other trainers' names for the keys of `ppo`, those whose key `online` has as well.
+_OF_BOTH_ONLINE = {"iterations", "minibatch_size", "micro_batch_size", "learning_rate", "scheduler", "warmup_steps",
+                   "optimizer", "eval_every", "save_every"}  # fmt: skip
+ALIASES[OnlineRecipe] = {
+    **{name: key for name, key in ALIASES[Recipe].items() if key.startswith(("loss.", "model.")) or key == "run_dir"},
+    **{
+        name: key.replace("ppo.", "online.")
+        for name, key in ALIASES[PPORecipe].items()
+        if not key.startswith(("ppo.", "kl.")) or key.removeprefix("ppo.") in _OF_BOTH_ONLINE
+    },
+    "beta": "loss.beta",
+    "epochs": "online.passes",
+    "ppo_epochs": "online.passes",
+    "num_ppo_epochs": "online.passes",
+}
 ALIASES[Study] = {
     **{name: key for name, key in ALIASES[Recipe].items() if key.startswith(("training.", "sampling.", "model."))},
     "output_dir": "study_dir",
@@ -126,13 +142,15 @@ ALIASES[Study] = {
 }
 # Sections that only the other kind of recipe has, with the section that takes their place.
 COUNTERPARTS = {
-    PPORecipe: {"data": "prompts", "loss": "kl", "training": "ppo", "sampling": "rollouts"},
+    PPORecipe: {"data": "prompts", "loss": "kl", "training": "ppo", "online": "ppo", "sampling": "rollouts"},
+    OnlineRecipe: {"data": "prompts", "kl": "loss.kl", "training": "online", "sampling": "rollouts"},
     Recipe: {"prompts": "data", "rewards": "environment", "kl": "loss.kl", "rollouts": "sampling", "ppo": "training"},
 }
 # Keys that people look for and that are left out on purpose, or have another name in this section.
 _LEFT_OUT: dict[tuple[type[Section], str], str] = {
-    (PPORecipe, f"rollouts.{name}"): "there is no such key: the gradient is that of responses drawn from the policy "
+    (schema, f"rollouts.{name}"): "there is no such key: the gradient is that of responses drawn from the policy "
     "itself, at temperature 1 from all tokens"
+    for schema in (PPORecipe, OnlineRecipe)
     for name in ("temperature", "top_p", "top_k")
 } | {
     (schema, f"environment.{key}"): f"unknown key; did you mean environment.{meant}?"
@@ -142,8 +160,10 @@ _LEFT_OUT: dict[tuple[type[Section], str], str] = {
 
 
 def schema_of(values: Mapping[str, Any]) -> type[Section]:
-    """The schema of these values: a section `ppo` makes a recipe one of PPO."""
-    return PPORecipe if "ppo" in values else Recipe
+    """The schema of these values: a section `ppo` makes a recipe one of PPO, and `online` one on own pairs."""
+    if "ppo" in values:
+        return PPORecipe
+    return OnlineRecipe if "online" in values else Recipe
 
 
 def why_not_here(key: str, schema: type[Section]) -> str | None:
@@ -153,7 +173,13 @@ def why_not_here(key: str, schema: type[Section]) -> str | None:
     if counterpart is None:
         return _LEFT_OUT.get((schema, key))
     if schema is Recipe:
-        return f"belongs to a PPO recipe: add a section ppo (`ppo: {{}}` is enough), or see {counterpart}"
+        also = "" if top in ("kl", "ppo") else "; or a section online, for pairs of own responses"
+        return f"belongs to a PPO recipe: add a section ppo (`ppo: {{}}` is enough{also}), or see {counterpart}"
+    if schema is OnlineRecipe:
+        kind = "PPO recipe" if top == "kl" else "recipe for preferences"
+        return f"belongs to a {kind}, not to one with a section online; see {counterpart}"
+    if top == "online":
+        return "makes a recipe one on pairs of own responses, and ppo one of PPO; keep one of the two"
     return f"belongs to a recipe for preferences, not for PPO (this one has a section ppo); see {counterpart}"
 
 

@@ -10,14 +10,16 @@ from pydantic_core import PydanticUndefined
 
 from ._explain import entry_of, expected, fields, meaning, section_of
 from ._sections import Section
+from .online_schema import OnlineRecipe
 from .ppo_schema import PPORecipe
 from .schema import Recipe
 from .study_schema import Study
 
 HEADER = """# The recipe
 
-One YAML file describes a run on preferences, or, with a section `ppo`, a [PPO run](#the-ppo-recipe). Only `run_dir` and
-`data.train` have no default. Any key can be overridden on the command line by its dotted name,
+One YAML file describes a run on preferences, or, with a section `ppo`, a [PPO run](#the-ppo-recipe), or, with a section
+`online`, a run on [pairs of own responses](#the-online-recipe). Only `run_dir` and `data.train` have no default. Any
+key can be overridden on the command line by its dotted name,
 `tdpo train recipe.yaml loss.beta=0.2 model.lora=null`, where the value is YAML. A key that is unknown, of the wrong
 type, out of range, or without effect beside the others is refused before anything loads. The resolved recipe, with
 every default filled in, is the first file of the run directory. A recipe has at most 128 KiB, 5,000 keys and values
@@ -30,6 +32,13 @@ PPO_HEADER = """# The PPO recipe
 
 A recipe with a section `ppo` (`ppo: {}` is enough) is one for `tdpo ppo`. Prompts and reward come from an environment,
 or from `prompts` together with `rewards`. The sections `model` and `evaluation` are those from above.
+"""
+
+ONLINE_HEADER = """# The online recipe
+
+A recipe with a section `online` (`online: {}` is enough) is one for `tdpo train`, on pairs that the policy draws itself
+while it learns. Prompts and reward come from an environment, or from `prompts` together with `rewards`, as in a PPO
+recipe; with `loss.name` kl, prompts are enough. Besides it has `rollouts`, `loss`, `model` and `evaluation` from above.
 """
 
 
@@ -74,6 +83,12 @@ def only_in_ppo() -> list[KeyDocumentation]:
     return [row for row in documented_keys(PPORecipe) if row not in shared]
 
 
+def only_in_online() -> list[KeyDocumentation]:
+    """The keys of a recipe on own pairs that the other recipes lack, or have with another meaning."""
+    elsewhere = [*documented_keys(), *documented_keys(PPORecipe)]
+    return [row for row in documented_keys(OnlineRecipe) if row not in elsewhere]
+
+
 def only_in_studies() -> list[KeyDocumentation]:
     """The keys that a study has of its own."""
     elsewhere = [*documented_keys(), *documented_keys(PPORecipe)]
@@ -98,12 +113,15 @@ def recipe_markdown() -> str:
     studies = only_in_studies()
     own_of_studies = ("tasks", "arms", "claims", "claims[].parts")
     of_their_own = [row for row in only_in_ppo() if row.is_section]
+    online_rows = documented_keys(OnlineRecipe)
     return "\n".join(
         [
             HEADER,
             *_sections(rows, [row for row in rows if row.is_section]),
             PPO_HEADER,
             *_sections(ppo_rows, of_their_own),
+            ONLINE_HEADER,
+            *_sections(online_rows, [row for row in online_rows if row.key == "online"]),
             STUDY_HEADER,
             *_sections(
                 studies,

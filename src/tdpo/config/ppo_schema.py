@@ -5,7 +5,7 @@ The text under each field is its documentation. A null whose meaning depends on 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -23,6 +23,15 @@ from ..kl_choices import (
 from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
 from .optimization import Optimizing, Recording
+from .own_responses_schema import (
+    IterationIntervals,
+    Prompts,
+    Reward,
+    Rollouts,
+    rollout_problems,
+    source_problems,
+    why_not_evaluated,
+)
 from .schema import Evaluation, Model
 
 Advantage = Literal["gae", "rloo", "group"]
@@ -36,50 +45,6 @@ def group_obstacle(advantage: Advantage, samples_per_prompt: int) -> str | None:
     if advantage == "gae" or samples_per_prompt >= 2:
         return None
     return f"{advantage} compares the responses to one prompt, and there is one to each; draw at least two"
-
-
-class Prompts(Section):
-    """Prompts of your own, with `rewards` instead of an environment."""
-
-    train: Text
-    """File (JSONL, JSON, Parquet, CSV; a .txt holds a prompt a line), saved dataset folder, or hub name with a column
-    `prompt`: plain text, or messages. `tools` and `chat_template_kwargs` beside messages reach the chat template, other
-    columns the reward functions. Of several splits, train is read."""
-    eval: Text | None = None
-    """Where the held-out prompts are, in the same formats (of several splits, test); null holds none."""
-    on_bad_rows: Literal["error", "skip"] = "error"
-    """What a row that fails validation does: stop before any work, or be left out and counted."""
-
-
-class Reward(Section):
-    """One part of the reward of a response; the reward is their weighted sum. An entry has `function` or `model`."""
-
-    function: Text | None = None
-    """`file.py:name` or `package.module:name` of a function that takes prompts=, completions= and every column of
-    the prompts by its name, and returns a number for each completion."""
-    model: Text | None = None
-    """Name or folder of a sequence-classification model with one output, the reward."""
-    weight: float = 1.0
-    """What it is multiplied by before the parts are added up."""
-
-    @field_validator("model")
-    @classmethod
-    def _one_of_both(cls, model: str | None, info: ValidationInfo) -> str | None:
-        if "function" not in info.data:
-            return model
-        has_function = info.data["function"] is not None
-        if has_function and model is not None:
-            raise ValueError("is given together with function; a reward is one of the two, add another entry")
-        if not has_function and model is None:
-            raise ValueError("is null, and so is function; a reward needs one of the two")
-        return model
-
-    @field_validator("weight")
-    @classmethod
-    def _has_a_weight(cls, weight: float) -> float:
-        if weight == 0:
-            raise ValueError("0 leaves this reward without effect; remove the entry, or give it a weight")
-        return weight
 
 
 class KL(Section):
@@ -136,33 +101,6 @@ class KL(Section):
     def constraint(self) -> KLConstraint:
         """What PPO is given."""
         return KLConstraint(**self.model_dump())
-
-
-class Rollouts(Section):
-    """The responses of one iteration, drawn from the policy as it is then, at temperature 1."""
-
-    completions: PositiveInt = 64
-    """Responses per iteration, over all processes."""
-    samples_per_prompt: PositiveInt = 4
-    """Responses drawn for each prompt, a divisor of `rollouts.completions`."""
-    max_new_tokens: PositiveInt | None = None
-    """Longest response, in tokens; null is the environment's own, and not allowed with `prompts`."""
-    batch_size: PositiveInt = 64
-    """Sequences generated at once; changes speed and memory only."""
-    missing_end_penalty: NonNegativeFloat = 0.0
-    """Taken off the reward of a response that was cut off at `rollouts.max_new_tokens`."""
-    merge_adapter: bool = True
-    """Fold the adapter into the weights while sampling, which is faster; no effect when all weights are trained."""
-    show_every: PositiveInt | None = 1
-    """Iterations between samples written to completions.jsonl; null writes none."""
-
-    @field_validator("samples_per_prompt")
-    @classmethod
-    def _divides_the_completions(cls, samples: int, info: ValidationInfo) -> int:
-        reason = why_no_divisor(samples, "rollouts.completions", info.data.get("completions"))
-        if reason is not None:
-            raise ValueError(reason)
-        return samples
 
 
 class _Objective(Section):
@@ -231,17 +169,8 @@ class _Objective(Section):
         return value
 
 
-class _Intervals(Section):
-    """How often something is done, in iterations."""
-
-    eval_every: PositiveInt | None = None
-    """Iterations between two evaluations on the held-out prompts; null evaluates none while training."""
-    save_every: PositiveInt | None = 1
-    """Iterations between two checkpoints; null writes none, and an interrupted run then starts over."""
-
-
 # Inherited keys come in the order of the classes from right to left: that of the file, in which checks look back.
-class PPO(Recording, _Intervals, Optimizing, _Objective):
+class PPO(Recording, IterationIntervals, Optimizing, _Objective):
     """The optimisation. An iteration draws `rollouts.completions` responses and learns from them in several passes.
     Every key has a default: `ppo: {}` is enough to make a recipe one for `tdpo ppo`."""
 
@@ -267,6 +196,13 @@ class PPORecipe(Section):
     ppo: PPO
     evaluation: Evaluation = Evaluation()
 
+    OPTIMIZATION: ClassVar[str] = "ppo"
+
+    @property
+    def optimization(self) -> PPO:
+        """The section `OPTIMIZATION`."""
+        return self.ppo
+
     @property
     def updates(self) -> int:
         """The updates of the whole run, where `ppo.target_kl` skips none."""
@@ -278,7 +214,7 @@ class PPORecipe(Section):
     def _one_source(cls, rewards: list[Reward] | None, info: ValidationInfo) -> list[Reward] | None:
         if not {"environment", "prompts"} <= info.data.keys():
             return rewards
-        problems = list(_source_problems(info.data["environment"], info.data["prompts"], rewards))
+        problems = list(source_problems(info.data["environment"], info.data["prompts"], rewards))
         if problems:
             raise key_problems(*problems)
         return rewards
@@ -286,11 +222,8 @@ class PPORecipe(Section):
     @field_validator("rollouts")
     @classmethod
     def _fits_what_is_above(cls, rollouts: Rollouts, info: ValidationInfo) -> Rollouts:
-        problems = []
-        if rollouts.max_new_tokens is None and info.data.get("prompts") is not None:
-            reason = "is missing: prompts of your own name no length; set the longest response, in tokens"
-            problems.append(("rollouts.max_new_tokens", reason))
-        kl, model = info.data.get("kl"), info.data.get("model")
+        problems = rollout_problems(rollouts, info.data)
+        kl = info.data.get("kl")
         shortest = shortest_horizon(rollouts.completions)
         if kl is not None and kl.horizon is not None and kl.horizon < shortest:
             reason = (
@@ -298,9 +231,6 @@ class PPORecipe(Section):
                 f"(rollouts.completions) could change the coefficient by more than half; use at least {shortest}"
             )
             problems.append(("kl.horizon", reason))
-        if not rollouts.merge_adapter and model is not None and model.lora is None:
-            reason = "has no effect with model.lora null: there is no adapter to fold; remove it"
-            problems.append(("rollouts.merge_adapter", reason))
         if problems:
             raise key_problems(*problems)
         return rollouts
@@ -314,7 +244,7 @@ class PPORecipe(Section):
         reasons = {
             "ppo.minibatch_size": why_no_divisor(minibatch, "rollouts.completions", completions),
             "ppo.micro_batch_size": why_no_divisor(ppo.micro_batch_size, "ppo.minibatch_size", minibatch),
-            "ppo.eval_every": _why_not_evaluated(ppo.eval_every, info.data),
+            "ppo.eval_every": why_not_evaluated(ppo.eval_every, info.data),
             "ppo.advantage": group_obstacle(ppo.advantage, rollouts.samples_per_prompt) if rollouts else None,
         }
         problems = [(key, reason) for key, reason in reasons.items() if reason is not None]
@@ -326,34 +256,3 @@ class PPORecipe(Section):
         if ppo.value_learning_rate is None and ppo.advantage == "gae":
             update["value_learning_rate"] = VALUE_LEARNING_RATES["head" if ppo.value_model is None else "model"]
         return ppo.model_copy(update=update)
-
-
-def _source_problems(
-    environment: EnvironmentChoice | None, prompts: Prompts | None, rewards: list[Reward] | None
-) -> list[tuple[str, str]]:
-    """What is wrong with the sources of prompts and reward: an environment, or both of the others."""
-    if environment is not None:
-        reason = "has no effect beside environment, which has prompts and a reward of its own; remove one of the two"
-        return [(key, reason) for key, value in (("prompts", prompts), ("rewards", rewards)) if value is not None]
-    if rewards is not None and not rewards:
-        return [("rewards", "is an empty list; name at least one function or model")]
-    if prompts is None and rewards is None:
-        reason = "is missing; name one (environment.name: sentiment), or give prompts together with rewards"
-        return [("environment", reason)]
-    if prompts is None:
-        return [
-            ("prompts", "is missing: rewards judge responses to prompts; set prompts.train, or choose an environment")
-        ]
-    if rewards is None:
-        reason = "is missing: prompts come without a reward; name a function or a model, or choose an environment"
-        return [("rewards", reason)]
-    return []
-
-
-def _why_not_evaluated(every: int | None, above: dict[str, Any]) -> str | None:
-    prompts, environment = above.get("prompts"), above.get("environment")
-    if every is not None and environment is not None and not environment.holds_out:
-        return "has no effect without held-out prompts; set environment.held_out"
-    if every is None or prompts is None or prompts.eval is not None:
-        return None
-    return "has no effect without held-out prompts; set prompts.eval"

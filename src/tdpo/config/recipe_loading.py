@@ -17,12 +17,14 @@ from ._explain import got, schema_of, shorten
 from ._sections import Section
 from ._yaml import YamlProblem, read_yaml, write_yaml
 from .implied_overrides import drop_replaced, loss_of
+from .online_schema import OnlineRecipe
 from .ppo_schema import PPORecipe
 from .recipe_problems import Context, Path_, RecipeError, RecipeProblem, problems_of
 from .schema import Recipe
 from .study_schema import Study
 
-AnyRecipe = Recipe | PPORecipe
+OwnResponsesRecipe = PPORecipe | OnlineRecipe
+AnyRecipe = Recipe | OwnResponsesRecipe
 logger = logging.getLogger(__name__)
 
 
@@ -33,7 +35,8 @@ def load_recipe(
     say: Callable[[str], None] = logger.info,
     replaces: bool = True,
 ) -> AnyRecipe:
-    """Read and validate a recipe: one for PPO if it has a section `ppo`, otherwise one for preferences.
+    """Read and validate a recipe: one for PPO if it has a section `ppo`, one on pairs of own responses if it has a
+    section `online`, otherwise one for preferences.
 
     Args:
         source: a YAML file, a run directory (its recipe.yaml), or a mapping.
@@ -49,7 +52,7 @@ def load_recipe(
         reason = f"is a study (it has arms), not the recipe of one run: `tdpo compare {name}`"
         raise RecipeError([RecipeProblem("", reason, name)])
     recipe = _validated(schema_of(values), Context(schema_of(values), values, where, name), problems)
-    assert isinstance(recipe, Recipe | PPORecipe)
+    assert isinstance(recipe, AnyRecipe)
     return recipe
 
 

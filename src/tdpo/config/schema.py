@@ -350,6 +350,21 @@ class Evaluation(Section):
         return temperature
 
 
+def why_no_teacher(loss: Loss, model: Model | None) -> str | None:
+    """Why `model.reference` must be named beside this loss; None where it need not, or `model` is wrong itself."""
+    if loss.name != "kl" or model is None or model.reference is not None:
+        return None
+    return (
+        "is null, but loss.name kl learns from a teacher: the policy's own start has nothing to teach it; name another "
+        "model with the same vocabulary"
+    )
+
+
+def learning_rate_on_pairs(model: Model) -> float:
+    """The peak learning rate of a recipe on pairs that names none."""
+    return 5e-6 if model.lora is None else 1e-4
+
+
 class Recipe(Section):
     """One run on preferences. Paths are relative to the folder the command is started in."""
 
@@ -366,15 +381,18 @@ class Recipe(Section):
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
 
+    OPTIMIZATION: ClassVar[str] = "training"
+
+    @property
+    def optimization(self) -> Training:
+        """The section `OPTIMIZATION`."""
+        return self.training
+
     @field_validator("loss")
     @classmethod
     def _has_its_teacher(cls, loss: Loss, info: ValidationInfo) -> Loss:
-        model = info.data.get("model")
-        if loss.name == "kl" and model is not None and model.reference is None:
-            reason = (
-                "is null, but loss.name kl learns from a teacher: the policy's own start has nothing to teach it; name "
-                "another model with the same vocabulary"
-            )
+        reason = why_no_teacher(loss, info.data.get("model"))
+        if reason is not None:
             raise key_problems(("model.reference", reason))
         return loss
 
@@ -387,7 +405,7 @@ class Recipe(Section):
             raise key_problems(("training.eval_steps", reason))
         update: dict[str, Any] = {}
         if training.learning_rate is None and model is not None:
-            update["learning_rate"] = 5e-6 if model.lora is None else 1e-4
+            update["learning_rate"] = learning_rate_on_pairs(model)
         if training.epochs is None and training.max_steps is None:
             update["epochs"] = 1.0
         return training.model_copy(update=update)

@@ -14,7 +14,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from ._sections import PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .claims_schema import ArmName, Claim, claim_problems
 from .environment_schema import EnvironmentChoice
-from .ppo_schema import PPO, Rollouts
+from .own_responses_schema import Rollouts
+from .ppo_schema import PPO
 from .schema import Data, Evaluation, Model, Sampling, Training
 
 ARM_NAMES: tuple[str, ...] = get_args(ArmName)

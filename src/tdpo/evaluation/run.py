@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..chat_templates import template_columns
-from ..config import AnyRecipe, PPORecipe, Recipe
+from ..config import AnyRecipe, Recipe
 from ..environments import Environment, Prompt, check_reward
 from ..models import (
     Reference,
@@ -112,7 +112,7 @@ def _check_something_held_out(recipe: AnyRecipe) -> None:
                 "prompts that were not trained on"
             )
         return
-    if isinstance(recipe, PPORecipe):
+    if not isinstance(recipe, Recipe):
         if recipe.prompts is None or recipe.prompts.eval is None:
             raise ValueError(
                 "nothing to evaluate on: the recipe holds no prompts out; set prompts.eval to a file of prompts that "
@@ -163,9 +163,9 @@ class _Judged:
         return cls(run, recipe, policy, tokenizer, reference_for(policy, model), base_from, progress)
 
     def pairs(self) -> dict[str, Any] | None:
-        """Held-out pairs, or None where the recipe holds none out, as one of PPO never does."""
+        """Held-out pairs, or None where the recipe holds none out, as one on own responses never does."""
         recipe, held_out = self.recipe, self._held_out_rows()
-        if held_out is None or isinstance(recipe, PPORecipe):
+        if held_out is None or not isinstance(recipe, Recipe):
             return None
         facts = model_facts(recipe.model.name, self.tokenizer, trust_remote_code=recipe.model.trust_remote_code)
         tokenized = tokenize_rows(held_out, recipe, self.tokenizer, facts)
@@ -186,13 +186,13 @@ class _Judged:
 
     def _held_out_rows(self) -> Preferences | None:
         recipe = self.recipe
-        return None if isinstance(recipe, PPORecipe) else read_held_out(recipe)
+        return read_held_out(recipe) if isinstance(recipe, Recipe) else None
 
     def environment(self) -> Environment | None:
         """Its prompts get responses, which are scored where it has a reward; None where the recipe names neither."""
         if self.recipe.environment is not None:
             return self.recipe.environment.load() if self.recipe.environment.holds_out else None
-        if isinstance(self.recipe, PPORecipe):
+        if not isinstance(self.recipe, Recipe):
             return environment_of(self.recipe, self.tokenizer)
         held_out = self._held_out_rows()
         return None if held_out is None or self.recipe.evaluation.max_prompts is None else prompts_of(held_out)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..batches import TokenizedPair
-from ..config import AnyRecipe, PPORecipe
+from ..config import AnyRecipe, PPORecipe, Recipe
 from ..environments import Prompt
 from ..models.digests import model_digests
 from ..reference_cache.fingerprint import tokens_digest
@@ -55,6 +55,7 @@ def recipe_inputs(recipe: AnyRecipe) -> dict[str, str]:
     functions: dict[str, str | None] = {}
     if isinstance(recipe, PPORecipe):
         named["ppo.value_model"] = recipe.ppo.value_model
+    if not isinstance(recipe, Recipe):
         for n, reward in enumerate(recipe.rewards or ()):
             named[f"rewards[{n}].model"] = reward.model
             functions[f"rewards[{n}].function"] = reward.function

@@ -1,4 +1,4 @@
-"""The prompts and the rewards that a PPO recipe names, read and checked before any model is loaded."""
+"""Prompts and rewards of a recipe that learns from own responses, read and checked before any model is loaded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..chat_templates import TemplateRefusal
-from ..config import PPORecipe
-from ..config.ppo_schema import Reward as RewardEntry
+from ..config import OwnResponsesRecipe
+from ..config import Reward as RewardEntry
 from ..environments import Environment, Prompt, PromptReward
 from ..environments.function_loading import load_function
 from ..environments.prompt_files import load_prompts
@@ -16,8 +16,8 @@ from ..rewards.functions import Reward, Rewards, rewards_of, with_distinct_names
 from ..sampling.sampler import encode_prompts
 
 
-def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
-    """Return the prompts and the reward of a PPO recipe, from its environment or from its files and functions.
+def environment_of(recipe: OwnResponsesRecipe, tokenizer: Any) -> Environment:
+    """Return the prompts and the reward of a recipe, from its environment or from its files and functions.
 
     Raises:
         ValueError, RewardError, FileNotFoundError: prompts, functions or reward models cannot be read.
@@ -32,14 +32,14 @@ def environment_of(recipe: PPORecipe, tokenizer: Any) -> Environment:
         train=train,
         held_out=held_out,
         reward=rewards,
-        reward_name=" + ".join(part.name for part in rewards.parts),
+        reward_name="" if rewards is None else " + ".join(part.name for part in rewards.parts),
         max_new_tokens=recipe.rollouts.max_new_tokens or 1,
         description="prompts and rewards of a recipe",
     )
 
 
-def read_recipe_prompts(recipe: PPORecipe) -> tuple[list[Prompt], list[Prompt], dict[str, dict[str, Any]]]:
-    """Read the prompts of a PPO recipe.
+def read_recipe_prompts(recipe: OwnResponsesRecipe) -> tuple[list[Prompt], list[Prompt], dict[str, dict[str, Any]]]:
+    """Read the prompts of a recipe.
 
     Returns the training prompts, the held-out prompts (perhaps none), and the description of both for data.json, which
     includes the skipped rows.
@@ -64,7 +64,7 @@ def read_recipe_prompts(recipe: PPORecipe) -> tuple[list[Prompt], list[Prompt], 
 
 
 def read_usable_prompts(
-    recipe: PPORecipe, tokenizer: Any
+    recipe: OwnResponsesRecipe, tokenizer: Any
 ) -> tuple[list[Prompt], list[Prompt], dict[str, dict[str, Any]]]:
     """Read the prompts as `read_recipe_prompts` does, and check that the chat template renders them.
 
@@ -116,8 +116,8 @@ def _describe(source: str, prompts: list[Prompt], problems: Sequence[Any]) -> di
     }  # fmt: skip
 
 
-def recipe_rewards(recipe: PPORecipe, tokenizer: Any) -> Rewards:
-    """Return the rewards of a PPO recipe, with its reward models loaded.
+def recipe_rewards(recipe: OwnResponsesRecipe, tokenizer: Any) -> Rewards | None:
+    """Return the rewards of a recipe, with its reward models loaded; None for a recipe that learns without.
 
     Raises what `rewards_of` and `load_function` raise.
     """
@@ -127,7 +127,8 @@ def recipe_rewards(recipe: PPORecipe, tokenizer: Any) -> Rewards:
         # one with several parts.
         assert environment.reward is not None and not isinstance(environment.reward, PromptReward)
         return Rewards([Reward(environment.reward_name, environment.reward)])
-    assert recipe.rewards is not None
+    if recipe.rewards is None:  # the schema lets only distillation do without
+        return None
     trust = recipe.model.trust_remote_code
     return Rewards(with_distinct_names([part_of_recipe(entry, tokenizer, trust) for entry in recipe.rewards]))
 

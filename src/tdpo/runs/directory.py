@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import AnyRecipe, PPORecipe, RecipeError, dump_recipe, load_recipe
+from ..config import AnyRecipe, PPORecipe, Recipe, RecipeError, dump_recipe, load_recipe
 from ..records.files import now, open_no_link, sync_folder, write_text
 from ..records.folders import remove
 from ..records.json_files import read_json, read_log, write_json
@@ -313,4 +313,4 @@ def _is_main_process() -> bool:
 
 def _updates(recipe: AnyRecipe) -> int | None:
     """How many updates the recipe asks for; None where that depends on the data."""
-    return recipe.updates if isinstance(recipe, PPORecipe) else recipe.training.max_steps
+    return recipe.training.max_steps if isinstance(recipe, Recipe) else recipe.updates

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import PPO, AnyRecipe, PPORecipe, Recipe, Training, flatten
+from ..config import AnyRecipe, PPORecipe, Recipe, flatten
 
 # These keys change where and how often files are written, or the speed. Numbers change by rounding at most.
 _BOOKKEEPING = ("micro_batch_size", "gradient_checkpointing", "save_total_limit", "report_to", "num_threads")
@@ -30,19 +30,22 @@ _PREFERENCES = _Freedom(
     sections=("environment", "sampling", "evaluation"),
     length=frozenset({"training.epochs", "training.max_steps"}),
 )
-# The environment is what a PPO run learns from: it may not differ.
-_PPO = _Freedom(
-    keys=frozenset(
-        [
-            "run_dir",
-            "rollouts.batch_size",
-            "rollouts.show_every",
-            *(f"ppo.{key}" for key in (*_BOOKKEEPING, "eval_every", "save_every")),
-        ]
-    ),
-    sections=("evaluation",),
-    length=frozenset({"ppo.iterations"}),
-)
+
+
+def _of_own_responses(section: str) -> _Freedom:
+    """The environment is what such a run learns from: it may not differ."""
+    return _Freedom(
+        keys=frozenset(
+            [
+                "run_dir",
+                "rollouts.batch_size",
+                "rollouts.show_every",
+                *(f"{section}.{key}" for key in (*_BOOKKEEPING, "eval_every", "save_every")),
+            ]
+        ),
+        sections=("evaluation",),
+        length=frozenset({f"{section}.iterations"}),
+    )
 
 
 def check_resumable(stored: AnyRecipe, recipe: AnyRecipe) -> dict[str, list[Any]]:
@@ -52,19 +55,19 @@ def check_resumable(stored: AnyRecipe, recipe: AnyRecipe) -> dict[str, list[Any]
     learning rate is constant; any other schedule is laid out over the whole length. Raises ValueError that names every
     other difference, or says that the recipe is of the other kind.
     """
-    if isinstance(stored, PPORecipe) != isinstance(recipe, PPORecipe):
+    if type(stored) is not type(recipe):
         raise ValueError(
             f"  the run is {_kind(stored)}, the recipe is {_kind(recipe)}\n"
             "resume with the run's own recipe, or start a new run with another run_dir=…"
         )
-    free = _PPO if isinstance(stored, PPORecipe) else _PREFERENCES
+    free = _PREFERENCES if isinstance(stored, Recipe) else _of_own_responses(stored.OPTIMIZATION)
     before, after = flatten(stored), flatten(recipe)
     changed = {
         key: [before.get(key), after.get(key)]
         for key in [*before, *(key for key in after if key not in before)]
         if before.get(key) != after.get(key)
     }
-    constant = _optimisation(recipe).scheduler.startswith("constant")
+    constant = recipe.optimization.scheduler.startswith("constant")
     refusals = [
         f"  {key}: the run has {old!r}, the recipe {new!r}{_why(key, free)}"
         for key, (old, new) in changed.items()
@@ -76,12 +79,11 @@ def check_resumable(stored: AnyRecipe, recipe: AnyRecipe) -> dict[str, list[Any]
     return changed
 
 
-def _optimisation(recipe: AnyRecipe) -> Training | PPO:
-    return recipe.training if isinstance(recipe, Recipe) else recipe.ppo
-
-
 def _kind(recipe: AnyRecipe) -> str:
-    return "one of PPO (`tdpo ppo`)" if isinstance(recipe, PPORecipe) else "one on preferences (`tdpo train`)"
+    if isinstance(recipe, PPORecipe):
+        return "one of PPO (`tdpo ppo`)"
+    kind = "one on preferences" if isinstance(recipe, Recipe) else "one on pairs of own responses"
+    return f"{kind} (`tdpo train`)"
 
 
 def _why(key: str, free: _Freedom) -> str:

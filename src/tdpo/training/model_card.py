@@ -80,9 +80,10 @@ def online_pairs_model_card(
     data = [f"- {prompts} prompts of {markdown_text(source)}"]
     numbers = _numbers(PPO_SHOWN, "held-out prompts, one response each", train, held_out)
     method, online = METHODS[settings["loss"]["name"]], settings["online"]
+    ranked = "all" if method.key == "kl" else "the best against the worst"
     lines = [
-        f"- {_loss(settings, method)}, on the best against the worst of "
-        f"{settings['rollouts']['samples_per_prompt']} own responses to a prompt",
+        f"- {_loss(settings, method)}, on {ranked} of {settings['rollouts']['samples_per_prompt']} own responses to a "
+        "prompt",
         *_kl_beside(settings),
         f"- reference: {_reference(settings)}",
         _weights(settings),

@@ -34,7 +34,7 @@ class DiskRoom:
         key: the recipe's section that says how often it saves.
         model: bytes of the trained model, which is an adapter alone where there is one.
         checkpoint: bytes of a checkpoint: the same, and the optimiser's state.
-        saves_after: updates (of PPO: iterations) between two checkpoints, None for none.
+        saves_after: updates (with own responses: iterations) between two checkpoints, None for none.
         limit: how many checkpoints are kept.
     """
 
@@ -48,8 +48,7 @@ class DiskRoom:
     @classmethod
     def of(cls, recipe: AnyRecipe, policy: nn.Module, critic: nn.Module | None = None) -> DiskRoom:
         """The room for the run of a recipe, from its models without values (on the device "meta")."""
-        is_pairs = isinstance(recipe, Recipe)
-        settings: Any = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
+        settings: Any = recipe.optimization
         adapter = recipe.model.lora is not None or _is_adapter(policy)
         # Adapters are float32 whatever the model is (peft), and the outline has them so.
         dtype = None if recipe.model.dtype == "auto" or adapter else getattr(torch, recipe.model.dtype)
@@ -59,15 +58,15 @@ class DiskRoom:
         state = _state_bytes(trained + extra, settings.optimizer, dtype)
         return cls(
             Path(recipe.run_dir),
-            "training" if is_pairs else "ppo",
+            recipe.OPTIMIZATION,
             _bytes(kept, dtype),
             _bytes(kept + extra, dtype) + state,
-            settings.save_steps if is_pairs else settings.save_every,
+            settings.save_steps if isinstance(recipe, Recipe) else settings.save_every,
             settings.save_total_limit or 0,
         )
 
     def bytes(self, length: int) -> int:
-        """The most bytes that lie there at a time, in a run of `length` updates (of PPO: iterations)."""
+        """The most bytes that lie there at a time, in a run of `length` updates (with own responses: iterations)."""
         saves = 0 if self.saves_after is None else ceil(length / self.saves_after)
         # The oldest checkpoint goes when the newest is whole, and the model is written beside the last ones.
         return max(self.checkpoint * min(saves, self.limit + 1), self.checkpoint * min(saves, self.limit) + self.model)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..batches import ResponseBatch, TokenizedPair
-from ..config import AnyRecipe, Loss, Model, Recipe
+from ..config import AnyRecipe, Loss, Model, OnlineRecipe, Recipe
 from ..models import load_tokenizer, merged_adapter, reference_at_start
 from ..sampling.sampler import SamplingSettings, encode_prompts, sample
 from ..scores import score_pairs
@@ -91,11 +91,14 @@ def measure_speed(model: Model, prompts: Sequence[Any], response_tokens: int, *,
 
 
 def learning_seconds(recipe: AnyRecipe, speed: Speed, size: RunSize) -> float:
-    """The seconds of a recipe's updates, and of PPO also of its sampling and judging, at full length of responses."""
+    """The seconds of a recipe's updates; with own responses, at full length, also of sampling (and PPO's judging)."""
     if isinstance(recipe, Recipe):
         updates = updates_of(recipe.training, size.pairs)
         return speed.update(updates * recipe.training.batch_size, size.prompt + 2 * size.response)
-    completions = recipe.rollouts.completions * recipe.ppo.iterations
+    completions = recipe.rollouts.completions * recipe.optimization.iterations
+    if isinstance(recipe, OnlineRecipe):
+        learned = recipe.pairs * recipe.online.iterations * recipe.online.passes
+        return completions * size.response * speed.token + speed.update(learned, size.prompt + 2 * size.response)
     shared = 2 if recipe.rollouts.samples_per_prompt % 2 == 0 else 1  # so many completions share their prompt's tokens
     tokens = size.prompt / shared + size.response
     passes = PASSES_OF_JUDGING + PASSES_OF_BACKWARD * recipe.ppo.epochs

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from ..config import PPO, PPORecipe
-from ..models import load_tokenizer
-from ..recipe_data.input_digests import prompts_inputs
-from ..recipe_data.prompts import read_usable_prompts, recipe_rewards
+from ..recipe_data.prompts import recipe_rewards
 from ..runs import RunDirectory
 from ..training.callbacks import Say
 from ..training.online.trainer import PPOTrainer
 from .model_card import ppo_model_card
+from .prompts_reading import prompts_to_train_on
 from .trainer_arguments import ppo_arguments
 from .training_run import MakeTrainer, Method, Numbers, RunOptions, TrainingData, logger, run_training
 
@@ -44,23 +43,7 @@ class LearningFromRewards(Method):
         return self.recipe.ppo
 
     def read(self) -> TrainingData:
-        model = self.recipe.model
-        tokenizer = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code)
-        prompts, held_out, described = read_usable_prompts(self.recipe, tokenizer)
-        return TrainingData(
-            tokenizer=tokenizer,
-            train=prompts,
-            held_out=held_out or None,
-            inputs=lambda: prompts_inputs(prompts, held_out),
-            described=described,
-            remarks=[
-                f"{part['skipped']} broken rows of the {name} prompts were left out; data.json names them"
-                for name, part in described.items()
-                if part["skipped"]
-            ],
-            amount=f"{len(prompts)} prompts",
-            length=self.recipe.ppo.iterations,
-        )
+        return prompts_to_train_on(self.recipe)
 
     def prepare(self, data: TrainingData) -> MakeTrainer:
         recipe, rewards = self.recipe, recipe_rewards(self.recipe, data.tokenizer)

@@ -48,13 +48,13 @@ def check_prerequisites(recipe: AnyRecipe) -> DiskRoom | None:
 
 def missing_packages(recipe: AnyRecipe) -> Iterator[str]:
     """Yield a sentence about each package that the recipe's optimiser or trackers need and that is not installed."""
-    settings = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
+    settings = recipe.optimization
     for key, values in (("optimizer", [settings.optimizer]), ("report_to", settings.report_to)):
         for value in values:
             package = PACKAGES_BY_CHOICE.get(value)
             if package is not None and not _is_installed(package):
-                section = "training" if isinstance(recipe, Recipe) else "ppo"
-                yield f"{section}.{key}: {value} needs {package}, which is not installed; pip install {package}"
+                where = f"{recipe.OPTIMIZATION}.{key}"
+                yield f"{where}: {value} needs {package}, which is not installed; pip install {package}"
 
 
 def _is_installed(package: str) -> bool:

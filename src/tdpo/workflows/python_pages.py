@@ -1,4 +1,4 @@
-"""docs/python_fields.md: every field of `TDPOConfig` and `PPOConfig` beside the recipe's key, made from the code."""
+"""docs/python_fields.md: every field of the trainers' configurations beside the recipe's key, made from the code."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, get_args, get_type_hints
 
-from ..config import PPORecipe, Recipe, RecipeFields, Section, documented_keys, markdown_table, trl_names
-from ..training import PPOConfig, TDPOConfig
+from ..config import OnlineRecipe, PPORecipe, Recipe, RecipeFields, Section, documented_keys, markdown_table, trl_names
+from ..training import OnlineTDPOConfig, PPOConfig, TDPOConfig
 from ..training.arguments import REFUSED, Arguments
 from ..training.offline import config as offline
 from ..training.online import arguments as online_arguments
 from ..training.online import config as online
-from .trainer_arguments import PAIR_KEYS, PPO_KEYS
+from ..training.online import pairs_config as online_pairs
+from .trainer_arguments import ONLINE_KEYS, PAIR_KEYS, PPO_KEYS
 
-HEADER = """# The fields of TDPOConfig and PPOConfig
+HEADER = """# The fields of TDPOConfig, PPOConfig and OnlineTDPOConfig
 
-Both configurations are `transformers.TrainingArguments` with fields of their own. A field that is a key of a
+All configurations are `transformers.TrainingArguments` with fields of their own. A field that is a key of a
 [recipe](recipe.md) has the key's name, range and meaning. This page lists the fields with their keys. Where they count
 in other units, the meaning is the key's. What becomes of the fields of TRL's `DPOConfig` is in
 [from TRL](from_trl.md).
@@ -24,16 +25,18 @@ in other units, the meaning is the key's. What becomes of the fields of TRL's `D
 Made from the code: `tdpo recipe --python > docs/python_fields.md`.
 """
 # Keys of fields that are no single value of a recipe.
-_WHOLE_SECTIONS = {"kl": "kl", "reward_weights": "rewards[].weight"}
+_WHOLE_SECTIONS = {"reward_weights": "rewards[].weight"}
 
 
 def python_fields_markdown() -> str:
     """The text of docs/python_fields.md."""
+    of_online = {**REFUSED, **online_arguments.REFUSED}
     return "\n".join(
         [
             HEADER,
             *_page(TDPOConfig, offline.FIELDS, Recipe, PAIR_KEYS, {**REFUSED, **offline.REFUSED}),
-            *_page(PPOConfig, online.FIELDS, PPORecipe, PPO_KEYS, {**REFUSED, **online_arguments.REFUSED}),
+            *_page(PPOConfig, online.FIELDS, PPORecipe, PPO_KEYS, of_online),
+            *_page(OnlineTDPOConfig, online_pairs.FIELDS, OnlineRecipe, ONLINE_KEYS, of_online),
         ]
     )
 
@@ -45,7 +48,9 @@ def _page(
     by_default = config("unused", use_cpu=True)
     accepted = _accepted(config)
     meanings = {row.key: row.meaning for row in documented_keys(schema)}
-    own_names = [option for option in options if option in config.__annotations__ or option in own.keys]
+    whole_sections = {**_WHOLE_SECTIONS, "kl": "kl" if schema is PPORecipe else "loss.kl"}
+    annotations = _own_annotations(config)
+    own_names = [option for option in options if option in annotations or option in own.keys]
     name = config.__name__
     yield f"## {name}: its own fields\n"
     yield markdown_table(
@@ -53,7 +58,7 @@ def _page(
         (
             (
                 f"`{option}`",
-                _code(own.keys.get(option, _WHOLE_SECTIONS.get(option))),
+                _code(own.keys.get(option, whole_sections.get(option))),
                 _shown(_default(options[option], by_default)),
                 own.expected(option) if option in own.keys else accepted[option],
                 _help(options[option]),
@@ -89,15 +94,21 @@ def _page(
     yield f"They mean what they mean there, and no recipe has a key for them. {_listed(rest)}\n"
 
 
+def _own_annotations(config: Any) -> set[str]:
+    """The fields that a configuration adds to `Arguments`, itself or by a class that it has in common with others."""
+    classes = [each for each in config.__mro__ if each not in Arguments.__mro__]
+    return {name for each in classes for name in vars(each).get("__annotations__", ())}
+
+
 def _accepted(config: Any) -> dict[str, str]:
     """What a field accepts that is no key: the choices, or the type."""
-    hints = get_type_hints(config)
+    hints, own = get_type_hints(config), _own_annotations(config)
     return {
         name: "one of " + ", ".join(map(str, get_args(hint)))
         if all(isinstance(choice, str) for choice in get_args(hint)) and get_args(hint)
         else str(next(option.type for option in fields(config) if option.name == name)).replace("|", "or")
         for name, hint in hints.items()
-        if name in config.__annotations__
+        if name in own
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..batches import counted_tokens
 from ..chat_templates import prompt_input
-from ..config import PPORecipe, Recipe
+from ..config import OwnResponsesRecipe, Recipe
 from ..models import load_tokenizer, model_facts
 from ..preferences import Preferences
 from ..recipe_data.pairs import read_data, tokenize_rows
@@ -28,7 +28,7 @@ class RunSize:
         prompts: some prompts, as the sampler takes them.
         prompt: mean length of a prompt, in tokens.
         response: mean length of a response, in tokens; of sampled ones the longest.
-        pairs: how many pairs there are; 0 for PPO, whose recipe says how many responses it draws.
+        pairs: how many pairs there are; 0 for own responses, whose recipe says how many responses it draws.
     """
 
     prompts: Sequence[Any]
@@ -54,8 +54,8 @@ def size_of_pairs(recipe: Recipe, rows: Preferences | None = None) -> RunSize:
     )
 
 
-def size_of_prompts(recipe: PPORecipe) -> RunSize:
-    """The size of a run of PPO. Raises as reading and rendering its prompts does."""
+def size_of_prompts(recipe: OwnResponsesRecipe) -> RunSize:
+    """The size of a run on own responses. Raises as reading and rendering its prompts does."""
     train, _, _ = read_recipe_prompts(recipe)
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     few = [prompt.rendered_from for prompt in train[:FEW]]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..config import AnyRecipe, Optimizing, PPORecipe, Recipe, Recording
+from ..config import AnyRecipe, OnlineRecipe, Optimizing, OwnResponsesRecipe, PPORecipe, Recipe, Recording
 from ..training.offline.config import FIELDS as PAIR_FIELDS
 from ..training.offline.config import TDPOConfig, grouping_by_length
 from ..training.online.config import FIELDS as PPO_FIELDS
 from ..training.online.config import PPOConfig
+from ..training.online.pairs_config import FIELDS as ONLINE_FIELDS
+from ..training.online.pairs_config import OnlineTDPOConfig
 
-# Arguments of transformers' with the key that says the same in the sections `training` and `ppo`.
+# Arguments of transformers' with the key that says the same in the sections `training`, `ppo` and `online`.
 OPTIMIZING = {
     "lr_scheduler_type": "scheduler",
     "warmup_steps": "warmup_steps",
@@ -45,13 +47,19 @@ PAIR_KEYS = {
     "eval_steps": "training.eval_steps",
     "save_steps": "training.save_steps",
 }
-PPO_KEYS = {
-    **_common_keys("ppo"),
-    "per_device_train_batch_size": "ppo.micro_batch_size",
-    "gradient_accumulation_steps": "ppo.minibatch_size",
-    "eval_steps": "ppo.eval_every",
-    "save_steps": "ppo.save_every",
-}
+
+
+def _keys_of_iterations(section: str) -> dict[str, str]:
+    return {
+        **_common_keys(section),
+        "per_device_train_batch_size": f"{section}.micro_batch_size",
+        "gradient_accumulation_steps": f"{section}.minibatch_size",
+        "eval_steps": f"{section}.eval_every",
+        "save_steps": f"{section}.save_every",
+    }
+
+
+PPO_KEYS, ONLINE_KEYS = _keys_of_iterations("ppo"), _keys_of_iterations("online")
 
 
 def pair_arguments(recipe: Recipe) -> TDPOConfig:
@@ -100,10 +108,30 @@ def ppo_arguments(recipe: PPORecipe) -> PPOConfig:
     )
 
 
+def online_arguments(recipe: OnlineRecipe) -> OnlineTDPOConfig:
+    """A recipe on pairs of own responses as `OnlineTDPOConfig`; how long responses may be is said as for PPO.
+
+    Raises ValueError as `split_batch`.
+    """
+    online = recipe.online
+    update = online.minibatch_size or recipe.pairs
+    per_device, accumulation = split_batch(
+        update, online.micro_batch_size, "online.minibatch_size", "online.micro_batch_size", "pairs"
+    )
+    return OnlineTDPOConfig(
+        **{**ONLINE_FIELDS.values(recipe), "max_new_tokens": new_tokens_of(recipe)},
+        **_common(recipe, online, online, online.learning_rate),
+        **_intervals(online.eval_every, online.save_every, online.passes * (recipe.pairs // update)),
+        kl=None if recipe.loss.kl is None else recipe.loss.kl.model_dump(),
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+    )
+
+
 def _common(
     recipe: AnyRecipe, optimizing: Optimizing, recording: Recording, learning_rate: float | None
 ) -> dict[str, Any]:
-    """What both kinds of recipe have, under the names of `TrainingArguments`."""
+    """What all kinds of recipe have, under the names of `TrainingArguments`."""
     assert learning_rate is not None  # a resolved recipe has one
     return {
         "output_dir": recipe.run_dir,
@@ -147,7 +175,7 @@ def split_batch(batch_size: int, micro_batch_size: int | None, key: str, micro_k
     return micro, own // micro
 
 
-def new_tokens_of(recipe: PPORecipe) -> int:
+def new_tokens_of(recipe: OwnResponsesRecipe) -> int:
     """The most tokens of a response: those of the recipe, or of its environment."""
     if recipe.rollouts.max_new_tokens is not None:
         return recipe.rollouts.max_new_tokens

@@ -42,7 +42,7 @@ class TrainingData:
         described: the content of data.json.
         remarks: sentences for the user.
         amount: how much there is to do, for the user.
-        length: the updates of the whole run, and of PPO the iterations.
+        length: the updates of the whole run; with own responses the iterations.
     """
 
     tokenizer: Any

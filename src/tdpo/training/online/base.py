@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from ...environments import Prompt
 from ...models import has_adapter, reference_at_start
 from ...recipe_data.input_digests import prompts_inputs
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
@@ -80,10 +81,8 @@ class OnlineTrainer(CheckpointedTrainer):
         self._described = described_prompts(train_dataset, eval_dataset, counts)
         self._encoded = [encoded_by_name(tokenizer, each) for each in (self.train_prompts, self.eval_prompts or [])]
         check_all_fit([model], self._encoded, args.max_new_tokens)
-        self.rewards: Rewards = rewards_of(
-            reward_funcs, args.reward_weights, tokenizer, device=args.device, trust_remote_code=args.trust_remote_code
-        )
-        self.rewards.check([*self.train_prompts, *(self.eval_prompts or [])], args.max_new_tokens)
+        self.rewards = self._rewards_of(reward_funcs, args, tokenizer)
+        self._check_rewards([*self.train_prompts, *(self.eval_prompts or [])], args)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
         self._start = reference_at_start(model, load_beside(ref_model, model, args))
@@ -106,6 +105,16 @@ class OnlineTrainer(CheckpointedTrainer):
         self.loss_is_scaled_for_ga = True  # compute_loss divides by what the whole update holds itself
         self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
         self._iteration: Any | None = None
+
+    def _rewards_of(self, reward_funcs: Any, args: OnlineArguments, tokenizer: Any) -> Rewards | None:
+        """The rewards of what the user passed; None only for a method that learns without."""
+        return rewards_of(
+            reward_funcs, args.reward_weights, tokenizer, device=args.device, trust_remote_code=args.trust_remote_code
+        )
+
+    def _check_rewards(self, prompts: Sequence[Prompt], args: OnlineArguments) -> None:
+        if self.rewards is not None:
+            self.rewards.check(prompts, args.max_new_tokens)
 
     def _check_fit_of_others(self, models: Sequence[Any | None]) -> None:
         """Raise ValueError where the reference, or another model, does not read every prompt with its response."""
@@ -166,7 +175,7 @@ class OnlineTrainer(CheckpointedTrainer):
         if not prompts:
             raise ValueError("evaluate() needs prompts: pass eval_dataset here or when the trainer is made")
         if eval_dataset is not None:
-            self.rewards.check(prompts, self.args.max_new_tokens)
+            self._check_rewards(prompts, self.args)
         numbers = self.collector.judge_held_out(self.model, prompts)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(dict(metrics))  # which adds what is no metric

@@ -11,13 +11,12 @@ import torch
 
 from ...batches import Extent, PromptResponses
 from ...environments import Prompt
-from ...policy_gradient import moments
 from ...rewards.functions import ConstancyWatch, Rewards
 from ...scoring.layout import cover, grouped_collator
 from .arguments import OnlineArguments
 from .completions_file import CompletionsFile
 from .judging import Judge
-from .rewarded_responses import RewardedResponses, Total, measured_kls, sample_responses
+from .rewarded_responses import RewardedResponses, Total, measured_kls, reward_moments, sample_responses
 from .rollouts import units_of
 from .schedule import Schedule
 
@@ -32,7 +31,7 @@ class Collector:
         tokenizer: of the policy.
         schedule: says which prompts an iteration has, and which units an update.
         prompts: all that are trained on.
-        rewards: the reward functions.
+        rewards: the reward functions; None where nothing is learned from a reward, and none is measured.
         judge: runs the models over responses.
         others: the models beside the policy that compute the same rows, None for one that there is not.
         file: where some responses are shown.
@@ -45,7 +44,7 @@ class Collector:
         tokenizer: Any,
         schedule: Schedule,
         prompts: Sequence[Prompt],
-        rewards: Rewards,
+        rewards: Rewards | None,
         judge: Judge,
         others: Sequence[Any | None],
         file: CompletionsFile,
@@ -75,9 +74,8 @@ class Collector:
         units = units_of(sampled, 1)
         cover(policy, self.judge.collator, units, other_models=self.others)
         stats = {name: value.double().cpu() for name, value in self.judge.score(policy, units).stats.items()}
-        mean, std = moments(sampled.rewards)
         return {
-            "reward_mean": mean, "reward_std": std, "reward_variance": std**2,
+            **reward_moments(sampled.rewards),
             **measured_kls(stats, len(units), lambda sums: sums),
             "length_mean": sum(len(response.token_ids) for response in sampled.responses) / len(units),
             "finished_share": sum(response.finished for response in sampled.responses) / len(units),
@@ -89,10 +87,20 @@ class Collector:
         # A seed of its own for every iteration of every run: its responses are drawn anew.
         seed = (self.args.seed << 32) + iteration
         sampled = self._sampled(policy, prompts, seed, first=first)
+        if self.learns_rewards:
+            self._watch(sampled, iteration)
+        return sampled
+
+    @property
+    def learns_rewards(self) -> bool:
+        """Whether updates depend on the rewards, so that rewards which never differ are a mistake."""
+        return True
+
+    def _watch(self, sampled: RewardedResponses, iteration: int) -> None:
+        assert sampled.rewards is not None
         texts = [response.text for response in sampled.responses]
         if sentence := self.constancy.see(sampled.rewards.tolist(), sampled.prompts, texts):
             logger.warning("Iteration %d: %s", iteration, sentence)
-        return sampled
 
     def _sampled(
         self, policy: Any, prompts: Sequence[Prompt], seed: int, first: int = 0, samples: int | None = None
@@ -101,6 +109,8 @@ class Collector:
             policy, self.tokenizer, prompts, self.args, seed=seed, first=first, samples=samples
         )
         prompt_of_each = [prompts[response.prompt_index - first] for response in responses]
+        if self.rewards is None:
+            return RewardedResponses(prompt_of_each, responses, prompt_ids, None, {}, seconds)
         values, parts = self.rewards(prompt_of_each, [response.text for response in responses])
         rewards = torch.tensor(values, dtype=torch.float64)
         return RewardedResponses(prompt_of_each, responses, prompt_ids, rewards, parts, seconds)

@@ -26,7 +26,7 @@ class CompletionsFile:
             response = sampled.responses[i]
             line = {
                 "iteration": iteration, "step": step, "prompt": sampled.prompts[i].prompt, "text": response.text,
-                "reward": float(sampled.rewards[i]), "finished": response.finished,
+                "reward": None if sampled.rewards is None else float(sampled.rewards[i]), "finished": response.finished,
             }  # fmt: skip
             append_jsonl(self.path, line)
 

@@ -1,4 +1,7 @@
-"""How pairs are got from the current policy: several responses to each prompt, the best against the worst."""
+"""How pairs are got from the current policy: several responses to each prompt, the best against the worst.
+
+Where the loss is the KL to a teacher, no response is better than another, and all are taken two by two.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,11 @@ class PairCollector(Collector):
     def collect(self, policy: Any, iteration: int, step: int) -> PairIteration:
         args = self.args
         sampled = self.sample(policy, iteration)
-        pairs = best_and_worst(sampled, args.samples_per_prompt, args.min_margin, args.missing_end_penalty)
+        pairs = (
+            two_by_two(sampled)
+            if args.distils
+            else best_and_worst(sampled, args.samples_per_prompt, args.min_margin, args.missing_end_penalty)
+        )
         first, second = (response.token_ids for response in sampled.responses[:2])
         spare = TokenizedPair.of(sampled.prompt_ids[0], first, second)
         self.choose_layout(policy, [*pairs, spare])
@@ -31,10 +38,14 @@ class PairCollector(Collector):
             "iteration": iteration,
             **response_numbers(sampled, args, self.total),
             "pairs": made,
-            "prompts_without_pair": args.prompts_per_iteration - made,
+            **({} if args.distils else {"prompts_without_pair": args.prompts_per_iteration - made}),
         }
         self.file.add(sampled, iteration, step)
         return PairIteration(iteration, pairs, spare, logs, updates)
+
+    @property
+    def learns_rewards(self) -> bool:
+        return not self.args.distils
 
     def restored(self, state: dict[str, Any]) -> PairIteration:
         return PairIteration.from_state_dict(state)
@@ -51,6 +62,7 @@ def best_and_worst(
         min_margin: rewards must differ by more than this.
         missing_end_penalty: taken off the reward of a response that was cut off.
     """
+    assert sampled.rewards is not None
     rewards = (sampled.rewards - missing_end_penalty * (1.0 - sampled.finished())).view(-1, samples_per_prompt)
     pairs = []
     for number, group in enumerate(rewards.tolist()):
@@ -60,3 +72,9 @@ def best_and_worst(
             chosen, rejected = (sampled.responses[first + k].token_ids for k in (best, worst))
             pairs.append(TokenizedPair.of(sampled.prompt_ids[first], chosen, rejected))
     return pairs
+
+
+def two_by_two(sampled: RewardedResponses) -> list[TokenizedPair]:
+    """All responses, of which each prompt has an even number, as pairs in the order in which they were drawn."""
+    ids = [response.token_ids for response in sampled.responses]
+    return [TokenizedPair.of(sampled.prompt_ids[n], ids[n], ids[n + 1]) for n in range(0, len(ids), 2)]

@@ -5,24 +5,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import get_args
 
-from ...config import Loss, LossName, Recipe, RecipeFields
+from ...config import (
+    Loss,
+    LossName,
+    OnlineRecipe,
+    RecipeFields,
+    pairs_of_a_prompt,
+    why_no_pairs,
+    without_effect_on_distilling,
+)
 from ...methods import METHODS
 from ..kl_arguments import KLArguments
-from .arguments import FIELDS as SAMPLING_FIELDS
-from .arguments import OnlineArguments
+from .arguments import SAMPLING_KEYS, OnlineArguments
 
 FIELDS = RecipeFields(
-    Recipe,
+    OnlineRecipe,
     {
+        **SAMPLING_KEYS,
+        "iterations": "online.iterations",
+        "passes": "online.passes",
+        "min_margin": "online.min_margin",
         "loss": "loss.name",
         "beta": "loss.beta",
         "alpha": "loss.alpha",
         "label_smoothing": "loss.label_smoothing",
     },
-    nullable={"beta": False, "alpha": False},
+    nullable={"beta": False, "alpha": False, "max_new_tokens": False},
 )
 
 
@@ -33,6 +44,7 @@ class OnlineTDPOConfig(KLArguments, OnlineArguments):
     One iteration samples `completions` responses, makes a pair of the best and the worst response to each prompt, and
     learns from these pairs in `passes` of updates; `per_device_train_batch_size` × `gradient_accumulation_steps` ×
     processes pairs make an update, and `save_steps` and `eval_steps` count updates. One line is logged an iteration.
+    With `loss` "kl" nothing is ranked: the responses to a prompt are taken two by two, and all are learned from.
 
     Raises:
         ValueError: values out of range, or without effect beside the others; all of them are named.
@@ -42,11 +54,8 @@ class OnlineTDPOConfig(KLArguments, OnlineArguments):
     beta: float = FIELDS.field("beta", Loss.DEFAULT_BETA)
     alpha: float = FIELDS.field("alpha", Loss.DEFAULT_ALPHA)
     label_smoothing: float = FIELDS.field("label_smoothing")
-    passes: int = field(default=1, metadata={"help": "Times that the pairs of an iteration are learned from."})
-    min_margin: float = field(
-        default=0.0,
-        metadata={"help": "A prompt gives a pair only if the rewards of its best and worst response differ by more."},
-    )
+    passes: int = FIELDS.field("passes")
+    min_margin: float = FIELDS.field("min_margin")
 
     @property
     def prompts_per_iteration(self) -> int:
@@ -55,11 +64,16 @@ class OnlineTDPOConfig(KLArguments, OnlineArguments):
 
     @property
     def learned_per_iteration(self) -> int:
-        """Pairs of an iteration, over all processes, if every prompt gives one."""
-        return self.prompts_per_iteration
+        """Pairs of an iteration, over all processes, if every prompt gives what it can."""
+        return self.prompts_per_iteration * pairs_of_a_prompt(self.loss, self.samples_per_prompt)
+
+    @property
+    def distils(self) -> bool:
+        """Whether the KL to a teacher is all that is learned, so that nothing is ranked and no reward is needed."""
+        return self.loss == "kl"
 
     def _problems(self) -> Iterator[str]:
-        wrong = [*SAMPLING_FIELDS.problems(self), *FIELDS.problems(self), *self._own_ranges()]
+        wrong = [*FIELDS.problems(self)]
         yield from wrong
         yield from self._without_effect("online preference learning")
         yield from self._kl_problems()
@@ -67,22 +81,31 @@ class OnlineTDPOConfig(KLArguments, OnlineArguments):
             value = getattr(self, name)
             if value != getattr(type(self), name) and not getattr(METHODS[self.loss], f"has_{name}"):
                 yield f"{name}={value} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'"
+        if self.distils:
+            yield from self._without_effect_on_distilling()
         if not wrong:  # sizes are computed with these
             yield from self._sizes()
 
-    def _own_ranges(self) -> Iterator[str]:
-        if not isinstance(self.passes, int) or self.passes < 1:
-            yield f"passes must be a whole number ≥ 1, got {self.passes!r}"
-        if not self.min_margin >= 0:
-            yield f"min_margin must be a number ≥ 0, got {self.min_margin!r}"
+    def _without_effect_on_distilling(self) -> Iterator[str]:
+        names = ("min_margin", "missing_end_penalty")
+        for name, reason in without_effect_on_distilling(self.min_margin, self.missing_end_penalty, names):
+            yield f"{name}={getattr(self, name)} {reason}"
+        try:
+            side = "both" if self.kl_term is None else self.kl_term.on
+        except (TypeError, ValueError):  # it is wrong itself, which is said elsewhere
+            return
+        if side != "both":
+            yield f"kl with on={side!r} has no effect with loss='kl': no own response is chosen or rejected; remove it"
 
     def _sizes(self) -> Iterator[str]:
-        if self.samples_per_prompt < 2:
-            yield f"samples_per_prompt={self.samples_per_prompt}: a pair needs two responses to a prompt"
+        if reason := why_no_pairs(self.loss, self.samples_per_prompt):
+            yield f"samples_per_prompt={self.samples_per_prompt}: {reason}"
+            return
         yield from self._prompts_per_process()
-        if self.prompts_per_iteration % self.update_size:
+        if self.learned_per_iteration % self.update_size:
             yield (
                 f"an update takes per_device_train_batch_size × gradient_accumulation_steps × processes = "
-                f"{self.update_size} pairs, which does not divide the {self.prompts_per_iteration} prompts of an "
-                f"iteration (completions={self.completions} / samples_per_prompt={self.samples_per_prompt})"
+                f"{self.update_size} pairs, which does not divide the {self.learned_per_iteration} "
+                f"{'pairs' if self.distils else 'prompts'} of an iteration (completions={self.completions}, "
+                f"samples_per_prompt={self.samples_per_prompt})"
             )

@@ -82,5 +82,21 @@ class PairIteration:
         return cls(state["number"], pairs, spare, state["logs"], state["update_pairs"], learning)
 
 
+def without_ranks(numbers: dict[str, float]) -> dict[str, float]:
+    """The `numbers` of pairs whose responses are neither chosen nor rejected: means over both, and nothing that
+    compares them."""
+    kept = {
+        name: value
+        for name, value in numbers.items()
+        if name not in ("accuracy", "margin") and not name.startswith(("chosen_", "rejected_"))
+    }
+    means = {
+        name: (numbers[f"chosen_{name}"] + numbers[f"rejected_{name}"]) / 2
+        for name in ("logp", "forward_kl", "reverse_kl")
+        if f"chosen_{name}" in numbers
+    }
+    return {**means, **kept}
+
+
 def _ids(pair: TokenizedPair) -> tuple[list[int], list[int], list[int]]:
     return pair.prompt_ids, pair.chosen_ids, pair.rejected_ids

@@ -2,7 +2,8 @@
 
 Online DPO (Guo et al. 2024, arXiv 2402.04792) with every loss of pairs: the policy is sampled again in each iteration,
 and the reference stays the start. Prompts, rewards, sampling and schedule are those of `PPOTrainer`, so that both spend
-a budget of scored responses alike.
+a budget of scored responses alike. With the loss "kl" it is on-policy distillation (Agarwal et al. 2023, arXiv
+2306.13649): the KL to a teacher along the policy's own responses, without a reward.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
 from ...models import kept_reference
+from ...rewards.functions import Rewards
 from ...scores import score_pairs
 from ...scoring.configured_loss import beta_of, configured_loss
 from ...scoring.pair_metrics import pair_metrics
@@ -27,7 +29,7 @@ from .base import OnlineTrainer
 from .judging import Judge
 from .pairs_collecting import PairCollector
 from .pairs_config import OnlineTDPOConfig
-from .pairs_iteration import PairIteration
+from .pairs_iteration import PairIteration, without_ranks
 from .recording import online_pairs_card, online_pairs_record
 from .schedule import Place
 
@@ -40,7 +42,8 @@ class OnlineTDPOTrainer(OnlineTrainer):
     Args:
         model: a name, a folder or a loaded causal language model. Its dropout is switched off, an adapter's is not.
         reward_funcs: as for `PPOTrainer`: a function `(prompts, completions, **columns) -> list[float]`, the name of a
-            reward model, or a list of these, weighted by `args.reward_weights`.
+            reward model, or a list of these, weighted by `args.reward_weights`. With the loss "kl" it may be None; a
+            reward is then logged, and not learned from.
         args: OnlineTDPOConfig.
         train_dataset: prompts, as for `PPOTrainer`.
         eval_dataset: the same, held out; or None.
@@ -48,7 +51,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         peft_config: a peft configuration to wrap the model with.
         callbacks, optimizers: as in `transformers.Trainer`.
         ref_model: the reference; None: the policy's own start, which is the adapter switched off where that gives the
-            start, and a frozen copy otherwise.
+            start, and a frozen copy otherwise. The loss "kl" needs one, as its teacher.
 
     Raises:
         ValueError: arguments that do not fit together, prompts that do not fit the model, a reward model that does not
@@ -102,10 +105,18 @@ class OnlineTDPOTrainer(OnlineTrainer):
         """What is learned from and which paths run, in sentences for the log."""
         args = self.args
         return (
-            f"Loss {args.loss} on the best against the worst of {args.samples_per_prompt} responses to a prompt. "
+            f"Loss {args.loss} on {'all' if args.distils else 'the best against the worst'} of "
+            f"{args.samples_per_prompt} responses to a prompt. "
             f"{args.iterations} iterations of {args.completions} completions, {args.updates_per_iteration} updates "
             f"each. {self.statistics.describe()}{self.preference_loss.describe(self._path.name)}"
         )
+
+    def _rewards_of(self, reward_funcs: Any, args: Any, tokenizer: Any) -> Rewards | None:
+        if reward_funcs is not None or not args.distils:
+            return super()._rewards_of(reward_funcs, args, tokenizer)
+        if args.reward_weights is not None:
+            raise ValueError("reward_weights has no effect without reward_funcs; leave it out")
+        return None
 
     def model_card(self) -> str:
         """The card of the model as it is now: method, prompts, numbers, versions; Markdown."""
@@ -156,5 +167,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         if "loss" in logs and self._iteration is not None:
             iteration = self._under_way()
             learned = self.preference_loss.logged(iteration.learning.averages(self._total))
+            if self.args.distils:
+                learned = without_ranks(learned)
             logs = {**logs, **iteration.logs, **learned, "peak_memory_mib": peak_memory_mib()}
         super().log(logs, start_time)

@@ -10,9 +10,8 @@ from ...models import Reference
 from ..model_card import online_pairs_model_card, ppo_model_card
 from ..recorded_settings import described_source, optimizing_settings, policy_settings, reference_facts
 from ..run_record import numbers_for_the_card
-from .arguments import FIELDS as SAMPLING_FIELDS
 from .config import FIELDS, PPOConfig
-from .pairs_config import FIELDS as LOSS_FIELDS
+from .pairs_config import FIELDS as ONLINE_FIELDS
 
 
 def ppo_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
@@ -39,25 +38,19 @@ def ppo_card(trainer: Any) -> str:
 def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
     """The content of trainer.json of `OnlineTDPOTrainer`; arguments as those of `ppo_record`."""
     args = trainer.args
-    loss = LOSS_FIELDS.sections(args)["loss"]
+    sections = ONLINE_FIELDS.sections(args)
     method = METHODS[args.loss]
     settings = {
         "seed": args.seed,
         "model": policy_settings(given, trainer.model, ref_model),
         "loss": {
-            **loss,
+            **sections["loss"],
             "beta": args.beta if method.has_beta else None,
             "alpha": args.alpha if method.has_alpha else None,
             "kl": None if args.kl_term is None else asdict(args.kl_term),
         },
-        "rollouts": SAMPLING_FIELDS.sections(args)["rollouts"],
-        "online": {
-            "iterations": args.iterations,
-            "passes": args.passes,
-            "min_margin": args.min_margin,
-            "pairs_per_update": args.update_size,
-            **optimizing_settings(args),
-        },
+        "rollouts": sections["rollouts"],
+        "online": {**sections["online"], **optimizing_settings(args), "minibatch_size": args.update_size},
         "rewards": _rewards(trainer),
     }
     return {
@@ -77,7 +70,8 @@ def online_pairs_card(trainer: Any) -> str:
 
 
 def _rewards(trainer: Any) -> list[dict[str, Any]]:
-    return [{"name": part.name, "weight": part.weight} for part in trainer.rewards.parts]
+    parts = trainer.rewards.parts if trainer.rewards is not None else []
+    return [{"name": part.name, "weight": part.weight} for part in parts]
 
 
 def described_prompts(train: Any, held_out: Any, counts: dict[str, int]) -> dict[str, Any]:

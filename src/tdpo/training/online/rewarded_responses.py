@@ -29,7 +29,7 @@ class RewardedResponses:
         prompts: the prompt of each response.
         responses: in the order of prompts, then of the responses to each.
         prompt_ids: the token ids of each response's prompt.
-        rewards: `[S]` float64, what the reward functions gave.
+        rewards: `[S]` float64, what the reward functions gave; None where there is no reward.
         parts: the mean of each reward function, where there are several.
         seconds: that sampling took.
     """
@@ -37,7 +37,7 @@ class RewardedResponses:
     prompts: list[Prompt]
     responses: list[SampledResponse]
     prompt_ids: list[list[int]]
-    rewards: Tensor
+    rewards: Tensor | None
     parts: dict[str, float]
     seconds: float
 
@@ -77,16 +77,23 @@ def sample_responses(
 
 
 def response_numbers(sampled: RewardedResponses, args: OnlineArguments, total: Total) -> dict[str, float]:
-    """Rewards as the reward functions gave them, lengths, and the speed of sampling, over all processes."""
-    mean, std = moments(sampled.rewards, total)
+    """Rewards as the functions gave them (if there are any), lengths, and the speed of sampling, over all processes."""
     tokens = torch.tensor([float(len(response.token_ids)) for response in sampled.responses], dtype=torch.float64)
     new_tokens, seconds = total(torch.tensor([float(tokens.sum()), sampled.seconds], dtype=torch.float64)).tolist()
     return {
-        "reward_mean": mean, "reward_std": std, "reward_variance": std**2, **sampled.parts,
+        **reward_moments(sampled.rewards, total), **sampled.parts,
         "length_mean": moments(tokens, total)[0], "finished_share": moments(sampled.finished(), total)[0],
         "generation_seconds": seconds / args.world_size,
         "generation_tokens_per_second": new_tokens * args.world_size / max(seconds, 1e-9),
     }  # fmt: skip
+
+
+def reward_moments(rewards: Tensor | None, total: Total = lambda sums: sums) -> dict[str, float]:
+    """Mean and spread of the rewards over all processes; nothing where there is no reward."""
+    if rewards is None:
+        return {}
+    mean, std = moments(rewards, total)
+    return {"reward_mean": mean, "reward_std": std, "reward_variance": std**2}
 
 
 def measured_kls(stats: dict[str, Tensor], sequences: int, total: Total) -> dict[str, float]:

@@ -88,6 +88,7 @@ def task_rewards(
 
     What is logged is what the reward functions gave, before normalisation, clipping and the penalty for a missing end.
     """
+    assert sampled.rewards is not None
     rewards, numbers = sampled.rewards, response_numbers(sampled, args, total)
     if args.normalize_rewards:
         scale.update(args.completions, numbers["reward_mean"], numbers["reward_std"])

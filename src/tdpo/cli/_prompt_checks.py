@@ -1,4 +1,4 @@
-"""Checks of the prompts, rewards and models of a PPO recipe for `tdpo doctor`."""
+"""Checks of the prompts, rewards and models of a recipe that learns from own responses, for `tdpo doctor`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ._model_checks import model_checks, policy_checks
 from ._place_checks import room
 
 if TYPE_CHECKING:
-    from ..config import PPORecipe
+    from ..config import OwnResponsesRecipe
 
 
-def environment(recipe: PPORecipe) -> Iterator[Check]:
+def environment(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     """Check the environment, if the recipe has one, and how many of its prompts an iteration draws."""
     if recipe.environment is None:
         return
@@ -23,7 +23,7 @@ def environment(recipe: PPORecipe) -> Iterator[Check]:
     yield from _length(recipe, len(recipe.environment.load().train))
 
 
-def prompts(recipe: PPORecipe) -> Iterator[Check]:
+def prompts(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     """Check the files of prompts, if the recipe names any. They are read as in training."""
     from ..environments import load_prompts
 
@@ -42,7 +42,7 @@ def prompts(recipe: PPORecipe) -> Iterator[Check]:
             yield from _length(recipe, len(file.prompts))
 
 
-def rewards(recipe: PPORecipe) -> Iterator[Check]:
+def rewards(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     """Load reward functions and reward models as in training, and try them on the first prompts."""
     from dataclasses import replace
 
@@ -71,27 +71,35 @@ def rewards(recipe: PPORecipe) -> Iterator[Check]:
             yield Check(key, "ok", f"{entry.function or entry.model}, weight {entry.weight:g}: {trial}")
 
 
-def models(recipe: PPORecipe) -> Iterator[Check]:
+def models(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     """Check policy, reference and critic. Reward models are checked with the rewards."""
+    from ..config import PPORecipe
     from ..models import outline_causal_lm
     from ..workflows.prerequisites import check_critic
 
     names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
-    names["ppo.value_model"] = recipe.ppo.value_model
+    if isinstance(recipe, PPORecipe):
+        names["ppo.value_model"] = recipe.ppo.value_model
     yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
     yield from policy_checks(recipe.model)
     policy = outline_causal_lm(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     if policy is not None:
         check_critic(recipe, policy)
-    yield from room(recipe, recipe.ppo.iterations)
+    yield from room(recipe, recipe.optimization.iterations)
 
 
-def _length(recipe: PPORecipe, available: int) -> Iterator[Check]:
-    ppo, rollouts = recipe.ppo, recipe.rollouts
+def _length(recipe: OwnResponsesRecipe, available: int) -> Iterator[Check]:
+    from ..config import PPORecipe
+
+    rollouts, optimization = recipe.rollouts, recipe.optimization
     per_iteration = rollouts.completions // rollouts.samples_per_prompt
+    if isinstance(recipe, PPORecipe):
+        units, passes = "completions", recipe.ppo.epochs
+    else:
+        units, passes = "pairs", recipe.online.passes
     text = (
-        f"{recipe.updates} updates of {ppo.minibatch_size} completions: {ppo.iterations} iterations of "
-        f"{rollouts.completions} completions to {per_iteration} prompts, {ppo.epochs} passes each"
+        f"{recipe.updates} updates of {optimization.minibatch_size} {units}: {optimization.iterations} iterations of "
+        f"{rollouts.completions} completions to {per_iteration} prompts, {passes} passes each"
     )
     yield Check("length", "ok", text)
     if available < per_iteration:
