@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -147,7 +148,7 @@ def _print_keys(key: str | None) -> None:
     of_online = _matching(only_in_online(), key)
     if not (rows or of_ppo or of_online or of_studies):
         candidates = (nearest_key(str(key), schema) for schema in (Recipe, PPORecipe, OnlineRecipe, Study))
-        nearest = next((candidate for candidate in candidates if candidate), None)
+        nearest = max(filter(None, candidates), key=lambda c: SequenceMatcher(None, str(key), c).ratio(), default=None)
         raise CommandError(
             f"no key {key!r}" + (f"; did you mean {nearest}?" if nearest else "; `tdpo recipe` lists them")
         )

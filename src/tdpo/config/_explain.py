@@ -124,7 +124,6 @@ ALIASES[OnlineRecipe] = {
         for name, key in ALIASES[PPORecipe].items()
         if not key.startswith(("ppo.", "kl.")) or key.removeprefix("ppo.") in _OF_BOTH_ONLINE
     },
-    "beta": "loss.beta",
     "epochs": "online.passes",
     "ppo_epochs": "online.passes",
     "num_ppo_epochs": "online.passes",
@@ -173,8 +172,8 @@ def why_not_here(key: str, schema: type[Section]) -> str | None:
     if counterpart is None:
         return _LEFT_OUT.get((schema, key))
     if schema is Recipe:
-        also = "" if top in ("kl", "ppo") else "; or a section online, for pairs of own responses"
-        return f"belongs to a PPO recipe: add a section ppo (`ppo: {{}}` is enough{also}), or see {counterpart}"
+        online = "" if top in ("kl", "ppo") else " or, for pairs of own responses, online"
+        return f"belongs to a PPO recipe: add a section ppo (`ppo: {{}}` is enough){online}; or see {counterpart}"
     if schema is OnlineRecipe:
         kind = "PPO recipe" if top == "kl" else "recipe for preferences"
         return f"belongs to a {kind}, not to one with a section online; see {counterpart}"

@@ -38,7 +38,8 @@ ONLINE_HEADER = """# The online recipe
 
 A recipe with a section `online` (`online: {}` is enough) is one for `tdpo train`, on pairs that the policy draws itself
 while it learns. Prompts and reward come from an environment, or from `prompts` together with `rewards`, as in a PPO
-recipe; with `loss.name` kl, prompts are enough. Besides it has `rollouts`, `loss`, `model` and `evaluation` from above.
+recipe. With `loss.name` kl prompts are enough; rewards given beside it are logged and evaluated, and not learned from.
+Besides it has `rollouts`, `loss`, `model` and `evaluation` from above.
 """
 
 

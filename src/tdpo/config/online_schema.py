@@ -70,8 +70,8 @@ class _Objective(Section):
 # Inherited keys come in the order of the classes from right to left: that of the file, in which checks look back.
 class Online(Recording, IterationIntervals, Optimizing, _Objective):
     """The optimisation. An iteration draws `rollouts.completions` responses from the policy as it is then, pairs the
-    best with the worst response to each prompt, and learns from these pairs. With `loss.name` kl nothing is ranked, and
-    all responses are learned from. Every key has a default: `online: {}` makes a recipe one of this kind."""
+    best with the worst response to each prompt, and learns from these pairs. With `loss.name` kl nothing is ranked:
+    all responses are learned from, and a reward is logged if there is one. Every key has a default: `online: {}` makes a recipe one of this kind."""
 
     SAVES_AFTER = "online.save_every"
 
@@ -85,12 +85,11 @@ class OnlineRecipe(Section):
     """Seed of the order of prompts, sampling, initialisation of adapters, and dropout."""
     model: Model = Model()
     environment: EnvironmentChoice | None = None
-    """Null where the recipe has `prompts` of its own."""
+    """Null where the recipe has `prompts` and `rewards` of its own."""
     prompts: Prompts | None = None
     """Null where an environment has the prompts."""
     rewards: list[Reward] | None = None
-    """Null where an environment has the reward, or where `loss.name` kl needs none. Given beside that loss, rewards are
-    logged and evaluated, and not learned from."""
+    """Null where an environment has the reward."""
     rollouts: Rollouts = Rollouts()
     loss: Loss = Loss()
     online: Online
