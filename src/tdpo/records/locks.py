@@ -9,19 +9,22 @@ earlier versions, which used filelock for the reference cache, and later ones se
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .files import open_no_link
+from .files import now, open_no_link
 
 try:
     import fcntl
 except ImportError:  # Windows has no locks of this kind: nothing is protected there
     fcntl = None  # type: ignore[assignment]
 
+SIGNATURE = b'{"process": '  # how what is written into a lock file begins
 LOCK_TRIES, LOCK_PAUSE = 5, 0.02  # a process that only asks whether a lock is held holds it for a moment
 
 
@@ -37,9 +40,11 @@ def lock(path: Path, *, remove: bool = False) -> Iterator[bool]:
         if not _take(file) or not _is_at(file, path):
             yield False
             return
+        _sign(file)
         try:
             yield True
         finally:
+            _unsign(file)
             if remove:
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
@@ -58,9 +63,11 @@ def waiting_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Itera
             if on_wait is not None:
                 on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
+        _sign(file)
         try:
             yield
         finally:
+            _unsign(file)
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
@@ -76,6 +83,38 @@ def is_locked(path: Path) -> bool | None:
             return False
     except OSError:
         return None
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock file: "process 123 on host X since …"; "" where nobody does, or it does not say."""
+    if not is_locked(path):
+        return ""
+    try:
+        signature = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {signature['process']} on host {signature['host']} since {signature['since']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+
+
+def _sign(file: IO[Any]) -> None:
+    """Say in a lock file who holds it. It is for people alone, so a full disk is no obstacle."""
+    with contextlib.suppress(OSError):
+        if _is_free_to_sign(file):
+            os.truncate(file.fileno(), 0)
+            signature = {"process": os.getpid(), "host": socket.gethostname(), "since": now()}
+            os.write(file.fileno(), json.dumps(signature).encode())  # not through a buffer, which would fail again
+
+
+def _unsign(file: IO[Any]) -> None:
+    with contextlib.suppress(OSError):
+        if _is_free_to_sign(file):
+            os.truncate(file.fileno(), 0)
+
+
+def _is_free_to_sign(file: IO[Any]) -> bool:
+    """Whether the file is empty or holds a signature: anything else is somebody's own file of that name."""
+    with Path(file.name).open("rb") as content:  # the lock's own handle can only append
+        return content.read(len(SIGNATURE)) in (b"", SIGNATURE)
 
 
 def _take(file: IO[Any]) -> bool:

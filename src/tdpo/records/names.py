@@ -16,6 +16,7 @@ SAMPLES_FILE = "samples.jsonl"
 BASE_SAMPLES_FILE = "base_samples.json"
 REPORT_FILE = "report.html"
 MODEL_FOLDER = "model"
+REPLACED_FOLDER = "replaced-run"  # the run that `--overwrite` replaces, until the new one has a model
 
 # A study's folder
 STUDY_FILE = "study.yaml"

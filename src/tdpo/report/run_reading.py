@@ -11,7 +11,6 @@ from typing import Any
 from ..guards.documents import DocumentError, load_yaml
 from ..methods import METHODS, public_name
 from ..records.dotted import dict_at, text_at
-from ..records.locks import is_locked
 from ..records.names import (
     COMPLETIONS_FILE,
     DATA_FILE,
@@ -23,6 +22,7 @@ from ..records.names import (
     SAMPLES_FILE,
     STATUS_FILE,
 )
+from ..records.run_states import state_of
 from .numbers import number
 from .reading import LenientFolder
 
@@ -124,10 +124,9 @@ def _load_run(path: Path, index: int) -> Run:
 
 
 def _read_status(run: LenientFolder) -> dict[str, Any]:
-    """The content of status.json. A run that says "running" while no process holds its lock was interrupted."""
+    """The content of status.json. A run that says "running" while no process holds its lock was killed."""
     status = run.json(STATUS_FILE, "whether training finished is unknown")
-    is_dead = status.get("state") == "running" and is_locked(run.path / LOCK_FILE) is False
-    return {**status, "state": "interrupted"} if is_dead else status
+    return {**status, "state": state_of(status, run.path / LOCK_FILE)} if "state" in status else status
 
 
 def _read_completions(run: LenientFolder) -> list[dict[str, Any]]:

@@ -139,6 +139,7 @@ def run_training(
     set_seed(recipe.seed)  # after everything that may draw numbers, before the adapter that does
     stop = GracefulStop(say)
     trainer = make_trainer(load_policy(recipe.model), [stop, RunStatus(run, progress, method.note), *callbacks])
+    run.begin()  # all that can be checked is: only now a run that this one replaces is moved aside
     trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
     say(trainer.describe())
@@ -150,4 +151,5 @@ def run_training(
     numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate()) if judged else None}
     card = method.card(data, numbers["train"] or {}, numbers["eval"], versions_of(run))
     place = save_trained(trainer, run, card)
+    run.let_go_of_replaced()
     return {"steps": trainer.state.global_step, "seconds": result.metrics["train_runtime"], "model": place, **numbers}
