@@ -135,7 +135,7 @@ def _base_of(path: Path) -> str:
     run = RunDirectory(path)
     if not run.is_run():
         raise CommandError(f"--base needs a run directory, whose recipe names the base model; {path} is none")
-    return run.recipe().model.name
+    return run.with_models_found(run.recipe()).model.name
 
 
 def _prompts(prompt_options: list[str], file: Path | None) -> list[PromptInput]:

@@ -64,6 +64,7 @@ def evaluate_run(
     """
     started = time.perf_counter()
     _check_something_held_out(recipe)
+    recipe = run.with_models_found(recipe)
     judged = _Judged.trained(run, recipe, base_from, progress)
     result: dict[str, Any] = {
         "schema": 1,

@@ -31,6 +31,7 @@ from ..records.names import LOCK_FILE, MACHINE_FILE, RECIPE_FILE, STATUS_FILE
 from ..records.run_states import KILLED
 from .contents import BEGINNING
 from .machine import describe_machine
+from .model_folders import model_folders
 from .replacing import is_unsettled, let_go, make_way, settle
 from .resume import check_resumable
 from .run_files import RunError, RunFiles
@@ -126,7 +127,7 @@ class RunDirectory(RunFiles):
     def _begin(self, recipe: AnyRecipe) -> None:
         make_way(self.path, keep=self.got_somewhere())
         write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
-        self.write_json(MACHINE_FILE, describe_machine(recipe.seed))
+        self.write_json(MACHINE_FILE, {**describe_machine(recipe.seed), "model_folders": model_folders(recipe)})
         self.set_status("running", step=0, max_steps=_updates(recipe))
         (self.path / BEGINNING).unlink()  # from here on it is a run
         sync_folder(self.path)
@@ -135,6 +136,11 @@ class RunDirectory(RunFiles):
         """Continue the run with `recipe`, which may differ from the stored one in keys that do not change the
         trajectory (`check_resumable`); it is stored, and environment.json gets an entry under "resumed"."""
         changed = self.check_resumable(recipe)
+        if (found := self.with_models_found(recipe)) != recipe:
+            raise RunError(
+                f"{self.path} was begun elsewhere: from {Path.cwd()} there is no folder {recipe.model.name}, and the "
+                f"run was begun with {found.model.name}. Give the command where the run was begun"
+            )
         if not self.writes:
             return
         with self.locked():

@@ -7,10 +7,11 @@ from typing import Any, Self
 
 from ..config import AnyRecipe, PPORecipe, RecipeError, load_recipe
 from ..records.json_files import read_json, read_log
-from ..records.names import LOCK_FILE, METRICS_FILE, MODEL_FOLDER, RECIPE_FILE, STATUS_FILE
+from ..records.names import LOCK_FILE, MACHINE_FILE, METRICS_FILE, MODEL_FOLDER, RECIPE_FILE, STATUS_FILE
 from ..records.run_states import state_in_words, state_of
 from .checkpoints import Checkpoints, checkpoint_step, find_checkpoints
 from .contents import BEGINNING, BEING_MOVED
+from .model_folders import with_models_found
 from .replacing import is_unsettled, replaced_run
 
 
@@ -71,6 +72,14 @@ class RunFiles:
 
     def recipe(self) -> AnyRecipe:
         return load_recipe(self.path / RECIPE_FILE)
+
+    def with_models_found(self, recipe: AnyRecipe) -> AnyRecipe:
+        """`recipe` with its models' folders as they were when the run began, where its own names lead nowhere from here.
+
+        Raises FileNotFoundError where neither is there.
+        """
+        recorded = (self.read_json(MACHINE_FILE) or {}).get("model_folders") or {}
+        return with_models_found(recipe, recorded, self.path / RECIPE_FILE)
 
     def command(self) -> str:
         """The command that made this run, which also resumes it: "tdpo train" or "tdpo ppo"."""

@@ -8,6 +8,7 @@ from typing import Any
 from ..config import AnyRecipe, PPORecipe, Recipe
 from ..guards.texts import markdown_text, quoted_yaml
 from ..methods import METHODS, Method
+from .how_to_load import base_of_card, how_to_load
 
 SHOWN = (
     ("accuracy", "accuracy (margin > 0)"),
@@ -61,7 +62,7 @@ def _card(
     head = [
         "---",
         f"library_name: {library}",
-        f"base_model: {quoted_yaml(recipe.model.name)}",
+        f"base_model: {quoted_yaml(base_of_card(recipe.model.name))}",
         f"tags: [tdpo, {method.key}, preference-optimization]",
         "---",
         f"# {markdown_text(recipe.model.name)}, trained with {method.name}",
@@ -70,7 +71,13 @@ def _card(
         "",
     ]
     packages = [f"- {package} {version}" for package, version in versions.items() if version]
-    sections = {"Method": settings, "Data": data, "Numbers": numbers, "Versions": packages}
+    sections = {
+        "Loading": how_to_load(recipe.model),
+        "Method": settings,
+        "Data": data,
+        "Numbers": numbers,
+        "Versions": packages,
+    }
     return "\n".join([*head, *(line for title, lines in sections.items() for line in _section(title, lines))])
 
 
