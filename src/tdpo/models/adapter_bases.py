@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..records.caches import cache_folder
 from ..records.names import RECIPE_FILE, STATUS_FILE
-from .bundled import BUNDLED, cache_folder
+from .bundled import BUNDLED
 from .folder_files import is_adapter_folder, read_json_object
 
 CONFIG = "adapter_config.json"

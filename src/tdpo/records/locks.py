@@ -71,6 +71,26 @@ def waiting_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Itera
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def shared_lock(path: Path) -> IO[Any] | None:
+    """Take the lock file together with others, and set its time to now. The lock lasts until the file is closed.
+
+    None where it cannot be taken: the folder is only to be read, or another process holds the lock alone.
+    """
+    if fcntl is None:
+        return None
+    try:
+        with open_no_link(path, "ab") as file:
+            kept = os.fdopen(os.dup(file.fileno()), "ab")
+    except OSError:
+        return None
+    if not any(_try_to_lock(kept, fcntl.LOCK_SH, LOCK_PAUSE if tries else 0.0) for tries in range(LOCK_TRIES)):
+        kept.close()
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return kept
+
+
 def is_locked(path: Path) -> bool | None:
     """Whether some process holds the lock file; None where that cannot be known. Writes nothing."""
     if fcntl is None:
@@ -83,6 +103,17 @@ def is_locked(path: Path) -> bool | None:
             return False
     except OSError:
         return None
+
+
+def is_shared(path: Path) -> bool:
+    """Whether some process holds the lock file, alone or together with others. Writes nothing."""
+    if fcntl is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            return not _take(file)
+    except OSError:
+        return False
 
 
 def holder(path: Path) -> str:

@@ -74,7 +74,7 @@ class RunFiles:
         return load_recipe(self.path / RECIPE_FILE)
 
     def with_models_found(self, recipe: AnyRecipe) -> AnyRecipe:
-        """`recipe` with its models' folders as they were when the run began, where its own names lead nowhere from here.
+        """`recipe` with its models' folders as they were when the run began, where its own names lead nowhere.
 
         Raises FileNotFoundError where neither is there.
         """

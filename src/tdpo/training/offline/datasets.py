@@ -25,6 +25,7 @@ class PairDatasets:
 
     Attributes:
         reports: what became of the rows of each data set, by its name.
+        sources: the files and data sets that rows came from.
     """
 
     def __init__(self, model: Any, tokenizer: Any, args: TDPOConfig) -> None:
@@ -33,6 +34,7 @@ class PairDatasets:
         self.max_length = self.facts.max_length(args.max_length)
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
         self.reports: dict[str, dict[str, Any]] = {}
+        self.sources: list[str] = []
 
     def pairs(self, name: str, dataset: Any) -> Any:
         """The pairs of a data set. None, and lists of tokenised pairs, stay as they are; so do dictionaries of several.
@@ -47,6 +49,7 @@ class PairDatasets:
             return {key: self.pairs(f"{name}_{key}", value) for key, value in dataset.items()}
         tokenized = dataset if isinstance(dataset, TokenizedPairs) else self._tokenized(name, dataset)
         self.reports[name] = tokenized.report.as_dict()
+        self.sources += [source for source in tokenized.sources if source not in self.sources]
         for sentence in tokenized.report.warnings():
             logger.warning("%s data: %s", name, sentence)
         check_ids(tokenized.pairs, self.vocabulary)

@@ -38,7 +38,7 @@ from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .datasets import PairDatasets, all_pairs
 from .order import LengthGroupedOrder
-from .reference_caching import CacheRequest, pair_reference_source
+from .reference_caching import CacheRequest, about_cache, pair_reference_source
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +158,7 @@ class TDPOTrainer(CheckpointedTrainer):
             precision=str(self.accelerator.mixed_precision),
             # Without a backward pass twice the pairs of a training step need less memory than one.
             batch_size=2 * self.args.per_device_train_batch_size,
+            about=about_cache(start.model or self.model, self._datasets.sources, str(self.args.output_dir)),
         )
         train: Any = self.train_dataset
         return pair_reference_source(
