@@ -371,16 +371,16 @@ def test_a_new_cache_keeps_the_limit_and_says_what_it_deleted(tmp_path: Path) ->
     old = replace(made_plan(tmp_path, pairs, "old"), about={"model": "org/old", "data": "pairs.jsonl"})
     used = build_cache(made_plan(tmp_path, pairs, "used"), values, batch_size=4)
     build_cache(old, values, batch_size=4)
-    size = sum(path.stat().st_size for path in old.folder.iterdir())
-    plan = replace(made_plan(tmp_path, pairs, "new"), limit=2 * size + old.layout.bytes - 1)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    plan = replace(made_plan(tmp_path, pairs, "new"), limit=size + old.layout.bytes - 1)
     assert plan.is_within_limit
     check(build_cache(plan, values, batch_size=4, say=said.append), pairs)
     assert said[0].startswith(f"Deleted the reference cache {old.folder.name} (org/old, pairs.jsonl, ")
     assert "last used 20" in said[0] and "(TDPO_CACHE_LIMIT)" in said[0] and used.folder.exists()
-    full = replace(made_plan(tmp_path, pairs, "another"), limit=size)
-    assert not full.is_within_limit and reason_against(full, 100.0, 20, False) == (
-        f"a cache ({full.size()}) would exceed the limit of all caches, {readable_bytes(size)} (TDPO_CACHE_LIMIT)"
-    )
+    full = replace(made_plan(tmp_path, pairs, "another"), limit=old.layout.bytes)
+    limit = f"{readable_bytes(old.layout.bytes)} (TDPO_CACHE_LIMIT)"
+    said_by_auto = f"a cache ({full.size()}) would exceed the limit of all caches, {limit}"
+    assert not full.is_within_limit and reason_against(full, 100.0, 20, False) == said_by_auto
     with pytest.raises(OSError, match=r"would exceed the limit .*\(TDPO_CACHE_LIMIT\)\. Raise it, name a folder"):
         build_cache(full, values, batch_size=4)
     assert not full.staging.exists() and plan.folder.exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..records.caches import cache_folder, use
+from ..records.full_disk import telling_of_a_full_disk
 from ..records.locks import waiting_lock
 
 BUNDLED = "smollm2-135m"
@@ -61,9 +62,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         model, tokenizer = _read_gguf(gguf)
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        staging.rename(folder)
+        with telling_of_a_full_disk(folder, sum(p.numel() * p.element_size() for p in model.parameters())):
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

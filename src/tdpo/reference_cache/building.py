@@ -22,6 +22,7 @@ from ..batches import PromptResponses
 from ..records.caches import LIMIT_VARIABLE, make_room, note_about, readable_bytes, room_left
 from ..records.files import free_bytes, write_text
 from ..records.folders import remove
+from ..records.full_disk import telling_of_a_full_disk
 from ..records.json_files import write_json
 from ..records.locks import waiting_lock
 from .fingerprint import Fingerprint
@@ -122,7 +123,7 @@ def build_cache(
             f"{readable_bytes(free_bytes(plan.root))} are free and {readable_bytes(SPARE)} stay so. Free some, name a "
             "folder on a larger disk (reference_cache_dir), or keep the reference in memory (reference: model)."
         )
-    with _alone(plan, rank, say):
+    with _alone(plan, rank, say), telling_of_a_full_disk(plan.staging, plan.missing_bytes):
         if not plan.is_finished:  # another run may have made it while this one waited
             builder = _Builder(plan, compute, batch_size, rank, processes, say, progress)
             builder.build()

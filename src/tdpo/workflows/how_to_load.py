@@ -39,9 +39,8 @@ def how_to_load(model: Model) -> list[str]:
 
 
 def base_of_card(name: str) -> str:
-    """The base model as a card's metadata name it: a name of the hub for the bundled one."""
-    found, _ = findable_base(name)
-    return BUNDLED_ORIGIN if found == BUNDLED else found
+    """The base model as a card's metadata name it: as the recipe does, and for the bundled one by a name of the hub."""
+    return BUNDLED_ORIGIN if findable_base(name)[0] == BUNDLED else name
 
 
 def _plain(place: str) -> str:
