@@ -64,10 +64,11 @@ def test_what_can_be_checked_is_checked_before_the_old_run_is_touched(
 ) -> None:
     monkeypatch.chdir(old)
     write_rows(old / "broken.jsonl", [*plain_rows(2), {"prompt": "x", "chosen": "y"}])
-    before = content(old / "run")
+    before, moved = content(old / "run"), []
+    monkeypatch.setattr("tdpo.runs.directory.make_way", lambda *arguments, **_: moved.append(arguments))
     with pytest.raises(Exception, match=r"\w"):
         go(recipe_in(old, *BROKEN[reason]), overwrite=True)
-    assert content(old / "run") == before
+    assert content(old / "run") == before and not moved
 
 
 @pytest.mark.parametrize(
@@ -75,10 +76,11 @@ def test_what_can_be_checked_is_checked_before_the_old_run_is_touched(
 )
 def test_ppo_checks_first_too(old: Path, override: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(old)
-    before = content(old / "run")
+    before, moved = content(old / "run"), []
+    monkeypatch.setattr("tdpo.runs.directory.make_way", lambda *arguments, **_: moved.append(arguments))
     with pytest.raises(Exception, match=r"\w"):
         go(ppo_recipe_in(old, override), overwrite=True)
-    assert content(old / "run") == before
+    assert content(old / "run") == before and not moved
 
 
 def test_the_old_run_is_let_go_of_once_the_new_one_has_a_model(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:

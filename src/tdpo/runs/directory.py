@@ -136,10 +136,11 @@ class RunDirectory(RunFiles):
         """Continue the run with `recipe`, which may differ from the stored one in keys that do not change the
         trajectory (`check_resumable`); it is stored, and environment.json gets an entry under "resumed"."""
         changed = self.check_resumable(recipe)
-        if (found := self.with_models_found(recipe)) != recipe:
+        if self.with_models_found(recipe) != recipe:
+            recorded = ", ".join(f"{key} was {folder}" for key, folder in self.model_folders().items())
             raise RunError(
-                f"{self.path} was begun elsewhere: from {Path.cwd()} there is no folder {recipe.model.name}, and the "
-                f"run was begun with {found.model.name}. Give the command where the run was begun"
+                f"{self.path} was begun elsewhere: the recipe's names of models lead to no folder from {Path.cwd()} "
+                f"({recorded}). Give the command where the run was begun"
             )
         if not self.writes:
             return

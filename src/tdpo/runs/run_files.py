@@ -78,8 +78,11 @@ class RunFiles:
 
         Raises FileNotFoundError where neither is there.
         """
-        recorded = (self.read_json(MACHINE_FILE) or {}).get("model_folders") or {}
-        return with_models_found(recipe, recorded, self.path / RECIPE_FILE)
+        return with_models_found(recipe, self.model_folders(), self.path / RECIPE_FILE)
+
+    def model_folders(self) -> dict[str, str]:
+        """The folders of the recipe's models when the run began, by key; {} of runs of earlier versions."""
+        return (self.read_json(MACHINE_FILE) or {}).get("model_folders") or {}
 
     def command(self) -> str:
         """The command that made this run, which also resumes it: "tdpo train" or "tdpo ppo"."""
