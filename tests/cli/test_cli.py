@@ -316,6 +316,10 @@ def test_train_resume_generate_merge_on_a_tiny_model(call: Call, recipe_file: Pa
     assert again.exit_code == 2 and "--overwrite replaces it" in again.output
     resumed = call("train", "run", "--resume")
     assert resumed.exit_code == 0 and "run is finished (step 4)" in resumed.output
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file() and path.name != ".lock"}
+    mistyped = call("train", str(recipe_file), "--overwrite", "model.lora.targets=[no_such_layer]")
+    assert mistyped.exit_code == 2 and "the run in run is as it was" in mistyped.output, mistyped.output
+    assert all(path.read_bytes() == content for path, content in before.items())
     other = call("train", "run", "--resume", "loss.beta=0.3")
     assert other.exit_code == 2 and "loss.beta: the run has 0.1, the recipe 0.3" in other.output
 
@@ -532,6 +536,10 @@ def test_pairs_samples_what_the_recipe_says(call: Call, recipe_file: Path, small
     assert (origin["seed"], origin["max_new_tokens"], origin["num_samples"]) == (3, 6, 4)
     again = call("pairs", str(recipe_file), "--out", "o.jsonl")
     assert again.exit_code == 2 and "--overwrite replaces it" in again.output
+    before = {path.name: path.read_bytes() for path in Path().glob("o.jsonl*")}
+    for wrong in ("model.name=no-such-model", "sampling.samples_per_prompt=1"):
+        assert call("pairs", str(recipe_file), wrong, "--out", "o.jsonl", "--overwrite").exit_code == 2
+        assert {path.name: path.read_bytes() for path in Path().glob("o.jsonl*")} == before
 
 
 def test_pairs_of_held_out_prompts_go_where_the_recipe_reads_them(

@@ -688,4 +688,6 @@ def test_a_run_that_was_killed_is_not_shown_as_running(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert load_runs([tmp_path])[0].status["state"] == "running"
-    assert load_runs([tmp_path])[0].status == {"state": "interrupted", "step": 3}
+    assert load_runs([tmp_path])[0].status == {"state": "killed", "step": 3}
+    page = write_report([tmp_path], tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "Training was killed at update 3" in visible_text(page) and "--resume" in visible_text(page)

@@ -109,7 +109,8 @@ def _hardware() -> Iterator[Check]:
 
 def _bundled_model() -> Check:
     from ..models import BUNDLED
-    from ..models.bundled import bundled_file, cache_folder
+    from ..models.bundled import bundled_file
+    from ..records.caches import cache_folder
 
     try:
         bundled_file()

@@ -57,8 +57,8 @@ def _check_loads(name: str, trust_remote_code: bool, *, trained: bool) -> None:
 def _describe(name: str, trust_remote_code: bool) -> str:
     """Describe architecture and size from the configuration alone. No weights are read."""
     from ..models import check_folder, is_adapter_folder
+    from ..models.adapter_bases import adapter_base
     from ..models.configurations import read_config, text_config
-    from ..models.folder_files import adapter_base
     from ..models.trust import own_code_refused
 
     folder = check_folder(name)

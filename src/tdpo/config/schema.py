@@ -218,7 +218,8 @@ class _Batches(Section):
     """Where the reference's part of a step comes from. `cache`: it runs once over the data, and what it said is kept on
     disk for every run with this model and these rows; `model`: it runs in every step; `auto`: the cheaper one."""
     reference_cache_dir: Text | None = None
-    """Folder of these caches, on a disk that all nodes share; null is the user's cache folder."""
+    """Folder of these caches, on a disk that all nodes share; null is the user's cache folder, which `tdpo cache` lists
+    and clears, and where they take at most TDPO_CACHE_LIMIT (an environment variable; 100 GB)."""
     prefix_sharing: PrefixSharing = "auto"
     """Compute a pair's prompt once for both responses: auto (where the model's results stay the same), on (or stop),
     off."""

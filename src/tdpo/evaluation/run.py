@@ -66,6 +66,7 @@ def evaluate_run(
     """
     started = time.perf_counter()
     _check_something_held_out(recipe)
+    recipe = run.with_models_found(recipe)
     trained = trained or model_of_run(run, recipe)
     judged = _Judged.trained(run, recipe, trained, base_from, progress)
     result: dict[str, Any] = {

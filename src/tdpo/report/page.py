@@ -6,6 +6,8 @@ from importlib import metadata
 from typing import Any
 
 from ..records.dotted import at, text_at
+from ..records.names import LOCK_FILE
+from ..records.run_states import KILLED, state_in_words
 from .curves import curve_groups
 from .drawing import Figure, color, symbol
 from .embedding import checked_script, embed_json, security_policy
@@ -30,6 +32,7 @@ from .templating import template_environment, template_text
 from .training_responses import training_responses
 
 RECIPE_CHARACTERS = 20_000
+ENDED = ("interrupted", KILLED)  # before the end, and nothing has to be repaired before the run goes on
 LOST_ROWS = ("skip", "trunc", "drop", "too long")
 
 
@@ -156,14 +159,12 @@ def _state_notices(run: Run) -> list[str]:
     error = at(run.status, "error")
     if state in ("", "finished"):
         return [f"The status file reports an error: {error}"] if error else []
-    word = {
-        "failed": "Training failed",
-        "running": "Training was still running",
-        "interrupted": "Training was interrupted",
-    }
-    sentence = (
-        f"{word.get(state, f'Training is {state}')} at update {step} of {planned}: the numbers here are not final."
-    )
+    without_error = {key: value for key, value in run.status.items() if key != "error"}
+    words = state_in_words({**without_error, "step": step, "max_steps": planned}, state, run.path / LOCK_FILE)
+    if state == "running":
+        words = words.replace("is running", "was still running", 1)
+    advice = f" `{'tdpo ppo' if run.is_ppo else 'tdpo train'} {run.path} --resume` goes on." if state in ENDED else ""
+    sentence = f"Training {words}: the numbers here are not final.{advice}"
     return [sentence, f"Error: {error}"] if error else [sentence]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from ..guards.documents import DocumentError, load_yaml
 from ..methods import METHODS, public_name
 from ..records.dotted import at, dict_at, text_at
-from ..records.locks import is_locked
 from ..records.names import (
     COMPLETIONS_FILE,
     DATA_FILE,
@@ -25,6 +24,7 @@ from ..records.names import (
     TRAINER_FILE,
 )
 from ..records.run_places import is_model_folder, meant_by, results_folder, run_above
+from ..records.run_states import state_of
 from .metrics_reading import read_metrics
 from .numbers import number
 from .reading import LenientFolder
@@ -157,10 +157,11 @@ def _evaluating(path: Path, recipe_file: str) -> str:
 
 
 def _read_status(run: LenientFolder) -> dict[str, Any]:
-    """The content of status.json. A run that says "running" while no process holds its lock was interrupted."""
+    """The content of status.json. A run that says "running" while no process holds its lock was killed."""
     status = run.json(STATUS_FILE, "whether training finished is unknown")
-    is_dead = status.get("state") == "running" and is_locked(run.place(STATUS_FILE).with_name(LOCK_FILE)) is False
-    return {**status, "state": "interrupted"} if is_dead else status
+    if "state" not in status:
+        return status
+    return {**status, "state": state_of(status, run.place(STATUS_FILE).with_name(LOCK_FILE))}
 
 
 def _read_completions(run: LenientFolder) -> list[dict[str, Any]]:

@@ -12,13 +12,14 @@ from typing import Any
 from transformers import Trainer
 
 from ..records.folders import remove
+from ..records.full_disk import telling_of_a_full_disk
 from ..records.json_files import read_json, write_json
 from ..runs.checkpoints import checkpoint_step, is_checkpoint, mark_complete, rotate_checkpoints
 from ..runs.inputs import require_same_inputs, write_inputs
 from .arguments import other_values
 from .resumption import reading, whole_checkpoint
 from .run_record import RunRecord, card_may_replace
-from .saving import telling_of_a_full_disk
+from .saving import optimizer_bytes, weights_bytes
 
 LOSS_FILE = "training_loss.json"
 
@@ -128,7 +129,8 @@ class CheckpointedTrainer(Trainer):
         if self.args.should_save:
             remove(checkpoint)  # one that was cut off, or a link: what is written starts empty
         self.accelerator.wait_for_everyone()
-        with telling_of_a_full_disk(checkpoint):
+        size = weights_bytes(model) + (0 if self.args.save_only_model else optimizer_bytes(self.optimizer))
+        with telling_of_a_full_disk(checkpoint, size):
             # The mark comes last, so that a checkpoint cut short by a kill is never resumed from, but before older
             # ones are deleted, so that there always is one to resume from: transformers must not delete any.
             with self._outside_training(), other_values(self.args, save_total_limit=None):

@@ -21,6 +21,7 @@ from ..models import (
     load_causal_lm,
     load_tokenizer,
 )
+from ..models.adapter_bases import note_base
 from .arguments import Arguments
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,8 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
         model = get_peft_model(model, peft_config)
     elif has_adapter(model):
         _refuse_prompt_learning(model.active_peft_config)
+    if has_adapter(model):
+        note_base(model)
     check_quantized_training(bool(getattr(model, "is_quantized", False)), has_adapter(model))
     trained = {p.dtype for p in model.parameters() if p.requires_grad}
     if not trained:

@@ -149,6 +149,7 @@ def run_training(
     set_seed(recipe.seed)  # after everything that may draw numbers, before the adapter that does
     stop = GracefulStop(say)
     trainer = make_trainer(load_policy(recipe.model), [stop, RunStatus(run, progress, method.note), *callbacks])
+    run.begin()  # all that can be checked is: only now a run that this one replaces is moved aside
     trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
     trainer.end_record()  # recipe.yaml and the run directory say it all
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
@@ -161,6 +162,7 @@ def run_training(
     numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate()) if judged else None}
     card = method.card(data, numbers["train"] or {}, numbers["eval"], versions_of(run))
     place = save_trained(trainer, run, card)
+    run.let_go_of_replaced()
     lines = run.metrics()
     seconds = {
         "seconds": training_seconds(lines) or result.metrics["train_runtime"],

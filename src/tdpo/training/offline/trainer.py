@@ -39,7 +39,7 @@ from .config import TDPOConfig, groups_by_length
 from .datasets import PairDatasets, all_pairs, seen_in_training
 from .order import LengthGroupedOrder
 from .recording import pair_card, pair_record
-from .reference_caching import CacheRequest, pair_reference_source
+from .reference_caching import CacheRequest, about_cache, pair_reference_source
 from .trl_calls import PairFunction, check_call, check_parts, numbers_of, prepare_models
 from .trl_logs import TRLLogs
 
@@ -189,6 +189,7 @@ class TDPOTrainer(CheckpointedTrainer):
             precision=str(self.accelerator.mixed_precision),
             # Without a backward pass twice the pairs of a training step need less memory than one.
             batch_size=self.args.precompute_ref_batch_size or 2 * self.args.per_device_train_batch_size,
+            about=about_cache(start.model or self.model, self._datasets.sources, str(self.args.output_dir)),
         )
         train: Any = self.train_dataset
         return pair_reference_source(
