@@ -5,6 +5,7 @@ from ._sections import Section
 from .claims_schema import Claim, ClaimPart, built_in_claims
 from .environment_schema import EnvironmentChoice
 from .key_documentation import KeyDocumentation, documented_keys, only_in_ppo, only_in_studies, recipe_markdown
+from .loss_schema import Loss, LossKL, LossName
 from .optimization import Optimizing, Recording
 from .ppo_schema import KL, PPO, VALUE_LEARNING_RATES, PPORecipe, Prompts, Reward, Rollouts
 from .python_fields import RecipeFields
@@ -21,9 +22,6 @@ from .schema import (
     Data,
     Evaluation,
     Lora,
-    Loss,
-    LossKL,
-    LossName,
     Model,
     PrefixSharing,
     Recipe,
