@@ -13,6 +13,7 @@ from .key_documentation import (
     only_in_studies,
     recipe_markdown,
 )
+from .loss_schema import Loss, LossKL, LossName
 from .optimization import Optimizing, Recording
 from .ppo_schema import (
     CRITIC_KEYS,
@@ -42,9 +43,6 @@ from .schema import (
     Evaluation,
     LogNames,
     Lora,
-    Loss,
-    LossKL,
-    LossName,
     Model,
     PrefixSharing,
     Recipe,
