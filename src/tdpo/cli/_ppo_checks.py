@@ -74,8 +74,8 @@ def models(recipe: PPORecipe) -> Iterator[Check]:
     """Check policy, reference and critic. Reward models are checked with the rewards."""
     names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
     names["ppo.value_model"] = recipe.ppo.value_model
-    yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
-    yield from policy_checks(recipe.model)
+    yield from model_checks(names, recipe.model.trust_remote_code)
+    yield from policy_checks(recipe.model, recipe.ppo.precision)
     if recipe.ppo.value_model is not None:
         _check_critic(recipe, recipe.ppo.value_model)
 

@@ -15,6 +15,7 @@ from ..config import AnyRecipe, PPORecipe, Recipe, Study, load_recipe
 from ..environments import Environment
 from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
+from ..models.product_speed import recorded_in
 from ..preferences import PreferenceRow, write_preferences
 from ..recipe_data.pairs import read_data
 from ..records.folders import remove
@@ -41,7 +42,8 @@ from .task_files import inputs_of
 
 def do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
     """Do all work of a cell. What an interrupted call has finished is not done again."""
-    _Work(study, files, cell, report).do()
+    with recorded_in(files.product_speed):  # measured once: all cells compute in one precision
+        _Work(study, files, cell, report).do()
 
 
 @dataclass
@@ -105,6 +107,7 @@ class _Work:
         train_file = self.files.pairs(self.cell.task, self.cell.seed)
         data: dict[str, Any] = {"train": str(train_file)}
         values: dict[str, Any] = {"run_dir": str(self.run.path), "model": study.model.model_dump(), "data": data}
+        values["training"] = {"precision": study.training.precision}  # the reference is held as the policies are
         if task.environment is None:
             data["eval"] = str(held_out)
         else:

@@ -5,8 +5,8 @@ from ._sections import Section
 from .claims_schema import Claim, ClaimPart, built_in_claims
 from .environment_schema import EnvironmentChoice
 from .key_documentation import KeyDocumentation, documented_keys, only_in_ppo, only_in_studies, recipe_markdown
-from .optimization import Optimizing, Recording
-from .ppo_schema import KL, PPO, VALUE_LEARNING_RATES, PPORecipe, Prompts, Reward, Rollouts
+from .optimization import Optimizing, Precision, Recording
+from .ppo_schema import KL, PPO, PPORecipe, Prompts, Reward, Rollouts
 from .python_fields import RecipeFields
 from .recipe_loading import (
     AnyRecipe,
@@ -32,6 +32,7 @@ from .schema import (
     TurnsToCount,
 )
 from .study_schema import ARM_NAMES, Arm, Study, Task
+from .training_defaults import VALUE_LEARNING_RATES
 
 __all__ = [
     "ARM_NAMES",
@@ -52,6 +53,7 @@ __all__ = [
     "Model",
     "Optimizing",
     "PPORecipe",
+    "Precision",
     "PrefixSharing",
     "Prompts",
     "Recipe",

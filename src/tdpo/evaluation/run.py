@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..chat_templates import template_columns
 from ..config import AnyRecipe, PPORecipe, Recipe
+from ..config.training_defaults import trains_adapter
 from ..environments import Environment, Prompt, check_reward
 from ..models import (
     Reference,
@@ -22,6 +23,7 @@ from ..models import (
     model_facts,
     reference_for,
 )
+from ..models.precision import held_dtype, hold_weights, loaded_dtype
 from ..preferences import Preferences
 from ..recipe_data.pairs import prompt_key, read_data, tokenize_rows
 from ..recipe_data.prompts import environment_of
@@ -94,6 +96,9 @@ def evaluate_base(run: RunDirectory, recipe: AnyRecipe, *, progress: Progress | 
     trust = recipe.model.trust_remote_code
     name = recipe.model.reference or recipe.model.name
     base = load_causal_lm(name, dtype=recipe.model.dtype, trust_remote_code=trust)
+    training = recipe.ppo if isinstance(recipe, PPORecipe) else recipe.training
+    has_lora = trains_adapter(recipe.model.name, recipe.model.lora is not None)
+    hold_weights(base, held_dtype(training.precision, loaded_dtype(base), has_adapter=has_lora))
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
     itself = Reference("second model", base, find_head(base))
     _Judged(run, recipe, base, tokenizer, itself, None, progress).base_alone()
@@ -150,9 +155,14 @@ class _Judged:
         """The run's model beside its base."""
         trust = recipe.model.trust_remote_code
         tokenizer = load_tokenizer(run.model_path, trust_remote_code=trust)
-        policy = load_causal_lm(run.model_path, dtype=recipe.model.dtype, trust_remote_code=trust)
+        # Both in the dtype in which the weights were trained: a rounding would be taken for a KL, or hide one. The base
+        # is first loaded as the policy was, which may have rounded it.
+        held = (run.precision() or {}).get("load_as")
+        policy = load_causal_lm(run.model_path, dtype=held or recipe.model.dtype, trust_remote_code=trust)
         other = recipe.model.reference or (None if has_adapter(policy) else recipe.model.name)
         model = None if other is None else load_causal_lm(other, dtype=recipe.model.dtype, trust_remote_code=trust)
+        if model is not None and held:
+            hold_weights(model, held)
         return cls(run, recipe, policy, tokenizer, reference_for(policy, model), base_from, progress)
 
     def pairs(self) -> dict[str, Any] | None:

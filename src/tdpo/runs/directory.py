@@ -135,6 +135,16 @@ class RunDirectory:
         *earlier, last = machine.get("resumed") or [{}]
         self.write_json(MACHINE_FILE, {**machine, "resumed": [*earlier, {**last, **facts}]})
 
+    def note_precision(self, precision: dict[str, Any]) -> None:
+        """Record in environment.json what the run computes in."""
+        if self.writes:
+            self.write_json(MACHINE_FILE, {**(self.read_json(MACHINE_FILE) or {}), "precision": precision})
+
+    def precision(self) -> dict[str, Any] | None:
+        """What the run computes in, as it was recorded; None in a run of an earlier version."""
+        recorded = (self.read_json(MACHINE_FILE) or {}).get("precision")
+        return recorded if isinstance(recorded, dict) else None
+
     def is_run(self) -> bool:
         """Whether a run was begun here. A recipe alone is none: it may be a user's own file."""
         files = (self.path / RECIPE_FILE, self.path / STATUS_FILE)

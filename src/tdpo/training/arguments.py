@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
+from ..config.training_defaults import EPOCHS
+from .precision import precision_problems
+
 Config = TypeVar("Config")
 
 # transformers 5.23 renamed these and warns of the old names, which older versions need.
@@ -31,12 +34,20 @@ REFUSED = {
 
 @dataclass
 class Arguments(TrainingArguments):
-    """`TrainingArguments` with three other defaults: non-finite losses are never filtered from the logs, every step is
-    logged, and gradient checkpointing is the non-reentrant kind, which adapters need."""
+    """`TrainingArguments` with other defaults: those of a recipe for the learning rate, the number of epochs and the
+    precision; non-finite losses are never filtered from the logs, every step is logged, and gradient checkpointing is
+    the non-reentrant kind, which adapters need."""
 
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Whether code shipped with a model named by string may run."}
     )
+    learning_rate: float | None = field(  # type: ignore[assignment]  # a number when the trainer knows its model
+        default=None,
+        metadata={
+            "help": "Peak learning rate. None: 1e-4 with adapters; where all weights are trained 5e-6, and 1e-6 for PPO."
+        },
+    )
+    num_train_epochs: float = field(default=EPOCHS, metadata={"help": "Passes over the training rows."})
     logging_steps: float = field(default=1, metadata={"help": "Log every so many updates."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the logs."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: rows are not tensors yet."})
@@ -67,6 +78,7 @@ class Arguments(TrainingArguments):
         if self.remove_unused_columns:
             yield "remove_unused_columns=True would throw the rows away; leave it False"
         yield from (f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None))
+        yield from precision_problems(self)
         if not self.average_tokens_across_devices:
             yield "average_tokens_across_devices=False has no effect: every row weighs the same on any device"
         if getattr(self.accelerator_config, "dispatch_batches", None):

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import Trainer
 
+from ..models.precision import Precision
 from ..records.folders import remove
 from ..records.json_files import read_json, write_json
 from ..runs.checkpoints import mark_complete, rotate_checkpoints
@@ -27,6 +28,8 @@ class CheckpointedTrainer(Trainer):
 
     # Digests of what is trained with, by name; recorded in every checkpoint, beside those of the trainer's own data.
     inputs: Mapping[str, str] = {}
+    # What is computed in; with another precision a resumed run would be another run.
+    precision: Precision | None = None
     # Whether a checkpoint may be resumed from though its inputs were others.
     accept_changes = False
     _loss_before = 0.0  # the sum over the updates before this call of `train`
@@ -62,7 +65,8 @@ class CheckpointedTrainer(Trainer):
 
     def _all_inputs(self) -> dict[str, str]:
         if self._known_inputs is None:
-            self._known_inputs = {**self.inputs, **self._own_inputs()}
+            precision = {} if self.precision is None else {"precision": self.precision.dtypes()}
+            self._known_inputs = {**self.inputs, **self._own_inputs(), **precision}
         return dict(self._known_inputs)
 
     def _own_inputs(self) -> dict[str, str]:

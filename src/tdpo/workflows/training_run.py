@@ -14,17 +14,18 @@ from typing import Any, TypedDict
 import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from ..config import AnyRecipe, Recording
+from ..config import AnyRecipe, Optimizing, Precision, Recording
 from ..recipe_data.input_digests import recipe_inputs, settle_inputs
 from ..runs import RunDirectory
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
 from ..training.resumption import checkpoint_to_resume
-from .policy_of_recipe import load_policy, warn_of_slow_dtype
+from .policy_of_recipe import load_policy
+from .precision_of_run import precision_of_run, record_precision, warn_of_slow_products
 from .trained_model import last_log, save_trained, versions_of, without_prefix
 
 logger = logging.getLogger(__name__)
 Numbers = dict[str, float]
-MakeTrainer = Callable[[Any, list[TrainerCallback]], Any]  # of the policy and the callbacks
+MakeTrainer = Callable[[Any, list[TrainerCallback], Precision], Any]  # of policy, callbacks and precision
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Method(ABC):
     @abstractmethod
     def recording(self) -> Recording:
         """The recipe's section that has the number of threads."""
+
+    @property
+    @abstractmethod
+    def optimizing(self) -> Optimizing:
+        """The recipe's section that has the precision."""
 
     @abstractmethod
     def read(self) -> TrainingData:
@@ -135,13 +141,16 @@ def run_training(
     for sentence in data.remarks:
         say(sentence)
     make_trainer = method.prepare(data)
-    warn_of_slow_dtype(recipe.model.dtype, say)
     set_seed(recipe.seed)  # after everything that may draw numbers, before the adapter that does
     stop = GracefulStop(say)
-    trainer = make_trainer(load_policy(recipe.model), [stop, RunStatus(run, progress, method.note), *callbacks])
+    policy = load_policy(recipe.model)
+    precision = precision_of_run(run, method.optimizing.precision, policy, is_resumed=checkpoint is not None)
+    trainer = make_trainer(policy, [stop, RunStatus(run, progress, method.note), *callbacks], precision)
+    record_precision(run, trainer.precision)
     trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
     say(trainer.describe())
+    warn_of_slow_products(trainer.precision.products, say)
     say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
     with stop.listening():
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

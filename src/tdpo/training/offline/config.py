@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from ...config import Loss, LossName, PrefixSharing, Recipe, RecipeFields, ReferenceSource, TurnsToCount
+from ...config import Loss, LossName, Precision, PrefixSharing, Recipe, RecipeFields, ReferenceSource, TurnsToCount
+from ...config.training_defaults import PAIRS_PER_UPDATE
 from ...methods import METHODS
 from ...scoring.options import HeadImpl
 from ..arguments import Arguments
@@ -28,6 +29,7 @@ FIELDS = RecipeFields(
         "reference_cache_dir": "training.reference_cache_dir",
         "prefix_sharing": "training.prefix_sharing",
         "max_tokens_per_row": "training.max_tokens_per_row",
+        "precision": "training.precision",
     },
     nullable={"beta": False, "alpha": False, "max_length": True},
 )
@@ -61,6 +63,11 @@ class TDPOConfig(Arguments):
     )
     prefix_sharing: PrefixSharing = FIELDS.field("prefix_sharing")
     max_tokens_per_row: int | None = FIELDS.field("max_tokens_per_row")
+    precision: Precision = FIELDS.field("precision")
+    per_device_train_batch_size: int = field(
+        default=PAIRS_PER_UPDATE,
+        metadata={"help": "Pairs per forward and process; with accumulation and all processes, the pairs of an update."},
+    )
 
     def _problems(self) -> Iterator[str]:
         yield from FIELDS.problems(self)

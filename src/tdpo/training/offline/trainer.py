@@ -7,6 +7,7 @@ are transformers' and accelerate's.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import ResponseBatch, TokenizedPair
+from ...config.training_defaults import PAIRS
 from ...models import Reference, causal_lm_of, reference_at_start
 from ...recipe_data.input_digests import pairs_inputs
 from ...scores import PairScores, score_pairs
@@ -33,7 +35,7 @@ from ...token_statistics import Extra
 from ..arguments import one_process_a_device, other_values
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile, TrainingMeter
-from ..policy import load_beside, prepare_policy, prepare_tokenizer
+from ..policy import prepare_policy, prepare_tokenizer, settled
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .datasets import PairDatasets, all_pairs
@@ -87,11 +89,12 @@ class TDPOTrainer(CheckpointedTrainer):
         args = TDPOConfig(output_dir="tdpo_output") if args is None else args
         if not isinstance(args, TDPOConfig):
             raise TypeError(f"args must be a TDPOConfig, got {type(args).__name__}")
+        args = copy.copy(args)  # what follows from the model is written into it below, and the caller's stays as it is
         one_process_a_device(args, logger.warning)
         check_sharding(args)
         processing_class = prepare_tokenizer(processing_class, model, args)
-        model = prepare_policy(model, peft_config, args)
-        start = reference_at_start(model, load_beside(ref_model, model, args))
+        model, self.precision, reference = settled(prepare_policy(model, peft_config, args), ref_model, args, PAIRS)
+        start = reference_at_start(model, reference)
         path = choose_head_path(model, start, args.head_impl)
         self.preference_loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing)
         self._datasets = PairDatasets(model, processing_class, args)
@@ -172,7 +175,7 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def describe(self) -> str:
         """Which paths run, in a sentence for the log."""
-        return f"{self.statistics.describe()} Layout: {self.layout}."
+        return f"{self.statistics.describe()} Layout: {self.layout}. {self.precision.describe()}"
 
     def _placed(self, reference: Reference) -> Reference:
         """The reference on the policy's device, sharded as the policy is."""

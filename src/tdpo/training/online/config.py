@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...config import PPORecipe, RecipeFields
+from ...config import PPORecipe, Precision, RecipeFields
+from ...config.training_defaults import COMPLETIONS_PER_UPDATE
 from ...kl_choices import KLConstraint, shortest_horizon
 from ..arguments import Arguments, refuses_old_names
 
@@ -37,6 +38,7 @@ FIELDS = RecipeFields(
         "normalize_rewards": "ppo.normalize_rewards",
         "reward_clip": "ppo.reward_clip",
         "target_kl": "ppo.target_kl",
+        "precision": "ppo.precision",
     },
     nullable={"max_new_tokens": False},
 )
@@ -94,6 +96,11 @@ class PPOConfig(Arguments):
     missing_end_penalty: float = FIELDS.field("missing_end_penalty")
     target_kl: float | None = FIELDS.field("target_kl")
     show_every: int | None = FIELDS.field("show_every")
+    precision: Precision = FIELDS.field("precision")
+    per_device_train_batch_size: int = field(
+        default=COMPLETIONS_PER_UPDATE,
+        metadata={"help": "Completions per forward and process; with accumulation and all processes, those of an update."},
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.kl, dict):

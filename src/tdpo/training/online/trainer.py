@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
+from ...config.training_defaults import PPO
 from ...models import has_adapter, reference_at_start
 from ...recipe_data.input_digests import prompts_inputs
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
@@ -27,7 +28,8 @@ from ...scoring.head_path import choose_head_path
 from ..arguments import one_process_a_device
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile, peak_memory_mib
-from ..policy import load_beside, prepare_policy, prepare_tokenizer
+from ..policy import load_beside, prepare_policy, prepare_tokenizer, settled
+from ..precision import hold_critic
 from ..resumption import reading
 from .collecting import Collector
 from .completions_file import CompletionsFile
@@ -87,12 +89,12 @@ class PPOTrainer(CheckpointedTrainer):
         args = PPOConfig(output_dir="ppo_output") if args is None else args
         if not isinstance(args, PPOConfig):
             raise TypeError(f"args must be a PPOConfig, got {type(args).__name__}")
-        args = copy.copy(args)  # the length of the run is written into it below, and the caller's stays as it is
+        args = copy.copy(args)  # what follows from the model is written into it below, and the caller's stays as it is
         if train_dataset is None:
             raise ValueError("train_dataset is missing: PPO needs prompts to sample from")
         one_process_a_device(args, logger.warning)
         tokenizer = prepare_tokenizer(processing_class, model, args)
-        model = prepare_policy(model, peft_config, args)
+        model, self.precision, reference = settled(prepare_policy(model, peft_config, args), ref_model, args, PPO)
         if not args.merge_adapter and not has_adapter(model):
             raise ValueError("merge_adapter=False has no effect: the model has no adapter; leave it out")
         self.train_prompts = prompts_of(train_dataset, "train_dataset")
@@ -105,7 +107,7 @@ class PPOTrainer(CheckpointedTrainer):
         self.rewards.check([*self.train_prompts, *(self.eval_prompts or [])], args.max_new_tokens)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
-        start = reference_at_start(model, load_beside(ref_model, model, args))
+        start = reference_at_start(model, reference)
         path = choose_head_path(model, start, head_impl(args))
         if path.name == "logits":
             raise ValueError(f"PPO reads values and statistics off hidden states, but {path.why}")
@@ -123,7 +125,8 @@ class PPOTrainer(CheckpointedTrainer):
             optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole update itself
-        self.critic = Critic.of(model, load_beside(value_model, model, args)).to(args.device)
+        body = hold_critic(load_beside(value_model, model, args), self.precision)
+        self.critic = Critic.of(model, body).to(args.device)
         check_all_fit([start.model, self.critic.body], encoded, args.max_new_tokens)
         self._critic_called: Any = self.accelerator.prepare_model(self.critic) if args.world_size > 1 else self.critic
         self.statistics = rollout_statistics(self.model, start, path, args.device)
@@ -148,7 +151,8 @@ class PPOTrainer(CheckpointedTrainer):
         return (
             f"KL constraint: {kl.direction}, {kl.estimator} in the {kl.place}, coefficient {kl.coefficient:g}, "
             f"{controller}. {args.iterations} iterations of {args.completions} completions, "
-            f"{args.updates_per_iteration} updates each. {self.statistics.describe()}"
+            f"{args.updates_per_iteration} updates each. {self.statistics.describe()} "
+            f"{self.precision.describe()}"
         )
 
     def create_optimizer(self, model: Any | None = None) -> Any:

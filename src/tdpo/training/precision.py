@@ -1,0 +1,113 @@
+"""What a trainer computes in: settled when it knows its model, and before anything is computed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from ..config.training_defaults import learning_rate
+from ..models import has_adapter
+from ..models.precision import (
+    Precision,
+    adapters_dtype,
+    choose_precision,
+    dtype_name,
+    hold_weights,
+    loaded_dtype,
+)
+from ..models.product_speed import HALF_DTYPES
+
+if TYPE_CHECKING:
+    from .arguments import Arguments
+
+logger = logging.getLogger(__name__)
+
+# accelerate's names of what autocast computes in.
+AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+def precision_problems(args: Arguments) -> Iterator[str]:
+    """Where `precision` and transformers' bf16 and fp16 (or accelerate's --mixed_precision) contradict one another."""
+    asked = AUTOCAST.get(args.mixed_precision)
+    if args.precision == "auto" or asked is None:
+        return
+    name = f"{args.mixed_precision}=True"
+    if args.precision != f"{asked}-mixed":
+        yield (
+            f"precision={args.precision!r} contradicts {name} (or accelerate's --mixed_precision), which means "
+            f"{asked}-mixed; leave one of them out"
+        )
+
+
+def settle_precision(model: Any, args: Arguments) -> Precision:
+    """Choose the precision, hold the model's weights in it, and write into `args` what transformers needs to know.
+
+    With DeepSpeed, whose own configuration says what it computes in, "auto" changes nothing.
+
+    Raises:
+        ValueError: weights that are quantised would have to be held in another dtype.
+    """
+    quantized = bool(getattr(model, "is_quantized", False))
+    if quantized and args.precision != "auto":
+        raise ValueError(
+            f"precision={args.precision!r} has no effect on the model's weights, which are quantised; leave it auto, "
+            "or pass bf16=True for products in bfloat16"
+        )
+    saved, adapters, autocast = loaded_dtype(model), adapters_dtype(model), AUTOCAST.get(args.mixed_precision)
+    if args.deepspeed and args.precision == "auto":
+        return Precision(saved, autocast or saved, adapters, "as DeepSpeed's configuration says")
+    precision = choose_precision(args.precision, saved, adapters=adapters, autocast=autocast)
+    if not quantized and precision.weights != saved:
+        hold_weights(model, precision.weights)
+    if autocast is None and precision.is_mixed:
+        _ask_for_autocast(args, precision.products)
+    _warn_of_rounded_steps(model)
+    return precision
+
+
+def hold_beside(model: Any, loaded: str, precision: Precision) -> Any:
+    """A loaded reference in the precision of the policy, if it was loaded in the policy's dtype `loaded`; in place.
+
+    Two models in different dtypes would have a KL that is not 0 at the start. One that came in another dtype than the
+    policy is the caller's choice, and `reference_for` points it out.
+    """
+    is_alike = isinstance(model, nn.Module) and loaded_dtype(model) == loaded
+    if is_alike and loaded != precision.weights and not getattr(model, "is_quantized", False):
+        hold_weights(model, precision.weights)
+    return model
+
+
+def hold_critic(body: Any, precision: Precision) -> Any:
+    """A critic's own model, all of whose weights are trained: in float32, unless 16 bits were asked for; in place."""
+    if isinstance(body, nn.Module) and loaded_dtype(body) in HALF_DTYPES and precision.why != "as asked for":
+        hold_weights(body, "float32")
+    return body
+
+
+def settle_learning_rate(model: Any, args: Arguments, method: str) -> None:
+    """Write the default learning rate into `args` where the caller chose none."""
+    if args.learning_rate is None:
+        args.learning_rate = learning_rate(method, adapter=has_adapter(model))
+
+
+def _ask_for_autocast(args: Arguments, products: str) -> None:
+    short = next(name for name, dtype in AUTOCAST.items() if dtype == products)
+    args.bf16, args.fp16 = short == "bf16", short == "fp16"
+    args.mixed_precision = short
+    # accelerate's state belongs to the process. One that an earlier trainer left would refuse another precision.
+    if AcceleratorState._shared_state.get("_mixed_precision", short) != short:
+        AcceleratorState._reset_state()
+
+
+def _warn_of_rounded_steps(model: nn.Module) -> None:
+    trained = {dtype_name(p.dtype) for p in model.parameters() if p.requires_grad}
+    if half := sorted(trained & set(HALF_DTYPES)):
+        logger.warning(
+            "Weights are trained in %s, where a step below about 1/500 of a weight is rounded away. Leave precision "
+            "auto, which holds them in float32, or train an adapter (its weights are float32).",
+            ", ".join(half),
+        )

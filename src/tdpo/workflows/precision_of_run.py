@@ -1,0 +1,38 @@
+"""The precision of a run: chosen when it begins, recorded in its directory, and kept when it is resumed."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from ..config import Precision as Choice
+from ..models import has_adapter
+from ..models.precision import CHOICES, Precision, loaded_dtype
+from ..models.product_speed import HALF_DTYPES, product_speed
+from ..runs import RunDirectory
+from ..training.callbacks import Say
+
+
+def precision_of_run(run: RunDirectory, choice: Choice, policy: Any, *, is_resumed: bool) -> Choice:
+    """The choice that the trainer is given: the recipe's, or for a resumed run the one that it recorded.
+
+    A new measurement could choose otherwise. A run of a version that recorded nothing trained its weights in the dtype
+    that they were loaded in, and goes on so.
+    """
+    if choice != "auto" or not is_resumed:
+        return choice
+    recorded = run.precision()
+    if recorded is not None:
+        return cast(Choice, recorded.get("choice", "auto"))
+    dtype = loaded_dtype(policy)
+    return cast(Choice, dtype) if dtype in CHOICES and not has_adapter(policy) else choice
+
+
+def record_precision(run: RunDirectory, precision: Precision) -> None:
+    """Write what runs into the run's environment.json."""
+    run.note_precision(precision.as_dict())
+
+
+def warn_of_slow_products(products: str, say: Say) -> None:
+    """Say so where products in 16 bits are measured to be slower than those in float32."""
+    if products in HALF_DTYPES and (speed := product_speed(products)).is_slower:
+        say(f"Products in {products} are slow on this machine ({speed.describe()}): model.dtype=float32 is faster.")
