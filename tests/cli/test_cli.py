@@ -287,6 +287,33 @@ def test_progress_on_a_terminal_is_a_bar_for_each_stage(
     assert "run: pairs [1]" in shown and "2/2" in shown and "run: generations" in shown and "1/3" in shown
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_progress_line_never_cuts_the_count_and_the_time_left(width: int) -> None:
+    from tdpo.cli._progress_line import progress_line
+
+    note = "reward 0.123 · KL 1.23 reverse, 1.21 forward · coefficient 0.0652"
+    for label in ("ppo: updates", "tdpo2: pairs for the reference cache", "a run of a very long name: " * 4):
+        line = progress_line(width, label, 1234, 5678, elapsed=3725, left=83, note=note).plain
+        assert len(line) <= width, "nothing is left for a terminal to cut"
+        assert "1234/5678" in line and "0:01:23 left" in line
+        assert line.endswith(("left", "0.123", "forward", "0.0652")), "no number of the note is cut"
+    assert "reward 0.123" in progress_line(width, "ppo: updates", 3, 5, elapsed=1, left=2, note=note).plain
+    everything = progress_line(200, "ppo", 3, 5, elapsed=3725, left=None, note=note).plain
+    assert note in everything and "1:02:05" in everything and "-:--:-- left" in everything
+
+
+def test_the_bar_of_a_narrow_terminal_shows_count_and_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    monkeypatch.setattr(_console, "err", lambda: Console(stderr=True, force_terminal=True, width=60))
+    with _console.progress("tdpo2: pairs for the reference cache") as update:
+        update(12, 256, "margin +0.12 · chosen KL 0.12 nats · 1234 tokens/s")
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).strip().splitlines()[-1]
+    assert "12/256" in last and last.rstrip().endswith("left") and len(last.rstrip()) <= 60, last
+
+
 # recipe
 
 

@@ -114,7 +114,7 @@ def _products() -> Check:
     verdict = {(True, False): "bfloat16 is faster", (False, True): "float32 is faster"}.get(
         (speed.prefers_half, speed.is_slower), "about the same"
     )
-    return Check("products", "ok", f"measured {speed.describe()}: {verdict}")
+    return Check("products", "ok", f"measured, of one core or device: {speed.describe()}; {verdict}")
 
 
 def _bundled_model() -> Check:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,17 +23,17 @@ from ..records.json_files import read_json, write_json
 HALF_DTYPES = ("bfloat16", "float16")
 # [M, K] and [K, N] of the products that are timed. On a CPU: tokens of a batch through a layer of the bundled model and
 # through a part of its head. Other devices need larger ones to be busy.
-CPU_SHAPES = ((512, 576, 1536), (128, 576, 8192))
+CPU_SHAPES = ((512, 576, 1536), (128, 576, 4096))
 DEVICE_SHAPES = ((4096, 4096, 4096),)
-ROUNDS = 5
-ENOUGH_SECONDS = 0.15  # for one dtype and shape, after which no further round is begun
+ROUNDS = 3
+ENOUGH_SECONDS = 0.1  # for one dtype and shape, after which no further round is begun
 # A gain below this is eaten by the casts of a mixed precision, and may be noise of the measurement.
 CLEARLY_FASTER = 1.2
 
 
 @dataclass(frozen=True)
 class ProductSpeed:
-    """Speeds of matrix products in a 16-bit dtype and in float32, in GFLOP/s."""
+    """Speeds of matrix products in a 16-bit dtype and in float32, in GFLOP/s; of a CPU, those of one core."""
 
     dtype: str
     half: float
@@ -53,20 +53,21 @@ class ProductSpeed:
         return f"{self.half:.0f} GFLOP/s in {self.dtype}, {self.float32:.0f} in float32"
 
 
+Operands = tuple[torch.Tensor, torch.Tensor]
 _recorded: list[Path] = []  # the files of `recorded_in`, the innermost last
 
 
 def product_speed(dtype: str = "bfloat16") -> ProductSpeed:
     """The speed of products in `dtype` beside float32, on the device on which models run.
 
-    It is measured once in a process for a number of threads, in some tenths of a second; inside `recorded_in`, once for
-    all processes that share the file.
+    It is measured once in a process, in some tenths of a second; inside `recorded_in`, once for all processes that share
+    the file.
     """
     if not _recorded:
-        return _measured(dtype, _device(), torch.get_num_threads())
+        return measure(dtype, _device())
     path = _recorded[-1].with_name(f"{_recorded[-1].stem}_{dtype}.json")
     if not path.exists():
-        _write_first(path, asdict(_measured(dtype, _device(), torch.get_num_threads())))
+        _write_first(path, asdict(measure(dtype, _device())))
     return ProductSpeed(**read_json(path))
 
 
@@ -98,50 +99,60 @@ def _device() -> str:
 
 
 @cache
-def _measured(dtype: str, device: str, threads: int) -> ProductSpeed:
+def measure(dtype: str, device: str) -> ProductSpeed:
     """The speed over all shapes, each with the best of several rounds in which the dtypes take turns."""
     if dtype not in HALF_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(HALF_DTYPES)}, got {dtype!r}")
     dtypes = (torch.float32, getattr(torch, dtype))
-    totals = {d: 0.0 for d in dtypes}
-    operations = 0
-    for m, k, n in CPU_SHAPES if device == "cpu" else DEVICE_SHAPES:
-        operations += 2 * m * k * n
-        operands = {d: _operands(m, k, n, d, device) for d in dtypes}
-        for d, seconds in _best_seconds(operands).items():
-            totals[d] += seconds
-    speeds = {d: operations / seconds / 1e9 for d, seconds in totals.items()}
+    seconds = dict.fromkeys(dtypes, 0.0)
+    shapes = CPU_SHAPES if device == "cpu" else DEVICE_SHAPES
+    with _one_thread(), torch.no_grad():
+        for m, k, n in shapes:
+            for kind, best in _best_seconds({kind: _operands(m, k, n, kind, device) for kind in dtypes}).items():
+                seconds[kind] += best
+    operations = sum(2 * m * k * n for m, k, n in shapes)
+    speeds = {kind: operations / seconds[kind] / 1e9 for kind in dtypes}
     return ProductSpeed(dtype, speeds[dtypes[1]], speeds[torch.float32])
 
 
-def _operands(m: int, k: int, n: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, torch uses one thread: on a busy machine, several would wait for one another and not for products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _operands(m: int, k: int, n: int, dtype: torch.dtype, device: str) -> Operands:
     """A matrix [M, K] and one [K, N] that lies in memory as the weights of a linear layer do."""
     return torch.ones(m, k, dtype=dtype, device=device), torch.ones(n, k, dtype=dtype, device=device).T
 
 
-def _best_seconds(operands: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]]) -> dict[torch.dtype, float]:
+def _best_seconds(operands: Mapping[torch.dtype, Operands]) -> dict[torch.dtype, float]:
     best = dict.fromkeys(operands, float("inf"))
     spent = dict.fromkeys(operands, 0.0)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        for turn in range(ROUNDS + 1):
-            for dtype, (left, right) in operands.items():
-                if spent[dtype] > ENOUGH_SECONDS:
-                    continue
-                seconds = _seconds_of(left, right)
-                spent[dtype] += seconds
-                if turn or spent[dtype] > ENOUGH_SECONDS:  # the first round also chooses kernels
-                    best[dtype] = min(best[dtype], seconds)
+    for turn in range(ROUNDS + 1):
+        for dtype, (left, right) in operands.items():
+            if spent[dtype] > ENOUGH_SECONDS:
+                continue
+            seconds = _seconds_of(left, right)
+            spent[dtype] += seconds
+            if turn or spent[dtype] > ENOUGH_SECONDS:  # the first round also chooses kernels
+                best[dtype] = min(best[dtype], seconds)
     return best
 
 
 def _seconds_of(left: torch.Tensor, right: torch.Tensor) -> float:
-    _wait(left)
+    """How long a product takes: on a CPU the thread's own seconds, which other processes do not add to."""
+    if left.device.type == "cpu":
+        started = time.thread_time()
+        torch.mm(left, right)
+        return max(time.thread_time() - started, 1e-9)
+    torch.accelerator.synchronize()
     started = time.perf_counter()
-    left @ right
-    _wait(left)
+    torch.mm(left, right)
+    torch.accelerator.synchronize()
     return max(time.perf_counter() - started, 1e-9)
-
-
-def _wait(tensor: torch.Tensor) -> None:
-    if tensor.device.type != "cpu":
-        torch.accelerator.synchronize()

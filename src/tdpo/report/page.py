@@ -33,8 +33,8 @@ RECIPE_CHARACTERS = 20_000
 LOST_ROWS = ("skip", "trunc", "drop", "too long")
 
 
-def render(runs: list[Run]) -> str:
-    """The whole report as one HTML document."""
+def render(runs: list[Run], remark: str = "") -> str:
+    """The whole report as one HTML document; `remark` is a sentence on all runs that it begins with."""
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
@@ -43,7 +43,7 @@ def render(runs: list[Run]) -> str:
         "plotly": checked_script("plotly.js", get_plotlyjs()),
         "report": checked_script("report.js", template_text("common.js") + "\n" + template_text("report.js")),
     }
-    content = page_content(runs)
+    content = page_content(runs, remark)
     return environment.get_template("report.html.jinja").render(
         **content,
         policy=security_policy(list(scripts.values())),
@@ -56,7 +56,7 @@ def render(runs: list[Run]) -> str:
     )
 
 
-def page_content(runs: list[Run]) -> dict[str, Any]:
+def page_content(runs: list[Run], remark: str = "") -> dict[str, Any]:
     """Everything that the template shows, as plain data."""
     columns = evaluated_columns(runs)
     samples = collect_samples(runs)
@@ -70,7 +70,7 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
         "environment_names": sorted({text_at(run.evaluation, "settings", "environment") for run in runs} - {""}),
         "summary": summary_sentences(runs),
         "at_a_glance": _at_a_glance(runs),
-        "notices": _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR})),
+        "notices": [("All runs", [remark])] * bool(remark) + _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR})),
         "runs": runs,
         "columns": columns,
         "results": results_table(columns, runs) if columns else None,
