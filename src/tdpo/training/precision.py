@@ -64,7 +64,11 @@ def settle_precision(model: Any, args: Arguments) -> Precision:
     if not quantized and precision.weights != saved:
         hold_weights(model, precision.weights)
     if autocast is None and precision.is_mixed:
-        _ask_for_autocast(args, precision.products)
+        args.mixed_precision = next(name for name, dtype in AUTOCAST.items() if dtype == precision.products)
+        args.bf16, args.fp16 = args.mixed_precision == "bf16", args.mixed_precision == "fp16"
+    # accelerate's state belongs to the process. One that an earlier trainer left would refuse another precision.
+    if AcceleratorState._shared_state.get("_mixed_precision", args.mixed_precision) != args.mixed_precision:
+        AcceleratorState._reset_state()
     _warn_of_rounded_steps(model)
     return precision
 
@@ -92,15 +96,6 @@ def settle_learning_rate(model: Any, args: Arguments, method: str) -> None:
     """Write the default learning rate into `args` where the caller chose none."""
     if args.learning_rate is None:
         args.learning_rate = learning_rate(method, adapter=has_adapter(model))
-
-
-def _ask_for_autocast(args: Arguments, products: str) -> None:
-    short = next(name for name, dtype in AUTOCAST.items() if dtype == products)
-    args.bf16, args.fp16 = short == "bf16", short == "fp16"
-    args.mixed_precision = short
-    # accelerate's state belongs to the process. One that an earlier trainer left would refuse another precision.
-    if AcceleratorState._shared_state.get("_mixed_precision", short) != short:
-        AcceleratorState._reset_state()
 
 
 def _warn_of_rounded_steps(model: nn.Module) -> None:

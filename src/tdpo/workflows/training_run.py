@@ -150,6 +150,7 @@ def run_training(
     trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
     say(trainer.describe())
+    say(trainer.precision.describe())
     warn_of_slow_products(trainer.precision.products, say)
     say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
     with stop.listening():

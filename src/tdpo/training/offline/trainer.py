@@ -128,7 +128,7 @@ class TDPOTrainer(CheckpointedTrainer):
         if isinstance(source, CachedReference):
             # The layout alone and not the cache itself, which worker processes of the data loader would copy.
             self.data_collator = self.collator = replace(collator, reference_rows=source.cache.layout.rows)
-        logger.info(self.describe())
+        logger.info("%s %s", self.describe(), self.precision.describe())
 
     # ---- set-up ----
 
@@ -175,7 +175,7 @@ class TDPOTrainer(CheckpointedTrainer):
 
     def describe(self) -> str:
         """Which paths run, in a sentence for the log."""
-        return f"{self.statistics.describe()} Layout: {self.layout}. {self.precision.describe()}"
+        return f"{self.statistics.describe()} Layout: {self.layout}."
 
     def _placed(self, reference: Reference) -> Reference:
         """The reference on the policy's device, sharded as the policy is."""

@@ -140,7 +140,7 @@ class PPOTrainer(CheckpointedTrainer):
             [self.statistics.reference_model, self.critic.body], self._completions, self._total,
         )  # fmt: skip
         self._iteration: Iteration | None = None
-        logger.info(self.describe())
+        logger.info("%s %s", self.describe(), self.precision.describe())
 
     # ---- set-up ----
 
@@ -151,8 +151,7 @@ class PPOTrainer(CheckpointedTrainer):
         return (
             f"KL constraint: {kl.direction}, {kl.estimator} in the {kl.place}, coefficient {kl.coefficient:g}, "
             f"{controller}. {args.iterations} iterations of {args.completions} completions, "
-            f"{args.updates_per_iteration} updates each. {self.statistics.describe()} "
-            f"{self.precision.describe()}"
+            f"{args.updates_per_iteration} updates each. {self.statistics.describe()}"
         )
 
     def create_optimizer(self, model: Any | None = None) -> Any:
