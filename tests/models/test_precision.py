@@ -85,8 +85,9 @@ def test_weights_are_held_without_loss_and_ties_stay(adapter: bool) -> None:
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     held = model
     if adapter:
-        from helpers.training_cases import lora
         from peft import get_peft_model
+
+        from helpers.training_cases import lora
 
         held = get_peft_model(model, lora("q_proj"))
     hold_weights(held, "float32")

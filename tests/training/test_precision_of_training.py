@@ -109,7 +109,9 @@ def test_a_resumption_in_another_precision_is_refused(tokenizer: Any, tmp_path: 
         return make_trainer(half_model(), tmp_path, tokenizer, precision=choice, **how)
 
     trainer("float32", 1).train()
-    with pytest.raises(ChangedInputs, match="precision: was weights float32, products float32, is weights float32, pro"):
+    with pytest.raises(
+        ChangedInputs, match="precision: was weights float32, products float32, is weights float32, pro"
+    ):
         trainer("bfloat16-mixed", 2).train(resume_from_checkpoint=True)
     trainer("auto", 2).train(resume_from_checkpoint=True)
 

@@ -71,7 +71,8 @@ READING = """
 How to read it: a higher mean reward is what training was for. A smaller KL at the same reward is a better bargain.
 A falling variance or distinct-2 means the responses become more alike. Three points do not make a ranking: the strength
 (beta, for PPO the KL's target) moves each method along a curve of its own, a budget of pairs is not one of PPO's own
-responses, and one short run has noise. The intervals show that of the held-out prompts; another seed of training would add its own."""
+responses, and one short run has noise. The intervals show that of the held-out prompts; another seed of training would
+add its own."""
 
 NEXT = """\
 Next: tdpo generate {folder}/tdpo2 --prompt "How was your day?" --base

@@ -66,7 +66,12 @@ class Precision:
     def as_dict(self) -> dict[str, Any]:
         """What is recorded of a run. `load_as` is the dtype to load its model and its base in; "" for that of a recipe."""
         text = f"{self.dtypes()} ({self.why})"
-        return {**asdict(self), "choice": self.choice, "load_as": "" if self.is_as_loaded else self.weights, "text": text}
+        return {
+            **asdict(self),
+            "choice": self.choice,
+            "load_as": "" if self.is_as_loaded else self.weights,
+            "text": text,
+        }
 
 
 def choose_precision(

@@ -70,7 +70,8 @@ def page_content(runs: list[Run], remark: str = "") -> dict[str, Any]:
         "environment_names": sorted({text_at(run.evaluation, "settings", "environment") for run in runs} - {""}),
         "summary": summary_sentences(runs),
         "at_a_glance": _at_a_glance(runs),
-        "notices": [("All runs", [remark])] * bool(remark) + _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR})),
+        "notices": [("All runs", [remark])] * bool(remark)
+        + _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR})),
         "runs": runs,
         "columns": columns,
         "results": results_table(columns, runs) if columns else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 from ..config import Precision as Choice
@@ -27,9 +28,13 @@ def precision_of_run(run: RunDirectory, choice: Choice, policy: Any, *, is_resum
     return cast(Choice, dtype) if dtype in CHOICES and not has_adapter(policy) else choice
 
 
-def record_precision(run: RunDirectory, precision: Precision) -> None:
-    """Write what runs into the run's environment.json."""
+def settle_record(run: RunDirectory, precision: Precision, *, is_resumed: bool) -> Precision:
+    """What runs, with the reason for it; it is written into the run's environment.json, if that lacks it."""
+    recorded = run.precision() if is_resumed else None
+    if recorded is not None and recorded.get("choice") == precision.choice:
+        return replace(precision, why="as the run began")
     run.note_precision(precision.as_dict())
+    return precision
 
 
 def warn_of_slow_products(products: str, say: Say) -> None:

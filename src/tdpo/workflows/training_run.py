@@ -20,7 +20,7 @@ from ..runs import RunDirectory
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
 from ..training.resumption import checkpoint_to_resume
 from .policy_of_recipe import load_policy
-from .precision_of_run import precision_of_run, record_precision, warn_of_slow_products
+from .precision_of_run import precision_of_run, settle_record, warn_of_slow_products
 from .trained_model import last_log, save_trained, versions_of, without_prefix
 
 logger = logging.getLogger(__name__)
@@ -144,14 +144,15 @@ def run_training(
     set_seed(recipe.seed)  # after everything that may draw numbers, before the adapter that does
     stop = GracefulStop(say)
     policy = load_policy(recipe.model)
-    precision = precision_of_run(run, method.optimizing.precision, policy, is_resumed=checkpoint is not None)
-    trainer = make_trainer(policy, [stop, RunStatus(run, progress, method.note), *callbacks], precision)
-    record_precision(run, trainer.precision)
+    is_resumed = checkpoint is not None
+    choice = precision_of_run(run, method.optimizing.precision, policy, is_resumed=is_resumed)
+    trainer = make_trainer(policy, [stop, RunStatus(run, progress, method.note), *callbacks], choice)
+    precision = settle_record(run, trainer.precision, is_resumed=is_resumed)
     trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
     say(trainer.describe())
-    say(trainer.precision.describe())
-    warn_of_slow_products(trainer.precision.products, say)
+    say(precision.describe())
+    warn_of_slow_products(precision.products, say)
     say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
     with stop.listening():
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

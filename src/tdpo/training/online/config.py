@@ -99,7 +99,9 @@ class PPOConfig(Arguments):
     precision: Precision = FIELDS.field("precision")
     per_device_train_batch_size: int = field(
         default=COMPLETIONS_PER_UPDATE,
-        metadata={"help": "Completions per forward and process; with accumulation and all processes, those of an update."},
+        metadata={
+            "help": "Completions per forward and process; with accumulation and all processes, those of an update."
+        },
     )
 
     def __post_init__(self) -> None:
