@@ -369,7 +369,7 @@ def test_a_disk_that_takes_no_status_does_not_hide_the_error(inputs: Path, monke
 
 
 def test_a_run_keeps_the_precision_that_it_chose(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All weights of a bfloat16 model: what was measured is recorded, and resumption and evaluation go by the record."""
+    """All weights of a bfloat16 model: what was measured is recorded; resumption and evaluation go by it."""
     from peft import get_peft_model
 
     from tdpo.evaluation import evaluate_run

@@ -99,7 +99,7 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"precision='{choice}' contradicts bf16=True"):
             ppo_settings(tmp_path, bf16=True, precision=choice)
     assert settings(tmp_path, bf16=True, precision="bfloat16-mixed").bf16
-    with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16-mixed.*got 'bf16'"):
+    with pytest.raises(ValueError, match=r"precision must be one of auto, float32, bfloat16-mixed.*got 'bf16'"):
         settings(tmp_path, precision="bf16")
 
 
@@ -109,9 +109,7 @@ def test_a_resumption_in_another_precision_is_refused(tokenizer: Any, tmp_path: 
         return make_trainer(half_model(), tmp_path, tokenizer, precision=choice, **how)
 
     trainer("float32", 1).train()
-    with pytest.raises(
-        ChangedInputs, match="precision: was weights float32, products float32, is weights float32, pro"
-    ):
+    with pytest.raises(ChangedInputs, match="precision: was weights float32, products float32, is weights"):
         trainer("bfloat16-mixed", 2).train(resume_from_checkpoint=True)
     trainer("auto", 2).train(resume_from_checkpoint=True)
 

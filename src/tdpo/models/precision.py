@@ -64,14 +64,9 @@ class Precision:
         return f"Precision: {self.dtypes()} ({self.why})."
 
     def as_dict(self) -> dict[str, Any]:
-        """What is recorded of a run. `load_as` is the dtype to load its model and its base in; "" for that of a recipe."""
-        text = f"{self.dtypes()} ({self.why})"
-        return {
-            **asdict(self),
-            "choice": self.choice,
-            "load_as": "" if self.is_as_loaded else self.weights,
-            "text": text,
-        }
+        """What is recorded of a run. `load_as` is the dtype to load its models in; "" leaves it to the recipe."""
+        load_as = "" if self.is_as_loaded else self.weights
+        return {**asdict(self), "choice": self.choice, "load_as": load_as, "text": f"{self.dtypes()} ({self.why})"}
 
 
 def choose_precision(

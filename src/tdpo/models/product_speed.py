@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices in 16 bits and in float32: measured, and not read off the processor's flags.
+"""How fast this machine multiplies matrices in 16 bits and in float32: measured, and not read off its flags.
 
 A flag says that instructions exist and not that they are fast: a server with avx512_bf16 and without AMX can multiply
 bfloat16 at two thirds of the speed of float32.
@@ -60,8 +60,8 @@ _recorded: list[Path] = []  # the files of `recorded_in`, the innermost last
 def product_speed(dtype: str = "bfloat16") -> ProductSpeed:
     """The speed of products in `dtype` beside float32, on the device on which models run.
 
-    It is measured once in a process, in some tenths of a second; inside `recorded_in`, once for all processes that share
-    the file.
+    It is measured once in a process, in some tenths of a second; inside `recorded_in`, once for all processes that
+    share the file.
     """
     if not _recorded:
         return measure(dtype, _device())
@@ -91,7 +91,7 @@ def _write_first(path: Path, value: dict[str, Any]) -> None:
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links
-            os.replace(whole, path)
+            whole.replace(path)
 
 
 def _device() -> str:

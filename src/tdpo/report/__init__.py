@@ -15,7 +15,8 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, remark: str = "") -> Pa
     """Write one offline HTML report on the runs in `run_dirs` to the file `out`, and return `out`.
 
     Runs appear in the order given, side by side. Whatever a run lacks (no evaluation yet, training interrupted, a
-    broken line) is said in the report; so is `remark`, a sentence of the caller's on all runs. The same run directories give the same bytes; `out` is replaced atomically.
+    broken line) is said in the report; so is `remark`, a sentence of the caller's on all runs. The same run directories
+    give the same bytes; `out` is replaced atomically.
 
     Raises ValueError when no directory is given or one is given twice, FileNotFoundError when one does not exist or
     is no run directory, IsADirectoryError when `out` is a folder, ImportError when jinja2 or plotly is missing.

@@ -70,8 +70,7 @@ def page_content(runs: list[Run], remark: str = "") -> dict[str, Any]:
         "environment_names": sorted({text_at(run.evaluation, "settings", "environment") for run in runs} - {""}),
         "summary": summary_sentences(runs),
         "at_a_glance": _at_a_glance(runs),
-        "notices": [("All runs", [remark])] * bool(remark)
-        + _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR})),
+        "notices": _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR}), remark),
         "runs": runs,
         "columns": columns,
         "results": results_table(columns, runs) if columns else None,
@@ -130,9 +129,9 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
     return [(name, " / ".join(values)) for name, values in unique.items() if values]
 
 
-def _notices(runs: list[Run], samples: Samples | None, bases: int) -> list[tuple[str, list[str]]]:
+def _notices(runs: list[Run], samples: Samples | None, bases: int, remark: str) -> list[tuple[str, list[str]]]:
     """What a reader should know before trusting the numbers, by run."""
-    notices = []
+    notices = [("All runs", [remark])] if remark else []
     if bases > 1:
         notices.append(
             (

@@ -44,7 +44,7 @@ class Arguments(TrainingArguments):
     learning_rate: float | None = field(  # type: ignore[assignment]  # a number when the trainer knows its model
         default=None,
         metadata={
-            "help": "Peak learning rate. None: 1e-4 with adapters; where all weights are trained 5e-6, and 1e-6 for PPO."
+            "help": "Peak learning rate. None: 1e-4 with adapters; 5e-6, for PPO 1e-6, where all weights are trained."
         },
     )
     num_train_epochs: float = field(default=EPOCHS, metadata={"help": "Passes over the training rows."})

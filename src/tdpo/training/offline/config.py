@@ -66,9 +66,7 @@ class TDPOConfig(Arguments):
     precision: Precision = FIELDS.field("precision")
     per_device_train_batch_size: int = field(
         default=PAIRS_PER_UPDATE,
-        metadata={
-            "help": "Pairs per forward and process; with accumulation and all processes, the pairs of an update."
-        },
+        metadata={"help": "Pairs per forward and process; with accumulation and all processes, those of an update."},
     )
 
     def _problems(self) -> Iterator[str]:

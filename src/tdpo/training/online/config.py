@@ -1,6 +1,6 @@
 """`PPOConfig`: `transformers.TrainingArguments` plus rollouts, PPO's own numbers and the KL constraint."""
 
-# FIELDS.field calls dataclasses.field, which ruff does not see
+# ruff: noqa: RUF009  # FIELDS.field calls dataclasses.field, which ruff does not see
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ class PPOConfig(Arguments):
     precision: Precision = FIELDS.field("precision")
     per_device_train_batch_size: int = field(
         default=COMPLETIONS_PER_UPDATE,
-        metadata={
-            "help": "Completions per forward and process; with accumulation and all processes, those of an update."
-        },
+        metadata={"help": "Completions per forward and process; with accumulation and all processes, of an update."},
     )
 
     def __post_init__(self) -> None:
