@@ -58,8 +58,8 @@ No pairs: the model answers training prompts, the score of each response is its 
 responses likelier; then it answers anew. A critic that is trained alongside predicts the reward, and clipping keeps
 one round of responses from moving the model far. The reverse KL is a penalty: each nat by which a response leaves the
 reference is taken off its reward, times a coefficient that rises while the KL is above its target and falls below it.
-PPO scores {PPO} responses, each from the model as it is by then; TDPO2 and DPO share the ranks of {TDPO2} responses
-of the untrained model. Watch the reward rise, and the KL settle at its target.""",
+PPO scores {PPO} responses, each from the model as it is by then; TDPO2 and DPO share
+the ranks of {TDPO2} responses of the untrained model. Watch the reward rise, and the KL settle at its target.""",
 }
 
 EVALUATION = """\
