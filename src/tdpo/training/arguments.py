@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from transformers import TrainingArguments
 
 from ..config.training_defaults import EPOCHS
-from .precision import precision_problems
 
 Config = TypeVar("Config")
 
@@ -20,6 +19,8 @@ RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
+# accelerate's names of what autocast computes in.
+AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 # Options of TrainingArguments that both trainers refuse, and why: they would do nothing, or harm in silence.
 REFUSED = {
     "label_names": "has no effect: rows have no labels",
@@ -78,11 +79,20 @@ class Arguments(TrainingArguments):
         if self.remove_unused_columns:
             yield "remove_unused_columns=True would throw the rows away; leave it False"
         yield from (f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None))
-        yield from precision_problems(self)
+        yield from self._precision_problems()
         if not self.average_tokens_across_devices:
             yield "average_tokens_across_devices=False has no effect: every row weighs the same on any device"
         if getattr(self.accelerator_config, "dispatch_batches", None):
             yield "dispatch_batches=True would cut batches apart by rows; leave it out"
+
+    def _precision_problems(self) -> Iterator[str]:
+        """Where `precision` contradicts transformers' bf16 and fp16, or accelerate's --mixed_precision."""
+        precision, asked = getattr(self, "precision", "auto"), AUTOCAST.get(self.mixed_precision)
+        if asked is not None and precision not in ("auto", f"{asked}-mixed"):
+            yield (
+                f"precision={precision!r} contradicts {self.mixed_precision}=True (or accelerate's --mixed_precision), "
+                f"which means {asked}-mixed; leave one of them out"
+            )
 
 
 def refuses_old_names(**new_names: str) -> Callable[[type[Config]], type[Config]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate.state import AcceleratorState
 from torch import nn
@@ -20,27 +19,9 @@ from ..models.precision import (
     loaded_dtype,
 )
 from ..models.product_speed import HALF_DTYPES
-
-if TYPE_CHECKING:
-    from .arguments import Arguments
+from .arguments import AUTOCAST, Arguments
 
 logger = logging.getLogger(__name__)
-
-# accelerate's names of what autocast computes in.
-AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
-
-
-def precision_problems(args: Arguments) -> Iterator[str]:
-    """Where `precision` and transformers' bf16 and fp16 (or accelerate's --mixed_precision) contradict one another."""
-    asked = AUTOCAST.get(args.mixed_precision)
-    if args.precision == "auto" or asked is None:
-        return
-    name = f"{args.mixed_precision}=True"
-    if args.precision != f"{asked}-mixed":
-        yield (
-            f"precision={args.precision!r} contradicts {name} (or accelerate's --mixed_precision), which means "
-            f"{asked}-mixed; leave one of them out"
-        )
 
 
 def settle_precision(model: Any, args: Arguments) -> Precision:
