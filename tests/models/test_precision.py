@@ -13,16 +13,21 @@ from helpers.tiny_models import build_model
 from tdpo.config import Precision as Choice
 from tdpo.models import product_speed as speeds
 from tdpo.models.precision import CHOICES, choose_precision, hold_weights
-from tdpo.models.product_speed import ProductSpeed, measure, product_speed, recorded_in
+from tdpo.models.product_speed import ProductSpeed, measure, product_speed, recorded_in, why_slow
 
 FAST, SLOW = ProductSpeed("bfloat16", 200.0, 80.0), ProductSpeed("bfloat16", 120.0, 200.0)
 
 
 def test_a_measurement_has_both_speeds_and_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speeds, "CPU_SHAPES", ((8, 8, 8),))
-    threads, before = [], torch.get_num_threads()
-    mm = torch.mm
-    monkeypatch.setattr(torch, "mm", lambda *a, **k: threads.append(torch.get_num_threads()) or mm(*a, **k))
+    threads: list[int] = []
+    before, mm = torch.get_num_threads(), torch.mm
+
+    def watched(*operands: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return mm(*operands)
+
+    monkeypatch.setattr(torch, "mm", watched)
     measure.cache_clear()
     first, again = measure("bfloat16", "cpu"), measure("bfloat16", "cpu")
     measure.cache_clear()
@@ -32,11 +37,15 @@ def test_a_measurement_has_both_speeds_and_is_made_once(monkeypatch: pytest.Monk
         measure("int8", "cpu")
 
 
-def test_only_a_clear_difference_decides() -> None:
+def test_only_a_clear_difference_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert FAST.prefers_half and not FAST.is_slower
     assert SLOW.is_slower and not SLOW.prefers_half
     even = ProductSpeed("bfloat16", 105.0, 100.0)
     assert not even.prefers_half and not even.is_slower
+    monkeypatch.setattr(speeds, "measure", lambda *_: SLOW)
+    assert why_slow("float32") is None and "120 GFLOP/s in bfloat16, 200 in float32" in str(why_slow("bfloat16"))
+    monkeypatch.setattr(speeds, "measure", lambda *_: even)
+    assert why_slow("bfloat16") is None
     assert SLOW.describe() == "120 GFLOP/s in bfloat16, 200 in float32"
 
 

@@ -83,6 +83,7 @@ def test_one_set_of_arguments_serves_trainers_of_different_precisions(
             model, args=args, train_dataset=plain_rows(4), processing_class=tokenizer, peft_config=adapter
         )
         trainer.train()
+        assert trainer.precision is not None
         seen.append((trainer.precision.dtypes(), trainer.accelerator.mixed_precision, trainer.args.learning_rate))
     assert seen == [
         ("weights float32, products bfloat16", "bf16", 5e-6),

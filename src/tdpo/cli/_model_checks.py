@@ -45,13 +45,12 @@ def policy_checks(model: Model, precision: str) -> Iterator[Check]:
 def _precision_checks(policy: Any, model: Model, choice: str, adapter: bool) -> Iterator[Check]:
     """Say what training would compute in on this machine, and whether something else would be faster."""
     from ..models.precision import choose_precision, loaded_dtype
-    from ..models.product_speed import HALF_DTYPES, product_speed
+    from ..models.product_speed import why_slow
 
     loaded = loaded_dtype(policy) if model.dtype == "auto" else model.dtype
     precision = choose_precision(choice, loaded, adapters="float32" if adapter else None)
     yield Check("precision", "ok", f"{precision.dtypes()} ({precision.why})")
-    if precision.products in HALF_DTYPES and (speed := product_speed(precision.products)).is_slower:
-        slow = f"products in {precision.products} are slow here ({speed.describe()}): model.dtype=float32 is faster"
+    if slow := why_slow(precision.products):
         yield Check("precision", "note", slow)
 
 

@@ -318,9 +318,9 @@ class Recipe(Section):
         if training.eval_steps and data is not None and data.eval is None and data.eval_fraction is None:
             reason = "has no effect without held-out rows; set data.eval or data.eval_fraction"
             raise key_problems(("training.eval_steps", reason))
-        reason = model and why_no_precision(training.precision, model.dtype)
-        if reason is not None:
-            raise key_problems(("training.precision", reason))
+        contradiction = model and why_no_precision(training.precision, model.dtype)
+        if contradiction:
+            raise key_problems(("training.precision", contradiction))
         update: dict[str, Any] = {}
         if training.learning_rate is None and model is not None:
             adapter = trains_adapter(model.name, model.lora is not None)

@@ -71,6 +71,13 @@ def product_speed(dtype: str = "bfloat16") -> ProductSpeed:
     return ProductSpeed(**read_json(path))
 
 
+def why_slow(dtype: str) -> str | None:
+    """A sentence for the user where products in `dtype` are measured to be slower than in float32; else None."""
+    if dtype not in HALF_DTYPES or not (speed := product_speed(dtype)).is_slower:
+        return None
+    return f"products in {dtype} are slow on this machine ({speed.describe()}): model.dtype=float32 is faster"
+
+
 @contextmanager
 def recorded_in(path: Path) -> Iterator[None]:
     """Inside, `product_speed` measures only what no process has written beside `path` yet, so that all choose alike."""

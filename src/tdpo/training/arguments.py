@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
+from ..config import Precision
 from ..config.training_defaults import EPOCHS
 
 Config = TypeVar("Config")
@@ -42,6 +43,7 @@ class Arguments(TrainingArguments):
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Whether code shipped with a model named by string may run."}
     )
+    precision: Precision = "auto"
     learning_rate: float | None = field(  # type: ignore[assignment]  # a number when the trainer knows its model
         default=None,
         metadata={
@@ -87,10 +89,10 @@ class Arguments(TrainingArguments):
 
     def _precision_problems(self) -> Iterator[str]:
         """Where `precision` contradicts transformers' bf16 and fp16, or accelerate's --mixed_precision."""
-        precision, asked = getattr(self, "precision", "auto"), AUTOCAST.get(self.mixed_precision)
-        if asked is not None and precision not in ("auto", f"{asked}-mixed"):
+        asked = AUTOCAST.get(self.mixed_precision)
+        if asked is not None and self.precision not in ("auto", f"{asked}-mixed"):
             yield (
-                f"precision={precision!r} contradicts {self.mixed_precision}=True (or accelerate's --mixed_precision), "
+                f"precision={self.precision!r} contradicts {self.mixed_precision}=True (or accelerate's --mixed_precision), "
                 f"which means {asked}-mixed; leave one of them out"
             )
 

@@ -8,9 +8,7 @@ from typing import Any, cast
 from ..config import Precision as Choice
 from ..models import has_adapter
 from ..models.precision import CHOICES, Precision, loaded_dtype
-from ..models.product_speed import HALF_DTYPES, product_speed
 from ..runs import RunDirectory
-from ..training.callbacks import Say
 
 
 def precision_of_run(run: RunDirectory, choice: Choice, policy: Any, *, is_resumed: bool) -> Choice:
@@ -35,9 +33,3 @@ def settle_record(run: RunDirectory, precision: Precision, *, is_resumed: bool) 
         return replace(precision, why="as the run began")
     run.note_precision(precision.as_dict())
     return precision
-
-
-def warn_of_slow_products(products: str, say: Say) -> None:
-    """Say so where products in 16 bits are measured to be slower than those in float32."""
-    if products in HALF_DTYPES and (speed := product_speed(products)).is_slower:
-        say(f"Products in {products} are slow on this machine ({speed.describe()}): model.dtype=float32 is faster.")

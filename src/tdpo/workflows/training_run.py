@@ -15,12 +15,13 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from ..config import AnyRecipe, Optimizing, Precision, Recording
+from ..models.product_speed import why_slow
 from ..recipe_data.input_digests import recipe_inputs, settle_inputs
 from ..runs import RunDirectory
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
 from ..training.resumption import checkpoint_to_resume
 from .policy_of_recipe import load_policy
-from .precision_of_run import precision_of_run, settle_record, warn_of_slow_products
+from .precision_of_run import precision_of_run, settle_record
 from .trained_model import last_log, save_trained, versions_of, without_prefix
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,8 @@ def run_training(
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
     say(trainer.describe())
     say(precision.describe())
-    warn_of_slow_products(precision.products, say)
+    if slow := why_slow(precision.products):
+        say(f"{slow}.")
     say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
     with stop.listening():
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
