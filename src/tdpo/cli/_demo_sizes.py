@@ -36,7 +36,7 @@ SHORT = Size(
         "environment.max_prompts=24",
         "evaluation.samples_per_prompt=2",
         "evaluation.max_new_tokens=24",
-        "evaluation.max_prompts=20",
+        "evaluation.max_prompts=16",
     ),
     on_pairs=(
         "sampling.max_new_tokens=24",
@@ -47,7 +47,8 @@ SHORT = Size(
         "ppo.iterations=4",
         "rollouts.completions=24",
         "rollouts.max_new_tokens=24",
-        "ppo.minibatch_size=12",
+        "ppo.epochs=1",
+        "ppo.minibatch_size=8",
         "ppo.learning_rate=1e-3",
     ),
 )

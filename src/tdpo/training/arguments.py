@@ -92,8 +92,8 @@ class Arguments(TrainingArguments):
         asked = AUTOCAST.get(self.mixed_precision)
         if asked is not None and self.precision not in ("auto", f"{asked}-mixed"):
             yield (
-                f"precision={self.precision!r} contradicts {self.mixed_precision}=True (or accelerate's --mixed_precision), "
-                f"which means {asked}-mixed; leave one of them out"
+                f"precision={self.precision!r} contradicts {self.mixed_precision}=True (or accelerate's "
+                f"--mixed_precision), which means {asked}-mixed; leave one of them out"
             )
 
 
