@@ -15,9 +15,10 @@ import torch
 
 from helpers.run_cases import REWARD, go, ppo_recipe_in, recipe_in, write_inputs, write_rows
 from helpers.tiny_models import build_model
-from helpers.training_cases import move_away, plain_rows
+from helpers.training_cases import lora, move_away, plain_rows
 from tdpo.records.json_files import read_json
 from tdpo.runs import ChangedInputs, DamagedCheckpoint, RunDirectory, RunError
+from tdpo.workflows.precision_of_run import precision_of_run
 
 
 @pytest.fixture
@@ -283,3 +284,44 @@ def test_a_disk_that_takes_no_status_does_not_hide_the_error(inputs: Path, monke
     assert run.status()["state"] == "running" and run.state() == "killed", "it holds no lock any more"
     with pytest.raises(RunError, match="no trained model yet"):
         _ = run.model_path
+
+
+# Precision
+
+
+def test_a_run_keeps_the_precision_that_it_chose(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights of a bfloat16 model: what was measured is recorded; resumption and evaluation go by it."""
+    from peft import get_peft_model
+
+    from tdpo.evaluation import evaluate_run
+    from tdpo.models import product_speed
+
+    def measured(half: float) -> None:
+        speed = product_speed.ProductSpeed("bfloat16", half, 100.0)
+        monkeypatch.setattr(product_speed, "measure", lambda dtype, device: speed)
+
+    build_model("llama", dtype=torch.bfloat16).save_pretrained(inputs / "base")
+    write_rows(inputs / "held.jsonl", plain_rows(3, seed=1))
+    full = ("model.lora=null", "model.dtype=auto", f"data.eval={inputs / 'held.jsonl'}")
+    measured(half=400.0)
+    said: list[str] = []
+    run = go(recipe_in(inputs, *full, "training.max_steps=2"), say=said.append)
+    assert any("Precision: weights float32, products bfloat16 (bfloat16 products are clearly" in line for line in said)
+    recorded = run.precision()
+    assert recorded is not None and (recorded["choice"], recorded["load_as"]) == ("bfloat16-mixed", "float32")
+    measured(half=50.0)
+    said.clear()
+    go(recipe_in(inputs, *full), resume=True, say=said.append)
+    assert any("Precision: weights float32, products bfloat16 (as the run began)" in line for line in said)
+    assert run.precision() == recorded
+    pairs = evaluate_run(run, recipe_in(inputs, *full))["pairs"]
+    assert pairs["chosen_forward_kl"] > 0 and (inputs / "run/model/model.safetensors").exists()
+
+    # A run of an earlier version recorded nothing: it trained the weights as they were loaded, and goes on so.
+    machine = read_json(run.path / "environment.json")
+    del machine["precision"]
+    run.write_json("environment.json", machine)
+    model, has_adapter = build_model("llama", dtype=torch.bfloat16), get_peft_model(build_model("llama"), lora())
+    assert precision_of_run(run, "auto", model, is_resumed=True) == "bfloat16"
+    assert precision_of_run(run, "auto", model, is_resumed=False) == "auto"
+    assert precision_of_run(run, "auto", has_adapter, is_resumed=True) == "auto"

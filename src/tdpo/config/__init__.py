@@ -14,12 +14,11 @@ from .key_documentation import (
     recipe_markdown,
 )
 from .loss_schema import Loss, LossKL, LossName
-from .optimization import Optimizing, Recording
+from .optimization import Optimizing, Precision, Recording
 from .ppo_schema import (
     CRITIC_KEYS,
     KL,
     PPO,
-    VALUE_LEARNING_RATES,
     Advantage,
     PPORecipe,
     Prompts,
@@ -53,6 +52,7 @@ from .schema import (
     TurnsToCount,
 )
 from .study_schema import ARM_NAMES, Arm, Study, Task
+from .training_defaults import VALUE_LEARNING_RATES
 
 __all__ = [
     "ARM_NAMES",
@@ -78,6 +78,7 @@ __all__ = [
     "Model",
     "Optimizing",
     "PPORecipe",
+    "Precision",
     "PrefixSharing",
     "Prompts",
     "Recipe",

@@ -14,7 +14,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
 from .loss_schema import Loss
-from .optimization import Optimizing, Recording
+from .optimization import Optimizing, Recording, why_no_precision
+from .training_defaults import EPOCHS, PAIRS, PAIRS_PER_UPDATE, learning_rate, trains_adapter
 
 BadRows = Literal["error", "skip"]
 RepeatedRows = Literal["refuse", "keep"]
@@ -46,7 +47,8 @@ class Model(Section):
     name: Text = "smollm2-135m"
     """`smollm2-135m` (bundled, no download), a Hugging Face name, or a local folder."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; auto takes what the model was saved in."""
+    """What the weights are loaded in; auto takes what the model was saved in. Where all of them are trained, the
+    key `precision` of the training says what they are then held in."""
     trust_remote_code: bool = False
     """Allow the models that the recipe names, a reward model and a critic included, to run Python code of their own."""
     reference: Text | None = None
@@ -115,7 +117,7 @@ class _Batches(Section):
     """Passes over the training rows; null is 1. Not together with `training.max_steps`."""
     max_steps: PositiveInt | None = None
     """Number of updates, instead of epochs."""
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = PAIRS_PER_UPDATE
     """Pairs per update, over all processes."""
     micro_batch_size: PositiveInt | None = None
     """Pairs per forward, a divisor of `training.batch_size`; smaller needs less memory and gives the same update.
@@ -292,9 +294,13 @@ class Recipe(Section):
         if training.eval_steps and data is not None and data.eval is None and data.eval_fraction is None:
             reason = "has no effect without held-out rows; set data.eval or data.eval_fraction"
             raise key_problems(("training.eval_steps", reason))
+        contradiction = model and why_no_precision(training.precision, model.dtype)
+        if contradiction:
+            raise key_problems(("training.precision", contradiction))
         update: dict[str, Any] = {}
         if training.learning_rate is None and model is not None:
-            update["learning_rate"] = 5e-6 if model.lora is None else 1e-4
+            adapter = trains_adapter(model.name, model.lora is not None)
+            update["learning_rate"] = learning_rate(PAIRS, adapter=adapter)
         if training.epochs is None and training.max_steps is None:
-            update["epochs"] = 1.0
+            update["epochs"] = EPOCHS
         return training.model_copy(update=update)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..chat_templates import template_columns
 from ..config import AnyRecipe, PPORecipe, Recipe
+from ..config.training_defaults import trains_adapter
 from ..environments import Environment, Prompt, check_reward
 from ..models import (
     Reference,
@@ -21,6 +22,7 @@ from ..models import (
     model_facts,
     reference_for,
 )
+from ..models.precision import held_dtype, hold_weights, loaded_dtype
 from ..preferences import Preferences
 from ..recipe_data.pairs import prompt_key, read_held_out, tokenize_rows
 from ..recipe_data.prompts import environment_of
@@ -98,6 +100,9 @@ def evaluate_base(run: RunDirectory, recipe: AnyRecipe, *, progress: Progress | 
     trust = recipe.model.trust_remote_code
     name = recipe.model.reference or recipe.model.name
     base = load_causal_lm(name, dtype=recipe.model.dtype, trust_remote_code=trust)
+    training = recipe.ppo if isinstance(recipe, PPORecipe) else recipe.training
+    has_lora = trains_adapter(recipe.model.name, recipe.model.lora is not None)
+    hold_weights(base, held_dtype(training.precision, loaded_dtype(base), has_adapter=has_lora))
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
     itself = Reference("second model", base, find_head(base))
     _Judged(run, recipe, base, tokenizer, itself, None, progress).base_alone()

@@ -35,14 +35,6 @@ logger = logging.getLogger(__name__)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def has_no_units_for(dtype: str) -> bool:
-    """Whether models run on a CPU without units for `dtype`, on which it takes far longer than float32."""
-    if dtype not in ("bfloat16", "float16") or torch.accelerator.is_available():
-        return False
-    supported = torch.ops.mkldnn
-    return not (supported._is_mkldnn_bf16_supported() if dtype == "bfloat16" else supported._is_mkldnn_fp16_supported())
-
-
 def check_folder(name: str | Path) -> str:
     """The place to load `name` from: the bundled model's folder, an existing folder, or the name itself for the hub.
 

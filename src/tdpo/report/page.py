@@ -36,8 +36,8 @@ ENDED = ("interrupted", KILLED)  # before the end, and nothing has to be repaire
 LOST_ROWS = ("skip", "trunc", "drop", "too long")
 
 
-def render(runs: list[Run]) -> str:
-    """The whole report as one HTML document."""
+def render(runs: list[Run], remark: str = "") -> str:
+    """The whole report as one HTML document; `remark` is a sentence on all runs that it begins with."""
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
@@ -46,7 +46,7 @@ def render(runs: list[Run]) -> str:
         "plotly": checked_script("plotly.js", get_plotlyjs()),
         "report": checked_script("report.js", template_text("common.js") + "\n" + template_text("report.js")),
     }
-    content = page_content(runs)
+    content = page_content(runs, remark)
     return environment.get_template("report.html.jinja").render(
         **content,
         policy=security_policy(list(scripts.values())),
@@ -59,7 +59,7 @@ def render(runs: list[Run]) -> str:
     )
 
 
-def page_content(runs: list[Run]) -> dict[str, Any]:
+def page_content(runs: list[Run], remark: str = "") -> dict[str, Any]:
     """Everything that the template shows, as plain data."""
     columns = evaluated_columns(runs)
     samples = collect_samples(runs)
@@ -73,7 +73,7 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
         "environment_names": sorted({text_at(run.evaluation, "settings", "environment") for run in runs} - {""}),
         "summary": summary_sentences(runs),
         "at_a_glance": _at_a_glance(runs),
-        "notices": _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR})),
+        "notices": _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR}), remark),
         "runs": runs,
         "columns": columns,
         "results": results_table(columns, runs) if columns else None,
@@ -133,9 +133,9 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
     return [(name, " / ".join(values)) for name, values in unique.items() if values]
 
 
-def _notices(runs: list[Run], samples: Samples | None, bases: int) -> list[tuple[str, list[str]]]:
+def _notices(runs: list[Run], samples: Samples | None, bases: int, remark: str) -> list[tuple[str, list[str]]]:
     """What a reader should know before trusting the numbers, by run."""
-    notices = []
+    notices = [("All runs", [remark])] if remark else []
     if bases > 1:
         notices.append(
             (

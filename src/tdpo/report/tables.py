@@ -152,6 +152,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Responses sampled": _rollouts(run),
         "Batch": plain(at(recipe, "ppo", "minibatch_size") or at(recipe, "training", "batch_size")),
         "Learning rate": plain(at(recipe, "ppo", "learning_rate") or at(recipe, "training", "learning_rate")),
+        "Precision": text_at(run.machine, "precision", "text"),
         "Training time": show_duration(wall_seconds(run)) if wall_seconds(run) is not None else "",
         "Reference cache": _cache_time(run),
         "Evaluation time": show_duration(run.evaluation.get("seconds")) if run.evaluation.get("seconds") else "",

@@ -157,6 +157,16 @@ class RunDirectory(RunFiles):
         *earlier, last = machine.get("resumed") or [{}]
         self.write_json(MACHINE_FILE, {**machine, "resumed": [*earlier, {**last, **facts}]})
 
+    def note_precision(self, precision: dict[str, Any]) -> None:
+        """Record in environment.json what the run computes in."""
+        if self.writes:
+            self.write_json(MACHINE_FILE, {**(self.read_json(MACHINE_FILE) or {}), "precision": precision})
+
+    def precision(self) -> dict[str, Any] | None:
+        """What the run computes in, as it was recorded; None in a run of an earlier version."""
+        recorded = (self.read_json(MACHINE_FILE) or {}).get("precision")
+        return recorded if isinstance(recorded, dict) else None
+
     def check_resumable(self, recipe: AnyRecipe) -> dict[str, list[Any]]:
         """The keys in which `recipe` differs from the stored one, each [stored, new]; `RunError` if one must not."""
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import Trainer
 
+from ..models.precision import Precision
 from ..records.folders import remove
 from ..records.full_disk import telling_of_a_full_disk
 from ..records.json_files import read_json, write_json
@@ -30,6 +31,8 @@ class CheckpointedTrainer(Trainer):
 
     # Digests of what is trained with, by name; recorded in every checkpoint, beside those of the trainer's own data.
     inputs: Mapping[str, str] = {}
+    # What is computed in; with another precision a resumed run would be another run.
+    precision: Precision | None = None
     # Whether a checkpoint may be resumed from though its inputs were others.
     accept_changes = False
     # What is written for `tdpo evaluate` and `tdpo report`; None where a recipe says it all.
@@ -116,7 +119,8 @@ class CheckpointedTrainer(Trainer):
 
     def _all_inputs(self) -> dict[str, str]:
         if self._known_inputs is None:
-            self._known_inputs = {**self.inputs, **self._own_inputs()}
+            precision = {} if self.precision is None else {"precision": self.precision.dtypes()}
+            self._known_inputs = {**self.inputs, **self._own_inputs(), **precision}
         return dict(self._known_inputs)
 
     def _own_inputs(self) -> dict[str, str]:

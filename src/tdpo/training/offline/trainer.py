@@ -7,6 +7,7 @@ are transformers' and accelerate's.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import ResponseBatch, TokenizedPair
+from ...config.training_defaults import PAIRS
 from ...models import Reference, causal_lm_of, reference_at_start
 from ...recipe_data.input_digests import pairs_inputs
 from ...records.json_files import read_json, write_json
@@ -33,6 +35,7 @@ from ...scoring.reference_source import CachedReference, ReferenceSource
 from ..arguments import one_process_a_device, other_values
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile, TrainingMeter
+from ..policy import settled
 from ..resumption import reading
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
@@ -106,12 +109,14 @@ class TDPOTrainer(CheckpointedTrainer):
             )
         check_call(args, data_collator, quantization_config, others)
         args.check_teacher(ref_model)
+        args = copy.copy(args)  # what follows from the model is written into it below, and the caller's stays as it is
         one_process_a_device(args, logger.warning)
         check_sharding(args)
         given = model
         prepared = prepare_models(model, ref_model, processing_class, peft_config, args)
-        model, processing_class = prepared.policy, prepared.tokenizer
-        start = reference_at_start(model, prepared.ref_model)
+        processing_class = prepared.tokenizer
+        model, self.precision, reference = settled(prepared.policy, prepared.ref_model, args, PAIRS)
+        start = reference_at_start(model, reference)
         loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
         path = choose_head_path(model, start, args.head_impl, loss.extras)
         self.preference_loss = loss
@@ -151,7 +156,7 @@ class TDPOTrainer(CheckpointedTrainer):
             # The layout alone and not the cache itself, which worker processes of the data loader would copy.
             self.data_collator = self.collator = replace(collator, reference_rows=source.cache.layout.rows)
         self.begin_record(pair_record(self, given, start, ref_model))
-        logger.info(self.describe())
+        logger.info("%s %s", self.describe(), self.precision.describe())
 
     # ---- set-up ----
 
