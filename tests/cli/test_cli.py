@@ -502,8 +502,10 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         (run.path / "model").mkdir(exist_ok=True)
         return {"steps": 4}
 
-    def evaluate_run(run: Any, recipe: Any, *, base_from: Any = None, progress: Any) -> dict[str, Any]:
-        calls.append(("evaluate", (run.path, recipe, base_from and base_from.path)))
+    def evaluate_run(
+        run: Any, recipe: Any, *, base_from: Any = None, judge: Any = None, progress: Any
+    ) -> dict[str, Any]:
+        calls.append(("evaluate", (run.path, recipe, base_from and base_from.path, *([judge] if judge else []))))
         progress("generations", 1, 1)
         run.write_json("evaluation.json", EVALUATION)
         return EVALUATION
@@ -565,7 +567,7 @@ def test_the_table_of_two_methods_fits_80_columns(capsys: pytest.CaptureFixture[
     assert max(map(len, lines)) <= 80
     rows = [re.split(r"  +", line.strip()) for line in lines]
     assert ["reward, mean", "0.331", "0.567", "0.567"] in rows
-    assert ["KL(ref‖policy), nats", "0.00", "3.10", "3.10"] in rows
+    assert ["forward KL, nats", "0.00", "3.10", "3.10"] in rows
     assert ["pairs: accuracy", "0.710", "0.710"] in rows and ["training, seconds", "61"] in rows
 
 

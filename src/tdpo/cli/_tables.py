@@ -16,8 +16,9 @@ GENERATION_ROWS = (
     ("reward, mean", "reward_mean", 3),
     ("reward, variance", "reward_variance", 3),
     ("reward, std. dev.", "reward_std", 3),
-    ("KL(ref‖policy), nats", "forward_kl", 2),
-    ("KL(policy‖ref), nats", "reverse_kl", 2),
+    ("forward KL, nats", "forward_kl", 2),
+    ("reverse KL, nats", "reverse_kl", 2),
+    ("entropy, nats/token", "policy_entropy", 2),
     ("distinct-1", "distinct_1", 3),
     ("distinct-2", "distinct_2", 3),
     ("length, tokens", "length_mean", 1),
@@ -96,7 +97,7 @@ def _title(evaluations: Mapping[str, Evaluation]) -> str:
         "prompts": lambda value: f"{value} held-out prompts",
         "samples_per_prompt": lambda value: f"{value} samples each",
     }
-    return ", ".join(show(settings[key]) for key, show in formats.items() if settings.get(key) is not None)
+    return ", ".join(show(settings[key]) for key, show in formats.items() if settings.get(key) not in (None, ""))
 
 
 def _base(evaluations: Mapping[str, Evaluation]) -> Mapping[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ._console import out, progress_in_stages, quiet_libraries, say
 from ._errors import CommandError
@@ -11,18 +13,45 @@ from ._options import Debug, Overrides, RunArgument
 ALLOWED = ("evaluation", "environment", "data.eval", "data.eval_split", "prompts.eval")
 
 
-def evaluate(run: RunArgument, overrides: Overrides = None, debug: Debug = False) -> None:
+def evaluate(
+    run: RunArgument,
+    overrides: Overrides = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            "--reward",
+            metavar="FUNCTION",
+            help="Judge the responses by this function: file.py:name or package.module:name.",
+            show_default=False,
+        ),
+    ] = None,
+    reward_model: Annotated[
+        str | None,
+        typer.Option(
+            "--reward-model",
+            metavar="MODEL",
+            help="Judge them by this sequence-classification model with one output: a name or a folder.",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
     """Judge a trained model against its base: held-out pairs, generations, rewards, both KLs, diversity.
 
     Both models answer the held-out prompts of the environment with the same
-    seeds. Writes evaluation.json and samples.jsonl into the run directory.
-    Overrides may change the evaluation section, not how the run was trained.
+    seeds; without one, those of the held-out pairs, if evaluation.max_prompts
+    says how many, or if a judge is named. Writes evaluation.json, and with
+    responses samples.jsonl, into the run directory. Overrides may change the
+    evaluation section, not how the run was trained.
 
     [bold]Examples[/bold]
 
         tdpo evaluate runs/sentiment_tdpo2
         tdpo evaluate runs/sentiment_tdpo2 evaluation.samples_per_prompt=16 evaluation.seed=7
         tdpo evaluate runs/mine environment.name=sentiment
+        tdpo evaluate runs/mine evaluation.max_prompts=32
+        tdpo evaluate runs/mine --reward judge.py:politeness
+        tdpo evaluate runs/mine --reward-model my-org/reward-model
     """
     from ..config import load_recipe
     from ..runs import RunDirectory
@@ -36,18 +65,40 @@ def evaluate(run: RunArgument, overrides: Overrides = None, debug: Debug = False
                 f"an evaluation can change {', '.join(ALLOWED)}"
             )
     run_directory.model_path  # noqa: B018  # raises if there is nothing to evaluate yet
-    evaluation = evaluate_in(run_directory, load_recipe(run_directory.path, overrides or ()))
+    judge = _judge(reward, reward_model)
+    recipe = load_recipe(run_directory.path, overrides or ())
+    evaluation = evaluate_in(run_directory, recipe, judge=judge)
     print_evaluations({run_directory.path.name: evaluation})
-    say(f"written: {run_directory.path / 'evaluation.json'}, {run_directory.path / 'samples.jsonl'}")
+    answered = evaluation.get("generations") is not None
+    files = ("evaluation.json", "samples.jsonl") if answered else ("evaluation.json",)
+    say(f"written: {', '.join(str(run_directory.path / name) for name in files)}")
+    if not answered and recipe.environment is None:
+        say(
+            "no responses: evaluation.max_prompts=32 has both models answer up to 32 held-out prompts, and --reward or "
+            "--reward-model has them judged"
+        )
 
 
-def evaluate_in(run: Any, recipe: Any) -> dict[str, Any]:
+def _judge(function: str | None, model: str | None) -> Any:
+    """What the options name as judge, or None. Raises `CommandError` where they name two, or nothing by name."""
+    from ..config.ppo_schema import Reward
+
+    if function is not None and model is not None:
+        raise CommandError("--reward and --reward-model both name a judge; give one of the two")
+    for option, name in (("--reward", function), ("--reward-model", model)):
+        if name is not None and not name.strip():
+            expected = "file.py:name or package.module:name" if option == "--reward" else "a model's name or folder"
+            raise CommandError(f"{option} is empty; expected {expected}")
+    return None if function is None and model is None else Reward(function=function, model=model)
+
+
+def evaluate_in(run: Any, recipe: Any, *, judge: Any = None) -> dict[str, Any]:
     """Evaluate `run` with a progress bar for each stage. Returns the content of evaluation.json."""
     quiet_libraries()
     from ..evaluation import evaluate_run
 
     with progress_in_stages(run.path.name) as update:
-        return evaluate_run(run, recipe, progress=update)
+        return evaluate_run(run, recipe, judge=judge, progress=update)
 
 
 def print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:

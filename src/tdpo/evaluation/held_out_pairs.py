@@ -7,20 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..batches import PromptResponses, ResponseBatch, ResponseCollator, TokenizedPair
 from ..losses import PreferenceLoss
-from ..scores import PairScores, score_pairs
+from ..scores import PairScores, score_pairs, sum_by_sequence
 from ..scoring.fitting import check_lengths
 from ..scoring.layout import choose_layout
 from ..scoring.pair_metrics import PAIR_METRICS, pair_metrics
 from ..scoring.policy_statistics import PolicyStatistics
+from ..token_statistics import TokenStats
 from .intervals import interval
 
 SHOWN = (
     "accuracy", "margin", "chosen_logp", "rejected_logp", "chosen_forward_kl", "rejected_forward_kl",
     "chosen_reverse_kl", "rejected_reverse_kl",
 )  # fmt: skip
+# What the reference says of both responses, and how far the policy moved from there (log π − log π_ref).
+MOVED = ("chosen_reference_logp", "rejected_reference_logp", "chosen_log_ratio", "rejected_log_ratio")
 
 Progress = Callable[[int, int], None]
 
@@ -46,16 +50,24 @@ def evaluate_pairs(
         batch = collated(collator, pairs[start : start + batch_size], device)
         stats = statistics(model, batch, extras=("reverse_kl", "policy_entropy"))
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
-        tables.append(pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_prompts).cpu())
+        metrics = pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_prompts)
+        tables.append(torch.cat([metrics, _moved(stats, scores, batch)], dim=1).cpu())
         if progress is not None:
             progress(min(start + batch_size, len(pairs)), len(pairs))
     table = torch.cat(tables).numpy()
-    columns = {name: table[:, PAIR_METRICS.index(name)].astype(np.float64) for name in SHOWN}
+    places = {name: place for place, name in enumerate((*PAIR_METRICS, *MOVED))}
+    columns = {name: table[:, places[name]].astype(np.float64) for name in (*SHOWN, *MOVED)}
     return {
         "count": len(pairs),
         **{name: float(column.mean()) for name, column in columns.items()},
         "intervals": {name: interval(column) for name, column in columns.items()},
     }
+
+
+def _moved(stats: TokenStats, scores: PairScores, batch: ResponseBatch) -> Tensor:
+    """The columns `MOVED` of each pair, `[P, 4]` float64, in nats per sequence."""
+    reference = sum_by_sequence(stats.reference_logp.double(), batch.sequence_index, batch.num_prompts)
+    return torch.stack([*reference, scores.chosen_log_ratio.double(), scores.rejected_log_ratio.double()], dim=1)
 
 
 def collated(collator: ResponseCollator, prompts: Sequence[PromptResponses], device: torch.device) -> ResponseBatch:
