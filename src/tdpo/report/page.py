@@ -5,12 +5,13 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
-from ..records.dotted import at, text_at
+from ..records.dotted import at, dict_at, text_at
 from .curves import curve_groups
 from .drawing import Figure, color, symbol
 from .embedding import checked_script, embed_json, security_policy
 from .figures import distribution_figure, frontier_figures, pair_figures, result_figures
 from .numbers import join_words, number, show, show_duration
+from .pair_words import gaps, moved_sentences, unjudged
 from .results import BASE_COLOR, confidence, evaluated_columns, reward_name, summary_sentences
 from .run_reading import Run
 from .samples import Samples, collect_samples
@@ -30,6 +31,19 @@ from .templating import template_environment, template_text
 from .training_responses import training_responses
 
 RECIPE_CHARACTERS = 20_000
+_END = (("training", "Training"), ("provenance", "How it was run"), ("glossary", "Glossary"))
+_RESPONSES = (("results", "Base against trained"), ("samples", "Side by side"))
+# Ids of the sections and what the links at the top call them. Without a reward the pairs say most, so they come first.
+JUDGED_SECTIONS = (("results", "Results"), ("samples", "Responses"), ("pairs", "Held-out pairs"), *_END)
+PREFERENCE_SECTIONS = (("pairs", "Held-out pairs"), *_RESPONSES, *_END)
+SETTINGS = {
+    "environment": "Prompts from {}",
+    "reward": "reward {}",
+    "prompts": "{} held-out prompts",
+    "samples_per_prompt": "{} responses to each",
+    "max_new_tokens": "at most {} tokens long",
+    "judge": "judged by {}",
+}
 LOST_ROWS = ("skip", "trunc", "drop", "too long")
 
 
@@ -60,13 +74,18 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
     """Everything that the template shows, as plain data."""
     columns = evaluated_columns(runs)
     samples = collect_samples(runs)
+    judged = any(run.has_reward for run in runs)
     results, frontier = result_figures(columns, runs), frontier_figures(columns, runs)
     pairs, groups = pair_figures(runs), curve_groups(runs)
     distribution = distribution_figure(samples.rewards, reward_name(runs)) if samples else None
+    # What is looked at first stands beside the table: rewards, or without any the distance from the base.
+    first = 1 if judged else 3
     candidates = [*results, distribution, *frontier, *pairs, *(f for group in groups for f in group.figures)]
     figures: list[Figure] = [figure for figure in candidates if figure]
     return {
         "title": _title(runs),
+        "judged": judged,
+        "sections": JUDGED_SECTIONS if judged else PREFERENCE_SECTIONS,
         "environment_names": sorted({text_at(run.evaluation, "settings", "environment") for run in runs} - {""}),
         "summary": summary_sentences(runs),
         "at_a_glance": _at_a_glance(runs),
@@ -74,13 +93,17 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
         "runs": runs,
         "columns": columns,
         "results": results_table(columns, runs) if columns else None,
-        "hero_figures": [f for f in (*results[:1], distribution) if f],
-        "result_figures": results[1:],
+        "hero_figures": [f for f in (*results[:first], distribution) if f],
+        "result_figures": results[first:],
         "frontier": frontier,
         "method": difference_method(runs),
         "pairs": pairs_table(runs),
+        "pair_sources": _shared_words({run.label: text_at(run.evaluation, "pairs", "source") for run in runs}),
         "pair_figures": pairs,
-        "without_pairs": join_words([run.label for run in runs if run.is_ppo]),
+        "moved": moved_sentences(runs),
+        "without_pairs": gaps(runs, "pairs"),
+        "without_responses": gaps(runs, "generations") + (unjudged(runs) if judged else []),
+        "ppo_labels": join_words([run.label for run in runs if run.is_ppo]),
         "any_pairs": not all(run.is_ppo for run in runs),
         "curve_groups": groups,
         "training_responses": [table for run in runs if (table := training_responses(run))],
@@ -114,16 +137,18 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
         "Responses scored by PPO": [],
         "Updates": [],
         "Training time": [],
+        "Held-out pairs": [],
         "Held-out prompts": [],
     }
     for run in runs:
         rows, steps, seconds = at(run.data, "train", "rows"), at(run.status, "step"), wall_seconds(run)
-        prompts = at(run.evaluation, "settings", "prompts")
+        pairs, prompts = at(run.evaluation, "pairs", "count"), at(run.evaluation, "settings", "prompts")
         scored = completions_scored(run)
         facts["Training pairs"].append(show(rows) if number(rows) is not None and not run.is_ppo else "")
         facts["Responses scored by PPO"].append(show(int(scored)) if scored is not None else "")
         facts["Updates"].append(show(steps) if number(steps) is not None else "")
         facts["Training time"].append(show_duration(seconds) if seconds is not None else "")
+        facts["Held-out pairs"].append(show(pairs) if number(pairs) is not None else "")
         facts["Held-out prompts"].append(show(prompts) if number(prompts) is not None else "")
     unique = {name: list(dict.fromkeys(value for value in values if value)) for name, values in facts.items()}
     return [(name, " / ".join(values)) for name, values in unique.items() if values]
@@ -182,13 +207,25 @@ def _row_notices(run: Run) -> list[str]:
 
 def _evaluation_settings(runs: list[Run]) -> list[str]:
     """The evaluation's settings in words, once where all runs share them."""
-    texts: dict[str, list[str]] = {}
+    texts = {}
     for run in runs:
-        settings = run.evaluation.get("settings")
-        if isinstance(settings, dict) and settings:
-            words = ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in settings.items())
-            texts.setdefault(words, []).append(run.label)
-    return [words if len(texts) == 1 else f"{join_words(labels)}: {words}" for words, labels in texts.items()]
+        settings = dict_at(run.evaluation, "settings")
+        texts[run.label] = ", ".join(_setting(key, plain(value)) for key, value in settings.items() if plain(value))
+    return _shared_words(texts)
+
+
+def _shared_words(texts: dict[str, str]) -> list[str]:
+    """What is said of runs, by label: once where all that have something say the same, else with the runs' names."""
+    labels: dict[str, list[str]] = {}
+    for label, words in texts.items():
+        if words:
+            labels.setdefault(words, []).append(label)
+    return [words if len(labels) == 1 else f"{join_words(names)}: {words}" for words, names in labels.items()]
+
+
+def _setting(key: str, value: str) -> str:
+    """One setting of an evaluation in words; of one that is not known its key and its value."""
+    return SETTINGS[key].format(value) if key in SETTINGS else f"{key.replace('_', ' ')} {value}"
 
 
 def _cut(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..guards.documents import DocumentError, load_yaml
 from ..methods import METHODS, public_name
-from ..records.dotted import dict_at, text_at
+from ..records.dotted import at, dict_at, text_at
 from ..records.locks import is_locked
 from ..records.names import (
     COMPLETIONS_FILE,
@@ -61,6 +61,13 @@ class Run:
         return self.loss == METHODS["ppo"].name
 
     @property
+    def has_reward(self) -> bool:
+        """Whether something judged its responses: the reward that PPO learns from, an environment's, or a judge's."""
+        means = (at(self.evaluation, "generations", who, "reward_mean") for who in ("base", "trained"))
+        judged = any(value is not None for value in means)
+        return self.is_ppo or judged or any(sample.get("reward") is not None for sample in self.samples)
+
+    @property
     def kl(self) -> dict[str, Any]:
         """How PPO was held to the reference, as recipe or evaluation state it."""
         return dict_at(self.recipe, "kl") or dict_at(self.evaluation, "run", "kl")
@@ -104,6 +111,7 @@ def _load_run(path: Path, index: int) -> Run:
         raise FileNotFoundError(f"{path}: not a run directory; expected at least one of {', '.join(RUN_FILES)}")
     files = LenientFolder(path)
     recipe, recipe_text = _read_recipe(files)
+    evaluation = files.json(EVALUATION_FILE, f"run `tdpo evaluate {path}` to compare it with the base model")
     run = Run(
         path=path,
         label=path.resolve().name,
@@ -114,8 +122,8 @@ def _load_run(path: Path, index: int) -> Run:
         data=files.json(DATA_FILE, "what the training data held is unknown"),
         metrics=files.json_lines(METRICS_FILE, "there are no training curves"),
         status=_read_status(files),
-        evaluation=files.json(EVALUATION_FILE, f"run `tdpo evaluate {path}` to compare it with the base model"),
-        samples=files.json_lines(SAMPLES_FILE, "there are no generations to read"),
+        evaluation=evaluation,
+        samples=_read_samples(files, evaluation),
         completions=_read_completions(files),
         notes=files.notes,
     )
@@ -128,6 +136,17 @@ def _read_status(run: LenientFolder) -> dict[str, Any]:
     status = run.json(STATUS_FILE, "whether training finished is unknown")
     is_dead = status.get("state") == "running" and is_locked(run.path / LOCK_FILE) is False
     return {**status, "state": "interrupted"} if is_dead else status
+
+
+def _read_samples(run: LenientFolder, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The responses of the evaluation, which need not have any."""
+    if evaluation and not evaluation.get("generations"):
+        if (run.path / SAMPLES_FILE).exists():
+            run.notes.append(
+                f"{SAMPLES_FILE} is of an earlier evaluation and is not shown: the last one has no responses."
+            )
+        return []
+    return run.json_lines(SAMPLES_FILE, "there are no responses to read")
 
 
 def _read_completions(run: LenientFolder) -> list[dict[str, Any]]:
@@ -161,8 +180,6 @@ def _gaps(run: Run) -> list[str]:
         notes.append(f"No evaluation during training was logged: the curves show {batches} only.")
     if run.evaluation and not run.evaluation.get("pairs") and not run.is_ppo:
         notes.append("No held-out pairs were evaluated: accuracy and KL on pairs are known from training only.")
-    if run.evaluation and not run.evaluation.get("generations"):
-        notes.append("No generations were evaluated: there is no reward to compare with the base model.")
     for key in sorted({key for line in run.metrics for key in line}):
         values = [line[key] for line in run.metrics if isinstance(line.get(key), float)]
         bad = [line for line in run.metrics if isinstance(line.get(key), float) and number(line[key]) is None]
