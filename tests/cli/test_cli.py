@@ -345,6 +345,8 @@ def test_ipo_is_trained_evaluated_and_reported_by_its_name(call: Call, recipe_fi
     assert "trained with IPO" in card and "arXiv 2310.12036" in card and "- loss ipo, beta 0.2\n" in card
     judged = call("evaluate", "run")
     assert judged.exit_code == 0, judged.output
+    assert "written: run/evaluation.json\n" in judged.output and not Path("run/samples.jsonl").exists()
+    assert "evaluation.max_prompts=32 has both models answer" in judged.output.replace("\n", " ")
     found = read_json(Path("run/evaluation.json"))
     assert found["run"]["loss"] == "ipo" and found["pairs"]["margin"] == pytest.approx(held_out["margin"], abs=1e-5)
     assert call("report", "run", "--out", "report.html").exit_code == 0
@@ -552,6 +554,14 @@ def test_evaluate_prints_base_beside_trained(call: Call, recipe_file: Path, fake
     assert "mean reward +0.236 against base, 95% interval [+0.180, +0.300], which excludes 0" in done.output
     recipe = fakes[-1][1][1]
     assert recipe.evaluation.samples_per_prompt == 2
+    assert "written: run/evaluation.json, run/samples.jsonl" in done.output
+    assert call("evaluate", "run", "--reward", "judge.py:size").exit_code == 0
+    assert fakes[-1][1][-1].function == "judge.py:size"
+    assert call("evaluate", "run", "--reward-model", "some/model").exit_code == 0
+    assert fakes[-1][1][-1].model == "some/model"
+    for options in (["--reward", "a:b", "--reward-model", "c"], ["--reward", ""]):
+        refused = call("evaluate", "run", *options)
+        assert refused.exit_code == 2 and "--reward" in refused.output and "judge" in refused.output
     refused = call("evaluate", "run", "loss.beta=1")
     assert refused.exit_code == 2 and "it says how the run was trained" in refused.output
 

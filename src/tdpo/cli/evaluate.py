@@ -88,7 +88,7 @@ def _judge(function: str | None, model: str | None) -> Any:
     for option, name in (("--reward", function), ("--reward-model", model)):
         if name is not None and not name.strip():
             expected = "file.py:name or package.module:name" if option == "--reward" else "a model's name or folder"
-            raise CommandError(f"{option} is empty; expected {expected}")
+            raise CommandError(f"{option} names no judge; expected {expected}, got {name!r}")
     return None if function is None and model is None else Reward(function=function, model=model)
 
 

@@ -140,7 +140,7 @@ def dot_figure(
         layout["xaxis"] |= {"rangemode": "tozero"}
     if line is not None:
         shape = {"type": "line", "x0": line, "x1": line, "yref": "paper", "y0": 0, "y1": 1}
-        layout |= {"shapes": [{**shape, "line": {"width": 1, "dash": "dot"}, "layer": "below"}]}
+        layout |= {"shapes": [{**shape, "line": {"width": 1, "dash": "dot"}, "layer": "between"}]}
     data = []
     for position, point in enumerate(points):
         tint, text, limits = color(point.color), metric.show(point.value), metric.show_interval(point.limits)

@@ -97,8 +97,9 @@ class HeadPath:
     def reference_entropy(self, reference: ReferencePart, targets: Tensor) -> Tensor:
         """Entropy `[N]` of the reference at each token, nats per token: that of a policy which is the reference."""
         output = reference.values["logits" if self.name == "logits" else "hidden"]
-        itself = self if reference.head is None else replace(self, head=lambda: reference.head)
-        stats = itself.token_stats(output, reference, targets, extras=("policy_entropy",))
+        head, extras = reference.head, frozenset[Extra]({"policy_entropy"})
+        itself = self if head is None else replace(self, head=lambda: head)
+        stats = itself.token_stats(output, reference, targets, extras=extras)
         assert stats.policy_entropy is not None
         return stats.policy_entropy
 
