@@ -38,7 +38,8 @@ def test_nothing_is_said_of_a_reward_that_there_is_not(run_dirs: list[Path], tmp
     text, outline = page(run_dirs[:count], tmp_path / "out.html")
     for falsehood in (
         "no generations", "No generations", "reward ,", "reward:", "no reward", "Mean reward", "mean reward",
-        "gain first", "Gain or", "better than base", "change of the reward", "Reward against", "A reward’s colour", "environment ,",
+        "gain first", "Gain or", "better than base", "change of the reward", "Reward against", "A reward’s colour",
+        "environment ,",
     ):  # fmt: skip
         assert falsehood not in text, falsehood
     assert not [name for name in outline.ids if "reward" in name and name != "curve-reward"]
