@@ -80,7 +80,7 @@ const page = (() => {
   }
 
   function rewardChip(value, name, scale) {
-    if (value === null) return null;
+    if (value === null) return element("span", "reward", "no reward");
     const { centre, span } = scale;
     const share = Math.min(Math.abs(value - centre) / span, 1);
     const side = share < 0.02 ? "" : value > centre ? " up" : " down";

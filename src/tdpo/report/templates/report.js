@@ -40,8 +40,7 @@
   function responseCell(column, response, words) {
     if (!response) return element("div", "response", element("p", "void", "no response"));
     const meta = element("div", "meta", element("span", "who", swatch(column.color), " ", column.label));
-    const chip = rewardChip(response.reward, samples.reward, samples.scale);
-    if (column.judged) meta.append(chip || element("span", "reward", "no reward"));
+    if (column.judged) meta.append(rewardChip(response.reward, samples.reward, samples.scale));
     if (response.tokens !== null) meta.append(element("span", "", `${response.tokens} tokens`));
     if (response.kl !== null) meta.append(element("span", "", `reverse KL ${signed(response.kl)} nats`));
     if (response.cut) meta.append(element("span", "", "cut off"));
