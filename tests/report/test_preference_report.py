@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tdpo.report
 from helpers.report_checks import Outline, visible_text
 from helpers.report_fixtures import make_run, read_json, unjudged, write_json, write_yaml
 from tdpo.report import write_report
@@ -133,7 +135,7 @@ def test_responses_of_an_earlier_evaluation_are_not_shown(tmp_path: Path) -> Non
     loaded = load_runs([run])[0]
     assert loaded.samples == [] and any("of an earlier evaluation" in note for note in loaded.notes)
     text, outline = page([run], tmp_path / "out.html")
-    assert "evaluation.max_prompts=32" in text and "sample-list" not in outline.ids
+    assert "evaluation.max_prompts=32" in text and "samples" not in outline.ids and "#samples" not in outline.links
     (run / "samples.jsonl").unlink()
     assert not any("samples.jsonl" in note for note in load_runs([run])[0].notes), "none were to be expected"
 
@@ -169,6 +171,16 @@ def test_a_ppo_run_beside_it_still_has_no_pairs_to_miss(run_dirs: list[Path], tm
     text, _ = page([run_dirs[0], ppo], tmp_path / "out.html")
     assert "there are none to show for PPO." in text
     assert gaps(load_runs([ppo]), "pairs") == []
+
+
+def test_every_template_is_part_of_the_package() -> None:
+    root = Path(tdpo.report.__file__).parents[3]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "package-data"
+    ]
+    packed = {path for pattern in patterns["tdpo"] for path in (root / "src" / "tdpo").glob(pattern)}
+    files = {path for path in (root / "src/tdpo/report/templates").rglob("*") if path.is_file()}
+    assert len(files) > 20 and files <= packed
 
 
 # ---- axes ----------------------------------------------------------------------------------------------------

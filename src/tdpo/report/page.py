@@ -85,7 +85,7 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
     return {
         "title": _title(runs),
         "judged": judged,
-        "sections": JUDGED_SECTIONS if judged else PREFERENCE_SECTIONS,
+        "sections": _sections(judged, samples),
         "environment_names": sorted({text_at(run.evaluation, "settings", "environment") for run in runs} - {""}),
         "summary": summary_sentences(runs),
         "at_a_glance": _at_a_glance(runs),
@@ -118,6 +118,13 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
         "figures": figures,
         "writer": metadata.version("tdpo"),
     }
+
+
+def _sections(judged: bool, samples: Samples | None) -> tuple[tuple[str, str], ...]:
+    """Without a reward there need not be responses: what would add them is said beside the results."""
+    if judged:
+        return JUDGED_SECTIONS
+    return tuple(section for section in PREFERENCE_SECTIONS if section[0] != "samples" or samples)
 
 
 def _title(runs: list[Run]) -> str:
