@@ -378,6 +378,8 @@ def test_ipo_is_trained_evaluated_and_reported_by_its_name(call: Call, recipe_fi
     assert "trained with IPO" in card and "arXiv 2310.12036" in card and "- loss ipo, beta 0.2\n" in card
     judged = call("evaluate", "run")
     assert judged.exit_code == 0, judged.output
+    assert "written: run/evaluation.json\n" in judged.output and not Path("run/samples.jsonl").exists()
+    assert "evaluation.max_prompts=32 has both models answer" in judged.output.replace("\n", " ")
     found = read_json(Path("run/evaluation.json"))
     assert found["run"]["loss"] == "ipo" and found["pairs"]["margin"] == pytest.approx(held_out["margin"], abs=1e-5)
     assert call("report", "run", "--out", "report.html").exit_code == 0
@@ -535,8 +537,10 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         (run.path / "model").mkdir(exist_ok=True)
         return {"steps": 4}
 
-    def evaluate_run(run: Any, recipe: Any, *, base_from: Any = None, progress: Any, **_: Any) -> dict[str, Any]:
-        calls.append(("evaluate", (run.path, recipe, base_from and base_from.path)))
+    def evaluate_run(
+        run: Any, recipe: Any, *, base_from: Any = None, judge: Any = None, progress: Any, **_: Any
+    ) -> dict[str, Any]:
+        calls.append(("evaluate", (run.path, recipe, base_from and base_from.path, *([judge] if judge else []))))
         progress("generations", 1, 1)
         run.write_json("evaluation.json", EVALUATION)
         return EVALUATION
@@ -587,6 +591,14 @@ def test_evaluate_prints_base_beside_trained(call: Call, recipe_file: Path, fake
     assert "mean reward +0.236 against base, 95% interval [+0.180, +0.300], which excludes 0" in done.output
     recipe = fakes[-1][1][1]
     assert recipe.evaluation.samples_per_prompt == 2
+    assert "written: run/evaluation.json, run/samples.jsonl" in done.output
+    assert call("evaluate", "run", "--reward", "judge.py:size").exit_code == 0
+    assert fakes[-1][1][-1].function == "judge.py:size"
+    assert call("evaluate", "run", "--reward-model", "some/model").exit_code == 0
+    assert fakes[-1][1][-1].model == "some/model"
+    for options in (["--reward", "a:b", "--reward-model", "c"], ["--reward", ""]):
+        refused = call("evaluate", "run", *options)
+        assert refused.exit_code == 2 and "--reward" in refused.output and "judge" in refused.output
     refused = call("evaluate", "run", "loss.beta=1")
     assert refused.exit_code == 2 and "it says how the run was trained" in refused.output
 
@@ -602,7 +614,7 @@ def test_the_table_of_two_methods_fits_80_columns(capsys: pytest.CaptureFixture[
     assert max(map(len, lines)) <= 80
     rows = [re.split(r"  +", line.strip()) for line in lines]
     assert ["reward, mean", "0.331", "0.567", "0.567"] in rows
-    assert ["KL(ref‖policy), nats", "0.00", "3.10", "3.10"] in rows
+    assert ["forward KL, nats", "0.00", "3.10", "3.10"] in rows
     assert ["pairs: accuracy", "0.710", "0.710"] in rows and ["training, seconds", "61"] in rows
 
 

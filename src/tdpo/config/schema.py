@@ -233,7 +233,8 @@ class Evaluation(Section):
     """Of these, the first so many have their KLs and entropy measured, which takes most of the time; null is all."""
     max_prompts: PositiveInt | None = None
     """Held-out prompts that are answered: the first so many. Null is all of an environment's, and none without an
-    environment; a number has the prompts of held-out pairs answered too, without a reward."""
+    environment; a number has the prompts of held-out pairs answered too, without a reward. A judge that `tdpo evaluate`
+    is given judges these responses, and then null is all."""
     max_new_tokens: PositiveInt | None = None
     """Longest response, in tokens; null is the environment's own, and 64 without one."""
     temperature: NonNegativeFloat = 1.0

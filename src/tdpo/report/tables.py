@@ -120,8 +120,6 @@ def pairs_table(runs: list[Run]) -> Table | None:
         Row(metric.title, metric.unit, [_estimate(metric, n, pair_interval(n, metric.key)) for n in numbers])
         for metric in metric_rows(PAIR_METRICS, numbers)
     ]
-    sources = [Cell(text_at(entry, "source") or MISSING) for entry in numbers]
-    rows.append(Row("Source", "", sources))
     return Table("Held-out preference pairs", [r.label for r in with_pairs], rows, [r.index for r in with_pairs])
 
 
