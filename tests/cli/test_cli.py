@@ -805,6 +805,7 @@ def test_the_real_demo_on_a_tiny_model(call: Call, tiny_demo: None, small_enviro
     assert [line["split"] for line in metrics].count("train") == 2, "a line an iteration"
     text = Path("demo/report.html").read_text(encoding="utf-8")
     assert "What PPO said while training" in text and "KL coefficient" in text
+    assert "This is demo --quick: 6 prompts" in text and "weights float32, adapters float32, products float32" in text
     assert Path("demo/report.html").stat().st_size > 10_000
 
 
