@@ -14,10 +14,11 @@ from .key_documentation import (
     only_in_studies,
     recipe_markdown,
 )
+from .loss_schema import Loss, LossKL, LossName
 from .online_schema import Online, OnlineRecipe, pairs_of_a_prompt, why_no_pairs, without_effect_on_distilling
-from .optimization import Optimizing, Recording
+from .optimization import Optimizing, Precision, Recording
 from .own_responses_schema import Prompts, Reward, Rollouts
-from .ppo_schema import CRITIC_KEYS, KL, PPO, VALUE_LEARNING_RATES, Advantage, PPORecipe, group_obstacle
+from .ppo_schema import CRITIC_KEYS, KL, PPO, Advantage, PPORecipe, group_obstacle
 from .python_fields import RecipeFields
 from .recipe_loading import (
     AnyRecipe,
@@ -35,9 +36,6 @@ from .schema import (
     Evaluation,
     LogNames,
     Lora,
-    Loss,
-    LossKL,
-    LossName,
     Model,
     PrefixSharing,
     Recipe,
@@ -48,6 +46,7 @@ from .schema import (
     TurnsToCount,
 )
 from .study_schema import ARM_NAMES, Arm, Study, Task
+from .training_defaults import VALUE_LEARNING_RATES
 
 __all__ = [
     "ARM_NAMES",
@@ -76,6 +75,7 @@ __all__ = [
     "Optimizing",
     "OwnResponsesRecipe",
     "PPORecipe",
+    "Precision",
     "PrefixSharing",
     "Prompts",
     "Recipe",

@@ -24,8 +24,6 @@ _IN_BOTH = {
     "model_name_or_path": "model.name",
     "ref_model": "model.reference",
     "torch_dtype": "model.dtype",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
     "peft_config": "model.lora",
     "use_peft": "model.lora",
     "r": "model.lora.rank",
@@ -38,6 +36,9 @@ _IN_BOTH = {
 ALIASES: dict[type[Section], dict[str, str]] = {
     Recipe: {
         **_IN_BOTH,
+        "bf16": "training.precision",
+        "fp16": "training.precision",
+        "mixed_precision": "training.precision",
         "dataset": "data.train",
         "dataset_name": "data.train",
         "train_file": "data.train",
@@ -66,6 +67,9 @@ ALIASES: dict[type[Section], dict[str, str]] = {
     },
     PPORecipe: {
         **_IN_BOTH,
+        "bf16": "ppo.precision",
+        "fp16": "ppo.precision",
+        "mixed_precision": "ppo.precision",
         "dataset": "prompts.train",
         "dataset_name": "prompts.train",
         "train_file": "prompts.train",
@@ -115,8 +119,10 @@ ALIASES: dict[type[Section], dict[str, str]] = {
     },
 }
 # Of other trainers' names for the keys of `ppo`, those whose key `online` has as well.
-_OF_BOTH_ONLINE = {"iterations", "minibatch_size", "micro_batch_size", "learning_rate", "scheduler", "warmup_steps",
-                   "optimizer", "eval_every", "save_every"}  # fmt: skip
+_OF_BOTH_ONLINE = {
+    "precision", "iterations", "minibatch_size", "micro_batch_size", "learning_rate", "scheduler", "warmup_steps",
+    "optimizer", "eval_every", "save_every",
+}  # fmt: skip
 ALIASES[OnlineRecipe] = {
     **{name: key for name, key in ALIASES[Recipe].items() if key.startswith(("loss.", "model.")) or key == "run_dir"},
     **{

@@ -11,7 +11,8 @@ from pydantic import ValidationInfo, field_validator
 
 from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
-from .optimization import Optimizing, Recording
+from .loss_schema import Loss
+from .optimization import Optimizing, Recording, why_no_precision
 from .own_responses_schema import (
     IterationIntervals,
     Prompts,
@@ -21,7 +22,8 @@ from .own_responses_schema import (
     source_problems,
     why_not_evaluated,
 )
-from .schema import Evaluation, Loss, Model, learning_rate_on_pairs, why_no_teacher
+from .schema import Evaluation, Model, why_no_teacher
+from .training_defaults import PAIRS, learning_rate, trains_adapter
 
 
 def pairs_of_a_prompt(loss: str, samples_per_prompt: int) -> int:
@@ -71,7 +73,8 @@ class _Objective(Section):
 class Online(Recording, IterationIntervals, Optimizing, _Objective):
     """The optimisation. An iteration draws `rollouts.completions` responses from the policy as it is then, pairs the
     best with the worst response to each prompt, and learns from these pairs. With `loss.name` kl nothing is ranked:
-    all responses are learned from, and a reward is logged if there is one. Every key has a default: `online: {}` makes a recipe one of this kind."""
+    all responses are learned from, and a reward is logged if there is one. Every key
+    has a default: `online: {}` makes a recipe one of this kind."""
 
     SAVES_AFTER = "online.save_every"
 
@@ -160,11 +163,13 @@ class OnlineRecipe(Section):
         reasons = {
             "online.micro_batch_size": why_no_divisor(online.micro_batch_size, "online.minibatch_size", minibatch),
             "online.eval_every": why_not_evaluated(online.eval_every, info.data),
+            "online.precision": model and why_no_precision(online.precision, model.dtype),
         }
         problems += [(key, reason) for key, reason in reasons.items() if reason is not None]
         if problems:
             raise key_problems(*problems)
         update: dict[str, Any] = {"minibatch_size": minibatch}
         if online.learning_rate is None and model is not None:
-            update["learning_rate"] = learning_rate_on_pairs(model)
+            adapter = trains_adapter(model.name, model.lora is not None)
+            update["learning_rate"] = learning_rate(PAIRS, adapter=adapter)
         return online.model_copy(update=update)

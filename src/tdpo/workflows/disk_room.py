@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..config import AnyRecipe, Recipe
+from ..models.precision import held_dtype, loaded_dtype
 from ..records.files import free_bytes
 from ..reference_cache.building import readable_bytes
 
@@ -50,8 +51,9 @@ class DiskRoom:
         """The room for the run of a recipe, from its models without values (on the device "meta")."""
         settings: Any = recipe.optimization
         adapter = recipe.model.lora is not None or _is_adapter(policy)
+        loaded = loaded_dtype(policy) if recipe.model.dtype == "auto" else recipe.model.dtype
         # Adapters are float32 whatever the model is (peft), and the outline has them so.
-        dtype = None if recipe.model.dtype == "auto" or adapter else getattr(torch, recipe.model.dtype)
+        dtype = None if adapter else getattr(torch, held_dtype(settings.precision, loaded, has_adapter=False))
         trained = [weight for weight in policy.parameters() if weight.requires_grad]
         kept = trained if adapter else list(policy.parameters())
         extra = [] if critic is None else list(critic.parameters())

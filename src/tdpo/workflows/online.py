@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from ..config import Online, OnlineRecipe
+from ..config import Online, OnlineRecipe, Precision
 from ..recipe_data.prompts import recipe_rewards
 from ..runs import RunDirectory
 from ..training.callbacks import Say
@@ -33,17 +33,21 @@ class LearningFromOwnPairs(Method):
     def recording(self) -> Online:
         return self.recipe.online
 
+    @property
+    def optimizing(self) -> Online:
+        return self.recipe.online
+
     def read(self) -> TrainingData:
         return prompts_to_train_on(self.recipe)
 
     def prepare(self, data: TrainingData) -> MakeTrainer:
         recipe, rewards = self.recipe, recipe_rewards(self.recipe, data.tokenizer)
 
-        def trainer(policy: Any, callbacks: Any) -> OnlineTDPOTrainer:
+        def trainer(policy: Any, callbacks: Any, precision: Precision) -> OnlineTDPOTrainer:
             return OnlineTDPOTrainer(
                 policy,
                 rewards,
-                args=online_arguments(recipe),
+                args=online_arguments(recipe, precision=precision),
                 train_dataset=data.train,
                 eval_dataset=data.held_out,
                 processing_class=data.tokenizer,

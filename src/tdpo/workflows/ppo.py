@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from ..config import PPO, PPORecipe
+from ..config import PPO, PPORecipe, Precision
 from ..recipe_data.prompts import recipe_rewards
 from ..runs import RunDirectory
 from ..training.callbacks import Say
@@ -42,17 +42,21 @@ class LearningFromRewards(Method):
     def recording(self) -> PPO:
         return self.recipe.ppo
 
+    @property
+    def optimizing(self) -> PPO:
+        return self.recipe.ppo
+
     def read(self) -> TrainingData:
         return prompts_to_train_on(self.recipe)
 
     def prepare(self, data: TrainingData) -> MakeTrainer:
         recipe, rewards = self.recipe, recipe_rewards(self.recipe, data.tokenizer)
 
-        def trainer(policy: Any, callbacks: Any) -> PPOTrainer:
+        def trainer(policy: Any, callbacks: Any, precision: Precision) -> PPOTrainer:
             return PPOTrainer(
                 policy,
                 rewards,
-                args=ppo_arguments(recipe),
+                args=ppo_arguments(recipe, precision=precision),
                 train_dataset=data.train,
                 eval_dataset=data.held_out,
                 processing_class=data.tokenizer,

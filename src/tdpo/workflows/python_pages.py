@@ -96,8 +96,9 @@ def _page(
 
 def _own_annotations(config: Any) -> set[str]:
     """The fields that a configuration adds to `Arguments`, itself or by a class that it has in common with others."""
-    classes = [each for each in config.__mro__ if each not in Arguments.__mro__]
-    return {name for each in classes for name in vars(each).get("__annotations__", ())}
+    shared = [each for each in config.__mro__ if each not in (config, *Arguments.__mro__)]
+    of_shared = {name for each in shared for name in vars(each).get("__annotations__", ())}
+    return {*config.__annotations__, *(name for name in of_shared if name not in trl_names.NAMES)}
 
 
 def _accepted(config: Any) -> dict[str, str]:

@@ -62,8 +62,11 @@ def _keys_of_iterations(section: str) -> dict[str, str]:
 PPO_KEYS, ONLINE_KEYS = _keys_of_iterations("ppo"), _keys_of_iterations("online")
 
 
-def pair_arguments(recipe: Recipe) -> TDPOConfig:
-    """A recipe for preferences as `TDPOConfig`. Raises ValueError as `split_batch`."""
+def pair_arguments(recipe: Recipe, **changes: Any) -> TDPOConfig:
+    """A recipe for preferences as `TDPOConfig`, in which `changes` are other values for fields that are keys.
+
+    Raises ValueError as `split_batch`.
+    """
     training = recipe.training
     per_device, accumulation = split_batch(
         training.batch_size, training.micro_batch_size, "training.batch_size", "training.micro_batch_size", "pairs"
@@ -72,7 +75,7 @@ def pair_arguments(recipe: Recipe) -> TDPOConfig:
     if training.epochs:
         length["num_train_epochs"] = training.epochs
     return TDPOConfig(
-        **PAIR_FIELDS.values(recipe),
+        **{**PAIR_FIELDS.values(recipe), **changes},
         **_common(recipe, training, training, training.learning_rate),
         **_intervals(training.eval_steps, training.save_steps),
         **length,
@@ -86,17 +89,17 @@ def pair_arguments(recipe: Recipe) -> TDPOConfig:
     )
 
 
-def ppo_arguments(recipe: PPORecipe) -> PPOConfig:
+def ppo_arguments(recipe: PPORecipe, **changes: Any) -> PPOConfig:
     """A PPO recipe as `PPOConfig`; its environment says how long responses may be where the recipe does not.
 
-    Raises ValueError as `split_batch`.
+    `changes` are other values for fields that are keys. Raises ValueError as `split_batch`.
     """
     ppo = recipe.ppo
     update = ppo.minibatch_size or recipe.rollouts.completions
     per_device, accumulation = split_batch(
         update, ppo.micro_batch_size, "ppo.minibatch_size", "ppo.micro_batch_size", "completions"
     )
-    fields = {**PPO_FIELDS.values(recipe), "max_new_tokens": new_tokens_of(recipe)}
+    fields = {**PPO_FIELDS.values(recipe), "max_new_tokens": new_tokens_of(recipe), **changes}
     updates_per_iteration = ppo.epochs * (recipe.rollouts.completions // update)
     return PPOConfig(
         **fields,
@@ -108,8 +111,8 @@ def ppo_arguments(recipe: PPORecipe) -> PPOConfig:
     )
 
 
-def online_arguments(recipe: OnlineRecipe) -> OnlineTDPOConfig:
-    """A recipe on pairs of own responses as `OnlineTDPOConfig`; how long responses may be is said as for PPO.
+def online_arguments(recipe: OnlineRecipe, **changes: Any) -> OnlineTDPOConfig:
+    """A recipe on pairs of own responses as `OnlineTDPOConfig`; arguments and the length of responses are as for PPO.
 
     Raises ValueError as `split_batch`.
     """
@@ -119,7 +122,7 @@ def online_arguments(recipe: OnlineRecipe) -> OnlineTDPOConfig:
         update, online.micro_batch_size, "online.minibatch_size", "online.micro_batch_size", "pairs"
     )
     return OnlineTDPOConfig(
-        **{**ONLINE_FIELDS.values(recipe), "max_new_tokens": new_tokens_of(recipe)},
+        **{**ONLINE_FIELDS.values(recipe), "max_new_tokens": new_tokens_of(recipe), **changes},
         **_common(recipe, online, online, online.learning_rate),
         **_intervals(online.eval_every, online.save_every, online.passes * (recipe.pairs // update)),
         kl=None if recipe.loss.kl is None else recipe.loss.kl.model_dump(),

@@ -26,6 +26,7 @@ FIELDS = RecipeFields(
     {
         **SAMPLING_KEYS,
         "iterations": "online.iterations",
+        "precision": "online.precision",
         "passes": "online.passes",
         "min_margin": "online.min_margin",
         "loss": "loss.name",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
+from ...config.training_defaults import PAIRS
 from ...models import kept_reference
 from ...rewards.functions import Rewards
 from ...scores import score_pairs
@@ -60,6 +61,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
 
     args: OnlineTDPOConfig
     collector: PairCollector
+    LEARNING_RATE_OF = PAIRS
     METHOD, STATE_FILE = "online preference learning", "online_state_{}.pt"
 
     def __init__(
@@ -99,7 +101,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
             [self.statistics.reference_model], self._completions, self._total,
         )  # fmt: skip
         self.begin_record(online_pairs_record(self, model, self._start, ref_model))
-        logger.info(self.describe())
+        logger.info("%s %s", self.describe(), self.precision.describe())
 
     def describe(self) -> str:
         """What is learned from and which paths run, in sentences for the log."""
