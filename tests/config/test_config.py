@@ -388,7 +388,8 @@ def test_the_recipes_of_the_repository_are_those_of_the_package() -> None:
     """One file each: `recipes` is a link, because two copies would have to be kept equal."""
     assert (ROOT / "recipes").is_symlink() and (ROOT / "recipes").resolve() == SHIPPED
     assert {path.stem for path in SHIPPED.iterdir()} == {
-        "sentiment_tdpo2", "sentiment_dpo", "preferences", "ppo_sentiment", "rloo_sentiment", "study_quick", "study",
+        "sentiment_tdpo2", "sentiment_dpo", "preferences", "ppo_sentiment", "rloo_sentiment", "online_sentiment",
+        "study_quick", "study",
     }  # fmt: skip
 
 

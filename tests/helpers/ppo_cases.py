@@ -127,7 +127,7 @@ def online_settings(folder: Path, **changes: Any) -> OnlineTDPOConfig:
 
 
 def make_online(folder: Path, *, reward: Any = letters, prompts: Any = PROMPTS, **changes: Any) -> OnlineTDPOTrainer:
-    own = {name: changes.pop(name) for name in ("peft_config", "eval_dataset") if name in changes}
+    own = {name: changes.pop(name) for name in ("peft_config", "eval_dataset", "ref_model") if name in changes}
     model, tokenizer = changes.pop("model", None), changes.pop("tokenizer", None)
     trainer = OnlineTDPOTrainer(
         model or build_model("llama"), reward, online_settings(folder, **changes), prompts,

@@ -39,7 +39,7 @@ class Curve:
 
 
 def _sides(key: str, *, own: bool = False) -> tuple[Part, ...]:
-    """The chosen and the rejected response of pairs; with `own`, PPO's own responses beside them."""
+    """The chosen and the rejected response of pairs; with `own`, own responses beside them."""
     pair = Part(f"chosen_{key}", "chosen"), Part(f"rejected_{key}", "rejected", "dot")
     return (*pair, Part(key, "own responses")) if own else pair
 
@@ -61,6 +61,11 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
             (Part("reward_mean"), Part("penalized_reward_mean", "less penalties", "dot")),
         ),
         Curve("reward_std", "Spread of the rewards", "standard deviation", axis="from zero"),
+        Curve(
+            "pairs", "Pairs of an iteration", "made of own responses",
+            "Dotted: prompts that gave none, as their responses were equally good.",
+            (Part("pairs", "pairs"), Part("prompts_without_pair", "prompts without", "dot")), axis="from zero",
+        ),
         Curve("length_mean", "Mean length", "tokens", axis="from zero"),
         Curve("finished_share", "Ended on its own", "share of responses", axis="share"),
     ),
@@ -85,7 +90,7 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
         ),
         Curve(
             "policy_entropy", "Policy entropy", "nats per token",
-            "Along pairs, or PPO’s own responses. Falls when the policy commits to fewer words.",
+            "Along pairs, or own responses. Falls when the policy commits to fewer words.",
         ),
     ),
     "Distance from the reference": (
@@ -113,7 +118,8 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
     "The machine at work": (
         Curve("tokens_per_second", "Throughput", "tokens per second", axis="from zero"),
         Curve(
-            "ppo_tokens_per_second", "Throughput of PPO", "tokens per second", "Solid: learning. Dotted: sampling.",
+            "ppo_tokens_per_second", "Throughput with own responses", "tokens per second",
+            "Solid: learning. Dotted: sampling.",
             (Part("learning_tokens_per_second", "learning"), Part("generation_tokens_per_second", "sampling", "dot")),
             axis="from zero",
         ),

@@ -33,7 +33,7 @@ class Line:
 
     @property
     def name(self) -> str:
-        one = " (one response a prompt)" if self.run.is_ppo else ""
+        one = " (one response a prompt)" if self.run.on_own_responses else ""
         held_out = f"held-out{one}" if self.split == "eval" else ""
         return ", ".join(part for part in (self.run.label, self.side, held_out) if part)
 

@@ -107,6 +107,7 @@ def page_content(runs: list[Run], remark: str = "") -> dict[str, Any]:
         "without_pairs": gaps(runs, "pairs"),
         "without_responses": gaps(runs, "generations") + (unjudged(runs) if judged else []),
         "ppo_labels": join_words([run.label for run in runs if run.is_ppo]),
+        "own_pairs_labels": join_words([run.label for run in runs if run.on_own_pairs]),
         "any_pairs": not all(run.is_ppo for run in runs),
         "curve_groups": groups,
         "training_responses": [table for run in runs if (table := training_responses(run))],
@@ -145,6 +146,7 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
     facts: dict[str, list[str]] = {
         "Training pairs": [],
         "Responses scored by PPO": [],
+        "Own responses scored": [],
         "Updates": [],
         "Training time": [],
         "Held-out pairs": [],
@@ -155,8 +157,10 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
         rows = at(run.data, "train", "rows") if trained is None else trained  # of which broken and too long are none
         pairs, prompts = at(run.evaluation, "pairs", "count"), at(run.evaluation, "settings", "prompts")
         scored = completions_scored(run)
-        facts["Training pairs"].append(show(rows) if number(rows) is not None and not run.is_ppo else "")
-        facts["Responses scored by PPO"].append(show(int(scored)) if scored is not None else "")
+        facts["Training pairs"].append(show(rows) if number(rows) is not None and not run.on_own_responses else "")
+        by, other = ("Responses scored by PPO", "Own responses scored")[:: 1 if run.is_ppo else -1]
+        facts[by].append(show(int(scored)) if scored is not None else "")
+        facts[other].append("")
         facts["Updates"].append(show(steps) if number(steps) is not None else "")
         facts["Training time"].append(show_duration(seconds) if seconds is not None else "")
         facts["Held-out pairs"].append(show(pairs) if number(pairs) is not None else "")

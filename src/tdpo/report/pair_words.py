@@ -73,9 +73,9 @@ def _direction(run: Run, side: str) -> int:
 def gaps(runs: list[Run], part: str) -> list[tuple[str, str]]:
     """(sentence, command) for each run whose evaluation lacks `part`, "pairs" or "generations".
 
-    The command adds it and is "" where none can. PPO has no pairs by nature, which is said elsewhere.
+    The command adds it and is "" where none can. A run on own responses has none held out, which is said elsewhere.
     """
-    lacking = [run for run in runs if not run.evaluation.get(part) and not (part == "pairs" and run.is_ppo)]
+    lacking = [run for run in runs if not run.evaluation.get(part) and not (part == "pairs" and run.on_own_responses)]
     return [_gap(run, part) for run in lacking]
 
 

@@ -182,15 +182,18 @@ def _reward_sentence(run: Run) -> str:
 
 
 def _without_evaluation(run: Run) -> str:
-    # The loss of PPO is no measure of progress: each iteration has another one.
-    key, what = ("reward_mean", "mean training reward") if run.is_ppo else ("loss", "training loss")
-    unknown = "responses to other prompts" if run.is_ppo else "responses"
+    # On own responses the loss is no measure of progress: each iteration has others.
+    on_rewards = run.on_own_responses and run.has_reward
+    key, what = ("reward_mean", "mean training reward") if on_rewards else ("loss", "training loss")
+    unknown = "responses to other prompts" if run.on_own_responses else "responses"
     values = [value for _, value in run.series("train", key) if value is not None]
     if not values:
         return f"{run.label} has logged nothing to judge it by yet."
     if len(values) == 1:
         return f"{run.label} has logged one {what}, {show(values[0])}, and has not been evaluated."
+    answered = run.evaluation.get("generations")
+    gap = ", and nothing judged its responses" if answered else " and has not been evaluated"
     return (
-        f"{run.label} took its {what} from {show(values[0])} to {show(values[-1])} "
-        f"and has not been evaluated: whether its {unknown} got better is not known."
+        f"{run.label} took its {what} from {show(values[0])} to {show(values[-1])}"
+        f"{gap}: whether its {unknown} got better is not known."
     )

@@ -67,11 +67,22 @@ class Run:
         return self.loss == METHODS["ppo"].name
 
     @property
+    def on_own_pairs(self) -> bool:
+        """Whether the run learned from pairs of its own responses."""
+        return "online" in self.recipe
+
+    @property
+    def on_own_responses(self) -> bool:
+        """Whether the run drew what it learned from itself, by PPO or in pairs, and so had no pairs of a file."""
+        return self.is_ppo or self.on_own_pairs
+
+    @property
     def has_reward(self) -> bool:
-        """Whether something judged its responses: the reward that PPO learns from, an environment's, or a judge's."""
+        """Whether something judged its responses: the reward that it learned from, an environment's, or a judge's."""
         means = (at(self.evaluation, "generations", who, "reward_mean") for who in ("base", "trained"))
         judged = any(value is not None for value in means)
-        return self.is_ppo or judged or any(sample.get("reward") is not None for sample in self.samples)
+        learned = self.is_ppo or bool(self.on_own_pairs and self.series("train", "reward_mean"))
+        return learned or judged or any(sample.get("reward") is not None for sample in self.samples)
 
     @property
     def kl(self) -> dict[str, Any]:
@@ -221,9 +232,9 @@ def _gaps(run: Run) -> list[str]:
             f"{public_name(text_at(assumed, 'loss'))}{beta}."
         )
     if run.metrics and not any(line.get("split") == "eval" for line in run.metrics):
-        batches = "responses to training prompts" if run.is_ppo else "training batches"
+        batches = "responses to training prompts" if run.on_own_responses else "training batches"
         notes.append(f"No evaluation during training was logged: the curves show {batches} only.")
-    if run.evaluation and not run.evaluation.get("pairs") and not run.is_ppo:
+    if run.evaluation and not run.evaluation.get("pairs") and not run.on_own_responses:
         notes.append("No held-out pairs were evaluated: accuracy and KL on pairs are known from training only.")
     notes += _too_few_prompts(run)
     for key in sorted({key for line in run.metrics for key in line}):

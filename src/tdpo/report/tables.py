@@ -148,8 +148,8 @@ def _facts(run: Run) -> dict[str, str]:
     facts |= {
         "Updates": "" if steps is None else f"{show(steps)} of {show(planned)}" if planned else show(steps),
         "Responses sampled": _rollouts(run),
-        "Batch": plain(at(recipe, "ppo", "minibatch_size") or at(recipe, "training", "batch_size")),
-        "Learning rate": plain(at(recipe, "ppo", "learning_rate") or at(recipe, "training", "learning_rate")),
+        "Batch": plain(_of_run(run, "minibatch_size") or _of_run(run, "batch_size")),
+        "Learning rate": plain(_of_run(run, "learning_rate")),
         "Precision": text_at(run.machine, "precision", "text"),
         "Training time": show_duration(wall_seconds(run)) if wall_seconds(run) is not None else "",
         "Reference cache": _cache_time(run),
@@ -188,17 +188,23 @@ def _resumptions(run: Run) -> str:
 
 
 def completions_scored(run: Run) -> float | None:
-    """How many responses PPO had scored in the iterations that it logged; None where that is not known."""
+    """How many own responses were scored in the iterations that were logged; None where that is not known."""
     size = number(at(run.recipe, "rollouts", "completions"))
     rewards = run.series("train", "reward_mean")
-    return size * len(rewards) if run.is_ppo and size is not None and rewards else None
+    return size * len(rewards) if run.on_own_responses and size is not None and rewards else None
+
+
+def _of_run(run: Run, key: str) -> Any:
+    """A key of the section of the recipe that says how weights are updated."""
+    values = (at(run.recipe, section, key) for section in ("ppo", "online", "training"))
+    return next((value for value in values if value is not None), None)
 
 
 def _rollouts(run: Run) -> str:
-    size, passes = at(run.recipe, "rollouts", "completions"), at(run.recipe, "ppo", "epochs")
-    if not run.is_ppo or number(size) is None:
+    size, passes = at(run.recipe, "rollouts", "completions"), _of_run(run, "epochs") or _of_run(run, "passes")
+    if not run.on_own_responses or number(size) is None:
         return ""
-    iterations = show(at(run.recipe, "ppo", "iterations"))
+    iterations = show(_of_run(run, "iterations"))
     return f"{iterations} iterations of {show(size)}, each learned from in {show(passes)} passes"
 
 
@@ -210,7 +216,7 @@ def _method(run: Run) -> str:
     method = method_named(run.loss)
     if method is not None and not method.has_alpha:  # recipes of earlier versions have an α that had no effect
         del signs["alpha"]
-    parts = [run.loss] if run.loss else []
+    parts = [f"{run.loss} on pairs of its own responses" if run.on_own_pairs else run.loss] if run.loss else []
     parts += [f"{sign} = {show(settings[key])}" for key, sign in signs.items() if number(settings.get(key)) is not None]
     return ", ".join([*parts, *_kl_beside(settings.get("kl"))])
 
@@ -292,7 +298,7 @@ def _median(run: Run, key: str, unit: str) -> str:
 
 
 def _throughput(run: Run) -> str:
-    if not run.is_ppo:
+    if not run.on_own_responses:
         return _median(run, "tokens_per_second", "tokens per second")
     learning = _median(run, "learning_tokens_per_second", "tokens per second learning")
     sampling = _median(run, "generation_tokens_per_second", "sampling")

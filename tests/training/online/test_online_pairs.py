@@ -15,13 +15,16 @@ from helpers.ppo_cases import (
     bandit_model,
     bandit_reward,
     distribution,
+    letters,
     make_online,
     online_settings,
+    total_divergence,
     word_tokenizer,
 )
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import StopAt, lora, trained_weights
 from tdpo import OnlineTDPOTrainer, TDPOConfig, TDPOTrainer
+from tdpo.records.json_files import read_jsonl
 from tdpo.sampling.sampler import SampledResponse
 from tdpo.training.online.pairs_collecting import best_and_worst
 from tdpo.training.online.rewarded_responses import RewardedResponses
@@ -73,7 +76,7 @@ def test_an_update_is_the_offline_update_on_the_same_pairs(loss: str, tmp_path: 
         output_dir=str(tmp_path / "offline"), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
         per_device_train_batch_size=4, max_steps=1, reference="model", **given,
     )  # fmt: skip
-    offline = TDPOTrainer(build_model("llama"), None, args, pairs, processing_class=build_tokenizer())
+    offline = TDPOTrainer(build_model("llama"), None, args, train_dataset=pairs, processing_class=build_tokenizer())
     offline.train()
     expected = trained_weights(offline)
     for name, weight in trained_weights(online).items():
@@ -183,8 +186,75 @@ def test_resumed_within_an_iteration_it_ends_at_the_same_weights(kind: str, tmp_
         ({"passes": 0}, "passes must be a whole number ≥ 1"),
         ({"max_steps": 3}, "max_steps has no effect"),
         ({"num_train_epochs": 2}, "num_train_epochs has no effect"),
+        ({"loss": "kl", "samples_per_prompt": 1}, "a pair needs two responses to a prompt"),
+        ({"loss": "kl", "completions": 12, "samples_per_prompt": 3}, "two by two; draw an even number"),
+        ({"loss": "kl", "min_margin": 0.5}, "min_margin=0.5 has no effect with loss kl"),
+        ({"loss": "kl", "missing_end_penalty": 0.5}, "missing_end_penalty=0.5 has no effect with loss kl"),
+        ({"loss": "kl", "kl": {"on": "chosen"}}, "kl with on='chosen' has no effect with loss='kl'"),
+        ({"loss": "kl", "per_device_train_batch_size": 3}, "= 3 pairs, which does not divide the 8 pairs of an iter"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=reason):
         online_settings(tmp_path, **changes)
+
+
+# Distillation
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward", "js"])
+def test_distillation_moves_the_policy_to_the_teacher_without_a_reward(direction: str, tmp_path: Path) -> None:
+    """One token of ten words: nothing but the teacher's distribution has a KL of zero."""
+    policy, teacher, tokenizer = bandit_model(), bandit_model(seed=1), word_tokenizer()
+    with torch.no_grad():
+        teacher.lm_head.weight.mul_(3.0)
+    start, goal = distribution(policy, tokenizer), distribution(teacher, tokenizer)
+    trainer = make_online(
+        tmp_path, model=policy, tokenizer=tokenizer, ref_model=teacher, reward=None, prompts=[PROMPT], iterations=60,
+        completions=8, samples_per_prompt=2, max_new_tokens=1, per_device_train_batch_size=4, learning_rate=0.03,
+        loss="kl", kl={"direction": direction},
+    )  # fmt: skip
+    trainer.train()
+    end = distribution(policy, tokenizer)
+    assert total_divergence(start, goal) > 0.2
+    assert total_divergence(end, goal) < 1e-3
+    logged = [line for line in trainer.state.log_history if "kl_term" in line]
+    assert (len(logged), logged[0]["pairs"]) == (60, 4)
+    assert logged[0]["reverse_kl"] > 0.05 > logged[-1]["reverse_kl"]
+    compared = {"accuracy", "margin", "chosen_logp", "prompts_without_pair", "reward_mean"}
+    assert not compared & logged[0].keys()
+
+
+def test_distillation_logs_a_reward_and_does_not_learn_from_it(tmp_path: Path) -> None:
+    """A constant reward is no mistake here, and another reward gives the same weights."""
+    results = []
+    for number, reward in enumerate((lambda completions, **_: [1.0] * len(completions), letters, None)):
+        trainer = make_online(
+            tmp_path / str(number), reward=reward, iterations=4, loss="kl", ref_model=teacher_model(),
+            eval_dataset=PROMPTS[:2],
+        )  # fmt: skip
+        trainer.train()
+        logged = [line for line in trainer.state.log_history if "kl_term" in line]
+        assert ("reward_mean" in logged[0]) == (reward is not None)
+        assert ("eval_reward_mean" in trainer.evaluate()) == (reward is not None)
+        results.append(trained_weights(trainer))
+    assert all(torch.equal(weight, other[name]) for other in results[1:] for name, weight in results[0].items())
+    shown = read_jsonl(tmp_path / "2" / "completions.jsonl")
+    assert shown and all(line["reward"] is None for line in shown)
+
+
+def test_only_distillation_does_without_a_reward(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reward_funcs is missing"):
+        make_online(tmp_path, reward=None)
+    with pytest.raises(ValueError, match="learns from a teacher: pass it as ref_model"):
+        make_online(tmp_path, reward=None, loss="kl")
+    with pytest.raises(ValueError, match="reward_weights has no effect without reward_funcs"):
+        make_online(tmp_path, reward=None, loss="kl", ref_model=teacher_model(), reward_weights=[1.0])
+
+
+def teacher_model() -> Any:
+    teacher = build_model("llama")
+    with torch.no_grad():
+        for weight in teacher.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    return teacher
