@@ -56,12 +56,8 @@ def test_every_value_reaches_the_trainer() -> None:
         "rollouts.missing_end_penalty=0.5", "rollouts.show_every=null", "rollouts.batch_size=5",
         "loss.name=dpo", "loss.beta=0.3", "loss.label_smoothing=0.1", "loss.kl.direction=reverse", "seed=9",
     ))  # fmt: skip
-    assert (args.iterations, args.passes, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (
-        3,
-        2,
-        2,
-        4,
-    )
+    assert (args.iterations, args.passes) == (3, 2)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
     assert (args.min_margin, args.missing_end_penalty, args.show_every, args.rollout_batch_size) == (0.25, 0.5, None, 5)
     assert (args.completions, args.samples_per_prompt, args.max_new_tokens, args.seed) == (96, 6, 7, 9)
     assert (args.loss, args.beta, args.label_smoothing, args.precision) == ("dpo", 0.3, 0.1, "bfloat16")
@@ -80,17 +76,17 @@ def test_every_value_reaches_the_trainer() -> None:
         (DISTILLING, ["loss.kl.on=chosen"], "loss.kl.on: chosen has no effect"),
         (DISTILLING, ["rollouts.completions=9", "rollouts.samples_per_prompt=3"], "samples_per_prompt: is 3: loss kl"),
         (MINIMAL, ["rollouts.samples_per_prompt=1"], "rollouts.samples_per_prompt: is 1: a pair needs two responses"),
-        (MINIMAL, ["online.minibatch_size=5"], "online.minibatch_size: 5 does not divide the pairs of an iteration, 16"),
+        (MINIMAL, ["online.minibatch_size=5"], "online.minibatch_size: 5 does not divide the pairs of an iteration, "),
         (MINIMAL, ["online.micro_batch_size=3"], "online.micro_batch_size: 3 does not divide online.minibatch_size 16"),
         (MINIMAL, ["rewards=[{function: 'r.py:f'}]"], "rewards: has no effect beside environment"),
         (MINIMAL, ["loss.name=dpo", "loss.alpha=0.1"], "loss.alpha: has no effect with loss.name dpo"),
         (MINIMAL, ["kl.form=exact"], "kl: belongs to a PPO recipe, not to one with a section online; see loss.kl"),
-        (MINIMAL, ["training.epochs=1"], "training: belongs to a recipe for preferences, not to one with a section onl"),
-        (MINIMAL, ["ppo.epochs=1"], "online: makes a recipe one on pairs of own responses, and ppo one of PPO; keep one"),
+        (MINIMAL, ["training.epochs=1"], "training: belongs to a recipe for preferences, not to one with "),
+        (MINIMAL, ["ppo.epochs=1"], "online: makes a recipe one on pairs of own responses, and ppo one of PPO"),
         (MINIMAL, ["online.epochs=1"], "online.epochs: unknown key; did you mean online.passes?"),
         (MINIMAL, ["rollouts.temperature=1"], "rollouts.temperature: there is no such key: the gradient is"),
-        (OWN, ["online.eval_every=1", "rewards=[{function: 'r.py:f'}]"], "online.eval_every: has no effect without held"),
-        (MINIMAL, ["model.lora=null", "rollouts.merge_adapter=false"], "rollouts.merge_adapter: has no effect with model"),
+        (OWN, ["online.eval_every=1", "rewards=[{function: 'r.py:f'}]"], "online.eval_every: has no effect without"),
+        (MINIMAL, ["model.lora=null", "rollouts.merge_adapter=false"], "rollouts.merge_adapter: has no effect with "),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(given: dict[str, Any], overrides: list[str], problem: str) -> None:

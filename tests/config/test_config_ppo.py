@@ -72,7 +72,8 @@ def test_sections_of_the_other_kind_say_where_they_belong(override: str, key: st
 @pytest.mark.parametrize("section", ["kl", "rollouts", "prompts", "rewards"])
 def test_a_ppo_recipe_without_its_section_says_what_is_missing(section: str) -> None:
     (found,) = problems(given={"run_dir": "x", section: {}})
-    assert found.startswith(f"{section}: belongs to a PPO recipe: add a section ppo (`ppo: {{}}` is enough)")
+    assert found.startswith(f"{section}: belongs to a PPO recipe: add a section ppo (`ppo: {{}}` is enough")
+    assert ("a section online" in found) == (section != "kl"), "which has the other three as well"
 
 
 # What is resolved

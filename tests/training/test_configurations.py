@@ -17,31 +17,37 @@ from helpers.tiny_models import build_model
 from helpers.training_cases import lora, make_trainer
 from tdpo.comparison.cells import StudyFiles, cells_of, training_recipe
 from tdpo.config import PPORecipe, Recipe, RecipeFields, load_recipe, load_study
-from tdpo.training import PPOConfig, TDPOConfig
+from tdpo.config.trl_names import NAMES
+from tdpo.training import OnlineTDPOConfig, PPOConfig, TDPOConfig
 from tdpo.training.arguments import Arguments, other_values, refuses_old_names
 from tdpo.training.offline import config as offline
 from tdpo.training.online import config as online
+from tdpo.training.online import pairs_config as online_pairs
 from tdpo.workflows.trainer_arguments import PAIR_KEYS, PPO_KEYS, pair_arguments, ppo_arguments
 
-BOTH = [(TDPOConfig, offline.FIELDS), (PPOConfig, online.FIELDS)]
+ALL = [(TDPOConfig, offline.FIELDS), (PPOConfig, online.FIELDS), (OnlineTDPOConfig, online_pairs.FIELDS)]
 
 
 def own_fields(config: Any) -> dict[str, Any]:
-    """The fields that neither transformers nor both trainers have."""
-    of_both = {f.name for f in dataclasses.fields(Arguments)}
-    return {f.name: f for f in dataclasses.fields(config) if f.name not in of_both}
+    """The fields that neither transformers nor TRL nor all trainers have."""
+    of_all = {f.name for f in dataclasses.fields(Arguments)}
+    of_trl = {name for name in NAMES if name not in {*offline.FIELDS.keys, *config.__annotations__}}
+    return {f.name: f for f in dataclasses.fields(config) if f.name not in of_all | of_trl}
 
 
-@pytest.mark.parametrize(("config", "fields"), BOTH)
+@pytest.mark.parametrize(("config", "fields"), ALL)
 def test_fields_are_keys_by_their_own_names(config: Any, fields: RecipeFields) -> None:
     renamed = {name: key for name, key in fields.keys.items() if key.rpartition(".")[2] != name}
-    assert renamed in ({"loss": "loss.name"}, {"rollout_batch_size": "rollouts.batch_size", "ppo_epochs": "ppo.epochs"})
+    of_rollouts = {"rollout_batch_size": "rollouts.batch_size"}
+    assert renamed in (
+        {"loss": "loss.name"}, {"ppo_epochs": "ppo.epochs", **of_rollouts}, {"loss": "loss.name", **of_rollouts},
+    )  # fmt: skip
     assert own_fields(config).keys() - fields.keys.keys() <= {
         "head_impl", "kl", "reward_weights", "per_device_train_batch_size",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("config", "fields"), BOTH)
+@pytest.mark.parametrize(("config", "fields"), ALL)
 def test_help_texts_are_those_of_the_keys_in_words_of_python(config: Any, fields: RecipeFields) -> None:
     for name, field in own_fields(config).items():
         help_text = field.metadata["help"]

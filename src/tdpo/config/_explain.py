@@ -178,8 +178,8 @@ def why_not_here(key: str, schema: type[Section]) -> str | None:
     if counterpart is None:
         return _LEFT_OUT.get((schema, key))
     if schema is Recipe:
-        online = "" if top in ("kl", "ppo") else " or, for pairs of own responses, online"
-        return f"belongs to a PPO recipe: add a section ppo (`ppo: {{}}` is enough){online}; or see {counterpart}"
+        online = "" if top in ("kl", "ppo") else "; for pairs of own responses, a section online"
+        return f"belongs to a PPO recipe: add a section ppo (`ppo: {{}}` is enough{online}), or see {counterpart}"
     if schema is OnlineRecipe:
         kind = "PPO recipe" if top == "kl" else "recipe for preferences"
         return f"belongs to a {kind}, not to one with a section online; see {counterpart}"
