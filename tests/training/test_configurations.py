@@ -18,8 +18,9 @@ from helpers.training_cases import lora, make_trainer
 from tdpo.comparison.cells import StudyFiles, cells_of, training_recipe
 from tdpo.config import PPORecipe, Recipe, RecipeFields, load_recipe, load_study
 from tdpo.training import PPOConfig, TDPOConfig
-from tdpo.training.arguments import Arguments, other_values, refuses_old_names
+from tdpo.training.arguments import other_values, refuses_old_names
 from tdpo.training.offline import config as offline
+from tdpo.training.offline.trl_arguments import TRLArguments
 from tdpo.training.online import config as online
 from tdpo.workflows.trainer_arguments import PAIR_KEYS, PPO_KEYS, pair_arguments, ppo_arguments
 
@@ -28,7 +29,7 @@ BOTH = [(TDPOConfig, offline.FIELDS), (PPOConfig, online.FIELDS)]
 
 def own_fields(config: Any) -> dict[str, Any]:
     """The fields that neither transformers nor both trainers have."""
-    of_both = {f.name for f in dataclasses.fields(Arguments)}
+    of_both = {f.name for f in dataclasses.fields(TRLArguments)}  # and what both share
     return {f.name: f for f in dataclasses.fields(config) if f.name not in of_both}
 
 
