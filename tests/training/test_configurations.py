@@ -17,10 +17,10 @@ from helpers.tiny_models import build_model
 from helpers.training_cases import lora, make_trainer
 from tdpo.comparison.cells import StudyFiles, cells_of, training_recipe
 from tdpo.config import PPORecipe, Recipe, RecipeFields, load_recipe, load_study
-from tdpo.config.trl_names import NAMES
 from tdpo.training import OnlineTDPOConfig, PPOConfig, TDPOConfig
-from tdpo.training.arguments import Arguments, other_values, refuses_old_names
+from tdpo.training.arguments import other_values, refuses_old_names
 from tdpo.training.offline import config as offline
+from tdpo.training.offline.trl_arguments import TRLArguments
 from tdpo.training.online import config as online
 from tdpo.training.online import pairs_config as online_pairs
 from tdpo.workflows.trainer_arguments import PAIR_KEYS, PPO_KEYS, pair_arguments, ppo_arguments
@@ -30,9 +30,8 @@ ALL = [(TDPOConfig, offline.FIELDS), (PPOConfig, online.FIELDS), (OnlineTDPOConf
 
 def own_fields(config: Any) -> dict[str, Any]:
     """The fields that neither transformers nor TRL nor all trainers have."""
-    of_all = {f.name for f in dataclasses.fields(Arguments)}
-    of_trl = {name for name in NAMES if name not in {*offline.FIELDS.keys, *config.__annotations__}}
-    return {f.name: f for f in dataclasses.fields(config) if f.name not in of_all | of_trl}
+    of_all = {f.name for f in dataclasses.fields(TRLArguments)}
+    return {f.name: f for f in dataclasses.fields(config) if f.name not in of_all}
 
 
 @pytest.mark.parametrize(("config", "fields"), ALL)

@@ -24,6 +24,10 @@ def explain(
     makes it pay for what it invents: the bump settles on one. Add a reward, change the
     strength β, and see when the direction matters and when the strength does.
 
+    Then a tree of tokens: choose the KL's direction, its place (in the sigmoid as TDPO, beside
+    the loss, in the loss of a policy gradient, in the reward) and its strength, and see the
+    policy move to the exact optimum.
+
     One small file that opens in any browser, without a network.
 
     [bold]Examples[/bold]

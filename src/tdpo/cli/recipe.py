@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -147,8 +147,10 @@ def _print_keys(key: str | None) -> None:
     of_ppo, of_studies = _matching(only_in_ppo(), key), _matching(only_in_studies(), key)
     of_online = _matching(only_in_online(), key)
     if not (rows or of_ppo or of_online or of_studies):
-        candidates = (nearest_key(str(key), schema) for schema in (Recipe, PPORecipe, OnlineRecipe, Study))
-        nearest = max(filter(None, candidates), key=lambda c: SequenceMatcher(None, str(key), c).ratio(), default=None)
+        kinds = (Recipe, PPORecipe, OnlineRecipe, Study)
+        candidates = [near for schema in kinds if (near := nearest_key(str(key), schema))]
+        # Several kinds of recipe have keys of similar names; the one that is spelt most alike is meant.
+        nearest = next(iter(get_close_matches(str(key), candidates, 1, 0.0)), None)
         raise CommandError(
             f"no key {key!r}" + (f"; did you mean {nearest}?" if nearest else "; `tdpo recipe` lists them")
         )

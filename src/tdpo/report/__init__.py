@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..installation import extra_command
 from ..records.files import write_text
 from ..records.names import ABOUT_FILE, REPORT_FILE, RESULTS_FILE
 
@@ -32,6 +31,8 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, remark: str = "") -> Pa
 
         page = render(load_runs([Path(run_dir) for run_dir in run_dirs]), remark)
     except ImportError as error:
+        from ..installation import extra_command
+
         raise ImportError(
             f"the report needs jinja2 and plotly ({error}); install them with: {extra_command('eval')}"
         ) from error
@@ -53,6 +54,8 @@ def write_two_kls(out: Path) -> Path:
 
         page = render_two_kls()
     except ImportError as error:
+        from ..installation import extra_command
+
         raise ImportError(f"the page needs jinja2 ({error}); install it with: {extra_command('eval')}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
@@ -83,6 +86,8 @@ def write_study_report(study_dir: Path, out: Path | None = None) -> Path:
 
         page = render_study(study_dir)
     except ImportError as error:
+        from ..installation import extra_command
+
         raise ImportError(
             f"the report needs jinja2 and plotly ({error}); install them with: {extra_command('eval')}"
         ) from error
@@ -101,6 +106,8 @@ def write_exact_report(folder: Path) -> Path:
 
         page = render_exact(Path(folder))
     except ImportError as error:
+        from ..installation import extra_command
+
         raise ImportError(
             f"the page needs jinja2 and plotly ({error}); install them with: {extra_command('eval')}"
         ) from error

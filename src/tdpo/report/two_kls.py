@@ -7,16 +7,18 @@ from importlib import metadata
 from .embedding import checked_script, security_policy
 from .templating import template_environment, template_text
 
+SCRIPTS = ("two_kls.js", "kl_tree_math.js", "kl_tree.js")
+
 
 def render_two_kls() -> str:
     """The page as one HTML document that needs nothing else. Raises ImportError when jinja2 is missing."""
     from markupsafe import Markup
 
     environment = template_environment()
-    script = checked_script("two_kls.js", template_text("two_kls.js"))
+    scripts = [checked_script(name, template_text(name)) for name in SCRIPTS]
     return environment.get_template("two_kls_page.html.jinja").render(
-        policy=security_policy([script]),
+        policy=security_policy(scripts),
         css=Markup(template_text("report.css")),
-        script=Markup(script),
+        scripts=[Markup(script) for script in scripts],
         writer=metadata.version("tdpo"),
     )
