@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ..kl_choices import KLTerm, PairSide, TermDirection, weight_obstacle
+from ..kl_choices import KLTerm, PairSide, TermDirection, target_obstacle, weight_obstacle
 from ..methods import METHODS
 from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
@@ -123,6 +123,9 @@ class LossKL(Section):
     """Weight of the KL, per nat; null is 0.1, and 1 where the KL is the whole loss (`loss.name` kl)."""
     weight: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The reference's share w of the mixture in `js` (null is 0.5); the other directions have none."""
+    target: PositiveFloat | None = None
+    """Nats per sequence at which the KL is held: the coefficient, which then is only where it begins, moves after every
+    update. Null leaves it as it is."""
 
     @field_validator("weight")
     @classmethod
@@ -170,6 +173,8 @@ class Loss(Section):
         is_all = info.data.get("name") == "kl"
         if kl is None:
             return LossKL(coefficient=1.0) if is_all else None
+        if obstacle := target_obstacle(kl.target, info.data.get("name", "")):
+            raise key_problems(("loss.kl.target", obstacle))
         default = 1.0 if is_all else KLTerm.DEFAULT_COEFFICIENT
         return kl if kl.coefficient is not None else kl.model_copy(update={"coefficient": default})
 
