@@ -178,8 +178,8 @@ class KLTerm:
     (`scoring.kl_target`), which begins at the coefficient; None: λ stays as it is.
 
     Raises:
-        ValueError: a name that is none of these, a coefficient or target that is not finite and > 0, or a weight that is not
-            between 0 and 1, or stands beside another direction.
+        ValueError: a name that is none of these, a coefficient or a target that is not finite and > 0, or a weight that
+            is not between 0 and 1, or stands beside another direction.
     """
 
     DEFAULT_COEFFICIENT: ClassVar[float] = 0.1

@@ -18,8 +18,8 @@ class KLArguments:
         default=None,
         metadata={
             "help": "An exact KL beside the loss: direction (forward, reverse or js), on (chosen, rejected or both), "
-            "coefficient, weight (of js) and target (nats a sequence, at which the coefficient holds it) in a dictionary, "
-            "or in JSON. None: there is none."
+            "coefficient, weight (of js) and target (nats a sequence at which it is held) in a dictionary, or in JSON. "
+            "None: there is none."
         },
     )
 

@@ -160,13 +160,8 @@ class OnlineTDPOTrainer(OnlineTrainer):
         if "loss" in logs and self._iteration is not None:
             iteration = self._under_way()
             learned = self.preference_loss.logged(iteration.learning.averages(self._total))
-            logs = {
-                **logs,
-                **iteration.logs,
-                **learned,
-                **self.preference_loss.aim,
-                "peak_memory_mib": peak_memory_mib(),
-            }
+            learned |= self.preference_loss.aim
+            logs = {**logs, **iteration.logs, **learned, "peak_memory_mib": peak_memory_mib()}
         super().log(logs, start_time)
 
     # ---- checkpoints ----
