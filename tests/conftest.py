@@ -35,6 +35,14 @@ def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture(autouse=True)
+def _float32_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on how fast the machine is: one that is about speed brings its own."""
+    from tdpo.models import product_speed
+
+    monkeypatch.setattr(product_speed, "measure", lambda dtype, device: product_speed.ProductSpeed(dtype, 100.0, 200.0))
+
+
+@pytest.fixture(autouse=True)
 def _offline_and_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,33 @@ def test_progress_on_a_terminal_is_a_bar_for_each_stage(
     assert "run: pairs [1]" in shown and "2/2" in shown and "run: generations" in shown and "1/3" in shown
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_progress_line_never_cuts_the_count_and_the_time_left(width: int) -> None:
+    from tdpo.cli._progress_line import progress_line
+
+    note = "reward 0.123 · KL 1.23 reverse, 1.21 forward · coefficient 0.0652"
+    for label in ("ppo: updates", "tdpo2: pairs for the reference cache", "a run of a very long name: " * 4):
+        line = progress_line(width, label, 1234, 5678, elapsed=3725, left=83, note=note).plain
+        assert len(line) <= width, "nothing is left for a terminal to cut"
+        assert "1234/5678" in line and "0:01:23 left" in line
+        assert line.endswith(("left", "0.123", "forward", "0.0652")), "no number of the note is cut"
+    assert "reward 0.123" in progress_line(width, "ppo: updates", 3, 5, elapsed=1, left=2, note=note).plain
+    everything = progress_line(200, "ppo", 3, 5, elapsed=3725, left=None, note=note).plain
+    assert note in everything and "1:02:05" in everything and "-:--:-- left" in everything
+
+
+def test_the_bar_of_a_narrow_terminal_shows_count_and_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    monkeypatch.setattr(_console, "err", lambda: Console(stderr=True, force_terminal=True, width=60))
+    with _console.progress("tdpo2: pairs for the reference cache") as update:
+        update(12, 256, "margin +0.12 · chosen KL 0.12 nats · 1234 tokens/s")
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).strip().splitlines()[-1]
+    assert "12/256" in last and last.rstrip().endswith("left") and len(last.rstrip()) <= 60, last
+
+
 # recipe
 
 
@@ -316,6 +344,10 @@ def test_train_resume_generate_merge_on_a_tiny_model(call: Call, recipe_file: Pa
     assert again.exit_code == 2 and "--overwrite replaces it" in again.output
     resumed = call("train", "run", "--resume")
     assert resumed.exit_code == 0 and "run is finished (step 4)" in resumed.output
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file() and path.name != ".lock"}
+    mistyped = call("train", str(recipe_file), "--overwrite", "model.lora.targets=[no_such_layer]")
+    assert mistyped.exit_code == 2 and "the run in run is as it was" in mistyped.output, mistyped.output
+    assert all(path.read_bytes() == content for path, content in before.items())
     other = call("train", "run", "--resume", "loss.beta=0.3")
     assert other.exit_code == 2 and "loss.beta: the run has 0.1, the recipe 0.3" in other.output
 
@@ -346,6 +378,8 @@ def test_ipo_is_trained_evaluated_and_reported_by_its_name(call: Call, recipe_fi
     assert "trained with IPO" in card and "arXiv 2310.12036" in card and "- loss ipo, beta 0.2\n" in card
     judged = call("evaluate", "run")
     assert judged.exit_code == 0, judged.output
+    assert "written: run/evaluation.json\n" in judged.output and not Path("run/samples.jsonl").exists()
+    assert "evaluation.max_prompts=32 has both models answer" in judged.output.replace("\n", " ")
     found = read_json(Path("run/evaluation.json"))
     assert found["run"]["loss"] == "ipo" and found["pairs"]["margin"] == pytest.approx(held_out["margin"], abs=1e-5)
     assert call("report", "run", "--out", "report.html").exit_code == 0
@@ -503,14 +537,16 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         (run.path / "model").mkdir(exist_ok=True)
         return {"steps": 4}
 
-    def evaluate_run(run: Any, recipe: Any, *, base_from: Any = None, progress: Any, **_: Any) -> dict[str, Any]:
-        calls.append(("evaluate", (run.path, recipe, base_from and base_from.path)))
+    def evaluate_run(
+        run: Any, recipe: Any, *, base_from: Any = None, judge: Any = None, progress: Any, **_: Any
+    ) -> dict[str, Any]:
+        calls.append(("evaluate", (run.path, recipe, base_from and base_from.path, *([judge] if judge else []))))
         progress("generations", 1, 1)
         run.write_json("evaluation.json", EVALUATION)
         return EVALUATION
 
-    def write_report(runs: list[Path], out: Path) -> Path:
-        calls.append(("report", (runs, out)))
+    def write_report(runs: list[Path], out: Path, remark: str = "") -> Path:
+        calls.append(("report", (runs, out, remark) if remark else (runs, out)))
         out.write_text("<html>", encoding="utf-8")
         return out
 
@@ -532,6 +568,10 @@ def test_pairs_samples_what_the_recipe_says(call: Call, recipe_file: Path, small
     assert (origin["seed"], origin["max_new_tokens"], origin["num_samples"]) == (3, 6, 4)
     again = call("pairs", str(recipe_file), "--out", "o.jsonl")
     assert again.exit_code == 2 and "--overwrite replaces it" in again.output
+    before = {path.name: path.read_bytes() for path in Path().glob("o.jsonl*")}
+    for wrong in ("model.name=no-such-model", "sampling.samples_per_prompt=1"):
+        assert call("pairs", str(recipe_file), wrong, "--out", "o.jsonl", "--overwrite").exit_code == 2
+        assert {path.name: path.read_bytes() for path in Path().glob("o.jsonl*")} == before
 
 
 def test_pairs_of_held_out_prompts_go_where_the_recipe_reads_them(
@@ -551,6 +591,14 @@ def test_evaluate_prints_base_beside_trained(call: Call, recipe_file: Path, fake
     assert "mean reward +0.236 against base, 95% interval [+0.180, +0.300], which excludes 0" in done.output
     recipe = fakes[-1][1][1]
     assert recipe.evaluation.samples_per_prompt == 2
+    assert "written: run/evaluation.json, run/samples.jsonl" in done.output
+    assert call("evaluate", "run", "--reward", "judge.py:size").exit_code == 0
+    assert fakes[-1][1][-1].function == "judge.py:size"
+    assert call("evaluate", "run", "--reward-model", "some/model").exit_code == 0
+    assert fakes[-1][1][-1].model == "some/model"
+    for options in (["--reward", "a:b", "--reward-model", "c"], ["--reward", ""]):
+        refused = call("evaluate", "run", *options)
+        assert refused.exit_code == 2 and "--reward" in refused.output and "judge" in refused.output
     refused = call("evaluate", "run", "loss.beta=1")
     assert refused.exit_code == 2 and "it says how the run was trained" in refused.output
 
@@ -566,7 +614,7 @@ def test_the_table_of_two_methods_fits_80_columns(capsys: pytest.CaptureFixture[
     assert max(map(len, lines)) <= 80
     rows = [re.split(r"  +", line.strip()) for line in lines]
     assert ["reward, mean", "0.331", "0.567", "0.567"] in rows
-    assert ["KL(ref‖policy), nats", "0.00", "3.10", "3.10"] in rows
+    assert ["forward KL, nats", "0.00", "3.10", "3.10"] in rows
     assert ["pairs: accuracy", "0.710", "0.710"] in rows and ["training, seconds", "61"] in rows
 
 
@@ -616,7 +664,10 @@ DEMO_STAGES = ["train", "train", "ppo", *["evaluate"] * 3, "report"]
 @pytest.fixture
 def tiny_demo(monkeypatch: pytest.MonkeyPatch, tiny_folder: Callable[[str], Path]) -> None:
     """The demo on a tiny model instead of the bundled one."""
-    monkeypatch.setattr("tdpo.cli.demo.QUICK", (*demo_module.QUICK, f"model.name={tiny_folder('llama')}"))
+    for name in ("SHORT", "QUICK"):
+        size = getattr(demo_module, name)
+        common = (*size.common, f"model.name={tiny_folder('llama')}")
+        monkeypatch.setattr(demo_module, name, replace(size, common=common))
 
 
 def test_demo_does_every_stage_once_and_skips_what_is_done(
@@ -699,9 +750,45 @@ def test_demo_mixes_neither_settings_nor_folders(
 ) -> None:
     assert call("demo", "--quick", "--out", "demo").exit_code == 0
     mixed = call("demo", "--out", "demo")
+    assert call("demo", "--full", "--quick").exit_code == 2
     assert mixed.exit_code == 2 and "holds a demo with other settings" in mixed.output
     foreign = call("demo", "--out", ".")
     assert foreign.exit_code == 2 and "is not empty and holds no demo" in foreign.output
+
+
+def test_the_short_demo_says_how_little_it_is_and_keeps_its_dtype(
+    call: Call,
+    fakes: list[tuple[str, Any]],
+    tiny_demo: None,
+    small_environment: Environment,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tdpo.models import product_speed
+
+    first = call("demo")
+    assert first.exit_code == 0, first.output
+    for text in ("runs in float32", "100 GFLOP/s in bfloat16, 200 in float32", "This is the short demo: 6 prompts",
+                 "intervals are wide", "make demo-full", "Report: runs/demo/report.html"):  # fmt: skip
+        assert text in first.output, text
+    assert {recipe.model.dtype for name, (recipe, *_) in fakes if name in ("train", "ppo")} == {"float32"}
+    assert "make demo-full" in fakes[-1][1][2], "the report says it too"
+    # Another measurement would be another demo: the one that was made when it began counts.
+    fast = product_speed.ProductSpeed("bfloat16", half=900.0, float32=200.0)
+    monkeypatch.setattr(product_speed, "measure", lambda dtype, device: fast)
+    again = call("demo")
+    assert again.exit_code == 0 and again.output.count("done before") == 8, again.output
+    assert "in float32, as it began" in again.output
+    assert "runs in bfloat16" in call("demo", "--out", "elsewhere").output
+
+
+def test_the_short_demo_gives_every_method_the_same_budget() -> None:
+    from tdpo.cli._demo_sizes import SHORT
+    from tdpo.cli.demo import Demo
+
+    demo = Demo(Path("runs/demo"), SHORT)
+    on_pairs = demo._recipes_on_pairs(list(SHORT.common))
+    recipes = {**on_pairs, **demo._recipes_on_rewards(list(SHORT.common))}
+    assert len(set(demo._responses_scored(on_pairs["TDPO2"], recipes).values())) == 1
 
 
 @pytest.mark.slow
@@ -718,6 +805,7 @@ def test_the_real_demo_on_a_tiny_model(call: Call, tiny_demo: None, small_enviro
     assert [line["split"] for line in metrics].count("train") == 2, "a line an iteration"
     text = Path("demo/report.html").read_text(encoding="utf-8")
     assert "What PPO said while training" in text and "KL coefficient" in text
+    assert "This is demo --quick: 6 prompts" in text and "weights float32, adapters float32, products float32" in text
     assert Path("demo/report.html").stat().st_size > 10_000
 
 

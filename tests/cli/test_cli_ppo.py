@@ -57,6 +57,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PPORecipe, bool]]:
         recipe: Any, run: Any, *, resume: bool = False, progress: Any = None, say: Any = None, **_: Any
     ) -> dict[str, Any]:
         calls.append((recipe, resume))
+        run.begin()
         progress(1, recipe.updates, "reward 0.3")
         run.set_status("running", step=1)
         if recipe.seed == 13 and not resume:

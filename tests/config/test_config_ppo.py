@@ -168,6 +168,8 @@ REFUSED = [
     (("ppo.micro_batch_size=5",), "ppo.micro_batch_size: 5 does not divide ppo.minibatch_size 32; the nearest below"),
     (("ppo.minibatch_size=null", "ppo.micro_batch_size=3"), "3 does not divide ppo.minibatch_size 64"),
     (("rollouts.merge_adapter=false", "model.lora=null"), "rollouts.merge_adapter: has no effect with model.lora null"),
+    (("model.dtype=bfloat16", "ppo.precision=bfloat16-mixed"),
+     "ppo.precision: bfloat16-mixed holds weights in float32, and model.dtype loads them in bfloat16; remove one"),
     (("ppo.gamma=0",), "ppo.gamma: expected a number > 0 and ≤ 1, got 0"),
     (("ppo.gae_lambda=1.5",), "ppo.gae_lambda: expected a number ≥ 0 and ≤ 1, got 1.5"),
     (("ppo.clip_range=0",), "ppo.clip_range: expected a number > 0, got 0"),

@@ -24,7 +24,7 @@ PAIRS = [
 
 def judged(policy: Any, reference: Any, **more: Any) -> dict[str, Any]:
     statistics = PolicyStatistics.of(policy, reference_for(policy, reference))
-    loss = configured_loss("tdpo2", 0.1, 0.5, 0.0)
+    loss = configured_loss("tdpo2", 0.1, 0.5, 0.0).of_pairs
     return evaluate_pairs(policy, statistics, loss, PAIRS, pad_token_id=0, batch_size=4, **more)
 
 

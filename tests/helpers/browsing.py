@@ -113,3 +113,27 @@ OVERFLOW = """() => {
     (node) => !inside(node) && node.getBoundingClientRect().right > width + 1);
   return [document.documentElement.scrollWidth, width, outside.map((node) => node.outerHTML.slice(0, 80))];
 }"""
+
+# Labels of axes that are cut off by their figure, stand on one another, or are turned.
+BAD_TICKS = """() => [...document.querySelectorAll(".plot")].flatMap((plot) => {
+  const box = plot.getBoundingClientRect();
+  const wrong = [];
+  for (const axis of ["xtick", "ytick"]) {
+    const labels = [...plot.querySelectorAll(`.${axis} text`)]
+      .map((node) => [node.textContent, node.getBoundingClientRect()]).filter(([, size]) => size.width);
+    labels.forEach(([text, size], index) => {
+      const outside = size.left < box.left - 1 || size.right > box.right + 1 || size.bottom > box.bottom + 1;
+      if (outside) wrong.push(`${plot.id}: ${text} is cut off`);
+      if (size.height > 22) wrong.push(`${plot.id}: ${text} is turned`);
+      const overlaps = axis === "xtick" && index && size.left < labels[index - 1][1].right;
+      if (overlaps) wrong.push(`${plot.id}: ${text} overlaps`);
+    });
+  }
+  return wrong;
+})"""
+
+# Controls that a finger would miss: (tag, words, height in pixels).
+SMALL_CONTROLS = """() => [...document.querySelectorAll("button, select, input, summary, header nav a")]
+  .filter((node) => node.getClientRects().length)
+  .map((node) => [node.tagName, node.textContent.slice(0, 20), node.getBoundingClientRect().height])
+  .filter(([tag, , height]) => height < (["A", "SUMMARY"].includes(tag) ? 32 : 44))"""

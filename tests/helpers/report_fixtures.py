@@ -108,6 +108,21 @@ def make_run(
     return path
 
 
+def unjudged(run: Path) -> Path:
+    """The run directory as one trained on preferences that nothing judged: its recipe names no environment."""
+    found = read_json(run / "evaluation.json")
+    found["settings"] |= {"environment": "pairs_held_out.jsonl", "reward": ""}
+    for numbers in found["generations"].values():
+        for key in [key for key in numbers if key.startswith("reward")]:
+            del numbers[key]
+    write_json(run / "evaluation.json", {**found, "difference": None})
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    write_lines(run / "samples.jsonl", [{**sample, "reward": None} for sample in samples])
+    named = recipe(run, found["run"]["loss"], seed=0)
+    write_yaml(run / "recipe.yaml", {**named, "environment": None})
+    return run
+
+
 def environment(path: Path, loss: str, seed: int) -> dict[str, Any]:
     argv = ["tdpo", "train", "recipes/sentiment.yaml", f"run_dir={path}", f"loss.name={loss}"]
     if loss == "ppo":
@@ -304,9 +319,13 @@ def evaluation(loss: str, samples: list[dict[str, Any]], per_prompt: int, rng: r
         },
         "pairs": None if loss == "ppo" else pair_numbers(character),
         "generations": {
-            "base": generation_numbers(samples, "base", 0.0, 0.412),
+            "base": generation_numbers(samples, "base", 0.0, 0.412, 2.6),
             "trained": generation_numbers(
-                samples, "trained", character["chosen_kl"] + 0.6, 0.412 - character["drop"] / 90
+                samples,
+                "trained",
+                character["chosen_kl"] + 0.6,
+                0.412 - character["drop"] / 90,
+                character["entropy"],
             ),
         },
         "difference": {"reward_mean": {**change, "method": "bootstrap over prompts, paired, 10000 resamples"}},
@@ -318,12 +337,16 @@ def evaluation(loss: str, samples: list[dict[str, Any]], per_prompt: int, rng: r
 def pair_numbers(character: dict[str, float]) -> dict[str, Any]:
     end = logged(character, 0.82, 0.0)
     values = {key: value for key, value in end.items() if key not in ("loss", "policy_entropy")}
+    for side, before in (("chosen", -51.0), ("rejected", -52.0)):
+        values |= {f"{side}_reference_logp": before, f"{side}_log_ratio": end[f"{side}_logp"] - before}
     widths = {key: 0.12 * abs(value) + 0.02 for key, value in values.items()}
     intervals = {key: [value - widths[key], value + widths[key]] for key, value in values.items()}
     return {"source": "pairs_held_out.jsonl", "count": 60, **values, "intervals": intervals}
 
 
-def generation_numbers(samples: list[dict[str, Any]], model: str, kl: float, distinct: float) -> dict[str, Any]:
+def generation_numbers(
+    samples: list[dict[str, Any]], model: str, kl: float, distinct: float, entropy: float
+) -> dict[str, Any]:
     own = [sample for sample in samples if sample["model"] == model]
     rewards = [sample["reward"] for sample in own]
     mean, prompts = sum(rewards) / len(rewards), len(mean_by_prompt(samples, model))
@@ -335,6 +358,7 @@ def generation_numbers(samples: list[dict[str, Any]], model: str, kl: float, dis
         "reverse_kl": (kl, 0.08 * kl),
         "distinct_1": (distinct, 0.02),
         "distinct_2": (2 * distinct, 0.03),
+        "policy_entropy": (entropy, 0.1),
     }
     return {
         **{key: value for key, (value, _) in estimates.items()},

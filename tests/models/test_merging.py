@@ -13,6 +13,7 @@ import transformers as hf
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora
 from tdpo.models import load_causal_lm, merge_adapter, merging, select_logits
+from tdpo.records import files, full_disk, locks
 from tdpo.training import saving
 from tdpo.training.saving import save_merged
 
@@ -100,6 +101,32 @@ def test_a_merged_model_that_says_something_else_is_refused_and_not_written(
     with pytest.raises(ValueError, match=r"says something else once it is loaded again.*nothing was written"):
         save_merged(folder, tmp_path / "merged")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_a_half_made_merge_is_repeated_and_a_full_disk_is_told_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = adapter_folder(build_model("qwen2"), tmp_path, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    out, half = tmp_path / "out" / "merged", tmp_path / "out" / ".merged.being-merged"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"cut off by a kill")
+    (half / "of-another-model.json").write_text("{}")
+    (tmp_path / "out" / ".merged.lock").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(full_disk, "free_bytes", lambda _: 1000)
+        patch.setattr(files, "free_bytes", lambda _: 1000)
+        told = r"No space left on device \(at least [\d,]{7,} bytes to write, 1,000 bytes free\)"
+        with pytest.raises(OSError, match=told) as caught:
+            save_merged(folder, out)
+        assert caught.value.filename == str(out) and not out.exists()
+    with (
+        locks.lock(tmp_path / "out" / ".merged.lock"),
+        pytest.raises(FileExistsError, match=r"another .*\(process \d+"),
+    ):
+        save_merged(folder, out)
+    save_merged(folder, out)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged"]
+    assert load_causal_lm(out) is not None and not (out / "of-another-model.json").exists()
 
 
 def test_what_cannot_be_merged_is_said(tiny_model: Callable[..., Any]) -> None:

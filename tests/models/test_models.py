@@ -22,7 +22,6 @@ from tdpo.models import (
     causal_lm_of,
     find_head,
     has_adapter,
-    has_no_units_for,
     kept_reference,
     load_causal_lm,
     load_tokenizer,
@@ -668,13 +667,3 @@ def test_code_that_ships_with_a_model_runs_only_when_asked_for(
     assert not mark.exists()
     assert type(load_causal_lm(folder, trust_remote_code=True)).__name__ == "TheirModel"
     assert mark.read_text() == "this code ran"
-
-
-@pytest.mark.parametrize("units", [True, False])
-def test_half_precision_without_units_is_known(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: units)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert has_no_units_for("bfloat16") is not units
-    assert not has_no_units_for("float32") and not has_no_units_for("auto")
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    assert not has_no_units_for("bfloat16"), "the model will not run on the CPU"

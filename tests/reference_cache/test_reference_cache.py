@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from helpers.tiny_models import build_model
 from tdpo.batches import PromptResponses, TokenizedPair, counted_tokens, padded_batch, shared_prefix_batch
 from tdpo.models import LoraSettings, add_lora, causal_lm_of
+from tdpo.records.caches import readable_bytes
 from tdpo.reference_cache import (
     BrokenCache,
     CacheLayout,
@@ -36,6 +38,7 @@ from tdpo.reference_cache import (
     storage,
 )
 from tdpo.reference_cache.fingerprint import tokens_digest
+from tdpo.training.offline.reference_caching import reason_against
 
 FIELDS = [
     Field("expected_weight", torch.float32, 5),
@@ -361,3 +364,23 @@ def test_bf16_keeps_its_bits() -> None:
     stored = storage.as_array(given, field)
     assert stored.dtype == np.int16
     assert torch.equal(storage.as_tensor(stored, field).view(torch.int16), given.view(torch.int16))
+
+
+def test_a_new_cache_keeps_the_limit_and_says_what_it_deleted(tmp_path: Path) -> None:
+    pairs, said = made_up_pairs(20), []
+    old = replace(made_plan(tmp_path, pairs, "old"), about={"model": "org/old", "data": "pairs.jsonl"})
+    used = build_cache(made_plan(tmp_path, pairs, "used"), values, batch_size=4)
+    build_cache(old, values, batch_size=4)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    plan = replace(made_plan(tmp_path, pairs, "new"), limit=size + old.layout.bytes - 1)
+    assert plan.is_within_limit
+    check(build_cache(plan, values, batch_size=4, say=said.append), pairs)
+    assert said[0].startswith(f"Deleted the reference cache {old.folder.name} (org/old, pairs.jsonl, ")
+    assert "last used 20" in said[0] and "(TDPO_CACHE_LIMIT)" in said[0] and used.folder.exists()
+    full = replace(made_plan(tmp_path, pairs, "another"), limit=old.layout.bytes)
+    limit = f"{readable_bytes(old.layout.bytes)} (TDPO_CACHE_LIMIT)"
+    said_by_auto = f"a cache ({full.size()}) would exceed the limit of all caches, {limit}"
+    assert not full.is_within_limit and reason_against(full, 100.0, 20, False) == said_by_auto
+    with pytest.raises(OSError, match=r"would exceed the limit .*\(TDPO_CACHE_LIMIT\)\. Raise it, name a folder"):
+        build_cache(full, values, batch_size=4)
+    assert not full.staging.exists() and plan.folder.exists()

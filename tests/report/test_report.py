@@ -126,7 +126,7 @@ def test_summary_without_generations_falls_back_to_what_is_known() -> None:
         Run(Path("r"), "C", 0),
     ]
     said = summary_sentences(runs)
-    assert said[0].startswith("DPO prefers the chosen response in 70\u2009% of the held-out pairs [0.60, 0.80]")
+    assert said[0] == "DPO prefers the chosen response in 70\u2009% of the held-out pairs [60\u2009%, 80\u2009%]."
     assert said[1].startswith("A took its training loss from 0.69 to 0.40 and has not been evaluated")
     assert said[2] == "B has logged one training loss, 0.69, and has not been evaluated."
     assert said[3] == "C has logged nothing to judge it by yet."
@@ -148,7 +148,7 @@ def test_a_run_that_only_has_its_recipe(tmp_path: Path) -> None:
     for name in set(RUN_FILES) - {"recipe.yaml"}:
         (run / name).unlink()
     text = visible_text(write_report([run], tmp_path / "out.html").read_text(encoding="utf-8"))
-    for sentence in ("has logged nothing", "No generations have been evaluated", "no generations to read", "no curves"):
+    for sentence in ("has logged nothing", "has not been evaluated", "no responses to read", "no curves"):
         assert sentence in text
 
 
@@ -470,7 +470,7 @@ def test_every_figure_is_valid_plotly_and_says_its_numbers_in_words_and_in_a_tab
     from plotly.graph_objects import Figure as PlotlyFigure
 
     figures = all_figures(run_dirs)
-    assert len({figure.id for figure in figures}) == len(figures) == 26
+    assert len({figure.id for figure in figures}) == len(figures) == 29
     for figure in figures:
         PlotlyFigure(data=figure.data, layout=figure.layout)
         assert figure.rows and all(len(row) == len(figure.heads) for row in figure.rows), figure.id
@@ -705,4 +705,6 @@ def test_a_run_that_was_killed_is_not_shown_as_running(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert load_runs([tmp_path])[0].status["state"] == "running"
-    assert load_runs([tmp_path])[0].status == {"state": "interrupted", "step": 3}
+    assert load_runs([tmp_path])[0].status == {"state": "killed", "step": 3}
+    page = write_report([tmp_path], tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "Training was killed at update 3" in visible_text(page) and "--resume" in visible_text(page)

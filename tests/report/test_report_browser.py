@@ -42,7 +42,7 @@ def test_every_figure_is_drawn_without_errors_or_requests(visit: Visit, report: 
             traces: plot.data.length, ticks: plot.querySelectorAll(".xtick, .ytick").length,
         }))"""
     )
-    assert len(drawn) == 26
+    assert len(drawn) == 29
     for plot in drawn:
         assert plot["height"] > 60, plot
         assert plot["marks"] >= plot["traces"] >= 1, plot
@@ -82,7 +82,7 @@ def test_printing_opens_details_and_fits_figures(visit: Visit) -> None:
     finally:
         visit.page.emulate_media(media="screen")
         visit.page.set_viewport_size({"width": 1280, "height": 900})
-    assert len(widths) >= 26
+    assert len(widths) >= 29
     assert max(widths) <= page
     assert max(tables) <= page
     assert visit.page.pdf(format="A4").startswith(b"%PDF")

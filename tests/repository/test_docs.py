@@ -224,3 +224,13 @@ def test_the_recipe_of_the_page_on_ppo_is_one(tmp_path: Path) -> None:
     (tmp_path / "my_rewards.py").write_text(definition)
     reward = load_function(str(recipe.rewards[0].function).replace("my_rewards", str(tmp_path / "my_rewards")))
     assert reward(prompts=["a", "b"], completions=["yes, please", "no"]) == [1.0, 0.0]
+
+
+def test_the_reverse_kl_has_one_name() -> None:
+    """KL(policy‖reference) is the reverse KL everywhere. The glossary alone names the other word, which is not used."""
+    other = re.compile(r"backwards?[ _-]kl|kl[ _]backward|KL\((?:ref|policy)‖(?:ref|pi)\)", re.IGNORECASE)
+    kinds = ("*.md", "*.py", "*.jinja", "*.js", "*.yaml")
+    pages = [path for folder in ("src", "docs", "examples") for kind in kinds for path in (ROOT / folder).rglob(kind)]
+    pages += list(ROOT.glob("*.md"))
+    uses = {path.name: other.findall(path.read_text(encoding="utf-8")) for path in pages}
+    assert {name: words for name, words in uses.items() if words} == {"ARCHITECTURE.md": ["backward KL"]}

@@ -15,6 +15,7 @@ import torch
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora, make_trainer, plain_rows, train_logs
 from tdpo.records.folders import staged_folder
+from tdpo.records.full_disk import telling_of_a_full_disk
 from tdpo.runs.checkpoints import (
     COMPLETE,
     DamagedCheckpoint,
@@ -25,7 +26,6 @@ from tdpo.runs.checkpoints import (
 )
 from tdpo.runs.inputs import ChangedInputs
 from tdpo.training import TDPOTrainer
-from tdpo.training.saving import telling_of_a_full_disk
 
 
 def new_trainer(folder: Path, rows: Any = None, **changes: Any) -> TDPOTrainer:
@@ -278,9 +278,12 @@ def test_a_full_disk_is_told_with_its_folder_whoever_fails(tmp_path: Path, monke
         with told as caught, telling_of_a_full_disk(place):
             raise error
         assert caught.value.filename == str(place) and caught.value.errno == 28
+    sized = pytest.raises(OSError, match=r"\(at least 1,234 bytes to write, [\d,]+ bytes free\); free some")
+    with sized, telling_of_a_full_disk(place, 1234):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     torch_error = RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 320 vs 214")
     with pytest.raises(RuntimeError), telling_of_a_full_disk(place):
         raise torch_error  # with room on the disk it is another fault
-    monkeypatch.setattr("tdpo.training.saving.free_bytes", lambda _: 4096)
+    monkeypatch.setattr("tdpo.records.full_disk.free_bytes", lambda _: 4096)
     with pytest.raises(OSError, match="No space left"), telling_of_a_full_disk(place):
         raise torch_error

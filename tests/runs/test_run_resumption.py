@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -14,81 +13,17 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.run_cases import REWARD, go, ppo_recipe_in, recipe_in, write_inputs, write_rows
 from helpers.tiny_models import build_model
-from helpers.training_cases import move_away, plain_rows
-from tdpo.config import AnyRecipe, PPORecipe, Recipe, load_recipe
-from tdpo.records.json_files import append_jsonl, read_json
-from tdpo.records.names import METRICS_FILE
+from helpers.training_cases import lora, move_away, plain_rows
+from tdpo.records.json_files import read_json
 from tdpo.runs import ChangedInputs, DamagedCheckpoint, RunDirectory, RunError
-from tdpo.workflows.ppo import train_ppo
-from tdpo.workflows.train import train
-
-REWARD = """
-def letters(prompts, completions, **columns):
-    return [sum(map(str.isalpha, text)) / 10 for text in completions]
-"""
+from tdpo.workflows.precision_of_run import precision_of_run
 
 
 @pytest.fixture
 def inputs(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A model, rows, prompts and a reward of one's own."""
-    shutil.copytree(tiny_folder("llama"), tmp_path / "base")
-    write_rows(tmp_path / "pairs.jsonl", plain_rows(6))
-    write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"say {word}"} for word in ("one", "two", "three", "four")])
-    (tmp_path / "mine.py").write_text(REWARD)
-    return tmp_path
-
-
-def write_rows(path: Path, rows: list[Any]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def recipe_in(folder: Path, *overrides: str) -> Recipe:
-    training = {
-        "batch_size": 3, "max_steps": 4, "save_steps": 2, "learning_rate": 1e-2, "scheduler": "constant",
-        "reference": "model", "prefix_sharing": "off",
-    }  # fmt: skip
-    recipe = load_recipe(
-        {
-            "run_dir": str(folder / "run"),
-            "model": {"name": str(folder / "base"), "dtype": "float32", "lora": {"rank": 2}},
-            "data": {"train": str(folder / "pairs.jsonl")},
-            "training": training,
-        },
-        overrides,
-    )
-    assert isinstance(recipe, Recipe)
-    return recipe
-
-
-def ppo_recipe_in(folder: Path, *overrides: str) -> PPORecipe:
-    recipe = load_recipe(
-        {
-            "run_dir": str(folder / "run"),
-            "model": {"name": str(folder / "base"), "dtype": "float32", "lora": {"rank": 2}},
-            "environment": {
-                "prompts": str(folder / "prompts.jsonl"), "reward": f"{folder / 'mine.py'}:letters",
-                "max_new_tokens": 4,
-            },
-            "rollouts": {"completions": 4, "samples_per_prompt": 2},
-            "ppo": {"iterations": 2, "epochs": 1, "minibatch_size": 4, "save_every": 1, "scheduler": "constant"},
-        },
-        overrides,
-    )  # fmt: skip
-    assert isinstance(recipe, PPORecipe)
-    return recipe
-
-
-def go(
-    recipe: AnyRecipe, *, resume: bool = False, overwrite: bool = False, say: Any = print, **how: Any
-) -> RunDirectory:
-    """As `tdpo train` and `tdpo ppo` do, without the bar."""
-    with RunDirectory.training(recipe, resume=resume, overwrite=overwrite) as run:
-        if isinstance(recipe, PPORecipe):
-            train_ppo(recipe, run, resume=resume, say=say, **how)
-        else:
-            train(recipe, run, resume=resume, say=say, **how)
-    return run
+    return write_inputs(tmp_path, tiny_folder("llama"))
 
 
 def kill_myself(*_: Any, **__: Any) -> None:
@@ -132,7 +67,7 @@ def killed(folder: Path, where: str, *overrides: str) -> None:
 def test_a_model_whose_saving_was_cut_off_leaves_nothing_to_the_next(inputs: Path) -> None:
     killed(inputs, "while the model is saved")
     run = RunDirectory(inputs / "run")
-    assert (run.path / ".model-being-saved" / "adapter_model.safetensors").exists() and run.state() == "interrupted"
+    assert (run.path / ".model-being-saved" / "adapter_model.safetensors").exists() and run.state() == "killed"
     assert RunDirectory(inputs / "run").status()["state"] == "running", "nobody was there to write another"
     go(recipe_in(inputs, "model.lora=null"), overwrite=True)
     names = {path.name for path in (inputs / "run" / "model").iterdir()}
@@ -151,19 +86,6 @@ def test_a_run_killed_while_it_began_can_be_begun_in_every_way(inputs: Path, whe
         with RunDirectory.training(recipe, **how) as begun:  # type: ignore[arg-type]
             assert begun.is_run()
         shutil.rmtree(run.path)
-
-
-def test_a_run_overwritten_by_one_that_was_killed_is_neither(inputs: Path) -> None:
-    with RunDirectory.training(recipe_in(inputs)) as run:
-        append_jsonl(run.path / METRICS_FILE, {"step": 1})
-        (run.path / "mine.txt").write_text("mine")
-    killed(inputs, "before its status")
-    run = RunDirectory(inputs / "run")
-    assert not run.is_run() and not (run.path / "metrics.jsonl").exists()
-    with pytest.raises(RunError):
-        RunDirectory.open(run.path)
-    with RunDirectory.training(recipe_in(inputs)) as begun:
-        assert begun.is_run() and (run.path / "mine.txt").exists()
 
 
 # Other inputs
@@ -359,6 +281,47 @@ def test_a_disk_that_takes_no_status_does_not_hide_the_error(inputs: Path, monke
         monkeypatch.setattr(RunDirectory, "set_status", full)
         assert run.state() == RunDirectory(run.path).state() == "running"
         raise ZeroDivisionError
-    assert run.status()["state"] == "running" and run.state() == "interrupted", "it holds no lock any more"
+    assert run.status()["state"] == "running" and run.state() == "killed", "it holds no lock any more"
     with pytest.raises(RunError, match="no trained model yet"):
         _ = run.model_path
+
+
+# Precision
+
+
+def test_a_run_keeps_the_precision_that_it_chose(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights of a bfloat16 model: what was measured is recorded; resumption and evaluation go by it."""
+    from peft import get_peft_model
+
+    from tdpo.evaluation import evaluate_run
+    from tdpo.models import product_speed
+
+    def measured(half: float) -> None:
+        speed = product_speed.ProductSpeed("bfloat16", half, 100.0)
+        monkeypatch.setattr(product_speed, "measure", lambda dtype, device: speed)
+
+    build_model("llama", dtype=torch.bfloat16).save_pretrained(inputs / "base")
+    write_rows(inputs / "held.jsonl", plain_rows(3, seed=1))
+    full = ("model.lora=null", "model.dtype=auto", f"data.eval={inputs / 'held.jsonl'}")
+    measured(half=400.0)
+    said: list[str] = []
+    run = go(recipe_in(inputs, *full, "training.max_steps=2"), say=said.append)
+    assert any("Precision: weights float32, products bfloat16 (bfloat16 products are clearly" in line for line in said)
+    recorded = run.precision()
+    assert recorded is not None and (recorded["choice"], recorded["load_as"]) == ("bfloat16-mixed", "float32")
+    measured(half=50.0)
+    said.clear()
+    go(recipe_in(inputs, *full), resume=True, say=said.append)
+    assert any("Precision: weights float32, products bfloat16 (as the run began)" in line for line in said)
+    assert run.precision() == recorded
+    pairs = evaluate_run(run, recipe_in(inputs, *full))["pairs"]
+    assert pairs["chosen_forward_kl"] > 0 and (inputs / "run/model/model.safetensors").exists()
+
+    # A run of an earlier version recorded nothing: it trained the weights as they were loaded, and goes on so.
+    machine = read_json(run.path / "environment.json")
+    del machine["precision"]
+    run.write_json("environment.json", machine)
+    model, has_adapter = build_model("llama", dtype=torch.bfloat16), get_peft_model(build_model("llama"), lora())
+    assert precision_of_run(run, "auto", model, is_resumed=True) == "bfloat16"
+    assert precision_of_run(run, "auto", model, is_resumed=False) == "auto"
+    assert precision_of_run(run, "auto", has_adapter, is_resumed=True) == "auto"

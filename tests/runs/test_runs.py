@@ -115,13 +115,14 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_got_somewhere_is_refused_with_the_ways_on(run: RunDirectory) -> None:
-    run.set_status("interrupted", step=7)
-    with pytest.raises(RunError, match=r"\(interrupted, step 7\): --resume continues it, .*--overwrite replaces it"):
+    run.set_status("interrupted", step=7, max_steps=9)
+    said = r"was interrupted at update 7 of 9 on \S+ at \S+ UTC: --resume continues it, .*--overwrite replaces it"
+    with pytest.raises(RunError, match=said):
         run.create(recipe_for(run.path))
     run.set_status("finished")
     with pytest.raises(RunError) as caught:
         run.create(recipe_for(run.path))
-    assert "--resume" not in str(caught.value) and "(finished, step 7)" in str(caught.value)
+    assert "--resume" not in str(caught.value) and "finished at update 7 of 9" in str(caught.value)
 
 
 def test_a_run_that_failed_before_its_first_update_is_replaced(run: RunDirectory) -> None:
@@ -130,7 +131,7 @@ def test_a_run_that_failed_before_its_first_update_is_replaced(run: RunDirectory
     assert run.recipe().seed == 5 and run.status()["error"] is None
 
 
-def test_overwrite_removes_what_a_run_wrote_and_nothing_else(run: RunDirectory) -> None:
+def test_overwrite_moves_what_a_run_wrote_aside_and_nothing_else(run: RunDirectory) -> None:
     checkpoint(run, 3)
     append_jsonl(run.path / METRICS_FILE, {"step": 1})
     for name in ("pairs.jsonl", "checkpoint-notes"):
@@ -138,7 +139,12 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(run: RunDirectory) 
     (run.path / "model").mkdir()
     run.create(recipe_for(run.path, "seed=2"), overwrite=True)
     names = {p.name for p in run.path.iterdir()}
-    assert names == {".lock", "environment.json", "recipe.yaml", "status.json", "pairs.jsonl", "checkpoint-notes"}
+    new = {".lock", "environment.json", "recipe.yaml", "status.json", "replaced-run"}
+    assert names == {*new, "pairs.jsonl", "checkpoint-notes"}
+    kept = {p.name for p in (run.path / "replaced-run").iterdir()}
+    assert kept == {"environment.json", "recipe.yaml", "status.json", "checkpoint-3", "metrics.jsonl", "model"}
+    run.let_go_of_replaced()
+    assert {p.name for p in run.path.iterdir()} == names - {"replaced-run"}
 
 
 def test_overwrite_removes_everything_that_tdpo_writes(run: RunDirectory, tmp_path: Path) -> None:
@@ -157,6 +163,7 @@ def test_overwrite_removes_everything_that_tdpo_writes(run: RunDirectory, tmp_pa
     for name in mine:
         (run.path / name).write_text("mine", encoding="utf-8")
     run.create(recipe_for(run.path), overwrite=True)
+    run.let_go_of_replaced()
     assert {p.name for p in run.path.iterdir()} == {".lock", "environment.json", "recipe.yaml", "status.json", *mine}
     assert (tmp_path / "elsewhere" / "mine").read_text(encoding="utf-8") == "mine"
 
@@ -194,7 +201,7 @@ def test_a_disk_that_fills_up_while_a_run_begins_leaves_a_folder_to_begin_in(
 
 
 def test_a_run_of_which_half_was_cleared_is_none(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.set_status("finished", step=7)
+    run.set_status("failed")
 
     def stopped(path: Path) -> None:
         if path.name == "environment.json":
@@ -203,7 +210,7 @@ def test_a_run_of_which_half_was_cleared_is_none(run: RunDirectory, monkeypatch:
             remove(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tdpo.runs.directory.remove", stopped)
+        patch.setattr("tdpo.runs.replacing.remove", stopped)
         with pytest.raises(KeyboardInterrupt):
             run.create(recipe_for(run.path), overwrite=True)
     assert (run.path / "recipe.yaml").exists() and (run.path / "status.json").exists() and not run.is_run()
@@ -262,9 +269,13 @@ def test_a_run_that_says_it_is_running_is_dead_once_nobody_holds_it(run: RunDire
     run.set_status("running", step=3)
     with run.locked():
         assert run.state() == RunDirectory(run.path).state() == "running"
-    assert run.status()["state"] == "running" and run.state() == "interrupted"
-    with pytest.raises(RunError, match=r"holds a run \(interrupted, step 3\): --resume continues it"):
+    assert run.status()["state"] == "running" and run.state() == "killed"
+    with pytest.raises(
+        RunError, match=r"holds a run that was killed at update 3, last seen on .* UTC: --resume continues"
+    ):
         run.create(recipe_for(run.path))
+    with pytest.raises(RunError, match=r"no trained model yet: it was killed at update 3, .*tdpo train .* --resume"):
+        _ = run.model_path
     (run.path / ".lock").unlink()
     assert run.state() == "running", "a copy without a lock says nothing"
 
@@ -302,10 +313,13 @@ def test_another_process_is_kept_out_until_a_kill_lets_go(tmp_path: Path) -> Non
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         for arguments in ({"resume": True}, {"overwrite": True}, {}):
             with (
-                pytest.raises(RunError, match="in use by another process"),
+                pytest.raises(RunError, match=rf"in use by another process \(process {holder.pid} on host \S+ since"),
                 RunDirectory.training(recipe_for(path), **arguments),
             ):
                 pass
+        with pytest.raises(RunError, match=rf"it is running at update 3 \(process {holder.pid} on .*wait for its end"):
+            _ = RunDirectory.open(path).model_path
+        assert "--resume" not in str(RunDirectory(path).why_not_new())
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -365,7 +379,7 @@ def test_a_broken_line_of_metrics_is_warned_of_and_the_later_ones_stay(
 
 
 def test_a_finished_model_is_found_and_a_missing_one_explained(run: RunDirectory) -> None:
-    with run.locked(), pytest.raises(RunError, match=r"no trained model yet \(running\); `tdpo train .*run --resume`"):
+    with run.locked(), pytest.raises(RunError, match=r"no trained model yet: it is running .*wait for its end"):
         _ = run.model_path
     (run.path / "model").mkdir()
     assert run.model_path == run.path / "model"

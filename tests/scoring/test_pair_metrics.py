@@ -35,5 +35,5 @@ def test_what_a_policy_forbids_is_no_tie() -> None:
 
 def test_the_beta_of_every_loss() -> None:
     for name in ("dpo", "tdpo1", "tdpo2", "ipo"):
-        assert beta_of(configured_loss(name, 0.25, 0.5, 0.0)) == 0.25
-    assert beta_of(sft_loss) == 1.0 and configured_loss("sft", None, None, 0.0) is sft_loss
+        assert beta_of(configured_loss(name, 0.25, 0.5, 0.0).of_pairs) == 0.25
+    assert beta_of(sft_loss) == 1.0 and configured_loss("sft", None, None, 0.0).of_pairs is sft_loss

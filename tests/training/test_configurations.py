@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers as hf
+from peft import get_peft_model
 
-from helpers.ppo_cases import ppo_settings
-from tdpo.config import PPORecipe, Recipe, RecipeFields, load_recipe
+from helpers.ppo_cases import PROMPTS, letters, make_ppo, ppo_settings
+from helpers.tiny_models import build_model
+from helpers.training_cases import lora, make_trainer
+from tdpo.comparison.cells import StudyFiles, cells_of, training_recipe
+from tdpo.config import PPORecipe, Recipe, RecipeFields, load_recipe, load_study
 from tdpo.training import PPOConfig, TDPOConfig
-from tdpo.training.arguments import Arguments, other_values, refuses_old_names
+from tdpo.training.arguments import other_values, refuses_old_names
 from tdpo.training.offline import config as offline
+from tdpo.training.offline.trl_arguments import TRLArguments
 from tdpo.training.online import config as online
 from tdpo.workflows.trainer_arguments import PAIR_KEYS, PPO_KEYS, pair_arguments, ppo_arguments
 
@@ -23,7 +29,7 @@ BOTH = [(TDPOConfig, offline.FIELDS), (PPOConfig, online.FIELDS)]
 
 def own_fields(config: Any) -> dict[str, Any]:
     """The fields that neither transformers nor both trainers have."""
-    of_both = {f.name for f in dataclasses.fields(Arguments)}
+    of_both = {f.name for f in dataclasses.fields(TRLArguments)}  # and what both share
     return {f.name: f for f in dataclasses.fields(config) if f.name not in of_both}
 
 
@@ -31,7 +37,9 @@ def own_fields(config: Any) -> dict[str, Any]:
 def test_fields_are_keys_by_their_own_names(config: Any, fields: RecipeFields) -> None:
     renamed = {name: key for name, key in fields.keys.items() if key.rpartition(".")[2] != name}
     assert renamed in ({"loss": "loss.name"}, {"rollout_batch_size": "rollouts.batch_size", "ppo_epochs": "ppo.epochs"})
-    assert own_fields(config).keys() - fields.keys.keys() <= {"head_impl", "kl", "reward_weights"}
+    assert own_fields(config).keys() - fields.keys.keys() <= {
+        "head_impl", "kl", "reward_weights", "per_device_train_batch_size",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("config", "fields"), BOTH)
@@ -51,15 +59,61 @@ def test_a_recipe_of_defaults_gives_a_configuration_of_defaults(tmp_path: Path) 
         (pair_arguments(recipe), TDPOConfig(str(tmp_path))),
         (ppo_arguments(ppo), PPOConfig(str(tmp_path))),
     ):
+        for name in ("num_train_epochs", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
+                     "logging_steps", "gradient_checkpointing", "per_device_train_batch_size"):  # fmt: skip
+            assert getattr(made, name) == getattr(default, name), name
         # Those that follow from other keys of a recipe: its environment, and whether there is a value model.
         follows = {"max_new_tokens", "value_learning_rate"}
         for name in own_fields(type(default)).keys() - follows:
             assert getattr(made, name) == getattr(default, name), name
 
 
+def test_every_way_in_has_the_same_learning_rates_epochs_and_batches(
+    tokenizer: Any, tmp_path: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    """Recipe, Python and study, for an adapter and for all weights; also for an adapter that is trained on."""
+    folder = str(tiny_folder("llama"))
+    saved = get_peft_model(build_model("llama"), lora())
+    saved.save_pretrained(tmp_path / "adapter")
+
+    def of_recipe(method: str, model: str, new_adapter: bool) -> float:
+        keys = {"training": {}, "data": {"train": "p.jsonl"}} if method == "pairs" else {"ppo": {}}
+        environment = {"name": "sentiment"}
+        chosen = {"name": model, **({} if new_adapter else {"lora": None})}
+        recipe = load_recipe({"run_dir": "r", "model": chosen, "environment": environment, **keys})
+        rate = recipe.training.learning_rate if isinstance(recipe, Recipe) else recipe.ppo.learning_rate
+        assert rate is not None
+        return rate
+
+    def of_python(method: str, model: Any, new_adapter: bool) -> float:
+        how: dict[str, Any] = {"learning_rate": None, "peft_config": lora() if new_adapter else None}
+        if method == "pairs":
+            return float(make_trainer(model, tmp_path, tokenizer, **how).args.learning_rate)
+        return float(make_ppo(model, tmp_path, tokenizer, letters, PROMPTS, **how).args.learning_rate)
+
+    def loaded(model: str) -> Any:  # the adapter's own base is a model that was never saved
+        return build_model("llama") if model == folder else get_peft_model(build_model("llama"), lora())
+
+    for method, full in (("pairs", 5e-6), ("ppo", 1e-6)):
+        cases = {(folder, False): full, (folder, True): 1e-4, (str(tmp_path / "adapter"), False): 1e-4}
+        for (model, new_adapter), rate in cases.items():
+            assert of_recipe(method, model, new_adapter) == of_python(method, loaded(model), new_adapter) == rate
+    kept = make_trainer(build_model("llama"), tmp_path, tokenizer, learning_rate=5e-5)
+    assert kept.args.learning_rate == 5e-5, "what a user wrote is kept, transformers' default too"
+
+    arms = [{"name": "dpo", "strengths": [0.1]}, {"name": "ppo_reverse", "strengths": [0.1]}]
+    study = load_study({"study_dir": "s", "seeds": [0], "budget": 64, "arms": arms,
+                        "model": {"lora": None}, "tasks": [{"environment": {"name": "sentiment"}}]})  # fmt: skip
+    cells = [cell for cell in cells_of(study) if cell.arm != "reference"]
+    recipes = [training_recipe(study, StudyFiles(tmp_path / "study"), cell) for cell in cells]
+    rates = [r.training.learning_rate if isinstance(r, Recipe) else r.ppo.learning_rate for r in recipes]
+    assert rates == [5e-6, 1e-6]
+
+
 def test_every_value_of_a_recipe_reaches_its_field(tmp_path: Path) -> None:
     own = {"rollouts.completions": 24, "rollouts.samples_per_prompt": 3, "rollouts.max_new_tokens": 7,
-           "rollouts.batch_size": 5, "rollouts.merge_adapter": False, "rollouts.missing_end_penalty": 0.5,
+           "rollouts.batch_size": 5, "ppo.precision": "bfloat16-mixed",
+           "rollouts.merge_adapter": False, "rollouts.missing_end_penalty": 0.5,
            "rollouts.show_every": None, "ppo.iterations": 3, "ppo.epochs": 2, "ppo.gamma": 0.9, "ppo.gae_lambda": 0.8,
            "ppo.clip_range": 0.3, "ppo.value_clip_range": None, "ppo.value_coefficient": 0.7,
            "ppo.value_learning_rate": 2e-3, "ppo.entropy_coefficient": 0.01, "ppo.whiten_advantages": False,

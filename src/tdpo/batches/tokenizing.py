@@ -17,10 +17,11 @@ from .wholes import UnusableRow, Wholes, encode_row
 
 @dataclass
 class TokenizedPairs:
-    """The pairs of some rows, and what became of the rows."""
+    """The pairs of some rows, what became of the rows, and the files or data sets that they came from."""
 
     pairs: list[TokenizedPair]
     report: TokenizationReport
+    sources: tuple[str, ...] = ()
 
 
 def tokenize_pairs(
@@ -56,8 +57,10 @@ def tokenize_pairs(
     pairs: list[TokenizedPair] = []
     problems: list[RowProblem] = []
     report = TokenizationReport(max_length=max_length)
+    sources: dict[str, None] = {}
     for row in rows:
         report.rows += 1
+        sources[row.source] = None
         try:
             pair, wholes = tokenize_pair(row, encoder, endings, counted_turns)
         except UnusableRow as problem:
@@ -77,7 +80,7 @@ def tokenize_pairs(
     if not pairs:
         longer = " Raise max_length." if report.dropped_long_prompts or report.truncated_rows else ""
         raise ValueError(f"no usable pair among {report.rows} rows. " + " ".join(report.warnings()) + longer)
-    return TokenizedPairs(pairs, report)
+    return TokenizedPairs(pairs, report, tuple(sources))
 
 
 @dataclass(frozen=True)

@@ -128,25 +128,27 @@ def progress_in_stages(label: str) -> Iterator[Callable[..., None]]:
 
 @contextlib.contextmanager
 def _bar(label: str) -> Iterator[Update]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress, ProgressColumn, Task
+    from rich.text import Text
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=err()) as bar:
+    from ._progress_line import progress_line
+
+    console = err()
+    stroke = "━" if console.encoding.lower().startswith("utf") else "-"
+
+    class Line(ProgressColumn):
+        """The whole line: columns of their own would shrink one another, the count and the time left too."""
+
+        def render(self, task: Task) -> Text:
+            total = None if task.total is None else int(task.total)
+            left = None if total is None else task.time_remaining
+            return progress_line(
+                console.width, task.description, int(task.completed), total,
+                elapsed=task.finished_time if task.finished else task.elapsed, left=left, note=task.fields["note"],
+                bar=stroke,
+            )  # fmt: skip
+
+    with Progress(Line(), console=console) as bar:
         task = bar.add_task(label, total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:

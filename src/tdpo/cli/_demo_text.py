@@ -17,10 +17,27 @@ moves away from the one it started as, and whether it still says many different 
 
 Both are measured in nats a response: 0 is the same model, and each nat more is a factor of e in probability."""
 
-NO_BF16 = """
-This CPU multiplies bfloat16 many times more slowly than float32, so the demo runs in float32 here and samples other
-responses than the README's: other pairs, other numbers. It takes some 40 minutes on two cores; tdpo demo --quick
-takes a few."""
+DTYPE = {
+    "bfloat16": """
+The demo runs in bfloat16, which was just measured to be clearly faster on this machine: {measured}.""",
+    "float32": """
+The demo runs in float32: bfloat16 was just measured to be no faster on this machine ({measured}).
+In another dtype the same seeds sample other responses: other pairs, other numbers.""",
+}
+
+SHORT_SIZE = (
+    "This is the short demo: {train} prompts to train on, scored responses {scored}, and {held_out} held-out prompts "
+    "with {responses} responses of each model. That is little, so intervals are wide, and an order of the methods can "
+    "be chance. make demo-full (tdpo demo --full) is the long one."
+)
+FULL_SIZE = (
+    "This is the full demo: {train} prompts to train on, scored responses {scored}, and {held_out} held-out prompts "
+    "with {responses} responses of each model. One seed and one strength of each method do not make a ranking."
+)
+QUICK_SIZE = (
+    "This is demo --quick: {train} prompts to train on, scored responses {scored}, a few updates, and {held_out} "
+    "held-out prompts, all with eight tokens a response. It shows that everything runs; its numbers mean nothing."
+)
 
 PAIRS = """\
 The model answers each training prompt several times. A sentiment score (VADER, from -1 to +1) ranks
@@ -41,7 +58,7 @@ No pairs: the model answers training prompts, the score of each response is its 
 responses likelier; then it answers anew. A critic that is trained alongside predicts the reward, and clipping keeps
 one round of responses from moving the model far. The reverse KL is a penalty: each nat by which a response leaves the
 reference is taken off its reward, times a coefficient that rises while the KL is above its target and falls below it.
-The budgets are not the same: PPO scores {PPO} responses, each from the model as it is by then; TDPO2 and DPO share
+PPO scores {PPO} responses, each from the model as it is by then; TDPO2 and DPO share
 the ranks of {TDPO2} responses of the untrained model. Watch the reward rise, and the KL settle at its target.""",
 }
 
@@ -53,11 +70,10 @@ all three to be compared with."""
 READING = """
 How to read it: a higher mean reward is what training was for. A smaller KL at the same reward is a better bargain.
 A falling variance or distinct-2 means the responses become more alike. Three points do not make a ranking: the strength
-(beta, for PPO the KL's target) moves each method along a curve of its own, PPO had another budget, and one short run
-has noise. The intervals show that of the held-out prompts; another seed of training would add its own."""
+(beta, for PPO the KL's target) moves each method along a curve of its own, a budget of pairs is not one of PPO's own
+responses, and one short run has noise. The intervals show that of the held-out prompts; another seed of training would
+add its own."""
 
 NEXT = """\
 Next: tdpo generate {folder}/tdpo2 --prompt "How was your day?" --base
       tdpo recipe --example preferences > recipe.yaml   (your own data)"""
-
-TOO_SHORT = "\nThis was --quick: a few updates and eight tokens a response, too little for the numbers to mean much."

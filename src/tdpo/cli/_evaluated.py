@@ -89,14 +89,15 @@ def evaluation_for(path: Path, flags: Flags, overrides: Sequence[str]) -> Judgin
 
 def _of_recipe(folder: TrainedFolder, flags: Flags, overrides: Sequence[str], results: RunDirectory) -> Judging:
     from ..config import load_recipe
-    from ..evaluation.trained_model import TrainedModel, described_run, reference_of_recipe
+    from ..evaluation.trained_model import TrainedModel, described_run, reference_of_recipe, trained_dtype
 
     run = folder.recipe_run
     assert run is not None
     overrides = _overrides_of_recipe(run.path, flags, overrides)
     recipe = load_recipe(run.path, overrides, say=say)
     described = {**described_run(run, recipe), "name": folder.results_name}
-    trained = TrainedModel(folder.model, reference_of_recipe(folder.model, recipe), described)
+    reference = reference_of_recipe(folder.model, recipe)
+    trained = TrainedModel(folder.model, reference, described, load_as=trained_dtype(run))
     return Judging(results, recipe, trained, folder.results_name, folder.remarks)
 
 

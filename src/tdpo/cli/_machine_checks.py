@@ -100,6 +100,7 @@ def _hardware() -> Iterator[Check]:
     yield Check("cpu", "ok", f"{machine['cpu']}, {machine['cores']} usable cores, {memory}")
     devices = [f"{d['name']}" + (f" ({d['memory_gib']} GiB)" if d["memory_gib"] else "") for d in machine["gpu"]]
     yield Check("accelerators", "ok", ", ".join(devices) or "none: training runs on the CPU")
+    yield _products()
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     state: Literal["ok", "note"] = "ok" if free > 5 else "note"
     yield Check("disk", state, f"{free:.1f} GiB free here" + ("" if state == "ok" else "; checkpoints need room"))
@@ -107,9 +108,21 @@ def _hardware() -> Iterator[Check]:
         yield Check("network", "note", "HF_HUB_OFFLINE=1: models and data are taken from the local cache only")
 
 
+def _products() -> Check:
+    """Say how fast products are. It is measured, as flags of a processor do not say it."""
+    from ..models.product_speed import product_speed
+
+    speed = product_speed()
+    verdict = {(True, False): "bfloat16 is faster", (False, True): "float32 is faster"}.get(
+        (speed.prefers_half, speed.is_slower), "about the same"
+    )
+    return Check("products", "ok", f"measured, of one core or device: {speed.describe()}; {verdict}")
+
+
 def _bundled_model() -> Check:
     from ..models import BUNDLED
-    from ..models.bundled import bundled_file, cache_folder
+    from ..models.bundled import bundled_file
+    from ..records.caches import cache_folder
 
     try:
         bundled_file()

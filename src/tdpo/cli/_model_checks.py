@@ -11,27 +11,39 @@ if TYPE_CHECKING:
     from ..config import Model
 
 
-def model_checks(names: Mapping[str, str | None], dtype: str, trust_remote_code: bool) -> Iterator[Check]:
-    """Check each model by the key that names it (None for a key without a model), and `dtype` on this machine."""
+def model_checks(names: Mapping[str, str | None], trust_remote_code: bool) -> Iterator[Check]:
+    """Check each model by the key that names it (None for a key without a model)."""
     for key, name in names.items():
         if name is not None:
             if not key.startswith("rewards["):  # reward models are not language models
                 _check_loads(name, trust_remote_code, trained=key == "model.name")
             yield Check(key, "ok", _describe(name, trust_remote_code))
-    from ..models import has_no_units_for
-
-    if has_no_units_for(dtype):
-        slow = f"this CPU has no units for {dtype}: float32 would be several times as fast"
-        yield Check("model.dtype", "note", slow)
 
 
-def policy_checks(model: Model) -> Iterator[Check]:
+def policy_checks(model: Model, precision: str) -> Iterator[Check]:
     """Check that the policy can be trained as `model` says, and has the vocabulary of its reference."""
+    from ..models import has_adapter, outline_causal_lm
     from ..workflows.prerequisites import check_policy
 
+    trust = model.trust_remote_code
+    policy = outline_causal_lm(model.name, trust_remote_code=trust)
+    if policy is not None:
+        yield from _precision_checks(policy, model, precision, model.lora is not None or has_adapter(policy))
     fits: list[str] = []
     check_policy(model, fits.append)
     yield from (Check("model.lora", "ok", sentence) for sentence in fits)
+
+
+def _precision_checks(policy: Any, model: Model, choice: str, adapter: bool) -> Iterator[Check]:
+    """Say what training would compute in on this machine, and whether something else would be faster."""
+    from ..models.precision import choose_precision, loaded_dtype
+    from ..models.product_speed import why_slow
+
+    loaded = loaded_dtype(policy) if model.dtype == "auto" else model.dtype
+    precision = choose_precision(choice, loaded, adapters="float32" if adapter else None)
+    yield Check("precision", "ok", f"{precision.dtypes()} ({precision.why})")
+    if slow := why_slow(precision.products):
+        yield Check("precision", "note", slow)
 
 
 def vocabulary_size(name: str, trust_remote_code: bool) -> int | None:
@@ -57,8 +69,8 @@ def _check_loads(name: str, trust_remote_code: bool, *, trained: bool) -> None:
 def _describe(name: str, trust_remote_code: bool) -> str:
     """Describe architecture and size from the configuration alone. No weights are read."""
     from ..models import check_folder, is_adapter_folder
+    from ..models.adapter_bases import adapter_base
     from ..models.configurations import read_config, text_config
-    from ..models.folder_files import adapter_base
     from ..models.trust import own_code_refused
 
     folder = check_folder(name)

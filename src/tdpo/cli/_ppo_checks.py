@@ -78,8 +78,8 @@ def models(recipe: PPORecipe) -> Iterator[Check]:
 
     names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
     names["ppo.value_model"] = recipe.ppo.value_model
-    yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
-    yield from policy_checks(recipe.model)
+    yield from model_checks(names, recipe.model.trust_remote_code)
+    yield from policy_checks(recipe.model, recipe.ppo.precision)
     policy = outline_causal_lm(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     if policy is not None:
         check_critic(recipe, policy)

@@ -78,8 +78,8 @@ def _environment(recipe: Recipe) -> Iterator[Check]:
 
 def _model(recipe: Recipe) -> Iterator[Check]:
     names = {"model.name": recipe.model.name, "model.reference": recipe.model.reference}
-    yield from model_checks(names, recipe.model.dtype, recipe.model.trust_remote_code)
-    yield from policy_checks(recipe.model)
+    yield from model_checks(names, recipe.model.trust_remote_code)
+    yield from policy_checks(recipe.model, recipe.training.precision)
 
 
 def _data(recipe: Recipe) -> Iterator[Check]:

@@ -27,7 +27,13 @@ AcceptChanges = Annotated[
         help="With --resume: go on though rows, weights or functions have changed. It is recorded in the run.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in run_dir already.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace the run in run_dir. It stays until all is checked, and is kept until the new model is saved.",
+    ),
+]
 # With a larger value of one of these a finished run has more to do.
 LENGTH = ("training.epochs", "training.max_steps", "ppo.iterations")
 
@@ -38,7 +44,7 @@ def check_options(resume: bool, last_good: bool, accept_changes: bool, overwrite
     One option keeps the run and another deletes it, or an option about resuming is used without --resume.
     """
     if resume and overwrite:
-        raise CommandError("--resume continues the run and --overwrite deletes it; give one of them")
+        raise CommandError("--resume continues the run and --overwrite replaces it; give one of them")
     for option, is_set in (("--last-good", last_good), ("--accept-changes", accept_changes)):
         if is_set and not resume:
             raise CommandError(f"{option} says how --resume continues a run; give it together with --resume")
@@ -49,7 +55,8 @@ def train_in_run_dir(
 ) -> dict[str, Any]:
     """Call `work(run, resume)` in the run directory of the recipe and return its result, {} for a finished run.
 
-    Messages say what happens. After an interruption they say how to continue the run.
+    Messages say what happens. After an interruption they say how to continue the run, and where a run was to be
+    replaced, what became of it.
     """
     from ..records.folders import require_writable
     from ..runs import RunDirectory
@@ -70,7 +77,13 @@ def train_in_run_dir(
             _say_where_it_starts(run, resume)
             summary = work(run, resume)
     except KeyboardInterrupt:
-        say(how_to_resume(run))
+        for sentence in (what_of_the_old_run(run), how_to_resume(run)):
+            if sentence is not None:
+                say(sentence)
+        raise
+    except Exception:
+        if overwrite and (sentence := what_of_the_old_run(run)) is not None:
+            say(sentence)
         raise
     say(f"{_time_taken(summary, time.monotonic() - started)}; the model is in {run.path / 'model'}")
     return summary
@@ -100,8 +113,21 @@ def _say_where_it_starts(run: RunDirectory, resume: bool) -> None:
         say(f"resuming {run.path} from step {step}" if step else f"{run.path} has no complete checkpoint: step 0")
 
 
-def how_to_resume(run: RunDirectory) -> str:
-    """Describe where an interrupted run stands and how to continue it."""
+def what_of_the_old_run(run: RunDirectory) -> str | None:
+    """After a run that was to replace another ended without a model: where the other is. None if there is none."""
+    if run.still_stands:
+        return f"the run in {run.path} is as it was: nothing of it was replaced"
+    if run.has_put_back:
+        return f"the earlier run is back in {run.path}: the new one had made no update"
+    if (kept := run.replaced_run()) is not None:
+        return f"the earlier run is kept in {kept}, whole, until the new one has saved a model"
+    return None
+
+
+def how_to_resume(run: RunDirectory) -> str | None:
+    """Describe where an interrupted run stands and how to continue it; None where an earlier one stands there."""
+    if run.still_stands or run.has_put_back:
+        return None
     if not run.is_run():
         return "interrupted before the run began; nothing was written"
     status, step = run.status(), run.resume_step()

@@ -11,6 +11,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from ..guards.texts import printable
 from ._errors import guarded
+from .cache import HELP as CACHE_HELP
+from .cache import clear, list_caches
 from .compare import compare
 from .demo import demo
 from .doctor import doctor
@@ -113,3 +115,8 @@ _PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(_command.__name__, cls=Command, rich_help_panel=_panel)(guarded(_command))
+
+caches = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", cls=Commands, help=CACHE_HELP)
+caches.command("list", cls=Command)(guarded(list_caches))
+caches.command("clear", cls=Command)(guarded(clear))
+app.add_typer(caches, name="cache", rich_help_panel="Start")

@@ -98,12 +98,19 @@ def list_cells(study: Study) -> None:
     from ..comparison.cells import StudyFiles, cells_of
     from ..comparison.running import is_done
     from ..comparison.study import check
+    from ..records.locks import holder
+    from ..records.names import LOCK_FILE
+    from ..runs.run_files import RunFiles
 
     files, cells = StudyFiles(Path(study.study_dir)), cells_of(study)
     check(study, files, cells)
     done = {cell for cell in cells if is_done(files, cell)}
     for cell in cells:
-        write(f"{'done   ' if cell in done else 'to do  '} {files.name(cell)}")
+        run = RunFiles(files.run(cell))
+        begun = f": {run.in_words()}" if cell not in done and run.is_run() else ""
+        write(f"{'done   ' if cell in done else 'to do  '} {files.name(cell)}{begun}")
+    if who := holder(files.folder / LOCK_FILE):
+        write(f"{files.folder} is being run now ({who})")
     left = [cell for cell in cells if cell not in done]
     trained = sum(cell.arm != "reference" for cell in cells)
     write(

@@ -12,6 +12,7 @@ import typer
 
 from . import _demo_text as text
 from ._console import duration, out, progress_in_stages, quiet_libraries, write
+from ._demo_sizes import FULL, QUICK, SHORT, Size
 from ._errors import CommandError
 from ._options import Debug
 
@@ -22,28 +23,6 @@ if TYPE_CHECKING:
 RECORD = "demo.json"
 ON_PAIRS = {"TDPO2": "sentiment_tdpo2", "DPO": "sentiment_dpo"}
 ON_REWARDS = {"PPO": "ppo_sentiment"}
-# Every stage in a few minutes. The resulting numbers mean nothing.
-QUICK = (
-    "environment.max_prompts=8",
-    "evaluation.samples_per_prompt=1",
-    "evaluation.max_new_tokens=8",
-    "evaluation.max_prompts=4",
-)
-QUICK_ON_PAIRS = (
-    "sampling.samples_per_prompt=2",
-    "sampling.pairs_per_prompt=1",
-    "sampling.max_new_tokens=8",
-    "training.epochs=null",
-    "training.max_steps=2",
-    "training.batch_size=4",
-)
-QUICK_ON_REWARDS = (
-    "ppo.iterations=2",
-    "ppo.epochs=1",
-    "rollouts.completions=16",
-    "ppo.minibatch_size=16",
-    "rollouts.max_new_tokens=8",
-)
 TRAINING_SECTIONS = {"loss", "training", "kl", "rollouts", "ppo", "model", "seed"}  # of the recipe
 
 
@@ -54,36 +33,41 @@ def demo(
             "--out",
             "-o",
             metavar="FOLDER",
-            help="Default: runs/demo, or runs/demo-quick.",
+            help="Default: runs/demo, runs/demo-full or runs/demo-quick.",
             show_default=False,
         ),
     ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="The long one, whose numbers mean more: all prompts, and more updates."),
+    ] = False,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="All stages in a few minutes altogether, too short for meaningful numbers."),
+        typer.Option("--quick", help="All stages in a minute or two, too short for numbers that mean anything."),
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Show everything on the bundled model: pairs, training with TDPO2, DPO and PPO, evaluation, report.
 
-    Needs no download and no GPU; the whole takes about a quarter of an hour on two cores that have
-    bfloat16, and some 40 minutes on two that have not.
+    Needs no download and no GPU. It takes three to five minutes on two cores; with --full a quarter of an hour
+    on two that multiply bfloat16 fast, and some 40 minutes on two that do not. Which of them it is gets measured.
     Interrupted, the same command continues.
 
     [bold]Examples[/bold]
 
         tdpo demo
-        tdpo demo --quick
+        tdpo demo --full
         tdpo demo --out /tmp/demo
     """
-    folder = folder or Path("runs/demo-quick" if quick else "runs/demo")
+    if full and quick:
+        raise CommandError("--full is the long demo and --quick the shortest; give one of them")
+    size = FULL if full else QUICK if quick else SHORT
+    folder = folder or Path(f"runs/{size.folder}")
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"--out {folder} is a file; name a folder, new or of an earlier demo")
     write(text.INTRODUCTION)
     try:
-        Demo(folder, quick).run()
-        if quick:
-            write(text.TOO_SHORT)
+        Demo(folder, size).run()
     except KeyboardInterrupt:
         write(f"\nStopped. The same command continues in {folder}.")
         raise
@@ -94,52 +78,54 @@ class Demo:
     """The stages of the demo, and a record of the finished ones (demo.json), which a rerun skips."""
 
     folder: Path
-    quick: bool = False
+    size: Size
+    dtype: str = ""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> None:
         """Run all stages. Raises CommandError for a folder that holds something else or a demo with other settings."""
         self._read_record()
-        common = self._overrides()
+        self._choose_dtype()
+        common = [*self.size.common, f"model.dtype={self.dtype}"]
         on_pairs = self._recipes_on_pairs(common)
         recipes: dict[str, AnyRecipe] = {**on_pairs, **self._recipes_on_rewards(common)}
         first = next(iter(on_pairs.values()))
         budgets = self._responses_scored(first, recipes)
+        write(f"\n{self._remark(first, recipes, budgets)}")
         self._sample(first)
         for label, recipe in recipes.items():
             self._train(label, recipe, text.TRAINING[label].format(**budgets))
         for label, recipe in recipes.items():
             self._evaluate(label, recipe, first)
-        report = self._report(recipes)
+        report = self._report(recipes, self._remark(first, recipes, budgets))
         self._summarise(recipes, budgets, report)
 
-    def _overrides(self) -> list[str]:
-        """Return the overrides that apply to every recipe."""
-        from ..models import has_no_units_for
+    def _choose_dtype(self) -> None:
+        """Choose the dtype whose products are measured to be faster here, unless an earlier call has chosen."""
+        if self.dtype:
+            write(f"\nThe demo runs in {self.dtype}, as it began.")
+            return
+        from ..models.product_speed import product_speed
 
-        overrides = [*(QUICK if self.quick else ())]
-        if has_no_units_for("bfloat16"):
-            overrides.append("model.dtype=float32")
-            write(text.NO_BF16)
-        return overrides
+        speed = product_speed()
+        self.dtype = "bfloat16" if speed.prefers_half else "float32"
+        write(text.DTYPE[self.dtype].format(measured=speed.describe()))
 
     def _recipes_on_pairs(self, common: list[str]) -> dict[str, Recipe]:
         """Load the recipes that train on pairs. They share the pairs and the number of updates."""
         from .recipe import load_example
 
         pairs = [f"data.train={self.folder / 'pairs.jsonl'}", f"data.eval={self.folder / 'pairs_held_out.jsonl'}"]
-        quick = QUICK_ON_PAIRS if self.quick else ()
         return {
-            label: load_example(name, [f"run_dir={self.folder / label.lower()}", *pairs, *quick, *common])
+            label: load_example(name, [f"run_dir={self.folder / label.lower()}", *pairs, *self.size.on_pairs, *common])
             for label, name in ON_PAIRS.items()
         }
 
     def _recipes_on_rewards(self, common: list[str]) -> dict[str, AnyRecipe]:
         from .recipe import load_ppo_example
 
-        quick = QUICK_ON_REWARDS if self.quick else ()
         return {
-            label: load_ppo_example(name, [f"run_dir={self.folder / label.lower()}", *quick, *common])
+            label: load_ppo_example(name, [f"run_dir={self.folder / label.lower()}", *self.size.on_rewards, *common])
             for label, name in ON_REWARDS.items()
         }
 
@@ -154,10 +140,26 @@ class Demo:
             for label, r in recipes.items()
         }
 
+    def _remark(self, first: Recipe, recipes: Mapping[str, AnyRecipe], budgets: Mapping[str, int]) -> str:
+        """Say how large this demo is, and what its numbers are worth, for the console and the report."""
+        assert first.environment is not None
+        environment = first.environment.load()
+        held_out = len(environment.held_out[: first.evaluation.max_prompts])
+        counts = ", ".join(f"{label} {count}" for label, count in budgets.items())
+        return self.size.remark.format(
+            train=len(environment.train),
+            held_out=held_out,
+            responses=held_out * first.evaluation.samples_per_prompt,
+            scored=counts,
+        )
+
     def _sample(self, recipe: Recipe) -> None:
         from .pairs import sample_to
 
-        settings = {"model": recipe.model.name, "seed": recipe.seed, **recipe.sampling.model_dump()}
+        settings = {
+            "model": recipe.model.name, "dtype": recipe.model.dtype, "seed": recipe.seed,
+            "prompts": recipe.environment and recipe.environment.max_prompts, **recipe.sampling.model_dump(),
+        }  # fmt: skip
         train, held_out = Path(recipe.data.train), Path(str(recipe.data.eval))
         self._stage("pairs", text.PAIRS, settings, [train], lambda: sample_to(recipe, train, "train", overwrite=True))
         self._stage(
@@ -194,12 +196,13 @@ class Demo:
             lambda: _evaluate(run, recipe, base_from),
         )
 
-    def _report(self, recipes: Mapping[str, AnyRecipe]) -> Path:
+    def _report(self, recipes: Mapping[str, AnyRecipe], remark: str) -> Path:
         """Write the report. It is written anew each time: that takes a second, and the folder may hold more runs."""
         from ..report import write_report
 
         write("\nReport", style="bold")
-        return write_report([Path(recipe.run_dir) for recipe in recipes.values()], self.folder / "report.html")
+        runs = [Path(recipe.run_dir) for recipe in recipes.values()]
+        return write_report(runs, self.folder / "report.html", remark=remark)
 
     def _summarise(self, recipes: Mapping[str, AnyRecipe], budgets: Mapping[str, int], report: Path) -> None:
         from ..records.json_files import read_json
@@ -252,7 +255,8 @@ class Demo:
         from ..records.json_files import read_json
 
         if (self.folder / RECORD).exists():
-            self.stages = read_json(self.folder / RECORD)["stages"]
+            record = read_json(self.folder / RECORD)
+            self.stages, self.dtype = record["stages"], record.get("dtype", "")
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise CommandError(f"{self.folder} is not empty and holds no demo; choose another --out")
         else:
@@ -262,7 +266,7 @@ class Demo:
     def _write_record(self) -> None:
         from ..records.json_files import write_json
 
-        write_json(self.folder / RECORD, {"stages": self.stages})
+        write_json(self.folder / RECORD, {"dtype": self.dtype, "stages": self.stages})
 
 
 def _train(recipe: AnyRecipe, *, resume: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ._console import out, progress_in_stages, quiet_libraries, say
+from ._errors import CommandError
 from ._options import Debug, Overrides, Trained
 
 
@@ -43,13 +44,33 @@ def evaluate(
         Path | None,
         typer.Option("--out", "-o", metavar="FOLDER", help="Where results are written.", show_default=False),
     ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            "--reward",
+            metavar="FUNCTION",
+            help="Judge the responses by this function: file.py:name or package.module:name.",
+            show_default=False,
+        ),
+    ] = None,
+    reward_model: Annotated[
+        str | None,
+        typer.Option(
+            "--reward-model",
+            metavar="MODEL",
+            help="Judge them by this sequence-classification model with one output: a name or a folder.",
+            show_default=False,
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Judge a trained model against its base: held-out pairs, generations, rewards, both KLs, diversity.
 
     Both models answer the held-out prompts of the environment with the same
-    seeds. Writes evaluation.json and samples.jsonl into the run directory.
-    Overrides may change the evaluation section, not how the run was trained.
+    seeds; without one, those of the held-out pairs, if evaluation.max_prompts
+    says how many, or if a judge is named. Writes evaluation.json, and with
+    responses samples.jsonl, into the run directory. Overrides may change the
+    evaluation section, not how the run was trained.
 
     Also takes what Python left: a trainer's output_dir, a checkpoint, the folder
     of an adapter or of a model, of TRL's trainers too. What such a folder does
@@ -63,28 +84,50 @@ def evaluate(
         tdpo evaluate runs/mine environment.name=sentiment
         tdpo evaluate tdpo_output --data held_out.jsonl evaluation.max_prompts=20
         tdpo evaluate trl_output/checkpoint-500 --data held_out.jsonl --base Qwen/Qwen3-0.6B
+        tdpo evaluate runs/mine evaluation.max_prompts=32
+        tdpo evaluate runs/mine --reward judge.py:politeness
+        tdpo evaluate runs/mine --reward-model my-org/reward-model
     """
     from ._evaluated import Flags, evaluation_for
 
     flags = Flags(data=data, environment=environment, base=base, reference=reference, out=out_dir)
+    judge = _judge(reward, reward_model)
     judging = evaluation_for(run, flags, overrides or ())
     judging.make_room()
     for sentence in judging.remarks:
         say(sentence)
-    evaluation = evaluate_in(judging.run, judging.recipe, trained=judging.trained, label=judging.label)
+    evaluation = evaluate_in(judging.run, judging.recipe, trained=judging.trained, label=judging.label, judge=judge)
     print_evaluations({judging.label: evaluation})
     answered = evaluation.get("generations") is not None
     files = ("evaluation.json", "samples.jsonl") if answered else ("evaluation.json",)
     say(f"written: {', '.join(str(judging.run.path / name) for name in files)}")
+    if not answered and judging.recipe.environment is None:
+        say(
+            "no responses: evaluation.max_prompts=32 has both models answer up to 32 held-out prompts, and --reward or "
+            "--reward-model has them judged"
+        )
 
 
-def evaluate_in(run: Any, recipe: Any, *, trained: Any = None, label: str = "") -> dict[str, Any]:
+def _judge(function: str | None, model: str | None) -> Any:
+    """What the options name as judge, or None. Raises `CommandError` where they name two, or nothing by name."""
+    from ..config.ppo_schema import Reward
+
+    if function is not None and model is not None:
+        raise CommandError("--reward and --reward-model both name a judge; give one of the two")
+    for option, name in (("--reward", function), ("--reward-model", model)):
+        if name is not None and not name.strip():
+            expected = "file.py:name or package.module:name" if option == "--reward" else "a model's name or folder"
+            raise CommandError(f"{option} names no judge; expected {expected}, got {name!r}")
+    return None if function is None and model is None else Reward(function=function, model=model)
+
+
+def evaluate_in(run: Any, recipe: Any, *, trained: Any = None, label: str = "", judge: Any = None) -> dict[str, Any]:
     """Evaluate `run` with a progress bar for each stage. Returns the content of evaluation.json."""
     quiet_libraries()
     from ..evaluation import evaluate_run
 
     with progress_in_stages(label or run.path.name) as update:
-        return evaluate_run(run, recipe, trained=trained, progress=update)
+        return evaluate_run(run, recipe, trained=trained, judge=judge, progress=update)
 
 
 def print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:

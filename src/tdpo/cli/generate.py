@@ -132,7 +132,8 @@ def _show(entry: dict[str, Any], *, as_json: bool) -> None:
 
 def _base_of(path: Path) -> str:
     """The model that a trained one began as."""
-    from ..models.folder_files import adapter_base, is_adapter_folder
+    from ..models.adapter_bases import adapter_base
+    from ..models.folder_files import is_adapter_folder
     from ..records.dotted import text_at
     from ..runs import RunError
     from ..runs.trained_folders import trained_folder
@@ -142,7 +143,8 @@ def _base_of(path: Path) -> str:
     except RunError as error:
         raise CommandError(f"--base needs a run directory, or a folder that says what it began as: {error}") from None
     if folder.recipe_run is not None:
-        return folder.recipe_run.recipe().model.name
+        run = folder.recipe_run
+        return run.with_models_found(run.recipe()).model.name
     if name := text_at(folder.record, "settings", "model", "name"):
         return name
     if not folder.record and is_adapter_folder(folder.model):

@@ -73,12 +73,16 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
         raise CommandError(f"{out} exists; --overwrite replaces it, --out names another file")
     quiet_libraries()
     from ..models import load_causal_lm, load_tokenizer
+    from ..models.precision import loaded_dtype
+    from ..models.product_speed import why_slow
     from ..sampling.pair_sampling import pair_settings, sample_pairs
 
     started = time.monotonic()
     options = {"trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.name, **options)
     model = load_causal_lm(recipe.model.name, dtype=recipe.model.dtype, **options)
+    if slow := why_slow(loaded_dtype(model)):
+        say(f"{slow}.", style="yellow")
     total = len(environment.train) * recipe.sampling.samples_per_prompt
     settings = pair_settings(recipe.sampling, environment, recipe.seed)
     sampling_started = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -128,8 +129,9 @@ def _print_keys(key: str | None) -> None:
     rows = _matching(documented_keys(), key)
     of_ppo, of_studies = _matching(only_in_ppo(), key), _matching(only_in_studies(), key)
     if not rows and not of_ppo and not of_studies:
-        candidates = (nearest_key(str(key), schema) for schema in (Recipe, PPORecipe, Study))
-        nearest = next((candidate for candidate in candidates if candidate), None)
+        candidates = [near for schema in (Recipe, PPORecipe, Study) if (near := nearest_key(str(key), schema))]
+        # Several kinds of recipe have keys of similar names; the one that is spelt most alike is meant.
+        nearest = next(iter(get_close_matches(str(key), candidates, 1, 0.0)), None)
         raise CommandError(
             f"no key {key!r}" + (f"; did you mean {nearest}?" if nearest else "; `tdpo recipe` lists them")
         )

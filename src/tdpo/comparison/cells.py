@@ -41,6 +41,11 @@ class StudyFiles:
         return self.folder / "pairs" / f"{task}-s{seed}-{split}.jsonl"
 
     @property
+    def product_speed(self) -> Path:
+        """What cells measured of this machine, if it mattered: beside this name, a file for each dtype."""
+        return self.folder / "product_speed.json"
+
+    @property
     def reference_cache(self) -> Path:
         return self.folder / "reference_cache"
 

@@ -13,7 +13,7 @@ from ..environments import check_reward
 from ..installation import extra_command
 from ..records.files import now, write_text
 from ..records.json_files import read_json
-from ..records.locks import lock
+from ..records.locks import holder, lock
 from ..records.names import ABOUT_FILE, LOCK_FILE, STUDY_FILE
 from ..records.study_tables import CellKey
 from ..runs import RunError, accelerators, usable_cores
@@ -59,8 +59,10 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
     files.folder.mkdir(parents=True, exist_ok=True)
     with lock(files.folder / LOCK_FILE) as has_lock:
         if not has_lock:
+            who = holder(files.folder / LOCK_FILE)
             raise RunError(
-                f"{files.folder} is in use by another `tdpo compare`; wait for it, or choose another study_dir=…"
+                f"{files.folder} is in use by another `tdpo compare`{f' ({who})' if who else ''}; wait for it, or "
+                "choose another study_dir=…"
             )
         write_text(files.folder / STUDY_FILE, dump_study(study))
         started, begun = time.monotonic(), now()

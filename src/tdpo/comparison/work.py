@@ -15,6 +15,7 @@ from ..config import AnyRecipe, PPORecipe, Study, load_recipe
 from ..environments import Environment
 from ..evaluation import evaluate_base, evaluate_run
 from ..models import load_causal_lm, load_tokenizer
+from ..models.product_speed import recorded_in
 from ..preferences import PreferenceRow, write_preferences
 from ..records.folders import remove
 from ..records.json_files import write_json
@@ -42,7 +43,8 @@ from .task_rows import task_rows
 
 def do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
     """Do all work of a cell. What an interrupted call has finished is not done again."""
-    _Work(study, files, cell, report).do()
+    with recorded_in(files.product_speed):  # measured once: all cells compute in one precision
+        _Work(study, files, cell, report).do()
 
 
 @dataclass
@@ -106,6 +108,7 @@ class _Work:
         train_file = self.files.pairs(self.cell.task, self.cell.seed)
         data = {"train": str(train_file), **reading_of(task)}
         values: dict[str, Any] = {"run_dir": str(self.run.path), "model": study.model.model_dump(), "data": data}
+        values["training"] = {"precision": study.training.precision}  # the reference is held as the policies are
         if task.environment is None:
             data["eval"] = str(held_out)
         else:

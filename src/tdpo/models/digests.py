@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..records.names import TRAINER_FILE
-from .folder_files import adapter_base, is_adapter_folder
+from .adapter_bases import adapter_base
+from .folder_files import is_adapter_folder
 from .model_loading import check_folder
 
 SLICES, SLICE_BYTES = 16, 64

@@ -45,30 +45,3 @@ def read_json_object(file: Path) -> dict[str, Any]:
 def is_adapter_folder(folder: str | Path) -> bool:
     """Whether the folder contains an adapter of peft."""
     return (Path(folder) / "adapter_config.json").is_file()
-
-
-def adapter_base(folder: str | Path) -> str:
-    """The base model that an adapter's folder names.
-
-    Raises:
-        ValueError: it names no model, itself, or another adapter.
-    """
-    file = Path(folder) / "adapter_config.json"
-    base = read_json_object(file).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base.strip():
-        raise ValueError(
-            f"{file} names no base model: set base_model_name_or_path to the folder or the hub name of the model that "
-            "the adapter was trained on"
-        )
-    place = Path(base).expanduser()
-    if not is_adapter_folder(place):
-        return base
-    if place.resolve() == Path(folder).resolve():
-        raise ValueError(
-            f"{file} names the adapter itself as its base model ({base}): set base_model_name_or_path to the model "
-            "that the adapter was trained on"
-        )
-    raise ValueError(
-        f"{file} names {base} as its base model, which is an adapter too. Merge that one first (tdpo merge {base} "
-        "MERGED) and set base_model_name_or_path to the merged folder."
-    )

@@ -6,8 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from .adapter_bases import adapter_base
 from .configurations import read_config, text_config
-from .folder_files import adapter_base, is_adapter_folder
+from .folder_files import is_adapter_folder
 from .model_loading import check_folder
 from .probing import CannotRunError, check_causal, check_whole_loss
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..chat_templates import end_ids
+from .adapter_bases import adapter_base, note_revision, snapshot
 from .adapters import load_adapter
 from .bundled import BUNDLED, bundled_folder
 from .configurations import (
@@ -25,7 +26,7 @@ from .configurations import (
     read_config,
     stays_quantized,
 )
-from .folder_files import adapter_base, check_json_files, is_adapter_folder
+from .folder_files import check_json_files, is_adapter_folder
 from .probing import check_causal
 from .trust import names_untrusted_code
 
@@ -34,16 +35,10 @@ logger = logging.getLogger(__name__)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def has_no_units_for(dtype: str) -> bool:
-    """Whether models run on a CPU without units for `dtype`, on which it takes far longer than float32."""
-    if dtype not in ("bfloat16", "float16") or torch.accelerator.is_available():
-        return False
-    supported = torch.ops.mkldnn
-    return not (supported._is_mkldnn_bf16_supported() if dtype == "bfloat16" else supported._is_mkldnn_fp16_supported())
-
-
 def check_folder(name: str | Path) -> str:
     """The place to load `name` from: the bundled model's folder, an existing folder, or the name itself for the hub.
+
+    A hub name with a revision ("org/name@revision") is fetched, where it is not on this machine, and is a folder then.
 
     Raises:
         FileNotFoundError: `name` looks like a path, but there is no model.
@@ -62,6 +57,8 @@ def check_folder(name: str | Path) -> str:
             )
         check_json_files(path)
         return str(path)
+    if (fetched := snapshot(text)) is not None:
+        return fetched
     looks_like_path = text.startswith((".", "/", "~")) or text.count("/") > 1
     if looks_like_path:
         raise FileNotFoundError(f"no model at {text}: the folder does not exist")
@@ -210,6 +207,7 @@ def _read_weights(name: str | Path, folder: str, dtype: str, trust_remote_code: 
         )
     if unused := sorted(info["unexpected_keys"]):
         _warn_of_unused(str(name), len(unused), type(model).__name__, unused[0])
+    note_revision(model, folder)
     return model.eval()
 
 
@@ -244,7 +242,8 @@ def _naming_the_adapter(folder: str | Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{error} (It is the base model that {Path(folder) / 'adapter_config.json'} names.)"
+            f"{error} (It is the base model that {Path(folder) / 'adapter_config.json'} names: put it back, or set "
+            "base_model_name_or_path there to where it is now.)"
         ) from error
 
 

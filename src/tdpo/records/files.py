@@ -58,10 +58,10 @@ def naming(path: Path, size: int | None = None) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def full_disk(path: Path, number: int | None = None, size: int | None = None) -> OSError:
+def full_disk(path: Path, number: int | None = None, size: int | None = None, *, at_least: bool = False) -> OSError:
     """The error for a disk that is too full for `path`; `size` is the number of bytes to write, if known."""
     number = errno.ENOSPC if number is None else number
-    to_write = "" if size is None else f"{size:,} bytes to write, "
+    to_write = "" if size is None else f"{'at least ' * at_least}{size:,} bytes to write, "
     with contextlib.suppress(OSError):
         free = f"{free_bytes(path):,} bytes free"
         return OSError(number, f"{os.strerror(number)} ({to_write}{free}); free some, then go on", str(path))

@@ -20,6 +20,7 @@ MODEL_FOLDER = "model"
 TRAINER_FILE = "trainer.json"
 # Inside a checkpoint or the folder of a model: what an evaluation of it found.
 EVALUATION_FOLDER = "evaluation"
+REPLACED_FOLDER = "replaced-run"  # the run that `--overwrite` replaces, until the new one has a model
 
 # A study's folder
 STUDY_FILE = "study.yaml"

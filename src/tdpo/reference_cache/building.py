@@ -7,9 +7,10 @@ time out while a large cache is made.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from ..batches import PromptResponses
+from ..records.caches import LIMIT_VARIABLE, make_room, note_about, readable_bytes, room_left
 from ..records.files import free_bytes, write_text
 from ..records.folders import remove
+from ..records.full_disk import telling_of_a_full_disk
 from ..records.json_files import write_json
 from ..records.locks import waiting_lock
 from .fingerprint import Fingerprint
@@ -36,11 +39,21 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Where a cache is or will be, what it belongs to, and what it will take."""
+    """Where a cache is or will be, what it belongs to, and what it will take.
+
+    Args:
+        root: the folder of all caches.
+        fingerprint: what it belongs to.
+        layout: its rows.
+        about: model, data and run in words, for people who look through their caches.
+        limit: the bytes that all caches in `root` may take; None for no limit.
+    """
 
     root: Path
     fingerprint: Fingerprint
     layout: CacheLayout
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    limit: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -64,18 +77,15 @@ class CachePlan:
     def fits(self) -> bool:
         return self.missing_bytes == 0 or self.missing_bytes + SPARE <= free_bytes(self.root)
 
+    @property
+    def is_within_limit(self) -> bool:
+        """Whether there is room for it beside the caches that processes use now."""
+        return self.limit is None or self.layout.bytes <= room_left(self.root, self.limit, self.folder)
+
     def size(self) -> str:
         """For people: "336 pairs, 21,504 response tokens, 75 MB"."""
         layout = self.layout
         return f"{len(layout.prompts):,} pairs, {layout.tokens:,} response tokens, {readable_bytes(layout.bytes)}"
-
-
-def readable_bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def build_cache(
@@ -105,6 +115,8 @@ def build_cache(
     opened = _open_finished(plan, rank, say)
     if opened is not None:
         return opened
+    if rank == 0:
+        _keep_the_limit(plan, say)
     if rank == 0 and not plan.fits:
         raise OSError(
             f"the reference cache ({plan.size()}) needs {readable_bytes(plan.missing_bytes)} in {plan.root}, where "
@@ -112,13 +124,30 @@ def build_cache(
             "folder on a larger disk (reference_cache_dir), or keep the reference in memory (reference: model)."
         )
     started = time.perf_counter()
-    with _alone(plan, rank, say):
+    with _alone(plan, rank, say), telling_of_a_full_disk(plan.staging, plan.missing_bytes):
         if not plan.is_finished:  # another run may have made it while this one waited
             builder = _Builder(plan, compute, batch_size, rank, processes, say, progress)
             builder.build()
     cache = ReferenceCache(plan.folder, plan.fingerprint, plan.layout)
     cache.seconds_to_make = time.perf_counter() - started
     return cache
+
+
+def _keep_the_limit(plan: CachePlan, say: Say) -> None:
+    """Make room for the cache within the limit. Raises OSError where what is in use leaves none."""
+    if plan.limit is None:
+        return
+    limit = f"{readable_bytes(plan.limit)} ({LIMIT_VARIABLE})"
+    if not plan.is_within_limit:
+        raise OSError(
+            f"the reference cache ({plan.size()}) would exceed the limit of the caches in {plan.root}, {limit}. Raise "
+            "it, name a folder of your own (reference_cache_dir), or keep the reference in memory (reference: model)."
+        )
+    for cache in make_room(plan.root, plan.layout.bytes, plan.limit, plan.folder):
+        say(
+            f"Deleted the reference cache {cache.folder.name} ({cache.model}, {cache.data}, "
+            f"{readable_bytes(cache.bytes)}, last used {cache.last_used_on}): the limit of the caches is {limit}."
+        )
 
 
 def _open_finished(plan: CachePlan, rank: int, say: Say) -> ReferenceCache | None:
@@ -190,6 +219,7 @@ class _Builder:
     def _allocate(self, ready: Path) -> None:
         """Files of their final size, so that a full disk shows now and not in the middle."""
         self.plan.staging.mkdir(parents=True, exist_ok=True)
+        note_about(self.plan.staging, self.plan.about)
         done = self._done()
         for field in self.plan.layout.fields:
             with field.file(self.plan.staging).open("ab") as file:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..batches import PromptResponses, counted_tokens, sequence_order, shared_length
 from ..guards.documents import parse_json
+from ..records.caches import use
 from .fingerprint import Fingerprint, data_digest, tokens_digest
 
 MANIFEST = "cache.json"
@@ -133,6 +134,7 @@ class ReferenceCache:
     def __init__(self, folder: Path, fingerprint: Fingerprint, layout: CacheLayout) -> None:
         self.folder, self.layout = folder, layout
         self.seconds_to_make = 0.0
+        self._lock = use(folder)  # held as long as this object lives
         self._check(fingerprint)
         self._maps = {f.name: open_field(folder, f, layout.tokens, "r") for f in layout.fields}
 

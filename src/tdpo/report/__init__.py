@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..installation import extra_command
 from ..records.files import write_text
 from ..records.names import ABOUT_FILE, REPORT_FILE, RESULTS_FILE
 
 __all__ = ["is_study", "write_exact_report", "write_report", "write_study_report", "write_two_kls"]
 
 
-def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
+def write_report(run_dirs: Sequence[Path], out: Path, *, remark: str = "") -> Path:
     """Write one offline HTML report on the runs in `run_dirs` to the file `out`, and return `out`.
 
     Runs appear in the order given, side by side. Whatever a run lacks (no evaluation yet, training interrupted, a
-    broken line) is said in the report. The same run directories give the same bytes; `out` is replaced atomically.
+    broken line) is said in the report; so is `remark`, a sentence of the caller's on all runs. The same run directories
+    give the same bytes; `out` is replaced atomically.
 
     Raises ValueError when no directory is given or one is given twice, FileNotFoundError when one does not exist or
     is no run directory, IsADirectoryError when `out` is a folder, ImportError when jinja2 or plotly is missing.
@@ -29,8 +29,10 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     try:
         from .page import render
 
-        page = render(load_runs([Path(run_dir) for run_dir in run_dirs]))
+        page = render(load_runs([Path(run_dir) for run_dir in run_dirs]), remark)
     except ImportError as error:
+        from ..installation import extra_command
+
         raise ImportError(
             f"the report needs jinja2 and plotly ({error}); install them with: {extra_command('eval')}"
         ) from error
@@ -52,6 +54,8 @@ def write_two_kls(out: Path) -> Path:
 
         page = render_two_kls()
     except ImportError as error:
+        from ..installation import extra_command
+
         raise ImportError(f"the page needs jinja2 ({error}); install it with: {extra_command('eval')}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
@@ -82,6 +86,8 @@ def write_study_report(study_dir: Path, out: Path | None = None) -> Path:
 
         page = render_study(study_dir)
     except ImportError as error:
+        from ..installation import extra_command
+
         raise ImportError(
             f"the report needs jinja2 and plotly ({error}); install them with: {extra_command('eval')}"
         ) from error
@@ -100,6 +106,8 @@ def write_exact_report(folder: Path) -> Path:
 
         page = render_exact(Path(folder))
     except ImportError as error:
+        from ..installation import extra_command
+
         raise ImportError(
             f"the page needs jinja2 and plotly ({error}); install them with: {extra_command('eval')}"
         ) from error

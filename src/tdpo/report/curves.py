@@ -71,7 +71,7 @@ def _figure(curve: Curve, runs: list[Run]) -> Figure | None:
     limit = max(MAX_POINTS * 4 // max(len(runs), 4), 2)
     layout = base_layout("update")
     if curve.axis == "share":
-        layout["yaxis"] |= {"tickformat": ".0%"}
+        layout["yaxis"] |= {"tickformat": ".0%", "autorangeoptions": {"minallowed": -0.04, "maxallowed": 1.04}}
     if curve.axis == "from zero":
         layout["yaxis"] |= {"rangemode": "tozero"}
     return Figure(

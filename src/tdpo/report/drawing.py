@@ -87,6 +87,9 @@ def base_layout(x_title: str = "", y_title: str = "", *, height: int = 240) -> d
     }
 
 
+ROW_HEIGHT, AXIS_HEIGHT = 38, 36  # of figures of dots, in pixels
+
+
 @dataclass(frozen=True)
 class Point:
     """One estimate with its interval."""
@@ -95,6 +98,7 @@ class Point:
     color: int
     value: float
     limits: tuple[float, float] | None
+    hollow: bool = False
 
 
 def error_bar(limits: Iterable[tuple[float, float] | None], values: Iterable[float], tint: str) -> dict[str, Any]:
@@ -111,11 +115,18 @@ def error_bar(limits: Iterable[tuple[float, float] | None], values: Iterable[flo
     }
 
 
-def dot_figure(id: str, metric: Metric, points: list[Point], *, note: str = "", zero: bool = False) -> Figure | None:
-    """Dots with intervals, one line each, the first on top; None when no point is known."""
+def dot_figure(
+    id: str, metric: Metric, points: list[Point], *, note: str = "", line: float | None = None
+) -> Figure | None:
+    """Dots with intervals, one line each, the first on top; None when no point is known.
+
+    `line` is a value to compare with, drawn dotted. Shares have the whole range from 0 to 100 %, and KLs start at 0.
+    """
     if not points:
         return None
-    layout = base_layout(height=34 + 38 * len(points))
+    layout = base_layout(height=AXIS_HEIGHT + ROW_HEIGHT * len(points))
+    layout["xaxis"] |= {"nticks": 4, "tickangle": 0}
+    layout["margin"] |= {"b": AXIS_HEIGHT - layout["margin"]["t"]}  # Plotly finds no room for labels below one row
     layout["yaxis"] |= {
         "tickvals": list(range(len(points))),
         "ticktext": [plot_text(point.label) for point in points],
@@ -124,18 +135,12 @@ def dot_figure(id: str, metric: Metric, points: list[Point], *, note: str = "", 
         "fixedrange": True,
     }
     if metric.share:
-        layout["xaxis"]["tickformat"] = ".0%"
-    if zero:
-        line = {
-            "type": "line",
-            "x0": 0,
-            "x1": 0,
-            "yref": "paper",
-            "y0": 0,
-            "y1": 1,
-            "line": {"width": 1, "dash": "dot"},
-        }
-        layout |= {"shapes": [{**line, "layer": "below"}]}
+        layout["xaxis"] |= {"tickformat": ".0%", "range": [-0.03, 1.03], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
+    if metric.key.endswith("_kl"):
+        layout["xaxis"] |= {"rangemode": "tozero"}
+    if line is not None:
+        shape = {"type": "line", "x0": line, "x1": line, "yref": "paper", "y0": 0, "y1": 1}
+        layout |= {"shapes": [{**shape, "line": {"width": 1, "dash": "dot"}, "layer": "between"}]}
     data = []
     for position, point in enumerate(points):
         tint, text, limits = color(point.color), metric.show(point.value), metric.show_interval(point.limits)
@@ -147,7 +152,7 @@ def dot_figure(id: str, metric: Metric, points: list[Point], *, note: str = "", 
                 "y": [position],
                 "text": [text],
                 "textposition": "top center",
-                "marker": {"color": tint, "symbol": symbol(point.color), "size": 10},
+                "marker": {"color": tint, "symbol": symbol(point.color) + ("-open" * point.hollow), "size": 10},
                 "error_x": error_bar([point.limits], [point.value], tint),
                 "hovertemplate": f"{plot_text(point.label, 40)}: {text} {limits}<extra></extra>",
                 "cliponaxis": False,

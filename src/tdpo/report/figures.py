@@ -27,7 +27,8 @@ def result_figures(columns: list[Column], runs: list[Run]) -> list[Figure]:
     reward = reward_name(runs)
     titles = {metric.key: metric for metric in GENERATION_METRICS}
     figures = [_change_figure(columns, reward)]
-    for key in ("reward_mean", "reward_std", "distinct_1", "reverse_kl", "forward_kl", "distinct_2"):
+    keys = ("reward_mean", "reward_std", "reverse_kl", "forward_kl", "policy_entropy", "distinct_1", "distinct_2")
+    for key in keys:
         metric = Metric(key, titles[key].title, reward) if key == "reward_mean" else titles[key]
         points = _points(columns, key, generation_interval)
         figures.append(dot_figure(f"result-{key}", metric, points))
@@ -56,21 +57,44 @@ def _change_figure(columns: list[Column], reward: str) -> Figure | None:
         metric,
         points,
         note="If an interval crosses the dotted line, there may be no change at all.",
-        zero=True,
+        line=0.0,
     )
 
 
 def pair_figures(runs: list[Run]) -> list[Figure]:
-    """Held-out pairs: accuracy, and how far each side moved from the reference."""
+    """Held-out pairs: accuracy and margin, and how far each side moved from the reference."""
     columns = [
         Column(r.label, r.index, r, r.evaluation["pairs"]) for r in runs if isinstance(r.evaluation.get("pairs"), dict)
     ]
-    figures = []
-    for metric in PAIR_METRICS:
-        if metric.key in ("accuracy", "chosen_forward_kl", "rejected_forward_kl"):
-            points = _points(columns, metric.key, pair_interval)
-            figures.append(dot_figure(f"pairs-{metric.key}", metric, points))
+    metrics = {metric.key: metric for metric in PAIR_METRICS}
+    moved = Metric("log_ratio", "Change of the log-probability", "nats per response", signed=True)
+    kls = (Metric(f"{name}_kl", f"{name.capitalize()} KL", "nats per response") for name in ("forward", "reverse"))
+    figures = [
+        dot_figure(
+            "pairs-accuracy",
+            metrics["accuracy"],
+            _points(columns, "accuracy", pair_interval),
+            note="Dotted: chance.",
+            line=0.5,
+        ),
+        dot_figure("pairs-margin", metrics["margin"], _points(columns, "margin", pair_interval), line=0.0),
+        _sides_figure(columns, moved, note="From the base’s own; right of the line: likelier than before.", line=0.0),
+        *(_sides_figure(columns, kl) for kl in kls),
+    ]
     return [figure for figure in figures if figure]
+
+
+def _sides_figure(columns: list[Column], metric: Metric, *, note: str = "", line: float | None = None) -> Figure | None:
+    """The chosen and, hollow, the rejected responses of every run; named by the side alone where there is one run."""
+    points = []
+    for column in columns:
+        for side in ("chosen", "rejected"):
+            key = f"{side}_{metric.key}"
+            value, limits = number(column.numbers.get(key)), interval(pair_interval(column.numbers, key))
+            label = side if len(columns) == 1 else f"{column.label}, {side}"
+            if value is not None:
+                points.append(Point(label, column.color, value, limits, hollow=side == "rejected"))
+    return dot_figure(f"pairs-{metric.key}", metric, points, note=note, line=line)
 
 
 def frontier_figures(columns: list[Column], runs: list[Run]) -> list[Figure]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
-from ..records.dotted import at, text_at
+from ..records.dotted import at, dict_at, text_at
+from ..records.names import LOCK_FILE
+from ..records.run_states import KILLED, state_in_words
 from .curves import curve_groups
 from .drawing import Figure, color, symbol
 from .embedding import checked_script, embed_json, security_policy
 from .figures import distribution_figure, frontier_figures, pair_figures, result_figures
 from .numbers import join_words, number, show, show_duration
+from .pair_words import gaps, moved_sentences, unjudged
 from .results import BASE_COLOR, confidence, evaluated_columns, reward_name, summary_sentences
 from .run_reading import Run
 from .samples import Samples, collect_samples
@@ -30,11 +33,25 @@ from .templating import template_environment, template_text
 from .training_responses import training_responses
 
 RECIPE_CHARACTERS = 20_000
+ENDED = ("interrupted", KILLED)  # before the end, and nothing has to be repaired before the run goes on
+_END = (("training", "Training"), ("provenance", "How it was run"), ("glossary", "Glossary"))
+_RESPONSES = (("results", "Base against trained"), ("samples", "Side by side"))
+# Ids of the sections and what the links at the top call them. Without a reward the pairs say most, so they come first.
+JUDGED_SECTIONS = (("results", "Results"), ("samples", "Responses"), ("pairs", "Held-out pairs"), *_END)
+PREFERENCE_SECTIONS = (("pairs", "Held-out pairs"), *_RESPONSES, *_END)
+SETTINGS = {
+    "environment": "Prompts from {}",
+    "reward": "reward {}",
+    "prompts": "{} held-out prompts",
+    "samples_per_prompt": "{} responses to each",
+    "max_new_tokens": "at most {} tokens long",
+    "judge": "judged by {}",
+}
 LOST_ROWS = ("skip", "trunc", "drop", "too long")
 
 
-def render(runs: list[Run]) -> str:
-    """The whole report as one HTML document."""
+def render(runs: list[Run], remark: str = "") -> str:
+    """The whole report as one HTML document; `remark` is a sentence on all runs that it begins with."""
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
@@ -43,7 +60,7 @@ def render(runs: list[Run]) -> str:
         "plotly": checked_script("plotly.js", get_plotlyjs()),
         "report": checked_script("report.js", template_text("common.js") + "\n" + template_text("report.js")),
     }
-    content = page_content(runs)
+    content = page_content(runs, remark)
     return environment.get_template("report.html.jinja").render(
         **content,
         policy=security_policy(list(scripts.values())),
@@ -56,31 +73,40 @@ def render(runs: list[Run]) -> str:
     )
 
 
-def page_content(runs: list[Run]) -> dict[str, Any]:
+def page_content(runs: list[Run], remark: str = "") -> dict[str, Any]:
     """Everything that the template shows, as plain data."""
     columns = evaluated_columns(runs)
     samples = collect_samples(runs)
+    judged = any(run.has_reward for run in runs)
     results, frontier = result_figures(columns, runs), frontier_figures(columns, runs)
     pairs, groups = pair_figures(runs), curve_groups(runs)
     distribution = distribution_figure(samples.rewards, reward_name(runs)) if samples else None
+    # What is looked at first stands beside the table: rewards, or without any the distance from the base.
+    first = 1 if judged else 3
     candidates = [*results, distribution, *frontier, *pairs, *(f for group in groups for f in group.figures)]
     figures: list[Figure] = [figure for figure in candidates if figure]
     return {
         "title": _title(runs),
+        "judged": judged,
+        "sections": _sections(judged, samples),
         "environment_names": sorted({text_at(run.evaluation, "settings", "environment") for run in runs} - {""}),
         "summary": summary_sentences(runs),
         "at_a_glance": _at_a_glance(runs),
-        "notices": _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR})),
+        "notices": _notices(runs, samples, len({c.label for c in columns if c.color == BASE_COLOR}), remark),
         "runs": runs,
         "columns": columns,
         "results": results_table(columns, runs) if columns else None,
-        "hero_figures": [f for f in (*results[:1], distribution) if f],
-        "result_figures": results[1:],
+        "hero_figures": [f for f in (*results[:first], distribution) if f],
+        "result_figures": results[first:],
         "frontier": frontier,
         "method": difference_method(runs),
         "pairs": pairs_table(runs),
+        "pair_sources": _shared_words({run.label: text_at(run.evaluation, "pairs", "source") for run in runs}),
         "pair_figures": pairs,
-        "without_pairs": join_words([run.label for run in runs if run.is_ppo]),
+        "moved": moved_sentences(runs),
+        "without_pairs": gaps(runs, "pairs"),
+        "without_responses": gaps(runs, "generations") + (unjudged(runs) if judged else []),
+        "ppo_labels": join_words([run.label for run in runs if run.is_ppo]),
         "any_pairs": not all(run.is_ppo for run in runs),
         "curve_groups": groups,
         "training_responses": [table for run in runs if (table := training_responses(run))],
@@ -95,6 +121,13 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
         "figures": figures,
         "writer": metadata.version("tdpo"),
     }
+
+
+def _sections(judged: bool, samples: Samples | None) -> tuple[tuple[str, str], ...]:
+    """Without a reward there need not be responses: what would add them is said beside the results."""
+    if judged:
+        return JUDGED_SECTIONS
+    return tuple(section for section in PREFERENCE_SECTIONS if section[0] != "samples" or samples)
 
 
 def _title(runs: list[Run]) -> str:
@@ -114,25 +147,27 @@ def _at_a_glance(runs: list[Run]) -> list[tuple[str, str]]:
         "Responses scored by PPO": [],
         "Updates": [],
         "Training time": [],
+        "Held-out pairs": [],
         "Held-out prompts": [],
     }
     for run in runs:
-        pairs, steps, seconds = at(run.data, "train", "pairs"), at(run.status, "step"), wall_seconds(run)
-        rows = at(run.data, "train", "rows") if pairs is None else pairs  # of which broken and too long ones are none
-        prompts = at(run.evaluation, "settings", "prompts")
+        trained, steps, seconds = at(run.data, "train", "pairs"), at(run.status, "step"), wall_seconds(run)
+        rows = at(run.data, "train", "rows") if trained is None else trained  # of which broken and too long are none
+        pairs, prompts = at(run.evaluation, "pairs", "count"), at(run.evaluation, "settings", "prompts")
         scored = completions_scored(run)
         facts["Training pairs"].append(show(rows) if number(rows) is not None and not run.is_ppo else "")
         facts["Responses scored by PPO"].append(show(int(scored)) if scored is not None else "")
         facts["Updates"].append(show(steps) if number(steps) is not None else "")
         facts["Training time"].append(show_duration(seconds) if seconds is not None else "")
+        facts["Held-out pairs"].append(show(pairs) if number(pairs) is not None else "")
         facts["Held-out prompts"].append(show(prompts) if number(prompts) is not None else "")
     unique = {name: list(dict.fromkeys(value for value in values if value)) for name, values in facts.items()}
     return [(name, " / ".join(values)) for name, values in unique.items() if values]
 
 
-def _notices(runs: list[Run], samples: Samples | None, bases: int) -> list[tuple[str, list[str]]]:
+def _notices(runs: list[Run], samples: Samples | None, bases: int, remark: str) -> list[tuple[str, list[str]]]:
     """What a reader should know before trusting the numbers, by run."""
-    notices = []
+    notices = [("All runs", [remark])] if remark else []
     if bases > 1:
         notices.append(
             (
@@ -156,14 +191,12 @@ def _state_notices(run: Run) -> list[str]:
     error = at(run.status, "error")
     if state in ("", "finished"):
         return [f"The status file reports an error: {error}"] if error else []
-    word = {
-        "failed": "Training failed",
-        "running": "Training was still running",
-        "interrupted": "Training was interrupted",
-    }
-    sentence = (
-        f"{word.get(state, f'Training is {state}')} at update {step} of {planned}: the numbers here are not final."
-    )
+    without_error = {key: value for key, value in run.status.items() if key != "error"}
+    words = state_in_words({**without_error, "step": step, "max_steps": planned}, state, run.path / LOCK_FILE)
+    if state == "running":
+        words = words.replace("is running", "was still running", 1)
+    advice = f" `{'tdpo ppo' if run.is_ppo else 'tdpo train'} {run.path} --resume` goes on." if state in ENDED else ""
+    sentence = f"Training {words}: the numbers here are not final.{advice}"
     return [sentence, f"Error: {error}"] if error else [sentence]
 
 
@@ -183,13 +216,25 @@ def _row_notices(run: Run) -> list[str]:
 
 def _evaluation_settings(runs: list[Run]) -> list[str]:
     """The evaluation's settings in words, once where all runs share them."""
-    texts: dict[str, list[str]] = {}
+    texts = {}
     for run in runs:
-        settings = run.evaluation.get("settings")
-        if isinstance(settings, dict) and settings:
-            words = ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in settings.items())
-            texts.setdefault(words, []).append(run.label)
-    return [words if len(texts) == 1 else f"{join_words(labels)}: {words}" for words, labels in texts.items()]
+        settings = dict_at(run.evaluation, "settings")
+        texts[run.label] = ", ".join(_setting(key, plain(value)) for key, value in settings.items() if plain(value))
+    return _shared_words(texts)
+
+
+def _shared_words(texts: dict[str, str]) -> list[str]:
+    """What is said of runs, by label: once where all that have something say the same, else with the runs' names."""
+    labels: dict[str, list[str]] = {}
+    for label, words in texts.items():
+        if words:
+            labels.setdefault(words, []).append(label)
+    return [words if len(labels) == 1 else f"{join_words(names)}: {words}" for words, names in labels.items()]
+
+
+def _setting(key: str, value: str) -> str:
+    """One setting of an evaluation in words; of one that is not known its key and its value."""
+    return SETTINGS[key].format(value) if key in SETTINGS else f"{key.replace('_', ' ')} {value}"
 
 
 def _cut(text: str) -> str:

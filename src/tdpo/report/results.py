@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..records.dotted import at, text_at
-from .numbers import excludes_zero, join_words, number, show, show_interval, show_share
+from ..records.dotted import at, dict_at, text_at
+from .numbers import excludes_zero, join_words, number, show, show_interval, show_share, show_signed
+from .pair_words import pairs_sentence
 from .run_reading import Run
 
 BASE_COLOR = -1
@@ -21,9 +22,10 @@ class Metric:
     title: str
     unit: str = ""
     share: bool = False
+    signed: bool = False
 
     def show(self, value: Any) -> str:
-        return show_share(value) if self.share else show(value)
+        return show_share(value) if self.share else show_signed(value) if self.signed else show(value)
 
     def show_interval(self, limits: Any) -> str:
         return show_interval(limits, self.show)
@@ -35,6 +37,7 @@ GENERATION_METRICS = (
     Metric("reward_variance", "Variance of the rewards", "the spread squared"),
     Metric("reverse_kl", "Reverse KL, own samples", "nats per response"),
     Metric("forward_kl", "Forward KL, base samples", "nats per response"),
+    Metric("policy_entropy", "Entropy, own samples", "nats per token"),
     Metric("distinct_1", "Distinct words", "of all words"),
     Metric("distinct_2", "Distinct word pairs", "of all word pairs"),
     Metric("length_mean", "Mean length", "tokens"),
@@ -46,8 +49,12 @@ PAIR_METRICS = (
     Metric("margin", "Margin"),
     Metric("chosen_reward", "Chosen implicit reward"),
     Metric("rejected_reward", "Rejected implicit reward"),
-    Metric("chosen_logp", "Chosen log-probability", "nats per response"),
-    Metric("rejected_logp", "Rejected log-probability", "nats per response"),
+    Metric("chosen_reference_logp", "Chosen log-probability, base", "nats per response"),
+    Metric("chosen_logp", "Chosen log-probability, trained", "nats per response"),
+    Metric("chosen_log_ratio", "Its change from the base", "nats per response", signed=True),
+    Metric("rejected_reference_logp", "Rejected log-probability, base", "nats per response"),
+    Metric("rejected_logp", "Rejected log-probability, trained", "nats per response"),
+    Metric("rejected_log_ratio", "Its change from the base", "nats per response", signed=True),
     Metric("chosen_forward_kl", "Chosen forward KL", "nats per response"),
     Metric("rejected_forward_kl", "Rejected forward KL", "nats per response"),
     Metric("chosen_reverse_kl", "Chosen reverse KL", "nats per response"),
@@ -75,18 +82,22 @@ def evaluated_columns(runs: list[Run]) -> list[Column]:
     """Base and trained columns of every run with generations; runs judged against the same base share its column.
 
     The same base means the same model, the same evaluation settings and the same numbers: then one base column
-    stands before all its runs. Otherwise each base is shown and named after the run that it belongs to.
+    stands before all its runs. A run whose responses nothing judged joins those whose base differs by its reward only.
+    Otherwise each base is shown and named after the run that it belongs to.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if isinstance(run.evaluation.get("generations"), dict):
-            groups.setdefault(_base_identity(run), []).append(run)
+    groups: dict[tuple[str, str], list[Run]] = {}
+    evaluated = [run for run in runs if isinstance(run.evaluation.get("generations"), dict)]
+    rewards = {_base_identity(run): _base_reward(run) for run in reversed(evaluated) if _base_reward(run)}
+    for run in evaluated:
+        base = _base_identity(run)
+        groups.setdefault((base, _base_reward(run) or rewards.get(base, "")), []).append(run)
     columns = []
     for members in groups.values():
         label = "Base" if len(groups) == 1 else f"Base of {join_words([run.label for run in members])}"
-        base = at(members[0].evaluation, "generations", "base")
+        first = next((run for run in members if _base_reward(run)), members[0])
+        base = at(first.evaluation, "generations", "base")
         if isinstance(base, dict):
-            columns.append(Column(label, BASE_COLOR, members[0], base))
+            columns.append(Column(label, BASE_COLOR, first, base))
         for run in members:
             trained = at(run.evaluation, "generations", "trained")
             if isinstance(trained, dict):
@@ -95,11 +106,19 @@ def evaluated_columns(runs: list[Run]) -> list[Column]:
 
 
 def _base_identity(run: Run) -> str:
-    base = at(run.evaluation, "generations", "base")
-    numbers = {
-        key: round(value, 6) for key in ("reward_mean", "length_mean") if (value := number(at(base, key))) is not None
+    """What the base's responses depend on."""
+    settings = {
+        key: value for key, value in dict_at(run.evaluation, "settings").items() if key not in ("reward", "judge")
     }
-    return json.dumps([run.model, run.evaluation.get("settings"), numbers], sort_keys=True, default=str)
+    length = number(at(run.evaluation, "generations", "base", "length_mean"))
+    return json.dumps([run.model, settings, None if length is None else round(length, 6)], sort_keys=True, default=str)
+
+
+def _base_reward(run: Run) -> str:
+    """Who judged the base's responses, and with which result; "" where nothing did."""
+    value = number(at(run.evaluation, "generations", "base", "reward_mean"))
+    judge = [at(run.evaluation, "settings", key) for key in ("reward", "judge")]
+    return "" if value is None else json.dumps([judge, round(value, 6)], default=str)
 
 
 def metric_rows(metrics: tuple[Metric, ...], numbers: list[dict[str, Any]]) -> list[Metric]:
@@ -131,8 +150,8 @@ def confidence(run: Run) -> str:
 
 
 def summary_sentences(runs: list[Run]) -> list[str]:
-    """One honest sentence a run: what happened to the held-out reward, how sure that is, and at how much KL."""
-    return [_reward_sentence(run) or _without_reward(run) for run in runs]
+    """What is known of each run in a few words: its held-out reward and its KL, else its pairs, else its training."""
+    return [_reward_sentence(run) or pairs_sentence(run) or _without_evaluation(run) for run in runs]
 
 
 def _reward_sentence(run: Run) -> str:
@@ -162,14 +181,7 @@ def _reward_sentence(run: Run) -> str:
     )
 
 
-def _without_reward(run: Run) -> str:
-    accuracy = at(run.evaluation, "pairs", "accuracy")
-    if number(accuracy) is not None:
-        limits = show_interval(at(run.evaluation, "pairs", "intervals", "accuracy"))
-        return (
-            f"{run.label} prefers the chosen response in {show_share(accuracy)} of the held-out pairs"
-            f"{f' {limits}' if limits else ''}; no generations were evaluated."
-        )
+def _without_evaluation(run: Run) -> str:
     # The loss of PPO is no measure of progress: each iteration has another one.
     key, what = ("reward_mean", "mean training reward") if run.is_ppo else ("loss", "training loss")
     unknown = "responses to other prompts" if run.is_ppo else "responses"

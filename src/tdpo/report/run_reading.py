@@ -11,7 +11,6 @@ from typing import Any
 from ..guards.documents import DocumentError, load_yaml
 from ..methods import METHODS, public_name
 from ..records.dotted import at, dict_at, text_at
-from ..records.locks import is_locked
 from ..records.names import (
     COMPLETIONS_FILE,
     DATA_FILE,
@@ -25,6 +24,7 @@ from ..records.names import (
     TRAINER_FILE,
 )
 from ..records.run_places import is_model_folder, meant_by, results_folder, run_above
+from ..records.run_states import state_of
 from .metrics_reading import read_metrics
 from .numbers import number
 from .reading import LenientFolder
@@ -65,6 +65,13 @@ class Run:
     def is_ppo(self) -> bool:
         """Whether the run learned from rewards of its own responses, and not from pairs."""
         return self.loss == METHODS["ppo"].name
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether something judged its responses: the reward that PPO learns from, an environment's, or a judge's."""
+        means = (at(self.evaluation, "generations", who, "reward_mean") for who in ("base", "trained"))
+        judged = any(value is not None for value in means)
+        return self.is_ppo or judged or any(sample.get("reward") is not None for sample in self.samples)
 
     @property
     def kl(self) -> dict[str, Any]:
@@ -114,6 +121,7 @@ def _load_run(path: Path, index: int) -> Run:
     # The evaluation of a run is one of another model than that of its checkpoint.
     judged = LenientFolder(of_this_model[0], files.notes, of_this_model)
     recipe, recipe_text, recipe_file = _read_recipe(files)
+    evaluation = judged.json(EVALUATION_FILE, f"run `{_evaluating(path, recipe_file)}` to {WHAT_EVALUATING_DOES}")
     run = Run(
         path=path,
         label=path.resolve().name,
@@ -125,8 +133,8 @@ def _load_run(path: Path, index: int) -> Run:
         data=files.json(DATA_FILE, "what the training data held is unknown"),
         metrics=read_metrics(files),
         status=_read_status(files),
-        evaluation=judged.json(EVALUATION_FILE, f"run `{_evaluating(path, recipe_file)}` to {WHAT_EVALUATING_DOES}"),
-        samples=judged.json_lines(SAMPLES_FILE, "there are no generations to read"),
+        evaluation=evaluation,
+        samples=_read_samples(judged, evaluation),
         completions=_read_completions(files),
         notes=files.notes,
     )
@@ -157,10 +165,22 @@ def _evaluating(path: Path, recipe_file: str) -> str:
 
 
 def _read_status(run: LenientFolder) -> dict[str, Any]:
-    """The content of status.json. A run that says "running" while no process holds its lock was interrupted."""
+    """The content of status.json. A run that says "running" while no process holds its lock was killed."""
     status = run.json(STATUS_FILE, "whether training finished is unknown")
-    is_dead = status.get("state") == "running" and is_locked(run.place(STATUS_FILE).with_name(LOCK_FILE)) is False
-    return {**status, "state": "interrupted"} if is_dead else status
+    if "state" not in status:
+        return status
+    return {**status, "state": state_of(status, run.place(STATUS_FILE).with_name(LOCK_FILE))}
+
+
+def _read_samples(run: LenientFolder, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The responses of the evaluation, which need not have any."""
+    if evaluation and not evaluation.get("generations"):
+        if run.place(SAMPLES_FILE).exists():
+            run.notes.append(
+                f"{SAMPLES_FILE} is of an earlier evaluation and is not shown: the last one has no responses."
+            )
+        return []
+    return run.json_lines(SAMPLES_FILE, "there are no responses to read")
 
 
 def _read_completions(run: LenientFolder) -> list[dict[str, Any]]:
@@ -205,8 +225,6 @@ def _gaps(run: Run) -> list[str]:
         notes.append(f"No evaluation during training was logged: the curves show {batches} only.")
     if run.evaluation and not run.evaluation.get("pairs") and not run.is_ppo:
         notes.append("No held-out pairs were evaluated: accuracy and KL on pairs are known from training only.")
-    if run.evaluation and not run.evaluation.get("generations"):
-        notes.append("No generations were evaluated: there is no reward to compare with the base model.")
     notes += _too_few_prompts(run)
     for key in sorted({key for line in run.metrics for key in line}):
         values = [line[key] for line in run.metrics if isinstance(line.get(key), float)]

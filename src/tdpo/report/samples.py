@@ -24,6 +24,11 @@ class Samples:
     total: int
     rewards: list[tuple[str, int, list[float]]]
 
+    @property
+    def judged(self) -> bool:
+        """Whether any response has a reward."""
+        return any(values for _, _, values in self.rewards)
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -56,7 +61,10 @@ def collect_samples(runs: list[Run], *, max_bytes: int = SAMPLE_BYTES) -> Sample
         shown_prompts.append(entry)
     values = [value for _, _, of_source in rewards for value in of_source]
     payload = {
-        "columns": [{"label": source.label, "color": source.color} for source in sources],
+        "columns": [
+            {"label": source.label, "color": source.color, "judged": bool(of_source)}
+            for source, (_, _, of_source) in zip(sources, rewards, strict=True)
+        ],
         "prompts": shown_prompts,
         "reward": reward_name(runs),
         "scale": _scale(values),

@@ -120,8 +120,6 @@ def pairs_table(runs: list[Run]) -> Table | None:
         Row(metric.title, metric.unit, [_estimate(metric, n, pair_interval(n, metric.key)) for n in numbers])
         for metric in metric_rows(PAIR_METRICS, numbers)
     ]
-    sources = [Cell(text_at(entry, "source") or MISSING) for entry in numbers]
-    rows.append(Row("Source", "", sources))
     return Table("Held-out preference pairs", [r.label for r in with_pairs], rows, [r.index for r in with_pairs])
 
 
@@ -152,6 +150,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Responses sampled": _rollouts(run),
         "Batch": plain(at(recipe, "ppo", "minibatch_size") or at(recipe, "training", "batch_size")),
         "Learning rate": plain(at(recipe, "ppo", "learning_rate") or at(recipe, "training", "learning_rate")),
+        "Precision": text_at(run.machine, "precision", "text"),
         "Training time": show_duration(wall_seconds(run)) if wall_seconds(run) is not None else "",
         "Reference cache": _cache_time(run),
         "Evaluation time": show_duration(run.evaluation.get("seconds")) if run.evaluation.get("seconds") else "",

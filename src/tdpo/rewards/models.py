@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ..environments import Prompt
+from ..models.adapter_bases import adapter_base
 from ..models.classifiers import load_reward_classifier
-from ..models.folder_files import adapter_base, is_adapter_folder
+from ..models.folder_files import is_adapter_folder
 from ..models.model_loading import check_folder
 from ..models.trust import own_code_refused
 

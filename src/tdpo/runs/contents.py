@@ -23,6 +23,7 @@ from .checkpoints import is_checkpoint
 # This file is there while a run directory is set up. As long as it is, the folder is no run and may be set up again.
 BEGINNING = ".run-being-begun"
 STAGED_MODEL = ".model-being-saved"
+BEING_MOVED = ".run-being-moved"  # the old run, while it is moved aside or back
 FILES = (
     RECIPE_FILE, MACHINE_FILE, STATUS_FILE, DATA_FILE, METRICS_FILE, COMPLETIONS_FILE, EVALUATION_FILE, SAMPLES_FILE,
     BASE_SAMPLES_FILE, REPORT_FILE,

@@ -9,6 +9,7 @@
     checkpoint-N/      complete once it holds the file COMPLETE; inputs.json names what it was trained with
     model/             what was trained
     evaluation.json, samples.jsonl, base_samples.json, report.html
+    replaced-run/      the run that `--overwrite` replaces, until the new one has a model
 
 JSON files appear whole or not at all; numbers that are not finite are NaN and Infinity, as Python writes them.
 """
@@ -22,16 +23,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import AnyRecipe, PPORecipe, RecipeError, dump_recipe, load_recipe
-from ..records.files import now, open_no_link, sync_folder, write_text
-from ..records.folders import remove
-from ..records.json_files import read_json, read_log, write_json
-from ..records.locks import is_locked, lock
-from ..records.names import LOCK_FILE, MACHINE_FILE, METRICS_FILE, MODEL_FOLDER, RECIPE_FILE, STATUS_FILE
-from .checkpoints import Checkpoints, checkpoint_step, find_checkpoints
-from .contents import BEGINNING, is_ours
+from ..config import AnyRecipe, PPORecipe, dump_recipe
+from ..records.files import now, sync_folder, write_text
+from ..records.json_files import write_json
+from ..records.locks import holder, lock
+from ..records.names import LOCK_FILE, MACHINE_FILE, RECIPE_FILE, STATUS_FILE
+from ..records.run_states import KILLED
+from .contents import BEGINNING
 from .machine import describe_machine
+from .model_folders import model_folders
+from .replacing import is_unsettled, let_go, make_way, settle
 from .resume import check_resumable
+from .run_files import RunError, RunFiles
 
 logger = logging.getLogger(__name__)
 
@@ -39,42 +42,27 @@ State = Literal["running", "finished", "interrupted", "failed"]
 STATES = ("running", "finished", "interrupted", "failed")
 
 
-class RunError(ValueError):
-    """A run directory that cannot be used for what was wanted; the message says what to do instead."""
-
-
-class RunDirectory:
-    """One run's folder. Only the main process of a distributed run writes; the others pass through."""
+class RunDirectory(RunFiles):
+    """One run's folder, to read and to train in. Only the main process of a distributed run writes; others pass by."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self.writes = _is_main_process()
         self._has_lock = False
-
-    def __repr__(self) -> str:
-        return f"RunDirectory({str(self.path)!r})"
+        # While a run is to be replaced and still stands: the recipe of the new one, and files that wait for it.
+        self._waiting: AnyRecipe | None = None
+        self._waiting_files: dict[str, Any] = {}
+        self.has_put_back = False  # whether the run that was replaced stands here again, after a failure
 
     # Opening
-
-    @classmethod
-    def open(cls, path: str | Path) -> RunDirectory:
-        """An existing run. Raises `RunError` where there is none."""
-        run = cls(path)
-        if not run.path.is_dir():
-            reason = "it is a file" if run.path.exists() else "it does not exist"
-            raise RunError(
-                f"{run.path} is no run directory: {reason}; expected a folder that `tdpo train` or `tdpo ppo` wrote"
-            )
-        if not run.is_run():
-            inside = sorted(str(p.parent) for p in run.path.glob(f"*/{STATUS_FILE}"))
-            hint = f"; runs inside it: {', '.join(inside)}" if inside else ""
-            raise RunError(f"{run.path} is no run directory: it has no {RECIPE_FILE} and {STATUS_FILE}{hint}")
-        return run
 
     @classmethod
     @contextlib.contextmanager
     def training(cls, recipe: AnyRecipe, *, resume: bool = False, overwrite: bool = False) -> Iterator[RunDirectory]:
         """Lock the run in `recipe.run_dir` while it trains. It is begun anew, or continued where it stopped (`resume`).
+
+        With `overwrite`, a run that got somewhere stands untouched until `begin` is called, once all is checked; and it
+        is kept until `let_go_of_replaced` is. After a failure before the first update it is put back.
 
         The status is running inside and finished, interrupted or failed after it, whatever happens. Raises `RunError`
         where the folder cannot be used (see `create`, `take_up`) or another process holds it.
@@ -85,7 +73,7 @@ class RunDirectory:
         with run.locked():
             if resume:
                 run.take_up(recipe)
-            else:
+            elif not (overwrite and run._waits_for_checks(recipe)):
                 run.create(recipe, overwrite=overwrite)
             with run.recording_the_end():
                 yield run
@@ -93,7 +81,7 @@ class RunDirectory:
     def create(self, recipe: AnyRecipe, *, overwrite: bool = False) -> None:
         """Begin a run: recipe.yaml, then environment.json and status.json; it is one when all three are there.
 
-        Refuses a folder that holds something else, or a run that got somewhere; `overwrite` replaces such a run (its
+        Refuses a folder that holds something else, or a run that got somewhere; `overwrite` moves such a run aside (its
         own files only). A run that failed before its first update, and one that was stopped while it was begun, are
         replaced without asking.
         """
@@ -101,25 +89,59 @@ class RunDirectory:
             return
         self._refuse_foreign_files()
         with self.locked():
+            self._settle()
             if not overwrite and self.got_somewhere():
                 raise RunError(self._occupied())
-            mark = self.path / BEGINNING
-            remove(mark)
-            with open_no_link(mark, "w"):
-                sync_folder(self.path)
-            for entry in self.path.iterdir():
-                if is_ours(entry):
-                    remove(entry)
-            write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
-            self.write_json(MACHINE_FILE, describe_machine(recipe.seed))
-            self.set_status("running", step=0, max_steps=_updates(recipe))
-            mark.unlink()  # from here on it is a run
-            sync_folder(self.path)
+            self._begin(recipe)
+
+    def begin(self) -> None:
+        """Move the old run aside and begin the new one, now that nothing but training can fail. Without an old run,
+        the new one has begun already, and nothing happens."""
+        if self._waiting is None:
+            return
+        recipe, files = self._waiting, self._waiting_files
+        self._waiting, self._waiting_files = None, {}
+        self._begin(recipe)
+        for name, value in files.items():
+            self.write_json(name, value)
+
+    def let_go_of_replaced(self) -> None:
+        """Delete the run that this one replaces: call it once the new model is saved."""
+        if self.writes:
+            let_go(self.path)
+
+    def _waits_for_checks(self, recipe: AnyRecipe) -> bool:
+        """Whether a run stands here that must stay until `begin`, with `recipe`, is called."""
+        if not self.writes:
+            return False
+        self._settle()
+        if self.got_somewhere():
+            self._waiting = recipe
+        return self._waiting is not None
+
+    def _settle(self) -> None:
+        """Finish what a kill stopped while a run was replaced; see `settle`."""
+        if is_unsettled(self.path):
+            settle(self.path, new_is_worth_nothing=self._is_half_begun() or self._is_worth_nothing())
+
+    def _begin(self, recipe: AnyRecipe) -> None:
+        make_way(self.path, keep=self.got_somewhere())
+        write_text(self.path / RECIPE_FILE, dump_recipe(recipe))
+        self.write_json(MACHINE_FILE, {**describe_machine(recipe.seed), "model_folders": model_folders(recipe)})
+        self.set_status("running", step=0, max_steps=_updates(recipe))
+        (self.path / BEGINNING).unlink()  # from here on it is a run
+        sync_folder(self.path)
 
     def take_up(self, recipe: AnyRecipe) -> None:
         """Continue the run with `recipe`, which may differ from the stored one in keys that do not change the
         trajectory (`check_resumable`); it is stored, and environment.json gets an entry under "resumed"."""
         changed = self.check_resumable(recipe)
+        if self.with_models_found(recipe) != recipe:
+            recorded = ", ".join(f"{key} was {folder}" for key, folder in self.model_folders().items())
+            raise RunError(
+                f"{self.path} was begun elsewhere: the recipe's names of models lead to no folder from {Path.cwd()} "
+                f"({recorded}). Give the command where the run was begun"
+            )
         if not self.writes:
             return
         with self.locked():
@@ -135,14 +157,15 @@ class RunDirectory:
         *earlier, last = machine.get("resumed") or [{}]
         self.write_json(MACHINE_FILE, {**machine, "resumed": [*earlier, {**last, **facts}]})
 
-    def is_run(self) -> bool:
-        """Whether a run was begun here. A recipe alone is none: it may be a user's own file."""
-        files = (self.path / RECIPE_FILE, self.path / STATUS_FILE)
-        return all(file.is_file() for file in files) and not self._is_half_begun()
+    def note_precision(self, precision: dict[str, Any]) -> None:
+        """Record in environment.json what the run computes in."""
+        if self.writes:
+            self.write_json(MACHINE_FILE, {**(self.read_json(MACHINE_FILE) or {}), "precision": precision})
 
-    def _is_half_begun(self) -> bool:
-        """Whether a full disk or a kill stopped a run while its folder was set up: no file of it is of use."""
-        return (self.path / BEGINNING).exists()
+    def precision(self) -> dict[str, Any] | None:
+        """What the run computes in, as it was recorded; None in a run of an earlier version."""
+        recorded = (self.read_json(MACHINE_FILE) or {}).get("precision")
+        return recorded if isinstance(recorded, dict) else None
 
     def check_resumable(self, recipe: AnyRecipe) -> dict[str, list[Any]]:
         """The keys in which `recipe` differs from the stored one, each [stored, new]; `RunError` if one must not."""
@@ -157,7 +180,7 @@ class RunDirectory:
         if not self.path.is_dir():
             raise RunError(f"run_dir {self.path} is a file; choose another run_dir=…")
         names = sorted(p.name for p in self.path.iterdir() if p.name != LOCK_FILE)
-        if names and not self.is_run() and not self._is_half_begun():
+        if names and not self.is_run() and not self._is_half_begun() and not is_unsettled(self.path):
             first_names = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise RunError(
                 f"run_dir {self.path} holds files that are no run of tdpo ({first_names}); choose another run_dir=…"
@@ -172,74 +195,31 @@ class RunDirectory:
         return self._occupied() if self.got_somewhere() else None
 
     def _occupied(self) -> str:
-        status, state = self.status(), self.state()
-        if state == "running" and self._has_lock:  # by this process, which has not begun: whoever ran is gone
-            state = "interrupted"
-        resume = "" if state == "finished" else "--resume continues it, "
-        return (
-            f"run_dir {self.path} holds a run ({state}, step {status.get('step', 0)}): {resume}"
-            "another run_dir=… starts beside it, --overwrite replaces it"
-        )
+        elsewhere = "another run_dir=… starts beside it, --overwrite replaces it"
+        if not self.is_run():
+            return f"run_dir {self.path} holds a run that a kill stopped another from replacing; {elsewhere}"
+        # Where this process, which has not begun, holds the lock, whoever was running is gone.
+        state = KILLED if self._has_lock and self.state() == "running" else self.state()
+        resume = "" if state in ("running", "finished") else "--resume continues it, "
+        kept = self.replaced_run()
+        note = "" if kept is None else f". The run that it was to replace is kept in {kept}"
+        return f"run_dir {self.path} holds a run that {self.in_words(state)}: {resume}{elsewhere}{note}"
 
-    def got_somewhere(self) -> bool:
-        """Whether deleting the run would lose anything: updates, metrics, checkpoints, a model."""
-        if self._is_half_begun():
-            return False
-        checkpoints = self.checkpoints()
-        traces = [*checkpoints.complete, *checkpoints.incomplete, self.path / METRICS_FILE, self.path / MODEL_FOLDER]
-        return bool(self.status().get("step")) or any(trace.exists() for trace in traces)
+    @property
+    def still_stands(self) -> bool:
+        """Whether the run that was here stands untouched, as its replacement has not begun."""
+        return self._waiting is not None
 
     # Files
 
-    def recipe(self) -> AnyRecipe:
-        return load_recipe(self.path / RECIPE_FILE)
-
-    def command(self) -> str:
-        """The command that made this run, which also resumes it: "tdpo train" or "tdpo ppo"."""
-        try:
-            is_ppo = isinstance(self.recipe(), PPORecipe)
-        except RecipeError:  # damaged, or none: the message that asks for the command is about something else
-            is_ppo = False
-        return "tdpo ppo" if is_ppo else "tdpo train"
-
     def write_json(self, name: str, value: Any) -> None:
-        """Write `name` atomically: readers see the old file or the new one."""
-        if self.writes:
+        """Write `name` atomically: readers see the old file or the new one. It waits where `begin` is awaited."""
+        if self._waiting is not None:
+            self._waiting_files[name] = value
+        elif self.writes:
             write_json(self.path / name, value)
 
-    def read_json(self, name: str) -> Any:
-        """The content of `name`, or None where there is no such file."""
-        path = self.path / name
-        return read_json(path) if path.exists() else None
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """Every logged line, oldest first. A cut-off last line is left out, and a broken line with a warning."""
-        return read_log(self.path / METRICS_FILE)
-
-    @property
-    def model_path(self) -> Path:
-        """The trained model. Raises `RunError` where training has not finished."""
-        path = self.path / MODEL_FOLDER
-        if not path.is_dir():
-            status, state = self.status(), self.state()
-            if state == "failed":
-                raise RunError(
-                    f"{self.path} has no trained model: training failed ({status.get('error')}). "
-                    "Repair that, then train again"
-                )
-            raise RunError(f"{self.path} has no trained model yet ({state}); `{self.command()} {self.path} --resume`")
-        return path
-
     # Status
-
-    def status(self) -> dict[str, Any]:
-        return self.read_json(STATUS_FILE) or {}
-
-    def state(self) -> str:
-        """One of STATES, or "unknown". A run that says "running" while no process holds its lock was interrupted."""
-        state = str(self.status().get("state", "unknown"))
-        dead = state == "running" and not self._has_lock and is_locked(self.path / LOCK_FILE) is False
-        return "interrupted" if dead else state
 
     def set_status(
         self, state: State, *, step: int | None = None, max_steps: int | None = None, error: str | None = None
@@ -270,12 +250,20 @@ class RunDirectory:
         except BaseException as error:
             self._record_the_end("failed", error=f"{type(error).__name__}: {error}")
             raise
+        self.begin()
         self.set_status("finished")
 
     def _record_the_end(self, state: State, error: str | None = None) -> None:
-        """Set the status, but only warn where it cannot be written: that must not hide the error that ended the run."""
+        """Set the status, and put back the run that one without an update replaced. Only warn where the disk refuses:
+        that must not hide the error that ended the run."""
+        if self.still_stands:
+            return
         try:
-            self.set_status(state, error=error)
+            if self.writes and is_unsettled(self.path) and (not self.is_run() or self._is_worth_nothing()):
+                self._settle()
+                self.has_put_back = True
+            else:
+                self.set_status(state, error=error)
         except OSError as unwritten:
             logger.warning("the state %r could not be recorded: %s", state, unwritten)
 
@@ -288,22 +276,17 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         with lock(self.path / LOCK_FILE) as self._has_lock:
             if not self._has_lock:
-                raise RunError(f"{self.path} is in use by another process; wait for it or choose another run_dir=…")
+                who = holder(self.path / LOCK_FILE)
+                raise RunError(
+                    f"{self.path} is in use by another process{f' ({who})' if who else ''}; wait for its end, or "
+                    "choose another run_dir=…"
+                )
             try:
                 yield
             finally:
                 self._has_lock = False
 
     # Checkpoints
-
-    def checkpoints(self) -> Checkpoints:
-        """All checkpoint folders, by step."""
-        return find_checkpoints(self.path)
-
-    def resume_step(self) -> int:
-        """The step that a resumption starts from; 0 without a complete checkpoint."""
-        newest = self.checkpoints().newest
-        return checkpoint_step(newest) if newest else 0
 
 
 def _is_main_process() -> bool:

@@ -53,7 +53,7 @@ def way_of(model: Any, length: int) -> Way:
     lm = causal_lm_of(model)
     device = next(lm.parameters()).device.type
     ways_of_model = _ways_of_models.setdefault(lm, {})
-    key = (str(lm.config._attn_implementation), lm.dtype, device)
+    key = (str(lm.config._attn_implementation), _computing_dtype(model), device)
     way, longest = ways_of_model.get(key, (None, 0))
     thresholds = length_thresholds(lm.config)
     if way is not None and not any(longest < threshold <= length for threshold in thresholds):
@@ -74,6 +74,15 @@ def way_of(model: Any, length: int) -> Way:
     return right_way
 
 
+def _computing_dtype(model: Any) -> torch.dtype:
+    """What products are rounded to: the dtype of autocast where it is on, and else that of the weights."""
+    device = next(model.parameters()).device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    dtype: torch.dtype = causal_lm_of(model).dtype
+    return dtype
+
+
 SHORT = 16  # tokens of the longest sequence of a probe
 
 
@@ -82,7 +91,7 @@ def _first_right(model: Any, ways: Sequence[Way], lengths: Sequence[int]) -> tup
     distances = []
     for way in ways:
         distances.append(max(distance(model, way, length) for length in lengths))
-        if distances[-1] <= TOLERANCE.get(model.dtype, 5e-2):
+        if distances[-1] <= TOLERANCE.get(_computing_dtype(model), 5e-2):
             return way, distances[0]
     raise ValueError(
         f"cannot sample from {type(causal_lm_of(model)).__name__}: what it says of a sequence depends on the other "
@@ -122,7 +131,7 @@ def _distances_by_row(model: Any, way: Way, longest: int) -> Iterator[float]:
         expected = _whole(model, ids + first + second, len(logits))
         gaps = sorted(_gap(ours, theirs) for ours, theirs in zip(logits, expected, strict=True))
         # Where rounding is coarse, one token may go to another expert; a state that is misread spoils most steps.
-        yield gaps[1] if model.dtype in (torch.bfloat16, torch.float16) else gaps[-1]
+        yield gaps[1] if _computing_dtype(model) in (torch.bfloat16, torch.float16) else gaps[-1]
 
 
 class _Tokens:

@@ -22,7 +22,7 @@ from ..environments import Environment, Prompt, check_reward, score
 from ..preferences import write_preferences
 from ..records.files import open_no_link
 from ..records.json_files import append_jsonl, read_jsonl, write_json
-from ..records.locks import lock
+from ..records.locks import holder, lock
 from ..runs import RunError, versions
 from .sampler import Progress, SamplingSettings, check_fit, encode_prompts, sample
 
@@ -128,9 +128,12 @@ def sample_pairs(
     RewardError for a reward that cannot be called or fails.
     """
     out = Path(out)
-    with lock(out.with_name(f".{out.name}.lock"), remove=True) as is_locked:
+    lock_file = out.with_name(f".{out.name}.lock")
+    with lock(lock_file, remove=True) as is_locked:
         if not is_locked:
-            raise RunError(f"another process samples into {out}; wait for it, or give another name")
+            raise RunError(
+                f"another process samples into {out}; wait for it, or give another name (it is {holder(lock_file)})"
+            )
         return _sample_pairs(model, tokenizer, environment, out, settings, progress, overwrite)
 
 

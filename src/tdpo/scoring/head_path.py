@@ -7,7 +7,7 @@ the logits of the model's own forward.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -94,6 +94,15 @@ class HeadPath:
             extras=extras,
             impl=self.name,
         )
+
+    def reference_entropy(self, reference: ReferencePart, targets: Tensor) -> Tensor:
+        """Entropy `[N]` of the reference at each token, nats per token: that of a policy which is the reference."""
+        output = reference.values["logits" if self.name == "logits" else "hidden"]
+        head, extras = reference.head, frozenset[Extra]({"policy_entropy"})
+        itself = self if head is None else replace(self, head=lambda: head)
+        stats = itself.token_stats(output, reference, targets, extras=extras)
+        assert stats.policy_entropy is not None
+        return stats.policy_entropy
 
 
 def choose_head_path(

@@ -9,7 +9,7 @@ from typing import Any
 from ..batches import ResponseBatch
 from ..models import Reference
 from ..token_statistics import Extra, TokenStats
-from .head_path import HeadPath, choose_head_path
+from .head_path import HeadPath, ReferencePart, choose_head_path
 from .options import HeadImpl
 from .reference_source import LiveReference, ReferenceSource
 
@@ -52,5 +52,10 @@ class PolicyStatistics:
         Raises:
             ValueError: the reference is a cache that does not know this batch.
         """
-        reference = self.source.part(policy, batch)
+        return self.beside(self.source.part(policy, batch), policy, batch, extras=extras)
+
+    def beside(
+        self, reference: ReferencePart, policy: Any, batch: ResponseBatch, *, extras: Collection[Extra] = ()
+    ) -> TokenStats:
+        """The same, where the reference's part of this batch is there already."""
         return self.path.token_stats(self.path.policy_output(policy, batch), reference, batch.target_ids, extras=extras)

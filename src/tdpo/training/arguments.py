@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
+from ..config import Precision
+from ..config.training_defaults import EPOCHS
+
 Config = TypeVar("Config")
 
 # transformers 5.23 renamed these and warns of the old names, which older versions need.
@@ -18,6 +21,8 @@ RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
+# accelerate's names of what autocast computes in.
+AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 # Options of TrainingArguments that both trainers refuse, and why: they would do nothing, or harm in silence.
 REFUSED = {
     "label_names": "has no effect: rows have no labels",
@@ -32,12 +37,21 @@ REFUSED = {
 
 @dataclass
 class Arguments(TrainingArguments):
-    """`TrainingArguments` with three other defaults: non-finite losses are never filtered from the logs, every step is
-    logged, and gradient checkpointing is the non-reentrant kind, which adapters need."""
+    """`TrainingArguments` with other defaults: those of a recipe for the learning rate, the number of epochs and the
+    precision; non-finite losses are never filtered from the logs, every step is logged, and gradient checkpointing is
+    the non-reentrant kind, which adapters need."""
 
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Whether code shipped with a model named by string may run."}
     )
+    precision: Precision = "auto"
+    learning_rate: float | None = field(  # type: ignore[assignment]  # a number when the trainer knows its model
+        default=None,
+        metadata={
+            "help": "Peak learning rate. None: 1e-4 with adapters; 5e-6, for PPO 1e-6, where all weights are trained."
+        },
+    )
+    num_train_epochs: float = field(default=EPOCHS, metadata={"help": "Passes over the training rows."})
     logging_steps: float = field(default=1, metadata={"help": "Log every so many updates."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the logs."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: rows are not tensors yet."})
@@ -68,10 +82,20 @@ class Arguments(TrainingArguments):
         if self.remove_unused_columns:
             yield "remove_unused_columns=True would throw the rows away; leave it False"
         yield from (f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None))
+        yield from self._precision_problems()
         if not self.average_tokens_across_devices:
             yield "average_tokens_across_devices=False has no effect: every row weighs the same on any device"
         if getattr(self.accelerator_config, "dispatch_batches", None):
             yield "dispatch_batches=True would cut batches apart by rows; leave it out"
+
+    def _precision_problems(self) -> Iterator[str]:
+        """Where `precision` contradicts transformers' bf16 and fp16, or accelerate's --mixed_precision."""
+        asked = AUTOCAST.get(self.mixed_precision)
+        if asked is not None and self.precision not in ("auto", f"{asked}-mixed"):
+            yield (
+                f"precision={self.precision!r} contradicts {self.mixed_precision}=True (or accelerate's "
+                f"--mixed_precision), which means {asked}-mixed; leave one of them out"
+            )
 
 
 def refuses_old_names(**new_names: str) -> Callable[[type[Config]], type[Config]]:

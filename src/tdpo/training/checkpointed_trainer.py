@@ -12,14 +12,16 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer
 
+from ..models.precision import Precision
 from ..records.folders import remove
+from ..records.full_disk import telling_of_a_full_disk
 from ..records.json_files import read_json, write_json
 from ..runs.checkpoints import checkpoint_step, is_checkpoint, mark_complete, rotate_checkpoints
 from ..runs.inputs import require_same_inputs, write_inputs
 from .arguments import other_values
 from .resumption import reading, whole_checkpoint
 from .run_record import RunRecord, card_may_replace
-from .saving import telling_of_a_full_disk
+from .saving import optimizer_bytes, weights_bytes
 
 LOSS_FILE = "training_loss.json"
 
@@ -30,6 +32,8 @@ class CheckpointedTrainer(Trainer):
 
     # Digests of what is trained with, by name; recorded in every checkpoint, beside those of the trainer's own data.
     inputs: Mapping[str, str] = {}
+    # What is computed in; with another precision a resumed run would be another run.
+    precision: Precision | None = None
     # Whether a checkpoint may be resumed from though its inputs were others.
     accept_changes = False
     # What is written for `tdpo evaluate` and `tdpo report`; None where a recipe says it all.
@@ -123,7 +127,8 @@ class CheckpointedTrainer(Trainer):
 
     def _all_inputs(self) -> dict[str, str]:
         if self._known_inputs is None:
-            self._known_inputs = {**self.inputs, **self._own_inputs()}
+            precision = {} if self.precision is None else {"precision": self.precision.dtypes()}
+            self._known_inputs = {**self.inputs, **self._own_inputs(), **precision}
         return dict(self._known_inputs)
 
     def _own_inputs(self) -> dict[str, str]:
@@ -136,7 +141,8 @@ class CheckpointedTrainer(Trainer):
         if self.args.should_save:
             remove(checkpoint)  # one that was cut off, or a link: what is written starts empty
         self.accelerator.wait_for_everyone()
-        with telling_of_a_full_disk(checkpoint):
+        size = weights_bytes(model) + (0 if self.args.save_only_model else optimizer_bytes(self.optimizer))
+        with telling_of_a_full_disk(checkpoint, size):
             # The mark comes last, so that a checkpoint cut short by a kill is never resumed from, but before older
             # ones are deleted, so that there always is one to resume from: transformers must not delete any.
             with self._outside_training(), other_values(self.args, save_total_limit=None):

@@ -11,6 +11,7 @@ from typing import Any
 from ..guards.texts import markdown_text, quoted_yaml
 from ..kl_choices import KLTerm
 from ..methods import METHODS, Method
+from .how_to_load import base_of_card, how_to_load
 
 SHOWN = (
     ("accuracy", "accuracy (margin > 0; a tie counts half)"),
@@ -106,7 +107,7 @@ def _card(
     head = [
         "---",
         f"library_name: {library}",
-        *([] if name is None else [f"base_model: {quoted_yaml(name)}"]),
+        *([] if name is None else [f"base_model: {quoted_yaml(base_of_card(name))}"]),
         f"tags: [tdpo, {method.key}, preference-optimization]",
         "---",
         f"# {NAMELESS_MODEL if name is None else markdown_text(name)}, trained with {method.name}",
@@ -115,7 +116,13 @@ def _card(
         "",
     ]
     packages = [f"- {package} {version}" for package, version in versions.items() if version]
-    sections = {"Method": lines, "Data": data, "Numbers": numbers, "Versions": packages}
+    sections = {
+        "Loading": how_to_load(name, bool(settings["model"]["lora"])),
+        "Method": lines,
+        "Data": data,
+        "Numbers": numbers,
+        "Versions": packages,
+    }
     return "\n".join([*head, *(line for title, lines in sections.items() for line in _section(title, lines))])
 
 

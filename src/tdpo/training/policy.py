@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import set_seed
 
@@ -21,7 +20,10 @@ from ..models import (
     load_causal_lm,
     load_tokenizer,
 )
+from ..models.adapter_bases import note_base
+from ..models.precision import Precision, loaded_dtype
 from .arguments import Arguments
+from .precision import hold_beside, settle_learning_rate, settle_precision
 
 logger = logging.getLogger(__name__)
 
@@ -101,21 +103,29 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
         model = get_peft_model(model, peft_config)
     elif has_adapter(model):
         _refuse_prompt_learning(model.active_peft_config)
+    if has_adapter(model):
+        note_base(model)
     check_quantized_training(bool(getattr(model, "is_quantized", False)), has_adapter(model))
-    trained = {p.dtype for p in model.parameters() if p.requires_grad}
-    if not trained:
+    if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
             "no weight of the model requires a gradient, so nothing would be trained. Load an adapter with "
             "is_trainable=True, or pass peft_config."
         )
-    if half := trained & {torch.bfloat16, torch.float16}:
-        logger.warning(
-            "Weights are trained in %s, where a step below about 1/500 of a weight is rounded away. Load the model "
-            "in float32 and pass bf16=True, or train an adapter (its weights are float32).",
-            ", ".join(map(str, half)),
-        )
     switch_off_dropout(model)
     return model
+
+
+def settled(policy: Any, reference: Any | None, args: Arguments, method: str) -> tuple[Any, Precision, Any | None]:
+    """The policy and its reference (a name, a model or None) in the precision that `args` asks for, and what it is.
+
+    What follows from the policy is written into `args`: the precision for transformers, and the learning rate of
+    `method` where none was chosen. Raises ValueError as `settle_precision`.
+    """
+    loaded = loaded_dtype(policy)
+    reference = load_beside(reference, policy, args)  # rounded as the policy was, if it was
+    precision = settle_precision(policy, args)
+    settle_learning_rate(policy, args, method)
+    return policy, precision, hold_beside(reference, loaded, precision)
 
 
 def load_beside(model: Any, policy: Any, args: Arguments) -> Any:

@@ -1,45 +1,31 @@
-"""Saving models and checkpoints: a full disk says which file it could not take."""
+"""Saving models and checkpoints: what they take on a disk, and merging an adapter into a folder."""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ..models import load_causal_lm, load_tokenizer, logits_distance, merge_adapter, probe_logits
-from ..records.files import FULL, free_bytes, full_disk, naming
+import torch
+
+from ..models import has_adapter, load_causal_lm, load_tokenizer, logits_distance, merge_adapter, probe_logits
 from ..records.folders import staged_folder
+from ..records.full_disk import require_free, telling_of_a_full_disk
+from ..records.locks import holder, lock
 
-# How libraries that write by themselves say that a disk is full; torch says only that a write failed.
-WORDS_OF_A_FULL_DISK = ("No space left", "StorageFull", "os error 28", "Disk quota exceeded")
-TORCH_WRITE_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "basic_ios::clear", "iostream error")
 RELOADING_TOLERANCE = 1e-5  # of a merged model's logits, relative to the largest of them
-NEARLY_FULL = 1 << 20  # a write of more than what is left fails, and leaves some
 
 
-@contextmanager
-def telling_of_a_full_disk(place: Path) -> Iterator[None]:
-    """Inside, an error of a disk that is full, from whatever library, becomes an OSError that names the file or folder
-    and how much is free."""
-    try:
-        with naming(place):
-            yield
-    except OSError as error:
-        if error.errno in FULL or not _is_of_a_full_disk(error, place):
-            raise
-        raise full_disk(place, errno.ENOSPC) from error
-    except Exception as error:
-        if not _is_of_a_full_disk(error, place):
-            raise
-        raise full_disk(place, errno.ENOSPC) from error
+def weights_bytes(model: Any) -> int:
+    """The bytes of the weights that are written when `model` is saved: of an adapter those that are trained."""
+    weights = [p for p in model.parameters() if p.requires_grad] if has_adapter(model) else model.parameters()
+    return sum(p.numel() * p.element_size() for p in weights)
 
 
-def _is_of_a_full_disk(error: Exception, place: Path) -> bool:
-    text = str(error)
-    if any(words in text for words in WORDS_OF_A_FULL_DISK):
-        return True
-    return any(words in text for words in TORCH_WRITE_FAILED) and free_bytes(place) < NEARLY_FULL
+def optimizer_bytes(optimizer: Any) -> int:
+    """The bytes of an optimiser's state; 0 before its first step, and where it keeps none as tensors."""
+    entries = getattr(optimizer, "state", {}).values()
+    tensors = [value for entry in entries for value in entry.values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def save_merged(folder: str | Path, out: str | Path) -> None:
@@ -54,11 +40,22 @@ def save_merged(folder: str | Path, out: str | Path) -> None:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; name a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = out.with_name(f".{out.name}.lock")
+    with lock(lock_file, remove=True) as is_ours:
+        if not is_ours:
+            raise FileExistsError(f"another process merges into {out} ({holder(lock_file)}); wait for its end")
+        _merge_into(out, folder)
+
+
+def _merge_into(out: Path, folder: str | Path) -> None:
     tokenizer = load_tokenizer(folder)
     merged = merge_adapter(load_causal_lm(folder))
+    size = weights_bytes(merged)
+    require_free(out, size)
     expected = probe_logits(merged)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with telling_of_a_full_disk(out), staged_folder(out, out.with_name(f".{out.name}.being-merged")) as staging:
+    staged = staged_folder(out, out.with_name(f".{out.name}.being-merged"))
+    with staged as staging, telling_of_a_full_disk(out, size):
         merged.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         del merged  # two models at once are more memory than training took

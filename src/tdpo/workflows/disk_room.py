@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..config import AnyRecipe, Recipe
+from ..models.precision import held_dtype, loaded_dtype
 from ..records.files import free_bytes
 from ..reference_cache.building import readable_bytes
 
@@ -51,8 +52,9 @@ class DiskRoom:
         is_pairs = isinstance(recipe, Recipe)
         settings: Any = recipe.training if isinstance(recipe, Recipe) else recipe.ppo
         adapter = recipe.model.lora is not None or _is_adapter(policy)
+        loaded = loaded_dtype(policy) if recipe.model.dtype == "auto" else recipe.model.dtype
         # Adapters are float32 whatever the model is (peft), and the outline has them so.
-        dtype = None if recipe.model.dtype == "auto" or adapter else getattr(torch, recipe.model.dtype)
+        dtype = None if adapter else getattr(torch, held_dtype(settings.precision, loaded, has_adapter=False))
         trained = [weight for weight in policy.parameters() if weight.requires_grad]
         kept = trained if adapter else list(policy.parameters())
         extra = [] if critic is None else list(critic.parameters())

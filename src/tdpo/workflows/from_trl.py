@@ -124,10 +124,11 @@ class _Conversion:
         if not self._is_given("model_name_or_path"):
             self._fail("model_name_or_path", "is missing: a name or a folder of the model to train")
         self.result.values["model.name"] = self.settings.get("model_name_or_path")
-        half = "TRL computes products in bfloat16 beside float32 weights (bf16, its default); here in model.dtype"
         dtype = self._loading().get("dtype") or self.settings.get("torch_dtype") or self._value("dtype")
         uses_bf16 = not self._value("fp16") if self._value("bf16") is None else self._value("bf16")
-        self._put("model.dtype", dtype, "dtype", half if uses_bf16 and dtype == "float32" else "")
+        self._put("model.dtype", dtype, "dtype")
+        if dtype == "float32" and (uses_bf16 or self._value("fp16")):
+            self._put("training.precision", "bfloat16-mixed" if uses_bf16 else "float16-mixed", "bf16")
         if not self._value("use_peft"):
             self._put("model.lora", None, "use_peft", "TRL trains all weights without use_peft; tdpo's default is LoRA")
             for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):

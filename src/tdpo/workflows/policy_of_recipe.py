@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import Model
-from ..models import LoraSettings, add_lora, has_no_units_for, load_causal_lm
-from ..training.callbacks import Say
+from ..models import LoraSettings, add_lora, load_causal_lm
 
 
 def load_policy(model: Model) -> Any:
@@ -17,9 +16,3 @@ def load_policy(model: Model) -> Any:
     if model.lora is None:
         return policy
     return add_lora(policy, LoraSettings(model.lora.rank, model.lora.alpha, model.lora.dropout, model.lora.targets))
-
-
-def warn_of_slow_dtype(dtype: str, say: Say) -> None:
-    """Say so where this processor computes `dtype` by software."""
-    if has_no_units_for(dtype):
-        say(f"This CPU has no units for {dtype}: training takes several times as long as with model.dtype=float32.")

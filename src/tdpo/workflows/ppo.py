@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from ..config import PPO, PPORecipe
+from ..config import PPO, PPORecipe, Precision
 from ..models import load_tokenizer
 from ..recipe_data.input_digests import prompts_inputs
 from ..recipe_data.prompts import read_usable_prompts, recipe_rewards
@@ -43,6 +43,10 @@ class LearningFromRewards(Method):
     def recording(self) -> PPO:
         return self.recipe.ppo
 
+    @property
+    def optimizing(self) -> PPO:
+        return self.recipe.ppo
+
     def read(self) -> TrainingData:
         model = self.recipe.model
         tokenizer = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code)
@@ -65,11 +69,11 @@ class LearningFromRewards(Method):
     def prepare(self, data: TrainingData) -> MakeTrainer:
         recipe, rewards = self.recipe, recipe_rewards(self.recipe, data.tokenizer)
 
-        def trainer(policy: Any, callbacks: Any) -> PPOTrainer:
+        def trainer(policy: Any, callbacks: Any, precision: Precision) -> PPOTrainer:
             return PPOTrainer(
                 policy,
                 rewards,
-                args=ppo_arguments(recipe),
+                args=ppo_arguments(recipe, precision=precision),
                 train_dataset=data.train,
                 eval_dataset=data.held_out,
                 processing_class=data.tokenizer,

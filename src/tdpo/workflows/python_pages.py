@@ -95,10 +95,15 @@ def _accepted(config: Any) -> dict[str, str]:
     return {
         name: "one of " + ", ".join(map(str, get_args(hint)))
         if all(isinstance(choice, str) for choice in get_args(hint)) and get_args(hint)
-        else str(next(option.type for option in fields(config) if option.name == name)).replace("|", "or")
+        else _type_name(next(option.type for option in fields(config) if option.name == name))
         for name, hint in hints.items()
         if name in config.__annotations__
     }
+
+
+def _type_name(annotation: Any) -> str:
+    """A type as it was written; transformers' argument parser replaces the text by the type itself."""
+    return (annotation.__name__ if isinstance(annotation, type) else str(annotation)).replace("|", "or")
 
 
 def _default(option: Field[Any], by_default: Any = None) -> Any:

@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any, Unpack
 
 from ..batches import TokenizedPairs
-from ..config import Recipe, Training
+from ..config import Precision, Recipe, Training
 from ..models import load_tokenizer, model_facts
 from ..recipe_data.input_digests import pairs_inputs
 from ..recipe_data.pairs import RecipeData, read_data, tokenize_data
@@ -51,6 +51,10 @@ class LearningFromPairs(Method):
     def recording(self) -> Training:
         return self.recipe.training
 
+    @property
+    def optimizing(self) -> Training:
+        return self.recipe.training
+
     def read(self) -> TrainingData:
         recipe = self.recipe
         if recipe.environment is not None:
@@ -76,11 +80,11 @@ class LearningFromPairs(Method):
         )
 
     def prepare(self, data: TrainingData) -> MakeTrainer:
-        def trainer(policy: Any, callbacks: Any) -> TDPOTrainer:
+        def trainer(policy: Any, callbacks: Any, precision: Precision) -> TDPOTrainer:
             return TDPOTrainer(
                 policy,
                 ref_model=self.recipe.model.reference,
-                args=pair_arguments(self.recipe),
+                args=pair_arguments(self.recipe, precision=precision),
                 train_dataset=data.train,
                 eval_dataset=data.held_out,
                 processing_class=data.tokenizer,

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..records.folders import staged_folder
+from ..records.full_disk import telling_of_a_full_disk
 from ..records.names import MODEL_FOLDER
 from ..runs import RunDirectory
 from ..runs.contents import STAGED_MODEL
-from ..training.saving import telling_of_a_full_disk
+from ..training.saving import weights_bytes
 
 
 def save_trained(trainer: Any, run: RunDirectory, card: str) -> Path:
@@ -23,7 +24,7 @@ def save_trained(trainer: Any, run: RunDirectory, card: str) -> Path:
         trainer.save_model(str(staging))
         trainer.accelerator.wait_for_everyone()
         return place
-    with telling_of_a_full_disk(place), staged_folder(place, staging):
+    with staged_folder(place, staging), telling_of_a_full_disk(place, weights_bytes(trainer.model)):
         trainer.accelerator.wait_for_everyone()
         trainer.save_model(str(staging))
         (staging / "training_args.bin").unlink(missing_ok=True)

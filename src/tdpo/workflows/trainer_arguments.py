@@ -54,8 +54,11 @@ PPO_KEYS = {
 }
 
 
-def pair_arguments(recipe: Recipe) -> TDPOConfig:
-    """A recipe for preferences as `TDPOConfig`. Raises ValueError as `split_batch`."""
+def pair_arguments(recipe: Recipe, **changes: Any) -> TDPOConfig:
+    """A recipe for preferences as `TDPOConfig`, in which `changes` are other values for fields that are keys.
+
+    Raises ValueError as `split_batch`.
+    """
     training = recipe.training
     per_device, accumulation = split_batch(
         training.batch_size, training.micro_batch_size, "training.batch_size", "training.micro_batch_size", "pairs"
@@ -64,7 +67,7 @@ def pair_arguments(recipe: Recipe) -> TDPOConfig:
     if training.epochs:
         length["num_train_epochs"] = training.epochs
     return TDPOConfig(
-        **PAIR_FIELDS.values(recipe),
+        **{**PAIR_FIELDS.values(recipe), **changes},
         **_common(recipe, training, training, training.learning_rate),
         **_intervals(training.eval_steps, training.save_steps),
         **length,
@@ -78,17 +81,17 @@ def pair_arguments(recipe: Recipe) -> TDPOConfig:
     )
 
 
-def ppo_arguments(recipe: PPORecipe) -> PPOConfig:
+def ppo_arguments(recipe: PPORecipe, **changes: Any) -> PPOConfig:
     """A PPO recipe as `PPOConfig`; its environment says how long responses may be where the recipe does not.
 
-    Raises ValueError as `split_batch`.
+    `changes` are other values for fields that are keys. Raises ValueError as `split_batch`.
     """
     ppo = recipe.ppo
     update = ppo.minibatch_size or recipe.rollouts.completions
     per_device, accumulation = split_batch(
         update, ppo.micro_batch_size, "ppo.minibatch_size", "ppo.micro_batch_size", "completions"
     )
-    fields = {**PPO_FIELDS.values(recipe), "max_new_tokens": new_tokens_of(recipe)}
+    fields = {**PPO_FIELDS.values(recipe), "max_new_tokens": new_tokens_of(recipe), **changes}
     updates_per_iteration = ppo.epochs * (recipe.rollouts.completions // update)
     return PPOConfig(
         **fields,

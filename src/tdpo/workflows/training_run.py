@@ -14,20 +14,22 @@ from typing import Any, TypedDict
 import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from ..config import AnyRecipe, Recording
+from ..config import AnyRecipe, Optimizing, Precision, Recording
+from ..models.product_speed import why_slow
 from ..recipe_data.input_digests import recipe_inputs, settle_inputs
 from ..records.run_times import cache_seconds, training_seconds
 from ..runs import RunDirectory
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
 from ..training.resumption import checkpoint_to_resume
 from .disk_room import bytes_of_files
-from .policy_of_recipe import load_policy, warn_of_slow_dtype
+from .policy_of_recipe import load_policy
+from .precision_of_run import precision_of_run, settle_record
 from .prerequisites import check_prerequisites
 from .trained_model import last_log, save_trained, versions_of, without_prefix
 
 logger = logging.getLogger(__name__)
 Numbers = dict[str, float]
-MakeTrainer = Callable[[Any, list[TrainerCallback]], Any]  # of the policy and the callbacks
+MakeTrainer = Callable[[Any, list[TrainerCallback], Precision], Any]  # of policy, callbacks and precision
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class Method(ABC):
     @abstractmethod
     def recording(self) -> Recording:
         """The recipe's section that has the number of threads."""
+
+    @property
+    @abstractmethod
+    def optimizing(self) -> Optimizing:
+        """The recipe's section that has the precision."""
 
     @abstractmethod
     def read(self) -> TrainingData:
@@ -145,14 +152,21 @@ def run_training(
     for sentence in data.remarks:
         say(sentence)
     make_trainer = method.prepare(data)
-    warn_of_slow_dtype(recipe.model.dtype, say)
     set_seed(recipe.seed)  # after everything that may draw numbers, before the adapter that does
     stop = GracefulStop(say)
-    trainer = make_trainer(load_policy(recipe.model), [stop, RunStatus(run, progress, method.note), *callbacks])
+    policy = load_policy(recipe.model)
+    is_resumed = checkpoint is not None
+    choice = precision_of_run(run, method.optimizing.precision, policy, is_resumed=is_resumed)
+    trainer = make_trainer(policy, [stop, RunStatus(run, progress, method.note), *callbacks], choice)
+    run.begin()  # all that can be checked is: only now a run that this one replaces is moved aside
+    precision = settle_record(run, trainer.precision, is_resumed=is_resumed)
     trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
     trainer.end_record()  # recipe.yaml and the run directory say it all
     trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
     say(trainer.describe())
+    say(precision.describe())
+    if slow := why_slow(precision.products):
+        say(f"{slow}.")
     say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
     with stop.listening():
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -161,6 +175,7 @@ def run_training(
     numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate()) if judged else None}
     card = method.card(data, numbers["train"] or {}, numbers["eval"], versions_of(run))
     place = save_trained(trainer, run, card)
+    run.let_go_of_replaced()
     lines = run.metrics()
     seconds = {
         "seconds": training_seconds(lines) or result.metrics["train_runtime"],

@@ -45,13 +45,14 @@ def same_state(model: Any, before: dict[str, torch.Tensor]) -> bool:
 # ---- the reference ----
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16 weights", "bf16 autocast"])
+@pytest.mark.parametrize("precision", ["float32", "bf16 weights", "bf16 autocast", "mixed of bf16"])
 @pytest.mark.parametrize("kind", ["copy", "adapter-off", "second model", "folder", "full logits"])
 def test_policy_and_reference_start_equal_to_the_last_bit(
     kind: str, precision: str, tokenizer: Any, tiny_folder: Folders, tmp_path: Path
 ) -> None:
     """A KL that is not exactly 0 at the start means two models that are computed in two ways."""
-    dtype = torch.bfloat16 if precision == "bf16 weights" else torch.float32
+    dtype = torch.bfloat16 if precision in ("bf16 weights", "mixed of bf16") else torch.float32
+    mixed = {"precision": "bfloat16-mixed"} if precision == "mixed of bf16" else {}
     model, given = build_model("llama", dtype=dtype), None
     if kind == "second model":
         given = build_model("llama", dtype=dtype)
@@ -69,6 +70,7 @@ def test_policy_and_reference_start_equal_to_the_last_bit(
         eval_rows=plain_rows(3, seed=1),
         bf16=precision == "bf16 autocast",
         max_steps=1,
+        **mixed,
     )
     expected = {"folder": "second model", "full logits": "adapter-off"}.get(kind, kind)
     assert trainer.reference.kind == expected

@@ -199,7 +199,9 @@ def test_training_half_precision_weights_is_pointed_out(
         make_trainer(build_model(**half), tmp_path, tokenizer, peft_config=lora())
         assert "rounded away" not in caplog.text
         make_trainer(build_model(**half), tmp_path, tokenizer)
-    assert "Weights are trained in torch.bfloat16, where a step below about 1/500 of a weight" in caplog.text
+        assert "rounded away" not in caplog.text, "they are held in float32"
+        make_trainer(build_model(**half), tmp_path, tokenizer, precision="bfloat16")
+    assert "Weights are trained in bfloat16, where a step below about 1/500 of a weight" in caplog.text
 
 
 def test_the_trainer_is_exported_lazily() -> None:

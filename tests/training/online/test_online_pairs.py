@@ -73,7 +73,7 @@ def test_an_update_is_the_offline_update_on_the_same_pairs(loss: str, tmp_path: 
         output_dir=str(tmp_path / "offline"), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
         per_device_train_batch_size=4, max_steps=1, reference="model", **given,
     )  # fmt: skip
-    offline = TDPOTrainer(build_model("llama"), None, args, pairs, processing_class=build_tokenizer())
+    offline = TDPOTrainer(build_model("llama"), args=args, train_dataset=pairs, processing_class=build_tokenizer())
     offline.train()
     expected = trained_weights(offline)
     for name, weight in trained_weights(online).items():

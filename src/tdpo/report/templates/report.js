@@ -40,7 +40,7 @@
   function responseCell(column, response, words) {
     if (!response) return element("div", "response", element("p", "void", "no response"));
     const meta = element("div", "meta", element("span", "who", swatch(column.color), " ", column.label));
-    meta.append(rewardChip(response.reward, samples.reward, samples.scale));
+    if (column.judged) meta.append(rewardChip(response.reward, samples.reward, samples.scale));
     if (response.tokens !== null) meta.append(element("span", "", `${response.tokens} tokens`));
     if (response.kl !== null) meta.append(element("span", "", `reverse KL ${signed(response.kl)} nats`));
     if (response.cut) meta.append(element("span", "", "cut off"));
@@ -95,12 +95,14 @@
       controls.run.append(option);
     }
     byId("sample-run-label").hidden = trained.length < 2;
+    const filter = () => (controls.filter ? controls.filter.value : "all"); // without rewards there is none
     for (const prompt of samples.prompts) {
       prompt.means = prompt.cells.map((cell) => mean(cell.map((response) => response.reward)));
       prompt.gains = prompt.means.map((value, index) => {
         const base = baseOf(index);
         return base < 0 || value === null || prompt.means[base] === null ? null : value - prompt.means[base];
       });
+      prompt.distances = prompt.cells.map((cell) => mean(cell.map((response) => response.kl)));
       prompt.words = [prompt.prompt, prompt.id, ...prompt.cells.flat().map((response) => response.text)].join("\n").toLowerCase();
     }
     let page = 0;
@@ -110,15 +112,17 @@
       const words = controls.search.value.toLowerCase().split(/\s+/).filter(Boolean);
       const gain = (prompt) => prompt.gains[Number(controls.run.value)] ?? null;
       let found = samples.prompts.filter((prompt) => words.every((word) => prompt.words.includes(word)));
-      if (controls.filter.value === "better") found = found.filter((prompt) => gain(prompt) > 0);
-      if (controls.filter.value === "worse") found = found.filter((prompt) => gain(prompt) < 0);
+      if (filter() === "better") found = found.filter((prompt) => gain(prompt) > 0);
+      if (filter() === "worse") found = found.filter((prompt) => gain(prompt) < 0);
       if (controls.sort.value === "random") {
         random = random || new Map(shuffled(samples.prompts).map((prompt, rank) => [prompt, rank]));
         found = found.slice().sort((a, b) => random.get(a) - random.get(b));
       } else if (controls.sort.value !== "given") {
-        const sign = controls.sort.value === "gain" ? -1 : 1;
-        const known = (prompt) => gain(prompt) ?? sign * -Infinity; // prompts without a gain come last
-        found = found.slice().sort((a, b) => (gain(a) === gain(b) ? 0 : sign * (known(a) - known(b))));
+        const sign = controls.sort.value === "loss" ? 1 : -1;
+        const distance = (prompt) => prompt.distances[Number(controls.run.value)] ?? null;
+        const measure = controls.sort.value === "far" ? distance : gain;
+        const known = (prompt) => measure(prompt) ?? sign * Infinity; // prompts without a value come last
+        found = found.slice().sort((a, b) => (measure(a) === measure(b) ? 0 : sign * (known(a) - known(b))));
       }
       return [found, words];
     }
@@ -150,7 +154,7 @@
     }
 
     controls.search.addEventListener("input", restart);
-    controls.filter.addEventListener("change", restart);
+    controls.filter?.addEventListener("change", restart);
     controls.run.addEventListener("change", restart);
     controls.sort.addEventListener("change", () => {
       random = null;

@@ -13,6 +13,7 @@ from ...config import (
     LogNames,
     Loss,
     LossName,
+    Precision,
     PrefixSharing,
     Recipe,
     RecipeFields,
@@ -20,6 +21,7 @@ from ...config import (
     RepeatedRows,
     TurnsToCount,
 )
+from ...config.training_defaults import PAIRS_PER_UPDATE
 from ...methods import METHODS
 from ...scoring.options import HeadImpl
 from ..arguments import names_all_unknown
@@ -44,6 +46,7 @@ FIELDS = RecipeFields(
         "prefix_sharing": "training.prefix_sharing",
         "max_tokens_per_row": "training.max_tokens_per_row",
         "log_names": "training.log_names",
+        "precision": "training.precision",
     },
     nullable={"beta": False, "alpha": False, "max_length": True},
 )
@@ -88,6 +91,11 @@ class TDPOConfig(KLArguments, TRLArguments):
     prefix_sharing: PrefixSharing = FIELDS.field("prefix_sharing")
     max_tokens_per_row: int | None = FIELDS.field("max_tokens_per_row")
     log_names: LogNames = FIELDS.field("log_names", None)
+    precision: Precision = FIELDS.field("precision")
+    per_device_train_batch_size: int = field(
+        default=PAIRS_PER_UPDATE,
+        metadata={"help": "Pairs per forward and process; with accumulation and all processes, those of an update."},
+    )
 
     def _problems(self) -> Iterator[str]:
         yield from self._trl_problems()

@@ -28,6 +28,7 @@ class PairDatasets:
         reports: what became of the rows of each data set, by its name.
         described: the same with where the rows came from, as data.json says it.
         files: the file that a data set was read from, by its name, where that is known.
+        sources: the files and data sets that rows came from.
     """
 
     def __init__(self, model: Any, tokenizer: Any, args: TDPOConfig) -> None:
@@ -38,6 +39,7 @@ class PairDatasets:
         self.reports: dict[str, dict[str, Any]] = {}
         self.described: dict[str, dict[str, Any]] = {}
         self.files: dict[str, str | None] = {}
+        self.sources: list[str] = []
 
     def pairs(self, name: str, dataset: Any) -> Any:
         """The pairs of a data set. None, and lists of tokenised pairs, stay as they are; so do dictionaries of several.
@@ -58,6 +60,7 @@ class PairDatasets:
         self.reports[name] = {**tokenized.report.as_dict(), **summary}
         self.described[name] = {"skipped": 0, **self.reports[name], "source": described_source(dataset)}
         self.files[name] = file_of(dataset)
+        self.sources += [source for source in tokenized.sources if source not in self.sources]
         for sentence in [*remarks, *tokenized.report.warnings()]:
             logger.warning("%s data: %s", name, sentence)
         check_ids(tokenized.pairs, self.vocabulary)

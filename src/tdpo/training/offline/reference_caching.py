@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ...batches import PromptResponses, ResponseBatch, ResponseCollator, shared_length
-from ...models import Reference, cache_folder, causal_lm_of, kept_reference
+from ...models import Reference, causal_lm_of, kept_reference
+from ...models.adapter_bases import findable_base
+from ...records.caches import LIMIT_VARIABLE, cache_folder, cache_limit, readable_bytes
 from ...records.folders import require_writable
 from ...reference_cache import CacheLayout, CachePlan, Field, Fingerprint, ReferenceCache, build_cache, model_digest
 from ...scoring.head_path import HeadPath
@@ -37,6 +39,7 @@ class CacheRequest:
     autocast: Callable[[], AbstractContextManager[Any]]
     precision: str
     batch_size: int  # pairs in a forward of the reference
+    about: Mapping[str, str]  # model, data and run in words
 
     def values(self, pairs: Sequence[PromptResponses]) -> dict[str, Tensor]:
         """Each field of the cache for the flat tokens of these pairs."""
@@ -58,8 +61,11 @@ class CacheRequest:
             for model, device, training in before:
                 model.to(device).train(training)
 
-    def plan(self, root: Path) -> CachePlan:
-        """The plan of the cache. The reference runs on the shortest pair, to show what the cache will hold."""
+    def plan(self, root: Path, limit: int | None) -> CachePlan:
+        """The plan of the cache in `root`, whose caches may take `limit` bytes together.
+
+        The reference runs on the shortest pair, to show what the cache will hold.
+        """
         example = self.values([min(self.pairs, key=shared_length)])
         fields = [Field(k, v.dtype, v.shape[1] if v.dim() == 2 else None) for k, v in example.items()]
         layout = CacheLayout.of(self.pairs, fields)
@@ -67,7 +73,7 @@ class CacheRequest:
         fingerprint = Fingerprint(
             self._model_digest(), self.precision, layout.data_digest, content, self.collator.describe()
         )
-        return CachePlan(root, fingerprint, layout)
+        return CachePlan(root, fingerprint, layout, self.about, limit)
 
     def head_to_keep(self) -> Head | None:
         """The reference's head as it is now, in memory of its own, where the cache holds hidden states only."""
@@ -78,6 +84,16 @@ class CacheRequest:
             prefix = getattr(self.policy.base_model, "prefix", "lora_")
             return model_digest(causal_lm_of(self.policy), adapter_prefix=prefix)
         return model_digest(causal_lm_of(self.start.model))
+
+
+def about_cache(reference: Any, sources: Sequence[str], output_dir: str) -> dict[str, str]:
+    """Whose reference, which data and which run a cache is made for, in words."""
+    name = str(getattr(causal_lm_of(reference), "name_or_path", "") or "")
+    return {
+        "model": findable_base(name)[0] if name else "a model in memory",
+        "data": ", ".join(sources) or "pairs in memory",
+        "run": str(Path(output_dir).absolute()),
+    }
 
 
 def pair_reference_source(
@@ -140,7 +156,8 @@ def cache_of(
             raise ValueError(f"reference='cache' is not possible: {why}. Use 'auto' or 'model'.")
         return None
     with request.ready():
-        plan = request.plan(cache_root(args))
+        # A folder of the user's own has no limit: it may be on a disk that is there for caches.
+        plan = request.plan(cache_root(args), None if args.reference_cache_dir else cache_limit())
         if args.reference_cache_dir is not None and not plan.is_finished:
             require_writable(plan.root, "reference_cache_dir")
         if args.reference == "auto":
@@ -173,6 +190,9 @@ def reason_against(plan: CachePlan, visits: float, train_pairs: int, sharded: bo
         return f"a cache cannot be kept ({error})"
     if plan.layout.bytes > AUTO_LIMIT:
         return f"a cache would hold {plan.size()}; reference='cache' makes it all the same"
+    if not plan.is_within_limit:
+        limit = f"{readable_bytes(plan.limit or 0)} ({LIMIT_VARIABLE})"
+        return f"a cache ({plan.size()}) would exceed the limit of all caches, {limit}"
     if not plan.fits:
         return f"the disk cannot hold a cache ({plan.size()})"
     if visits < train_pairs:

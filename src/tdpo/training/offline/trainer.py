@@ -7,6 +7,7 @@ are transformers' and accelerate's.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import ResponseBatch, TokenizedPair
+from ...config.training_defaults import PAIRS
 from ...models import Reference, causal_lm_of, reference_at_start
 from ...recipe_data.input_digests import pairs_inputs
 from ...records.json_files import read_json, write_json
@@ -34,13 +36,14 @@ from ..arguments import one_process_a_device, other_values
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..kl_target_control import KLTargetControl
 from ..logged_metrics import MetricsFile, TrainingMeter
+from ..policy import settled
 from ..resumption import reading
 from ..sharding import check_sharding, shard_reference, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .datasets import PairDatasets, all_pairs, seen_in_training
 from .order import LengthGroupedOrder
 from .recording import pair_card, pair_record
-from .reference_caching import CacheRequest, pair_reference_source
+from .reference_caching import CacheRequest, about_cache, pair_reference_source
 from .trl_calls import PairFunction, check_call, check_parts, numbers_of, prepare_models
 from .trl_logs import TRLLogs
 
@@ -107,12 +110,14 @@ class TDPOTrainer(CheckpointedTrainer):
             )
         check_call(args, data_collator, quantization_config, others)
         args.check_teacher(ref_model)
+        args = copy.copy(args)  # what follows from the model is written into it below, and the caller's stays as it is
         one_process_a_device(args, logger.warning)
         check_sharding(args)
         given = model
         prepared = prepare_models(model, ref_model, processing_class, peft_config, args)
-        model, processing_class = prepared.policy, prepared.tokenizer
-        start = reference_at_start(model, prepared.ref_model)
+        processing_class = prepared.tokenizer
+        model, self.precision, reference = settled(prepared.policy, prepared.ref_model, args, PAIRS)
+        start = reference_at_start(model, reference)
         loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
         path = choose_head_path(model, start, args.head_impl, loss.extras)
         self.preference_loss = loss
@@ -154,7 +159,7 @@ class TDPOTrainer(CheckpointedTrainer):
         if loss.controller is not None:
             self.add_callback(KLTargetControl(loss, self._total))
         self.begin_record(pair_record(self, given, start, ref_model))
-        logger.info(self.describe())
+        logger.info("%s %s", self.describe(), self.precision.describe())
 
     # ---- set-up ----
 
@@ -192,6 +197,7 @@ class TDPOTrainer(CheckpointedTrainer):
             precision=str(self.accelerator.mixed_precision),
             # Without a backward pass twice the pairs of a training step need less memory than one.
             batch_size=self.args.precompute_ref_batch_size or 2 * self.args.per_device_train_batch_size,
+            about=about_cache(start.model or self.model, self._datasets.sources, str(self.args.output_dir)),
         )
         train: Any = self.train_dataset
         return pair_reference_source(

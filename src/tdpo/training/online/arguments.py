@@ -1,13 +1,13 @@
 """The base of the configurations of trainers that learn from a model's own responses: how these are drawn."""
 
-# FIELDS.field calls dataclasses.field, which ruff does not see
+# ruff: noqa: RUF009  # FIELDS.field calls dataclasses.field, which ruff does not see
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...config import PPORecipe, RecipeFields
+from ...config import PPORecipe, Precision, RecipeFields
 from ..arguments import Arguments
 
 SAMPLING_KEYS = {
@@ -19,6 +19,7 @@ SAMPLING_KEYS = {
     "merge_adapter": "rollouts.merge_adapter",
     "missing_end_penalty": "rollouts.missing_end_penalty",
     "show_every": "rollouts.show_every",
+    "precision": "ppo.precision",
 }
 FIELDS = RecipeFields(PPORecipe, SAMPLING_KEYS, nullable={"max_new_tokens": False})
 # Length and order follow from iterations, each with its passes and updates.
@@ -48,6 +49,7 @@ class OnlineArguments(Arguments):
     merge_adapter: bool = FIELDS.field("merge_adapter")
     missing_end_penalty: float = FIELDS.field("missing_end_penalty")
     show_every: int | None = FIELDS.field("show_every")
+    precision: Precision = FIELDS.field("precision")
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "A weight for each reward function; None: 1 each."}
     )

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from ...config.training_defaults import PPO
 from ...models import has_adapter, reference_at_start
+from ...models.precision import Precision
 from ...recipe_data.input_digests import prompts_inputs
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
 from ...scoring.head_path import choose_head_path
@@ -27,7 +29,7 @@ from ...token_statistics import Extra
 from ..arguments import one_process_a_device
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile
-from ..policy import load_beside, prepare_policy, prepare_tokenizer
+from ..policy import prepare_policy, prepare_tokenizer, settled
 from ..resumption import reading
 from .arguments import OnlineArguments
 from .collecting import Collector
@@ -46,8 +48,10 @@ class OnlineTrainer(CheckpointedTrainer):
     """
 
     args: OnlineArguments
+    precision: Precision
     collector: Collector
     METHOD = ""  # its name in messages
+    LEARNING_RATE_OF = PPO  # whose default it has where none was chosen
     STATE_FILE = ""  # of a process in a checkpoint, with a place for its number
 
     def __init__(
@@ -70,7 +74,8 @@ class OnlineTrainer(CheckpointedTrainer):
             raise ValueError(f"train_dataset is missing: {self.METHOD} needs prompts to sample from")
         one_process_a_device(args, logger.warning)
         tokenizer = prepare_tokenizer(processing_class, model, args)
-        model = prepare_policy(model, peft_config, args)
+        policy = prepare_policy(model, peft_config, args)
+        model, self.precision, reference = settled(policy, ref_model, args, self.LEARNING_RATE_OF)
         if not args.merge_adapter and not has_adapter(model):
             raise ValueError("merge_adapter=False has no effect: the model has no adapter; leave it out")
         self.train_prompts = prompts_of(train_dataset, "train_dataset")
@@ -86,7 +91,7 @@ class OnlineTrainer(CheckpointedTrainer):
         self.rewards.check([*self.train_prompts, *(self.eval_prompts or [])], args.max_new_tokens)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
-        self._start = reference_at_start(model, load_beside(ref_model, model, args))
+        self._start = reference_at_start(model, reference)
         self._path = choose_head_path(model, self._start, head_impl, extras)
         if self._path.name == "logits":
             raise ValueError(f"{self.METHOD} reads statistics off hidden states, but {self._path.why}")

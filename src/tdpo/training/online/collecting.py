@@ -97,9 +97,10 @@ class Collector:
     def _sampled(
         self, policy: Any, prompts: Sequence[Prompt], seed: int, first: int = 0, samples: int | None = None
     ) -> RewardedResponses:
-        responses, prompt_ids, seconds = sample_responses(
-            policy, self.tokenizer, prompts, self.args, seed=seed, first=first, samples=samples
-        )
+        with self.judge.autocast():  # around the whole, so that weights are rounded once and not for every token
+            responses, prompt_ids, seconds = sample_responses(
+                policy, self.tokenizer, prompts, self.args, seed=seed, first=first, samples=samples
+            )
         prompt_of_each = [prompts[response.prompt_index - first] for response in responses]
         values, parts = self.rewards(prompt_of_each, [response.text for response in responses])
         rewards = torch.tensor(values, dtype=torch.float64)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...config import CRITIC_KEYS, Advantage, PPORecipe, RecipeFields, group_obstacle
+from ...config.training_defaults import COMPLETIONS_PER_UPDATE
 from ...kl_choices import KLConstraint, shortest_horizon
 from ..arguments import refuses_old_names
 from .arguments import SAMPLING_KEYS, OnlineArguments
@@ -72,6 +73,10 @@ class PPOConfig(OnlineArguments):
     normalize_rewards: bool = FIELDS.field("normalize_rewards")
     reward_clip: float | None = FIELDS.field("reward_clip")
     target_kl: float | None = FIELDS.field("target_kl")
+    per_device_train_batch_size: int = field(
+        default=COMPLETIONS_PER_UPDATE,
+        metadata={"help": "Completions per forward and process; with accumulation and all processes, of an update."},
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.kl, dict):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
+from ...config.training_defaults import PAIRS
 from ...models import kept_reference
 from ...scores import score_pairs
 from ...scoring.configured_loss import beta_of, configured_loss
@@ -58,6 +59,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
 
     args: OnlineTDPOConfig
     collector: PairCollector
+    LEARNING_RATE_OF = PAIRS
     METHOD, STATE_FILE = "online preference learning", "online_state_{}.pt"
 
     def __init__(
@@ -99,7 +101,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         if loss.controller is not None:
             self.add_callback(KLTargetControl(loss, self._total))
         self.begin_record(online_pairs_record(self, model, self._start, ref_model))
-        logger.info(self.describe())
+        logger.info("%s %s", self.describe(), self.precision.describe())
 
     def describe(self) -> str:
         """What is learned from and which paths run, in sentences for the log."""

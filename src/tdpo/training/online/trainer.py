@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from ...batches import ResponseCollator
 from ..logged_metrics import peak_memory_mib
 from ..policy import load_beside
+from ..precision import hold_critic
 from ..resumption import reading
 from .advantages import describe_advantages
 from .base import OnlineTrainer
@@ -107,14 +108,15 @@ class PPOTrainer(OnlineTrainer):
             [self.statistics.reference_model, critic_body], self._completions, self._total,
         )  # fmt: skip
         self.begin_record(ppo_record(self, model, self._start, ref_model))
-        logger.info(self.describe())
+        logger.info("%s %s", self.describe(), self.precision.describe())
 
     # ---- set-up ----
 
     def _make_critic(self, value_model: Any | None) -> Critic | None:
         if self.args.advantage != "gae":
             return None
-        return Critic.of(self.model, load_beside(value_model, self.model, self.args)).to(self.args.device)
+        body = hold_critic(load_beside(value_model, self.model, self.args), self.precision)
+        return Critic.of(self.model, body).to(self.args.device)
 
     def describe(self) -> str:
         """Which constraint holds and which paths run, in sentences for the log."""
