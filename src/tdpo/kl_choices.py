@@ -156,6 +156,16 @@ def weight_obstacle(weight: float | None, direction: TermDirection) -> str | Non
     return None
 
 
+def target_obstacle(target: float | None, loss: str) -> str | None:
+    """Why a KL beside this loss cannot have a target; None where it can."""
+    if target is not None and loss == "kl":
+        return (
+            "has no effect where the KL is the whole loss: nothing pulls against it, whatever its coefficient; remove "
+            "it, or choose another loss"
+        )
+    return None
+
+
 @dataclass(frozen=True)
 class KLTerm:
     """An exact KL beside a loss of pairs, with its gradient: loss + λ·KL; the recipe's section `loss.kl`.
@@ -164,11 +174,12 @@ class KLTerm:
     Jensen–Shannon divergence w·KL(reference‖m) + (1 − w)·KL(policy‖m) with m = w·reference + (1 − w)·policy
     (`divergences.jensen_shannon`). `on`: the responses along which it is summed, in nats per sequence; "both" is the
     mean of the chosen and the rejected response. `coefficient`: λ, per nat; None is `DEFAULT_COEFFICIENT`. `weight`: w,
-    of "js" alone; None is `DEFAULT_WEIGHT` there.
+    of "js" alone; None is `DEFAULT_WEIGHT` there. `target`: nats per sequence at which the KL is held by moving λ
+    (`scoring.kl_target`), which begins at the coefficient; None: λ stays as it is.
 
     Raises:
-        ValueError: a name that is none of these, a coefficient that is not finite and > 0, or a weight that is not
-            between 0 and 1, or stands beside another direction.
+        ValueError: a name that is none of these, a coefficient or a target that is not finite and > 0, or a weight that
+            is not between 0 and 1, or stands beside another direction.
     """
 
     DEFAULT_COEFFICIENT: ClassVar[float] = 0.1
@@ -178,6 +189,7 @@ class KLTerm:
     on: PairSide = "both"
     coefficient: float | None = None
     weight: float | None = None
+    target: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (("direction", self.direction, TermDirection), ("on", self.on, PairSide)):
@@ -190,12 +202,20 @@ class KLTerm:
                 f"kl.coefficient must be finite and > 0, got {self.coefficient}; without a KL beside the loss, leave "
                 "kl out"
             )
+        if self.target is not None and not (math.isfinite(self.target) and self.target > 0):
+            raise ValueError(f"kl.target must be finite and > 0, in nats a sequence, got {self.target}")
         if obstacle := weight_obstacle(self.weight, self.direction):
             raise ValueError(f"kl.weight {obstacle}")
         if self.direction == "js" and self.weight is None:
             object.__setattr__(self, "weight", self.DEFAULT_WEIGHT)
         if self.weight is not None and not 0.0 < self.weight < 1.0:
             raise ValueError(f"kl.weight must lie strictly between 0 and 1, got {self.weight}")
+
+    def weighted_in_words(self) -> str:
+        """The KL with its coefficient, and the target at which it is held where there is one."""
+        if self.target is None:
+            return f"{self.coefficient:g} × the {self.in_words()}"
+        return f"λ × the {self.in_words()}, held at {self.target:g} by moving λ"
 
     def in_words(self) -> str:
         """For logs and model cards: which KL it is, and along which responses."""

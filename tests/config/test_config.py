@@ -150,8 +150,8 @@ WRONG = [
                         "got the text 'tpdo2'; did you mean tdpo2?"),
     ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, label_smoothing, kl, "
                    "got the text 'tdpo1'; did you mean loss.name: tdpo1?"),
-    ("loss.kl=reverse", "loss.kl: expected a section with the keys direction, on, coefficient, weight, or null, "
-                        "got the text 'reverse'; did you mean loss.kl.direction: reverse?"),
+    ("loss.kl=reverse", "loss.kl: expected a section with the keys direction, on, coefficient, weight, target, "
+                        "or null, got the text 'reverse'; did you mean loss.kl.direction: reverse?"),
     ("loss.kl.direction=backward", "loss.kl.direction: expected one of forward, reverse, js, got the text "
                                    "'backward'"),
     ("loss.kl.weight=0.3", "loss.kl.weight: has no effect with direction forward; remove it (or null), or choose js"),
@@ -159,6 +159,8 @@ WRONG = [
     ("loss.name=kl", "model.reference: is null, but loss.name kl learns from a teacher"),
     ("loss.kl.on=loser", "loss.kl.on: expected one of chosen, rejected, both, got the text 'loser'"),
     ("loss.kl.coefficient=0", "loss.kl.coefficient: expected a number > 0, or null, got 0"),
+    ("loss={name: kl, kl: {target: 3.0}}", "loss.kl.target: has no effect where the KL is the whole loss"),
+    ("loss.kl.target=0", "loss.kl.target: expected a number > 0, or null, got 0"),
     ("loss.kl.coef=1", "loss.kl.coef: unknown key; did you mean loss.kl.coefficient?"),
     ("loss.kl_coefficient=1", "loss.kl_coefficient: unknown key; did you mean loss.kl.coefficient?"),
     ("kl.direction=reverse", "kl: belongs to a PPO recipe: add a section ppo (`ppo: {}` is enough), or see loss.kl"),

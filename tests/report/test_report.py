@@ -403,6 +403,23 @@ def test_two_ppo_runs_are_told_apart_by_their_kl(tmp_path: Path) -> None:
     assert [run.label for run in load_runs([dpo, *runs])] == ["DPO", "PPO, reverse KL", "PPO, forward KL"]
 
 
+def test_the_target_of_a_kl_beside_the_loss_is_drawn_with_it(tmp_path: Path) -> None:
+    """Of the run that has one alone; beside its KL and nowhere else."""
+    held, free = (make_run(tmp_path / name, loss="dpo", prompts=2) for name in ("held", "free"))
+    for run_dir in (held, free):
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            line |= {"kl_term": 2.9, "kl_coefficient": 0.2}
+            if run_dir == held and line.get("split") == "train":
+                line["kl_target"] = 3.0
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = {figure.id: figure for group in curve_groups(load_runs([held, free])) for figure in group.figures}
+    named = {name for name, figure in figures.items() if any("target" in head for head in figure.heads)}
+    assert named == {"curve-kl_term"}
+    assert figures["curve-kl_term"].heads[1:3] == ["held", "held, target"]
+    assert "curve-kl_coefficient" in figures
+
+
 def test_curves_of_ppo_share_figures_only_where_they_mean_the_same(three: list[Path]) -> None:
     figures = {figure.id: figure for group in curve_groups(load_runs(three)) for figure in group.figures}
     assert figures["curve-loss"].heads == ["Update", "TDPO2", "TDPO2, held-out", "DPO", "DPO, held-out"]

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ..kl_choices import KLTerm, PairSide, TermDirection, weight_obstacle
+from ..kl_choices import KLTerm, PairSide, TermDirection, target_obstacle, weight_obstacle
 from ..methods import METHODS
-from ._sections import NonNegativeFloat, PositiveFloat, Section
+from ._sections import NonNegativeFloat, PositiveFloat, Section, key_problems
 
 LossName = Literal["tdpo2", "tdpo1", "dpo", "ipo", "f_dpo_forward", "f_dpo_js", "sft", "kl"]
 
@@ -26,6 +26,9 @@ class LossKL(Section):
     """Weight of the KL, per nat; null is 0.1, and 1 where the KL is the whole loss (`loss.name` kl)."""
     weight: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The reference's share w of the mixture in `js` (null is 0.5); the other directions have none."""
+    target: PositiveFloat | None = None
+    """Nats per sequence at which the KL is held: the coefficient moves after every update, and the one given here is
+    only a first guess. Null leaves it as it is. Not where the KL is the whole loss."""
 
     @field_validator("weight")
     @classmethod
@@ -73,6 +76,8 @@ class Loss(Section):
         is_all = info.data.get("name") == "kl"
         if kl is None:
             return LossKL(coefficient=1.0) if is_all else None
+        if obstacle := target_obstacle(kl.target, info.data.get("name", "")):
+            raise key_problems(("loss.kl.target", obstacle))
         default = 1.0 if is_all else KLTerm.DEFAULT_COEFFICIENT
         return kl if kl.coefficient is not None else kl.model_copy(update={"coefficient": default})
 

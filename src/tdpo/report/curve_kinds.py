@@ -104,7 +104,8 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
         ),
         Curve(
             "kl_term", "KL beside the loss", "nats per response",
-            "Before its coefficient, along the responses of loss.kl.on. The loss contains it.", pairs_only=True,
+            "Before its coefficient, along the responses of loss.kl.on. The loss contains it.",
+            (Part("kl_term"), TARGET), pairs_only=True,
         ),
         Curve(
             "kl_estimates", "Sampled estimates of the KL", "nats per response", "Solid k1, dotted k2, dashed k3.",
@@ -112,7 +113,7 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
         ),
         Curve(
             "kl_coefficient", "KL coefficient", "per nat",
-            "PPO’s, which rises while the KL is above its target where it is adaptive; or of the KL beside a loss.",
+            "Of PPO, or of the KL beside a loss. With a target it rises while the KL is above it.",
         ),
     ),
     "The machine at work": (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..kl_choices import KLTerm
 from ..losses import (
+    LossBesideKL,
     PreferenceLoss,
     beside_kl,
     dpo_loss,
@@ -24,6 +25,7 @@ from ..losses import (
 from ..scores import PairScores
 from ..token_statistics import Extra, JensenShannon, TokenStats
 from .head_path import PathName
+from .kl_target import KLTargetController
 
 MEASURED: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")  # of every pair that is trained on
 
@@ -35,12 +37,14 @@ class ConfiguredLoss:
     Args:
         of_pairs: the loss alone.
         kl: which KL stands beside it; None for none, and then nothing is computed for it.
-        kl_coefficient: λ as it is now. A trainer may change it between two updates; checkpoints keep it.
+        kl_coefficient: λ as it is now. It changes between two updates where there is a target; checkpoints keep it.
+        controller: what changes it; None where there is no target.
     """
 
     of_pairs: Callable[[PairScores], PreferenceLoss]
     kl: KLTerm | None = None
     kl_coefficient: float = 0.0
+    controller: KLTargetController | None = None
 
     def __call__(self, stats: TokenStats, scores: PairScores, sequence_index: Tensor, num_pairs: int) -> PreferenceLoss:
         """The loss of P pairs from their `scores`, and of the KL from the `stats` that these were made of.
@@ -66,7 +70,7 @@ class ConfiguredLoss:
             return ""
         walk = "; its gradient is one more walk" if path == "frozen" and self.kl.direction == "reverse" else ""
         place = "The loss" if self.of_pairs is zero_loss else "Beside the loss"
-        return f" {place}: {self.kl_coefficient:g} × the {self.kl.in_words()}{walk}."
+        return f" {place}: {self.kl.weighted_in_words()}{walk}."
 
     def logged(self, numbers: dict[str, float]) -> dict[str, float]:
         """`numbers` of pairs, with λ as it is now; without the column of a KL where none stands beside the loss."""
@@ -74,11 +78,33 @@ class ConfiguredLoss:
             return {**numbers, "kl_coefficient": self.kl_coefficient}
         return {name: value for name, value in numbers.items() if name != "kl_term"}
 
+    @property
+    def aim(self) -> dict[str, float]:
+        """What the KL beside the loss is held at, for the log of an update; empty without a target."""
+        return {} if self.controller is None else {"kl_target": self.controller.target}
+
+    def observe(self, loss: PreferenceLoss) -> None:
+        """Take in a micro-batch that is learned from, for the controller where there is one."""
+        if self.controller is not None and isinstance(loss, LossBesideKL):
+            self.controller.observe(loss.kl_term)
+
+    def end_update(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Let the controller change λ, where there is one; `total` sums a vector over processes."""
+        if self.controller is not None:
+            self.controller.end_update(total)
+            self.kl_coefficient = self.controller.coefficient
+
     def state_dict(self) -> dict[str, float]:
         """What a run changes and a checkpoint keeps; empty without a KL beside the loss."""
-        return {} if self.kl is None else {"kl_coefficient": self.kl_coefficient}
+        if self.kl is None:
+            return {}
+        of_controller = {} if self.controller is None else self.controller.state_dict()
+        return {"kl_coefficient": self.kl_coefficient, **of_controller}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from `state_dict`; an empty one changes nothing."""
+        if self.controller is not None:
+            self.controller.load_state_dict(state)
         self.kl_coefficient = float(state.get("kl_coefficient", self.kl_coefficient))
 
 
@@ -93,7 +119,10 @@ def configured_loss(
     if kl is None:
         return ConfiguredLoss(loss)
     assert kl.coefficient is not None
-    return ConfiguredLoss(loss, kl, kl.coefficient)
+    if kl.target is None:
+        return ConfiguredLoss(loss, kl, kl.coefficient)
+    controller = KLTargetController(kl.target, kl.coefficient)
+    return ConfiguredLoss(loss, kl, controller.coefficient, controller)
 
 
 def _loss_of_pairs(

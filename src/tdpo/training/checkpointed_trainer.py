@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import Trainer
 
 from ..models.precision import Precision
@@ -116,6 +117,13 @@ class CheckpointedTrainer(Trainer):
     def _loss_sum(self) -> float:
         """The sum of the losses of all updates so far: those before a resumption, the logged ones, and those since."""
         return self._loss_before + self._total_loss_scalar + float(getattr(self, "_tr_loss", 0.0))
+
+    def _total(self, sums: Tensor) -> Tensor:
+        """A vector summed over processes, float64."""
+        if self.args.world_size == 1:
+            return sums
+        reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+        return reduced.cpu()
 
     def _all_inputs(self) -> dict[str, str]:
         if self._known_inputs is None:

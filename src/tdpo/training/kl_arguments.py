@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..kl_choices import KLTerm
+from ..kl_choices import KLTerm, target_obstacle
 
 
 @dataclass
@@ -18,7 +18,8 @@ class KLArguments:
         default=None,
         metadata={
             "help": "An exact KL beside the loss: direction (forward, reverse or js), on (chosen, rejected or both), "
-            "coefficient and weight (of js) in a dictionary, or in JSON. None: there is none."
+            "coefficient, weight (of js) and target (nats a sequence at which it is held) in a dictionary, or in JSON. "
+            "None: there is none."
         },
     )
 
@@ -43,8 +44,11 @@ class KLArguments:
 
     def _kl_problems(self) -> Iterator[str]:
         try:
-            self.kl_term  # noqa: B018
+            term = self.kl_term
         except ValueError as error:
             yield f"kl={self.kl!r} is no JSON" if isinstance(error, json.JSONDecodeError) else str(error)
         except TypeError:
             yield f"kl must be a dictionary with some of {', '.join(f.name for f in fields(KLTerm))}, got {self.kl!r}"
+        else:
+            if term is not None and (obstacle := target_obstacle(term.target, self.loss)):
+                yield f"kl.target {obstacle}"

@@ -185,7 +185,7 @@ def _kl_beside(settings: Settings) -> list[str]:
     if loss.get("kl") is None:
         return []
     term, place = KLTerm(**loss["kl"]), "the loss" if loss["name"] == "kl" else "beside the loss"
-    return [f"- {place}: {term.coefficient:g} × the {term.in_words()}"]
+    return [f"- {place}: {term.weighted_in_words()}"]
 
 
 def _method(settings: Settings, method: Method) -> list[str]:

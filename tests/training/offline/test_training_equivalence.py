@@ -201,7 +201,7 @@ def distributed_run(folder: Path) -> None:
             save_steps=3,
             # Nobody is told where the others are in making the cache, so it is made by both processes, or by one.
             reference="cache" if kind == "full" else "model",
-            kl={"direction": "reverse", "on": "rejected"} if kind == "lora" else None,
+            kl={"direction": "reverse", "on": "rejected", "target": 0.05} if kind == "lora" else None,
         )
         assert trainer.args.world_size == processes, "accelerate launched what it was asked for"
         evaluated = trainer.evaluate()  # 7 pairs do not divide by 2 processes × 4
@@ -233,6 +233,9 @@ def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
         for mine, theirs in zip(two[kind]["logs"], one[kind]["logs"], strict=True):
             for name in (*METRICS, "grad_norm"):
                 assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (kind, name)
+        if kind == "lora":  # the controller sees the pairs of all processes, and each process has its λ
+            found, expected = ([line["kl_coefficient"] for line in of[kind]["logs"]] for of in (two, one))
+            assert found == pytest.approx(expected, rel=1e-3) and max(found) > 2 * min(found)
         for name in METRICS:
             assert two[kind]["eval"][name] == pytest.approx(one[kind]["eval"][name], rel=1e-4, abs=1e-5), (kind, name)
         weights = torch.load(tmp_path / "one" / f"{kind}.pt")

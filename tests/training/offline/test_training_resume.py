@@ -226,6 +226,28 @@ def test_a_coefficient_that_changes_goes_on_from_its_checkpoint(tmp_path: Path) 
         assert torch.equal(trained_weights(resumed)[name], weight), name
 
 
+def test_a_coefficient_with_a_target_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """To the bit, though the update that was cut off had begun: λ, and the averages that it follows."""
+
+    def trainer(folder: str, stop: int | None = None) -> TDPOTrainer:
+        made = new_trainer(tmp_path / folder, "full", kl={"target": 0.05}, max_steps=6, eval_strategy="no")
+        if stop is not None:
+            made.add_callback(StopAt(stop))
+        return made
+
+    whole = trainer("whole")
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer("cut", stop=3).train()
+    resumed = trainer("cut")
+    resumed.train(resume_from_checkpoint=True)
+    found, expected = ([line["kl_coefficient"] for line in train_logs(made)] for made in (resumed, whole))
+    assert found == expected and len(set(found)) > 3
+    assert {line["kl_target"] for line in train_logs(resumed)} == {0.05}
+    for name, weight in trained_weights(whole).items():
+        assert torch.equal(trained_weights(resumed)[name], weight), name
+
+
 def test_a_half_written_last_line_of_metrics_is_dropped(
     uninterrupted: Callable[[str], TDPOTrainer], tmp_path: Path
 ) -> None:

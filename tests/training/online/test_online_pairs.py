@@ -157,7 +157,7 @@ def test_resumed_within_an_iteration_it_ends_at_the_same_weights(kind: str, tmp_
     def new(name: str) -> OnlineTDPOTrainer:
         return make_online(
             tmp_path / name, per_device_train_batch_size=2, iterations=2, passes=2, save_strategy="steps", save_steps=3,
-            peft_config=None if kind == "full" else lora(lora_dropout=0.3),
+            peft_config=None if kind == "full" else lora(lora_dropout=0.3), kl={"target": 0.02},
         )  # fmt: skip
 
     whole = new("whole")
@@ -173,6 +173,8 @@ def test_resumed_within_an_iteration_it_ends_at_the_same_weights(kind: str, tmp_
     expected = trained_weights(whole)
     assert all(torch.equal(weight, expected[name]) for name, weight in trained_weights(again).items())
     assert [line["margin"] for line in lines(again)] == [line["margin"] for line in lines(whole)]
+    assert [line["kl_coefficient"] for line in lines(again)] == [line["kl_coefficient"] for line in lines(whole)]
+    assert len({line["kl_coefficient"] for line in lines(again)}) == 2 and lines(again)[0]["kl_target"] == 0.02
 
 
 @pytest.mark.parametrize(

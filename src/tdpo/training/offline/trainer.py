@@ -34,6 +34,7 @@ from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import CachedReference, ReferenceSource
 from ..arguments import one_process_a_device, other_values
 from ..checkpointed_trainer import CheckpointedTrainer
+from ..kl_target_control import KLTargetControl
 from ..logged_metrics import MetricsFile, TrainingMeter
 from ..policy import settled
 from ..resumption import reading
@@ -155,6 +156,8 @@ class TDPOTrainer(CheckpointedTrainer):
         if isinstance(source, CachedReference):
             # The layout alone and not the cache itself, which worker processes of the data loader would copy.
             self.data_collator = self.collator = replace(collator, reference_rows=source.cache.layout.rows)
+        if loss.controller is not None:
+            self.add_callback(KLTargetControl(loss, self._total))
         self.begin_record(pair_record(self, given, start, ref_model))
         logger.info("%s %s", self.describe(), self.precision.describe())
 
@@ -270,6 +273,7 @@ class TDPOTrainer(CheckpointedTrainer):
         beta = beta_of(self.preference_loss.of_pairs)
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, beta)
         if model.training:
+            self.preference_loss.observe(loss)
             self._meter.add(table, batch.num_tokens)
             self._trl_logs.add(batch)
         total = loss.per_pair.sum()
@@ -375,7 +379,7 @@ class TDPOTrainer(CheckpointedTrainer):
             numbers = self.preference_loss.logged(self._meter.averages(totals))
             self._meter = TrainingMeter()
             numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
-            logs = {**logs, **numbers, **self._trl_logs.of_training(numbers, self)}
+            logs = {**logs, **numbers, **self.preference_loss.aim, **self._trl_logs.of_training(numbers, self)}
         source = self.statistics.source
         if "train_runtime" in logs and isinstance(source, CachedReference):  # made before, for other runs as well
             logs = {**logs, "reference_cache_seconds": round(source.cache.seconds_to_make, 3)}
@@ -401,7 +405,7 @@ class TDPOTrainer(CheckpointedTrainer):
         return pair_card(self)
 
     def _save_own_state(self, checkpoint: Path) -> None:
-        """The coefficient of a KL beside the loss, which may change while training."""
+        """The coefficient of a KL beside the loss, with the state of what changes it."""
         state = self.preference_loss.state_dict()
         if state and self.args.should_save:
             write_json(checkpoint / LOSS_STATE, state)

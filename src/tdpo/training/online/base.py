@@ -155,13 +155,6 @@ class OnlineTrainer(CheckpointedTrainer):
         self._iteration = None  # nothing of the last one is kept in memory while the next is collected
         self._iteration = self.collector.collect(self.model, number, self.state.global_step)
 
-    def _total(self, sums: Tensor) -> Tensor:
-        """A vector summed over processes, float64."""
-        if self.args.world_size == 1:
-            return sums
-        reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
-        return reduced.cpu()
-
     # ---- evaluation ----
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -215,9 +208,14 @@ class OnlineTrainer(CheckpointedTrainer):
         state = {
             "iteration": None if iteration is None or is_used_up else iteration.state_dict(),
             **self.collector.state_dict(),
+            **self._state_of_learning(),
             "prompts": digest_of(self.train_prompts),
         }
         torch.save(state, self._state_file(checkpoint))
+
+    def _state_of_learning(self) -> dict[str, Any]:
+        """What updates change beside the weights."""
+        return {}
 
     def _state_file(self, checkpoint: Path) -> Path:
         return checkpoint / self.STATE_FILE.format(self.args.process_index)

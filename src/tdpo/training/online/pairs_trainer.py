@@ -25,6 +25,7 @@ from ...scoring.configured_loss import beta_of, configured_loss
 from ...scoring.pair_metrics import pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import LiveReference
+from ..kl_target_control import KLTargetControl
 from ..logged_metrics import peak_memory_mib
 from .base import OnlineTrainer
 from .judging import Judge
@@ -100,6 +101,8 @@ class OnlineTDPOTrainer(OnlineTrainer):
             self.args, self.tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
             [self.statistics.reference_model], self._completions, self._total,
         )  # fmt: skip
+        if loss.controller is not None:
+            self.add_callback(KLTargetControl(loss, self._total))
         self.begin_record(online_pairs_record(self, model, self._start, ref_model))
         logger.info("%s %s", self.describe(), self.precision.describe())
 
@@ -153,6 +156,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
         if not pairs:  # the gradient that other processes wait for
             return 0.0 * loss.per_pair.sum()
+        self.preference_loss.observe(loss)
         beta = beta_of(self.preference_loss.of_pairs)
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, beta)
         iteration.learning.add(table, batch.num_tokens)
@@ -171,5 +175,15 @@ class OnlineTDPOTrainer(OnlineTrainer):
             learned = self.preference_loss.logged(iteration.learning.averages(self._total))
             if self.args.distils:
                 learned = without_ranks(learned)
+            learned |= self.preference_loss.aim
             logs = {**logs, **iteration.logs, **learned, "peak_memory_mib": peak_memory_mib()}
         super().log(logs, start_time)
+
+    # ---- checkpoints ----
+
+    def _state_of_learning(self) -> dict[str, Any]:
+        return {"loss": self.preference_loss.state_dict()}
+
+    def _load_own_state(self, checkpoint: str, state: dict[str, Any]) -> None:
+        super()._load_own_state(checkpoint, state)
+        self.preference_loss.load_state_dict(state.get("loss", {}))  # earlier versions changed nothing of it

@@ -1,0 +1,115 @@
+"""The coefficient of a KL beside a loss follows a target: its arithmetic, what it says, and what it reaches."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.tiny_models import build_model
+from helpers.training_cases import make_trainer, plain_rows, train_logs
+from tdpo.kl_choices import KLTerm
+from tdpo.scoring.configured_loss import configured_loss
+from tdpo.scoring.kl_target import KLTargetController
+
+
+def test_the_arithmetic_by_hand() -> None:
+    """Three updates at target 2: one at the reference, one of four pairs below it, one of two pairs."""
+    controller = KLTargetController(2.0, 0.1)
+    assert controller.kl is None and controller.coefficient == pytest.approx(0.1 * math.exp(-4.5))
+    controller.move(0.0, 4)  # far below, and as far as before: the dual step is at its limit
+    assert controller.at_target == pytest.approx(0.1 * math.exp(-0.4))
+    assert controller.coefficient == pytest.approx(0.1 * math.exp(-0.4 - 4.5))
+    controller.move(7.2, 4)  # (0.8·0 + 7.2)/(0.8·4 + 4) = 1 nat: below the target, but it has risen from -3 to log ½
+    ahead = math.log(0.5) + 5 * (math.log(0.5) + 3)
+    assert controller.kl == pytest.approx(1.0) and controller.ahead == pytest.approx(ahead) and ahead > 1.5
+    assert controller.at_target == pytest.approx(0.1), "the two limits cancel"
+    assert controller.coefficient == pytest.approx(0.1 * math.exp(4.5))
+    sums, pairs = 0.8 * 7.2 + 2.4, 0.8 * 7.2 + 2  # two pairs now: an average over pairs, not over updates
+    controller.move(2.4, 2)
+    distance = math.log(sums / pairs / 2.0)
+    ahead = distance + 5 * (distance - math.log(0.5))
+    assert controller.distance == pytest.approx(distance) and abs(ahead) < 1
+    assert controller.at_target == pytest.approx(0.1 * math.exp(0.4 * ahead))
+    assert controller.coefficient == pytest.approx(0.1 * math.exp(3.4 * ahead))
+
+
+def test_at_the_target_nothing_moves_and_beside_it_lambda_moves_by_orders_of_magnitude() -> None:
+    def after(kl: float, updates: int = 30) -> float:
+        controller = KLTargetController(3.0, 0.1)
+        for _ in range(updates):
+            controller.move(kl * 4, 4)
+        return controller.at_target
+
+    assert after(9.0, 31) == pytest.approx(after(9.0, 30) * math.exp(0.4)), "the limit of a step"
+    assert after(1.0, 1000) == 1e-8 and after(9.0, 1000) == 1e8, "a target out of reach makes no number overflow"
+    assert after(9.0) > 1e3 > 1e6 * after(1.0)
+    assert after(3.0, 40) == pytest.approx(after(3.0, 20))
+
+
+def test_what_processes_see_is_summed_and_an_interrupted_update_is_forgotten() -> None:
+    """A sum that is doubled stands for two processes that see the same; micro-batches of an update are one batch."""
+    loss = configured_loss("dpo", 0.1, None, 0.0, KLTerm(target=1.0))
+    one, kls = KLTargetController(1.0, 0.1), torch.tensor([0.5, 1.5, 2.5])
+    one.move(9.0, 6)
+    assert loss.controller is not None and loss.kl_coefficient == KLTargetController(1.0, 0.1).coefficient
+    loss.controller.observe(kls * 100)
+    loss.controller.forget_update()
+    loss.controller.observe(kls[:1])
+    loss.controller.observe(kls[1:])
+    loss.end_update(lambda sums: 2 * sums)
+    assert loss.kl_coefficient == one.coefficient
+    loss.end_update(lambda sums: sums)
+    assert loss.kl_coefficient == one.coefficient, "an update without a pair changes nothing"
+    other = configured_loss("dpo", 0.1, None, 0.0, KLTerm(target=1.0))
+    other.load_state_dict(loss.state_dict())
+    for each in (loss, other):
+        each.controller.observe(kls)  # type: ignore[union-attr]
+        each.end_update(lambda sums: sums)
+    assert loss.state_dict() == other.state_dict() and loss.kl_coefficient != one.coefficient
+
+
+@pytest.mark.parametrize("target", [0.5, 3.0])
+def test_a_target_is_met_on_held_out_pairs(target: float, tokenizer: Any, tmp_path: Path, caplog: Any) -> None:
+    """Over the last third of a run whose λ nobody knew, while the learning rate falls to zero."""
+    trainer = make_trainer(
+        build_model("llama"), tmp_path, tokenizer, plain_rows(144, seed=1), eval_rows=plain_rows(12, seed=99),
+        loss="dpo", kl={"target": target}, learning_rate=3e-4, max_steps=36, eval_strategy="steps", eval_steps=4,
+        logging_steps=1,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, logger="tdpo"):
+        trainer.train()
+    held_out = [line["eval_kl_term"] for line in trainer.state.log_history if "eval_loss" in line][-3:]
+    assert sum(held_out) / 3 == pytest.approx(target, rel=0.15)
+    coefficients = [line["kl_coefficient"] for line in train_logs(trainer)]
+    assert max(coefficients) > 10 * min(coefficients) and "held at" in trainer.describe()
+    assert "its target was" not in caplog.text
+
+
+def test_a_target_out_of_reach_is_said(tokenizer: Any, tmp_path: Path, caplog: Any) -> None:
+    trainer = make_trainer(build_model("llama"), tmp_path, tokenizer, kl={"target": 500.0})
+    with caplog.at_level(logging.WARNING, logger="tdpo"):
+        trainer.train()
+    assert "its target was 500: with λ = " in caplog.text and "Raise the learning rate, train longer" in caplog.text
+    controller = KLTargetController(1.0, 0.1)
+    assert controller.missed() == "", "before the first update there is nothing to say"
+    controller.move(8.0, 2)
+    assert "has not brought the policy back yet. Lower the learning rate" in controller.missed()
+
+
+@pytest.mark.parametrize(
+    ("loss", "kl", "reason"),
+    [
+        ("kl", {"target": 3.0}, "kl.target has no effect where the KL is the whole loss"),
+        ("dpo", {"target": 0.0}, "kl.target must be finite and > 0, in nats a sequence, got 0.0"),
+        ("dpo", {"target": math.inf}, "kl.target must be finite and > 0"),
+        ("dpo", {"target": 3.0, "horizon": 100}, "kl must be a dictionary with some of direction, on"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(loss: str, kl: Any, reason: str, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        make_trainer(build_model("llama"), tmp_path, tokenizer, loss=loss, kl=kl)
