@@ -85,8 +85,7 @@ def test_the_bases_own_numbers_stand_beside_the_trained_ones(
     assert len(entropies) == 4 and len(set(entropies)) > 1
     generations = result["generations"]
     assert generations["base"]["policy_entropy"] == pytest.approx(sum(entropies) / 4, rel=1e-5)
-    low, high = generations["base"]["policy_entropy_interval"]
-    assert low <= generations["base"]["policy_entropy"] <= high
+    assert generations["base"]["policy_entropy_interval"] is None, "two prompts are too few for one"
     assert generations["trained"]["policy_entropy"] != pytest.approx(sum(entropies) / 4, rel=1e-3)
 
     pairs = result["pairs"]
@@ -99,8 +98,7 @@ def test_the_bases_own_numbers_stand_beside_the_trained_ones(
         assert pairs[f"{side}_reference_logp"] == pytest.approx(sum(expected) / 4, rel=1e-5)
         change = pairs[f"{side}_logp"] - pairs[f"{side}_reference_logp"]
         assert pairs[f"{side}_log_ratio"] == pytest.approx(change, abs=1e-4) and abs(change) > 0.01
-        low, high = pairs["intervals"][f"{side}_log_ratio"]
-        assert low <= pairs[f"{side}_log_ratio"] <= high
+        assert pairs["intervals"][f"{side}_log_ratio"] is None, "four prompts are too few for one"
 
 
 def test_a_judge_gives_rewards_to_the_answers_of_held_out_prompts(

@@ -29,7 +29,13 @@ IDS = st.lists(st.integers(1, 30), min_size=1, max_size=9)
 
 @pytest.fixture(autouse=True)
 def _attention_as_it_was() -> Iterator[None]:
+    """Each test begins without it: a training of another file in this process may have left it there."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     with attention_restored():
+        present = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        if isinstance(present, SpanAttention):
+            ALL_ATTENTION_FUNCTIONS["sdpa"] = present.plain
         yield
 
 

@@ -107,7 +107,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "causal language model": load_causal_lm,
     "adapter": lambda folder: load_causal_lm(adapter_of(folder)),
     "facts": lambda folder: model_facts(folder, build_tokenizer()),
-    "doctor": lambda folder: list(model_checks({"model.name": str(folder)}, "auto", False)),
+    "doctor": lambda folder: list(model_checks({"model.name": str(folder)}, False)),
     "reward model": lambda folder: RewardModel(folder, build_tokenizer()),
     "reward adapter": lambda folder: RewardModel(adapter_of(folder), build_tokenizer()),
     "tokenizer of a reward model": lambda folder: RewardModel(words_only(folder), build_tokenizer()),
