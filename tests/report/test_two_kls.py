@@ -340,9 +340,8 @@ def test_a_phone_never_scrolls_sideways(visit: Visit, width: int) -> None:
         until(visit, f"document.getElementById('kl-words-picture').viewBox.baseVal.width <= {width}")
         scroll, client, outside = visit.get(OVERFLOW)
         words = visit.get("[...document.querySelectorAll('.kl-word')].map((n) => n.scrollWidth - n.clientWidth)")
-        tables = visit.get(
-            "[...document.querySelectorAll('.scroll')].map((n) => [n.scrollWidth > n.clientWidth + 1, 'wider' in n.dataset])"
-        )
+        is_wide = "(n) => [n.scrollWidth > n.clientWidth + 1, 'wider' in n.dataset]"
+        tables = visit.get(f"[...document.querySelectorAll('.scroll')].map({is_wide})")
     finally:
         visit.page.set_viewport_size({"width": 1280, "height": 900})
     # A bump may be wider than its picture, which cuts it off.
