@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,12 +19,13 @@ from ..records.names import (
     LOCK_FILE,
     MACHINE_FILE,
     METRICS_FILE,
+    MODEL_FOLDER,
     RECIPE_FILE,
     SAMPLES_FILE,
     STATUS_FILE,
     TRAINER_FILE,
 )
-from ..records.run_places import is_model_folder, meant_by, results_folder, run_above
+from ..records.run_places import is_model_folder, is_recipe_run, meant_by, newest_checkpoint, results_folder, run_above
 from ..records.run_states import state_of
 from .metrics_reading import read_metrics
 from .numbers import number
@@ -90,6 +92,11 @@ class Run:
         return dict_at(self.recipe, "kl") or dict_at(self.evaluation, "run", "kl")
 
     @property
+    def going_on(self) -> str:
+        """The command that goes on with a recipe's training."""
+        return f"tdpo {'ppo' if self.is_ppo else 'train'} {shlex.quote(str(self.path))} --resume"
+
+    @property
     def model(self) -> str:
         return text_at(self.evaluation, "run", "model") or text_at(self.recipe, "model", "name")
 
@@ -132,7 +139,8 @@ def _load_run(path: Path, index: int) -> Run:
     # The evaluation of a run is one of another model than that of its checkpoint.
     judged = LenientFolder(of_this_model[0], files.notes, of_this_model)
     recipe, recipe_text, recipe_file = _read_recipe(files)
-    evaluation = judged.json(EVALUATION_FILE, f"run `{_evaluating(path, recipe_file)}` to {WHAT_EVALUATING_DOES}")
+    status = _read_status(files)
+    evaluation = judged.json(EVALUATION_FILE, _without_evaluation(path, recipe_file, status))
     run = Run(
         path=path,
         label=path.resolve().name,
@@ -143,7 +151,7 @@ def _load_run(path: Path, index: int) -> Run:
         machine=files.json(MACHINE_FILE, "versions, hardware and command are unknown"),
         data=files.json(DATA_FILE, "what the training data held is unknown"),
         metrics=read_metrics(files),
-        status=_read_status(files),
+        status=status,
         evaluation=evaluation,
         samples=_read_samples(judged, evaluation),
         completions=_read_completions(files),
@@ -173,6 +181,22 @@ def _why_nothing_to_report(path: Path) -> str:
 def _evaluating(path: Path, recipe_file: str) -> str:
     """The command that judges a run; what only a recipe says is a flag elsewhere."""
     return f"tdpo evaluate {path}" + ("" if recipe_file == RECIPE_FILE else " --data FILE")
+
+
+def _without_evaluation(path: Path, recipe_file: str, status: dict[str, Any]) -> str:
+    command = f"`{_evaluating(path, recipe_file)}`"
+    if awaits_its_model(path, status):
+        return f"{command} can {WHAT_EVALUATING_DOES} once its training has finished"
+    return f"run {command} to {WHAT_EVALUATING_DOES}"
+
+
+def awaits_its_model(path: Path, status: dict[str, Any]) -> bool:
+    """Whether training has not finished and left nothing so far that `tdpo evaluate` could judge."""
+    if text_at(status, "state") in ("", "finished") or is_model_folder(path):
+        return False
+    if is_recipe_run(path):  # of which a checkpoint is judged under its own name
+        return not is_model_folder(path / MODEL_FOLDER)
+    return meant_by(path) == path and not is_model_folder(path / MODEL_FOLDER) and newest_checkpoint(path) is None
 
 
 def _read_status(run: LenientFolder) -> dict[str, Any]:
