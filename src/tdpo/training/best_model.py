@@ -39,10 +39,10 @@ def check_metric(
         return
     names = list(dict.fromkeys([*known, *_of_data_sets(understood, data_sets)]))
     meant = [each for each in names if each.endswith(f"_{name}")][:1] or get_close_matches(name, names, 1, 0.6)
-    advice = f"did you mean {meant[0]!r}? " if meant else ""
+    advice = f" Did you mean {meant[0]!r}?" if meant else ""
     default = " (which load_best_model_at_end and some schedules take by default)" if metric == "loss" else ""
     raise ValueError(
-        f"metric_for_best_model={metric!r}{default} is not logged by the evaluations of this trainer; {advice}"
+        f"metric_for_best_model={metric!r}{default} is not logged by the evaluations of this trainer.{advice} "
         f"They log {', '.join(known)}, each with or without {PREFIX!r}."
     )
 

@@ -357,6 +357,8 @@ def test_the_best_checkpoint_can_be_loaded_at_the_end(tokenizer: Any, tmp_path: 
     )
     trainer.train()
     assert trainer.state.best_global_step == 1, "the KL only grows"
+    evaluated = next(line for line in trainer.state.log_history if "eval_loss" in line)
+    assert {f"eval_{name}" for name in trainer.evaluation_names()} == evaluated.keys() - {"step", "epoch"}
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1"}
     best = load_causal_lm(tmp_path / "checkpoint-1").state_dict()
     assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
