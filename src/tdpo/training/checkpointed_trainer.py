@@ -22,7 +22,7 @@ from .arguments import other_values
 from .best_model import loaded_best
 from .resumption import reading, whole_checkpoint
 from .run_record import RunRecord, card_may_replace
-from .saving import optimizer_bytes, weights_bytes
+from .saving import optimizer_bytes, quiet_about_the_bundled_base, weights_bytes
 
 LOSS_FILE = "training_loss.json"
 
@@ -96,7 +96,8 @@ class CheckpointedTrainer(Trainer):
         """As transformers', with the model card and the record beside it. A README.md of your own stays as it is."""
         folder = Path(str(self.args.output_dir if output_dir is None else output_dir))
         writes_card = self.record is not None and self.args.should_save and card_may_replace(folder)
-        super().save_model(str(folder), _internal_call)
+        with quiet_about_the_bundled_base():
+            super().save_model(str(folder), _internal_call)
         if self.record is None or not self.args.should_save:
             return
         self.record.of_saved(folder, self.model_card() if writes_card else None)
