@@ -11,6 +11,7 @@ from typing import Any
 
 from ..guards.documents import DocumentError, load_yaml
 from ..methods import METHODS, public_name
+from ..records.best_update import best_in_words
 from ..records.dotted import at, dict_at, text_at
 from ..records.names import (
     COMPLETIONS_FILE,
@@ -46,6 +47,7 @@ class Run:
     recipe: dict[str, Any] = field(default_factory=dict)
     recipe_text: str = ""
     recipe_file: str = RECIPE_FILE
+    best: dict[str, Any] = field(default_factory=dict)  # which update the model is of, if it is not the last one
     machine: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -138,7 +140,7 @@ def _load_run(path: Path, index: int) -> Run:
         raise FileNotFoundError(_why_nothing_to_report(path))
     # The evaluation of a run is one of another model than that of its checkpoint.
     judged = LenientFolder(of_this_model[0], files.notes, of_this_model)
-    recipe, recipe_text, recipe_file = _read_recipe(files)
+    recipe, recipe_text, recipe_file, best = _read_recipe(files)
     status = _read_status(files)
     evaluation = judged.json(EVALUATION_FILE, _without_evaluation(path, recipe_file, status))
     run = Run(
@@ -148,6 +150,7 @@ def _load_run(path: Path, index: int) -> Run:
         recipe=recipe,
         recipe_text=recipe_text,
         recipe_file=recipe_file,
+        best=best,
         machine=files.json(MACHINE_FILE, "versions, hardware and command are unknown"),
         data=files.json(DATA_FILE, "what the training data held is unknown"),
         metrics=read_metrics(files),
@@ -224,31 +227,35 @@ def _read_completions(run: LenientFolder) -> list[dict[str, Any]]:
     return run.json_lines(COMPLETIONS_FILE, "there are no responses from training to read") if there else []
 
 
-def _read_recipe(run: LenientFolder) -> tuple[dict[str, Any], str, str]:
-    """The settings by section and key, their text, and the file that they are from: a recipe, or a trainer's record."""
+def _read_recipe(run: LenientFolder) -> tuple[dict[str, Any], str, str, dict[str, Any]]:
+    """The settings by section and key, their text, and the file that they are from: a recipe, or a trainer's record;
+    and what that record says of the best model."""
     import yaml
 
     if not run.place(RECIPE_FILE).exists() and run.place(TRAINER_FILE).exists():
         record = run.json(TRAINER_FILE, "the settings of this run are unknown")
         settings = dict_at(record, "settings")
-        return settings, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), TRAINER_FILE
+        as_yaml = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        return settings, as_yaml, TRAINER_FILE, dict_at(record, "best")
     text = run.text(RECIPE_FILE, "the settings of this run are unknown")
     if text is None:
-        return {}, "", ""
+        return {}, "", "", {}
     try:
         value = load_yaml(text)
     except DocumentError as error:
         run.notes.append(f"recipe.yaml {error}: it is shown as it is.")
-        return {}, text, RECIPE_FILE
+        return {}, text, RECIPE_FILE, {}
     except yaml.YAMLError as error:
         run.notes.append(f"recipe.yaml is not valid YAML ({error}): it is shown as it is.")
-        return {}, text, RECIPE_FILE
-    return (value if isinstance(value, dict) else {}), text, RECIPE_FILE
+        return {}, text, RECIPE_FILE, {}
+    return (value if isinstance(value, dict) else {}), text, RECIPE_FILE, {}
 
 
 def _gaps(run: Run) -> list[str]:
     """Sentences on parts that are absent although their file is there."""
     notes = []
+    if run.best:
+        notes.append(f"The model is that of {best_in_words(run.best)}: the curves go on after it.")
     if assumed := dict_at(run.evaluation, "run", "margin_of"):
         beta = f" with β = {assumed['beta']}" if assumed.get("beta") is not None else ""
         notes.append(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..methods import METHODS, method_named
+from ..records.best_update import best_in_words
 from ..records.dotted import at, dict_at, flatten, text_at
 from ..records.run_times import cache_seconds, training_seconds
 from .numbers import MISSING, counted, join_words, number, show, show_duration, show_interval, show_signed
@@ -140,6 +141,7 @@ def _facts(run: Run) -> dict[str, str]:
         "State": text_at(run.status, "state"),
         "Method": _method(run),
         "Model": run.model,
+        "Weights": f"of {best_in_words(run.best)}" if run.best else "",
         "Trained part": _trained_part(recipe),
         "Reference": plain(at(recipe, "model", "reference")) or ("the start of training" if recipe else ""),
     }
