@@ -26,6 +26,7 @@ def environment(recipe: OwnResponsesRecipe) -> Iterator[Check]:
 def prompts(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     """Check the files of prompts, if the recipe names any. They are read as in training."""
     from ..environments import load_prompts
+    from ..preferences import read_for
 
     if recipe.prompts is None:
         return
@@ -33,7 +34,8 @@ def prompts(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     for key, source, split in (("train", recipe.prompts.train, "train"), ("eval", recipe.prompts.eval, "test")):
         if source is None:
             continue
-        file = load_prompts(source, split=split, on_bad_rows=on_bad_rows)
+        with read_for("prompts"):
+            file = load_prompts(source, split=split, on_bad_rows=on_bad_rows)
         skipped = f", {len(file.problems)} problems skipped" if file.problems else ""
         columns = ", ".join(file.prompts[0].columns) or "none"
         text = f"{source}: {len(file.prompts)} prompts{skipped}; columns for the reward: {columns}"
