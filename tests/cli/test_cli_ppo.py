@@ -216,6 +216,17 @@ def test_doctor_checks_prompts_and_rewards_of_ones_own(call: Call, recipe_file: 
         assert text in done.output
 
 
+def test_doctor_says_which_held_out_prompts_are_trained_on(call: Call, recipe_file: Path) -> None:
+    prompts = own_prompts(*({"prompt": f"question {i}"} for i in range(9)))
+    Path("h.jsonl").write_text('{"prompt": "question 3"}\n{"prompt": "question 9"}\n', encoding="utf-8")
+    reward = "rewards=[{function: 'mine.py:brevity'}]"
+    said = call("doctor", str(recipe_file), *prompts, reward, "prompts.eval=h.jsonl").output
+    assert "1 of 2 held-out prompts are also trained on: their numbers" in said
+    assert "p.jsonl:1 gives" in said and "h.jsonl:1 gives" in said
+    said = call("doctor", str(recipe_file), *prompts, reward, "prompts.eval=p.jsonl").output
+    assert "9 of 9 held-out prompts are also trained on" in said and said.count("p.jsonl:1 gives") == 1
+
+
 def reward_model(positions: int) -> Path:
     from transformers import LlamaConfig, LlamaForSequenceClassification
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +20,8 @@ from tdpo.config import Study
 from tdpo.records.json_files import write_json
 from tdpo.records.names import CELL_FILE
 from tdpo.records.study_tables import CellKey
+from tdpo.sampling.sampler import SamplingSettings
+from tdpo.workflows import measured_speed
 from tdpo.workflows.measured_speed import Speed
 from tdpo.workflows.run_size import RunSize
 
@@ -113,3 +116,26 @@ def test_the_dry_run_measures_and_says_how(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(estimating, "measure_speed", too_large)
     assert "no estimate of the time: out of memory: no room" in dry_run()
+
+
+@pytest.mark.parametrize(
+    ("per_token", "measured", "most"),
+    [(0.01, 0.01, 8), (0.0004, 0.0004, 128), (0.0, 0.001 / 201 / 2, 200)],
+    ids=["as it is", "longer", "the whole call"],
+)
+def test_a_speed_is_never_measured_as_nothing(
+    monkeypatch: pytest.MonkeyPatch, per_token: float, measured: float, most: int
+) -> None:
+    """A call takes 1 ms and so much for each of its steps; two responses are sampled at a time."""
+    clock, asked = [0.0], []
+
+    def sample(_policy: object, _tokenizer: object, prompts: list[str], settings: SamplingSettings) -> list[object]:
+        asked.append(settings.max_new_tokens - 1)
+        clock[0] += 0.001 + per_token * len(prompts) * settings.max_new_tokens
+        return [SimpleNamespace(token_ids=range(settings.max_new_tokens)) for _ in prompts]
+
+    monkeypatch.setattr(measured_speed, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(measured_speed, "sample", sample)
+    seconds, length = measured_speed._seconds_of_token(None, None, ["a", "b"], 200)
+    assert seconds == pytest.approx(measured) and seconds > 0
+    assert length == asked[-1] == most

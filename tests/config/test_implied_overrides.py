@@ -81,3 +81,17 @@ def test_a_study_takes_overrides_alike_and_its_arms_say_all_themselves() -> None
     recipe = {**DATA, "training": {"epochs": 2.0}}
     with pytest.raises(RecipeError, match="a run has one length"):
         load_recipe(recipe, ["training.max_steps=5"], replaces=False)
+
+
+def test_other_held_out_rows_replace_those_of_the_file() -> None:
+    drawn = {"data": {"train": "pairs.jsonl", "eval_fraction": 0.1}}
+    recipe, said = loaded(drawn, 'data.eval="held.jsonl"')
+    assert (recipe.data.eval, recipe.data.eval_fraction) == ("held.jsonl", None)
+    assert said == ["data.eval_fraction 0.1 of the recipe is left out: data.eval=held.jsonl replaces it"]
+    split = {"data": {"train": "pairs.jsonl", "eval": "org/rows", "eval_split": "validation"}}
+    recipe, said = loaded(split, "data.eval=held.jsonl")
+    assert (recipe.data.eval, recipe.data.eval_split) == ("held.jsonl", None) and len(said) == 1
+    recipe, said = loaded(split, "data.eval_fraction=0.1")
+    assert (recipe.data.eval, recipe.data.eval_split, recipe.data.eval_fraction) == (None, None, 0.1)
+    assert len(said) == 2
+    assert loaded(split, "data.eval_split=dev")[0].data.eval_split == "dev"

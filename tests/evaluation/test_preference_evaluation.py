@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from helpers.tiny_models import build_model, build_tokenizer
+from tdpo.cli._evaluated import Flags, evaluation_for
 from tdpo.config import Recipe, dump_recipe, load_recipe
 from tdpo.config.ppo_schema import Reward
 from tdpo.environments.function_loading import FunctionError
@@ -133,3 +134,18 @@ def test_a_judge_gives_rewards_to_the_answers_of_held_out_prompts(
     assert result["difference"]["reward_mean"]["estimate"] == pytest.approx(
         result["generations"]["trained"]["reward_mean"] - result["generations"]["base"]["reward_mean"]
     )
+
+
+def test_held_out_rows_of_the_flag_replace_the_fraction_of_the_recipe(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = tiny_folder("llama")
+    values = recipe_of(tmp_path, base, lora=False).model_dump()
+    values["data"] |= {"eval": None, "eval_fraction": 0.5}
+    recipe = Recipe.model_validate({**values, "run_dir": str(tmp_path / "run")})
+    RunDirectory(tmp_path / "run").create(recipe)
+    trained_run(tmp_path / "run", base, lora=False)
+    held_out = str(tmp_path / "pairs.jsonl")
+    judged = evaluation_for(tmp_path / "run", Flags(data=held_out), ()).recipe
+    assert isinstance(judged, Recipe)
+    assert (judged.data.eval, judged.data.eval_fraction) == (held_out, None)

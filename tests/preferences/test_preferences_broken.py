@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tdpo.preferences import BadPreferences, Reason, load_preferences, preferences_from_dataset
+from tdpo.preferences import BadPreferences, Reason, load_preferences, preferences_from_dataset, read_for
 
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 B = {"role": "assistant", "content": "b"}
@@ -149,10 +150,27 @@ def test_the_message_shows_twenty_problems_and_counts_all_reasons(tmp_path: Path
     shown = [text for text in message.splitlines() if text.startswith(f"  {path}:")]
     assert shown == [f"  {problem}" for problem in caught.value.problems[:20]]
     assert f"… and {len(BROKEN) - 20} more" in message
-    for reason in {reason for _, _, reason, _ in expected}:
-        rows = [number for number, _, r, _ in expected if r == reason]
-        assert f"  {len(rows)} × {reason} (first in row {rows[0]})" in message
-    assert f"on_bad_rows=skip: {len(sound)} rows remain" in message
+    kinds = [(number, f"{re.sub(r'[0-9]+', '', field)} {reason}") for number, field, reason, _ in expected]
+    for kind in {kind for _, kind in kinds}:
+        rows = [number for number, each in kinds if each == kind]
+        assert f"  {len(rows)} × {kind} (first in row {rows[0]})" in message
+    assert f'leave them out with on_bad_rows="skip": {len(sound)} rows remain' in message
+
+
+def test_the_message_names_what_its_caller_can_set() -> None:
+    rows = [row(), row(), row(chosen=None)]
+
+    def said(section: str | None) -> str:
+        with pytest.raises(BadPreferences) as caught, read_for(section):
+            preferences_from_dataset(rows)
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+        return str(caught.value)
+
+    with pytest.raises(BadPreferences, match=r'on_bad_rows="skip": 1 row remains(?s:.)*repeated_rows="keep"'):
+        preferences_from_dataset(rows)
+    assert "with data.on_bad_rows=skip: 1 row remains" in said("data")
+    assert "with data.repeated_rows=keep." in said("data") and "×" in said("data")
+    assert "Repair these rows, or take them out." in said(None) and "skip" not in said(None)
 
 
 def test_every_reason_is_proven_somewhere_and_documented() -> None:

@@ -160,7 +160,7 @@ def test_bad_rows_can_be_skipped_and_are_counted(write: Write) -> None:
     path = write({"prompt": "a"}, {"prompt": ""}, {"prompt": "b"})
     found = load_prompts(path, on_bad_rows="skip")
     assert [prompt.id for prompt in found.prompts] == ["p.jsonl:1", "p.jsonl:3"] and len(found.problems) == 1
-    with pytest.raises(BadPreferences, match=r"1 of 3 rows cannot be used(?s:.)*on_bad_rows=skip: 2 rows remain"):
+    with pytest.raises(BadPreferences, match=r'1 of 3 rows cannot be used(?s:.)*on_bad_rows="skip": 2 rows remain'):
         read_prompts(path)
     with pytest.raises(BadPreferences, match="No usable row is left"):
         read_prompts(write({"prompt": ""}), on_bad_rows="skip")

@@ -42,11 +42,11 @@ def test_kept_rows_stand_where_they_stood_and_are_counted(tmp_path: Path) -> Non
         assert [row.row for row in kept.rows] == list(range(1, 10)) and kept.problems == []
         assert kept.summary()["repeated"] == kept.repeated == 3
         assert kept.remarks() == [f"{file}: 3 of 9 rows repeat an earlier one and are kept."]
-    with pytest.raises(BadPreferences, match="kept with repeated_rows=keep"):
+    with pytest.raises(BadPreferences, match='kept with repeated_rows="keep"'):
         load_preferences(file)
     skipped = load_preferences(file, on_bad_rows="skip")
     assert skipped.skipped == 3 and skipped.repeated == 0
-    assert skipped.remarks() == [f"{file}: rows that cannot be used are left out: 3 (3 × repeats an earlier row)."]
+    assert skipped.remarks() == [f"{file}: rows that cannot be used are left out: 3 (3 × row repeats an earlier row)."]
     with pytest.raises(ValueError, match="it can be 'refuse' or 'keep'"):
         load_preferences(file, repeated_rows="twice")  # type: ignore[arg-type]
     with pytest.raises(BadPreferences) as broken:
@@ -79,7 +79,7 @@ def test_the_trainer_keeps_and_skips_as_its_arguments_say(
     caplog.set_level(logging.WARNING)
     live = trainer([*OVERSAMPLED, BROKEN], repeated_rows="keep", on_bad_rows="skip", eval_rows=ROWS[:2])
     said = [record.getMessage() for record in caplog.records]
-    assert "train data: train_dataset: rows that cannot be used are left out: 1 (1 × is null)." in said
+    assert "train data: train_dataset: rows that cannot be used are left out: 1 (1 × chosen is null)." in said
     assert "train data: train_dataset: 3 of 9 rows repeat an earlier one and are kept." in said
     assert "2 of 2 held-out pairs are also trained on: their numbers are not those of new pairs." in said
     report = live.tokenization["train"]

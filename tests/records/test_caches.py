@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tdpo.cli import _console
+from tdpo.cli import cache as cache_command
 from tdpo.cli.app import app
 from tdpo.records.caches import (
     Cache,
@@ -171,6 +173,23 @@ def test_the_command_lists_selects_asks_and_clears(root: Path) -> None:
     assert holder is not None
     holder.close()
     assert "deleted 1," in call("clear", str(root), "--older-than", "0h", "-y")[1] and "no caches in" in call("list")[1]
+
+
+def test_long_names_are_broken_at_slashes_or_cut(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(_console, "out", _console.out.__wrapped__)
+    monkeypatch.setattr(cache_command, "out", _console.out)
+    long = "a_very_long_name_of_a_file_of_preferences_of_2026.jsonl"
+    made(root / "reference", 3, model="some-organisation/Some-Model-0.6B-Base", data=f"data/{long}")
+    listed = call("list")[1]
+    table = [line for line in listed.splitlines() if line.startswith(("│", "┃"))]
+    cells = [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in table]
+    of_third = [line[1:3] for line in cells if line[0] == "reference cache" or not line[0]]
+    models, files = ([line[n] for line in of_third if line[n]] for n in (0, 1))
+    assert {"smollm2-135m", "Qwen/Qwen3-0.6B"} <= set(models), "names that fit are whole"
+    assert models[-2:] == ["some-org…sation/", "Some-Mod…6B-Base"], "one name in two lines, each cut in its middle"
+    assert "data/" in files and any("…" in name and name.endswith(".jsonl") for name in files)
+    assert all(len(line) <= 80 for line in listed.splitlines()[:-2])
 
 
 def test_age_is_that_of_the_last_use(root: Path) -> None:

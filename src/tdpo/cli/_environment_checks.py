@@ -40,7 +40,7 @@ def try_reward(environment: Environment, train: Sequence[Prompt], held_out: Sequ
     check_reward(environment, [*train, *held_out], environment.max_new_tokens)
     columns = ", ".join(dict.fromkeys(name for prompt in train for name in prompt.columns)) or "none"
     trials = []
-    for prompt in [*train[:1], *held_out[:1]]:
+    for prompt in [*train[:1], *(each for each in held_out[:1] if each not in train[:1])]:
         rewards = score(environment, [prompt] * len(TRIAL), TRIAL)
         modes = [environment.mode_of(prompt, text) for text in TRIAL] if environment.mode_of else None
         values = ", ".join(f"{text!r} {reward:g}" for text, reward in zip(TRIAL, rewards, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ._environment_checks import environment_checks, try_reward
@@ -13,6 +13,7 @@ from ._place_checks import room
 
 if TYPE_CHECKING:
     from ..config import OwnResponsesRecipe
+    from ..environments import Prompt
 
 
 def environment(recipe: OwnResponsesRecipe) -> Iterator[Check]:
@@ -20,26 +21,33 @@ def environment(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     if recipe.environment is None:
         return
     yield from environment_checks(recipe.environment)
-    yield from _length(recipe, len(recipe.environment.load().train))
+    loaded = recipe.environment.load()
+    yield from _seen("environment", loaded.train, loaded.held_out)
+    yield from _length(recipe, len(loaded.train))
 
 
 def prompts(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     """Check the files of prompts, if the recipe names any. They are read as in training."""
     from ..environments import load_prompts
+    from ..preferences import read_for
 
     if recipe.prompts is None:
         return
     on_bad_rows = recipe.prompts.on_bad_rows
+    read: dict[str, list[Prompt]] = {}
     for key, source, split in (("train", recipe.prompts.train, "train"), ("eval", recipe.prompts.eval, "test")):
         if source is None:
             continue
-        file = load_prompts(source, split=split, on_bad_rows=on_bad_rows)
+        with read_for("prompts"):
+            file = load_prompts(source, split=split, on_bad_rows=on_bad_rows)
+        read[key] = file.prompts
         skipped = f", {len(file.problems)} problems skipped" if file.problems else ""
         columns = ", ".join(file.prompts[0].columns) or "none"
         text = f"{source}: {len(file.prompts)} prompts{skipped}; columns for the reward: {columns}"
         yield Check(f"prompts.{key}", "note" if skipped else "ok", text)
         if key == "train":
             yield from _length(recipe, len(file.prompts))
+    yield from _seen("prompts.eval", read.get("train", []), read.get("eval", []))
 
 
 def rewards(recipe: OwnResponsesRecipe) -> Iterator[Check]:
@@ -86,6 +94,13 @@ def models(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     if policy is not None:
         check_critic(recipe, policy)
     yield from room(recipe, recipe.optimization.iterations)
+
+
+def _seen(key: str, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> Iterator[Check]:
+    from ..environments import seen_prompts
+
+    if sentence := seen_prompts(train, held_out):
+        yield Check(key, "note", sentence)
 
 
 def _length(recipe: OwnResponsesRecipe, available: int) -> Iterator[Check]:

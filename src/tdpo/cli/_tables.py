@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..records.metric_names import nats
 from ._console import number
 
 if TYPE_CHECKING:
@@ -60,15 +61,15 @@ def comparison_table(
     blank = [""] if base else []
     generations = [*([base] if base else []), *(_generations(e, "trained") for e in evaluations.values())]
     for label, key, digits in GENERATION_ROWS:
-        _add(table, label, [number(values.get(key), digits) for values in generations])
+        _add(table, label, [_cell(key, values.get(key), digits) for values in generations])
         if key in WITH_INTERVAL:
-            _add(table, INTERVAL, [_interval(values.get(f"{key}_interval"), digits) for values in generations])
+            _add(table, INTERVAL, [_interval(key, values.get(f"{key}_interval"), digits) for values in generations])
     pairs = [e.get("pairs") or {} for e in evaluations.values()]
     for label, key, digits in PAIR_ROWS:
-        _add(table, label, [*blank, *(number(values.get(key), digits) for values in pairs)])
+        _add(table, label, [*blank, *(_cell(key, values.get(key), digits) for values in pairs)])
         if key in WITH_INTERVAL:
             intervals = [(values.get("intervals") or {}).get(key) for values in pairs]
-            _add(table, INTERVAL, [*blank, *(_interval(interval, digits) for interval in intervals)])
+            _add(table, INTERVAL, [*blank, *(_interval(key, interval, digits) for interval in intervals)])
     for label, by_column in (extra or {}).items():
         _add(table, label, [*blank, *(by_column.get(column, "") for column in evaluations)])
     return table
@@ -120,8 +121,12 @@ def _generations(evaluation: Evaluation, which: str) -> Mapping[str, Any]:
     return (evaluation.get("generations") or {}).get(which) or {}
 
 
-def _interval(interval: Sequence[float] | None, digits: int) -> str:
-    return "" if interval is None else f"{number(interval[0], digits)}…{number(interval[1], digits)}"
+def _cell(key: str, value: Any, digits: int) -> str:
+    return nats(value) if key.endswith("_kl") and value is not None else number(value, digits)
+
+
+def _interval(key: str, interval: Sequence[float] | None, digits: int) -> str:
+    return "" if interval is None else "…".join(_cell(key, end, digits) for end in interval)
 
 
 def _add(table: Table, label: str, cells: list[str]) -> None:

@@ -44,6 +44,9 @@ FoldersArgument = Annotated[
     ),
 ]
 _AGE = re.compile(r"(\d+(?:\.\d*)?)([hdw])")
+HEADS = ("what", "model", "data", "last used", "size")
+NAMES = (1, 2)  # the columns of names, which may be longer than there is room
+LEAST_WIDTH = 8
 _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -159,12 +162,39 @@ def _table(caches: Sequence[Cache]) -> object:
     from ..guards.texts import printable
     from ..records.caches import readable_bytes
 
-    table = Table()
-    for name in ("what", "model", "data", "last used"):
-        table.add_column(name, overflow="fold")
-    table.add_column("size", justify="right", no_wrap=True)
+    rows = []
     for cache in caches:
         used = "in use now" if cache.in_use else cache.last_used_on
-        texts = (cache.kind, cache.model, cache.data, used, readable_bytes(cache.bytes))
-        table.add_row(*(Text(printable(text)) for text in texts))
+        rows.append([printable(x) for x in (cache.kind, cache.model, cache.data, used, readable_bytes(cache.bytes))])
+    taken = sum(max(len(head), *(len(row[n]) for row in rows)) for n, head in enumerate(HEADS) if n not in NAMES)
+    widths = _shares(out().width - taken - 3 * len(HEADS) - 1, [max(len(row[n]) for row in rows) for n in NAMES])
+    table = Table()
+    for head in HEADS:
+        table.add_column(head, justify="right" if head == "size" else "left", no_wrap=True)
+    for row in rows:
+        for n, width in zip(NAMES, widths, strict=True):
+            row[n] = _broken_at_slashes(row[n], width)
+        table.add_row(*map(Text, row))
     return table
+
+
+def _shares(room: int, needed: Sequence[int]) -> list[int]:
+    """The widths of two columns: what each needs, and where there is less room, what the other leaves or half of it."""
+    first, second = needed
+    room = max(room, 2 * LEAST_WIDTH)
+    if first + second <= room:
+        return [first, second]
+    return [max(min(first, room // 2), room - second), max(min(second, room - room // 2), room - first)]
+
+
+def _broken_at_slashes(name: str, width: int) -> str:
+    """The name in lines of at most `width`, broken after slashes and spaces; a longer part is cut in its middle."""
+    lines = [""]
+    for part in re.findall(r"[^/ ]*[/ ]|[^/ ]+", name):
+        if len(part) > width:
+            half = (width - 1) // 2
+            part = f"{part[: width - 1 - half]}…{part[-half:]}"
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)

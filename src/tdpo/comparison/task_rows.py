@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..config import Recipe, Study, Task, load_recipe
+from ..preferences import read_for
 from ..recipe_data.pairs import RecipeData, read_data
 
 
@@ -11,4 +12,5 @@ def task_rows(study: Study, task: Task) -> RecipeData:
     assert task.data is not None
     recipe = load_recipe({"run_dir": "-", "seed": study.seeds[0], "data": task.data.model_dump()})
     assert isinstance(recipe, Recipe)
-    return read_data(recipe)
+    with read_for(f"tasks[{study.tasks.index(task)}].data"):
+        return read_data(recipe)

@@ -14,7 +14,9 @@ from ._explain import got
 from .schema import Loss
 
 # Two keys for one thing: who gives one of them means it in place of the other.
-_ALTERNATIVES = (("training.epochs", "training.max_steps"),)
+_ALTERNATIVES = (("training.epochs", "training.max_steps"), ("data.eval", "data.eval_fraction"))
+# Where held-out rows come from: whoever gives one of them does not mean the split of what the file had.
+_HELD_OUT, _SPLIT = ("data.eval", "data.eval_fraction"), "data.eval_split"
 _OF_LOSSES = ("beta", "alpha", "label_smoothing")
 
 
@@ -32,7 +34,12 @@ def drop_replaced(values: dict[str, Any], loss_before: str, overridden: Collecti
         overridden: the dotted keys of the overrides.
     """
     sentences = []
-    for key, reason in [*_of_other_losses(values, loss_before, overridden), *_alternatives(values, overridden)]:
+    without_meaning = [
+        *_of_other_losses(values, loss_before, overridden),
+        *_alternatives(values, overridden),
+        *_split_of_others(values, overridden),
+    ]
+    for key, reason in without_meaning:
         section, name = key.split(".")
         sentences.append(f"{key} {got(values[section].pop(name))} of the recipe is left out: {reason}")
     return sentences
@@ -59,6 +66,13 @@ def _alternatives(values: dict[str, Any], overridden: Collection[str]) -> list[t
         for key, other in (pair, pair[::-1])
         if key in overridden and _get(values, key) is not None and _is_of_the_file(values, other, overridden)
     ]
+
+
+def _split_of_others(values: dict[str, Any], overridden: Collection[str]) -> list[tuple[str, str]]:
+    given = [key for key in _HELD_OUT if key in overridden and _get(values, key) is not None]
+    if not given or not _is_of_the_file(values, _SPLIT, overridden):
+        return []
+    return [(_SPLIT, f"{given[0]}={_get(values, given[0])} holds out other rows")]
 
 
 def _is_of_the_file(values: dict[str, Any], key: str, overridden: Collection[str]) -> bool:

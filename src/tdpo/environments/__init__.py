@@ -20,6 +20,7 @@ from tdpo.environments.keywords import keywords_environment
 from tdpo.environments.own import own_environment
 from tdpo.environments.plain_language import plain_language_environment
 from tdpo.environments.prompt_files import PromptFile, check_prompt_rows, load_prompts, read_prompts
+from tdpo.environments.repeated_prompts import seen_prompts
 from tdpo.environments.sentiment import sentiment_environment
 
 _BUILT_IN = {
@@ -48,6 +49,7 @@ __all__ = [
     "own_environment",
     "read_prompts",
     "score",
+    "seen_prompts",
 ]
 
 

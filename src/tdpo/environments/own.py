@@ -9,7 +9,7 @@ from typing import Any
 from tdpo.environments.environment import Environment, Prompt, copied, no_modes
 from tdpo.environments.function_loading import load_function
 from tdpo.environments.prompt_files import read_prompts
-from tdpo.preferences import UnreadablePreferences
+from tdpo.preferences import UnreadablePreferences, read_for
 
 MODES = "modes"  # the column that lists the known modes of a prompt
 
@@ -33,8 +33,9 @@ def own_environment(
     Raises what `load_prompts` and `load_function` raise, and UnreadablePreferences if there is a `mode_of` and a column
     `modes` is not a list of different texts.
     """
-    train = read_prompts(prompts)
-    held_out_prompts = [] if held_out is None else read_prompts(held_out, split="test")
+    with read_for(None):
+        train = read_prompts(prompts)
+        held_out_prompts = [] if held_out is None else read_prompts(held_out, split="test")
     function = load_function(reward)
     modes = None if mode_of is None else load_function(mode_of)
     if modes is not None:

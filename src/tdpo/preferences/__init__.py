@@ -22,6 +22,7 @@ from tdpo.preferences.rows import (
     RowProblem,
     Text,
     UnreadablePreferences,
+    read_for,
 )
 from tdpo.preferences.validation import OnBadRows, RepeatedRows, count_repeated, validate
 
@@ -74,6 +75,7 @@ __all__ = [
     "count_repeated",
     "load_preferences",
     "preferences_from_dataset",
+    "read_for",
     "split_prompt",
     "write_preferences",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ Text = str | list[Message]
 
 SHOWN_CHARACTERS = 80
 SHOWN_PROBLEMS = 20
+_INDEX = re.compile(r"\[\d+\]")
 
 
 class Triple(NamedTuple):
@@ -59,6 +62,11 @@ class RowProblem:
     reason: str
     text: str
 
+    @property
+    def kind(self) -> str:
+        """The field and its reason as a sentence, alike for every position in a list: "chosen[].role is null"."""
+        return f"{_INDEX.sub('[]', self.field)} {self.reason}"
+
     def __str__(self) -> str:
         detail = f" ({self.text})" if self.text else ""
         return f"{self.source}:{self.row}: {self.field}: {self.reason}{detail}"
@@ -99,7 +107,7 @@ class Preferences:
         """A sentence about the rows that were left out, and one about those that were kept though they repeat."""
         sentences = []
         if self.problems:
-            reasons = ", ".join(f"{count} × {reason}" for reason, count in count_reasons(self.problems).items())
+            reasons = ", ".join(f"{count} × {kind}" for kind, count in _count_kinds(self.problems).items())
             sentences.append(f"{self.source}: rows that cannot be used are left out: {self.skipped} ({reasons}).")
         if self.repeated:
             sentences.append(
@@ -116,26 +124,49 @@ class BadPreferences(ValueError):
     """Rows of the source are broken.
 
     `problems` has all their problems, ordered by row. The message shows the first 20, and how to leave these rows out
-    where the caller can do that (`skippable`).
+    where the caller can do that (`skippable`): as an argument in Python, or as a key of the `section` of a recipe.
     """
 
     def __init__(
-        self, problems: Sequence[RowProblem], source: str, total: int, hint: str = "", *, skippable: bool = True
+        self,
+        problems: Sequence[RowProblem],
+        source: str,
+        total: int,
+        hint: str = "",
+        *,
+        skippable: bool = True,
+        section: str | None = None,
     ) -> None:
         self.problems = list(problems)
         self.source = source
         self.total = total
-        super().__init__(_describe(self.problems, source, total, hint, skippable))
+        self.hint = hint
+        self.skippable = skippable
+        super().__init__(_describe(self.problems, source, total, hint, skippable, section))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (str(self), self.problems, self.source, self.total)
+        return _rebuild, (str(self), self.problems, self.source, self.total, self.hint, self.skippable)
 
 
-def _rebuild(message: str, problems: list[RowProblem], source: str, total: int) -> BadPreferences:
+def _rebuild(
+    message: str, problems: list[RowProblem], source: str, total: int, hint: str, skippable: bool
+) -> BadPreferences:
     """Restore a pickled error with its attributes: exceptions are otherwise unpickled from their message alone."""
-    error = BadPreferences(problems, source, total)
+    error = BadPreferences(problems, source, total, hint, skippable=skippable)
     error.args = (message,)
     return error
+
+
+@contextmanager
+def read_for(section: str | None) -> Iterator[None]:
+    """Have errors about rows name the keys of this section of a recipe; None where there is no key to skip rows."""
+    try:
+        yield
+    except BadPreferences as error:
+        skippable = error.skippable and section is not None
+        raise BadPreferences(
+            error.problems, error.source, error.total, error.hint, skippable=skippable, section=section
+        ) from error
 
 
 def count_reasons(problems: Sequence[RowProblem]) -> dict[str, int]:
@@ -143,7 +174,18 @@ def count_reasons(problems: Sequence[RowProblem]) -> dict[str, int]:
     return dict(Counter(str(problem.reason) for problem in problems).most_common())
 
 
-def _describe(problems: Sequence[RowProblem], source: str, total: int, hint: str, skippable: bool) -> str:
+def _count_kinds(problems: Sequence[RowProblem]) -> dict[str, int]:
+    return dict(Counter(problem.kind for problem in problems).most_common())
+
+
+def _setting(name: str, value: str, section: str | None) -> str:
+    """How the caller sets it: as an argument in Python, or as a key of a recipe."""
+    return f'{name}="{value}"' if section is None else f"{section}.{name}={value}"
+
+
+def _describe(
+    problems: Sequence[RowProblem], source: str, total: int, hint: str, skippable: bool, section: str | None
+) -> str:
     bad = len({problem.row for problem in problems})
     left = total - bad
     lines = [f"{source}: {bad} of {total} rows cannot be used:"]
@@ -153,19 +195,19 @@ def _describe(problems: Sequence[RowProblem], source: str, total: int, hint: str
     lines.append("By reason:")
     first: dict[str, int] = {}
     for problem in problems:
-        first.setdefault(str(problem.reason), problem.row)
-    for reason, count in count_reasons(problems).items():
-        lines.append(f"  {count} × {reason} (first in row {first[reason]})")
+        first.setdefault(problem.kind, problem.row)
+    for kind, count in _count_kinds(problems).items():
+        lines.append(f"  {count} × {kind} (first in row {first[kind]})")
     if left and not skippable:
         lines.append("Repair these rows, or take them out.")
     elif left:
         remain = "1 row remains" if left == 1 else f"{left} rows remain"
-        lines.append(f"Repair these rows, or leave them out with on_bad_rows=skip: {remain}.")
-        lines.append("(In a recipe the key is data.on_bad_rows, and for the prompts of PPO prompts.on_bad_rows.)")
+        skip = _setting("on_bad_rows", "skip", section)
+        lines.append(f"Repair these rows, or leave them out with {skip}: {remain}.")
     else:
         lines.append("No usable row is left.")
-    if Reason.DUPLICATE in first:
-        lines.append("Rows that repeat on purpose are kept with repeated_rows=keep (in a recipe data.repeated_rows).")
+    if any(problem.reason == Reason.DUPLICATE for problem in problems):
+        lines.append(f"Rows that repeat on purpose are kept with {_setting('repeated_rows', 'keep', section)}.")
     return "\n".join([*lines, hint] if hint else lines)
 
 

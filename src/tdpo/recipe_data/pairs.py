@@ -11,7 +11,7 @@ from ..batches import TokenizedPairs, tokenize_pairs
 from ..chat_templates import template_columns
 from ..config import Data, Recipe
 from ..models import ModelFacts
-from ..preferences import PreferenceRow, Preferences, count_repeated, load_preferences
+from ..preferences import PreferenceRow, Preferences, count_repeated, load_preferences, read_for
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def files_of_pairs_to_make(recipe: Recipe) -> dict[str, str]:
 
 def _load(key: str, source: str, split: str, data: Data) -> Preferences:
     try:
-        return load_preferences(source, split=split, on_bad_rows=data.on_bad_rows, repeated_rows=data.repeated_rows)
+        with read_for("data"):
+            return load_preferences(source, split=split, on_bad_rows=data.on_bad_rows, repeated_rows=data.repeated_rows)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{key}: {error}") from error
 
@@ -112,11 +113,12 @@ def tokenize_rows(rows: Preferences, recipe: Recipe, tokenizer: object, facts: M
     Raises what `tokenize_pairs` raises.
     """
     limit = facts.max_length(recipe.data.max_length)
-    return tokenize_pairs(
-        rows.rows,
-        tokenizer,
-        limit,
-        end_ids=facts.end_token_ids,
-        on_bad_rows=recipe.data.on_bad_rows,
-        counted_turns=recipe.data.counted_turns,
-    )
+    with read_for("data"):
+        return tokenize_pairs(
+            rows.rows,
+            tokenizer,
+            limit,
+            end_ids=facts.end_token_ids,
+            on_bad_rows=recipe.data.on_bad_rows,
+            counted_turns=recipe.data.counted_turns,
+        )

@@ -12,6 +12,7 @@ from ..config import Reward as RewardEntry
 from ..environments import Environment, Prompt, PromptReward
 from ..environments.function_loading import load_function
 from ..environments.prompt_files import load_prompts
+from ..preferences import read_for
 from ..rewards.functions import Reward, Rewards, rewards_of, with_distinct_names
 from ..sampling.sampler import encode_prompts
 
@@ -54,11 +55,13 @@ def read_recipe_prompts(recipe: OwnResponsesRecipe) -> tuple[list[Prompt], list[
         return environment.train, environment.held_out, descriptions
     source = recipe.prompts
     assert source is not None
-    train = load_prompts(source.train, on_bad_rows=source.on_bad_rows)
+    with read_for("prompts"):
+        train = load_prompts(source.train, on_bad_rows=source.on_bad_rows)
     descriptions = {"train": _describe(train.source, train.prompts, train.problems)}
     if source.eval is None:
         return train.prompts, [], descriptions
-    held_out = load_prompts(source.eval, split="test", on_bad_rows=source.on_bad_rows)
+    with read_for("prompts"):
+        held_out = load_prompts(source.eval, split="test", on_bad_rows=source.on_bad_rows)
     descriptions["eval"] = _describe(held_out.source, held_out.prompts, held_out.problems)
     return train.prompts, held_out.prompts, descriptions
 

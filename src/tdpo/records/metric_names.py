@@ -90,3 +90,8 @@ BY_KEY = {metric.key: metric for metric in (*KL, *ALL_DIVERSITY, *MODES, *OTHER,
 def named(key: str) -> Metric:
     """The metric of that name; one that is not known is called by its key."""
     return BY_KEY.get(key) or Metric(key, key.replace("_", " "))
+
+
+def nats(value: float) -> str:
+    """A KL in nats with two decimals; one above 0 that would round to 0 is "<0.01"."""
+    return "<0.01" if 0 < value < 0.005 else f"{value:z.2f}"

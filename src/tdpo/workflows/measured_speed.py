@@ -26,7 +26,8 @@ from .policy_of_recipe import load_policy
 from .run_size import RunSize
 from .train import updates_of
 
-SAMPLED = 8  # tokens of each response of the measurement
+SAMPLED = 8  # tokens of each response of the measurement; more where these take less than `LEAST`
+LEAST = 0.05  # seconds: what is shorter is noise of the clock and of the machine
 MOST_RESPONSES, MOST_PAIRS = 16, 2
 # Forwards of one model in what `Speed.pair` measures: policy forward and backward (three), reference forward.
 PASSES_OF_UPDATE, PASSES_OF_BACKWARD, PASSES_OF_JUDGING = 4, 3, 2
@@ -76,8 +77,9 @@ def measure_speed(model: Model, prompts: Sequence[Any], response_tokens: int, *,
     count, token, sampled = min(responses, MOST_RESPONSES), 0.0, ""
     if count:
         with merged_adapter(policy):
-            token = _seconds_of_token(policy, tokenizer, [prompts[i % len(prompts)] for i in range(count)])
-        sampled = f"{SAMPLED} tokens of {count} responses in {token * SAMPLED * count:.2f} s, "
+            asked = [prompts[i % len(prompts)] for i in range(count)]
+            token, length = _seconds_of_token(policy, tokenizer, asked, max(SAMPLED, response_tokens))
+        sampled = f"{length} tokens of {count} responses in {_readable(token * length * count)}, "
     ids = encode_prompts(tokenizer, [prompts[i % len(prompts)] for i in range(min(pairs, MOST_PAIRS))])
     learned = [_made_up(prompt, response_tokens, len(tokenizer), row) for row, prompt in enumerate(ids)]
     update = _seconds_of_update(policy, learned, tokenizer.pad_token_id)
@@ -85,7 +87,7 @@ def measure_speed(model: Model, prompts: Sequence[Any], response_tokens: int, *,
     threads = torch.get_num_threads()
     description = (
         f"{model.name} on {threads} thread{'s' * (threads > 1)}: loaded in {start:.1f} s, {sampled}"
-        f"an update of {len(learned)} pair{'s' * (len(learned) > 1)} of {tokens} tokens in {update:.2f} s"
+        f"an update of {len(learned)} pair{'s' * (len(learned) > 1)} of {tokens} tokens in {_readable(update)}"
     )
     return Speed(start, token, update / len(learned), tokens, description)
 
@@ -105,15 +107,31 @@ def learning_seconds(recipe: AnyRecipe, speed: Speed, size: RunSize) -> float:
     return completions * size.response * speed.token + speed.update(completions, tokens) * passes / PASSES_OF_UPDATE
 
 
-def _seconds_of_token(policy: Any, tokenizer: Any, prompts: Sequence[Any]) -> float:
-    """Seconds for one token of one response. A call for one token alone is taken off: it has what happens once."""
-    seconds, tokens = [], []
-    for most in (1, 1 + SAMPLED):
+def _readable(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds:.4f} s"
+
+
+def _seconds_of_token(policy: Any, tokenizer: Any, prompts: Sequence[Any], longest: int) -> tuple[float, int]:
+    """Seconds for one token of one response, above 0, and how many tokens a response had for it at most.
+
+    A call for one token alone is taken off: it has what happens once. Where the rest is too short to be measured, it is
+    sampled longer, up to `longest` tokens; if that is too short too, the whole last call counts.
+    """
+
+    def timed(most: int) -> tuple[float, int]:
         began = time.perf_counter()
         made = sample(policy, tokenizer, prompts, SamplingSettings(max_new_tokens=most, batch_size=len(prompts)))
-        seconds.append(time.perf_counter() - began)
-        tokens.append(sum(len(response.token_ids) for response in made))
-    return max(0.0, seconds[1] - seconds[0]) / max(1, tokens[1] - tokens[0])
+        return time.perf_counter() - began, sum(len(response.token_ids) for response in made)
+
+    once, first_tokens = timed(1)
+    length = SAMPLED
+    while True:
+        seconds, tokens = timed(1 + length)
+        if seconds - once >= LEAST and tokens > first_tokens:
+            return (seconds - once) / (tokens - first_tokens), length
+        if length >= longest:
+            return seconds / max(1, tokens), length
+        length = min(4 * length, longest)
 
 
 def _seconds_of_update(policy: Any, pairs: Sequence[TokenizedPair], pad_token_id: int) -> float:

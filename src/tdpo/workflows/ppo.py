@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from ..config import PPO, PPORecipe, Precision
 from ..recipe_data.prompts import recipe_rewards
+from ..records.metric_names import nats
 from ..runs import RunDirectory
 from ..training.callbacks import Say
 from ..training.online.trainer import PPOTrainer
@@ -71,7 +72,7 @@ class LearningFromRewards(Method):
         if "penalized_reward_mean" not in logs:
             return None
         return (
-            f"reward {logs['reward_mean']:.3f} · KL {logs['reverse_kl']:z.2f} reverse, {logs['forward_kl']:z.2f} "
+            f"reward {logs['reward_mean']:.3f} · KL {nats(logs['reverse_kl'])} reverse, {nats(logs['forward_kl'])} "
             f"forward · coefficient {logs['kl_coefficient']:.3g}"
         )
 

@@ -11,6 +11,7 @@ from ..config import Precision, Recipe, Training
 from ..models import load_tokenizer, model_facts
 from ..recipe_data.input_digests import pairs_inputs
 from ..recipe_data.pairs import RecipeData, read_data, tokenize_data
+from ..records.metric_names import nats
 from ..runs import RunDirectory
 from ..training.callbacks import Progress, Say
 from ..training.offline.trainer import TDPOTrainer
@@ -98,10 +99,10 @@ class LearningFromPairs(Method):
     def note(self, logs: dict[str, Any]) -> str | None:
         if "margin" not in logs:
             return None
-        term = f"KL term {logs['kl_term']:z.2f} nats · " if "kl_term" in logs else ""
+        term = f"KL term {nats(logs['kl_term'])} nats · " if "kl_term" in logs else ""
         return (
             f"loss {logs['loss']:.3f} · margin {logs['margin']:+.2f} · {term}"
-            f"chosen KL {logs['chosen_forward_kl']:z.2f} nats · {logs['tokens_per_second']:.0f} tokens/s"
+            f"chosen KL {nats(logs['chosen_forward_kl'])} nats · {logs['tokens_per_second']:.0f} tokens/s"
         )
 
     def card(self, data: TrainingData, train: Numbers, held_out: Numbers | None, versions: dict[str, Any]) -> str:

@@ -60,7 +60,9 @@ class PairDatasets:
         self.reports[name] = {**tokenized.report.as_dict(), **summary}
         self.described[name] = {"skipped": 0, **self.reports[name], "source": described_source(dataset)}
         self.files[name] = file_of(dataset)
-        self.sources += [source for source in tokenized.sources if source not in self.sources]
+        in_memory = tokenized.sources == (f"{name}_dataset",)  # the name that errors give to rows without a file
+        sources = (described_source(dataset),) if in_memory else tokenized.sources
+        self.sources += [source for source in sources if source not in self.sources]
         for sentence in [*remarks, *tokenized.report.warnings()]:
             logger.warning("%s data: %s", name, sentence)
         check_ids(tokenized.pairs, self.vocabulary)

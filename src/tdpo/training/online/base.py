@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...config.training_defaults import PPO
-from ...environments import Prompt
+from ...environments import Prompt, seen_prompts
 from ...models import has_adapter, reference_at_start
 from ...models.precision import Precision
 from ...recipe_data.input_digests import prompts_inputs
@@ -83,6 +83,8 @@ class OnlineTrainer(CheckpointedTrainer):
         self.train_prompts = prompts_of(train_dataset, "train_dataset")
         self.eval_prompts = None if eval_dataset is None else prompts_of(eval_dataset, "eval_dataset")
         self.tokenizer = tokenizer
+        if seen := seen_prompts(self.train_prompts, self.eval_prompts or ()):
+            logger.warning("%s", seen)
         counts = {"train": len(self.train_prompts), "eval": len(self.eval_prompts or ())}
         self._described = described_prompts(train_dataset, eval_dataset, counts)
         self._encoded = [encoded_by_name(tokenizer, each) for each in (self.train_prompts, self.eval_prompts or [])]
