@@ -254,7 +254,7 @@ def _read_recipe(run: LenientFolder) -> tuple[dict[str, Any], str, str, dict[str
 def _gaps(run: Run) -> list[str]:
     """Sentences on parts that are absent although their file is there."""
     notes = []
-    if run.best:
+    if run.best and run.best.get("step") != run.best.get("of"):
         notes.append(f"The model is that of {best_in_words(run.best)}: the curves go on after it.")
     if assumed := dict_at(run.evaluation, "run", "margin_of"):
         beta = f" with β = {assumed['beta']}" if assumed.get("beta") is not None else ""

@@ -235,7 +235,9 @@ def _numbers(
     held_out: Numbers | None,
     best: Best | None,
 ) -> list[str]:
-    log = "last training log" if best is None else f"training log of update {train.get('step', '–')}"
+    # A trainer that logs once an iteration, or seldom, may have logged nothing before the best update.
+    of_best = f"training log of update {train['step']}" if "step" in train else "training log (none until then)"
+    log = "last training log" if best is None else of_best
     lines = [f"| | {log} | {held_out_name} |", "|---|---|---|"]
     for key, label in shown:
         lines.append(f"| {label} | {_number(train.get(key))} | {_number((held_out or {}).get(key))} |")

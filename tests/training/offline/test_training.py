@@ -30,6 +30,7 @@ from helpers.training_cases import (
 from tdpo.guards.texts import markdown_text
 from tdpo.models import causal_lm_of, load_causal_lm
 from tdpo.records.best_update import best_in_words
+from tdpo.records.json_files import read_json, write_json
 from tdpo.report.run_reading import load_runs
 from tdpo.report.tables import provenance_table
 
@@ -378,6 +379,10 @@ def test_the_best_checkpoint_can_be_loaded_at_the_end(tokenizer: Any, tmp_path: 
         assert f"The model is that of {said}: the curves go on after it." in run.notes
     rows = {row.title: row.cells[0].text for row in provenance_table([run]).rows}
     assert rows["Weights"] == f"of {said}"
+    record = read_json(tmp_path / "trainer.json")
+    write_json(tmp_path / "trainer.json", {**record, "best": {**record["best"], "step": 3}})
+    [run] = load_runs([tmp_path])
+    assert run.best["step"] == 3 and not any("curves go on" in note for note in run.notes)
     trainer.evaluate()
     last = trainer.state.log_history[-1]["eval_margin"]
     assert f"| margin | {first['margin']:.4g} | {last:.4g} |" in trainer.model_card(), "an evaluation of the best model"
