@@ -54,8 +54,9 @@ def show(value: Any) -> str:
 
 
 def counted(count: Any, one: str, many: str = "") -> str:
-    """A count with its noun: "1 update", "2 updates"."""
-    return f"{show(count)} {one if count == 1 else many or f'{one}s'}"
+    """A whole number with its noun: 1 update, 2 passes."""
+    finite = number(count)
+    return f"{show(count if finite is None else int(finite))} {one if finite == 1 else many or f'{one}s'}"
 
 
 def show_signed(value: Any) -> str:

@@ -35,9 +35,7 @@ def _training_response(iteration: float, line: dict[str, Any]) -> Row:
         Cell(shorten(plain(line.get("text")), SHOWN_CHARACTERS) or "(empty response)", cut_off),
         Cell(show(line.get("reward"))),
     ]
-    return Row(
-        f"Iteration {show(int(iteration))}", "" if step is None else f"after {counted(int(step), 'update')}", cells
-    )
+    return Row(f"Iteration {show(int(iteration))}", "" if step is None else f"after {counted(step, 'update')}", cells)
 
 
 def _last_turn(prompt: Any) -> str:
