@@ -146,6 +146,7 @@ def test_held_out_rows_of_the_flag_replace_the_fraction_of_the_recipe(
     RunDirectory(tmp_path / "run").create(recipe)
     trained_run(tmp_path / "run", base, lora=False)
     held_out = str(tmp_path / "pairs.jsonl")
-    judged = evaluation_for(tmp_path / "run", Flags(data=held_out), ()).recipe
+    judged = evaluation_for(tmp_path / "run", Flags(data=held_out), ["data.on_bad_rows=skip"]).recipe
     assert isinstance(judged, Recipe)
     assert (judged.data.eval, judged.data.eval_fraction) == (held_out, None)
+    assert judged.data.on_bad_rows == "skip", "what the error about broken rows advises is taken"

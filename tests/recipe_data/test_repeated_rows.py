@@ -82,6 +82,7 @@ def test_the_trainer_keeps_and_skips_as_its_arguments_say(
     assert "train data: train_dataset: rows that cannot be used are left out: 1 (1 × chosen is null)." in said
     assert "train data: train_dataset: 3 of 9 rows repeat an earlier one and are kept." in said
     assert "2 of 2 held-out pairs are also trained on: their numbers are not those of new pairs." in said
+    assert live._datasets.sources == ["a list in memory"], "what a cache of its reference says of its data"
     report = live.tokenization["train"]
     assert (report["pairs"], report["skipped"], report["repeated"]) == (9, 1, 3)
     cached = trainer(OVERSAMPLED, "cached", repeated_rows="keep", reference="cache")

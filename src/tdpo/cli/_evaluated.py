@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from ..runs import RunDirectory
     from ..runs.trained_folders import TrainedFolder
 
-ALLOWED = ("evaluation", "environment", "data.eval", "data.eval_split", "prompts.eval")
+ALLOWED = (
+    "evaluation", "environment", "data.eval", "data.eval_split", "data.on_bad_rows", "data.repeated_rows",
+    "prompts.eval",
+)  # fmt: skip
 # The override that says the same of a recipe's run as a flag.
 AS_OVERRIDE = {"data": "data.eval", "environment": "environment.name"}
 

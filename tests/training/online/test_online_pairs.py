@@ -87,8 +87,9 @@ def test_an_update_is_the_offline_update_on_the_same_pairs(loss: str, tmp_path: 
         assert logged[name] == pytest.approx(other[name], rel=1e-4), name
 
 
-def test_what_a_run_logs_and_that_it_starts_at_the_reference(tmp_path: Path) -> None:
+def test_what_a_run_logs_and_that_it_starts_at_the_reference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = make_online(tmp_path, eval_dataset=PROMPTS[:2], eval_strategy="steps", eval_steps=1)
+    assert "2 of 2 held-out prompts are also trained on" in caplog.text
     trainer.train()
     first, second = lines(trainer)
     assert first["chosen_forward_kl"] == first["chosen_reverse_kl"] == first["margin"] == 0.0
