@@ -31,6 +31,10 @@ REFUSED_VALUES = {
 NO_DEFAULTS = ("output_dir", "gradient_accumulation_steps", "train_sampling_strategy")
 # Defaults that TRL resolves later.
 RESOLVED = {"bf16": True}
+# Of the names that tdpo logs as well, those whose number can be another one.
+OTHER_NUMBERS = {
+    "rewards/accuracies": "the same number without ties: a tie counts half here, and as wrong in TRL",
+}
 # What TRL's trainer logs, with what is logged here under log_names="both"; "" is the same name and number.
 OTHER_LOGS = {
     **dict.fromkeys(trl_names.NOT_LOGGED, "not logged: logits are never computed whole"),
@@ -129,7 +133,10 @@ def shown(value: Any) -> str:
 
 
 def logs_table() -> str:
-    same = [(f"`{name}`", f"`{own}`", "the same number") for name, own in trl_names.LOG_NAMES.items()]
+    same = [
+        (f"`{name}`", f"`{own}`", OTHER_NUMBERS.get(name, "the same number"))
+        for name, own in trl_names.LOG_NAMES.items()
+    ]
     other = [(f"`{name}`", "", remark) for name, remark in OTHER_LOGS.items()]
     return markdown_table("| TRL's name, logged with `log_names=\"both\"` | tdpo's name | |", [*same, *other])
 

@@ -382,6 +382,10 @@ def test_ipo_is_trained_evaluated_and_reported_by_its_name(call: Call, recipe_fi
     assert "evaluation.max_prompts=32 has both models answer" in judged.output.replace("\n", " ")
     found = read_json(Path("run/evaluation.json"))
     assert found["run"]["loss"] == "ipo" and found["pairs"]["margin"] == pytest.approx(held_out["margin"], abs=1e-5)
+    other = call("evaluate", "run", "--data", "pairs.jsonl", "--out", "elsewhere")
+    assert other.exit_code == 0, other.output
+    judged_on = [found["pairs"], read_json(Path("elsewhere/evaluation.json"))["pairs"]]
+    assert [pairs["held_out"] for pairs in judged_on] == [True, None], "of another file nobody knows"
     assert call("report", "run", "--out", "report.html").exit_code == 0
     assert "IPO, β = 0.2" in Path("report.html").read_text(encoding="utf-8")
 

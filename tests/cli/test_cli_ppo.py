@@ -192,7 +192,7 @@ def test_doctor_checks_a_recipe_with_an_environment(call: Call, recipe_file: Pat
     done = call("doctor", str(recipe_file), "rollouts.completions=16")
     assert done.exit_code == 0, done.output
     for text in ("sampled reverse KL in the reward", "run is free", "sentiment: 4 prompts to train on, 2 held out",
-                 "2 updates of 16 completions: 2 iterations of 16 completions to 8 prompts, 1 passes each",
+                 "2 updates of 16 completions: 2 iterations of 16 completions to 8 prompts, 1 pass each",
                  "an iteration asks 8 prompts and there are 4", "llama, 2 layers, hidden size 32"):  # fmt: skip
         assert text in done.output
     assert not Path("run").exists()

@@ -12,10 +12,11 @@ import torch
 
 from helpers.tiny_models import build_model, build_tokenizer
 from tdpo.cli._evaluated import Flags, evaluation_for
-from tdpo.config import Recipe
+from tdpo.config import Recipe, dump_recipe, load_recipe
 from tdpo.config.ppo_schema import Reward
 from tdpo.environments.function_loading import FunctionError
 from tdpo.evaluation import evaluate_run
+from tdpo.evaluation.trained_model import holds_out_as_trained
 from tdpo.models import LoraSettings, add_lora
 from tdpo.records.json_files import read_json, read_jsonl
 from tdpo.runs import RunDirectory
@@ -66,6 +67,16 @@ def log_probs(model: Any, prompt: list[int], response: list[int]) -> torch.Tenso
     return logits[len(prompt) - 1 : -1].log_softmax(-1)
 
 
+def test_whether_a_run_is_judged_on_what_its_own_training_held_out(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, tmp_path, lora=False)
+    run = RunDirectory(tmp_path)
+    assert not holds_out_as_trained(run, recipe), "without the run's recipe nobody knows"
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert holds_out_as_trained(run, recipe)
+    other = load_recipe(tmp_path, ["data.eval=other.jsonl"])
+    assert not holds_out_as_trained(run, other), "rows of another file, of which training may have seen any"
+
+
 @pytest.mark.parametrize("lora", [True, False], ids=["adapter, one frozen head", "all weights, two heads"])
 def test_the_bases_own_numbers_stand_beside_the_trained_ones(
     lora: bool, tiny_folder: Callable[[str], Path], tmp_path: Path
@@ -90,6 +101,7 @@ def test_the_bases_own_numbers_stand_beside_the_trained_ones(
     assert generations["trained"]["policy_entropy"] != pytest.approx(sum(entropies) / 4, rel=1e-3)
 
     pairs = result["pairs"]
+    assert pairs["held_out"] is None, "a folder without a recipe does not say what its training held out"
     for side, text in (("chosen", " the cat {}"), ("rejected", " a dog")):
         expected = []
         for i in range(4):

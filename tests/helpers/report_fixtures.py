@@ -341,7 +341,7 @@ def pair_numbers(character: dict[str, float]) -> dict[str, Any]:
         values |= {f"{side}_reference_logp": before, f"{side}_log_ratio": end[f"{side}_logp"] - before}
     widths = {key: 0.12 * abs(value) + 0.02 for key, value in values.items()}
     intervals = {key: [value - widths[key], value + widths[key]] for key, value in values.items()}
-    return {"source": "pairs_held_out.jsonl", "count": 60, **values, "intervals": intervals}
+    return {"source": "pairs_held_out.jsonl", "held_out": True, "count": 60, **values, "intervals": intervals}
 
 
 def generation_numbers(

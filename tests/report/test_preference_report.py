@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -102,11 +103,39 @@ def test_both_sides_stand_beside_the_bases_own_log_probabilities(run_dirs: list[
     ],
 )  # fmt: skip
 def test_displacement_is_said_as_the_data_have_it(chosen: Any, rejected: Any, said: str) -> None:
-    pairs = {"chosen_log_ratio": chosen[0], "rejected_log_ratio": rejected[0]}
+    pairs = {"chosen_log_ratio": chosen[0], "rejected_log_ratio": rejected[0], "held_out": True}
     pairs["intervals"] = {"chosen_log_ratio": chosen[1], "rejected_log_ratio": rejected[1]}
     [sentence] = moved_sentences([Run(Path("r"), "DPO", 0, evaluation={"pairs": pairs})])
     assert said in sentence and sentence.endswith(".")
     assert moved_sentences([Run(Path("r"), "DPO", 0, evaluation={"pairs": {"accuracy": 0.5}})]) == []
+
+
+def test_a_run_that_has_no_model_yet_is_not_to_be_evaluated(run_dirs: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(run_dirs[0], tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json", "model"))
+    write_json(run / "status.json", {"state": "interrupted", "step": 3, "max_steps": 64})
+    [unfinished] = load_runs([run])
+    for part in ("pairs", "generations"):
+        assert gaps([unfinished], part)[0][1] == f"tdpo train {run} --resume"
+    assert any(f"`tdpo evaluate {run}` can compare it with the base model once" in n for n in unfinished.notes)
+    checkpoint = run / "checkpoint-3"
+    running = replace(unfinished, status={"state": "running"})
+    assert gaps([running], "pairs")[0][1] == ""
+    checkpoint.mkdir()
+    write_json(checkpoint / "config.json", {})
+    assert gaps([running], "pairs")[0][1] == f"tdpo evaluate {checkpoint}"
+    write_json(run / "status.json", {"state": "finished", "step": 64, "max_steps": 64})
+    assert gaps(load_runs([run]), "pairs")[0][1] == f"tdpo evaluate {run}"
+
+
+def test_only_pairs_that_the_run_held_out_are_called_unseen(run_dirs: list[Path], tmp_path: Path) -> None:
+    assert "Pairs that training never saw, from pairs_held_out.jsonl." in page(run_dirs[:1], tmp_path / "own.html")[0]
+    other = shutil.copytree(run_dirs[0], tmp_path / "other")
+    found = read_json(other / "evaluation.json")
+    found["pairs"] |= {"held_out": None, "source": "any.jsonl"}
+    write_json(other / "evaluation.json", found)
+    text = page([other], tmp_path / "other.html")[0]
+    assert "Pairs from any.jsonl; whether training saw them is not recorded." in text
+    assert "never saw" not in text and "of the pairs from any.jsonl" in text
 
 
 # ---- what is missing is said with the command that adds it ---------------------------------------------------

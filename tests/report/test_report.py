@@ -23,12 +23,12 @@ from helpers.report_fixtures import make_run, read_json, write_json, write_lines
 from tdpo.report import write_report
 from tdpo.report.curves import curve_groups, running_mean, thinned
 from tdpo.report.displacement import displacement, displacement_note
-from tdpo.report.drawing import BASE_GREY, RUN_COLORS, Figure, plot_text
+from tdpo.report.drawing import BASE_GREY, RUN_COLORS, Figure, Point, dot_figure, plot_text, readable_range
 from tdpo.report.embedding import checked_script, embed_json, script_hash
 from tdpo.report.figures import distribution_figure
 from tdpo.report.numbers import MISSING, interval, show, show_duration, show_interval, show_share
 from tdpo.report.page import page_content
-from tdpo.report.results import evaluated_columns, summary_sentences
+from tdpo.report.results import Metric, evaluated_columns, summary_sentences
 from tdpo.report.run_reading import RUN_FILES, Run, _gaps, load_runs
 from tdpo.report.samples import collect_samples
 from tdpo.report.tables import pairs_table, provenance_table, recipe_differences, results_table
@@ -117,7 +117,8 @@ def test_summary_says_lowered_and_admits_an_interval_with_zero() -> None:
 
 
 def test_summary_without_generations_falls_back_to_what_is_known() -> None:
-    pairs = Run(Path("r"), "DPO", 0, evaluation={"pairs": {"accuracy": 0.7, "intervals": {"accuracy": [0.6, 0.8]}}})
+    numbers = {"accuracy": 0.7, "held_out": True, "intervals": {"accuracy": [0.6, 0.8]}}
+    pairs = Run(Path("r"), "DPO", 0, evaluation={"pairs": numbers})
     losses = [{"step": 1, "split": "train", "loss": 0.69}, {"step": 2, "split": "train", "loss": 0.4}]
     runs = [
         pairs,
@@ -392,6 +393,34 @@ def test_facts_of_a_ppo_run(three: list[Path]) -> None:
     assert facts["Training data"] == "source sentiment, skipped 0, prompts 128"
 
 
+@pytest.mark.parametrize("advantage", ["rloo", "group"])
+def test_advantages_without_a_critic_are_named(advantage: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", loss="ppo", prompts=2)
+    recipe = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(
+        recipe.replace("ppo:\n", f"ppo:\n  advantage: {advantage}\n").replace("epochs: 2", "epochs: 1")
+    )
+    lines = [{k: v for k, v in line.items() if "value" not in k} for line in load_runs([folder])[0].metrics]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = load_runs([folder])
+    facts = {row.title: row.cells[0].text for row in provenance_table(runs).rows}
+    name = "leave-one-out advantages (RLOO)" if advantage == "rloo" else "advantages within groups"
+    assert facts["Method"].startswith(f"PPO, {name}, no critic, reverse KL")
+    assert facts["Responses sampled"].endswith("learned from in 1 pass")
+    figures = {figure.id: figure for group in curve_groups(runs) for figure in group.figures}
+    assert figures["curve-clip_fraction"].note == "Without a gradient."
+
+
+def test_axes_of_values_alike_have_short_ticks_and_those_of_distinct_words_end_at_1() -> None:
+    assert readable_range("policy_entropy", [10.79621679, 10.79621681]) == pytest.approx([10.688, 10.904], abs=1e-3)
+    assert readable_range("policy_entropy", [1.7, 2.6]) is None and readable_range("margin", [0.0, 0.0]) is None
+    low, high = readable_range("distinct_2", [1.0]) or (0, 0)
+    assert low < 1 < high < 1.001
+    points = [Point("base", 0, 1.0, (0.5, 1.0))]
+    figure = dot_figure("result-distinct_2", Metric("distinct_2", "Distinct word pairs"), points)
+    assert figure is not None and figure.layout["xaxis"]["range"] == pytest.approx([0.45, 1.0275])
+
+
 def test_two_ppo_runs_are_told_apart_by_their_kl(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, loss="ppo", prompts=2) for name in ("one", "other")]
     assert [run.label for run in load_runs(runs)] == ["one", "other"], "two runs alike are told apart by their folders"
@@ -528,7 +557,7 @@ def test_displacement_says_what_the_numbers_say() -> None:
         ]
         pairs = {"chosen_logp": end, "chosen_reference_logp": end - change, "chosen_log_ratio": change}
         pairs |= {"rejected_logp": -49.0, "rejected_reference_logp": -40.0, "rejected_log_ratio": -9.0}
-        pairs["intervals"] = {"chosen_log_ratio": limits, "rejected_log_ratio": [-12.0, -6.0]}
+        pairs |= {"held_out": True, "intervals": {"chosen_log_ratio": limits, "rejected_log_ratio": [-12.0, -6.0]}}
         return Run(Path("r"), "DPO", 0, metrics=lines, evaluation={"pairs": pairs})
 
     rose, fell, unclear = run(4.0, [3.0, 5.0]), run(-2.0, [-3.0, -1.0]), run(-2.0, [-5.0, 1.0])
@@ -542,8 +571,13 @@ def test_displacement_says_what_the_numbers_say() -> None:
     assert "displacement" not in displacement([unclear])[0]
     assert displacement_note([unclear]) == "Chosen −2.00 (unclear), rejected −9.00 nats."
     assert displacement_note([fell, replace(rose, label="IPO")]).startswith("DPO: chosen −2.00")
-    other_pairs = run(-2.0, [-3.0, -1.0], end=-30.0)
-    assert "from the first evaluation to the last" in displacement([other_pairs])[0]
+    # Numbers of the evaluation's pairs are never subtracted from those of the trainer's, however close they are.
+    other_pairs = run(-2.0, [-3.0, -1.0], end=-42.1)
+    other_pairs.evaluation["pairs"] |= {"held_out": None, "source": "other.jsonl"}
+    assert "fell by 2.00 nats per response, from −40.1 to −42.1" in displacement([other_pairs])[0]
+    assert "(pairs from other.jsonl, from the base model to the trained one)" in displacement([other_pairs])[0]
+    without = replace(rose, evaluation={"pairs": {"chosen_logp": -42.0, "rejected_logp": -49.0}})
+    assert "from the first evaluation to the last" in displacement([without])[0]
     swings = [(step, -50.0 + 9 * (-1) ** step - 0.1 * step, -50.0 - step) for step in range(40)]
     noise = [{"step": step, "split": "train", "chosen_logp": c, "rejected_logp": r} for step, c, r in swings]
     batches = displacement([Run(Path("r"), "DPO", 0, metrics=noise)])[0]

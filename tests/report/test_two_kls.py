@@ -340,12 +340,15 @@ def test_a_phone_never_scrolls_sideways(visit: Visit, width: int) -> None:
         until(visit, f"document.getElementById('kl-words-picture').viewBox.baseVal.width <= {width}")
         scroll, client, outside = visit.get(OVERFLOW)
         words = visit.get("[...document.querySelectorAll('.kl-word')].map((n) => n.scrollWidth - n.clientWidth)")
+        is_wide = "(n) => [n.scrollWidth > n.clientWidth + 1, 'wider' in n.dataset]"
+        tables = visit.get(f"[...document.querySelectorAll('.scroll')].map({is_wide})")
     finally:
         visit.page.set_viewport_size({"width": 1280, "height": 900})
     # A bump may be wider than its picture, which cuts it off.
     outside = [node for node in outside if not node.startswith("<path")]
     assert (scroll, client, outside) == (width, width, [])
     assert max(words) <= 0
+    assert all(wider == said for wider, said in tables) and [True, True] in tables, "a table that is cut off says so"
 
 
 @in_a_browser

@@ -92,7 +92,13 @@ def evaluation_for(path: Path, flags: Flags, overrides: Sequence[str]) -> Judgin
 
 def _of_recipe(folder: TrainedFolder, flags: Flags, overrides: Sequence[str], results: RunDirectory) -> Judging:
     from ..config import load_recipe
-    from ..evaluation.trained_model import TrainedModel, described_run, reference_of_recipe, trained_dtype
+    from ..evaluation.trained_model import (
+        TrainedModel,
+        described_run,
+        holds_out_as_trained,
+        reference_of_recipe,
+        trained_dtype,
+    )
 
     run = folder.recipe_run
     assert run is not None
@@ -100,7 +106,8 @@ def _of_recipe(folder: TrainedFolder, flags: Flags, overrides: Sequence[str], re
     recipe = load_recipe(run.path, overrides, say=say)
     described = {**described_run(run, recipe), "name": folder.results_name}
     reference = reference_of_recipe(folder.model, recipe)
-    trained = TrainedModel(folder.model, reference, described, load_as=trained_dtype(run))
+    own = holds_out_as_trained(run, recipe)
+    trained = TrainedModel(folder.model, reference, described, load_as=trained_dtype(run), judged_on_own=own)
     return Judging(results, recipe, trained, folder.results_name, folder.remarks)
 
 

@@ -109,12 +109,13 @@ def _length(recipe: OwnResponsesRecipe, available: int) -> Iterator[Check]:
     rollouts, optimization = recipe.rollouts, recipe.optimization
     per_iteration = rollouts.completions // rollouts.samples_per_prompt
     if isinstance(recipe, PPORecipe):
-        units, passes = "completions", recipe.ppo.epochs
+        units, count = "completions", recipe.ppo.epochs
     else:
-        units, passes = "pairs", recipe.online.passes
+        units, count = "pairs", recipe.online.passes
+    passes = "1 pass" if count == 1 else f"{count} passes"
     text = (
         f"{recipe.updates} updates of {optimization.minibatch_size} {units}: {optimization.iterations} iterations of "
-        f"{rollouts.completions} completions to {per_iteration} prompts, {passes} passes each"
+        f"{rollouts.completions} completions to {per_iteration} prompts, {passes} each"
     )
     yield Check("length", "ok", text)
     if available < per_iteration:

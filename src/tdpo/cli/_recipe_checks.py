@@ -147,7 +147,7 @@ def _updates(recipe: Recipe, pairs: int, about: str = "about ") -> Iterator[Chec
 
     training = recipe.training
     updates = updates_of(training, pairs)
-    yield Check("length", "ok", f"{about}{updates} updates of {training.batch_size} pairs")
+    yield Check("length", "ok", f"{about}{updates} update{'s' if updates != 1 else ''} of {training.batch_size} pairs")
     if 0 < pairs < training.batch_size:
         yield Check("length", "note", f"{pairs} pairs are fewer than training.batch_size {training.batch_size}")
     yield from room(recipe, updates)

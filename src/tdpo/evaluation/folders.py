@@ -80,7 +80,9 @@ def evaluation_of(folder: TrainedFolder, asked: Asked) -> FolderEvaluation:
     if recipe.data.eval is not None and not loss:
         remarks.append(_assumption(method, recipe))
     described = _described(folder, method, recipe, assumed=not loss)
-    return FolderEvaluation(folder.results, recipe, TrainedModel(folder.model, reference, described, base), remarks)
+    own = recipe.data.eval is not None and recipe.data.eval == _held_out_file(settings)
+    trained = TrainedModel(folder.model, reference, described, base, judged_on_own=own)
+    return FolderEvaluation(folder.results, recipe, trained, remarks)
 
 
 def _check_overrides(asked: Asked, folder: TrainedFolder) -> None:

@@ -81,7 +81,7 @@ def evaluate_run(
         "schema": 1,
         "settings": None,
         "run": {**trained.described},
-        "pairs": judged.pairs(),
+        "pairs": judged.pairs(own=trained.judged_on_own),
         "generations": None,
         "difference": None,
     }
@@ -177,8 +177,11 @@ class _Judged:
         model = trained.load_reference(recipe.model.dtype, trust_remote_code=trust)
         return cls(run, recipe, policy, tokenizer, reference_for(policy, model), base_from, loaded_judge, progress)
 
-    def pairs(self) -> dict[str, Any] | None:
-        """Held-out pairs, or None where the recipe holds none out, as one on own responses never does."""
+    def pairs(self, *, own: bool) -> dict[str, Any] | None:
+        """Held-out pairs, or None where the recipe holds none out, as one on own responses never does.
+
+        `own`: the run's training held them out; of others it is not known whether training saw them.
+        """
         recipe, held_out = self.recipe, self._held_out_rows()
         if held_out is None or not isinstance(recipe, Recipe):
             return None
@@ -197,7 +200,7 @@ class _Judged:
             prompts=[prompt_of[pair.source, pair.row] for pair in tokenized.pairs],
             progress=self._stage("held-out pairs"),
         )
-        return {"source": held_out.source, **numbers}
+        return {"source": held_out.source, "held_out": own or None, **numbers}
 
     def _held_out_rows(self) -> Preferences | None:
         recipe = self.recipe

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import AnyRecipe, PPORecipe
+from ..config import AnyRecipe, PPORecipe, Recipe, load_recipe
 from ..models import is_adapter_folder, load_causal_lm
 from ..models.adapters import load_adapter
 from ..models.precision import hold_weights
+from ..records.names import RECIPE_FILE
 from ..runs import RunDirectory
 
 
@@ -25,6 +26,7 @@ class TrainedModel:
         base: where the base of an adapter is; None: where the adapter says.
         load_as: the dtype in which weights were trained, "" for that of the recipe. Both models are judged in it: a
             rounding would be taken for a KL, or hide one.
+        judged_on_own: whether the pairs that it is judged on are those that its own training held out.
     """
 
     folder: Path
@@ -32,6 +34,7 @@ class TrainedModel:
     described: Mapping[str, Any]
     base: str | None = None
     load_as: str = ""
+    judged_on_own: bool = False
 
     @property
     def tokenizer(self) -> str | Path:
@@ -68,7 +71,26 @@ def model_of_run(run: RunDirectory, recipe: AnyRecipe) -> TrainedModel:
         RunError: no trained model yet.
     """
     reference = reference_of_recipe(run.model_path, recipe)
-    return TrainedModel(run.model_path, reference, described_run(run, recipe), load_as=trained_dtype(run))
+    return TrainedModel(
+        run.model_path,
+        reference,
+        described_run(run, recipe),
+        load_as=trained_dtype(run),
+        judged_on_own=holds_out_as_trained(run, recipe),
+    )
+
+
+def holds_out_as_trained(run: RunDirectory, recipe: AnyRecipe) -> bool:
+    """Whether `recipe`, with which the run is judged, holds out the rows that its training held out."""
+    if not isinstance(recipe, Recipe) or not (run.path / RECIPE_FILE).is_file():
+        return False
+    trained = load_recipe(run.path)
+    return isinstance(trained, Recipe) and _rows_held_out(trained) == _rows_held_out(recipe)
+
+
+def _rows_held_out(recipe: Recipe) -> tuple[object, ...]:
+    data = recipe.data
+    return data.eval, data.eval_split, data.eval_fraction
 
 
 def trained_dtype(run: RunDirectory) -> str:

@@ -20,7 +20,8 @@ class Part:
 @dataclass(frozen=True)
 class Curve:
     """One figure of curves: lines of the metric `key`, or of several `parts`. `pairs_only` leaves PPO out, whose metric
-    of this name is another one; `direction` is the KL whose target, where PPO has one, is drawn as well."""
+    of this name is another one; `direction` is the KL whose target, where PPO has one, is drawn as well;
+    `note_on_dotted` is said where a line is dotted."""
 
     key: str
     title: str
@@ -30,6 +31,7 @@ class Curve:
     axis: str = ""
     pairs_only: bool = False
     direction: str = ""
+    note_on_dotted: str = ""
 
     def parts_of(self, run: Run) -> tuple[Part, ...]:
         if self.pairs_only and run.is_ppo:
@@ -74,8 +76,9 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
         Curve("value_loss", "Value loss", "half a squared error per token", axis="from zero"),
         Curve("explained_variance", "Explained variance", "of the returns", "1: the critic foresaw them; 0: not."),
         Curve(
-            "clip_fraction", "Clip fraction", "share of tokens", "Without a gradient. Dotted: those of the critic.",
+            "clip_fraction", "Clip fraction", "share of tokens", "Without a gradient.",
             (Part("clip_fraction", "policy"), Part("value_clip_fraction", "values", "dot")), axis="share",
+            note_on_dotted="Dotted: those of the critic.",
         ),
         Curve("approx_kl", "Moved in an iteration", "nats per token", "Away from the policy that sampled."),
         Curve("ratio_mean", "Probability ratio", "new / sampling policy, mean", "Near 1 while updates are small."),

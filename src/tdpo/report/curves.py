@@ -78,13 +78,20 @@ def _figure(curve: Curve, runs: list[Run]) -> Figure | None:
         id=f"curve-{curve.key}",
         title=curve.title,
         unit=curve.unit,
-        note=displacement_note(runs) if curve.key == "logp" else curve.note,
+        note=_note(curve, lines, runs),
         alt=f"{curve.title} by update. {' '.join(map(_in_words, lines))}",
         heads=["Update", *(line.name for line in lines)],
         rows=_table(lines),
         data=[trace for line in lines for trace in _traces(line, limit)],
         layout=layout,
     )
+
+
+def _note(curve: Curve, lines: list[Line], runs: list[Run]) -> str:
+    if curve.key == "logp":
+        return displacement_note(runs)
+    dotted = curve.note_on_dotted if any(line.part.dash == "dot" for line in lines) else ""
+    return f"{curve.note} {dotted}".strip()
 
 
 def _traces(line: Line, limit: int) -> list[dict[str, Any]]:

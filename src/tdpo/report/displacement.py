@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..records.dotted import at
+from ..records.dotted import at, text_at
 from .numbers import excludes_zero, number, show, show_signed
 from .run_reading import Run
 
 Values = list[float]
-SAME = 0.01  # relative: the evaluation's number and the last held-out one are of the same pairs
 SURE = 2.0  # standard errors of a difference of means over batches
 
 
@@ -77,15 +76,11 @@ def displacement_note(runs: list[Run]) -> str:
 
 
 def moved_in(run: Run) -> Moved | None:
-    """Both sides of held-out pairs, from the base's own where the evaluation tells it; else of training batches."""
+    """Both sides of one set of pairs: the evaluation's from the base, else the logged held-out ones, else batches."""
+    chosen, rejected = (_evaluated(run, side) for side in ("chosen", "rejected"))
+    if chosen is not None and rejected is not None:
+        return Moved(run, chosen, rejected, f"{evaluated_pairs(run)}, from the base model to the trained one")
     held_out = [_finite(run, "eval", side) for side in ("chosen", "rejected")]
-    bases = [_base(run, side, values) for side, values in zip(("chosen", "rejected"), held_out, strict=True)]
-    if all(held_out) and None not in bases:
-        chosen, rejected = (
-            Side(base or 0.0, values[-1], _is_clear(run, side))
-            for side, base, values in zip(("chosen", "rejected"), bases, held_out, strict=True)
-        )
-        return Moved(run, chosen, rejected, "held-out pairs, from the base model to the last update")
     if all(len(values) >= 2 for values in held_out):
         chosen, rejected = (Side(values[0], values[-1], values[0] != values[-1]) for values in held_out)
         return Moved(run, chosen, rejected, "held-out pairs, from the first evaluation to the last")
@@ -96,16 +91,22 @@ def moved_in(run: Run) -> Moved | None:
     return None
 
 
+def evaluated_pairs(run: Run) -> str:
+    """What the evaluation's pairs are: held out by the run itself, which the evaluation records, or of some file."""
+    if at(run.evaluation, "pairs", "held_out") is True:
+        return "held-out pairs"
+    source = text_at(run.evaluation, "pairs", "source")
+    return f"pairs from {source}" if source else "pairs of the evaluation"
+
+
 def _finite(run: Run, split: str, side: str) -> Values:
     return [value for _, value in run.series(split, f"{side}_logp") if value is not None]
 
 
-def _base(run: Run, side: str, values: Values) -> float | None:
-    """The base's own log-probability of the same held-out pairs."""
+def _evaluated(run: Run, side: str) -> Side | None:
+    """One side of the evaluation's own pairs, of which it has the log-probability and its change from the base."""
     trained, change = (number(at(run.evaluation, "pairs", f"{side}_{name}")) for name in ("logp", "log_ratio"))
-    if trained is None or change is None or not values:
-        return None
-    return trained - change if math.isclose(trained, values[-1], rel_tol=SAME) else None
+    return None if trained is None or change is None else Side(trained - change, trained, _is_clear(run, side))
 
 
 def _is_clear(run: Run, side: str) -> bool:

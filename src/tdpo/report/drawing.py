@@ -87,6 +87,7 @@ def base_layout(x_title: str = "", y_title: str = "", *, height: int = 240) -> d
     }
 
 
+NARROW = 0.01  # of its size: what a range has at least
 ROW_HEIGHT, AXIS_HEIGHT = 38, 36  # of figures of dots, in pixels
 
 
@@ -115,6 +116,27 @@ def error_bar(limits: Iterable[tuple[float, float] | None], values: Iterable[flo
     }
 
 
+def _extent(points: list[Point]) -> list[float]:
+    return [value for point in points for value in (point.value, *(point.limits or ()))]
+
+
+def readable_range(key: str, values: Iterable[float]) -> list[float] | None:
+    """The range of an axis where Plotly's own reads badly, None elsewhere.
+
+    Values that differ in late digits alone get a range of 2 %, or their ticks would be long numbers that overlap.
+    The axis of a share of distinct words or word pairs, which is at most 1, ends there.
+    """
+    known = list(values)
+    low, high = min(known), max(known)
+    size = max(abs(low), abs(high))
+    is_narrow, ends_at_1 = high - low < NARROW * size, key.startswith("distinct_")
+    if not (is_narrow or ends_at_1):
+        return None
+    margin = NARROW * size if is_narrow else 0.1 * (high - low)
+    low, high = low - margin, high + margin
+    return [low, min(high, 1 + 0.05 * (1 - low))] if ends_at_1 else [low, high]
+
+
 def dot_figure(
     id: str, metric: Metric, points: list[Point], *, note: str = "", line: float | None = None
 ) -> Figure | None:
@@ -138,6 +160,8 @@ def dot_figure(
         layout["xaxis"] |= {"tickformat": ".0%", "range": [-0.03, 1.03], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
     if metric.key.endswith("_kl"):
         layout["xaxis"] |= {"rangemode": "tozero"}
+    elif not metric.share and (ends := readable_range(metric.key, _extent(points))):
+        layout["xaxis"] |= {"range": ends}
     if line is not None:
         shape = {"type": "line", "x0": line, "x1": line, "yref": "paper", "y0": 0, "y1": 1}
         layout |= {"shapes": [{**shape, "line": {"width": 1, "dash": "dot"}, "layer": "between"}]}

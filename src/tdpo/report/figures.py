@@ -7,7 +7,18 @@ from itertools import pairwise
 from typing import Any
 
 from ..records.dotted import at
-from .drawing import Figure, Point, base_layout, color, dot_figure, error_bar, plot_text, symbol, translucent
+from .drawing import (
+    Figure,
+    Point,
+    base_layout,
+    color,
+    dot_figure,
+    error_bar,
+    plot_text,
+    readable_range,
+    symbol,
+    translucent,
+)
 from .numbers import interval, number, show, show_interval
 from .results import (
     BASE_COLOR,
@@ -120,6 +131,7 @@ def frontier_figures(columns: list[Column], runs: list[Run]) -> list[Figure]:
 
 def _frontier(columns: list[Column], key: str, title: str, x_title: str, reward: str, note: str) -> Figure | None:
     data, rows = [], []
+    extent: list[float] = []
     furthest = max((x for column in columns if (x := number(column.numbers.get(key))) is not None), default=0)
     for column in columns:
         x, y = number(column.numbers.get(key)), number(column.numbers.get("reward_mean"))
@@ -127,6 +139,7 @@ def _frontier(columns: list[Column], key: str, title: str, x_title: str, reward:
             continue
         x_limits, y_limits = (interval(generation_interval(column.numbers, name)) for name in (key, "reward_mean"))
         tint = color(column.color)
+        extent += [x, *(x_limits or ())]
         rows.append([column.label, f"{show(x)} {show_interval(x_limits)}", f"{show(y)} {show_interval(y_limits)}"])
         hover = f"{plot_text(column.label, 40)}<br>{x_title}: {show(x)}<br>reward: {show(y)}<extra></extra>"
         data.append(
@@ -149,6 +162,8 @@ def _frontier(columns: list[Column], key: str, title: str, x_title: str, reward:
     layout = base_layout(x_title, f"mean {reward}" if reward != "reward" else "mean reward", height=300)
     if key.endswith("kl"):
         layout["xaxis"]["rangemode"] = "tozero"
+    elif ends := readable_range(key, extent):
+        layout["xaxis"]["range"] = ends
     alt = f"{title}. " + " ".join(f"{label}: {x_title} {x}, mean reward {y}." for label, x, y in rows)
     return Figure(f"frontier-{key}", title, "", note, alt, ["Model", x_title, "mean reward"], rows, data, layout)
 

@@ -53,6 +53,12 @@ def show(value: Any) -> str:
     return digits.replace(",", THIN_SPACE).replace("-", MINUS)
 
 
+def counted(count: Any, one: str, many: str = "") -> str:
+    """A whole number with its noun: 1 update, 2 passes."""
+    finite = number(count)
+    return f"{show(count if finite is None else int(finite))} {one if finite == 1 else many or f'{one}s'}"
+
+
 def show_signed(value: Any) -> str:
     """Like `show`, with a plus sign in front of what is positive: for differences."""
     finite = number(value)

@@ -29,7 +29,7 @@ from .tables import (
     results_table,
     wall_seconds,
 )
-from .templating import template_environment, template_text
+from .templating import joined_scripts, template_environment, template_text
 from .training_responses import training_responses
 
 RECIPE_CHARACTERS = 20_000
@@ -58,7 +58,7 @@ def render(runs: list[Run], remark: str = "") -> str:
     environment = template_environment()
     scripts = {
         "plotly": checked_script("plotly.js", get_plotlyjs()),
-        "report": checked_script("report.js", template_text("common.js") + "\n" + template_text("report.js")),
+        "report": checked_script("report.js", joined_scripts("report.js")),
     }
     content = page_content(runs, remark)
     return environment.get_template("report.html.jinja").render(
@@ -102,6 +102,9 @@ def page_content(runs: list[Run], remark: str = "") -> dict[str, Any]:
         "method": difference_method(runs),
         "pairs": pairs_table(runs),
         "pair_sources": _shared_words({run.label: text_at(run.evaluation, "pairs", "source") for run in runs}),
+        "pairs_held_out": all(
+            at(run.evaluation, "pairs", "held_out") is True for run in runs if run.evaluation.get("pairs")
+        ),
         "pair_figures": pairs,
         "moved": moved_sentences(runs),
         "without_pairs": gaps(runs, "pairs"),
@@ -199,7 +202,7 @@ def _state_notices(run: Run) -> list[str]:
     words = state_in_words({**without_error, "step": step, "max_steps": planned}, state, run.path / LOCK_FILE)
     if state == "running":
         words = words.replace("is running", "was still running", 1)
-    advice = f" `{'tdpo ppo' if run.is_ppo else 'tdpo train'} {run.path} --resume` goes on." if state in ENDED else ""
+    advice = f" `{run.going_on}` goes on." if state in ENDED else ""
     sentence = f"Training {words}: the numbers here are not final.{advice}"
     return [sentence, f"Error: {error}"] if error else [sentence]
 

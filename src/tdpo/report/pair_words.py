@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 
-from ..records.dotted import at, dict_at
+from ..records.dotted import at, dict_at, text_at
+from ..records.names import RECIPE_FILE
+from ..records.run_places import newest_checkpoint
+from .displacement import evaluated_pairs
 from .numbers import excludes_zero, interval, number, show, show_interval, show_share
-from .run_reading import Run
+from .run_reading import Run, awaits_its_model
 
 
 def pairs_sentence(run: Run) -> str:
@@ -16,7 +19,7 @@ def pairs_sentence(run: Run) -> str:
         return ""
     kl = number(at(run.evaluation, "generations", "trained", "reverse_kl"))
     return (
-        f"{run.label} prefers the chosen response in {show_share(accuracy)} of the held-out pairs"
+        f"{run.label} prefers the chosen response in {show_share(accuracy)} of the {evaluated_pairs(run)}"
         f"{_limits(run, 'accuracy', share=True)}"
         f"{'' if number(margin) is None else f', by a margin of {show(margin)}'}"
         f"{'' if number(margin) is None else _limits(run, 'margin')}"
@@ -39,7 +42,7 @@ def moved_sentences(runs: list[Run]) -> list[str]:
             end = ": both sides lost probability, which is likelihood displacement" if both_fell else ""
             sentences.append(
                 f"{run.label}: against the base’s own log-probabilities, the chosen responses {chosen} and the "
-                f"rejected ones {rejected} (means over held-out pairs){end}."
+                f"rejected ones {rejected} (means over {evaluated_pairs(run)}){end}."
             )
     return sentences
 
@@ -100,9 +103,23 @@ def _gap(run: Run, part: str) -> tuple[str, str]:
         return f"The recipe of {run.label} holds no pairs out (data.eval_fraction, data.eval).", ""
     if nothing_held_out:
         return f"The recipe of {run.label} holds no prompts out that could be answered (data.eval_fraction).", ""
+    if not run.evaluation and awaits_its_model(run.path, run.status):
+        return _unfinished(run)
     if not run.evaluation:
         return f"{run.label} has not been evaluated.", command
     if part == "pairs":
         return f"{run.label} was evaluated without held-out pairs.", command
     sentence = f"No responses of {run.label} were evaluated: this has both models answer up to 32 held-out prompts."
     return sentence, f"{command} evaluation.max_prompts=32"
+
+
+def _unfinished(run: Run) -> tuple[str, str]:
+    """What goes on with the training, or judges its newest checkpoint where another process still trains."""
+    sentence = f"The training of {run.label} has not finished, so it has no model to evaluate yet"
+    is_resumable = run.recipe_file == RECIPE_FILE and text_at(run.status, "state") != "running"
+    if is_resumable:
+        return f"{sentence}: this goes on with it.", run.going_on
+    checkpoint = newest_checkpoint(run.path)
+    if checkpoint is None:
+        return f"{sentence}.", ""
+    return f"{sentence}; its newest checkpoint can be judged.", f"tdpo evaluate {shlex.quote(str(checkpoint))}"

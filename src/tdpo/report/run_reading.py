@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from ..guards.documents import DocumentError, load_yaml
 from ..methods import METHODS, public_name
+from ..records.best_update import best_in_words
 from ..records.dotted import at, dict_at, text_at
 from ..records.names import (
     COMPLETIONS_FILE,
@@ -18,12 +20,13 @@ from ..records.names import (
     LOCK_FILE,
     MACHINE_FILE,
     METRICS_FILE,
+    MODEL_FOLDER,
     RECIPE_FILE,
     SAMPLES_FILE,
     STATUS_FILE,
     TRAINER_FILE,
 )
-from ..records.run_places import is_model_folder, meant_by, results_folder, run_above
+from ..records.run_places import is_model_folder, is_recipe_run, meant_by, newest_checkpoint, results_folder, run_above
 from ..records.run_states import state_of
 from .metrics_reading import read_metrics
 from .numbers import number
@@ -44,6 +47,7 @@ class Run:
     recipe: dict[str, Any] = field(default_factory=dict)
     recipe_text: str = ""
     recipe_file: str = RECIPE_FILE
+    best: dict[str, Any] = field(default_factory=dict)  # which update the model is of, if it is not the last one
     machine: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -90,6 +94,11 @@ class Run:
         return dict_at(self.recipe, "kl") or dict_at(self.evaluation, "run", "kl")
 
     @property
+    def going_on(self) -> str:
+        """The command that goes on with a recipe's training."""
+        return f"tdpo {'ppo' if self.is_ppo else 'train'} {shlex.quote(str(self.path))} --resume"
+
+    @property
     def model(self) -> str:
         return text_at(self.evaluation, "run", "model") or text_at(self.recipe, "model", "name")
 
@@ -131,8 +140,9 @@ def _load_run(path: Path, index: int) -> Run:
         raise FileNotFoundError(_why_nothing_to_report(path))
     # The evaluation of a run is one of another model than that of its checkpoint.
     judged = LenientFolder(of_this_model[0], files.notes, of_this_model)
-    recipe, recipe_text, recipe_file = _read_recipe(files)
-    evaluation = judged.json(EVALUATION_FILE, f"run `{_evaluating(path, recipe_file)}` to {WHAT_EVALUATING_DOES}")
+    recipe, recipe_text, recipe_file, best = _read_recipe(files)
+    status = _read_status(files)
+    evaluation = judged.json(EVALUATION_FILE, _without_evaluation(path, recipe_file, status))
     run = Run(
         path=path,
         label=path.resolve().name,
@@ -140,10 +150,11 @@ def _load_run(path: Path, index: int) -> Run:
         recipe=recipe,
         recipe_text=recipe_text,
         recipe_file=recipe_file,
+        best=best,
         machine=files.json(MACHINE_FILE, "versions, hardware and command are unknown"),
         data=files.json(DATA_FILE, "what the training data held is unknown"),
         metrics=read_metrics(files),
-        status=_read_status(files),
+        status=status,
         evaluation=evaluation,
         samples=_read_samples(judged, evaluation),
         completions=_read_completions(files),
@@ -175,6 +186,22 @@ def _evaluating(path: Path, recipe_file: str) -> str:
     return f"tdpo evaluate {path}" + ("" if recipe_file == RECIPE_FILE else " --data FILE")
 
 
+def _without_evaluation(path: Path, recipe_file: str, status: dict[str, Any]) -> str:
+    command = f"`{_evaluating(path, recipe_file)}`"
+    if awaits_its_model(path, status):
+        return f"{command} can {WHAT_EVALUATING_DOES} once its training has finished"
+    return f"run {command} to {WHAT_EVALUATING_DOES}"
+
+
+def awaits_its_model(path: Path, status: dict[str, Any]) -> bool:
+    """Whether training has not finished and left nothing so far that `tdpo evaluate` could judge."""
+    if text_at(status, "state") in ("", "finished") or is_model_folder(path):
+        return False
+    if is_recipe_run(path):  # of which a checkpoint is judged under its own name
+        return not is_model_folder(path / MODEL_FOLDER)
+    return meant_by(path) == path and not is_model_folder(path / MODEL_FOLDER) and newest_checkpoint(path) is None
+
+
 def _read_status(run: LenientFolder) -> dict[str, Any]:
     """The content of status.json. A run that says "running" while no process holds its lock was killed."""
     status = run.json(STATUS_FILE, "whether training finished is unknown")
@@ -200,31 +227,35 @@ def _read_completions(run: LenientFolder) -> list[dict[str, Any]]:
     return run.json_lines(COMPLETIONS_FILE, "there are no responses from training to read") if there else []
 
 
-def _read_recipe(run: LenientFolder) -> tuple[dict[str, Any], str, str]:
-    """The settings by section and key, their text, and the file that they are from: a recipe, or a trainer's record."""
+def _read_recipe(run: LenientFolder) -> tuple[dict[str, Any], str, str, dict[str, Any]]:
+    """The settings by section and key, their text, and the file that they are from: a recipe, or a trainer's record;
+    and what that record says of the best model."""
     import yaml
 
     if not run.place(RECIPE_FILE).exists() and run.place(TRAINER_FILE).exists():
         record = run.json(TRAINER_FILE, "the settings of this run are unknown")
         settings = dict_at(record, "settings")
-        return settings, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), TRAINER_FILE
+        as_yaml = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        return settings, as_yaml, TRAINER_FILE, dict_at(record, "best")
     text = run.text(RECIPE_FILE, "the settings of this run are unknown")
     if text is None:
-        return {}, "", ""
+        return {}, "", "", {}
     try:
         value = load_yaml(text)
     except DocumentError as error:
         run.notes.append(f"recipe.yaml {error}: it is shown as it is.")
-        return {}, text, RECIPE_FILE
+        return {}, text, RECIPE_FILE, {}
     except yaml.YAMLError as error:
         run.notes.append(f"recipe.yaml is not valid YAML ({error}): it is shown as it is.")
-        return {}, text, RECIPE_FILE
-    return (value if isinstance(value, dict) else {}), text, RECIPE_FILE
+        return {}, text, RECIPE_FILE, {}
+    return (value if isinstance(value, dict) else {}), text, RECIPE_FILE, {}
 
 
 def _gaps(run: Run) -> list[str]:
     """Sentences on parts that are absent although their file is there."""
     notes = []
+    if run.best and run.best.get("step") != run.best.get("of"):
+        notes.append(f"The model is that of {best_in_words(run.best)}: the curves go on after it.")
     if assumed := dict_at(run.evaluation, "run", "margin_of"):
         beta = f" with β = {assumed['beta']}" if assumed.get("beta") is not None else ""
         notes.append(

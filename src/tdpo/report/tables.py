@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..methods import METHODS, method_named
+from ..records.best_update import best_in_words
 from ..records.dotted import at, dict_at, flatten, text_at
 from ..records.run_times import cache_seconds, training_seconds
-from .numbers import MISSING, join_words, number, show, show_duration, show_interval, show_signed
+from .numbers import MISSING, counted, join_words, number, show, show_duration, show_interval, show_signed
 from .results import (
     GENERATION_METRICS,
     PAIR_METRICS,
@@ -140,6 +141,7 @@ def _facts(run: Run) -> dict[str, str]:
         "State": text_at(run.status, "state"),
         "Method": _method(run),
         "Model": run.model,
+        "Weights": f"of {best_in_words(run.best)}" if run.best else "",
         "Trained part": _trained_part(recipe),
         "Reference": plain(at(recipe, "model", "reference")) or ("the start of training" if recipe else ""),
     }
@@ -204,13 +206,15 @@ def _rollouts(run: Run) -> str:
     size, passes = at(run.recipe, "rollouts", "completions"), _of_run(run, "epochs") or _of_run(run, "passes")
     if not run.on_own_responses or number(size) is None:
         return ""
-    iterations = show(_of_run(run, "iterations"))
-    return f"{iterations} iterations of {show(size)}, each learned from in {show(passes)} passes"
+    iterations = _of_run(run, "iterations")
+    return (
+        f"{counted(iterations, 'iteration')} of {show(size)}, each learned from in {counted(passes, 'pass', 'passes')}"
+    )
 
 
 def _method(run: Run) -> str:
     if run.is_ppo:
-        return _ppo_method(run.kl)
+        return ", ".join([METHODS["ppo"].name, *_advantage(run), *_held_by(run.kl)])
     settings = {**dict_at(run.recipe, "loss"), **dict_at(run.evaluation, "run")}
     signs = {"beta": "β", "alpha": "α"}
     method = method_named(run.loss)
@@ -232,17 +236,24 @@ def _kl_beside(kl: Any) -> list[str]:
     return [f"{show(at(kl, 'coefficient'))} × {name} along {where}"]
 
 
-def _ppo_method(kl: dict[str, Any]) -> str:
-    """PPO, and how it is held to the reference: PPO, reverse KL, sampled, off the reward, coefficient …"""
+def _advantage(run: Run) -> list[str]:
+    """Where PPO's advantages come from, if not from a critic."""
+    names = {"rloo": "leave-one-out advantages (RLOO), no critic", "group": "advantages within groups, no critic"}
+    name = text_at(run.recipe, "ppo", "advantage")
+    return [names[name]] if name in names else []
+
+
+def _held_by(kl: dict[str, Any]) -> list[str]:
+    """How PPO is held to the reference: reverse KL, sampled, taken off the reward, coefficient …"""
     place = {"reward": "taken off the reward", "loss": "added to the loss"}
-    parts = [METHODS["ppo"].name]
+    parts = []
     if direction := text_at(kl, "direction"):
         parts.append(f"{direction} KL")
         parts += [text_at(kl, "form"), place.get(text_at(kl, "place"), text_at(kl, "place"))]
     if number(kl.get("coefficient")) is not None:
         adaptive = f", adapted to hold {show(kl.get('target'))} nats" if kl.get("controller") == "adaptive" else ""
         parts.append(f"coefficient {plain(kl['coefficient'])}{adaptive}")
-    return ", ".join(part for part in parts if part)
+    return [part for part in parts if part]
 
 
 def _trained_part(recipe: dict[str, Any]) -> str:

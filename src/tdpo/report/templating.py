@@ -22,6 +22,11 @@ def template_environment() -> Environment:
     )
 
 
+def joined_scripts(*names: str) -> str:
+    """The scripts of a page with figures: what all such pages share, and then those of `names`."""
+    return "\n".join(template_text(name) for name in ("wide_tables.js", "common.js", *names))
+
+
 def template_text(name: str) -> str:
     """The text of a file among the templates: a style sheet, a script."""
     return files("tdpo.report").joinpath("templates", name).read_text(encoding="utf-8")

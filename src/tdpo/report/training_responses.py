@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..records.dotted import at
-from .numbers import number, shorten, show
+from .numbers import counted, number, shorten, show
 from .run_reading import Run
 from .tables import Cell, Row, Table, plain
 
@@ -35,7 +35,7 @@ def _training_response(iteration: float, line: dict[str, Any]) -> Row:
         Cell(shorten(plain(line.get("text")), SHOWN_CHARACTERS) or "(empty response)", cut_off),
         Cell(show(line.get("reward"))),
     ]
-    return Row(f"Iteration {show(int(iteration))}", "" if step is None else f"after {show(int(step))} updates", cells)
+    return Row(f"Iteration {show(int(iteration))}", "" if step is None else f"after {counted(step, 'update')}", cells)
 
 
 def _last_turn(prompt: Any) -> str:

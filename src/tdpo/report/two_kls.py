@@ -7,7 +7,7 @@ from importlib import metadata
 from .embedding import checked_script, security_policy
 from .templating import template_environment, template_text
 
-SCRIPTS = ("two_kls.js", "kl_tree_math.js", "kl_tree.js")
+SCRIPTS = ("wide_tables.js", "two_kls.js", "kl_tree_math.js", "kl_tree.js")
 
 
 def render_two_kls() -> str:

@@ -27,7 +27,8 @@ PAIR_METRICS = (
     "entropy_sum",
     "tokens",
 )
-
+# What is logged of them: averages over pairs, and the entropy per token.
+LOGGED_OF_PAIRS = (*PAIR_METRICS[:-2], "policy_entropy")
 
 TIE = 8.0  # the last three bits
 

@@ -19,9 +19,10 @@ from ..records.json_files import read_json, write_json
 from ..runs.checkpoints import checkpoint_step, is_checkpoint, mark_complete, rotate_checkpoints
 from ..runs.inputs import require_same_inputs, write_inputs
 from .arguments import other_values
+from .best_model import loaded_best
 from .resumption import reading, whole_checkpoint
 from .run_record import RunRecord, card_may_replace
-from .saving import optimizer_bytes, weights_bytes
+from .saving import optimizer_bytes, quiet_about_the_bundled_base, weights_bytes
 
 LOSS_FILE = "training_loss.json"
 
@@ -38,6 +39,7 @@ class CheckpointedTrainer(Trainer):
     accept_changes = False
     # What is written for `tdpo evaluate` and `tdpo report`; None where a recipe says it all.
     record: RunRecord | None = None
+    logs_before_best = 0  # where the best model was loaded at the end: how many logs there were then
     _loss_before = 0.0  # the sum over the updates before this call of `train`
     _known_inputs: Mapping[str, str] | None = None  # of this call; digests of many rows take a moment
 
@@ -94,7 +96,8 @@ class CheckpointedTrainer(Trainer):
         """As transformers', with the model card and the record beside it. A README.md of your own stays as it is."""
         folder = Path(str(self.args.output_dir if output_dir is None else output_dir))
         writes_card = self.record is not None and self.args.should_save and card_may_replace(folder)
-        super().save_model(str(folder), _internal_call)
+        with quiet_about_the_bundled_base():
+            super().save_model(str(folder), _internal_call)
         if self.record is None or not self.args.should_save:
             return
         self.record.of_saved(folder, self.model_card() if writes_card else None)
@@ -113,6 +116,12 @@ class CheckpointedTrainer(Trainer):
         if "train_loss" in logs:  # transformers knows the updates of this call only; the run has had others
             logs["train_loss"] = (self._loss_before + self._total_loss_scalar) / max(self.state.global_step, 1)
         super().log(logs, start_time)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.logs_before_best = len(self.state.log_history)
+        if self.record is not None:
+            self.record.remember_best(loaded_best(self))
 
     def _loss_sum(self) -> float:
         """The sum of the losses of all updates so far: those before a resumption, the logged ones, and those since."""

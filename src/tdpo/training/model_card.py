@@ -11,6 +11,7 @@ from typing import Any
 from ..guards.texts import markdown_text, quoted_yaml
 from ..kl_choices import KLTerm
 from ..methods import METHODS, Method
+from ..records.best_update import best_in_words
 from .how_to_load import base_of_card, how_to_load
 
 SHOWN = (
@@ -32,27 +33,34 @@ PPO_SHOWN = (
 )
 Numbers = Mapping[str, float]
 Settings = Mapping[str, Any]
+Best = Mapping[str, Any]
 NAMELESS_MODEL = "A model"
 SENTENCE = "Trained by tdpo with"
 PEFT_FORM = "<!-- Provide a quick summary of what the model is/does. -->"
 
 
 def pair_model_card(
-    settings: Settings, data: Mapping[str, Any], train: Numbers, held_out: Numbers | None, versions: Mapping[str, Any]
+    settings: Settings,
+    data: Mapping[str, Any],
+    train: Numbers,
+    held_out: Numbers | None,
+    versions: Mapping[str, Any],
+    best: Best | None = None,
 ) -> str:
     """The card of a model that learned from pairs: Markdown with the metadata block that the hub reads.
 
     Args:
         settings: those of the run, by section and key as in a recipe.
         data: of each side, "train" and "eval", what data.json says.
-        train: the numbers of the last training log.
-        held_out: those of the last evaluation, or None.
+        train: the numbers of the last training log of this model.
+        held_out: those of its last evaluation, or None.
         versions: of the packages, by name.
+        best: which update the model is of, where it is not the last one; see `loaded_best`.
     """
     method = METHODS[settings["loss"]["name"]]
     metrics = (("loss", f"loss, {method.loss_unit}"), *SHOWN)
-    numbers = _numbers(metrics, "held-out pairs", train, held_out)
-    return _card(settings, method, _method(settings, method), _data(data), numbers, versions)
+    numbers = _numbers(metrics, "held-out pairs", train, held_out, best)
+    return _card(settings, method, [*_method(settings, method), *_best(best)], _data(data), numbers, versions)
 
 
 def ppo_model_card(
@@ -62,11 +70,12 @@ def ppo_model_card(
     train: Numbers,
     held_out: Numbers | None,
     versions: Mapping[str, Any],
+    best: Best | None = None,
 ) -> str:
     """The card of a model that PPO trained on so many prompts of `source`; see `pair_model_card`."""
     data = [f"- {prompts} prompts of {markdown_text(source)}"]
-    numbers = _numbers(PPO_SHOWN, "held-out prompts, one response each", train, held_out)
-    return _card(settings, METHODS["ppo"], _ppo_method(settings), data, numbers, versions)
+    numbers = _numbers(PPO_SHOWN, "held-out prompts, one response each", train, held_out, best)
+    return _card(settings, METHODS["ppo"], [*_ppo_method(settings), *_best(best)], data, numbers, versions)
 
 
 def online_pairs_model_card(
@@ -76,10 +85,11 @@ def online_pairs_model_card(
     train: Numbers,
     held_out: Numbers | None,
     versions: Mapping[str, Any],
+    best: Best | None = None,
 ) -> str:
     """The card of a model that learned from pairs of its own responses to so many prompts; see `pair_model_card`."""
     data = [f"- {prompts} prompts of {markdown_text(source)}"]
-    numbers = _numbers(PPO_SHOWN, "held-out prompts, one response each", train, held_out)
+    numbers = _numbers(PPO_SHOWN, "held-out prompts, one response each", train, held_out, best)
     method, online = METHODS[settings["loss"]["name"]], settings["online"]
     ranked = "all" if method.key == "kl" else "the best against the worst"
     lines = [
@@ -90,6 +100,7 @@ def online_pairs_model_card(
         _weights(settings),
         f"- {online['iterations']} iterations of {settings['rollouts']['completions']} completions, {online['passes']} "
         f"passes each, {online['optimizer']}, {online['scheduler']} schedule, seed {settings['seed']}",
+        *_best(best),
     ]
     return _card(settings, method, lines, data, numbers, versions)
 
@@ -201,6 +212,10 @@ def _method(settings: Settings, method: Method) -> list[str]:
     ]
 
 
+def _best(best: Best | None) -> list[str]:
+    return [] if best is None else [f"- the weights are those of {markdown_text(best_in_words(best))}"]
+
+
 def _data(data: Mapping[str, Any]) -> list[str]:
     lines = []
     for split in ("train", "eval"):
@@ -214,9 +229,16 @@ def _data(data: Mapping[str, Any]) -> list[str]:
 
 
 def _numbers(
-    shown: tuple[tuple[str, str], ...], held_out_name: str, train: Numbers, held_out: Numbers | None
+    shown: tuple[tuple[str, str], ...],
+    held_out_name: str,
+    train: Numbers,
+    held_out: Numbers | None,
+    best: Best | None,
 ) -> list[str]:
-    lines = [f"| | last training log | {held_out_name} |", "|---|---|---|"]
+    # A trainer that logs once an iteration, or seldom, may have logged nothing before the best update.
+    of_best = f"training log of update {train['step']}" if "step" in train else "training log (none until then)"
+    log = "last training log" if best is None else of_best
+    lines = [f"| | {log} | {held_out_name} |", "|---|---|---|"]
     for key, label in shown:
         lines.append(f"| {label} | {_number(train.get(key))} | {_number((held_out or {}).get(key))} |")
     return lines

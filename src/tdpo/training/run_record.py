@@ -20,6 +20,7 @@ from ..records.files import write_text
 from ..records.json_files import write_json
 from ..records.names import DATA_FILE, MACHINE_FILE, TRAINER_FILE
 from ..runs import RunDirectory, describe_machine, versions
+from .best_model import lines_of_the_model
 from .model_card import is_our_card
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class RunRecord(TrainerCallback):
 
     def __init__(self, folder: str | Path, content: Mapping[str, Any]) -> None:
         self.run = RunDirectory(folder)
-        self.content: dict[str, Any] = {"schema": SCHEMA, **content, "inputs": {}, "model": None}
+        self.content: dict[str, Any] = {"schema": SCHEMA, **content, "inputs": {}, "model": None, "best": None}
         self._is_training = False
 
     @contextmanager
@@ -69,7 +70,7 @@ class RunRecord(TrainerCallback):
             yield
             return
         with self.run.locked():
-            self.content["inputs"] = dict(inputs)
+            self.content |= {"inputs": dict(inputs), "best": None}
             self._write()
             self.run.write_json(MACHINE_FILE, self._machine(seed, resumed_at))
             self.run.write_json(DATA_FILE, dict(data))
@@ -101,6 +102,12 @@ class RunRecord(TrainerCallback):
         if (home / TRAINER_FILE).exists() or place == home:
             self._write()
 
+    def remember_best(self, best: Mapping[str, Any] | None) -> None:
+        """Note which update the model is of where it is not the last one; see `loaded_best`."""
+        self.content["best"] = None if best is None else dict(best)
+        if self._is_training:
+            self._write()
+
     def _write(self) -> None:
         self.run.write_json(TRAINER_FILE, self.content)
 
@@ -126,9 +133,12 @@ def _command() -> list[str]:
     return ["python", Path(script).name, *arguments] if script.endswith(".py") else [Path(script).name or "python"]
 
 
-def numbers_for_the_card(trainer: Any) -> tuple[dict[str, float], dict[str, float] | None, dict[str, str | None]]:
-    """The last training log, the last evaluation without "eval_" (or None), and the versions of the packages."""
-    train = [line for line in trainer.state.log_history if "loss" in line]
-    held_out = [line for line in trainer.state.log_history if "eval_runtime" in line or "eval_reward_mean" in line]
+def numbers_for_the_card(trainer: Any) -> dict[str, Any]:
+    """The arguments of a card that a trainer's logs give: "train", the last training log of the model that it holds;
+    "held_out", the last evaluation of that model without "eval_", or None; "versions" of packages; "best"."""
+    best = trainer.record.content["best"]
+    lines = lines_of_the_model(trainer.state.log_history, best, trainer.logs_before_best)
+    train = [line for line in lines if "loss" in line]
+    held_out = [line for line in lines if "eval_runtime" in line or "eval_reward_mean" in line]
     without = {name.removeprefix("eval_"): value for name, value in held_out[-1].items()} if held_out else None
-    return (train[-1] if train else {}), without, versions()
+    return {"train": train[-1] if train else {}, "held_out": without, "versions": versions(), "best": best}

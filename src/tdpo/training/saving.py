@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..models import has_adapter, load_causal_lm, load_tokenizer, logits_distance, merge_adapter, probe_logits
+from ..models import BUNDLED, has_adapter, load_causal_lm, load_tokenizer, logits_distance, merge_adapter, probe_logits
 from ..records.folders import staged_folder
 from ..records.full_disk import require_free, telling_of_a_full_disk
 from ..records.locks import holder, lock
@@ -26,6 +30,16 @@ def optimizer_bytes(optimizer: Any) -> int:
     entries = getattr(optimizer, "state", {}).values()
     tensors = [value for entry in entries for value in entry.values() if isinstance(value, torch.Tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextmanager
+def quiet_about_the_bundled_base() -> Iterator[None]:
+    """Inside, peft does not warn that it found no configuration of an adapter's base where that is the bundled model,
+    whose name is neither a folder nor one of the hub."""
+    with warnings.catch_warnings():
+        for beginning in ("Unable to fetch remote file", "Could not find a config file"):
+            warnings.filterwarnings("ignore", rf"(?s){beginning}.* in {re.escape(BUNDLED)}\b")
+        yield
 
 
 def save_merged(folder: str | Path, out: str | Path) -> None:

@@ -125,5 +125,5 @@ def updates_of(training: Training, pairs: int) -> int:
 
 def _length(training: Training) -> str:
     if training.max_steps:
-        return f"{training.max_steps} updates"
+        return "1 update" if training.max_steps == 1 else f"{training.max_steps} updates"
     return "1 epoch" if training.epochs == 1 else f"{training.epochs:g} epochs"

@@ -27,7 +27,12 @@ from helpers.training_cases import (
     train_logs,
     trained_weights,
 )
+from tdpo.guards.texts import markdown_text
 from tdpo.models import causal_lm_of, load_causal_lm
+from tdpo.records.best_update import best_in_words
+from tdpo.records.json_files import read_json, write_json
+from tdpo.report.run_reading import load_runs
+from tdpo.report.tables import provenance_table
 
 Folders = Callable[[str], Path]
 KLS = ("chosen_forward_kl", "rejected_forward_kl", "chosen_reverse_kl", "rejected_reverse_kl")
@@ -353,9 +358,34 @@ def test_the_best_checkpoint_can_be_loaded_at_the_end(tokenizer: Any, tmp_path: 
     )
     trainer.train()
     assert trainer.state.best_global_step == 1, "the KL only grows"
+    evaluated = next(line for line in trainer.state.log_history if "eval_loss" in line)
+    assert {f"eval_{name}" for name in trainer.evaluation_names()} == evaluated.keys() - {"step", "epoch"}
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1"}
     best = load_causal_lm(tmp_path / "checkpoint-1").state_dict()
     assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
+
+    # What is written of this model is said of the update that it is of, and not of the last one.
+    trainer.save_model(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    first = next(line for line in train_logs(trainer) if line["step"] == 1)
+    held_out = next(line for line in trainer.state.log_history if line["step"] == 1 and "eval_loss" in line)
+    assert "| | training log of update 1 | held-out pairs |" in card
+    assert f"| {first['loss']:.4g} | {held_out['eval_loss']:.4g} |" in card
+    said = f"update 1 of 3 (best eval_chosen_forward_kl, {held_out['eval_chosen_forward_kl']:.4g})"
+    assert f"- the weights are those of {markdown_text(said)}" in card
+    for folder in (tmp_path, tmp_path / "model"):
+        [run] = load_runs([folder])
+        assert best_in_words(run.best) == said
+        assert f"The model is that of {said}: the curves go on after it." in run.notes
+    rows = {row.title: row.cells[0].text for row in provenance_table([run]).rows}
+    assert rows["Weights"] == f"of {said}"
+    record = read_json(tmp_path / "trainer.json")
+    write_json(tmp_path / "trainer.json", {**record, "best": {**record["best"], "step": 3}})
+    [run] = load_runs([tmp_path])
+    assert run.best["step"] == 3 and not any("curves go on" in note for note in run.notes)
+    trainer.evaluate()
+    last = trainer.state.log_history[-1]["eval_margin"]
+    assert f"| margin | {first['margin']:.4g} | {last:.4g} |" in trainer.model_card(), "an evaluation of the best model"
 
 
 def test_a_log_averages_the_steps_since_the_last_one(tokenizer: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,36 @@ def test_settings_that_are_wrong_or_without_effect_are_refused(
 def test_several_wrong_settings_are_named_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"TDPOConfig: loss must .*; beta must .*; max_length must "):
         settings(tmp_path, loss="x", beta=-1, max_length=0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "data_sets", "advice"),
+    [
+        ("rewards/acuracies", False, r"'rewards/acuracies' is not logged .* Did you mean 'rewards/accuracies'\?"),
+        ("eval_chosen_foward_kl", False, r"Did you mean 'chosen_forward_kl'\? They log loss, accuracy, margin, "),
+        ("eval_margin", True, r"Did you mean 'easy_margin'\?"),
+        ("nonsense", False, r"of this trainer\. They log loss"),
+        ("eval_margin", False, None),
+        ("rewards/margins", False, None),
+        ("eval_hard_rewards/margins", True, None),
+        ("loss", False, None),
+    ],
+)
+def test_a_metric_for_the_best_model_that_is_not_logged_is_refused(
+    metric: str, data_sets: bool, advice: str | None, tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = plain_rows(2, seed=1)
+    evaluated = {"eval_rows": {"easy": rows, "hard": rows} if data_sets else rows, "eval_strategy": "epoch"}
+    with nullcontext() if advice is None else pytest.raises(ValueError, match=advice):
+        make_trainer(build_model("llama"), tmp_path, tokenizer, metric_for_best_model=metric, **evaluated)
+
+
+def test_the_metric_for_the_best_model_may_be_one_of_a_function(tokenizer: Any, tmp_path: Path) -> None:
+    args = settings(tmp_path, metric_for_best_model="of_my_own", eval_strategy="epoch")
+    rows = plain_rows(4)
+    TDPOTrainer(
+        build_model("llama"), None, args, None, rows, rows, tokenizer, compute_metrics=lambda _: {"of_my_own": 1.0}
+    )
 
 
 def test_settings_parse_from_a_command_line(tmp_path: Path) -> None:
@@ -310,3 +341,25 @@ def test_a_gradient_that_is_not_finite_stops_training_even_in_the_last_step(toke
         FloatingPointError, match=r"gradient's norm became (nan|inf) at step 1, though the loss was finite"
     ):
         trainer.train()
+
+
+# ---- what it says ----
+
+
+@pytest.mark.parametrize(("base", "warned"), [("smollm2-135m", 0), ("smollm9", 2)])
+def test_peft_does_not_look_for_the_bundled_model_on_the_hub_aloud(
+    base: str, warned: int, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> bool:
+        raise OSError("no network,\nnot even here")
+
+    monkeypatch.setattr("peft.utils.other.file_exists", unreachable)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    model = build_model("llama")
+    model.name_or_path = base
+    trainer = make_trainer(model, tmp_path, tokenizer, peft_config=lora("q_proj"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.save_model(tmp_path / "adapter")
+    about = [str(each.message) for each in caught if base in str(each.message)]
+    assert len(about) == warned, about

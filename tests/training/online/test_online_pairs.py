@@ -17,6 +17,7 @@ from helpers.ppo_cases import (
     distribution,
     letters,
     make_online,
+    make_ppo,
     online_settings,
     total_divergence,
     word_tokenizer,
@@ -200,6 +201,23 @@ def test_resumed_within_an_iteration_it_ends_at_the_same_weights(kind: str, tmp_
 def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=reason):
         online_settings(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "ppo"])
+def test_the_metric_for_the_best_model_is_one_that_evaluations_log(kind: str, tmp_path: Path) -> None:
+    best = {"eval_dataset": PROMPTS[:2], "eval_strategy": "steps", "eval_steps": 1}
+
+    def trainer(**changes: Any) -> Any:
+        if kind == "pairs":
+            return make_online(tmp_path, **best, **changes)
+        return make_ppo(build_model("llama"), tmp_path, build_tokenizer(), letters, PROMPTS, **best, **changes)
+
+    with pytest.raises(ValueError, match=r"'rewards_mean' is not logged .* Did you mean 'reward_mean'\?"):
+        trainer(metric_for_best_model="rewards_mean")
+    with pytest.raises(ValueError, match=r"'loss' \(which load_best_model_at_end .* is not logged"):
+        trainer(load_best_model_at_end=True, save_strategy="steps", save_steps=1)
+    made = trainer(metric_for_best_model="eval_reward_mean")
+    assert {f"eval_{name}" for name in made.evaluation_names()} == made.evaluate().keys()
 
 
 # Distillation

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..embedding import checked_script, embed_json, security_policy
 from ..numbers import show_duration
-from ..templating import template_environment, template_text
+from ..templating import joined_scripts, template_environment, template_text
 from .benchmark_reading import load_exact
 from .figures import MEASURES, frontier, kept, learning, legend
 
@@ -18,7 +18,7 @@ def render_exact(folder: Path) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = template_environment()
-    own = template_text("common.js") + "\n" + template_text("exact.js")
+    own = joined_scripts("exact.js")
     scripts = {"plotly": checked_script("plotly.js", get_plotlyjs()), "exact": checked_script("exact.js", own)}
     exact = load_exact(folder)
     sections = [

@@ -10,7 +10,7 @@ from ...records.dotted import text_at
 from ..drawing import Figure, base_layout
 from ..embedding import checked_script, embed_json, security_policy
 from ..page import RECIPE_CHARACTERS
-from ..templating import template_environment, template_text
+from ..templating import joined_scripts, template_environment, template_text
 from .arm_styles import method_color, method_symbol
 from .claims import VERDICTS, read_claims
 from .curves import curve_data, task_curves
@@ -25,7 +25,7 @@ from .summary import glance, notices, subset_words, summary
 
 PAGE_BYTES = 7_900_000  # below 8 MB, with room for what is not counted beforehand
 LEAST_SAMPLES = 200_000
-SCRIPTS = ("common.js", "study/figures.js", "study/strengths.js", "study/browser.js")
+SCRIPTS = ("study/figures.js", "study/strengths.js", "study/browser.js")
 
 
 def render_study(study_dir: Path) -> str:
@@ -34,7 +34,7 @@ def render_study(study_dir: Path) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = template_environment()
-    study_script = "\n".join(template_text(name) for name in SCRIPTS)
+    study_script = joined_scripts(*SCRIPTS)
     sources = {"plotly": get_plotlyjs(), "study": study_script, "two_kls": template_text("two_kls.js")}
     scripts = {name: checked_script(f"the script {name}", source) for name, source in sources.items()}
     study = load_study(study_dir)

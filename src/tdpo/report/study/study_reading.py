@@ -19,7 +19,7 @@ from ...records.names import (
 )
 from ...records.study_about import ArmFacts, TaskFacts, read_facts
 from ...records.study_tables import ALL_SEEDS
-from ..numbers import join_words, number
+from ..numbers import join_words
 from ..reading import LenientFolder
 from .arm_styles import in_order
 
@@ -244,12 +244,6 @@ def seeds_of(study: StudyRecord) -> list[str]:
     if isinstance(listed, list) and listed:
         return [str(seed) for seed in listed]
     return sorted({seed for seeds in study.results.values() for seed in seeds} - {ALL_SEEDS})
-
-
-def counted(count: Any, one: str, many: str = "") -> str:
-    """A count with its noun: 3 tasks, 1 task."""
-    finite = number(count)
-    return f"{int(finite) if finite is not None else count} {one if finite == 1 else many or one + 's'}"
 
 
 def named_list(names: list[str]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ...methods import REFERENCE
 from ...records.dotted import dict_at, text_at
-from ..numbers import join_words, number, show, show_duration
+from ..numbers import counted, join_words, number, show, show_duration
 from .claims import Claim, tally
 from .curves import TaskCurves
 from .frontiers import TaskFrontiers
 from .provenance import changed_inputs, failures
 from .samples import Samples
-from .study_reading import StudyRecord, counted, seeds_of
+from .study_reading import StudyRecord, seeds_of
 
 
 def summary(study: StudyRecord, claims: list[Claim]) -> str:

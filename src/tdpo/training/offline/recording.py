@@ -29,7 +29,9 @@ def pair_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> d
 def pair_card(trainer: Any) -> str:
     """The card of the model as it is now."""
     assert trainer.record is not None
-    return pair_model_card(trainer.record.content["settings"], trainer.described_data(), *numbers_for_the_card(trainer))
+    return pair_model_card(
+        trainer.record.content["settings"], trainer.described_data(), **numbers_for_the_card(trainer)
+    )
 
 
 def _settings(args: TDPOConfig) -> dict[str, Any]:

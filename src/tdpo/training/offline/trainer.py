@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 from ...batches import ResponseBatch, TokenizedPair
 from ...config.training_defaults import PAIRS
+from ...config.trl_names import LOG_NAMES as TRL_LOG_NAMES
 from ...models import Reference, causal_lm_of, reference_at_start
 from ...recipe_data.input_digests import pairs_inputs
 from ...records.json_files import read_json, write_json
@@ -29,10 +30,11 @@ from ...scoring.configured_loss import beta_of, configured_loss
 from ...scoring.fitting import check_lengths
 from ...scoring.head_path import HeadPath, choose_head_path
 from ...scoring.layout import choose_layout, cover
-from ...scoring.pair_metrics import averages, pair_metrics
+from ...scoring.pair_metrics import LOGGED_OF_PAIRS, averages, pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import CachedReference, ReferenceSource
 from ..arguments import one_process_a_device, other_values
+from ..best_model import TIMES, check_metric
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..kl_target_control import KLTargetControl
 from ..logged_metrics import MetricsFile, TrainingMeter
@@ -120,7 +122,10 @@ class TDPOTrainer(CheckpointedTrainer):
         start = reference_at_start(model, reference)
         loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
         path = choose_head_path(model, start, args.head_impl, loss.extras)
-        self.preference_loss = loss
+        self.preference_loss, self._trl_logs = loss, TRLLogs(args)
+        if compute_metrics is None:
+            data_sets = list(eval_dataset) if isinstance(eval_dataset, dict) else []
+            check_metric(args, self.evaluation_names(), data_sets, TRL_LOG_NAMES)
         self._datasets = PairDatasets(model, processing_class, args)
         train_pairs, eval_pairs = (
             self._datasets.pairs("train", train_dataset),
@@ -150,7 +155,7 @@ class TDPOTrainer(CheckpointedTrainer):
         self.loss_is_scaled_for_ga = True
         self._meter = TrainingMeter()
         self._eval_tables: list[Tensor] = []
-        self._pair_function, self._trl_logs = compute_metrics, TRLLogs(args)
+        self._pair_function = compute_metrics
         source = self._reference_source(start, path, pairs, say, cache_progress)
         self.statistics = PolicyStatistics(path, source)
         if isinstance(source, CachedReference):
@@ -162,6 +167,11 @@ class TDPOTrainer(CheckpointedTrainer):
         logger.info("%s %s", self.describe(), self.precision.describe())
 
     # ---- set-up ----
+
+    def evaluation_names(self) -> list[str]:
+        """What an evaluation logs, without "eval_". A subclass whose evaluations log more says so here."""
+        numbers = self.preference_loss.logged(dict.fromkeys(LOGGED_OF_PAIRS, 0.0))
+        return [*numbers, *self._trl_logs.names, *TIMES]
 
     @property
     def tokenization(self) -> dict[str, dict[str, Any]]:

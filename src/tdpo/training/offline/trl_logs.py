@@ -28,6 +28,11 @@ class TRLLogs:
         if self.is_on:
             self.tokens += batch.num_sequence_tokens
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """TRL's names that are logged."""
+        return (*LOG_NAMES, TOKENS_LOG_NAME) if self.is_on else ()
+
     def of_training(self, numbers: Mapping[str, float], trainer: Any) -> dict[str, float]:
         """TRL's names for the averages of a training log. The count begins anew: the log has it from here on."""
         named = self._named(numbers, trainer)

@@ -28,12 +28,13 @@ from ...scoring.head_path import choose_head_path
 from ...scoring.options import HeadImpl
 from ...token_statistics import Extra
 from ..arguments import one_process_a_device
+from ..best_model import check_metric
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile
 from ..policy import prepare_policy, prepare_tokenizer, settled
 from ..resumption import reading
 from .arguments import OnlineArguments
-from .collecting import Collector
+from .collecting import HELD_OUT_NUMBERS, HELD_OUT_REWARDS, Collector
 from .completions_file import CompletionsFile
 from .prompt_lengths import check_all_fit, encoded_by_name
 from .recording import described_prompts
@@ -89,6 +90,7 @@ class OnlineTrainer(CheckpointedTrainer):
         self._encoded = [encoded_by_name(tokenizer, each) for each in (self.train_prompts, self.eval_prompts or [])]
         check_all_fit([model], self._encoded, args.max_new_tokens)
         self.rewards = self._rewards_of(reward_funcs, args, tokenizer)
+        check_metric(args, self.evaluation_names())
         self._check_rewards([*self.train_prompts, *(self.eval_prompts or [])], args)
         args.num_train_epochs, args.max_steps = 1, args.total_updates
         self._schedule = Schedule(args)
@@ -112,6 +114,10 @@ class OnlineTrainer(CheckpointedTrainer):
         self.loss_is_scaled_for_ga = True  # compute_loss divides by what the whole update holds itself
         self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
         self._iteration: Any | None = None
+
+    def evaluation_names(self) -> list[str]:
+        """What an evaluation logs, without "eval_". A subclass whose evaluations log more says so here."""
+        return [*(() if self.rewards is None else HELD_OUT_REWARDS), *HELD_OUT_NUMBERS]
 
     def _rewards_of(self, reward_funcs: Any, args: OnlineArguments, tokenizer: Any) -> Rewards | None:
         """The rewards of what the user passed; None only for a method that learns without."""

@@ -23,6 +23,13 @@ from .schedule import Schedule
 logger = logging.getLogger(__name__)
 
 
+# What an evaluation logs; those of a reward only where there is one.
+HELD_OUT_REWARDS = ("reward_mean", "reward_std", "reward_variance")
+HELD_OUT_NUMBERS = (
+    "reverse_kl", "forward_kl", "kl_k1", "kl_k2", "kl_k3", "policy_entropy", "length_mean", "finished_share",
+)  # fmt: skip
+
+
 class Collector:
     """Begins iterations, and keeps what outlives one: how responses share rows, and whether rewards ever differed.
 

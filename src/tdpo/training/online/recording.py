@@ -32,7 +32,7 @@ def ppo_card(trainer: Any) -> str:
     assert trainer.record is not None
     train = trainer.described_data()["train"]
     settings = trainer.record.content["settings"]
-    return ppo_model_card(settings, train["source"], train["prompts"], *numbers_for_the_card(trainer))
+    return ppo_model_card(settings, train["source"], train["prompts"], **numbers_for_the_card(trainer))
 
 
 def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def online_pairs_card(trainer: Any) -> str:
     assert trainer.record is not None
     train = trainer.described_data()["train"]
     settings = trainer.record.content["settings"]
-    return online_pairs_model_card(settings, train["source"], train["prompts"], *numbers_for_the_card(trainer))
+    return online_pairs_model_card(settings, train["source"], train["prompts"], **numbers_for_the_card(trainer))
 
 
 def _rewards(trainer: Any) -> list[dict[str, Any]]:
