@@ -103,23 +103,12 @@ def _of_recipe(folder: TrainedFolder, flags: Flags, overrides: Sequence[str], re
     run = folder.recipe_run
     assert run is not None
     overrides = _overrides_of_recipe(run.path, flags, overrides)
-    recipe = load_recipe(run.path, [*overrides, *_instead_of_a_fraction(run.path, overrides)], say=say)
+    recipe = load_recipe(run.path, overrides, say=say)
     described = {**described_run(run, recipe), "name": folder.results_name}
     reference = reference_of_recipe(folder.model, recipe)
     own = holds_out_as_trained(run, recipe)
     trained = TrainedModel(folder.model, reference, described, load_as=trained_dtype(run), judged_on_own=own)
     return Judging(results, recipe, trained, folder.results_name, folder.remarks)
-
-
-def _instead_of_a_fraction(run: Path, overrides: Sequence[str]) -> list[str]:
-    """A file to judge on takes the place of the fraction that training held out: a recipe cannot have both."""
-    from ..config import Recipe, load_recipe
-
-    if not any(override.startswith("data.eval=") for override in overrides):
-        return []
-    trained = load_recipe(run)
-    holds_fraction = isinstance(trained, Recipe) and trained.data.eval_fraction is not None
-    return ["data.eval_fraction=null"] if holds_fraction else []
 
 
 def _overrides_of_recipe(run: Path, flags: Flags, overrides: Sequence[str]) -> Sequence[str]:
