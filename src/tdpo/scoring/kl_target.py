@@ -18,16 +18,16 @@ class KLTargetController:
         k is an average over pairs whose weight falls by 0.85 an update, s its rise in the last update
         e(n) = log((k + n·s)/target), clipped to ±3                 where the KL will be n updates from now
         log λ₀ ← log λ₀ + 0.5·clip(e(5), ±1)                        the dual variable: λ where the KL is on target
-        λ = λ₀·exp(5·clip(e(10), ±1.2))                             more above the target, less below
+        λ = λ₀·exp(5·clip(e(12), ±1.2))                             more above the target, less below
 
     A relative error is used because the λ of a target is unknown by orders of magnitude. The look ahead makes up for
     what delays the answer of the KL: the average, and the momentum of Adam, whose mean age is ten updates. It goes
     along a straight line of nats, as the KL does that nothing holds. λ is up to 400 times less or more than λ₀,
     because the run is short and the proportional part acts at once.
 
-    Far below the target (k < 0.35·target, e(10) < 0) the dual variable waits: that the KL has not arrived says nothing
-    about λ₀. It falls there by 0.4 only where k has risen by less than 0.05·target in five updates, so that λ may
-    be what keeps it down. Without this rule λ₀ would fall all the way to the target, and be too small to stop there.
+    The dual variable does not fall while the KL is on its way, that is, where at the pace of the last five updates it
+    will be on target within 40: that it has not arrived yet says nothing about λ₀. Without this rule λ₀ would fall all
+    the way to the target, and be too small to stop the policy there.
 
     Args:
         target: of the KL, > 0, in nats per sequence.
@@ -36,9 +36,9 @@ class KLTargetController:
 
     SMOOTHING = 0.85
     DUAL_STEP, DUAL_LIMIT, DUAL_AHEAD = 0.5, 1.0, 5
-    POWER, LIMIT, AHEAD = 5.0, 1.2, 10
+    POWER, LIMIT, AHEAD = 5.0, 1.2, 12
     FARTHEST = 3.0
-    FAR, LITTLE, UPDATES, DESCENT = 0.35, 0.05, 5, 0.4  # shares of the target, updates, and a step of log λ₀
+    UPDATES, PATIENCE = 5, 40  # over which the pace is taken; in which the KL has to be on target at that pace
     RANGE = (1e-8, 1e8)  # of λ₀, so that a target out of reach makes no number overflow
     NEAR = 0.15  # a KL that is this near to its target has met it
 
@@ -84,11 +84,14 @@ class KLTargetController:
 
     def _dual_step(self) -> float:
         """How log λ₀ moves."""
-        kl = self.recent[-1]
-        if kl >= self.FAR * self.target or self._error(self.AHEAD) >= 0:
-            return self.DUAL_STEP * _clipped(self._error(self.DUAL_AHEAD), self.DUAL_LIMIT)
-        has_stopped = len(self.recent) > self.UPDATES and kl - self.recent[0] < self.LITTLE * self.target
-        return -self.DESCENT if has_stopped else 0.0
+        step = self.DUAL_STEP * _clipped(self._error(self.DUAL_AHEAD), self.DUAL_LIMIT)
+        return max(step, 0.0) if self._is_on_its_way() else step
+
+    def _is_on_its_way(self) -> bool:
+        """Whether the KL rises to the target soon enough, or has not had the time to show it."""
+        updates = len(self.recent) - 1
+        pace = (self.recent[-1] - self.recent[0]) / max(updates, 1)
+        return updates < self.UPDATES or self.recent[-1] + self.PATIENCE * pace >= self.target
 
     def _error(self, updates: int) -> float:
         """The logarithm of KL/target so many updates from now, if the KL goes on as in the last update."""
