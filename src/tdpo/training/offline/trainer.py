@@ -1,4 +1,4 @@
-"""`TDPOTrainer`: DPO, TDPO1, TDPO2, IPO and SFT on `transformers.Trainer`.
+"""`TDPOTrainer`: every loss of pairs, from DPO to SFT, on `transformers.Trainer`.
 
 The trainer only connects the parts: rows become pairs (`batches`), pairs become hidden states (`models`), hidden states
 become statistics (`scoring`), statistics become scores and a loss. Logging, checkpoints, distribution and optimisers
@@ -26,7 +26,7 @@ from ...models import Reference, causal_lm_of, reference_at_start
 from ...recipe_data.input_digests import pairs_inputs
 from ...records.json_files import read_json, write_json
 from ...scores import PairScores, score_pairs
-from ...scoring.configured_loss import beta_of, configured_loss
+from ...scoring.configured_loss import configured_loss
 from ...scoring.fitting import check_lengths
 from ...scoring.head_path import HeadPath, choose_head_path
 from ...scoring.layout import choose_layout, cover
@@ -120,7 +120,7 @@ class TDPOTrainer(CheckpointedTrainer):
         processing_class = prepared.tokenizer
         model, self.precision, reference = settled(prepared.policy, prepared.ref_model, args, PAIRS)
         start = reference_at_start(model, reference)
-        loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
+        loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term, args.gamma)
         path = choose_head_path(model, start, args.head_impl, loss.extras)
         self.preference_loss, self._trl_logs = loss, TRLLogs(args)
         if compute_metrics is None:
@@ -280,8 +280,8 @@ class TDPOTrainer(CheckpointedTrainer):
             stats = self.statistics(model, batch, extras=self.preference_loss.extras)
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
-        beta = beta_of(self.preference_loss.of_pairs)
-        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, beta)
+        of_pairs = self.preference_loss.of_pairs
+        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, of_pairs)
         if model.training:
             self.preference_loss.observe(loss)
             self._meter.add(table, batch.num_tokens)
