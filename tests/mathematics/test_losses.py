@@ -133,7 +133,7 @@ def test_sft_is_the_likelihood_of_the_chosen_response() -> None:
 def simpo_scores(logp: Tensor, lengths: list[int]) -> PairScores:
     """Scores of P pairs from the log-probabilities of their tokens: the chosen responses first, then the rejected."""
     zeros = torch.zeros_like(logp)
-    index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
     return score_pairs(TokenStats(logp, zeros - 5.0, zeros + 0.3), index, len(lengths) // 2)
 
 
