@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .losses import PreferenceLoss, dpo_loss, f_dpo_loss, ipo_loss, sft_loss, tdpo1_loss, tdpo2_loss
+    from .losses import PreferenceLoss, dpo_loss, f_dpo_loss, ipo_loss, sft_loss, simpo_loss, tdpo1_loss, tdpo2_loss
     from .scores import PairScores, score_pairs
     from .token_statistics import (
         Head,
@@ -49,6 +49,7 @@ __all__ = [
     "linear_token_stats",
     "score_pairs",
     "sft_loss",
+    "simpo_loss",
     "summarize_reference",
     "tdpo1_loss",
     "tdpo2_loss",
@@ -57,7 +58,8 @@ __all__ = [
 
 _LAZY = {
     **dict.fromkeys(
-        ["PreferenceLoss", "dpo_loss", "f_dpo_loss", "ipo_loss", "sft_loss", "tdpo1_loss", "tdpo2_loss"], "tdpo.losses"
+        ["PreferenceLoss", "dpo_loss", "f_dpo_loss", "ipo_loss", "sft_loss", "simpo_loss", "tdpo1_loss", "tdpo2_loss"],
+        "tdpo.losses",
     ),
     **dict.fromkeys(["PairScores", "score_pairs"], "tdpo.scores"),
     **dict.fromkeys(

@@ -1,9 +1,9 @@
-"""DPO, TDPO1, TDPO2, IPO, f-DPO, SFT, and a KL beside any of them: from pair scores to one loss value per pair.
+"""DPO, TDPO1, TDPO2, IPO, f-DPO, SimPO, SFT, and a KL beside any of them: from pair scores to one loss value per pair.
 
 `margin` is chosen_reward − rejected_reward for each method. In DPO and TDPO it is what stands inside the sigmoid:
-every reward contains all that its loss contains, so accuracy (margin > 0) cannot disagree with the loss. IPO has no
-sigmoid; its loss pulls the margin to ½ and rises again beyond. SFT has no margin in its loss; the one it reports is a
-measurement.
+every reward contains all that its loss contains, so accuracy (margin > 0) cannot disagree with the loss. SimPO has the
+margin less γ there. IPO has no sigmoid; its loss pulls the margin to ½ and rises again beyond. SFT has no margin in its
+loss; the one it reports is a measurement.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .kl_choices import KLTerm
-from .scores import PairScores, sum_by_sequence
+from .scores import PairScores, mean_over_tokens, sum_by_sequence
 from .token_statistics import MixtureTokenStats, TokenStats
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ ResponseDivergence = Literal["forward", "js"]
 class PreferenceLoss:
     """One value per pair, `[P]` each; the caller reduces.
 
-    `per_pair` is the loss in nats (of IPO in nats²), the rewards are implicit rewards (β·nats), `margin` is their
-    difference and the argument of the sigmoid where there is one. Rewards and margin keep their gradient.
+    `per_pair` is the loss in nats (of IPO in nats²), the rewards are implicit rewards (β·nats; of SimPO β·nats per
+    token), `margin` is their difference and the argument of the sigmoid where there is one (of SimPO before γ is taken
+    off). Rewards and margin keep their gradient.
     """
 
     per_pair: Float[Tensor, " P"]
@@ -148,6 +149,34 @@ def f_dpo_loss(scores: PairScores, *, beta: float, divergence: ResponseDivergenc
         chosen_reward, rejected_reward = beta * logsigmoid(chosen), beta * logsigmoid(rejected)
     margin = chosen_reward - rejected_reward
     return PreferenceLoss(-logsigmoid(margin).to(chosen.dtype), margin, chosen_reward, rejected_reward)
+
+
+def simpo_loss(scores: PairScores, *, beta: float, gamma: float) -> PreferenceLoss:
+    """SimPO: −log σ(β·log π(y_w)/|y_w| − β·log π(y_l)/|y_l| − γ), without a reference (arXiv 2405.14734, eq. 6).
+
+    |y| counts the tokens that are learned from, the end token included: a response that was cut off is judged by what
+    is left of it. A response without any has no mean: its reward is 0, without a gradient. The rewards are β times the
+    mean log-probability of a token. γ is neither in them nor in the margin, so the accuracy (margin > 0) is that of the
+    rewards.
+
+    Args:
+        scores: of P pairs, with `*_logp` and `*_tokens`. Log-ratios and KLs do not enter.
+        beta: scale of the rewards, > 0; the paper takes 2 to 10, since means are smaller than sums.
+        gamma: the margin that is aimed at, ≥ 0, in the rewards' unit.
+
+    Raises:
+        ValueError: beta or gamma out of range, or scores without log-probabilities.
+    """
+    _check_beta(beta)
+    if not (gamma >= 0.0 and math.isfinite(gamma)):
+        raise ValueError(f"gamma must be finite and ≥ 0, got {gamma}")
+    logp, tokens = (scores.chosen_logp, scores.rejected_logp), (scores.chosen_tokens, scores.rejected_tokens)
+    if logp[0] is None or logp[1] is None or tokens[0] is None or tokens[1] is None:
+        raise ValueError("SimPO needs log-probabilities and numbers of tokens; make the scores with score_pairs")
+    chosen_reward = beta * mean_over_tokens(logp[0], tokens[0])
+    rejected_reward = beta * mean_over_tokens(logp[1], tokens[1])
+    margin = chosen_reward - rejected_reward
+    return PreferenceLoss(-logsigmoid(margin - gamma), margin, chosen_reward, rejected_reward)
 
 
 def sft_loss(scores: PairScores) -> PreferenceLoss:

@@ -19,6 +19,7 @@ class Method:
     """`key` is the name in a recipe, `name` the public one. `paper` is an arXiv number, `equation` the loss in it.
 
     `has_*` says of each key of a recipe's section `loss` whether it has an effect; `loss_unit` is that of the loss.
+    `is_per_token`: its rewards and margin are β times means over the tokens of a response, not sums over them.
     """
 
     key: str
@@ -30,8 +31,10 @@ class Method:
     equation: str = ""
     has_beta: bool = False
     has_alpha: bool = False
+    has_gamma: bool = False
     has_label_smoothing: bool = False
     loss_unit: str = "nats"
+    is_per_token: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -101,6 +104,18 @@ METHODS: dict[str, Method] = {
             paper="2309.16240",
             equation="eq. 9",
             has_beta=True,
+        ),
+        Method(
+            "simpo",
+            "SimPO",
+            "Simple Preference Optimization",
+            "pairs",
+            "−log σ(β (m_w − m_l) − γ), m the mean log-probability of a response's tokens, without a reference",
+            paper="2405.14734",
+            equation="eq. 6",
+            has_beta=True,
+            has_gamma=True,
+            is_per_token=True,
         ),
         Method(
             "sft",

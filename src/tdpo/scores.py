@@ -1,4 +1,4 @@
-"""Scores of pairs from the statistics of their tokens: log-ratios and sequence KLs."""
+"""Scores of pairs from the statistics of their tokens: log-ratios, sequence KLs and log-probabilities."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ class PairScores:
     """What the losses need to know of P pairs; `[P]` each, in nats per sequence.
 
     `*_log_ratio` is log π(y|x) − log π_ref(y|x); `*_sequence_kl` is D(x, y) = Σ_t KL(π_ref‖π) over the
-    response's positions (arXiv 2404.11999, eq. 8).
+    response's positions (arXiv 2404.11999, eq. 8). `*_logp` is log π(y|x), and `*_tokens` counts the tokens that it is
+    the sum of; `score_pairs` gives both, and scores made by hand may lack them: of the losses, only SimPO asks.
     """
 
     chosen_log_ratio: Float[Tensor, " P"]
     rejected_log_ratio: Float[Tensor, " P"]
     chosen_sequence_kl: Float[Tensor, " P"]
     rejected_sequence_kl: Float[Tensor, " P"]
+    chosen_logp: Float[Tensor, " P"] | None = None
+    rejected_logp: Float[Tensor, " P"] | None = None
+    chosen_tokens: Int64[Tensor, " P"] | None = None
+    rejected_tokens: Int64[Tensor, " P"] | None = None
 
 
 def sum_by_sequence(
@@ -34,6 +39,11 @@ def sum_by_sequence(
     """Sum per-token values `[N]` into sequences: (chosen `[P]`, rejected `[P]`); an empty response sums to 0."""
     totals = values.new_zeros(2 * num_pairs).index_add(0, sequence_index, values)
     return totals[:num_pairs], totals[num_pairs:]
+
+
+def mean_over_tokens(totals: Float[Tensor, " P"], tokens: Int64[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """Means over the tokens of responses `[P]`, from sums over them; an empty response gives 0, as its sum does."""
+    return totals / tokens.clamp(min=1)
 
 
 def score_pairs(stats: TokenStats, sequence_index: Int64[Tensor, " N"], num_pairs: int) -> PairScores:
@@ -66,4 +76,8 @@ def score_pairs(stats: TokenStats, sequence_index: Int64[Tensor, " N"], num_pair
     log_ratio = torch.where(both_zero, torch.zeros_like(log_ratio), log_ratio)
     chosen_ratio, rejected_ratio = sum_by_sequence(log_ratio, sequence_index, num_pairs)
     chosen_kl, rejected_kl = sum_by_sequence(stats.forward_kl, sequence_index, num_pairs)
-    return PairScores(chosen_ratio, rejected_ratio, chosen_kl, rejected_kl)
+    logp = sum_by_sequence(stats.policy_logp, sequence_index, num_pairs)
+    tokens = sequence_index.new_zeros(2 * num_pairs).index_add(0, sequence_index, torch.ones_like(sequence_index))
+    return PairScores(
+        chosen_ratio, rejected_ratio, chosen_kl, rejected_kl, *logp, tokens[:num_pairs], tokens[num_pairs:]
+    )

@@ -72,6 +72,14 @@ def test_alpha_is_none_where_the_loss_has_none(name: str) -> None:
     assert recipe(f"loss.name={name}").loss.alpha is None
 
 
+def test_simpo_has_its_own_strengths() -> None:
+    """β is of means over tokens, and γ follows it; of other losses γ is none."""
+    resolved = [recipe(*values).loss for values in (
+        ("loss.name=simpo",), ("loss.name=simpo", "loss.beta=10"), ("loss={name: simpo, gamma: 0}",), ()
+    )]  # fmt: skip
+    assert [(loss.beta, loss.gamma) for loss in resolved] == [(2.0, 1.0), (10.0, 5.0), (2.0, 0.0), (0.1, None)]
+
+
 def test_max_steps_replaces_epochs() -> None:
     training = recipe("training.max_steps=7").training
     assert (training.max_steps, training.epochs) == (7, None)
@@ -145,11 +153,12 @@ WRONG = [
     ("loss.beta=.nan", "loss.beta: expected a number > 0, or null, got nan"),
     ("loss.beta='0.1'", "loss.beta: expected a number > 0, or null, got the text '0.1'"),
     ("loss.alpha=-1", "loss.alpha: expected a number ≥ 0, or null, got -1"),
+    ("loss={name: simpo, gamma: -1}", "loss.gamma: expected a number ≥ 0, or null, got -1"),
     ("loss.label_smoothing=0.5", "loss.label_smoothing: expected a number ≥ 0 and < 0.5, got 0.5"),
-    ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, ipo, f_dpo_forward, f_dpo_js, sft, kl, "
-                        "got the text 'tpdo2'; did you mean tdpo2?"),
-    ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, label_smoothing, kl, "
-                   "got the text 'tdpo1'; did you mean loss.name: tdpo1?"),
+    ("loss.name=tpdo2", "loss.name: expected one of tdpo2, tdpo1, dpo, ipo, f_dpo_forward, f_dpo_js, simpo, sft, "
+                        "kl, got the text 'tpdo2'; did you mean tdpo2?"),
+    ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, gamma, label_smoothing, "
+                   "kl, got the text 'tdpo1'; did you mean loss.name: tdpo1?"),
     ("loss.kl=reverse", "loss.kl: expected a section with the keys direction, on, coefficient, weight, target, "
                         "or null, got the text 'reverse'; did you mean loss.kl.direction: reverse?"),
     ("loss.kl.direction=backward", "loss.kl.direction: expected one of forward, reverse, js, got the text "
@@ -202,6 +211,11 @@ WITHOUT_EFFECT = [
     (("loss.name=sft", "loss.beta=0.1"), "loss.beta: has no effect with loss.name sft"),
     (("loss.name=sft", "loss.label_smoothing=0.1"), "loss.label_smoothing: has no effect with loss.name sft"),
     (("loss.name=ipo", "loss.label_smoothing=0.1"), "loss.label_smoothing: has no effect with loss.name ipo"),
+    (("loss.name=simpo", "loss.label_smoothing=0.1"), "loss.label_smoothing: has no effect with loss.name simpo"),
+    (("loss.name=simpo", "loss.alpha=0.5"), "loss.alpha: has no effect with loss.name simpo"),
+    (("loss.name=simpo", "loss.simpo_gamma=0.5"), "loss.simpo_gamma: unknown key; did you mean loss.gamma?"),
+    (("loss.name=dpo", "loss.gamma=0.5"),
+     "loss.gamma: has no effect with loss.name dpo; remove it (or null), or choose simpo"),
     (("loss.name=ipo", "loss.alpha=0.5"), "loss.alpha: has no effect with loss.name ipo"),
     (("loss.name=ipo", "loss.tau=0.1"), "loss.tau: unknown key; did you mean loss.beta?"),
     (("loss.name=tdpo1", "loss.alpha=0.5"), "loss.alpha: has no effect with loss.name tdpo1"),
@@ -272,7 +286,8 @@ def test_the_kl_beside_a_loss_is_resolved(overrides: list[str], resolved: Any) -
 
 
 def test_an_unknown_key_near_nothing_lists_what_is_known_there() -> None:
-    assert problems("loss.zzz=1") == ["loss.zzz: unknown key; known here: name, beta, alpha, label_smoothing, kl"]
+    known = "name, beta, alpha, gamma, label_smoothing, kl"
+    assert problems("loss.zzz=1") == [f"loss.zzz: unknown key; known here: {known}"]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,21 @@ def test_another_loss_takes_the_keys_with_it_that_it_has_not(name: str, left: tu
     assert said == [f"loss.{key} of the recipe is left out: loss.name={name} has none" for key in gone]
 
 
+def test_a_beta_of_sums_is_none_of_means() -> None:
+    """0.1 would leave simpo almost without a gradient, and 2 would hold DPO still."""
+    recipe, said = loaded({"loss": {"name": "dpo", "beta": 0.1}}, "loss.name=simpo")
+    assert (recipe.loss.beta, recipe.loss.gamma) == (2.0, 1.0)
+    assert said == [
+        "loss.beta 0.1 of the recipe is left out: with loss.name=simpo it scales means over tokens, and sums over "
+        "responses before"
+    ]
+    recipe, said = loaded({"loss": {"name": "simpo", "beta": 2.5, "gamma": 0.8}}, "loss.name=dpo")
+    assert (recipe.loss.beta, recipe.loss.gamma) == (0.1, None)
+    assert [sentence.partition(" of the recipe")[0] for sentence in said] == ["loss.gamma 0.8", "loss.beta 2.5"]
+    recipe, said = loaded({"loss": TDPO2 | {"label_smoothing": 0.0}}, "loss.name=simpo", "loss.beta=0.5")
+    assert (recipe.loss.beta, recipe.loss.gamma, len(said)) == (0.5, 0.25, 1), "what an override says stays"
+
+
 def test_the_file_may_leave_its_loss_to_the_default() -> None:
     recipe, said = loaded({"loss": {"alpha": 0.5}}, "loss.name=dpo", "loss.beta=0.3")
     assert (recipe.loss.beta, recipe.loss.alpha) == (0.3, None) and len(said) == 1

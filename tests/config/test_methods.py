@@ -26,7 +26,7 @@ def test_every_name_is_in_the_table_and_in_one_order() -> None:
 
 
 @pytest.mark.parametrize("method", ON_PAIRS, ids=lambda method: method.key)
-@pytest.mark.parametrize("key", ["beta", "alpha", "label_smoothing"])
+@pytest.mark.parametrize("key", ["beta", "alpha", "gamma", "label_smoothing"])
 def test_a_recipe_takes_the_keys_that_the_table_says(method: object, key: str) -> None:
     takes = getattr(method, f"has_{key}")
     values = {"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": {"name": method.key, key: 0.3}, "model": TEACHER}  # type: ignore[attr-defined]
@@ -50,10 +50,10 @@ def test_a_model_card_names_the_kl_beside_the_loss() -> None:
 def test_a_model_card_says_what_the_table_says(method: Any) -> None:
     values = {"run_dir": "x", "data": {"train": "p.jsonl"}, "loss": {"name": method.key}, "model": TEACHER}
     recipe: Any = load_recipe(values)
-    text = model_card(recipe, {}, {"loss": 0.5}, None, {})
+    text = model_card(recipe, {}, {"loss": 0.5, "margin": 0.25}, None, {})
+    assert f"| margin{', β × nats per token' if method.key == 'simpo' else ''} | 0.25 |" in text
     assert f"trained with {method.name}\n" in text and f"| loss, {method.loss_unit} | 0.5 |" in text
-    settings = f"- loss {method.key}" + (", beta 0.1" if method.has_beta else "")
-    settings += (", alpha 0.5" if method.has_alpha else "") + (
-        ", label smoothing 0" if method.has_label_smoothing else ""
-    )
+    settings = f"- loss {method.key}" + (f", beta {2 if method.is_per_token else 0.1}" if method.has_beta else "")
+    settings += (", alpha 0.5" if method.has_alpha else "") + (", gamma 1" if method.has_gamma else "")
+    settings += ", label smoothing 0" if method.has_label_smoothing else ""
     assert f"{settings}\n" in text

@@ -16,7 +16,7 @@ from tdpo.config import Recipe, dump_recipe, load_recipe
 from tdpo.config.ppo_schema import Reward
 from tdpo.environments.function_loading import FunctionError
 from tdpo.evaluation import evaluate_run
-from tdpo.evaluation.trained_model import holds_out_as_trained
+from tdpo.evaluation.trained_model import described_run, holds_out_as_trained
 from tdpo.models import LoraSettings, add_lora
 from tdpo.records.json_files import read_json, read_jsonl
 from tdpo.runs import RunDirectory
@@ -28,7 +28,7 @@ def size(prompts, completions, **columns):
 """
 
 
-def recipe_of(folder: Path, base: Path, *, lora: bool, answered: int | None = 2) -> Recipe:
+def recipe_of(folder: Path, base: Path, *, lora: bool, answered: int | None = 2, loss: str = "tdpo2") -> Recipe:
     rows = [{"prompt": f"question {i}", "chosen": f" the cat {i}", "rejected": " a dog"} for i in range(4)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = {"samples_per_prompt": 2, "max_new_tokens": 5, "max_prompts": answered}
@@ -38,6 +38,7 @@ def recipe_of(folder: Path, base: Path, *, lora: bool, answered: int | None = 2)
             "model": {"name": str(base), "dtype": "float32", "lora": {"rank": 2} if lora else None},
             "data": {"train": str(folder / "pairs.jsonl"), "eval": str(folder / "pairs.jsonl")},
             "evaluation": settings,
+            "loss": {"name": loss},
         }
     )
 
@@ -83,7 +84,8 @@ def test_the_bases_own_numbers_stand_beside_the_trained_ones(
 ) -> None:
     base_folder = tiny_folder("llama")
     run = trained_run(tmp_path / "run", base_folder, lora=lora)
-    result = evaluate_run(run, recipe_of(tmp_path, base_folder, lora=lora))
+    recipe = recipe_of(tmp_path, base_folder, lora=lora, loss="tdpo2" if lora else "simpo")
+    result = evaluate_run(run, recipe)
     base, tokenizer = build_model("llama").eval(), build_tokenizer()
 
     lines = [line for line in read_jsonl(run.path / "samples.jsonl") if line["model"] == "base"]
@@ -102,16 +104,22 @@ def test_the_bases_own_numbers_stand_beside_the_trained_ones(
 
     pairs = result["pairs"]
     assert pairs["held_out"] is None, "a folder without a recipe does not say what its training held out"
+    trained, means = build_model("llama", seed=5).eval(), {"chosen": 0.0, "rejected": 0.0}
     for side, text in (("chosen", " the cat {}"), ("rejected", " a dog")):
         expected = []
         for i in range(4):
             prompt, whole = (tokenizer(t)["input_ids"] for t in (f"question {i}", f"question {i}{text.format(i)}"))
             response = [*whole[len(prompt) :], tokenizer.eos_token_id]
             expected.append(float(log_probs(base, prompt, response).gather(1, torch.tensor([response]).T).sum()))
+            means[side] += float(log_probs(trained, prompt, response).gather(1, torch.tensor([response]).T).mean()) / 4
         assert pairs[f"{side}_reference_logp"] == pytest.approx(sum(expected) / 4, rel=1e-5)
         change = pairs[f"{side}_logp"] - pairs[f"{side}_reference_logp"]
         assert pairs[f"{side}_log_ratio"] == pytest.approx(change, abs=1e-4) and abs(change) > 0.01
         assert pairs["intervals"][f"{side}_log_ratio"] is None, "four prompts are too few for one"
+    if not lora:  # simpo, whose margin knows no reference
+        assert pairs["margin"] == pytest.approx(2.0 * (means["chosen"] - means["rejected"]), rel=1e-5)
+        assert described_run(run, recipe) == {"name": "run", "loss": "simpo", "beta": 2.0, "alpha": None, "gamma": 1.0,
+                                              "model": str(base_folder)}  # fmt: skip
 
 
 def test_a_judge_gives_rewards_to_the_answers_of_held_out_prompts(

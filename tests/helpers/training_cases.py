@@ -153,23 +153,30 @@ def expected_logs(
     numbers: Sequence[tuple[dict[str, float], ...]],
     loss: str,
     *,
-    beta: float = 0.1,
+    beta: float | None = None,
     alpha: float = 0.5,
+    gamma: float = 1.0,
     label_smoothing: float = 0.0,
     kl: tuple[float, Callable[[dict[str, float], dict[str, float]], float]] = (0.0, lambda chosen, rejected: 0.0),
 ) -> dict[str, float]:
     """The logged averages over pairs, written out from the papers' formulas; `kl` beside the loss as (λ, which KL)."""
     weight = {"tdpo1": 1.0, "tdpo2": alpha}.get(loss, 0.0)
+    if beta is None:
+        beta = 2.0 if loss == "simpo" else 0.1
     rows = []
     for chosen, rejected in numbers:
         chosen_reward = beta * (chosen["log_ratio"] + weight * chosen["forward_kl"])
         rejected_reward = beta * (rejected["log_ratio"] + weight * rejected["forward_kl"])
         if loss in F_PRIME:
             chosen_reward, rejected_reward = (beta * F_PRIME[loss](np.exp(r["log_ratio"])) for r in (chosen, rejected))
+        if loss == "simpo":
+            chosen_reward, rejected_reward = (beta * r["logp"] / r["tokens"] for r in (chosen, rejected))
         margin = chosen_reward - rejected_reward
         wrong, right = np.logaddexp(0, margin), np.logaddexp(0, -margin)
         if loss == "ipo":
             right = (chosen["log_ratio"] - rejected["log_ratio"] - 1 / (2 * beta)) ** 2
+        if loss == "simpo":
+            right = np.logaddexp(0, gamma - margin)
         rows.append(
             {
                 "loss": (1 - label_smoothing) * right + label_smoothing * wrong + kl[0] * kl[1](chosen, rejected),

@@ -21,6 +21,7 @@ from tdpo import (
     ipo_loss,
     score_pairs,
     sft_loss,
+    simpo_loss,
     tdpo1_loss,
     tdpo2_loss,
     token_stats,
@@ -127,6 +128,58 @@ def test_sft_is_the_likelihood_of_the_chosen_response() -> None:
     assert (loss.per_pair.item(), loss.margin.item()) == (-3.0, 2.0)
     assert (loss.chosen_reward - loss.rejected_reward).item() == loss.margin.item()
     assert list(gradients(loss, scores).values()) == [-1.0, 0.0, 0.0, 0.0]
+
+
+def simpo_scores(logp: Tensor, lengths: list[int]) -> PairScores:
+    """Scores of P pairs from the log-probabilities of their tokens: the chosen responses first, then the rejected."""
+    zeros = torch.zeros_like(logp)
+    index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
+    return score_pairs(TokenStats(logp, zeros - 5.0, zeros + 0.3), index, len(lengths) // 2)
+
+
+def test_simpo_by_hand() -> None:
+    """Equation 6, two pairs of ragged lengths: means of −1 and −2, of −0.5 and −4; β = 2.5 and γ = 1.2. The reference
+    does not enter, and a token of a long response has a small share of the gradient."""
+    logp = torch.tensor([-0.5, -1.5, -2.0, -0.5, -1.0, -2.0, -3.0, -4.0, -4.0], dtype=torch.float64, requires_grad=True)
+    lengths = [2, 2, 3, 2]
+    scores = simpo_scores(logp, lengths)
+    loss = simpo_loss(scores, beta=2.5, gamma=1.2)
+    means = [-1.0, -1.25, -2.0, -4.0]
+    assert [*loss.chosen_reward.tolist(), *loss.rejected_reward.tolist()] == pytest.approx([2.5 * m for m in means])
+    margins = [2.5 * (-1.0 + 2.0), 2.5 * (-1.25 + 4.0)]
+    assert loss.margin.tolist() == pytest.approx(margins), "γ is not in it"
+    assert loss.per_pair.tolist() == pytest.approx([-math.log(sigmoid(m - 1.2)) for m in margins])
+    pull = [2.5 * sigmoid(1.2 - m) for m in margins]
+    (found,) = torch.autograd.grad(loss.per_pair.sum(), logp, retain_graph=True)
+    shares = [-pull[0] / 2] * 2 + [-pull[1] / 2] * 2 + [pull[0] / 3] * 3 + [pull[1] / 2] * 2
+    assert found.tolist() == pytest.approx(shares)
+    ours = (scores.chosen_log_ratio, scores.rejected_log_ratio, scores.chosen_sequence_kl, scores.rejected_sequence_kl)
+    moved = PairScores(*(t + 7.0 for t in ours), scores.chosen_logp, scores.rejected_logp, scores.chosen_tokens,
+                       scores.rejected_tokens)  # fmt: skip
+    assert torch.equal(simpo_loss(moved, beta=2.5, gamma=1.2).per_pair, loss.per_pair)
+    assert torch.autograd.gradcheck(lambda x: simpo_loss(simpo_scores(x, lengths), beta=2.5, gamma=1.2).per_pair, logp)
+
+
+def test_simpo_without_tokens_and_refused() -> None:
+    """An empty response has the reward 0, no gradient and no NaN, on either side; so has a pair of two."""
+    for lengths, margin in (([0, 2], 2.0 * 1.5), ([2, 0], -2.0 * 1.5), ([0, 0], 0.0)):
+        logp = torch.tensor([-1.0, -2.0][: sum(lengths)], requires_grad=True)
+        loss = simpo_loss(simpo_scores(logp, lengths), beta=2.0, gamma=0.0)
+        assert loss.margin.item() == pytest.approx(margin)
+        assert loss.per_pair.item() == pytest.approx(-math.log(sigmoid(margin)), rel=1e-5)
+        (found,) = torch.autograd.grad(loss.per_pair.sum(), logp)
+        assert found.isfinite().all()
+    assert simpo_loss(simpo_scores(torch.zeros(0), []), beta=2.0, gamma=1.0).per_pair.shape == (0,)
+    far = simpo_loss(simpo_scores(torch.tensor([-1e6, -1.0]), [1, 1]), beta=10.0, gamma=5.0)
+    assert far.per_pair.item() == pytest.approx(1e7), "linear, not infinite"
+    scores = simpo_scores(torch.zeros(2), [1, 1])
+    for gamma in (-0.1, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"gamma must be finite and ≥ 0, got {gamma}"):
+            simpo_loss(scores, beta=2.0, gamma=gamma)
+    with pytest.raises(ValueError, match="beta must be finite and > 0"):
+        simpo_loss(scores, beta=0.0, gamma=1.0)
+    with pytest.raises(ValueError, match="make the scores with score_pairs"):
+        simpo_loss(scores_of(0.0, 0.0, 0.0, 0.0), beta=2.0, gamma=1.0)
 
 
 def test_ipo_by_hand() -> None:

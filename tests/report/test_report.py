@@ -324,6 +324,12 @@ def test_a_strength_without_effect_is_not_part_of_a_method() -> None:
     ]  # fmt: skip
 
 
+def test_a_method_without_a_reference_has_its_margin_aim() -> None:
+    run = Run(Path("r"), "", 0, recipe={"loss": {"name": "simpo", "beta": 2.0, "alpha": None, "gamma": 1.0}})
+    [method] = [row for row in provenance_table([run]).rows if row.title == "Method"]
+    assert [cell.text for cell in method.cells] == ["SimPO, β = 2.00, γ = 1.00"]
+
+
 def test_a_kl_beside_the_loss_is_part_of_a_method() -> None:
     kls = [None, {"direction": "reverse", "on": "both", "coefficient": 0.1},
            {"direction": "js", "on": "chosen", "coefficient": 1.0, "weight": 0.5}]  # fmt: skip

@@ -276,6 +276,7 @@ SIGNATURES = {
     "tdpo.dpo_loss": "scores, *, beta, label_smoothing=0.0",
     "tdpo.ipo_loss": "scores, *, beta",
     "tdpo.sft_loss": "scores",
+    "tdpo.simpo_loss": "scores, *, beta, gamma",
     "tdpo.f_dpo_loss": "scores, *, beta, divergence",
     "tdpo.tdpo1_loss": "scores, *, beta, label_smoothing=0.0",
     "tdpo.tdpo2_loss": "scores, *, beta, alpha, label_smoothing=0.0",
@@ -287,7 +288,16 @@ SIGNATURES = {
 }
 FIELDS = {
     "TokenStats": ["policy_logp", "reference_logp", "forward_kl", "reverse_kl", "policy_entropy"],
-    "PairScores": ["chosen_log_ratio", "rejected_log_ratio", "chosen_sequence_kl", "rejected_sequence_kl"],
+    "PairScores": [
+        "chosen_log_ratio",
+        "rejected_log_ratio",
+        "chosen_sequence_kl",
+        "rejected_sequence_kl",
+        "chosen_logp",
+        "rejected_logp",
+        "chosen_tokens",
+        "rejected_tokens",
+    ],
     "PreferenceLoss": ["per_pair", "margin", "chosen_reward", "rejected_reward"],
     "ReferenceSummary": ["expected_weight", "offset", "reference_logp", "likeliest", "hidden"],
 }

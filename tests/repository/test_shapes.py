@@ -68,7 +68,7 @@ HEAD, OTHER_HEAD = Head(torch.randn(V, D), torch.randn(V)), Head(torch.randn(V, 
 HIDDEN, OTHER_HIDDEN = torch.randn(N, D), torch.randn(N, D_REF)
 SUMMARY = tdpo.summarize_reference(HIDDEN, HEAD, TARGETS)
 STATS = tdpo.token_stats(logits(), logits(), TARGETS, extras=["reverse_kl", "policy_entropy"])
-SCORES = PairScores(*(numbers(P) for _ in range(4)))
+SCORES = PairScores(*(numbers(P) for _ in range(6)), *(torch.full((P,), 3) for _ in range(2)))
 LOSS = PreferenceLoss(*(numbers(P) for _ in range(4)))
 MASK = torch.ones(S, T, dtype=torch.bool)
 IN_LOSS = KLConstraint("forward", "exact", "loss")
@@ -91,12 +91,14 @@ CALLS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any], tuple[int
     statistics_module.summarize_reference: ((HIDDEN, HEAD, TARGETS), {}, (0, HIDDEN[0])),
     statistics_module.frozen_head_token_stats: ((HIDDEN, HEAD, SUMMARY, TARGETS), {}, (3, TARGETS[1:])),
     scores_module.sum_by_sequence: ((numbers(N), TARGETS % (2 * P), P), {}, (1, TARGETS[1:])),
+    scores_module.mean_over_tokens: ((numbers(P), TARGETS[:P]), {}, (1, numbers(P))),
     scores_module.score_pairs: ((STATS, TARGETS % (2 * P), P), {}, (1, numbers(N))),
     losses.dpo_loss: ((SCORES,), {"beta": 0.1}, (0, STATS)),
     losses.tdpo1_loss: ((SCORES,), {"beta": 0.1}, (0, STATS)),
     losses.tdpo2_loss: ((SCORES,), {"beta": 0.1, "alpha": 0.5}, (0, STATS)),
     losses.ipo_loss: ((SCORES,), {"beta": 0.1}, (0, STATS)),
     losses.sft_loss: ((SCORES,), {}, (0, STATS)),
+    losses.simpo_loss: ((SCORES,), {"beta": 2.0, "gamma": 1.0}, (0, STATS)),
     policy_gradient.leave_one_out: ((numbers(2, 3),), {}, (0, numbers(2, 3, 1))),
     policy_gradient.group_relative: ((numbers(2, 3),), {"divide_by_std": True}, (0, numbers(2, 3, 1))),
     losses.f_dpo_loss: ((SCORES,), {"beta": 0.1, "divergence": "js"}, (0, STATS)),

@@ -47,6 +47,7 @@ ALIASES: dict[type[Section], dict[str, str]] = {
         "max_seq_length": "data.max_length",
         "loss_type": "loss.name",
         "tau": "loss.beta",
+        "simpo_gamma": "loss.gamma",
         "coef": "loss.kl.coefficient",
         "kl_coef": "loss.kl.coefficient",
         "kl_coefficient": "loss.kl.coefficient",

@@ -17,7 +17,7 @@ from .schema import Loss
 _ALTERNATIVES = (("training.epochs", "training.max_steps"), ("data.eval", "data.eval_fraction"))
 # Where held-out rows come from: whoever gives one of them does not mean the split of what the file had.
 _HELD_OUT, _SPLIT = ("data.eval", "data.eval_fraction"), "data.eval_split"
-_OF_LOSSES = ("beta", "alpha", "label_smoothing")
+_OF_LOSSES = ("beta", "alpha", "gamma", "label_smoothing")
 
 
 def loss_of(values: dict[str, Any]) -> str:
@@ -36,6 +36,7 @@ def drop_replaced(values: dict[str, Any], loss_before: str, overridden: Collecti
     sentences = []
     without_meaning = [
         *_of_other_losses(values, loss_before, overridden),
+        *_beta_of_another_scale(values, loss_before, overridden),
         *_alternatives(values, overridden),
         *_split_of_others(values, overridden),
     ]
@@ -57,6 +58,20 @@ def _of_other_losses(values: dict[str, Any], before: str, overridden: Collection
         and getattr(METHODS[before], f"has_{key}")
         and not getattr(METHODS[name], f"has_{key}")
     ]
+
+
+def _beta_of_another_scale(values: dict[str, Any], before: str, overridden: Collection[str]) -> list[tuple[str, str]]:
+    """β of the file, where it is for sums over responses and the loss of the overrides takes means, or the reverse."""
+    name = str(_get(values, "loss.name"))
+    if "loss.name" not in overridden or name not in METHODS or before not in METHODS:
+        return []
+    one, other = METHODS[before], METHODS[name]
+    if not (one.has_beta and other.has_beta) or one.is_per_token == other.is_per_token:
+        return []
+    if not _is_of_the_file(values, "loss.beta", overridden):
+        return []
+    what = "means over tokens, and sums over responses before" if other.is_per_token else "sums, and means before"
+    return [("loss.beta", f"with loss.name={name} it scales {what}")]
 
 
 def _alternatives(values: dict[str, Any], overridden: Collection[str]) -> list[tuple[str, str]]:

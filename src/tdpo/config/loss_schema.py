@@ -10,7 +10,7 @@ from ..kl_choices import KLTerm, PairSide, TermDirection, target_obstacle, weigh
 from ..methods import METHODS
 from ._sections import NonNegativeFloat, PositiveFloat, Section, key_problems
 
-LossName = Literal["tdpo2", "tdpo1", "dpo", "ipo", "f_dpo_forward", "f_dpo_js", "sft", "kl"]
+LossName = Literal["tdpo2", "tdpo1", "dpo", "ipo", "f_dpo_forward", "f_dpo_js", "simpo", "sft", "kl"]
 
 
 class LossKL(Section):
@@ -51,20 +51,28 @@ class Loss(Section):
     """The objective. With h = chosen − rejected log-ratio and D = Σ_t KL(reference‖policy) of a response:
     dpo −log σ(β h); tdpo1 −log σ(β (h − (D_l − D_w))); tdpo2 −log σ(β (h − α (D_l − sg(D_w)))); ipo (h − 1/(2β))²;
     f_dpo −log σ(β (f′(u_w) − f′(u_l))) with u = π/π_ref of a whole response and f′ = −1/u (f_dpo_forward) or
-    log(2u/(1 + u)) (f_dpo_js), which is no KL of tokens; sft −log π(chosen); kl nothing but the KL of `loss.kl` to
-    another model, `model.reference`, as a teacher."""
+    log(2u/(1 + u)) (f_dpo_js), which is no KL of tokens; simpo −log σ(β (m_w − m_l) − γ) with m = log π / tokens of a
+    response; sft −log π(chosen); kl nothing but the KL of `loss.kl` to another model, `model.reference`, as a
+    teacher."""
 
     DEFAULT_BETA: ClassVar[float] = 0.1
+    DEFAULT_BETA_PER_TOKEN: ClassVar[float] = 2.0  # of simpo
     DEFAULT_ALPHA: ClassVar[float] = 0.5  # of tdpo2
+    DEFAULT_GAMMA: ClassVar[float] = 0.5  # of simpo, times β
 
     name: LossName = "tdpo2"
-    """Which of these losses; sft learns the chosen responses, without preference and without a tie to the reference. kl
-    distils: it learns what `model.reference`, a model with the same vocabulary, says along the responses."""
+    """Which of these losses; sft learns the chosen responses, without preference and without a tie to the reference.
+    simpo has no such tie either: the reference runs for the reported KLs alone. kl distils: it learns what
+    `model.reference`, a model with the same vocabulary, says along the responses."""
     beta: PositiveFloat | None = None
     """Strength β of the tie to the reference (null is 0.1): larger stays closer. In ipo it is the paper's τ, with
-    log-ratios summed over a response, not averaged over its tokens. sft and kl have none."""
+    log-ratios summed over a response, not averaged over its tokens. In simpo it scales means over tokens (null is 2),
+    and ties to nothing. sft and kl have none."""
     alpha: NonNegativeFloat | None = None
     """Weight α of the sequence KLs in tdpo2 (null is 0.5; 0 is DPO exactly); the other losses have none."""
+    gamma: NonNegativeFloat | None = None
+    """The margin γ that simpo aims at, in the unit of β times nats per token (null is β/2); the other losses have
+    none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of pairs whose two responses are swapped. Only dpo, tdpo1 and tdpo2 have it."""
     kl: LossKL | None = None
@@ -86,7 +94,7 @@ class Loss(Section):
     def _some_losses_have_no_beta(cls, beta: float | None, info: ValidationInfo) -> float | None:
         name = info.data.get("name")
         if name is None or METHODS[name].has_beta:
-            return cls.DEFAULT_BETA if beta is None else beta
+            return cls.default_beta(name) if beta is None else beta
         if beta is not None:
             raise ValueError(f"has no effect with loss.name {name}; remove it (or null), or choose dpo or tdpo2")
         return None
@@ -108,3 +116,19 @@ class Loss(Section):
         if name is not None and alpha is not None:
             raise ValueError(f"has no effect with loss.name {name}; remove it (or null), or choose tdpo2")
         return alpha
+
+    @field_validator("gamma")
+    @classmethod
+    def _gamma_belongs_to_simpo(cls, gamma: float | None, info: ValidationInfo) -> float | None:
+        name, beta = info.data.get("name"), info.data.get("beta")
+        if name is None or METHODS[name].has_gamma:
+            return cls.DEFAULT_GAMMA * beta if gamma is None and name is not None and beta is not None else gamma
+        if gamma is not None:
+            raise ValueError(f"has no effect with loss.name {name}; remove it (or null), or choose simpo")
+        return None
+
+    @classmethod
+    def default_beta(cls, name: str | None) -> float:
+        """The β of a loss for which none is given; of losses that are not known or have none, that of most."""
+        is_per_token = name in METHODS and METHODS[name].is_per_token
+        return cls.DEFAULT_BETA_PER_TOKEN if is_per_token else cls.DEFAULT_BETA

@@ -31,6 +31,9 @@ OTHER_LOSSES: dict[str, str] = {
     "so that β has another scale: write loss='ipo' and choose beta anew",
     "sft": "averages over the tokens of a batch. loss='sft' here sums over each response: write loss='sft' and choose "
     "the learning rate anew",
+    "simpo": "is of CPOConfig, where β begins at 0.1 and γ (simpo_gamma) at 0.5, and the chosen response's likelihood "
+    "stands beside it unless cpo_alpha is 0. loss='simpo' is that with cpo_alpha=0: write loss='simpo' with beta and "
+    "gamma",
     "robust": "subtracts the swapped pair's loss and divides by 1 − 2ε. loss='dpo' with label_smoothing=ε adds it "
     "and is another loss",
     "sigmoid_norm": "divides log-ratios by lengths. No loss here does: loss='dpo' sums them",

@@ -19,7 +19,7 @@ from ..models.adapter_bases import adapter_base
 from ..records.dotted import at, dict_at, text_at
 from ..runs import RunDirectory
 from ..runs.trained_folders import TrainedFolder
-from .trained_model import TrainedModel
+from .trained_model import TrainedModel, strengths
 
 # An override of these is the user's word on how to judge.
 JUDGING = ("evaluation", "environment", "data.eval", "data.eval_split")
@@ -224,7 +224,7 @@ def _described(folder: TrainedFolder, method: str, recipe: Recipe, *, assumed: b
         described["loss"] = method
     if method == "ppo":
         described["kl"] = dict_at(folder.record, "settings", "kl")
-    loss = {"beta": recipe.loss.beta, "alpha": recipe.loss.alpha}
+    loss = strengths(recipe.loss)
     if not assumed:
         described |= loss
     elif recipe.data.eval is not None:

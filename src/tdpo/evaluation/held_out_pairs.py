@@ -12,7 +12,6 @@ from torch import Tensor
 from ..batches import PromptResponses, ResponseBatch, ResponseCollator, TokenizedPair
 from ..losses import PreferenceLoss
 from ..scores import PairScores, score_pairs, sum_by_sequence
-from ..scoring.configured_loss import beta_of
 from ..scoring.fitting import check_lengths
 from ..scoring.layout import choose_layout
 from ..scoring.pair_metrics import PAIR_METRICS, pair_metrics
@@ -66,7 +65,7 @@ def evaluate_pairs(
         batch = collated(collator, pairs[start : start + batch_size], device)
         stats = statistics(model, batch, extras=("reverse_kl", "policy_entropy"))
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
-        metrics = pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_prompts, beta_of(loss))
+        metrics = pair_metrics(stats, scores, loss(scores), batch.sequence_index, batch.num_prompts, loss)
         tables.append(torch.cat([metrics, _moved(stats, scores, batch)], dim=1).cpu())
         if progress is not None:
             progress(min(start + batch_size, len(pairs)), len(pairs))

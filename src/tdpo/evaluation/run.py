@@ -193,7 +193,7 @@ class _Judged:
             self.policy,
             self.statistics,
             # Without a KL beside it: what is reported of pairs is the same, both KLs included.
-            configured_loss(loss.name, loss.beta, loss.alpha, loss.label_smoothing).of_pairs,
+            configured_loss(loss.name, loss.beta, loss.alpha, loss.label_smoothing, gamma=loss.gamma).of_pairs,
             tokenized.pairs,
             pad_token_id=self.tokenizer.pad_token_id,
             batch_size=PAIRS_AT_ONCE,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import AnyRecipe, PPORecipe, Recipe, load_recipe
+from ..config import AnyRecipe, Loss, PPORecipe, Recipe, load_recipe
 from ..models import is_adapter_folder, load_causal_lm
 from ..models.adapters import load_adapter
 from ..models.precision import hold_weights
@@ -111,10 +111,16 @@ def reference_of_recipe(folder: Path, recipe: AnyRecipe) -> str | None:
     return model.name if began_as_adapter or not is_adapter_folder(folder) else None
 
 
+def strengths(loss: Loss) -> dict[str, float | None]:
+    """β and α of a loss, null where it has none, and γ where it has one."""
+    gamma = {} if loss.gamma is None else {"gamma": loss.gamma}
+    return {"beta": loss.beta, "alpha": loss.alpha, **gamma}
+
+
 def described_run(run: RunDirectory, recipe: AnyRecipe) -> dict[str, Any]:
     """What evaluation.json says of a recipe's run."""
     if isinstance(recipe, PPORecipe):
         method: dict[str, Any] = {"loss": "ppo", "kl": recipe.kl.model_dump()}
     else:
-        method = {"loss": recipe.loss.name, "beta": recipe.loss.beta, "alpha": recipe.loss.alpha}
+        method = {"loss": recipe.loss.name, **strengths(recipe.loss)}
     return {"name": run.path.resolve().name, **method, "model": recipe.model.name}

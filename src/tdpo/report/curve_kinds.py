@@ -50,11 +50,15 @@ TARGET = Part("kl_target", "target", "dash")
 GROUPS: dict[str, tuple[Curve, ...]] = {
     "Learning the preference": (
         Curve(
-            "loss", "Loss", "nats per pair", "At the start log 2 ≈ 0.69; SFT’s is 0, IPO’s is 1/(4β²) nats².",
+            "loss", "Loss", "nats per pair",
+            "At the start log 2 ≈ 0.69; SFT’s is 0, IPO’s is 1/(4β²) nats², SimPO’s depends on the pairs.",
             pairs_only=True,
         ),
         Curve("accuracy", "Accuracy", "share of pairs", "Margins above zero; a tie counts half.", axis="share"),
-        Curve("margin", "Margin", "chosen − rejected reward", "Inside the loss’s sigmoid; IPO has none and aims at ½."),
+        Curve(
+            "margin", "Margin", "chosen − rejected reward",
+            "Inside the loss’s sigmoid; IPO has none and aims at ½; SimPO’s is per token, and less γ there.",
+        ),
     ),
     "Reward while training": (
         Curve(
@@ -85,7 +89,8 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
     ),
     "What happens to the likelihoods": (
         Curve(
-            "reward", "Implicit reward", "β × (log-ratio + KL term)", "Chosen minus rejected is the margin.",
+            "reward", "Implicit reward", "β × (log-ratio + KL term)",
+            "Chosen minus rejected is the margin. SimPO’s is β × the mean log-probability of a token.",
             _sides("reward"),
         ),
         Curve(

@@ -46,7 +46,7 @@ GENERATION_METRICS = (
 )
 PAIR_METRICS = (
     Metric("accuracy", "Accuracy", "pairs with a margin above zero; a tie counts half", share=True),
-    Metric("margin", "Margin"),
+    Metric("margin", "Margin", "of rewards; SimPO’s are per token"),
     Metric("chosen_reward", "Chosen implicit reward"),
     Metric("rejected_reward", "Rejected implicit reward"),
     Metric("chosen_reference_logp", "Chosen log-probability, base", "nats per response"),

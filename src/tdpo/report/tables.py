@@ -216,7 +216,7 @@ def _method(run: Run) -> str:
     if run.is_ppo:
         return ", ".join([METHODS["ppo"].name, *_advantage(run), *_held_by(run.kl)])
     settings = {**dict_at(run.recipe, "loss"), **dict_at(run.evaluation, "run")}
-    signs = {"beta": "β", "alpha": "α"}
+    signs = {"beta": "β", "alpha": "α", "gamma": "γ"}
     method = method_named(run.loss)
     if method is not None and not method.has_alpha:  # recipes of earlier versions have an α that had no effect
         del signs["alpha"]

@@ -19,6 +19,7 @@ from ..losses import (
     ipo_loss,
     pair_kl,
     sft_loss,
+    simpo_loss,
     tdpo1_loss,
     tdpo2_loss,
     zero_loss,
@@ -110,13 +111,19 @@ class ConfiguredLoss:
 
 
 def configured_loss(
-    name: str, beta: float | None, alpha: float | None, label_smoothing: float, kl: KLTerm | None = None
+    name: str,
+    beta: float | None,
+    alpha: float | None,
+    label_smoothing: float,
+    kl: KLTerm | None = None,
+    gamma: float | None = None,
 ) -> ConfiguredLoss:
-    """`name` is a loss of `methods.py`; only tdpo2 has `alpha`, ipo and f-DPO have `beta` alone, sft and kl nothing.
+    """`name` is a loss of `methods.py`; only tdpo2 has `alpha`, only simpo `gamma`; ipo and f-DPO have `beta` alone,
+    sft and kl nothing.
 
     `kl` stands beside the loss; the loss named kl is nothing else.
     """
-    loss = _loss_of_pairs(name, beta, alpha, label_smoothing)
+    loss = _loss_of_pairs(name, beta, alpha, label_smoothing, gamma)
     if kl is None:
         return ConfiguredLoss(loss)
     assert kl.coefficient is not None
@@ -127,7 +134,7 @@ def configured_loss(
 
 
 def _loss_of_pairs(
-    name: str, beta: float | None, alpha: float | None, label_smoothing: float
+    name: str, beta: float | None, alpha: float | None, label_smoothing: float, gamma: float | None
 ) -> Callable[[PairScores], PreferenceLoss]:
     if name in ("sft", "kl"):
         return sft_loss if name == "sft" else zero_loss
@@ -136,6 +143,9 @@ def _loss_of_pairs(
         return partial(ipo_loss, beta=beta)
     if name in ("f_dpo_forward", "f_dpo_js"):
         return partial(f_dpo_loss, beta=beta, divergence="forward" if name == "f_dpo_forward" else "js")
+    if name == "simpo":
+        assert gamma is not None
+        return partial(simpo_loss, beta=beta, gamma=gamma)
     if name == "tdpo2":
         assert alpha is not None
         return partial(tdpo2_loss, beta=beta, alpha=alpha, label_smoothing=label_smoothing)
@@ -143,5 +153,11 @@ def _loss_of_pairs(
 
 
 def beta_of(loss: Callable[[PairScores], PreferenceLoss]) -> float:
-    """What a nat of a log-ratio counts in the margin of a loss that `configured_loss` made: its β, 1 for SFT."""
+    """What a nat of a log-ratio (of SimPO, of a mean) counts in the margin of a loss that `configured_loss` made: β, or
+    1 for SFT."""
     return float(getattr(loss, "keywords", {}).get("beta", 1.0))
+
+
+def is_per_token(loss: Callable[[PairScores], PreferenceLoss]) -> bool:
+    """Whether the margin of a loss that `configured_loss` made is of means over tokens, and not of sums."""
+    return getattr(loss, "func", loss) is simpo_loss

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..losses import LossBesideKL, PreferenceLoss
-from ..scores import PairScores, sum_by_sequence
+from ..scores import PairScores, mean_over_tokens, sum_by_sequence
 from ..token_statistics import TokenStats
+from .configured_loss import beta_of, is_per_token
 
 # Columns of the table that `pair_metrics` returns. All are averaged over pairs, except the last two,
 # whose ratio is the entropy per token. Without a KL beside the loss `kl_term` is 0, and trainers do not log it.
@@ -46,7 +49,7 @@ def ranked_correctly(margin: Tensor, response_nats: Tensor, beta: float) -> Tens
 
     Args:
         margin: `[P]`, in nats times β.
-        response_nats: `[P]`, S in nats; its dtype gives ε.
+        response_nats: `[P]`, S in nats; its dtype gives ε. Where the margin is of means over tokens, S is of means too.
         beta: what a nat of a log-ratio counts in the margin.
     """
     limit = beta * TIE * torch.finfo(response_nats.dtype).eps * response_nats.double()
@@ -56,9 +59,17 @@ def ranked_correctly(margin: Tensor, response_nats: Tensor, beta: float) -> Tens
 
 @torch.no_grad()
 def pair_metrics(
-    stats: TokenStats, scores: PairScores, loss: PreferenceLoss, sequence_index: Tensor, num_pairs: int, beta: float
+    stats: TokenStats,
+    scores: PairScores,
+    loss: PreferenceLoss,
+    sequence_index: Tensor,
+    num_pairs: int,
+    of_pairs: Callable[[PairScores], PreferenceLoss],
 ) -> Tensor:
-    """`[P, len(PAIR_METRICS)]` float64: loss and rewards in nats (times `beta`), logp and KLs in nats per sequence."""
+    """`[P, len(PAIR_METRICS)]` float64: loss and rewards in nats (times β), logp and KLs in nats per sequence.
+
+    `of_pairs` is what `loss` was made with; a KL beside it does not matter. SimPO's rewards are of nats per token.
+    """
 
     def by_pair(values: Tensor) -> tuple[Tensor, Tensor]:
         return sum_by_sequence(values.detach().double(), sequence_index, num_pairs)
@@ -68,9 +79,12 @@ def pair_metrics(
     tokens = by_pair(torch.ones_like(stats.policy_logp))
     # A token that the policy forbids is no rounding: its margin is infinite, and no tie.
     sizes = sum_by_sequence(stats.policy_logp.detach().abs().nan_to_num(posinf=0.0), sequence_index, num_pairs)
+    if is_per_token(of_pairs):
+        assert scores.chosen_tokens is not None and scores.rejected_tokens is not None
+        sizes = mean_over_tokens(sizes[0], scores.chosen_tokens), mean_over_tokens(sizes[1], scores.rejected_tokens)
     columns = [
         loss.per_pair,
-        ranked_correctly(loss.margin, sizes[0] + sizes[1], beta),
+        ranked_correctly(loss.margin, sizes[0] + sizes[1], beta_of(of_pairs)),
         loss.margin,
         loss.chosen_reward,
         loss.rejected_reward,

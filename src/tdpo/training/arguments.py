@@ -70,9 +70,13 @@ class Arguments(TrainingArguments):
             # the head for one and fail. Everything trained here is used.
             self.ddp_find_unused_parameters = False
         super().__post_init__()
+        self._settle()
         problems = [*self._problems(), *self._common_problems()]
         if problems:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    def _settle(self) -> None:
+        """Set what was left out and follows from other arguments."""
 
     def _problems(self) -> Iterator[str]:
         """What is wrong with the arguments of this trainer."""

@@ -58,7 +58,11 @@ def pair_model_card(
         best: which update the model is of, where it is not the last one; see `loaded_best`.
     """
     method = METHODS[settings["loss"]["name"]]
-    metrics = (("loss", f"loss, {method.loss_unit}"), *SHOWN)
+    # Margins of other losses are of sums over a response, and would be compared with these.
+    shown = (
+        ("margin", "margin, β × nats per token") if method.is_per_token and row[0] == "margin" else row for row in SHOWN
+    )
+    metrics = (("loss", f"loss, {method.loss_unit}"), *shown)
     numbers = _numbers(metrics, "held-out pairs", train, held_out, best)
     return _card(settings, method, [*_method(settings, method), *_best(best)], _data(data), numbers, versions)
 
@@ -186,8 +190,9 @@ def _loss(settings: Settings, method: Method) -> str:
     loss = settings["loss"]
     beta = f", beta {loss['beta']:g}" if loss["beta"] is not None else ""
     alpha = f", alpha {loss['alpha']:g}" if loss["alpha"] is not None else ""
+    gamma = f", gamma {loss['gamma']:g}" if loss.get("gamma") is not None else ""  # older records have none
     smoothing = f", label smoothing {loss['label_smoothing']:g}" if method.has_label_smoothing else ""
-    return f"loss {loss['name']}{beta}{alpha}{smoothing}"
+    return f"loss {loss['name']}{beta}{alpha}{gamma}{smoothing}"
 
 
 def _kl_beside(settings: Settings) -> list[str]:

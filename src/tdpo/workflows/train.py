@@ -42,7 +42,7 @@ def train(
 
 @dataclass(frozen=True)
 class LearningFromPairs(Method):
-    """SFT, DPO, IPO, TDPO1, TDPO2 and distillation: `TDPOTrainer` on the rows of a recipe."""
+    """Every loss of pairs, and distillation: `TDPOTrainer` on the rows of a recipe."""
 
     recipe: Recipe
     say: Say

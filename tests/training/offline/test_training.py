@@ -160,7 +160,7 @@ class Odd(hf.LlamaForCausalLM):
         return output
 
 
-@pytest.mark.parametrize("loss", ["tdpo2", "tdpo1", "dpo", "ipo", "f_dpo_forward", "f_dpo_js"])
+@pytest.mark.parametrize("loss", ["tdpo2", "tdpo1", "dpo", "ipo", "f_dpo_forward", "f_dpo_js", "simpo"])
 def test_without_an_understood_head_the_numbers_are_the_same(loss: str, tokenizer: Any, tmp_path: Path) -> None:
     model = build_model("llama")
     model.__class__ = Odd

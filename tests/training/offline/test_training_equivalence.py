@@ -144,6 +144,7 @@ def test_grouped_batches_are_the_same_however_an_update_is_split(tmp_path: Path)
 BESIDE = {
     "reverse": {"kind": "frozen head", "loss": "dpo", "kl": {"direction": "reverse", "coefficient": 3.0}},
     "forward": {"kind": "full", "loss": "ipo", "kl": {"on": "rejected", "coefficient": 30.0}},
+    "per token": {"kind": "full", "loss": "simpo", "kl": {"direction": "reverse", "coefficient": 3.0}},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -79,10 +80,13 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"loss": "kto"}, r"loss must be one of tdpo2, tdpo1, dpo, ipo, f_dpo_forward, f_dpo_js, sft, kl, got 'kto'"),
-        ({"beta": 0.0}, r"beta must be a number > 0, got 0.0"),
-        ({"beta": math.nan}, r"beta must be a number > 0, got nan"),
-        ({"beta": "0.1"}, r"beta must be a number > 0, got '0.1'"),
+        (
+            {"loss": "kto"},
+            r"loss must be one of tdpo2, tdpo1, dpo, ipo, f_dpo_forward, f_dpo_js, simpo, sft, kl, got 'kto'",
+        ),
+        ({"beta": 0.0}, r"beta must be a number > 0 or None, got 0.0"),
+        ({"beta": math.nan}, r"beta must be a number > 0 or None, got nan"),
+        ({"beta": "0.1"}, r"beta must be a number > 0 or None, got '0.1'"),
         ({"alpha": -0.1}, r"alpha must be a number ≥ 0, got -0.1"),
         ({"alpha": math.inf}, r"alpha must be a number ≥ 0, got inf"),
         ({"loss": "dpo", "alpha": 0.3}, r"alpha=0.3 has no effect with loss='dpo'"),
@@ -90,11 +94,16 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
         ({"loss": "sft", "label_smoothing": 0.3}, r"label_smoothing=0.3 has no effect with loss='sft'"),
         ({"loss": "ipo", "label_smoothing": 0.3}, r"label_smoothing=0.3 has no effect with loss='ipo'"),
         ({"loss": "ipo", "alpha": 0.3}, r"alpha=0.3 has no effect with loss='ipo'"),
-        ({"loss": "ipo", "beta": 0.0}, r"beta must be a number > 0, got 0.0"),
+        ({"loss": "ipo", "beta": 0.0}, r"beta must be a number > 0 or None, got 0.0"),
         ({"loss": "tdpo1", "alpha": 0.3}, r"alpha=0.3 has no effect with loss='tdpo1'"),
         ({"label_smoothing": 0.5}, r"label_smoothing must be a number ≥ 0 and < 0.5, got 0.5"),
         ({"label_smoothing": -0.1}, r"label_smoothing must be a number ≥ 0 and < 0.5, got -0.1"),
-        ({"beta": None}, r"beta must be a number > 0, got None"),
+        ({"alpha": None}, r"alpha must be a number ≥ 0, got None"),
+        ({"loss": "dpo", "gamma": 0.3}, r"gamma=0.3 has no effect with loss='dpo'; leave it out or use loss='simpo'"),
+        ({"loss": "simpo", "gamma": -0.1}, r"gamma must be a number ≥ 0 or None, got -0.1"),
+        ({"loss": "simpo", "beta": "2"}, r"beta must be a number > 0 or None, got '2'"),
+        ({"loss": "simpo", "alpha": 0.3}, r"alpha=0.3 has no effect with loss='simpo'"),
+        ({"loss": "simpo", "label_smoothing": 0.1}, r"label_smoothing=0.1 has no effect with loss='simpo'"),
         ({"kl": {"direction": "backward"}}, r"kl.direction must be one of forward, reverse, js, got 'backward'"),
         ({"kl": {"coefficient": 0}}, r"kl.coefficient must be finite and > 0, got 0"),
         (
@@ -186,6 +195,13 @@ def test_settings_parse_from_a_command_line(tmp_path: Path) -> None:
     assert (config.loss, config.beta, config.max_length, config.logging_steps) == ("dpo", 0.3, 77, 5)
     defaults = TDPOConfig(output_dir=str(tmp_path), use_cpu=True)
     assert (defaults.loss, defaults.beta, defaults.alpha, defaults.max_length) == ("tdpo2", 0.1, 0.5, 1024)
+    assert (TDPOConfig(output_dir=str(tmp_path), use_cpu=True, beta=None).beta, defaults.gamma) == (0.1, None)
+    [parsed] = hf.HfArgumentParser(TDPOConfig).parse_args_into_dataclasses(
+        f"--output_dir {tmp_path} --use_cpu --loss simpo".split()
+    )
+    copied = dataclasses.replace(parsed, gamma=0.3)
+    assert [(c.beta, c.gamma) for c in (parsed, copied)] == [(2.0, 1.0), (2.0, 0.3)]
+    assert settings(tmp_path, loss="simpo", beta=0.1).gamma == 0.05, "a β that was given stays"
     assert not defaults.logging_nan_inf_filter
     assert TDPOConfig.from_dict(defaults.to_dict()) if hasattr(TDPOConfig, "from_dict") else True
 

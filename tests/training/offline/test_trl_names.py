@@ -66,6 +66,7 @@ def test_fixed_fields_accept_what_happens_anyway_and_refuse_the_rest(name: str, 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"loss_type": "simpo"}, r"loss_type='simpo' is of CPOConfig, .* write loss='simpo' with beta and gamma"),
         ({"loss_type": "ipo"}, r"loss_type='ipo' divides .* loss='ipo' and choose beta anew"),
         (
             {"loss_type": "hinge"},

@@ -58,7 +58,7 @@ def test_the_best_is_paired_with_the_worst() -> None:
     assert (pair.chosen_ids, pair.rejected_ids) == ([10], [11])
 
 
-@pytest.mark.parametrize("loss", ["tdpo2", "dpo"])
+@pytest.mark.parametrize("loss", ["tdpo2", "dpo", "simpo"])
 def test_an_update_is_the_offline_update_on_the_same_pairs(loss: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"loss": loss, "optim": "sgd", "learning_rate": 1.0}
     online = make_online(tmp_path / "online", iterations=1, **given)
@@ -190,6 +190,7 @@ def test_resumed_within_an_iteration_it_ends_at_the_same_weights(kind: str, tmp_
         ({"passes": 0}, "passes must be a whole number ≥ 1"),
         ({"max_steps": 3}, "max_steps has no effect"),
         ({"num_train_epochs": 2}, "num_train_epochs has no effect"),
+        ({"gamma": 0.5}, "gamma=0.5 has no effect with loss='tdpo2'; leave it out or use loss='simpo'"),
         ({"loss": "kl", "samples_per_prompt": 1}, "a pair needs two responses to a prompt"),
         ({"loss": "kl", "completions": 12, "samples_per_prompt": 3}, "two by two; draw an even number"),
         ({"loss": "kl", "min_margin": 0.5}, "min_margin=0.5 has no effect with loss kl"),

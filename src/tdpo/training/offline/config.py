@@ -22,10 +22,9 @@ from ...config import (
     TurnsToCount,
 )
 from ...config.training_defaults import PAIRS_PER_UPDATE
-from ...methods import METHODS
 from ...scoring.options import HeadImpl
 from ..arguments import names_all_unknown
-from ..kl_arguments import KLArguments
+from ..loss_arguments import LossArguments
 from .trl_arguments import TRLArguments
 
 # Each field that is a key of a recipe, whose default, range and help it has. The loss's strengths are numbers here,
@@ -36,6 +35,7 @@ FIELDS = RecipeFields(
         "loss": "loss.name",
         "beta": "loss.beta",
         "alpha": "loss.alpha",
+        "gamma": "loss.gamma",
         "label_smoothing": "loss.label_smoothing",
         "max_length": "data.max_length",
         "counted_turns": "data.counted_turns",
@@ -48,7 +48,7 @@ FIELDS = RecipeFields(
         "log_names": "training.log_names",
         "precision": "training.precision",
     },
-    nullable={"beta": False, "alpha": False, "max_length": True},
+    nullable={"alpha": False, "max_length": True},
 )
 SAMPLING = ("random", "sequential", "group_by_length")
 # What this trainer refuses beside `arguments.REFUSED`.
@@ -57,13 +57,14 @@ REFUSED = {"label_smoothing_factor": "smooths token labels, which pairs do not h
 
 @names_all_unknown
 @dataclass
-class TDPOConfig(KLArguments, TRLArguments):
+class TDPOConfig(LossArguments, TRLArguments):
     """Arguments of `TDPOTrainer`; everything of `TrainingArguments` besides, with the defaults of `Arguments`.
 
     The fields below have the names, the defaults and the ranges of a recipe's sections `loss`, `data` and `training`
     (docs/recipe.md, docs/python_fields.md); `head_impl` is no key of a recipe. The names of TRL's `DPOConfig` are
     understood too (`TRLArguments`, docs/from_trl.md). `loss` and `log_names` are None until both are known: tdpo2, or
-    what TRL's `loss_type` says; tdpo's own names, or TRL's beside them where one of TRL's names was used.
+    what TRL's `loss_type` says; tdpo's own names, or TRL's beside them where one of TRL's names was used. `beta` and
+    `gamma` are None until the loss is known.
 
     Raises:
         TypeError: arguments that do not exist; all of them are named.
@@ -72,8 +73,9 @@ class TDPOConfig(KLArguments, TRLArguments):
     """
 
     loss: LossName = FIELDS.field("loss", None)
-    beta: float = FIELDS.field("beta", Loss.DEFAULT_BETA)
+    beta: float = FIELDS.field("beta")
     alpha: float = FIELDS.field("alpha", Loss.DEFAULT_ALPHA)
+    gamma: float | None = FIELDS.field("gamma")
     label_smoothing: float = FIELDS.field("label_smoothing")
     max_length: int | None = FIELDS.field("max_length")
     counted_turns: TurnsToCount = FIELDS.field("counted_turns")
@@ -103,22 +105,15 @@ class TDPOConfig(KLArguments, TRLArguments):
         if self.head_impl not in get_args(HeadImpl):
             yield f"head_impl must be one of {', '.join(get_args(HeadImpl))}, got {self.head_impl!r}"
         yield from self._kl_problems()
-        yield from self._without_effect()
+        yield from self._strength_problems()
+        if self.reference == "model" and self.reference_cache_dir is not None:
+            yield "reference_cache_dir has no effect with reference='model'; leave one of them out"
         yield from self._packing_problems()
         yield from (f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None))
         if self.train_sampling_strategy not in SAMPLING:
             yield (
                 f"train_sampling_strategy must be one of {', '.join(SAMPLING)}, got {self.train_sampling_strategy!r}"
             )
-
-    def _without_effect(self) -> Iterator[str]:
-        """Numbers that the loss does not have, and a folder for caches that are not made."""
-        for name in ("beta", "alpha", "label_smoothing") if self.loss in get_args(LossName) else ():
-            value = getattr(self, name)
-            if value != getattr(type(self), name) and not getattr(METHODS[self.loss], f"has_{name}"):
-                yield f"{name}={value} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'"
-        if self.reference == "model" and self.reference_cache_dir is not None:
-            yield "reference_cache_dir has no effect with reference='model'; leave one of them out"
 
     def _packing_problems(self) -> Iterator[str]:
         tokens = self.max_tokens_per_row

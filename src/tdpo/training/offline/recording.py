@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ...methods import METHODS
 from ...models import Reference
 from ..model_card import pair_model_card
 from ..recorded_settings import batch_size, optimizing_settings, policy_settings, reference_facts
@@ -35,12 +34,9 @@ def pair_card(trainer: Any) -> str:
 
 
 def _settings(args: TDPOConfig) -> dict[str, Any]:
-    """The arguments by section and key as in a recipe; β and α are null where the loss has none."""
+    """The arguments by section and key as in a recipe; β, α and γ are null where the loss has none."""
     sections: dict[str, Any] = FIELDS.sections(args)
-    method = METHODS[args.loss]
-    for name, is_there in (("beta", method.has_beta), ("alpha", method.has_alpha)):
-        if not is_there:
-            sections["loss"][name] = None
+    sections["loss"] |= args.recorded_strengths()
     sections["loss"]["kl"] = None if args.kl_term is None else asdict(args.kl_term)
     has_limit = args.max_steps > 0
     sections["training"] |= {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ...reference_cache import CacheLayout, CachePlan, Field, Fingerprint, Refer
 from ...scoring.head_path import HeadPath
 from ...scoring.reference_source import CachedReference, LiveReference, ReferenceSource, copied_head
 from ...token_statistics import Head
+from ..sharding import shard_reference
 from .config import TDPOConfig
 
 AUTO_LIMIT = 20_000_000_000  # the most bytes that "auto" writes to a disk
@@ -206,3 +208,51 @@ def planned_visits(args: TDPOConfig, train_pairs: int) -> float:
         per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         return float(args.max_steps * per_update)
     return float(args.num_train_epochs * train_pairs)
+
+
+def reference_source_of(
+    trainer: Any,
+    start: Reference,
+    path: HeadPath,
+    pairs: Sequence[PromptResponses],
+    say: Callable[[str], None],
+    progress: Callable[[int, int, str], None] | None,
+) -> ReferenceSource:
+    """The reference of a trainer on these pairs, as its arguments want it; see `pair_reference_source`."""
+    request = CacheRequest(
+        policy=trainer.model,
+        start=start,
+        path=path,
+        collator=trainer.collator,
+        pairs=pairs,
+        device=trainer.args.device,
+        autocast=trainer.accelerator.autocast,
+        precision=str(trainer.accelerator.mixed_precision),
+        # Without a backward pass twice the pairs of a training step need less memory than one.
+        batch_size=trainer.args.precompute_ref_batch_size or 2 * trainer.args.per_device_train_batch_size,
+        about=about_cache(start.model or trainer.model, trainer._datasets.sources, str(trainer.args.output_dir)),
+    )
+    train: Any = trainer.train_dataset
+    return pair_reference_source(
+        request,
+        trainer.args,
+        len(pairs) if train is None else len(train),
+        sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
+        place=partial(_placed, trainer),
+        say=say,
+        progress=progress,
+    )
+
+
+def _placed(trainer: Any, reference: Reference) -> Reference:
+    """The reference on the policy's device, sharded as the policy is."""
+    model = reference.model
+    if model is None:
+        return reference
+    if trainer.accelerator.is_fsdp2:
+        model = shard_reference(trainer.accelerator, model)
+    elif trainer.is_deepspeed_enabled:
+        model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
+    else:
+        model.to(trainer.args.device)
+    return replace(reference, model=model)

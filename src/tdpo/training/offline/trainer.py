@@ -1,4 +1,4 @@
-"""`TDPOTrainer`: DPO, TDPO1, TDPO2, IPO and SFT on `transformers.Trainer`.
+"""`TDPOTrainer`: every loss of pairs, from DPO to SFT, on `transformers.Trainer`.
 
 The trainer only connects the parts: rows become pairs (`batches`), pairs become hidden states (`models`), hidden states
 become statistics (`scoring`), statistics become scores and a loss. Logging, checkpoints, distribution and optimisers
@@ -22,31 +22,31 @@ from transformers import TrainerCallback
 from ...batches import ResponseBatch, TokenizedPair
 from ...config.training_defaults import PAIRS
 from ...config.trl_names import LOG_NAMES as TRL_LOG_NAMES
-from ...models import Reference, causal_lm_of, reference_at_start
+from ...models import Reference, reference_at_start
 from ...recipe_data.input_digests import pairs_inputs
 from ...records.json_files import read_json, write_json
 from ...scores import PairScores, score_pairs
-from ...scoring.configured_loss import beta_of, configured_loss
+from ...scoring.configured_loss import configured_loss
 from ...scoring.fitting import check_lengths
-from ...scoring.head_path import HeadPath, choose_head_path
-from ...scoring.layout import choose_layout, cover
-from ...scoring.pair_metrics import LOGGED_OF_PAIRS, averages, pair_metrics
+from ...scoring.head_path import choose_head_path
+from ...scoring.layout import choose_layout
+from ...scoring.pair_metrics import pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
-from ...scoring.reference_source import CachedReference, ReferenceSource
-from ..arguments import one_process_a_device, other_values
-from ..best_model import TIMES, check_metric
-from ..checkpointed_trainer import CheckpointedTrainer
+from ...scoring.reference_source import CachedReference
+from ..arguments import one_process_a_device
+from ..best_model import check_metric
 from ..kl_target_control import KLTargetControl
 from ..logged_metrics import MetricsFile, TrainingMeter
 from ..policy import settled
 from ..resumption import reading
-from ..sharding import check_sharding, shard_reference, whole_model_saved
+from ..sharding import check_sharding, whole_model_saved
 from .config import TDPOConfig, groups_by_length
 from .datasets import PairDatasets, all_pairs, seen_in_training
+from .evaluating import PairEvaluation
 from .order import LengthGroupedOrder
 from .recording import pair_card, pair_record
-from .reference_caching import CacheRequest, about_cache, pair_reference_source
-from .trl_calls import PairFunction, check_call, check_parts, numbers_of, prepare_models
+from .reference_caching import reference_source_of
+from .trl_calls import PairFunction, check_call, check_parts, prepare_models
 from .trl_logs import TRLLogs
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 LOSS_STATE = "loss_state.json"
 
 
-class TDPOTrainer(CheckpointedTrainer):
+class TDPOTrainer(PairEvaluation):
     """Train a causal language model on preference pairs with an exact KL to the reference.
 
     Args:
@@ -120,7 +120,7 @@ class TDPOTrainer(CheckpointedTrainer):
         processing_class = prepared.tokenizer
         model, self.precision, reference = settled(prepared.policy, prepared.ref_model, args, PAIRS)
         start = reference_at_start(model, reference)
-        loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
+        loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term, args.gamma)
         path = choose_head_path(model, start, args.head_impl, loss.extras)
         self.preference_loss, self._trl_logs = loss, TRLLogs(args)
         if compute_metrics is None:
@@ -156,7 +156,7 @@ class TDPOTrainer(CheckpointedTrainer):
         self._meter = TrainingMeter()
         self._eval_tables: list[Tensor] = []
         self._pair_function = compute_metrics
-        source = self._reference_source(start, path, pairs, say, cache_progress)
+        source = reference_source_of(self, start, path, pairs, say, cache_progress)
         self.statistics = PolicyStatistics(path, source)
         if isinstance(source, CachedReference):
             # The layout alone and not the cache itself, which worker processes of the data loader would copy.
@@ -167,11 +167,6 @@ class TDPOTrainer(CheckpointedTrainer):
         logger.info("%s %s", self.describe(), self.precision.describe())
 
     # ---- set-up ----
-
-    def evaluation_names(self) -> list[str]:
-        """What an evaluation logs, without "eval_". A subclass whose evaluations log more says so here."""
-        numbers = self.preference_loss.logged(dict.fromkeys(LOGGED_OF_PAIRS, 0.0))
-        return [*numbers, *self._trl_logs.names, *TIMES]
 
     @property
     def tokenization(self) -> dict[str, dict[str, Any]]:
@@ -188,55 +183,10 @@ class TDPOTrainer(CheckpointedTrainer):
         """The reference that runs in every step; None where a cache has taken its place for good."""
         return self.statistics.source.running
 
-    def _reference_source(
-        self,
-        start: Reference,
-        path: HeadPath,
-        pairs: list[TokenizedPair],
-        say: Callable[[str], None],
-        progress: Callable[[int, int, str], None] | None,
-    ) -> ReferenceSource:
-        request = CacheRequest(
-            policy=self.model,
-            start=start,
-            path=path,
-            collator=self.collator,
-            pairs=pairs,
-            device=self.args.device,
-            autocast=self.accelerator.autocast,
-            precision=str(self.accelerator.mixed_precision),
-            # Without a backward pass twice the pairs of a training step need less memory than one.
-            batch_size=self.args.precompute_ref_batch_size or 2 * self.args.per_device_train_batch_size,
-            about=about_cache(start.model or self.model, self._datasets.sources, str(self.args.output_dir)),
-        )
-        train: Any = self.train_dataset
-        return pair_reference_source(
-            request,
-            self.args,
-            len(pairs) if train is None else len(train),
-            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
-            place=self._placed,
-            say=say,
-            progress=progress,
-        )
-
     def describe(self) -> str:
         """Which paths run, in a sentence for the log."""
         beside = self.preference_loss.describe(self.statistics.path.name)
         return f"{self.statistics.describe()} Layout: {self.layout}.{beside}"
-
-    def _placed(self, reference: Reference) -> Reference:
-        """The reference on the policy's device, sharded as the policy is."""
-        model = reference.model
-        if model is None:
-            return reference
-        if self.accelerator.is_fsdp2:
-            model = shard_reference(self.accelerator, model)
-        elif self.is_deepspeed_enabled:
-            model = self.accelerator.prepare_model(model, evaluation_mode=True)
-        else:
-            model.to(self.args.device)
-        return replace(reference, model=model)
 
     # ---- batches ----
 
@@ -280,8 +230,8 @@ class TDPOTrainer(CheckpointedTrainer):
             stats = self.statistics(model, batch, extras=self.preference_loss.extras)
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
-        beta = beta_of(self.preference_loss.of_pairs)
-        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, beta)
+        of_pairs = self.preference_loss.of_pairs
+        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, of_pairs)
         if model.training:
             self.preference_loss.observe(loss)
             self._meter.add(table, batch.num_tokens)
@@ -310,90 +260,6 @@ class TDPOTrainer(CheckpointedTrainer):
             return None
         pairs = torch.stack([batch["num_prompts"].to(device) for batch in batch_samples]).sum()
         return self.accelerator.gather(pairs).sum() if self.args.world_size > 1 else pairs
-
-    # ---- evaluation and logs ----
-
-    def evaluate(
-        self, eval_dataset: Any | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Evaluate on `eval_dataset` (anything that the constructor takes), or on the constructor's."""
-        is_name = isinstance(eval_dataset, str)  # of one of the constructor's data sets
-        pairs = eval_dataset if is_name else self._datasets.pairs(metric_key_prefix, eval_dataset)
-        if not is_name:
-            self._cover(all_pairs(pairs))
-        with self._meter.paused():
-            return super().evaluate(pairs, ignore_keys, metric_key_prefix)
-
-    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
-        """The numbers of `evaluate` on `test_dataset` (anything that the constructor takes) as the `metrics` of
-        transformers' PredictionOutput; of pairs there are no other predictions."""
-        pairs: Any = self._datasets.pairs(metric_key_prefix, test_dataset)
-        if pairs is None or isinstance(pairs, dict):
-            raise ValueError("predict() needs one dataset of rows with prompt, chosen and rejected")
-        self._cover(all_pairs(pairs))
-        with self._meter.paused():
-            return super().predict(pairs, ignore_keys, metric_key_prefix)
-
-    def _cover(self, pairs: list[TokenizedPair]) -> None:
-        """Check the lengths of pairs that come later, and whether the layout holds for them."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            # The forward of a sharded model is every process's concern; longer rows are padded there.
-            check_lengths(pairs, [causal_lm_of(self.model).config])
-            return
-        reference = self.statistics.reference_model
-        models = [self.model, *([reference] if reference else [])]
-        check_lengths(pairs, [model.config for model in models])
-        cover(self.model, self.collator, pairs, self.args.prefix_sharing, other_models=models[1:])
-
-    def get_eval_dataloader(self, eval_dataset: Any | None = None) -> Any:
-        """As transformers', but `dataloader_drop_last` drops nothing here: an evaluation counts every pair."""
-        with other_values(self.args, dataloader_drop_last=False):
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """As `get_eval_dataloader`."""
-        with other_values(self.args, dataloader_drop_last=False):
-            return super().get_test_dataloader(test_dataset)
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, None, None]:
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, table = self.compute_loss(model, inputs, return_outputs=True)
-        # gather_for_metrics drops the rows with which accelerate evens out the last batch.
-        self._eval_tables.append(self.accelerator.gather_for_metrics(table).cpu())
-        return loss.detach(), None, None
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
-        self._eval_tables = []
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        table = torch.cat(self._eval_tables)
-        numbers = self.preference_loss.logged(averages(table.sum(dim=0), table.shape[0]))
-        own = {**numbers, **numbers_of(self._pair_function, table)}
-        named = {f"{metric_key_prefix}_{name}": value for name, value in own.items()}
-        named |= self._trl_logs.of_evaluation(numbers, self, metric_key_prefix)
-        return output._replace(metrics={**(output.metrics or {}), **named})
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self._check_gradient(logs)
-        if "loss" in logs and self._meter.pairs:
-            totals = self.accelerator.reduce(self._meter.totals(self.args.device), reduction="sum")
-            numbers = self.preference_loss.logged(self._meter.averages(totals))
-            self._meter = TrainingMeter()
-            numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
-            logs = {**logs, **numbers, **self.preference_loss.aim, **self._trl_logs.of_training(numbers, self)}
-        source = self.statistics.source
-        if "train_runtime" in logs and isinstance(source, CachedReference):  # made before, for other runs as well
-            logs = {**logs, "reference_cache_seconds": round(source.cache.seconds_to_make, 3)}
-        super().log(logs, start_time)
 
     # ---- checkpoints ----
 
@@ -432,6 +298,3 @@ class TDPOTrainer(CheckpointedTrainer):
         folder = None if output_dir is None else str(output_dir)
         with nullcontext() if _internal_call else whole_model_saved(self.accelerator):
             super().save_model(folder, _internal_call)
-
-    def _outside_training(self) -> Any:
-        return self._meter.paused()

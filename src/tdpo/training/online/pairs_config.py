@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 from ...config import (
     Loss,
@@ -17,8 +16,7 @@ from ...config import (
     why_no_pairs,
     without_effect_on_distilling,
 )
-from ...methods import METHODS
-from ..kl_arguments import KLArguments
+from ..loss_arguments import LossArguments
 from .arguments import SAMPLING_KEYS, OnlineArguments
 
 FIELDS = RecipeFields(
@@ -32,14 +30,15 @@ FIELDS = RecipeFields(
         "loss": "loss.name",
         "beta": "loss.beta",
         "alpha": "loss.alpha",
+        "gamma": "loss.gamma",
         "label_smoothing": "loss.label_smoothing",
     },
-    nullable={"beta": False, "alpha": False, "max_new_tokens": False},
+    nullable={"alpha": False, "max_new_tokens": False},
 )
 
 
 @dataclass
-class OnlineTDPOConfig(KLArguments, OnlineArguments):
+class OnlineTDPOConfig(LossArguments, OnlineArguments):
     """Arguments of `OnlineTDPOTrainer`; everything of `TrainingArguments` besides, with the defaults of `Arguments`.
 
     One iteration samples `completions` responses, makes a pair of the best and the worst response to each prompt, and
@@ -52,8 +51,9 @@ class OnlineTDPOConfig(KLArguments, OnlineArguments):
     """
 
     loss: LossName = FIELDS.field("loss")
-    beta: float = FIELDS.field("beta", Loss.DEFAULT_BETA)
+    beta: float = FIELDS.field("beta")
     alpha: float = FIELDS.field("alpha", Loss.DEFAULT_ALPHA)
+    gamma: float | None = FIELDS.field("gamma")
     label_smoothing: float = FIELDS.field("label_smoothing")
     passes: int = FIELDS.field("passes")
     min_margin: float = FIELDS.field("min_margin")
@@ -78,10 +78,7 @@ class OnlineTDPOConfig(KLArguments, OnlineArguments):
         yield from wrong
         yield from self._without_effect("online preference learning")
         yield from self._kl_problems()
-        for name in ("beta", "alpha", "label_smoothing") if self.loss in get_args(LossName) else ():
-            value = getattr(self, name)
-            if value != getattr(type(self), name) and not getattr(METHODS[self.loss], f"has_{name}"):
-                yield f"{name}={value} has no effect with loss={self.loss!r}; leave it out or use loss='tdpo2'"
+        yield from self._strength_problems()
         if self.distils:
             yield from self._without_effect_on_distilling()
         if not wrong:  # sizes are computed with these

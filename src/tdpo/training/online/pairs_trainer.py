@@ -21,7 +21,7 @@ from ...config.training_defaults import PAIRS
 from ...models import kept_reference
 from ...rewards.functions import Rewards
 from ...scores import score_pairs
-from ...scoring.configured_loss import beta_of, configured_loss
+from ...scoring.configured_loss import configured_loss
 from ...scoring.pair_metrics import pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import LiveReference
@@ -83,7 +83,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         if not isinstance(args, OnlineTDPOConfig):
             raise TypeError(f"args must be an OnlineTDPOConfig, got {type(args).__name__}")
         args.check_teacher(ref_model)
-        loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term)
+        loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term, args.gamma)
         self.preference_loss = loss
         super().__init__(
             model, reward_funcs, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks,
@@ -157,8 +157,8 @@ class OnlineTDPOTrainer(OnlineTrainer):
         if not pairs:  # the gradient that other processes wait for
             return 0.0 * loss.per_pair.sum()
         self.preference_loss.observe(loss)
-        beta = beta_of(self.preference_loss.of_pairs)
-        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, beta)
+        of_pairs = self.preference_loss.of_pairs
+        table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, of_pairs)
         iteration.learning.add(table, batch.num_tokens)
         total: Tensor = loss.per_pair.sum() * args.world_size / iteration.update_pairs[place.update]
         if not torch.isfinite(total):

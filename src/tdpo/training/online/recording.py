@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ...methods import METHODS
 from ...models import Reference
 from ..model_card import online_pairs_model_card, ppo_model_card
 from ..recorded_settings import described_source, optimizing_settings, policy_settings, reference_facts
@@ -39,14 +38,12 @@ def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: A
     """The content of trainer.json of `OnlineTDPOTrainer`; arguments as those of `ppo_record`."""
     args = trainer.args
     sections = ONLINE_FIELDS.sections(args)
-    method = METHODS[args.loss]
     settings = {
         "seed": args.seed,
         "model": policy_settings(given, trainer.model, ref_model),
         "loss": {
             **sections["loss"],
-            "beta": args.beta if method.has_beta else None,
-            "alpha": args.alpha if method.has_alpha else None,
+            **args.recorded_strengths(),
             "kl": None if args.kl_term is None else asdict(args.kl_term),
         },
         "rollouts": sections["rollouts"],
