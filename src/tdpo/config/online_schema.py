@@ -9,20 +9,18 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationInfo, field_validator
 
-from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
-from .environment_schema import EnvironmentChoice
+from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, key_problems, why_no_divisor
 from .loss_schema import Loss
 from .optimization import Optimizing, Recording, why_no_precision
 from .own_responses_schema import (
     IterationIntervals,
-    Prompts,
-    Reward,
+    OwnResponses,
     Rollouts,
     rollout_problems,
     source_problems,
     why_not_evaluated,
 )
-from .schema import Evaluation, Model, why_no_teacher
+from .schema import Evaluation, why_no_teacher
 from .training_defaults import PAIRS, learning_rate, trains_adapter
 
 
@@ -79,20 +77,9 @@ class Online(Recording, IterationIntervals, Optimizing, _Objective):
     SAVES_AFTER = "online.save_every"
 
 
-class OnlineRecipe(Section):
+class OnlineRecipe(OwnResponses):
     """One run on pairs of the policy's own responses. Paths are relative to the folder the command is started in."""
 
-    run_dir: Text
-    """Folder that the run is written to: recipe, metrics, completions, checkpoints, model, evaluation."""
-    seed: Seed = 0
-    """Seed of the order of prompts, sampling, initialisation of adapters, and dropout."""
-    model: Model = Model()
-    environment: EnvironmentChoice | None = None
-    """Null where the recipe has `prompts` and `rewards` of its own."""
-    prompts: Prompts | None = None
-    """Null where an environment has the prompts."""
-    rewards: list[Reward] | None = None
-    """Null where an environment has the reward."""
     rollouts: Rollouts = Rollouts()
     loss: Loss = Loss()
     online: Online

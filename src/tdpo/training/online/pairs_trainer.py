@@ -32,7 +32,7 @@ from .judging import Judge
 from .pairs_collecting import PairCollector
 from .pairs_config import OnlineTDPOConfig
 from .pairs_iteration import PairIteration, without_ranks
-from .recording import online_pairs_card, online_pairs_record
+from .recording import online_pairs_record, own_responses_card
 from .schedule import Place
 
 logger = logging.getLogger(__name__)
@@ -111,9 +111,8 @@ class OnlineTDPOTrainer(OnlineTrainer):
         args = self.args
         return (
             f"Loss {args.loss} on {'all' if args.distils else 'the best against the worst'} of "
-            f"{args.samples_per_prompt} responses to a prompt. "
-            f"{args.iterations} iterations of {args.completions} completions, {args.updates_per_iteration} updates "
-            f"each. {self.statistics.describe()}{self.preference_loss.describe(self._path.name)}"
+            f"{args.samples_per_prompt} responses to a prompt. {self._describe_iterations()} "
+            f"{self.statistics.describe()}{self.preference_loss.describe(self._path.name)}"
         )
 
     def _rewards_of(self, reward_funcs: Any, args: Any, tokenizer: Any) -> Rewards | None:
@@ -125,7 +124,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
 
     def model_card(self) -> str:
         """The card of the model as it is now: method, prompts, numbers, versions; Markdown."""
-        return online_pairs_card(self)
+        return own_responses_card(self)
 
     # ---- one update ----
 

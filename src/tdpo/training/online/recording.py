@@ -7,7 +7,7 @@ from typing import Any
 
 from ...methods import METHODS
 from ...models import Reference
-from ..model_card import online_pairs_model_card, ppo_model_card
+from ..model_card import own_responses_model_card
 from ..recorded_settings import described_source, optimizing_settings, policy_settings, reference_facts
 from ..run_record import numbers_for_the_card
 from .config import FIELDS, PPOConfig
@@ -27,12 +27,12 @@ def ppo_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> di
     }  # fmt: skip
 
 
-def ppo_card(trainer: Any) -> str:
+def own_responses_card(trainer: Any) -> str:
     """The card of the model as it is now."""
     assert trainer.record is not None
     train = trainer.described_data()["train"]
     settings = trainer.record.content["settings"]
-    return ppo_model_card(settings, train["source"], train["prompts"], **numbers_for_the_card(trainer))
+    return own_responses_model_card(settings, train["source"], train["prompts"], **numbers_for_the_card(trainer))
 
 
 def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
@@ -59,14 +59,6 @@ def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: A
         "settings": settings,
         "reference": reference_facts(given, trainer.model, start, ref_model),
     }
-
-
-def online_pairs_card(trainer: Any) -> str:
-    """The card of the model as it is now."""
-    assert trainer.record is not None
-    train = trainer.described_data()["train"]
-    settings = trainer.record.content["settings"]
-    return online_pairs_model_card(settings, train["source"], train["prompts"], **numbers_for_the_card(trainer))
 
 
 def _rewards(trainer: Any) -> list[dict[str, Any]]:
