@@ -20,7 +20,8 @@ from .own_responses_schema import (
     source_problems,
     why_not_evaluated,
 )
-from .schema import Evaluation, why_no_teacher
+from .reference_update import ReferenceUpdate, reference_update_problems
+from .schema import Evaluation, Model, why_no_teacher
 from .training_defaults import PAIRS, learning_rate, trains_adapter
 
 
@@ -63,6 +64,8 @@ class _Objective(Section):
     Null is the whole minibatch at once."""
     min_margin: NonNegativeFloat = 0.0
     """A prompt gives a pair only if the rewards of its best and its worst response differ by more than this."""
+    reference_update: ReferenceUpdate | None = None
+    """Null leaves the reference where it is: the policy's start, or `model.reference`."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate; null is 1e-4 with adapters and 5e-6 when all weights are trained."""
 
@@ -153,6 +156,7 @@ class OnlineRecipe(OwnResponses):
             "online.precision": model and why_no_precision(online.precision, model.dtype),
         }
         problems += [(key, reason) for key, reason in reasons.items() if reason is not None]
+        problems += _problems_of_moving(online, loss, model)
         if problems:
             raise key_problems(*problems)
         update: dict[str, Any] = {"minibatch_size": minibatch}
@@ -160,3 +164,19 @@ class OnlineRecipe(OwnResponses):
             adapter = trains_adapter(model.name, model.lora is not None)
             update["learning_rate"] = learning_rate(PAIRS, adapter=adapter)
         return online.model_copy(update=update)
+
+
+def _problems_of_moving(online: Online, loss: Loss | None, model: Model | None) -> list[tuple[str, str]]:
+    """What in `online.reference_update` does not fit the other sections, None for one that is wrong itself."""
+    if online.reference_update is None or loss is None or model is None:
+        return []
+    problems = reference_update_problems(
+        online.reference_update,
+        iterations=online.iterations,
+        loss=loss.name,
+        has_kl=loss.kl is not None,
+        precision=online.precision,
+        has_reference=model.reference is not None,
+        has_adapter=trains_adapter(model.name, model.lora is not None),
+    )
+    return [(f"online.reference_update.{key}".removesuffix("."), reason) for key, reason in problems]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..config import KLS_OF_TRAINING, ReferenceUpdate
 from ..guards.texts import markdown_text, quoted_yaml
 from ..kl_choices import KLTerm
 from ..methods import METHODS, Method
@@ -138,6 +139,10 @@ def _reference(settings: Settings) -> str:
     return "the policy before training" if name is None else markdown_text(name)
 
 
+def _moving(update: Settings | None) -> str:
+    return "" if update is None else f"; {ReferenceUpdate(**update).in_words()}. {KLS_OF_TRAINING}"
+
+
 def _ppo_method(settings: Settings) -> list[str]:
     kl, ppo = settings["kl"], settings["ppo"]
     aim = f", held at {kl['target']:g} nats per sequence" if kl["controller"] == "adaptive" else ""
@@ -157,7 +162,7 @@ def _online_method(settings: Settings, method: Method) -> list[str]:
     return [
         f"- {_loss(settings, method)}, on {ranked} of {samples} own responses to a prompt",
         *_kl_beside(settings),
-        f"- reference: {_reference(settings)}",
+        f"- reference: {_reference(settings)}{_moving(online.get('reference_update'))}",
         _weights(settings),
         _iterations(settings, online, counted(online["passes"], "pass", "passes")),
     ]

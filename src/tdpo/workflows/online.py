@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from ..config import Online, OnlineRecipe, Precision
 from ..recipe_data.prompts import recipe_rewards
-from ..records.metric_names import nats
+from ..records.metric_names import counted, nats
 from ..runs import RunDirectory
 from ..training.callbacks import Say
 from ..training.online.pairs_trainer import OnlineTDPOTrainer
@@ -63,11 +63,14 @@ class LearningFromOwnPairs(Method):
             return None
         reward = f"reward {logs['reward_mean']:.3f} · " if "reward_mean" in logs else ""
         term = f"KL term {nats(logs['kl_term'])} nats · " if "kl_term" in logs else ""
+        moved = (
+            f" · reference moved {counted(logs['reference_updates'], 'time')}" if "reference_updates" in logs else ""
+        )
         if "margin" not in logs:
             return f"{reward}{term}reverse KL {nats(logs['reverse_kl'])} nats" if "reverse_kl" in logs else None
         return (
             f"{reward}{logs['pairs']:.0f} pairs · margin {logs['margin']:+.2f} · {term}"
-            f"chosen KL {nats(logs['chosen_forward_kl'])} nats"
+            f"chosen KL {nats(logs['chosen_forward_kl'])} nats{moved}"
         )
 
     def card(self, data: TrainingData, train: Numbers, held_out: Numbers | None, versions: dict[str, Any]) -> str:

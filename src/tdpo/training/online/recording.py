@@ -40,6 +40,7 @@ def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: A
     args = trainer.args
     sections = ONLINE_FIELDS.sections(args)
     method = METHODS[args.loss]
+    update = args.moving_reference
     settings = {
         "seed": args.seed,
         "model": policy_settings(given, trainer.model, ref_model),
@@ -50,7 +51,12 @@ def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: A
             "kl": None if args.kl_term is None else asdict(args.kl_term),
         },
         "rollouts": sections["rollouts"],
-        "online": {**sections["online"], **optimizing_settings(args), "minibatch_size": args.update_size},
+        "online": {
+            **sections["online"],
+            "reference_update": None if update is None else update.model_dump(),
+            **optimizing_settings(args),
+            "minibatch_size": args.update_size,
+        },
         "rewards": _rewards(trainer),
     }
     return {
