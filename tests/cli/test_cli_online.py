@@ -73,7 +73,7 @@ def test_it_trains_resumes_and_is_judged_and_reported(call: Call, recipe_file: s
     assert reported.exit_code == 0, reported.output
     page = Path("run/report.html").read_text(encoding="utf-8")
     for text in ("TDPO2 on pairs of its own responses", "Pairs of an iteration", "Mean reward", "Own responses scored",
-                 "moved every 2 iterations", "begin anew where it moves"):  # fmt: skip
+                 "moved every 2 iterations", "and fall where it moves"):  # fmt: skip
         assert text in page
     assert "No held-out pairs were evaluated" not in page and "was evaluated without held-out pairs" not in page
     [read] = load_runs([Path("run")])

@@ -19,12 +19,12 @@ KLS_OF_EVALUATIONS = (
 
 
 class ReferenceUpdate(Section):
-    """The reference follows the policy, as in iterative DPO and TR-DPO (arXiv 2404.09656): before every so many
+    """The reference follows the policy, as in iterative DPO and TR-DPO (arXiv 2404.09656): after every so many
     iterations its weights become (1 − w)·reference + w·policy. KLs and losses are then to this reference, and not to
     the start, with which `tdpo evaluate` compares."""
 
     every: PositiveInt = 1
-    """Iterations from one move of the reference to the next; there is none before the first iteration."""
+    """Iterations from one move of the reference to the next; the first comes after so many."""
     weight: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The policy's share w in the reference's new weights: 1 is a copy of the policy, less is an average with what the
     reference was. Adapters are only copied, since the average of their factors is no average of adapters; so are

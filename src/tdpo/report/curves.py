@@ -68,7 +68,7 @@ def moving_references(runs: list[Run]) -> list[str]:
     who = "" if len(runs) == 1 else f" of {join_words(labels)}"
     return [
         f"The reference{who} followed the policy (online.reference_update): these KLs are to the reference as it was "
-        "at each update, and begin anew where it moves. The evaluation’s are to the start."
+        "at each update, and fall where it moves. The evaluation’s are to the start."
     ]
 
 

@@ -47,7 +47,7 @@ class MovingReference:
     def save(self, checkpoint: Path) -> None:
         """Write its own weights; those that are not trained are the policy's."""
         follow = weights_that_follow(self.policy, self.reference)
-        torch.save({name: own for name, (own, _) in follow.items()}, checkpoint / REFERENCE_FILE)
+        torch.save({name: own.detach() for name, (own, _) in follow.items()}, checkpoint / REFERENCE_FILE)
 
     @torch.no_grad()
     def load(self, checkpoint: Path) -> None:
