@@ -60,7 +60,7 @@ def pairs(folder: Path) -> OnlineTDPOTrainer:
 
     return make_online(
         folder / "run", reward=reward, iterations=3, optim="sgd", per_device_train_batch_size=2 // processes(),
-        gradient_accumulation_steps=2, save_strategy="steps", save_steps=3, reference_update={"weight": 0.5},
+        gradient_accumulation_steps=2, save_strategy="steps", save_steps=3,
     )  # fmt: skip
 
 
