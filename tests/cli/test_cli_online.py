@@ -36,14 +36,22 @@ def recipe_file(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> str:
 
 
 def test_it_trains_resumes_and_is_judged_and_reported(call: Call, recipe_file: str) -> None:
-    done = call("train", recipe_file)
+    moves = "online.reference_update={every: 2, weight: 0.5}"
+    done = call("train", recipe_file, moves)
     assert done.exit_code == 0, done.output
-    for text in ("tdpo2 on own responses", "6 of 6", "reward -", "the model is in run/model"):
+    for text in (
+        "It moves: after every 2 iterations it becomes 0.5 × the policy + 0.5 × itself",
+        "tdpo2 on own responses",
+        "6 of 6",
+        "reward -",
+        "the model is in run/model",
+    ):
         assert text in done.output
     card = Path("run/model/README.md").read_text(encoding="utf-8")
     assert "on the best against the worst of 4 own responses to a prompt" in card and "4 prompts of p.txt" in card
+    assert "the policy before training; after every 2 iterations it becomes 0.5" in card
 
-    recipe = load_recipe("recipe.yaml", ["run_dir=stopped"])
+    recipe = load_recipe("recipe.yaml", ["run_dir=stopped", moves])
     assert isinstance(recipe, OnlineRecipe)
     with pytest.raises(KeyboardInterrupt), RunDirectory.training(recipe, resume=False, overwrite=False) as run:
         train_online(recipe, run, callbacks=[StopAt(5)])
@@ -55,15 +63,17 @@ def test_it_trains_resumes_and_is_judged_and_reported(call: Call, recipe_file: s
 
     finished = call("train", "run", "--resume")
     assert finished.exit_code == 0 and "run is finished (step 6)" in finished.output
-    assert "--overwrite replaces it" in call("train", recipe_file).output
-    assert call("evaluate", "run").exit_code == 0
+    assert "--overwrite replaces it" in call("train", recipe_file, moves).output
+    evaluated = call("evaluate", "run")
+    assert evaluated.exit_code == 0 and "KLs here are to the start, and not to where it went" in evaluated.output
     judged = read_json(Path("run/evaluation.json"))
     assert judged["pairs"] is None and judged["run"]["loss"] == "tdpo2"
     assert judged["generations"]["trained"]["reward_mean"] <= 0
     reported = call("report", "run")
     assert reported.exit_code == 0, reported.output
     page = Path("run/report.html").read_text(encoding="utf-8")
-    for text in ("TDPO2 on pairs of its own responses", "Pairs of an iteration", "Mean reward", "Own responses scored"):
+    for text in ("TDPO2 on pairs of its own responses", "Pairs of an iteration", "Mean reward", "Own responses scored",
+                 "moved every 2 iterations", "and fall where it moves"):  # fmt: skip
         assert text in page
     assert "No held-out pairs were evaluated" not in page and "was evaluated without held-out pairs" not in page
     [read] = load_runs([Path("run")])

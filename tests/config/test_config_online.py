@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from tdpo.config import OnlineRecipe, RecipeError, documented_keys, dump_recipe, load_recipe, only_in_online
+from tdpo.config import (
+    OnlineRecipe,
+    RecipeError,
+    ReferenceUpdate,
+    documented_keys,
+    dump_recipe,
+    load_recipe,
+    only_in_online,
+)
 from tdpo.runs.resume import check_resumable
 from tdpo.workflows.trainer_arguments import online_arguments
 
@@ -48,6 +56,20 @@ def test_distillation_needs_no_reward_and_pairs_all_responses() -> None:
     assert recipe("rewards=[{function: 'r.py:f'}]", given=DISTILLING).rewards, "which is logged"
 
 
+def test_a_reference_that_moves_reaches_the_trainer() -> None:
+    assert online_arguments(recipe()).moving_reference is None and "reference_update: null" in dump_recipe(recipe())
+    args = online_arguments(recipe("online.reference_update={}"))
+    assert args.moving_reference == ReferenceUpdate(every=1, weight=1.0)
+    args = online_arguments(recipe("online.reference_update.every=4", "model.lora=null",
+                                   "online.reference_update.weight=0.6"))  # fmt: skip
+    assert args.moving_reference == ReferenceUpdate(every=4, weight=0.6)
+    stored = recipe("online.reference_update.every=4")
+    with pytest.raises(ValueError, match=r"online.reference_update.every: the run has 4, the recipe 2"):
+        check_resumable(stored, recipe("online.reference_update.every=2"))
+    with pytest.raises(ValueError, match=r"online.reference_update"):
+        check_resumable(stored, recipe())
+
+
 def test_every_value_reaches_the_trainer() -> None:
     args = online_arguments(recipe(
         "online.iterations=3", "online.passes=2", "online.minibatch_size=8", "online.micro_batch_size=2",
@@ -80,6 +102,13 @@ def test_every_value_reaches_the_trainer() -> None:
         (MINIMAL, ["online.micro_batch_size=3"], "online.micro_batch_size: 3 does not divide online.minibatch_size 16"),
         (MINIMAL, ["rewards=[{function: 'r.py:f'}]"], "rewards: has no effect beside environment"),
         (MINIMAL, ["loss.name=dpo", "loss.alpha=0.1"], "loss.alpha: has no effect with loss.name dpo"),
+        (DISTILLING, ["online.reference_update={}"], "online.reference_update: has no place with loss kl"),
+        (MINIMAL, ["online.reference_update={}", "model.reference=other"], "online.reference_update: moves the polic"),
+        (MINIMAL, ["online.reference_update.every=16"], "online.reference_update.every: 16 has no effect: the refer"),
+        (MINIMAL, ["online.reference_update.weight=0.5"], "online.reference_update.weight: 0.5 would average the two"),
+        (MINIMAL, ["online.reference_update.weight=0"], "online.reference_update.weight: expected a number > 0 and ≤"),
+        (MINIMAL, ["online.reference_update={}", "loss.name=sft"], "online.reference_update: has no effect with loss"),
+        (MINIMAL, ["online.sync_ref_model=true"], "did you mean online.reference_update?"),
         (MINIMAL, ["kl.form=exact"], "kl: belongs to a PPO recipe, not to one with a section online; see loss.kl"),
         (MINIMAL, ["training.epochs=1"], "training: belongs to a recipe for preferences, not to one with "),
         (MINIMAL, ["ppo.epochs=1"], "online: makes a recipe one on pairs of own responses, and ppo one of PPO"),

@@ -30,7 +30,7 @@ from tdpo.records.json_files import read_json
 from tdpo.records.study_tables import CellKey, ResponseRow, read_responses, write_responses
 from tdpo.report.run_reading import load_runs
 from tdpo.report.study.study_reading import load_study
-from tdpo.workflows.model_card import model_card, ppo_model_card
+from tdpo.workflows.model_card import model_card, own_responses_model_card
 
 RED = "\x1b[31mred\x1b]0;title\x07"
 FAST = settings(max_examples=100, deadline=None)
@@ -252,7 +252,7 @@ def test_names_are_no_markup_in_the_model_card() -> None:
         }
     )
     prompts = prompts.model_copy(update={"prompts": prompts.prompts.model_copy(update={"train": NAME})})
-    assert f"- 3 prompts of {markdown_text(NAME)}" in ppo_model_card(prompts, 3, {}, None, {})
+    assert f"- 3 prompts of {markdown_text(NAME)}" in own_responses_model_card(prompts, 3, {}, None, {})
 
 
 @pytest.mark.parametrize("name", ["HuggingFaceTB/SmolLM2-135M-Instruct", "runs/my_run_2/model", "~/data/rows.jsonl"])

@@ -91,7 +91,7 @@ def evaluation_for(path: Path, flags: Flags, overrides: Sequence[str]) -> Judgin
 
 
 def _of_recipe(folder: TrainedFolder, flags: Flags, overrides: Sequence[str], results: RunDirectory) -> Judging:
-    from ..config import load_recipe
+    from ..config import KLS_OF_EVALUATIONS, OnlineRecipe, load_recipe
     from ..evaluation.trained_model import (
         TrainedModel,
         described_run,
@@ -108,7 +108,9 @@ def _of_recipe(folder: TrainedFolder, flags: Flags, overrides: Sequence[str], re
     reference = reference_of_recipe(folder.model, recipe)
     own = holds_out_as_trained(run, recipe)
     trained = TrainedModel(folder.model, reference, described, load_as=trained_dtype(run), judged_on_own=own)
-    return Judging(results, recipe, trained, folder.results_name, folder.remarks)
+    moved = isinstance(recipe, OnlineRecipe) and recipe.online.reference_update is not None
+    remarks = [*folder.remarks, *([KLS_OF_EVALUATIONS] if moved else [])]
+    return Judging(results, recipe, trained, folder.results_name, remarks)
 
 
 def _overrides_of_recipe(run: Path, flags: Flags, overrides: Sequence[str]) -> Sequence[str]:

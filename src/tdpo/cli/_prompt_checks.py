@@ -105,17 +105,18 @@ def _seen(key: str, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> Iter
 
 def _length(recipe: OwnResponsesRecipe, available: int) -> Iterator[Check]:
     from ..config import PPORecipe
+    from ..records.metric_names import counted
 
     rollouts, optimization = recipe.rollouts, recipe.optimization
     per_iteration = rollouts.completions // rollouts.samples_per_prompt
     if isinstance(recipe, PPORecipe):
-        units, count = "completions", recipe.ppo.epochs
+        unit, passes = "completion", recipe.ppo.epochs
     else:
-        units, count = "pairs", recipe.online.passes
-    passes = "1 pass" if count == 1 else f"{count} passes"
+        unit, passes = "pair", recipe.online.passes
     text = (
-        f"{recipe.updates} updates of {optimization.minibatch_size} {units}: {optimization.iterations} iterations of "
-        f"{rollouts.completions} completions to {per_iteration} prompts, {passes} each"
+        f"{counted(recipe.updates, 'update')} of {counted(optimization.minibatch_size or 0, unit)}: "
+        f"{counted(optimization.iterations, 'iteration')} of {counted(rollouts.completions, 'completion')} to "
+        f"{counted(per_iteration, 'prompt')}, {counted(passes, 'pass', 'passes')} each"
     )
     yield Check("length", "ok", text)
     if available < per_iteration:

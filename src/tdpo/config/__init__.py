@@ -30,6 +30,13 @@ from .recipe_loading import (
     load_study,
 )
 from .recipe_problems import RecipeError, RecipeProblem
+from .reference_update import (
+    KLS_OF_EVALUATIONS,
+    KLS_OF_TRAINING,
+    ReferenceUpdate,
+    reference_update_problems,
+    why_no_average,
+)
 from .schema import (
     BadRows,
     Data,
@@ -52,6 +59,8 @@ __all__ = [
     "ARM_NAMES",
     "CRITIC_KEYS",
     "KL",
+    "KLS_OF_EVALUATIONS",
+    "KLS_OF_TRAINING",
     "PPO",
     "VALUE_LEARNING_RATES",
     "Advantage",
@@ -84,6 +93,7 @@ __all__ = [
     "RecipeProblem",
     "Recording",
     "ReferenceSource",
+    "ReferenceUpdate",
     "RepeatedRows",
     "Reward",
     "Rollouts",
@@ -109,6 +119,8 @@ __all__ = [
     "pairs_of_a_prompt",
     "read_yaml",
     "recipe_markdown",
+    "reference_update_problems",
+    "why_no_average",
     "why_no_pairs",
     "without_effect_on_distilling",
     "write_yaml",

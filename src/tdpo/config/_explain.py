@@ -131,6 +131,9 @@ ALIASES[OnlineRecipe] = {
         for name, key in ALIASES[PPORecipe].items()
         if not key.startswith(("ppo.", "kl.")) or key.removeprefix("ppo.") in _OF_BOTH_ONLINE
     },
+    "sync_ref_model": "online.reference_update",
+    "ref_model_sync_steps": "online.reference_update.every",
+    "ref_model_mixup_alpha": "online.reference_update.weight",
     "epochs": "online.passes",
     "ppo_epochs": "online.passes",
     "num_ppo_epochs": "online.passes",

@@ -122,7 +122,7 @@ def recipe_markdown() -> str:
             PPO_HEADER,
             *_sections(ppo_rows, of_their_own),
             ONLINE_HEADER,
-            *_sections(online_rows, [row for row in online_rows if row.key == "online"]),
+            *_sections(online_rows, [row for row in online_rows if row.is_section and row.key.startswith("online")]),
             STUDY_HEADER,
             *_sections(
                 studies,

@@ -9,19 +9,18 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationInfo, field_validator
 
-from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
-from .environment_schema import EnvironmentChoice
+from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, key_problems, why_no_divisor
 from .loss_schema import Loss
 from .optimization import Optimizing, Recording, why_no_precision
 from .own_responses_schema import (
     IterationIntervals,
-    Prompts,
-    Reward,
+    OwnResponses,
     Rollouts,
     rollout_problems,
     source_problems,
     why_not_evaluated,
 )
+from .reference_update import ReferenceUpdate, reference_update_problems
 from .schema import Evaluation, Model, why_no_teacher
 from .training_defaults import PAIRS, learning_rate, trains_adapter
 
@@ -65,6 +64,8 @@ class _Objective(Section):
     Null is the whole minibatch at once."""
     min_margin: NonNegativeFloat = 0.0
     """A prompt gives a pair only if the rewards of its best and its worst response differ by more than this."""
+    reference_update: ReferenceUpdate | None = None
+    """Null leaves the reference where it is: the policy's start, or `model.reference`."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate; null is 1e-4 with adapters and 5e-6 when all weights are trained."""
 
@@ -79,20 +80,9 @@ class Online(Recording, IterationIntervals, Optimizing, _Objective):
     SAVES_AFTER = "online.save_every"
 
 
-class OnlineRecipe(Section):
+class OnlineRecipe(OwnResponses):
     """One run on pairs of the policy's own responses. Paths are relative to the folder the command is started in."""
 
-    run_dir: Text
-    """Folder that the run is written to: recipe, metrics, completions, checkpoints, model, evaluation."""
-    seed: Seed = 0
-    """Seed of the order of prompts, sampling, initialisation of adapters, and dropout."""
-    model: Model = Model()
-    environment: EnvironmentChoice | None = None
-    """Null where the recipe has `prompts` and `rewards` of its own."""
-    prompts: Prompts | None = None
-    """Null where an environment has the prompts."""
-    rewards: list[Reward] | None = None
-    """Null where an environment has the reward."""
     rollouts: Rollouts = Rollouts()
     loss: Loss = Loss()
     online: Online
@@ -166,6 +156,7 @@ class OnlineRecipe(Section):
             "online.precision": model and why_no_precision(online.precision, model.dtype),
         }
         problems += [(key, reason) for key, reason in reasons.items() if reason is not None]
+        problems += _problems_of_moving(online, loss, model)
         if problems:
             raise key_problems(*problems)
         update: dict[str, Any] = {"minibatch_size": minibatch}
@@ -173,3 +164,19 @@ class OnlineRecipe(Section):
             adapter = trains_adapter(model.name, model.lora is not None)
             update["learning_rate"] = learning_rate(PAIRS, adapter=adapter)
         return online.model_copy(update=update)
+
+
+def _problems_of_moving(online: Online, loss: Loss | None, model: Model | None) -> list[tuple[str, str]]:
+    """What in `online.reference_update` does not fit the other sections, None for one that is wrong itself."""
+    if online.reference_update is None or loss is None or model is None:
+        return []
+    problems = reference_update_problems(
+        online.reference_update,
+        iterations=online.iterations,
+        loss=loss.name,
+        has_kl=loss.kl is not None,
+        precision=online.precision,
+        has_reference=model.reference is not None,
+        has_adapter=trains_adapter(model.name, model.lora is not None),
+    )
+    return [(f"online.reference_update.{key}".removesuffix("."), reason) for key, reason in problems]

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from ._sections import NonNegativeFloat, PositiveInt, Section, Text, why_no_divisor
+from ._sections import NonNegativeFloat, PositiveInt, Section, Seed, Text, why_no_divisor
 from .environment_schema import EnvironmentChoice
+from .schema import Model
 
 
 class Prompts(Section):
@@ -88,6 +89,22 @@ class IterationIntervals(Section):
     """Iterations between two evaluations on the held-out prompts; null evaluates none while training."""
     save_every: PositiveInt | None = 1
     """Iterations between two checkpoints; null writes none, and an interrupted run then starts over."""
+
+
+class OwnResponses(Section):
+    """The beginning of a recipe of this kind. Paths are relative to the folder the command is started in."""
+
+    run_dir: Text
+    """Folder that the run is written to: recipe, metrics, completions, checkpoints, model, evaluation."""
+    seed: Seed = 0
+    """Seed of the order of prompts, sampling, initialisation of adapters (and of PPO's value head), and dropout."""
+    model: Model = Model()
+    environment: EnvironmentChoice | None = None
+    """Null where the recipe has `prompts` and `rewards` of its own."""
+    prompts: Prompts | None = None
+    """Null where an environment has the prompts."""
+    rewards: list[Reward] | None = None
+    """Null where an environment has the reward."""
 
 
 def source_problems(

@@ -20,19 +20,18 @@ from ..kl_choices import (
     kl_obstacle,
     shortest_horizon,
 )
-from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
-from .environment_schema import EnvironmentChoice
+from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text, key_problems, why_no_divisor
 from .optimization import Optimizing, Recording, why_no_precision
 from .own_responses_schema import (
     IterationIntervals,
-    Prompts,
+    OwnResponses,
     Reward,
     Rollouts,
     rollout_problems,
     source_problems,
     why_not_evaluated,
 )
-from .schema import Evaluation, Model
+from .schema import Evaluation
 from .training_defaults import COMPLETIONS_PER_UPDATE, VALUE_LEARNING_RATES, learning_rate, trains_adapter
 from .training_defaults import PPO as PPO_METHOD
 
@@ -178,20 +177,9 @@ class PPO(Recording, IterationIntervals, Optimizing, _Objective):
     SAVES_AFTER = "ppo.save_every"
 
 
-class PPORecipe(Section):
+class PPORecipe(OwnResponses):
     """One PPO run. Paths are relative to the folder the command is started in."""
 
-    run_dir: Text
-    """Folder that the run is written to: recipe, metrics, completions, checkpoints, model, evaluation."""
-    seed: Seed = 0
-    """Seed of the order of prompts, sampling, initialisation of adapters and value head, and dropout."""
-    model: Model = Model()
-    environment: EnvironmentChoice | None = None
-    """Null where the recipe has `prompts` and `rewards` of its own."""
-    prompts: Prompts | None = None
-    """Null where an environment has the prompts."""
-    rewards: list[Reward] | None = None
-    """Null where an environment has the reward."""
     kl: KL = KL()
     rollouts: Rollouts = Rollouts()
     ppo: PPO

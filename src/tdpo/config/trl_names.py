@@ -71,7 +71,10 @@ TAKEN = {
     "max_completion_length": Taken("a check: a longer response is refused, not cut", is_older=True),
 }
 _NO_OTHER_LOSS = "would be another loss, which is not here. Leave it out, and choose `loss`"
-_FIXED_REFERENCE = "would move the reference, which is fixed here (the KL is exact to one model). Leave it out"
+_FIXED_REFERENCE = (
+    "would move the reference, which is fixed on pairs of a file. Leave it out, or see "
+    "OnlineTDPOConfig(reference_update=)"
+)
 FIXED = {
     "disable_dropout": Fixed(
         (True,),

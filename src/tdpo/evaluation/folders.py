@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import Recipe, load_recipe
+from ..config import KLS_OF_EVALUATIONS, Recipe, load_recipe
 from ..methods import METHODS
 from ..models import check_folder, is_adapter_folder
 from ..models.adapter_bases import adapter_base
@@ -79,6 +79,8 @@ def evaluation_of(folder: TrainedFolder, asked: Asked) -> FolderEvaluation:
         raise ValueError(_nothing_to_judge_on(folder))
     if recipe.data.eval is not None and not loss:
         remarks.append(_assumption(method, recipe))
+    if at(settings, "online", "reference_update") is not None:
+        remarks.append(KLS_OF_EVALUATIONS)
     described = _described(folder, method, recipe, assumed=not loss)
     own = recipe.data.eval is not None and recipe.data.eval == _held_out_file(settings)
     trained = TrainedModel(folder.model, reference, described, base, judged_on_own=own)

@@ -19,7 +19,15 @@ from .model_loading import (
     outline_causal_lm,
 )
 from .probing import check_causal, check_whole_loss
-from .references import Reference, check_vocabulary, kept_reference, reference_at_start, reference_for
+from .references import (
+    Reference,
+    check_vocabulary,
+    kept_reference,
+    move_reference,
+    reference_at_start,
+    reference_for,
+    weights_that_follow,
+)
 
 __all__ = [
     "BUNDLED",
@@ -49,11 +57,13 @@ __all__ = [
     "merge_adapter",
     "merged_adapter",
     "model_facts",
+    "move_reference",
     "outline_causal_lm",
     "probe_logits",
     "reference_at_start",
     "reference_for",
     "response_hidden",
     "select_logits",
+    "weights_that_follow",
     "why_dependent",
 ]

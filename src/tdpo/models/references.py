@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..token_statistics import Head
 from .adapters import has_adapter
@@ -75,14 +75,43 @@ def reference_at_start(policy: Any, ref_model: Any | None = None) -> Reference:
     return Reference("start", policy, find_head(policy))
 
 
-def kept_reference(policy: Any, start: Reference) -> Reference:
-    """`start` as a reference that stays the same while the policy is trained: a copy where it is of that kind."""
-    if start.kind != "start":
+def kept_reference(policy: Any, start: Reference, *, moves: bool = False) -> Reference:
+    """`start` as a reference that stays the same while the policy is trained: a copy where it is of that kind.
+
+    With `moves` it is a copy also in place of an adapter switched off, for `move_reference`.
+    """
+    if start.kind == "second model" or not (moves or start.kind == "start"):
         return start
     # What is not trained is never changed, so the copy shares it.
     untrained = {id(p): p for p in policy.parameters() if not p.requires_grad}
     copied = _frozen(copy.deepcopy(policy, untrained))
     return Reference("copy", copied, find_head(copied))
+
+
+def weights_that_follow(policy: Any, reference: Reference) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Of each weight that is trained, by its name in the policy: the reference's, and the policy's own.
+
+    Args:
+        policy: the model that is trained, unwrapped.
+        reference: its copy, as `kept_reference` makes it.
+    """
+    assert reference.kind == "copy" and reference.model is not None
+    copies = dict(reference.model.named_parameters())
+    return {name: (copies[name], p) for name, p in policy.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def move_reference(policy: Any, reference: Reference, weight: float) -> None:
+    """Move the weights of the copy, in place: reference ← (1 − weight)·reference + weight·policy; 1 copies to the bit.
+
+    TR-DPO's soft and hard update (Gorbatovski et al. 2024, arXiv 2404.09656). Arguments are those of
+    `weights_that_follow`.
+    """
+    for old, new in weights_that_follow(policy, reference).values():
+        if weight == 1:
+            old.copy_(new)
+        else:
+            old.lerp_(new, weight)
 
 
 def reference_for(policy: Any, ref_model: Any | None = None) -> Reference:

@@ -1,4 +1,4 @@
-"""The names of a study's metrics: for axes, table heads and sentences."""
+"""The names of a study's metrics, and numbers in words: for axes, table heads and sentences."""
 
 from __future__ import annotations
 
@@ -95,3 +95,9 @@ def named(key: str) -> Metric:
 def nats(value: float) -> str:
     """A KL in nats with two decimals; one above 0 that would round to 0 is "<0.01"."""
     return "<0.01" if 0 < value < 0.005 else f"{value:z.2f}"
+
+
+def counted(count: float, one: str, many: str = "") -> str:
+    """A number with its noun: 1 update, 2 passes, 1.5 epochs."""
+    number = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{number} {one if count == 1 else many or f'{one}s'}"

@@ -9,7 +9,7 @@ from typing import Any
 from .curve_kinds import GROUPS, Curve, Part
 from .displacement import displacement, displacement_note
 from .drawing import Figure, base_layout, color, plot_text, symbol
-from .numbers import MISSING, show
+from .numbers import MISSING, join_words, show
 from .run_reading import Run
 
 MAX_POINTS = 400  # of one line; fewer where more than four runs share the file
@@ -53,9 +53,23 @@ def curve_groups(runs: list[Run]) -> list[CurveGroup]:
     for title, curves in GROUPS.items():
         figures = [figure for curve in curves if (figure := _figure(curve, runs))]
         sentences = displacement(runs) if any(curve.key == "logp" for curve in curves) else []
+        if any(curve.key == "forward_kl" for curve in curves):
+            sentences = moving_references(runs)
         if figures:
             groups.append(CurveGroup(title, figures, sentences))
     return groups
+
+
+def moving_references(runs: list[Run]) -> list[str]:
+    """What the KLs of training are to, where that is not the start."""
+    labels = [run.label for run in runs if run.reference_moves]
+    if not labels:
+        return []
+    who = "" if len(runs) == 1 else f" of {join_words(labels)}"
+    return [
+        f"The reference{who} followed the policy (online.reference_update): these KLs are to the reference as it was "
+        "at each update, and fall where it moves. The evaluation’s are to the start."
+    ]
 
 
 def _figure(curve: Curve, runs: list[Run]) -> Figure | None:

@@ -76,6 +76,11 @@ class Run:
         return "online" in self.recipe
 
     @property
+    def reference_moves(self) -> bool:
+        """Whether the reference followed the policy in training, so that its KLs are not to the start."""
+        return at(self.recipe, "online", "reference_update") is not None
+
+    @property
     def on_own_responses(self) -> bool:
         """Whether the run drew what it learned from itself, by PPO or in pairs, and so had no pairs of a file."""
         return self.is_ppo or self.on_own_pairs

@@ -143,7 +143,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Model": run.model,
         "Weights": f"of {best_in_words(run.best)}" if run.best else "",
         "Trained part": _trained_part(recipe),
-        "Reference": plain(at(recipe, "model", "reference")) or ("the start of training" if recipe else ""),
+        "Reference": _reference(run),
     }
     for split, title in SPLITS.items():
         facts[title] = ", ".join(f"{name} {value}" for name, value in data_facts(run, split).items())
@@ -200,6 +200,16 @@ def _of_run(run: Run, key: str) -> Any:
     """A key of the section of the recipe that says how weights are updated."""
     values = (at(run.recipe, section, key) for section in ("ppo", "online", "training"))
     return next((value for value in values if value is not None), None)
+
+
+def _reference(run: Run) -> str:
+    if run.reference_moves:
+        update = dict_at(run.recipe, "online", "reference_update")
+        weight = plain(update.get("weight"))
+        return (
+            f"the start of training, moved every {counted(update.get('every'), 'iteration')} (policy's share {weight})"
+        )
+    return plain(at(run.recipe, "model", "reference")) or ("the start of training" if run.recipe else "")
 
 
 def _rollouts(run: Run) -> str:

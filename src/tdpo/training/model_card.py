@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..config import KLS_OF_TRAINING, ReferenceUpdate
 from ..guards.texts import markdown_text, quoted_yaml
 from ..kl_choices import KLTerm
 from ..methods import METHODS, Method
 from ..records.best_update import best_in_words
+from ..records.metric_names import counted
 from .how_to_load import base_of_card, how_to_load
 
 SHOWN = (
@@ -67,7 +69,7 @@ def pair_model_card(
     return _card(settings, method, [*_method(settings, method), *_best(best)], _data(data), numbers, versions)
 
 
-def ppo_model_card(
+def own_responses_model_card(
     settings: Settings,
     source: str,
     prompts: int,
@@ -76,37 +78,13 @@ def ppo_model_card(
     versions: Mapping[str, Any],
     best: Best | None = None,
 ) -> str:
-    """The card of a model that PPO trained on so many prompts of `source`; see `pair_model_card`."""
-    data = [f"- {prompts} prompts of {markdown_text(source)}"]
+    """The card of a model that learned from its own responses to so many prompts of `source`, by PPO (where there is a
+    section `ppo`) or from pairs of them; see `pair_model_card`."""
+    method = METHODS["ppo" if "ppo" in settings else settings["loss"]["name"]]
+    lines = _ppo_method(settings) if method.key == "ppo" else _online_method(settings, method)
+    data = [f"- {counted(prompts, 'prompt')} of {markdown_text(source)}"]
     numbers = _numbers(PPO_SHOWN, "held-out prompts, one response each", train, held_out, best)
-    return _card(settings, METHODS["ppo"], [*_ppo_method(settings), *_best(best)], data, numbers, versions)
-
-
-def online_pairs_model_card(
-    settings: Settings,
-    source: str,
-    prompts: int,
-    train: Numbers,
-    held_out: Numbers | None,
-    versions: Mapping[str, Any],
-    best: Best | None = None,
-) -> str:
-    """The card of a model that learned from pairs of its own responses to so many prompts; see `pair_model_card`."""
-    data = [f"- {prompts} prompts of {markdown_text(source)}"]
-    numbers = _numbers(PPO_SHOWN, "held-out prompts, one response each", train, held_out, best)
-    method, online = METHODS[settings["loss"]["name"]], settings["online"]
-    ranked = "all" if method.key == "kl" else "the best against the worst"
-    lines = [
-        f"- {_loss(settings, method)}, on {ranked} of {settings['rollouts']['samples_per_prompt']} own responses to a "
-        "prompt",
-        *_kl_beside(settings),
-        f"- reference: {_reference(settings)}",
-        _weights(settings),
-        f"- {online['iterations']} iterations of {settings['rollouts']['completions']} completions, {online['passes']} "
-        f"passes each, {online['optimizer']}, {online['scheduler']} schedule, seed {settings['seed']}",
-        *_best(best),
-    ]
-    return _card(settings, method, lines, data, numbers, versions)
+    return _card(settings, method, [*lines, *_best(best)], data, numbers, versions)
 
 
 def _card(
@@ -165,8 +143,12 @@ def _reference(settings: Settings) -> str:
     return "the policy before training" if name is None else markdown_text(name)
 
 
+def _moving(update: Settings | None) -> str:
+    return "" if update is None else f"; {ReferenceUpdate(**update).in_words()}. {KLS_OF_TRAINING}"
+
+
 def _ppo_method(settings: Settings) -> list[str]:
-    kl, ppo, rollouts = settings["kl"], settings["ppo"], settings["rollouts"]
+    kl, ppo = settings["kl"], settings["ppo"]
     aim = f", held at {kl['target']:g} nats per sequence" if kl["controller"] == "adaptive" else ""
     return [
         f"- KL constraint: {kl['direction']}, {kl['form']}, in the {kl['place']}, coefficient "
@@ -174,9 +156,29 @@ def _ppo_method(settings: Settings) -> list[str]:
         f"- reference: {_reference(settings)}",
         f"- advantages: {_advantages(ppo)}",
         _weights(settings),
-        f"- {ppo['iterations']} iterations of {rollouts['completions']} completions, {ppo['epochs']} epochs each, "
-        f"{ppo['optimizer']}, {ppo['scheduler']} schedule, seed {settings['seed']}",
+        _iterations(settings, ppo, counted(ppo["epochs"], "epoch")),
     ]
+
+
+def _online_method(settings: Settings, method: Method) -> list[str]:
+    online, samples = settings["online"], settings["rollouts"]["samples_per_prompt"]
+    ranked = "all" if method.key == "kl" else "the best against the worst"
+    return [
+        f"- {_loss(settings, method)}, on {ranked} of {samples} own responses to a prompt",
+        *_kl_beside(settings),
+        f"- reference: {_reference(settings)}{_moving(online.get('reference_update'))}",
+        _weights(settings),
+        _iterations(settings, online, counted(online["passes"], "pass", "passes")),
+    ]
+
+
+def _iterations(settings: Settings, optimization: Settings, passes: str) -> str:
+    """How long it was trained, and how; `passes` over the responses of an iteration, in words."""
+    completions = counted(settings["rollouts"]["completions"], "completion")
+    return (
+        f"- {counted(optimization['iterations'], 'iteration')} of {completions}, {passes} each, "
+        f"{optimization['optimizer']}, {optimization['scheduler']} schedule, seed {settings['seed']}"
+    )
 
 
 def _advantages(ppo: Settings) -> str:
@@ -206,13 +208,14 @@ def _kl_beside(settings: Settings) -> list[str]:
 
 def _method(settings: Settings, method: Method) -> list[str]:
     training = settings["training"]
-    length = f"{training['max_steps']} updates" if training["max_steps"] else f"{training['epochs']:g} epochs"
+    updates, epochs = training["max_steps"], training["epochs"]
+    length = counted(updates, "update") if updates else counted(epochs, "epoch")
     return [
         f"- {_loss(settings, method)}",
         *_kl_beside(settings),
         f"- reference: {_reference(settings)}",
         _weights(settings),
-        f"- {length} of {training['batch_size']} pairs, {training['optimizer']}, peak learning rate "
+        f"- {length} of {counted(training['batch_size'], 'pair')}, {training['optimizer']}, peak learning rate "
         f"{training['learning_rate']:g}, {training['scheduler']} schedule, seed {settings['seed']}",
     ]
 
@@ -227,8 +230,9 @@ def _data(data: Mapping[str, Any]) -> list[str]:
         if part := data.get(split):
             source = markdown_text(str(part["source"]))
             lines.append(
-                f"- {split}: {part['pairs']} pairs from {source} ({part['rows']} rows, {part['skipped']} "
-                f"skipped as broken, {part['truncated_rows']} truncated to {part['max_length']} tokens)"
+                f"- {split}: {counted(part['pairs'], 'pair')} from {source} ({counted(part['rows'], 'row')}, "
+                f"{part['skipped']} skipped as broken, {part['truncated_rows']} truncated to {part['max_length']} "
+                "tokens)"
             )
     return lines
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import AnyRecipe, Recipe
+from ..config import AnyRecipe, OnlineRecipe, Recipe
 from ..models.precision import held_dtype, loaded_dtype
 from ..records.files import free_bytes
 from ..reference_cache.building import readable_bytes
@@ -34,7 +34,7 @@ class DiskRoom:
         folder: the run directory.
         key: the recipe's section that says how often it saves.
         model: bytes of the trained model, which is an adapter alone where there is one.
-        checkpoint: bytes of a checkpoint: the same, and the optimiser's state.
+        checkpoint: bytes of a checkpoint: the same, the optimiser's state, and a critic or a reference that moves.
         saves_after: updates (with own responses: iterations) between two checkpoints, None for none.
         limit: how many checkpoints are kept.
     """
@@ -57,12 +57,14 @@ class DiskRoom:
         trained = [weight for weight in policy.parameters() if weight.requires_grad]
         kept = trained if adapter else list(policy.parameters())
         extra = [] if critic is None else list(critic.parameters())
+        moves = isinstance(recipe, OnlineRecipe) and recipe.online.reference_update is not None
+        beside = extra + (trained if moves else [])  # of a checkpoint: the critic, or the reference
         state = _state_bytes(trained + extra, settings.optimizer, dtype)
         return cls(
             Path(recipe.run_dir),
             recipe.OPTIMIZATION,
             _bytes(kept, dtype),
-            _bytes(kept + extra, dtype) + state,
+            _bytes(kept + beside, dtype) + state,
             settings.save_steps if isinstance(recipe, Recipe) else settings.save_every,
             settings.save_total_limit or 0,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import OnlineRecipe, OwnResponsesRecipe, PPORecipe, Recipe
+from ..config import OwnResponsesRecipe, Recipe
 from ..training import model_card as cards
 from ..training.model_card import Numbers
 
@@ -17,20 +17,9 @@ def model_card(
     return cards.pair_model_card(recipe.model_dump(), data, train, held_out, versions)
 
 
-def ppo_model_card(
-    recipe: PPORecipe, prompts: int, train: Numbers, held_out: Numbers | None, versions: Mapping[str, Any]
+def own_responses_model_card(
+    recipe: OwnResponsesRecipe, prompts: int, train: Numbers, held_out: Numbers | None, versions: Mapping[str, Any]
 ) -> str:
-    """The card of a model that PPO trained on so many prompts of a recipe."""
-    return cards.ppo_model_card(recipe.model_dump(), _prompts_of(recipe), prompts, train, held_out, versions)
-
-
-def online_model_card(
-    recipe: OnlineRecipe, prompts: int, train: Numbers, held_out: Numbers | None, versions: Mapping[str, Any]
-) -> str:
-    """The card of a model that learned from pairs of its own responses to so many prompts of a recipe."""
-    settings, source = recipe.model_dump(), _prompts_of(recipe)
-    return cards.online_pairs_model_card(settings, source, prompts, train, held_out, versions)
-
-
-def _prompts_of(recipe: OwnResponsesRecipe) -> str:
-    return recipe.environment.label if recipe.environment else str(recipe.prompts and recipe.prompts.train)
+    """The card of a model that learned from its own responses to so many prompts of a recipe."""
+    source = recipe.environment.label if recipe.environment else str(recipe.prompts and recipe.prompts.train)
+    return cards.own_responses_model_card(recipe.model_dump(), source, prompts, train, held_out, versions)

@@ -7,11 +7,11 @@ from typing import Any, Unpack
 
 from ..config import Online, OnlineRecipe, Precision
 from ..recipe_data.prompts import recipe_rewards
-from ..records.metric_names import nats
+from ..records.metric_names import counted, nats
 from ..runs import RunDirectory
 from ..training.callbacks import Say
 from ..training.online.pairs_trainer import OnlineTDPOTrainer
-from .model_card import online_model_card
+from .model_card import own_responses_model_card
 from .prompts_reading import prompts_to_train_on
 from .trainer_arguments import online_arguments
 from .training_run import MakeTrainer, Method, Numbers, RunOptions, TrainingData, logger, run_training
@@ -63,12 +63,15 @@ class LearningFromOwnPairs(Method):
             return None
         reward = f"reward {logs['reward_mean']:.3f} · " if "reward_mean" in logs else ""
         term = f"KL term {nats(logs['kl_term'])} nats · " if "kl_term" in logs else ""
+        moved = (
+            f" · reference moved {counted(logs['reference_updates'], 'time')}" if "reference_updates" in logs else ""
+        )
         if "margin" not in logs:
             return f"{reward}{term}reverse KL {nats(logs['reverse_kl'])} nats" if "reverse_kl" in logs else None
         return (
             f"{reward}{logs['pairs']:.0f} pairs · margin {logs['margin']:+.2f} · {term}"
-            f"chosen KL {nats(logs['chosen_forward_kl'])} nats"
+            f"chosen KL {nats(logs['chosen_forward_kl'])} nats{moved}"
         )
 
     def card(self, data: TrainingData, train: Numbers, held_out: Numbers | None, versions: dict[str, Any]) -> str:
-        return online_model_card(self.recipe, len(data.train), train, held_out, versions)
+        return own_responses_model_card(self.recipe, len(data.train), train, held_out, versions)

@@ -11,7 +11,7 @@ from ..records.metric_names import nats
 from ..runs import RunDirectory
 from ..training.callbacks import Say
 from ..training.online.trainer import PPOTrainer
-from .model_card import ppo_model_card
+from .model_card import own_responses_model_card
 from .prompts_reading import prompts_to_train_on
 from .trainer_arguments import ppo_arguments
 from .training_run import MakeTrainer, Method, Numbers, RunOptions, TrainingData, logger, run_training
@@ -77,4 +77,4 @@ class LearningFromRewards(Method):
         )
 
     def card(self, data: TrainingData, train: Numbers, held_out: Numbers | None, versions: dict[str, Any]) -> str:
-        return ppo_model_card(self.recipe, len(data.train), train, held_out, versions)
+        return own_responses_model_card(self.recipe, len(data.train), train, held_out, versions)

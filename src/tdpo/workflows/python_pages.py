@@ -25,7 +25,7 @@ in other units, the meaning is the key's. What becomes of the fields of TRL's `D
 Made from the code: `tdpo recipe --python > docs/python_fields.md`.
 """
 # Keys of fields that are no single value of a recipe.
-_WHOLE_SECTIONS = {"reward_weights": "rewards[].weight"}
+_WHOLE_SECTIONS = {"reward_weights": "rewards[].weight", "reference_update": "online.reference_update"}
 
 
 def python_fields_markdown() -> str:

@@ -126,6 +126,7 @@ def online_arguments(recipe: OnlineRecipe, **changes: Any) -> OnlineTDPOConfig:
         **_common(recipe, online, online, online.learning_rate),
         **_intervals(online.eval_every, online.save_every, online.passes * (recipe.pairs // update)),
         kl=None if recipe.loss.kl is None else recipe.loss.kl.model_dump(),
+        reference_update=None if online.reference_update is None else online.reference_update.model_dump(),
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
     )

@@ -23,6 +23,7 @@ from ...environments import Prompt, seen_prompts
 from ...models import has_adapter, reference_at_start
 from ...models.precision import Precision
 from ...recipe_data.input_digests import prompts_inputs
+from ...records.metric_names import counted
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
 from ...scoring.head_path import choose_head_path
 from ...scoring.options import HeadImpl
@@ -132,6 +133,13 @@ class OnlineTrainer(CheckpointedTrainer):
     def _check_fit_of_others(self, models: Sequence[Any | None]) -> None:
         """Raise ValueError where the reference, or another model, does not read every prompt with its response."""
         check_all_fit([self._start.model, *models], self._encoded, self.args.max_new_tokens)
+
+    def _describe_iterations(self) -> str:
+        args = self.args
+        return (
+            f"{counted(args.iterations, 'iteration')} of {counted(args.completions, 'completion')}, "
+            f"{counted(args.updates_per_iteration, 'update')} each."
+        )
 
     # ---- one iteration ----
 

@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ...config import (
     Loss,
     LossName,
     OnlineRecipe,
     RecipeFields,
+    ReferenceUpdate,
     pairs_of_a_prompt,
+    reference_update_problems,
     why_no_pairs,
     without_effect_on_distilling,
 )
@@ -58,6 +62,22 @@ class OnlineTDPOConfig(LossArguments, OnlineArguments):
     passes: int = FIELDS.field("passes")
     min_margin: float = FIELDS.field("min_margin")
 
+    reference_update: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "The reference follows the policy: every (iterations from one move to the next) and weight (the "
+            "policy's share in its new weights; 1 is a copy) in a dictionary, or in JSON. None: it stays the start."
+        },
+    )
+
+    @property
+    def moving_reference(self) -> ReferenceUpdate | None:
+        """How the reference moves, with its defaults; None where it stays."""
+        given = self.reference_update
+        if given is None:
+            return None
+        return ReferenceUpdate.model_validate(json.loads(given) if isinstance(given, str) else given)
+
     @property
     def prompts_per_iteration(self) -> int:
         """Prompts of an iteration, over all processes."""
@@ -83,6 +103,34 @@ class OnlineTDPOConfig(LossArguments, OnlineArguments):
             yield from self._without_effect_on_distilling()
         if not wrong:  # sizes are computed with these
             yield from self._sizes()
+            yield from self._reference_problems()
+
+    def check_reference(self, ref_model: Any | None) -> None:
+        """Raise ValueError where the reference moves and there is another one than the policy's start."""
+        if ref_model is not None and self.reference_update is not None:
+            raise ValueError("; ".join(self._reference_problems(has_reference=True)))
+
+    def _reference_problems(self, *, has_reference: bool = False) -> Iterator[str]:
+        try:
+            update = self.moving_reference
+        except ValueError:  # of pydantic's and of json's
+            yield (
+                "reference_update must be a dictionary with some of every (a whole number ≥ 1) and weight (a number "
+                f"> 0 and ≤ 1), or JSON of one, got {self.reference_update!r}"
+            )
+            return
+        if update is None:
+            return
+        problems = reference_update_problems(
+            update,
+            iterations=self.iterations,
+            loss=self.loss,
+            has_kl=self.kl is not None,
+            precision=self.precision,
+            has_reference=has_reference,
+        )
+        for key, reason in problems:
+            yield f"reference_update{key and '.'}{key} {reason}"
 
     def _without_effect_on_distilling(self) -> Iterator[str]:
         names = ("min_margin", "missing_end_penalty")

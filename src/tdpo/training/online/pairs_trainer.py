@@ -1,15 +1,17 @@
 """`OnlineTDPOTrainer`: a loss of pairs on pairs of the current policy's own responses, ranked by a reward.
 
 Online DPO (Guo et al. 2024, arXiv 2402.04792) with every loss of pairs: the policy is sampled again in each iteration,
-and the reference stays the start. Prompts, rewards, sampling and schedule are those of `PPOTrainer`, so that both spend
-a budget of scored responses alike. With the loss "kl" it is on-policy distillation (Agarwal et al. 2023, arXiv
-2306.13649): the KL to a teacher along the policy's own responses, without a reward.
+and the reference stays the start, or follows the policy (`moving_reference`). Prompts, rewards, sampling and schedule
+are those of `PPOTrainer`, so that both spend a budget of scored responses alike. With the loss "kl" it is on-policy
+distillation (Agarwal et al. 2023, arXiv 2306.13649): the KL to a teacher along the policy's own responses, without a
+reward.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
+from ...config import KLS_OF_TRAINING
 from ...config.training_defaults import PAIRS
 from ...models import kept_reference
 from ...rewards.functions import Rewards
@@ -29,10 +32,11 @@ from ..kl_target_control import KLTargetControl
 from ..logged_metrics import peak_memory_mib
 from .base import OnlineTrainer
 from .judging import Judge
+from .moving_reference import MovingReference, check_reference_of
 from .pairs_collecting import PairCollector
 from .pairs_config import OnlineTDPOConfig
 from .pairs_iteration import PairIteration, without_ranks
-from .recording import online_pairs_card, online_pairs_record
+from .recording import online_pairs_record, own_responses_card
 from .schedule import Place
 
 logger = logging.getLogger(__name__)
@@ -53,7 +57,8 @@ class OnlineTDPOTrainer(OnlineTrainer):
         peft_config: a peft configuration to wrap the model with.
         callbacks, optimizers: as in `transformers.Trainer`.
         ref_model: the reference; None: the policy's own start, which is the adapter switched off where that gives the
-            start, and a frozen copy otherwise. The loss "kl" needs one, as its teacher.
+            start, and a frozen copy otherwise (always a copy where it moves, `args.reference_update`). The loss "kl"
+            needs one, as its teacher.
 
     Raises:
         ValueError: arguments that do not fit together, prompts that do not fit the model, a reward model that does not
@@ -83,6 +88,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         if not isinstance(args, OnlineTDPOConfig):
             raise TypeError(f"args must be an OnlineTDPOConfig, got {type(args).__name__}")
         args.check_teacher(ref_model)
+        args.check_reference(ref_model)
         loss = configured_loss(args.loss, args.beta, args.alpha, args.label_smoothing, args.kl_term, args.gamma)
         self.preference_loss = loss
         super().__init__(
@@ -90,9 +96,11 @@ class OnlineTDPOTrainer(OnlineTrainer):
             optimizers, ref_model, "auto", loss.extras,
         )  # fmt: skip
         self._check_fit_of_others([])
-        reference = kept_reference(self.model, self._start)
+        update = self.args.moving_reference
+        reference = kept_reference(self.model, self._start, moves=update is not None)
         if reference.model is not None:
             reference.model.to(self.args.device)
+        self._moving = None if update is None else MovingReference(self.model, reference, update)
         self.statistics = PolicyStatistics(self._path, LiveReference(reference, self._path))
         self._judge = Judge(
             self.statistics, None, ResponseCollator(self.tokenizer.pad_token_id), self.args, self.accelerator.autocast
@@ -111,10 +119,12 @@ class OnlineTDPOTrainer(OnlineTrainer):
         args = self.args
         return (
             f"Loss {args.loss} on {'all' if args.distils else 'the best against the worst'} of "
-            f"{args.samples_per_prompt} responses to a prompt. "
-            f"{args.iterations} iterations of {args.completions} completions, {args.updates_per_iteration} updates "
-            f"each. {self.statistics.describe()}{self.preference_loss.describe(self._path.name)}"
+            f"{args.samples_per_prompt} responses to a prompt. {self._describe_iterations()} "
+            f"{self.statistics.describe()}{self._describe_moving()}{self.preference_loss.describe(self._path.name)}"
         )
+
+    def _describe_moving(self) -> str:
+        return "" if self._moving is None else f" It moves: {self._moving.update.in_words()}. {KLS_OF_TRAINING}."
 
     def _rewards_of(self, reward_funcs: Any, args: Any, tokenizer: Any) -> Rewards | None:
         if reward_funcs is not None or not args.distils:
@@ -125,9 +135,14 @@ class OnlineTDPOTrainer(OnlineTrainer):
 
     def model_card(self) -> str:
         """The card of the model as it is now: method, prompts, numbers, versions; Markdown."""
-        return online_pairs_card(self)
+        return own_responses_card(self)
 
     # ---- one update ----
+
+    def _begin_iteration(self, number: int) -> None:
+        if self._moving is not None:
+            self._moving.before(number)
+        super()._begin_iteration(number)
 
     def _has_work(self, place: Place) -> bool:
         """Whether any process has a pair in this update. One without takes part all the same, with its spare pair."""
@@ -176,6 +191,8 @@ class OnlineTDPOTrainer(OnlineTrainer):
             if self.args.distils:
                 learned = without_ranks(learned)
             learned |= self.preference_loss.aim
+            if self._moving is not None:
+                learned["reference_updates"] = self._moving.moves_until(iteration.number)
             logs = {**logs, **iteration.logs, **learned, "peak_memory_mib": peak_memory_mib()}
         super().log(logs, start_time)
 
@@ -184,6 +201,20 @@ class OnlineTDPOTrainer(OnlineTrainer):
     def _state_of_learning(self) -> dict[str, Any]:
         return {"loss": self.preference_loss.state_dict()}
 
+    def _save_own_state(self, checkpoint: Path) -> None:
+        super()._save_own_state(checkpoint)
+        if self._moving is not None and self.args.should_save:
+            self._moving.save(checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        if self._moving is not None and best is not None:
+            self._moving.load(Path(best))  # that which its numbers were measured against
+
     def _load_own_state(self, checkpoint: str, state: dict[str, Any]) -> None:
+        check_reference_of(Path(checkpoint), self._moving)
         super()._load_own_state(checkpoint, state)
+        if self._moving is not None:
+            self._moving.load(Path(checkpoint))
         self.preference_loss.load_state_dict(state.get("loss", {}))  # earlier versions changed nothing of it

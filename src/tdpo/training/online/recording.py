@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ...models import Reference
-from ..model_card import online_pairs_model_card, ppo_model_card
+from ..model_card import own_responses_model_card
 from ..recorded_settings import described_source, optimizing_settings, policy_settings, reference_facts
 from ..run_record import numbers_for_the_card
 from .config import FIELDS, PPOConfig
@@ -26,18 +26,19 @@ def ppo_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> di
     }  # fmt: skip
 
 
-def ppo_card(trainer: Any) -> str:
+def own_responses_card(trainer: Any) -> str:
     """The card of the model as it is now."""
     assert trainer.record is not None
     train = trainer.described_data()["train"]
     settings = trainer.record.content["settings"]
-    return ppo_model_card(settings, train["source"], train["prompts"], **numbers_for_the_card(trainer))
+    return own_responses_model_card(settings, train["source"], train["prompts"], **numbers_for_the_card(trainer))
 
 
 def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: Any) -> dict[str, Any]:
     """The content of trainer.json of `OnlineTDPOTrainer`; arguments as those of `ppo_record`."""
     args = trainer.args
     sections = ONLINE_FIELDS.sections(args)
+    update = args.moving_reference
     settings = {
         "seed": args.seed,
         "model": policy_settings(given, trainer.model, ref_model),
@@ -47,7 +48,12 @@ def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: A
             "kl": None if args.kl_term is None else asdict(args.kl_term),
         },
         "rollouts": sections["rollouts"],
-        "online": {**sections["online"], **optimizing_settings(args), "minibatch_size": args.update_size},
+        "online": {
+            **sections["online"],
+            "reference_update": None if update is None else update.model_dump(),
+            **optimizing_settings(args),
+            "minibatch_size": args.update_size,
+        },
         "rewards": _rewards(trainer),
     }
     return {
@@ -56,14 +62,6 @@ def online_pairs_record(trainer: Any, given: Any, start: Reference, ref_model: A
         "settings": settings,
         "reference": reference_facts(given, trainer.model, start, ref_model),
     }
-
-
-def online_pairs_card(trainer: Any) -> str:
-    """The card of the model as it is now."""
-    assert trainer.record is not None
-    train = trainer.described_data()["train"]
-    settings = trainer.record.content["settings"]
-    return online_pairs_model_card(settings, train["source"], train["prompts"], **numbers_for_the_card(trainer))
 
 
 def _rewards(trainer: Any) -> list[dict[str, Any]]:

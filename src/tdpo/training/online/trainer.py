@@ -27,7 +27,7 @@ from .critic import CRITIC_FILE, Critic, check_critic_of
 from .iteration import Iteration, iteration_in
 from .judging import Judge, rollout_statistics
 from .objective import head_impl, loss_extras, objective
-from .recording import ppo_card, ppo_record
+from .recording import own_responses_card, ppo_record
 from .rollout_collecting import RolloutCollector
 from .schedule import Place
 
@@ -124,8 +124,7 @@ class PPOTrainer(OnlineTrainer):
         controller = f"held at {kl.target:g} nats a sequence" if kl.controller == "adaptive" else "fixed"
         return (
             f"KL constraint: {kl.direction}, {kl.estimator} in the {kl.place}, coefficient {kl.coefficient:g}, "
-            f"{controller}. {describe_advantages(args)} {args.iterations} iterations of {args.completions} "
-            f"completions, {args.updates_per_iteration} updates each. {self.statistics.describe()}"
+            f"{controller}. {describe_advantages(args)} {self._describe_iterations()} {self.statistics.describe()}"
         )
 
     def create_optimizer(self, model: Any | None = None) -> Any:
@@ -210,7 +209,7 @@ class PPOTrainer(OnlineTrainer):
 
     def model_card(self) -> str:
         """The card of the model as it is now: method, prompts, numbers, versions; Markdown."""
-        return ppo_card(self)
+        return own_responses_card(self)
 
     def _save_own_state(self, checkpoint: Path) -> None:
         super()._save_own_state(checkpoint)
