@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,26 @@ def sentiment() -> Environment:
 
 
 def test_sizes_and_shape(sentiment: Environment) -> None:
-    assert (len(sentiment.train), len(sentiment.held_out)) == (128, 40)
-    assert len({prompt.id for prompt in sentiment.train + sentiment.held_out}) == 168
+    assert (len(sentiment.train), len(sentiment.held_out)) == (128, 106)
+    assert len({prompt.id for prompt in sentiment.train + sentiment.held_out}) == 234
     assert all([m["role"] for m in prompt.prompt] == ["user"] for prompt in sentiment.train + sentiment.held_out)
     assert sentiment.max_new_tokens == 32
+
+
+def test_held_out_prompts_begin_with_those_of_earlier_versions(sentiment: Environment) -> None:
+    """Recipes that take the first 40 keep their prompts, and so their numbers."""
+    first = json.dumps([[prompt.id, prompt.prompt] for prompt in sentiment.held_out[:40]])
+    assert hashlib.sha256(first.encode()).hexdigest()[:16] == "e1e9a3a14d3aa62c"
+    train = json.dumps([[prompt.id, prompt.prompt] for prompt in sentiment.train])
+    assert hashlib.sha256(train.encode()).hexdigest()[:16] == "d5232649880782d7"
+
+
+def test_held_out_prompts_are_clusters_of_three_or_four(sentiment: Environment) -> None:
+    clusters = Counter(map(sentiment.cluster_of, sentiment.held_out))
+    assert len(clusters) == 34 and set(clusters.values()) == {3, 4}
+    trained = set(map(sentiment.cluster_of, sentiment.train))
+    assert len(trained) == 12 and not trained & set(map(sentiment.cluster_of, sentiment.held_out[40:]))
+    assert all("one short sentence" in text for text in texts(sentiment.held_out[40:]))
 
 
 def test_every_prompt_asks_for_little_and_says_so(sentiment: Environment) -> None:
