@@ -78,29 +78,31 @@ def test_every_prompt_asks_for_little_and_says_so(sentiment: Environment) -> Non
 
 def test_no_prompt_is_nearly_another(sentiment: Environment) -> None:
     train, held_out = texts(sentiment.train), texts(sentiment.held_out)
-    assert len(set(train + held_out)) == 168
+    assert len(set(train + held_out)) == 234
     across = max((overlap(a, b), a, b) for a in train for b in held_out)
     assert across[0] <= 0.5, across
     within = max((overlap(a, b), a, b) for i, a in enumerate(train) for b in train[:i])
     assert within[0] <= 0.6, within
+    within = max((overlap(a, b), a, b) for i, a in enumerate(held_out) for b in held_out[:i])
+    assert within[0] <= 0.5, within
 
 
 def test_near_duplicates_would_be_seen() -> None:
     assert overlap("In one sentence, describe a cat at the vet.", "Write a single line about a cat at the vet.") == 1
 
 
-def test_every_kind_of_prompt_is_in_both_splits(sentiment: Environment) -> None:
+def test_every_kind_of_training_prompt_is_held_out_too(sentiment: Environment) -> None:
     def kinds(prompts: list[Prompt]) -> set[str]:
         return {prompt.id.split("-")[0] for prompt in prompts}
 
-    assert kinds(sentiment.train) == kinds(sentiment.held_out)
+    assert kinds(sentiment.train) == kinds(sentiment.held_out[:40])
     assert len(kinds(sentiment.train)) == 12
 
 
 def test_prompts_come_as_packaged_data() -> None:
     file = Path(tdpo.environments.__file__).parent / "prompts" / "sentiment.jsonl"
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert all(set(record) == {"id", "split", "prompt"} for record in records)
+    assert all(set(record) == {"id", "split", "prompt", "theme"} for record in records)
 
 
 def test_reward_is_vaders_compound(sentiment: Environment) -> None:

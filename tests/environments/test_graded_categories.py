@@ -18,6 +18,10 @@ def graded() -> Environment:
     return load_environment("graded_categories")
 
 
+def turns(prompt: Prompt) -> list[str]:
+    return [message["content"] for message in prompt.prompt if isinstance(message, dict)]
+
+
 def options_by_theme(prompts: list[Prompt]) -> dict[str, set[str]]:
     return {prompt.columns["theme"]: {option.lower() for option in prompt.columns["categories"]} for prompt in prompts}
 
@@ -41,7 +45,7 @@ def test_the_first_prompts_are_of_different_themes(graded: Environment) -> None:
 def test_no_prompt_occurs_twice(graded: Environment) -> None:
     prompts = graded.train + graded.held_out
     assert len({prompt.id for prompt in prompts}) == len(prompts) == 336
-    assert len({prompt.prompt[-1]["content"] for prompt in prompts}) == len(prompts)
+    assert len({turns(prompt)[-1] for prompt in prompts}) == len(prompts)
     orders = [tuple(graded.modes_of(prompt)) for prompt in prompts]
     assert len(set(orders)) == len(orders)
 
@@ -57,9 +61,9 @@ def test_options_cannot_be_taken_for_one_another(graded: Environment) -> None:
 def test_the_question_lists_the_options_and_the_examples_none_of_them(graded: Environment) -> None:
     for prompt in graded.train + graded.held_out:
         options = [option.lower() for option in graded.modes_of(prompt)]
-        assert [message["role"] for message in prompt.prompt] == ["user", "assistant"] * 2 + ["user"]
-        assert [word for word in words(prompt.prompt[-1]["content"]) if word in options] == options
-        shown = words(" ".join(message["content"] for message in prompt.prompt[:-1]))
+        assert len(turns(prompt)) == 5
+        assert [word for word in words(turns(prompt)[-1]) if word in options] == options
+        shown = words(" ".join(turns(prompt)[:-1]))
         assert all(forms(option).isdisjoint(shown) for option in options), prompt.id
 
 
@@ -83,7 +87,7 @@ def test_known_answers_earn_the_grade_of_their_mode(graded: Environment) -> None
     for prompt in graded.train + graded.held_out:
         answers = graded.answers_of(prompt)
         assert tuple(answers) == graded.modes_of(prompt)
-        demonstrated = prompt.prompt[-2]["content"]
+        demonstrated = turns(prompt)[-2]
         for (mode, texts), grade in zip(answers.items(), prompt.columns["grades"], strict=True):
             assert len(set(texts)) == 2 and score(graded, [prompt] * 2, list(texts)) == [grade] * 2
             assert [graded.mode_of(prompt, text) for text in texts] == [mode] * 2

@@ -28,7 +28,7 @@ PROMPTS = [
     Prompt("plain", "what a wonderful day: "),
     Prompt("none", [{"role": "user", "content": "what"}]),
 ]  # fmt: skip
-MODES = [ANSWERS, {"cat": ("cat",), "dog": ("dog",)}, {}]
+MODES: list[dict[str, tuple[str, ...]]] = [ANSWERS, {"cat": ("cat",), "dog": ("dog",)}, {}]
 
 
 def log_probability(model: Any, prompt: list[int], response: list[int]) -> float:

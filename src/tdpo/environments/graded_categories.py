@@ -16,12 +16,12 @@ LOWEST = 0.4  # the grade of the last option in the alphabet; that of the first 
 
 
 def graded_categories_environment() -> Environment:
-    """Return the environment: 96 themes of 6 or 7 things, asked for in the four forms of `categories`.
+    """Return the environment: 96 themes of 6 or 7 things, asked for in four forms after two examples, as `categories`.
 
     48 themes are to train, each in four prompts, and 48 others are held out, each in three: 192 and 144 prompts, which
     list the things in changing orders. The first 48 held-out prompts are of 48 themes, and so are the next ones. A
     theme is a cluster (`cluster_of`), and every option has two known answers, with and without an article
-    (`answers_of`).
+    (`answers_of`). Two forms of `categories` are not used, because a small model rarely repeats them word for word.
 
     The options of a theme are graded in equal steps, from 1 for the first in the alphabet to 0.4 for the last. So each
     theme has the same grades, and they depend neither on the place in the list nor on the sense of a word. A rule is
