@@ -9,6 +9,7 @@ import pytest
 
 from tdpo.environments import Environment, Prompt, load_environment, score
 from tdpo.environments._words import forms, words
+from tdpo.environments.graded_categories import answers_of
 
 ANIMALS = {"goat": 0.88, "owl": 0.52, "whale": 0.4, "spider": 0.64, "fox": 1.0, "horse": 0.76}
 
@@ -89,10 +90,19 @@ def test_known_answers_earn_the_grade_of_their_mode(graded: Environment) -> None
         assert tuple(answers) == graded.modes_of(prompt)
         demonstrated = turns(prompt)[-2]
         for (mode, texts), grade in zip(answers.items(), prompt.columns["grades"], strict=True):
-            assert len(set(texts)) == 2 and score(graded, [prompt] * 2, list(texts)) == [grade] * 2
-            assert [graded.mode_of(prompt, text) for text in texts] == [mode] * 2
+            assert len(set(texts)) == 3 and score(graded, [prompt] * 3, list(texts)) == [grade] * 3
+            assert [graded.mode_of(prompt, text) for text in texts] == [mode] * 3
             assert texts[0].partition(mode)[0] == demonstrated[: len(texts[0].partition(mode)[0])]
         assert graded.threshold <= min(prompt.columns["grades"]) / 2
+
+
+def test_answers_have_the_article_that_belongs_to_the_word() -> None:
+    columns = {"categories": ["owl", "euro", "unicorn", "crate"], "answer": "I pick {}."}
+    answers = answers_of(Prompt("p", "a question", columns))
+    assert [texts[-1] for texts in answers.values()] == [
+        "I pick an owl.", "I pick a euro.", "I pick a unicorn.", "I pick a crate."
+    ]  # fmt: skip
+    assert answers["owl"][:2] == ("I pick owl.", "I pick the owl.")
 
 
 @pytest.mark.parametrize(

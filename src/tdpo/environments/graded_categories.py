@@ -5,6 +5,7 @@ The modes are all good, and some are better. So it shows what a method does with
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tdpo.environments._built_in import packaged_prompts
@@ -20,8 +21,8 @@ def graded_categories_environment() -> Environment:
 
     48 themes are to train, each in four prompts, and 48 others are held out, each in three: 192 and 144 prompts, which
     list the things in changing orders. The first 48 held-out prompts are of 48 themes, and so are the next ones. A
-    theme is a cluster (`cluster_of`), and every option has two known answers, with and without an article
-    (`answers_of`). Two forms of `categories` are not used, because a small model rarely repeats them word for word.
+    theme is a cluster (`cluster_of`), and each option has three known answers (`answers_of`). Two forms of `categories`
+    are not used, because the bundled model rarely answers in them word for word.
 
     The options of a theme are graded in equal steps, from 1 for the first in the alphabet to 0.4 for the last. So each
     theme has the same grades, and they depend neither on the place in the list nor on the sense of a word. A rule is
@@ -62,9 +63,20 @@ def grade_of_the_one(
 
 
 def answers_of(prompt: Prompt) -> dict[str, tuple[str, ...]]:
-    """Return the answers that pick each category, in the form that the prompt demonstrates, with "the" and without."""
+    """Return the answers that pick each category, in the form that the prompt demonstrates: bare, with "the", with "a".
+
+    The examples in a prompt show the first two, and small models say the third one as well.
+    """
     form = str(prompt.columns["answer"])
-    return {option: (form.format(option), form.format(f"the {option}")) for option in categories_of(prompt)}
+    return {
+        option: tuple(form.format(text) for text in (option, f"the {option}", f"{_indefinite(option)} {option}"))
+        for option in categories_of(prompt)
+    }
+
+
+def _indefinite(option: str) -> str:
+    """The article of a word by its first letters: a euro, a ukulele, a unicorn, and an before every other vowel."""
+    return "an" if re.match(r"[aeio]|u(?!ku|ni)", option.lower().replace("eu", "yu")) else "a"
 
 
 def _reward(grades: dict[str, float], text: str) -> float:
