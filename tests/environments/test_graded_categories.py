@@ -24,7 +24,10 @@ def turns(prompt: Prompt) -> list[str]:
 
 
 def options_by_theme(prompts: list[Prompt]) -> dict[str, set[str]]:
-    return {prompt.columns["theme"]: {option.lower() for option in prompt.columns["categories"]} for prompt in prompts}
+    options: dict[str, set[str]] = {}
+    for prompt in prompts:
+        options.setdefault(prompt.columns["theme"], set()).update(map(str.lower, prompt.columns["categories"]))
+    return options
 
 
 def test_themes_are_balanced_and_no_held_out_theme_is_trained_on(graded: Environment) -> None:
