@@ -34,15 +34,15 @@ def exact_mode_metrics(
         raise ValueError(f"rewards are given for {sorted(rewards)}, probabilities for {sorted(log_probabilities)}")
     total = log_sum(list(log_probabilities.values()))
     if total == -math.inf:
-        lost = dict.fromkeys(("exact_effective_modes", "exact_mode_coverage"), None)
-        return {"answer_mass": 0.0, **lost, **({} if rewards is None else {"expected_grade": None})}
+        undefined = dict.fromkeys(("exact_effective_modes", "exact_mode_coverage"), None)
+        return {"answer_mass": 0.0, **undefined, **({} if rewards is None else {"expected_grade": None})}
     shares = {mode: math.exp(value - total) for mode, value in log_probabilities.items()}
     entropy = -math.fsum(share * math.log(share) for share in shares.values() if share > 0)
-    kept = sum(share * len(shares) >= KEPT for share in shares.values())
+    count = sum(share * len(shares) >= KEPT for share in shares.values())
     metrics: dict[str, float | None] = {
         "answer_mass": math.exp(total),
         "exact_effective_modes": math.exp(entropy),
-        "exact_mode_coverage": kept / len(shares),
+        "exact_mode_coverage": count / len(shares),
     }
     if rewards is not None:
         metrics["expected_grade"] = math.fsum(share * rewards[mode] for mode, share in shares.items())

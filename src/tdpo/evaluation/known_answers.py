@@ -64,13 +64,13 @@ def answer_rewards(environment: Environment, prompts: Sequence[Prompt]) -> list[
     if environment.reward is None:
         return None
     answers = [environment.answers_of(prompt) for prompt in prompts]
-    asked = [
+    texts_of_modes = [
         (prompt, text)
         for prompt, modes in zip(prompts, answers, strict=True)
         for texts in modes.values()
         for text in texts
     ]
-    values = iter(score(environment, [prompt for prompt, _ in asked], [text for _, text in asked]))
+    values = iter(score(environment, [prompt for prompt, _ in texts_of_modes], [text for _, text in texts_of_modes]))
     return [
         {mode: math.fsum(next(values) for _ in texts) / len(texts) for mode, texts in modes.items()}
         for modes in answers
@@ -81,8 +81,8 @@ def mode_metrics(
     log_probabilities: Sequence[Mapping[str, float]], rewards: Sequence[Mapping[str, float]] | None
 ) -> dict[str, list[float | None]]:
     """The metrics of `exact_mode_metrics` by name: a value for each prompt, None where it has no known answers."""
-    graded = [None] * len(log_probabilities) if rewards is None else rewards
-    by_prompt = [exact_mode_metrics(*pair) for pair in zip(log_probabilities, graded, strict=True)]
+    rewards_by_prompt = [None] * len(log_probabilities) if rewards is None else rewards
+    by_prompt = [exact_mode_metrics(*pair) for pair in zip(log_probabilities, rewards_by_prompt, strict=True)]
     names = dict.fromkeys(name for metrics in by_prompt for name in metrics)
     return {name: [metrics.get(name) for metrics in by_prompt] for name in names}
 

@@ -286,9 +286,9 @@ class _Judged:
         probabilities = answer_log_probabilities(
             self.policy, self.statistics, self.tokenizer, prompts, answers, progress=stage
         )
-        known = KnownAnswers(prompts, probabilities, rewards)
-        self._write_lines(ANSWERS_FILE, [line for who in models for line in known.lines(who)])
-        return {who: known.described(who) for who in models}
+        modes = KnownAnswers(prompts, probabilities, rewards)
+        self._write_lines(ANSWERS_FILE, [line for who in models for line in modes.lines(who)])
+        return {who: modes.described(who) for who in models}
 
     def _distances(self, prompts: list[Prompt], own: HeldOutResponses, base: HeldOutResponses) -> Distances:
         return distances(
