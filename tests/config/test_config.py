@@ -487,6 +487,11 @@ def test_an_environment_may_be_cut_to_its_first_prompts() -> None:
     all_of_it, first = whole.load(), cut.load()
     assert (first.train, first.held_out) == (all_of_it.train[:5], all_of_it.held_out[:5])
     assert len(all_of_it.train) == 128 and first.reward is all_of_it.reward
+    fewer = recipe("environment.name=sentiment", "environment.max_prompts=5", "environment.max_held_out=3").environment
+    more = recipe("environment.name=sentiment", "environment.max_prompts=5", "environment.max_held_out=9").environment
+    assert fewer is not None and more is not None
+    assert (fewer.load().train, fewer.load().held_out) == (first.train, first.held_out[:3])
+    assert more.load().held_out == first.held_out
     assert problems("environment.max_prompts=5") == ["environment: names none; set environment.name (sentiment, for "
                                                      "instance), or prompts, reward and max_new_tokens"]  # fmt: skip
 
@@ -506,6 +511,7 @@ def test_an_environment_may_be_cut_to_its_first_prompts() -> None:
         (("environment.name=sentiment", *OWN),
          ["environment.max_new_tokens: has no", "environment.prompts: has no", "environment.reward: has no effect"]),
         (("environment.name=sentiment", "environment.reward_name=x"), ["environment.reward_name: has no effect"]),
+        ((*OWN, "environment.max_held_out=3"), ["environment.max_held_out: has no effect: environment.held_out names"]),
         ((*OWN, "environment.eval=h.jsonl"), ["environment.eval: unknown key; did you mean environment.held_out?"]),
         ((*OWN, "environment.train=h.jsonl"), ["environment.train: unknown key; did you mean environment.prompts?"]),
         ((*OWN[:2], "environment.max_new_tokens=0"), ["environment.max_new_tokens: expected a whole number ≥ 1"]),

@@ -28,7 +28,7 @@ def reward(name: str, completion: str, prompt: str = "a question", **columns: An
 
 
 def test_all_are_known_by_name() -> None:
-    assert set(BUILT_IN) == {"sentiment", *NAMES}
+    assert set(BUILT_IN) == {"sentiment", "graded_categories", *NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -260,6 +260,9 @@ def test_the_order_of_the_categories_changes_from_prompt_to_prompt() -> None:
 def test_environments_without_modes_know_none() -> None:
     found = load_environment("keywords")
     assert found.mode_of is None and found.modes_of(found.train[0]) == ()
+    assert found.answers_of(found.train[0]) == {} and found.cluster_of(found.train[0]) == found.train[0].id
+    categories = load_environment("categories")
+    assert categories.cluster_of(categories.train[0]) == categories.train[0].columns["theme"]
 
 
 TEXTS = st.lists(st.sampled_from(["goat", "fence", "owl", "The", "ran", "a", ".", "!", "?", ",", "’s", "\n", "ß"])).map(
@@ -275,6 +278,7 @@ TEXTS = st.lists(st.sampled_from(["goat", "fence", "owl", "The", "ran", "a", "."
         ("plain_language", {"topic": "goat"}),
         ("brevity", {"topic": "goat"}),
         ("categories", {"categories": ANIMALS}),
+        ("graded_categories", {"categories": ANIMALS, "grades": [1.0, 0.9, 0.8, 0.6, 0.5, 0.4]}),
     ],
 )
 def test_every_reward_lies_between_0_and_1_and_stays_the_same(name: str, columns: dict[str, Any], text: str) -> None:

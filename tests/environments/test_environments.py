@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,26 @@ def sentiment() -> Environment:
 
 
 def test_sizes_and_shape(sentiment: Environment) -> None:
-    assert (len(sentiment.train), len(sentiment.held_out)) == (128, 40)
-    assert len({prompt.id for prompt in sentiment.train + sentiment.held_out}) == 168
+    assert (len(sentiment.train), len(sentiment.held_out)) == (128, 106)
+    assert len({prompt.id for prompt in sentiment.train + sentiment.held_out}) == 234
     assert all([m["role"] for m in prompt.prompt] == ["user"] for prompt in sentiment.train + sentiment.held_out)
     assert sentiment.max_new_tokens == 32
+
+
+def test_held_out_prompts_begin_with_those_of_earlier_versions(sentiment: Environment) -> None:
+    """Recipes that take the first 40 keep their prompts, and so their numbers."""
+    first = json.dumps([[prompt.id, prompt.prompt] for prompt in sentiment.held_out[:40]])
+    assert hashlib.sha256(first.encode()).hexdigest()[:16] == "e1e9a3a14d3aa62c"
+    train = json.dumps([[prompt.id, prompt.prompt] for prompt in sentiment.train])
+    assert hashlib.sha256(train.encode()).hexdigest()[:16] == "d5232649880782d7"
+
+
+def test_held_out_prompts_are_clusters_of_three_or_four(sentiment: Environment) -> None:
+    clusters = Counter(map(sentiment.cluster_of, sentiment.held_out))
+    assert len(clusters) == 34 and set(clusters.values()) == {3, 4}
+    trained = set(map(sentiment.cluster_of, sentiment.train))
+    assert len(trained) == 12 and not trained & set(map(sentiment.cluster_of, sentiment.held_out[40:]))
+    assert all("one short sentence" in text for text in texts(sentiment.held_out[40:]))
 
 
 def test_every_prompt_asks_for_little_and_says_so(sentiment: Environment) -> None:
@@ -60,29 +78,31 @@ def test_every_prompt_asks_for_little_and_says_so(sentiment: Environment) -> Non
 
 def test_no_prompt_is_nearly_another(sentiment: Environment) -> None:
     train, held_out = texts(sentiment.train), texts(sentiment.held_out)
-    assert len(set(train + held_out)) == 168
+    assert len(set(train + held_out)) == 234
     across = max((overlap(a, b), a, b) for a in train for b in held_out)
     assert across[0] <= 0.5, across
     within = max((overlap(a, b), a, b) for i, a in enumerate(train) for b in train[:i])
     assert within[0] <= 0.6, within
+    within = max((overlap(a, b), a, b) for i, a in enumerate(held_out) for b in held_out[:i])
+    assert within[0] <= 0.5, within
 
 
 def test_near_duplicates_would_be_seen() -> None:
     assert overlap("In one sentence, describe a cat at the vet.", "Write a single line about a cat at the vet.") == 1
 
 
-def test_every_kind_of_prompt_is_in_both_splits(sentiment: Environment) -> None:
+def test_every_kind_of_training_prompt_is_held_out_too(sentiment: Environment) -> None:
     def kinds(prompts: list[Prompt]) -> set[str]:
         return {prompt.id.split("-")[0] for prompt in prompts}
 
-    assert kinds(sentiment.train) == kinds(sentiment.held_out)
+    assert kinds(sentiment.train) == kinds(sentiment.held_out[:40])
     assert len(kinds(sentiment.train)) == 12
 
 
 def test_prompts_come_as_packaged_data() -> None:
     file = Path(tdpo.environments.__file__).parent / "prompts" / "sentiment.jsonl"
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert all(set(record) == {"id", "split", "prompt"} for record in records)
+    assert all(set(record) == {"id", "split", "prompt", "theme"} for record in records)
 
 
 def test_reward_is_vaders_compound(sentiment: Environment) -> None:

@@ -24,6 +24,10 @@ GENERATION_ROWS = (
     ("distinct-2", "distinct_2", 3),
     ("length, tokens", "length_mean", 1),
     ("finished, share", "finished_share", 2),
+    ("known answers, prob.", "answer_mass", 3),
+    ("exact effect. modes", "exact_effective_modes", 2),
+    ("exact mode coverage", "exact_mode_coverage", 3),
+    ("expected grade", "expected_grade", 3),
 )
 PAIR_ROWS = (
     ("pairs: accuracy", "accuracy", 3),

@@ -18,8 +18,9 @@ from ..config import Study
 from ..diversity import Diversity, measure_diversity
 from ..embeddings import SentenceEmbedder
 from ..environments import Environment
+from ..evaluation import metrics_of_lines
 from ..records.json_files import read_jsonl, write_json
-from ..records.names import EVALUATION_FILE, MEASURED_FILE, SAMPLES_FILE
+from ..records.names import ANSWERS_FILE, EVALUATION_FILE, MEASURED_FILE, SAMPLES_FILE
 from ..records.study_tables import CellKey
 from ..runs import RunDirectory
 from .cells import StudyFiles, task_environment, task_of
@@ -59,7 +60,7 @@ def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
     run = RunDirectory(files.run(cell))
     responses = Responses.read(run, is_reference=cell.arm == "reference")
     environment = task_environment(task_of(study, cell.task))
-    by_prompt = _means(responses)
+    by_prompt = _means(responses) | _exact_modes(run, responses, is_reference=cell.arm == "reference")
     overall: dict[str, float | None] = _overall(responses, run.read_json(EVALUATION_FILE))
     diversity = _diversity(responses, environment, study.embeddings)
     overall |= diversity.overall | costs(study, files, cell, run)
@@ -89,6 +90,14 @@ def _means(responses: Responses) -> dict[str, list[float | None]]:
         "policy_entropy": means(responses.own, lambda line: line["policy_entropy"]),
     }
     return {name: values for name, values in numbers.items() if any(value is not None for value in values)}
+
+
+def _exact_modes(run: RunDirectory, responses: Responses, *, is_reference: bool) -> dict[str, list[float | None]]:
+    """Metrics of the modes from the exact probabilities of their answers, where the task knows answers."""
+    path = run.path / ANSWERS_FILE
+    if not path.exists():
+        return {}
+    return metrics_of_lines(read_jsonl(path), responses.prompts, "base" if is_reference else "trained")
 
 
 def _tokens_where(line: Line, metric: str) -> float | None:

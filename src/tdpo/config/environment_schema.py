@@ -13,6 +13,8 @@ from ._sections import PositiveInt, Section, Text, key_problems
 if TYPE_CHECKING:
     from ..environments import Environment
 
+LIMITS = ("max_prompts", "max_held_out")  # keys that fit both kinds of environment
+
 
 class EnvironmentChoice(Section):
     """Prompts and a reward: what `tdpo pairs` samples from, `tdpo ppo` learns from, and `tdpo evaluate` scores
@@ -20,7 +22,8 @@ class EnvironmentChoice(Section):
     `max_new_tokens`, and what else fits."""
 
     name: Text | None = None
-    """A built-in environment: `sentiment`, `keywords`, `plain_language`, `brevity` or `categories`."""
+    """A built-in environment: `sentiment`, `keywords`, `plain_language`, `brevity`, `categories` or
+    `graded_categories`."""
     prompts: Text | None = None
     """Prompts of your own to train on: a file (JSONL, JSON, Parquet, CSV), saved dataset folder, or hub name with a
     column `prompt`: plain text, or messages. Other columns reach the functions."""
@@ -40,6 +43,9 @@ class EnvironmentChoice(Section):
     which kind of answer it is, as text, or None; a column `modes` lists the kinds that there are."""
     max_prompts: PositiveInt | None = None
     """Take only the first so many prompts to train on, and of those held out; null takes all."""
+    max_held_out: PositiveInt | None = None
+    """Take only the first so many of the prompts that are held out (and of those at most `max_prompts`); null sets no
+    further limit."""
 
     @field_validator("reward_name")
     @classmethod
@@ -68,7 +74,8 @@ class EnvironmentChoice(Section):
         """The environment itself. Raises as `load_environment` does for a name, and as `own_environment` for files."""
         environment = self._load_whole()
         first = slice(self.max_prompts)
-        return replace(environment, train=environment.train[first], held_out=environment.held_out[first])
+        held_out = environment.held_out[first][: self.max_held_out]
+        return replace(environment, train=environment.train[first], held_out=held_out)
 
     def _load_whole(self) -> Environment:
         from ..environments import load_environment, own_environment
@@ -89,7 +96,7 @@ class EnvironmentChoice(Section):
 
 def _environment_problems(choice: EnvironmentChoice) -> list[tuple[str, str]]:
     """What is wrong with the choice of an environment: a built-in one, or prompts with a reward and a length."""
-    keys = [key for key, value in choice if value is not None and key != "max_prompts"]
+    keys = [key for key, value in choice if value is not None and key not in LIMITS]
     if choice.name is not None:
         # A name for the reward is resolved from the function, and then not what somebody wrote.
         extra = [key for key in keys if key != "name" and not (key == "reward_name" and choice.reward is not None)]
@@ -103,4 +110,7 @@ def _environment_problems(choice: EnvironmentChoice) -> list[tuple[str, str]]:
         "reward": "is missing: prompts come without a reward; name a function as file.py:name",
         "max_new_tokens": "is missing: prompts of your own name no length; set the longest response, in tokens",
     }
-    return [(key, reason) for key, reason in missing.items() if key not in keys]
+    problems = [(key, reason) for key, reason in missing.items() if key not in keys]
+    if choice.max_held_out is not None and choice.held_out is None:
+        problems.append(("max_held_out", "has no effect: environment.held_out names no prompts that are held out"))
+    return problems

@@ -4,6 +4,7 @@ The metrics are functions of one set of responses; `per_input` and `across_input
 computes everything that the study reports. docs/diversity.md has the formulas, the ranges and what each metric misses.
 """
 
+from .exact_modes import exact_mode_metrics
 from .grouping import across_inputs, mean_of_defined, per_input, quality_gate
 from .measure import Diversity, measure_diversity
 from .modes import mode_coverage, mode_entropy
@@ -15,6 +16,7 @@ __all__ = [
     "across_inputs",
     "distinct_n",
     "embedding_diversity",
+    "exact_mode_metrics",
     "expectation_adjusted_distinct",
     "has_words",
     "mean_of_defined",

@@ -16,6 +16,7 @@ from tdpo.environments.environment import (
     score,
 )
 from tdpo.environments.function_loading import FunctionError, load_function
+from tdpo.environments.graded_categories import graded_categories_environment
 from tdpo.environments.keywords import keywords_environment
 from tdpo.environments.own import own_environment
 from tdpo.environments.plain_language import plain_language_environment
@@ -29,6 +30,7 @@ _BUILT_IN = {
     "plain_language": plain_language_environment,
     "brevity": brevity_environment,
     "categories": categories_environment,
+    "graded_categories": graded_categories_environment,
 }
 BUILT_IN = tuple(_BUILT_IN)
 

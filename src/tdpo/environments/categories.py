@@ -9,7 +9,7 @@ from typing import Any
 
 from tdpo.environments._built_in import packaged_prompts
 from tdpo.environments._words import named, words
-from tdpo.environments.environment import Environment, Prompt
+from tdpo.environments.environment import Environment, Prompt, theme_of
 
 FEW, MANY = 6, 18  # words: up to FEW cost nothing; from MANY on half of the reward is gone
 
@@ -32,6 +32,7 @@ def categories_environment() -> Environment:
         threshold=0.5,  # exactly one is named, at whatever length
         mode_of=category_of,
         modes_of=categories_of,
+        cluster_of=theme_of,
     )
 
 
@@ -57,4 +58,9 @@ def _reward(options: tuple[str, ...], text: str) -> float:
     text_words = words(text)
     if len(named(options, text_words)) != 1:
         return 0.0
+    return share_for_length(text_words)
+
+
+def share_for_length(text_words: list[str]) -> float:
+    """Return the share of the reward that a response of so many words keeps: 1 up to FEW, 0.5 from MANY on."""
     return 1.0 - 0.5 * min(max((len(text_words) - FEW) / (MANY - FEW), 0.0), 1.0)

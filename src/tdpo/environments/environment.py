@@ -48,6 +48,21 @@ def no_modes(prompt: Prompt) -> tuple[str, ...]:
     return ()
 
 
+def no_answers(prompt: Prompt) -> dict[str, tuple[str, ...]]:
+    """Return no answers: the default for an environment whose modes have no known texts."""
+    return {}
+
+
+def own_cluster(prompt: Prompt) -> str:
+    """Return the prompt's id: the default where every prompt is independent of all the others."""
+    return prompt.id
+
+
+def theme_of(prompt: Prompt) -> str:
+    """Return the column `theme` of a prompt; its id if it has none."""
+    return str(prompt.columns.get("theme", prompt.id))
+
+
 @dataclass(frozen=True)
 class Environment:
     """Prompts to train on, held-out prompts for evaluation, and the reward of a response (None if there is none).
@@ -55,6 +70,13 @@ class Environment:
     The good responses to a prompt may be of known kinds, its *modes*. Then `modes_of(prompt)` lists each of them once,
     and `mode_of(prompt, response)` returns the mode of a response, or None. So the modes that a model still reaches can
     be counted for each prompt. A response counts as good if its reward is at least `threshold`.
+
+    Where modes have known texts, `answers_of(prompt)` maps each mode to the different texts that state it, whole
+    responses in the form that the prompt asks for. Their probabilities under a model are computed and not sampled
+    (`tdpo.evaluation.answer_log_probabilities`), and those of one mode are added.
+
+    `cluster_of(prompt)` names the group of related prompts, such as those of one theme: prompts of one cluster are no
+    independent evidence, so intervals draw whole clusters. By default every prompt is a cluster of its own.
     """
 
     name: str
@@ -67,6 +89,8 @@ class Environment:
     threshold: float | None = None
     mode_of: Callable[[Prompt, str], str | None] | None = None
     modes_of: Callable[[Prompt], tuple[str, ...]] = no_modes
+    answers_of: Callable[[Prompt], Mapping[str, Sequence[str]]] = no_answers
+    cluster_of: Callable[[Prompt], str] = own_cluster
 
 
 class RewardError(ValueError):

@@ -7,12 +7,15 @@ from importlib.util import find_spec
 from typing import Any
 
 from tdpo.environments._built_in import packaged_prompts
-from tdpo.environments.environment import Environment
+from tdpo.environments.environment import Environment, theme_of
 from tdpo.installation import extra_command
 
 
 def sentiment_environment() -> Environment:
-    """Return the environment: 168 requests of our own (128 to train, 40 held out), each for about one sentence.
+    """Return the environment: 234 requests of our own (128 to train, 106 held out), each for about one sentence.
+
+    The first 40 held-out requests are of the 12 themes of the training requests, and the other 66, each for one short
+    sentence, of 22 new ones. A theme, of three or four held-out requests, is a cluster (`cluster_of`).
 
     The reward is VADER's compound score of the response, from -1 (most negative) to 1 (most positive). Raises
     ModuleNotFoundError if VADER is not installed.
@@ -28,6 +31,7 @@ def sentiment_environment() -> Environment:
         max_new_tokens=32,
         description="short everyday requests; a more positive answer scores higher",
         threshold=0.5,  # plainly positive: VADER calls a text positive from 0.05 on
+        cluster_of=theme_of,
     )
 
 

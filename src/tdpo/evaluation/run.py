@@ -1,4 +1,4 @@
-"""Evaluate a finished run: `evaluation.json` and `samples.jsonl` in its directory."""
+"""Evaluate a finished run: `evaluation.json`, `samples.jsonl` and `answers.jsonl` in its directory."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ from ..preferences import Preferences
 from ..recipe_data.pairs import prompt_key, read_held_out, tokenize_rows
 from ..recipe_data.prompts import environment_of
 from ..records.files import write_text
+from ..records.names import ANSWERS_FILE, SAMPLES_FILE
 from ..runs import RunDirectory
 from ..sampling.sampler import SampledResponse, SamplingSettings
 from ..scoring.configured_loss import configured_loss
 from ..scoring.policy_statistics import PolicyStatistics
+from .answer_probabilities import answer_log_probabilities
 from .base_samples import keep_samples, kept_samples, samples_identity
 from .held_out_pairs import evaluate_pairs
 from .held_out_responses import Distances, HeldOutResponses, describe, distances, sample_and_score, scored
 from .intervals import paired_difference
 from .judge import Judge
+from .known_answers import KnownAnswers, Who, answer_rewards
 from .trained_model import TrainedModel, model_of_run
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -231,7 +234,8 @@ class _Judged:
         of_base = {"forward_kl": measured.forward_kl, "policy_entropy": measured.reference_entropy}
         of_trained = {"reverse_kl": measured.reverse_kl, "policy_entropy": measured.policy_entropy}
         lines = [*_lines("base", prompts, base, of_base), *_lines("trained", prompts, trained, of_trained)]
-        self._write_samples(lines)
+        self._write_lines(SAMPLES_FILE, lines)
+        modes = self._known_answers(environment, prompts, ("base", "trained"))
         gap = None
         if base.rewards is not None and trained.rewards is not None:
             gap = paired_difference(trained.table(trained.rewards), base.table(base.rewards))
@@ -247,8 +251,8 @@ class _Judged:
                 **({} if self.judge is None else {"judge": self.judge.source}),
             },
             "generations": {
-                "base": describe(base, None, measured.reference_entropy),
-                "trained": describe(trained, measured, measured.policy_entropy),
+                "base": {**describe(base, None, measured.reference_entropy), **modes.get("base", {})},
+                "trained": {**describe(trained, measured, measured.policy_entropy), **modes.get("trained", {})},
             },
             "difference": None if gap is None else {"reward_mean": gap},
         }
@@ -263,7 +267,28 @@ class _Judged:
         base = self._base_samples(environment, settings)
         measured = vars(self._distances(prompts, base, base))
         numbers = {name: measured[name] for name in ("forward_kl", "reverse_kl", "policy_entropy")}
-        self._write_samples(_lines("base", prompts, base, numbers))
+        self._write_lines(SAMPLES_FILE, _lines("base", prompts, base, numbers))
+        self._known_answers(environment, prompts, ("base",))
+
+    def _known_answers(
+        self, environment: Environment, prompts: list[Prompt], models: Sequence[Who]
+    ) -> dict[str, dict[str, Any]]:
+        """The exact probabilities of known answers: writes answers.jsonl, returns the numbers of each model.
+
+        Without known answers there is neither, and a file of an earlier evaluation is removed.
+        """
+        answers = [environment.answers_of(prompt) for prompt in prompts]
+        if not any(answers):
+            (self.run.path / ANSWERS_FILE).unlink(missing_ok=True)
+            return {}
+        rewards = answer_rewards(environment, prompts)
+        stage = self._stage("exact modes")
+        probabilities = answer_log_probabilities(
+            self.policy, self.statistics, self.tokenizer, prompts, answers, progress=stage
+        )
+        modes = KnownAnswers(prompts, probabilities, rewards)
+        self._write_lines(ANSWERS_FILE, [line for who in models for line in modes.lines(who)])
+        return {who: modes.described(who) for who in models}
 
     def _distances(self, prompts: list[Prompt], own: HeldOutResponses, base: HeldOutResponses) -> Distances:
         return distances(
@@ -319,9 +344,9 @@ class _Judged:
             progress=self._stage(f"samples of the {'base' if reference else 'trained'} model"),
         )
 
-    def _write_samples(self, lines: list[dict[str, Any]]) -> None:
+    def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(self.run.path / "samples.jsonl", text)
+        write_text(self.run.path / name, text)
 
     def _stage(self, name: str) -> Callable[[int, int], None] | None:
         progress = self.progress

@@ -44,6 +44,8 @@ KINDS = {
 MODES = (
     Metric("mode_coverage", "Mode coverage", "share of the known modes found per prompt"),
     Metric("mode_entropy", "Effective number of modes", "exp of the entropy, per prompt"),
+    Metric("exact_mode_coverage", "Exact mode coverage", "share of modes with a quarter of the uniform share"),
+    Metric("exact_effective_modes", "Exact effective number of modes", "exp of the entropy, from probabilities"),
 )
 OTHER = (
     Metric("reward_mean", "Mean reward"),
@@ -54,6 +56,8 @@ OTHER = (
     Metric("finished", "Ended by themselves", "share of responses"),
     Metric("gated_share", "Good responses", "share at or above the threshold"),
     Metric("valid_share", "Responses in a mode", "share of responses"),
+    Metric("answer_mass", "Probability of the known answers", "sum over modes"),
+    Metric("expected_grade", "Expected grade of a known answer", "computed from probabilities"),
 )
 COSTS = (
     Metric("scored_completions", "Scored completions"),
@@ -79,10 +83,10 @@ PER_PROMPT = (
     *(metric.key for metric in KL),
     *(prefix + metric.key for prefix in ("", "gated_") for metric in DIVERSITY),
     *(metric.key for metric in MODES),
-    *("gated_share", "valid_share"),
+    *("gated_share", "valid_share", "answer_mass", "expected_grade"),
 )
 # Of these, what a task without rewards, or a study without sentence embeddings, does not measure.
-OF_REWARDS = frozenset(key for key in PER_PROMPT if key.startswith(("reward_", "gated_")))
+OF_REWARDS = frozenset(key for key in PER_PROMPT if key.startswith(("reward_", "gated_", "expected_")))
 OF_EMBEDDINGS = frozenset(key for key in PER_PROMPT if key.endswith(("embedding_diversity", "vendi")))
 BY_KEY = {metric.key: metric for metric in (*KL, *ALL_DIVERSITY, *MODES, *OTHER, *COSTS)}
 

@@ -14,6 +14,7 @@ COMPLETIONS_FILE = "completions.jsonl"
 EVALUATION_FILE = "evaluation.json"
 SAMPLES_FILE = "samples.jsonl"
 BASE_SAMPLES_FILE = "base_samples.json"
+ANSWERS_FILE = "answers.jsonl"
 REPORT_FILE = "report.html"
 MODEL_FOLDER = "model"
 # What a trainer that is used in Python leaves beside these in its output_dir, in the place of a recipe.

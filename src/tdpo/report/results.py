@@ -43,6 +43,10 @@ GENERATION_METRICS = (
     Metric("length_mean", "Mean length", "tokens"),
     Metric("finished_share", "Ended on its own", "within the length limit", share=True),
     Metric("count", "Responses"),
+    Metric("answer_mass", "Probability of the known answers", "computed, not sampled", share=True),
+    Metric("exact_effective_modes", "Effective number of modes", "computed from the known answers"),
+    Metric("exact_mode_coverage", "Modes that are kept", "with a quarter of the uniform share", share=True),
+    Metric("expected_grade", "Expected grade of a known answer"),
 )
 PAIR_METRICS = (
     Metric("accuracy", "Accuracy", "pairs with a margin above zero; a tie counts half", share=True),

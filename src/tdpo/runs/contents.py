@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..records.names import (
+    ANSWERS_FILE,
     BASE_SAMPLES_FILE,
     COMPLETIONS_FILE,
     DATA_FILE,
@@ -26,7 +27,7 @@ STAGED_MODEL = ".model-being-saved"
 BEING_MOVED = ".run-being-moved"  # the old run, while it is moved aside or back
 FILES = (
     RECIPE_FILE, MACHINE_FILE, STATUS_FILE, DATA_FILE, METRICS_FILE, COMPLETIONS_FILE, EVALUATION_FILE, SAMPLES_FILE,
-    BASE_SAMPLES_FILE, REPORT_FILE,
+    BASE_SAMPLES_FILE, ANSWERS_FILE, REPORT_FILE,
 )  # fmt: skip
 FOLDERS = (MODEL_FOLDER, STAGED_MODEL)
 LEFT_OVER = ("metrics.tmp",)  # of earlier versions

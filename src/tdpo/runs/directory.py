@@ -8,7 +8,7 @@
     completions.jsonl  responses that a PPO run learned from, some of each iteration
     checkpoint-N/      complete once it holds the file COMPLETE; inputs.json names what it was trained with
     model/             what was trained
-    evaluation.json, samples.jsonl, base_samples.json, report.html
+    evaluation.json, samples.jsonl, base_samples.json, answers.jsonl, report.html
     replaced-run/      the run that `--overwrite` replaces, until the new one has a model
 
 JSON files appear whole or not at all; numbers that are not finite are NaN and Infinity, as Python writes them.
