@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from ..guards.texts import printable
 from ._errors import guarded
 from .cache import HELP as CACHE_HELP
-from .cache import clear, list_caches
+from .cache import clear, fetch, list_caches
 from .compare import compare
 from .demo import demo
 from .doctor import doctor
@@ -77,9 +77,9 @@ class Command(TyperCommand):
 
 def _show_version(is_set: bool) -> None:
     if is_set:
-        from importlib.metadata import version
+        from .. import __version__
 
-        typer.echo(f"tdpo {version('tdpo')}")
+        typer.echo(f"tdpo {__version__}")
         raise typer.Exit()
 
 
@@ -119,4 +119,5 @@ for _panel, _commands in _PANELS.items():
 caches = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", cls=Commands, help=CACHE_HELP)
 caches.command("list", cls=Command)(guarded(list_caches))
 caches.command("clear", cls=Command)(guarded(clear))
+caches.command("fetch", cls=Command)(guarded(fetch))
 app.add_typer(caches, name="cache", rich_help_panel="Start")
