@@ -71,9 +71,7 @@ def push(
             return
         before = is_private(repository)
         if public and before:
-            raise CommandError(
-                f"{repository} is there and private; --public is for a new one: see its settings"
-            )
+            raise CommandError(f"{repository} is there and private; --public is for a new one: see its settings")
         if before is False:
             say(f"{repository} is there and public: everyone will see what is sent", style="yellow")
         name = trained.results_name
