@@ -1,10 +1,11 @@
-"""Version, archives and site: one place for the version, and checks that notice what is missing or loaded from elsewhere."""
+"""Version, archives and site: one place for the version, and checks that notice what is missing or foreign."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import re
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -24,8 +25,6 @@ def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / f"release/{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module

@@ -59,6 +59,7 @@ SAME = {
 # where another one is asked for.
 _NO_FOUR_BITS = "is not here yet: the base stays in model.dtype"
 _PUSH = "afterwards `tdpo push RUN OWNER/NAME`"
+_TOKEN = "belongs into no file: `hf auth login`, or HF_TOKEN in the shell, when `tdpo push` uploads"
 _LAUNCHING = "belongs to the launch: accelerate launch --config_file FILE -m tdpo train recipe.yaml"
 _LORA_ONLY = "is not here: adapters are plain LoRA; train with peft_config=LoraConfig(…) in Python"
 OTHERS: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -83,11 +84,8 @@ OTHERS: dict[str, tuple[tuple[Any, ...], str]] = {
     "hub_model_id": ((), f"is no part of training: {_PUSH}"),
     "hub_private_repo": ((True,), f"is no part of training: {_PUSH}; a new repository is private without --public"),
     "hub_revision": ((), f"is no part of training: {_PUSH} --revision BRANCH"),
-    "hub_token": ((), "belongs into no file: `hf auth login`, or HF_TOKEN in the shell, when `tdpo push` uploads"),
-    "push_to_hub_token": (
-        (),
-        "belongs into no file: `hf auth login`, or HF_TOKEN in the shell, when `tdpo push` uploads",
-    ),
+    "hub_token": ((), _TOKEN),
+    "push_to_hub_token": ((), _TOKEN),
     "hub_strategy": (("end",), f"is no part of training: {_PUSH}, which sends what is there"),
     "hub_always_push": ((False,), f"is no part of training: {_PUSH}"),
     "accelerate_config": ((), _LAUNCHING),
