@@ -60,7 +60,7 @@ def problems(site: Path) -> list[str]:
     for path, page in pages.items():
         name = path.relative_to(site.resolve())
         said += [f"{name} loads {address}" for address in page.loaded if _is_elsewhere(address)]
-        local = [address for address in [*page.loaded, *page.links] if not urlsplit(address).scheme]
+        local = [address for address in [*page.loaded, *page.links] if not any(urlsplit(address)[:2])]
         said += [f"{name} links to {address}: {why}" for address in local if (why := _lost(address, path, site, pages))]
     return said
 
