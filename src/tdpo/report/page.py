@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
+from .. import __version__
 from ..records.dotted import at, dict_at, text_at
 from ..records.names import LOCK_FILE
 from ..records.run_states import KILLED, state_in_words
@@ -123,7 +123,7 @@ def page_content(runs: list[Run], remark: str = "") -> dict[str, Any]:
         "reward": reward_name(runs),
         "confidence": confidence(runs[0]),
         "figures": figures,
-        "writer": metadata.version("tdpo"),
+        "writer": __version__,
     }
 
 

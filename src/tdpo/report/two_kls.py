@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
+from .. import __version__
 from .embedding import checked_script, security_policy
 from .templating import template_environment, template_text
 
@@ -20,5 +19,5 @@ def render_two_kls() -> str:
         policy=security_policy(scripts),
         css=Markup(template_text("report.css")),
         scripts=[Markup(script) for script in scripts],
-        writer=metadata.version("tdpo"),
+        writer=__version__,
     )

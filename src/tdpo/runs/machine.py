@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..records.files import now
 
 PACKAGES = (
@@ -40,7 +41,8 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
 
 def _version(name: str) -> str | None:
     try:
-        return version(name)
+        # This package's own number is read from the code that runs: an editable installation keeps an old one.
+        return __version__ if name == "tdpo" else version(name)
     except PackageNotFoundError:
         return None
 

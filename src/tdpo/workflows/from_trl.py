@@ -14,7 +14,7 @@ from ..config.recipe_loading import read_values
 from ..config.schema import FILE_SUFFIXES
 from ..training import arguments
 from ..training.offline.config import REFUSED, TDPOConfig
-from .trl_settings import BESIDES, DEFAULTS, OTHERS, SAME
+from .trl_settings import BESIDES, DEFAULTS, OTHERS, SAME, SECRET
 
 
 @dataclass
@@ -113,7 +113,8 @@ class _Conversion:
             self.result.remarks[key] = remark
 
     def _lose(self, name: str, why: str) -> None:
-        self.result.lost.append(f"{self._place(name)}: {name}: {_shown(self.settings[name])} {why}")
+        value = "…" if name in SECRET else _shown(self.settings[name])
+        self.result.lost.append(f"{self._place(name)}: {name}: {value} {why}")
 
     def _fail(self, name: str, reason: str) -> None:
         self.problems.append(RecipeProblem(name, reason, self._place(name)))
@@ -129,6 +130,9 @@ class _Conversion:
         self._put("model.dtype", dtype, "dtype")
         if dtype == "float32" and (uses_bf16 or self._value("fp16")):
             self._put("training.precision", "bfloat16-mixed" if uses_bf16 else "float16-mixed", "bf16")
+        for name, same in (("bf16", "bfloat16"), ("fp16", "float16")):
+            if self._is_given(name) and self._value(name) and dtype not in ("float32", "auto", same):
+                self._lose(name, f"is not mixed into a model that is loaded in {dtype}: it is computed in that")
         if not self._value("use_peft"):
             self._put("model.lora", None, "use_peft", "TRL trains all weights without use_peft; tdpo's default is LoRA")
             for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
@@ -197,6 +201,8 @@ class _Conversion:
             self._lose("label_smoothing", "has no effect in TRL with sigmoid; loss.label_smoothing has one here")
 
     def _length_and_size(self) -> None:
+        if self.settings.get("max_length", 0) is None:
+            self._lose("max_length", f"has no key: a recipe has a limit, here {DEFAULTS['max_length']}; set it")
         if self._value("max_steps") > 0:
             self._put("training.max_steps", self._value("max_steps"), "max_steps")
         else:

@@ -58,6 +58,9 @@ SAME = {
 # Settings of `trl dpo` beside those of DPOConfig: the values that mean what a recipe does in any case, and what to do
 # where another one is asked for.
 _NO_FOUR_BITS = "is not here yet: the base stays in model.dtype"
+_PUSH = "afterwards `tdpo push RUN OWNER/NAME`"
+_TOKEN = "belongs into no file: `hf auth login`, or HF_TOKEN in the shell, when `tdpo push` uploads"
+_LAUNCHING = "belongs to the launch: accelerate launch --config_file FILE -m tdpo train recipe.yaml"
 _LORA_ONLY = "is not here: adapters are plain LoRA; train with peft_config=LoraConfig(…) in Python"
 OTHERS: dict[str, tuple[tuple[Any, ...], str]] = {
     "model_revision": (("main", None), "has no key: name a folder that holds this revision as model.name"),
@@ -76,6 +79,20 @@ OTHERS: dict[str, tuple[tuple[Any, ...], str]] = {
     "dataset_streaming": ((False,), "is not here: rows are read once and checked before training"),
     "streaming": ((False,), "is not here: rows are read once and checked before training"),
     "ignore_bias_buffers": ((False,), "is not needed: leave it out"),
+    "push_to_hub": ((False,), f"is no part of training: {_PUSH}"),
+    "push_to_hub_model_id": ((), f"is no part of training: {_PUSH}"),
+    "hub_model_id": ((), f"is no part of training: {_PUSH}"),
+    "hub_private_repo": ((True,), f"is no part of training: {_PUSH}; a new repository is private without --public"),
+    "hub_revision": ((), f"is no part of training: {_PUSH} --revision BRANCH"),
+    "hub_token": ((), _TOKEN),
+    "push_to_hub_token": ((), _TOKEN),
+    "hub_strategy": (("end",), f"is no part of training: {_PUSH}, which sends what is there"),
+    "hub_always_push": ((False,), f"is no part of training: {_PUSH}"),
+    "accelerate_config": ((), _LAUNCHING),
+    "num_processes": ((1,), _LAUNCHING),
+    "num_machines": ((1,), _LAUNCHING),
+    "main_process_port": ((), _LAUNCHING),
+    "gpu_ids": ((), _LAUNCHING),
     "env": ((None, {}), "belongs to the shell: set these variables there"),
 }
 # Settings that the conversion reads besides, and that have no default worth a name.
@@ -88,3 +105,5 @@ BESIDES = (
     "torch_dtype",
     "model_init_kwargs",
 )
+# Settings whose values are repeated nowhere: the recipe that is made may be shared.
+SECRET = ("hub_token", "push_to_hub_token")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
+from ... import __version__
 from ..embedding import checked_script, embed_json, security_policy
 from ..numbers import show_duration
 from ..templating import joined_scripts, template_environment, template_text
@@ -39,7 +39,7 @@ def render_exact(folder: Path) -> str:
         css=Markup(template_text("report.css")),
         scripts={name: Markup(script) for name, script in scripts.items()},
         figure_data=Markup(embed_json([figure.spec for figure in all_figures])),
-        writer=metadata.version("tdpo"),
+        writer=__version__,
         color=str,
         marker=str,
     )

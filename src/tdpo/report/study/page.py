@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ... import __version__
 from ...records.dotted import text_at
 from ..drawing import Figure, base_layout
 from ..embedding import checked_script, embed_json, security_policy
@@ -91,7 +91,7 @@ def study_content(study: StudyRecord) -> tuple[dict[str, Any], dict[str, Any]]:
         "cost_rows": cost_lines,
         "command": text_at(study.about, "command"),
         "recipe": study.recipe_text[:RECIPE_CHARACTERS],
-        "writer": metadata.version("tdpo"),
+        "writer": __version__,
     }
     layout = base_layout()
     data = {
