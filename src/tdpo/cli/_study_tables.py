@@ -63,6 +63,24 @@ def _table_of(task: str, rows: Sequence[ResultRow]) -> Table:
     return table
 
 
+def answers_text(folder: Path) -> Iterator[str]:
+    """Yield each question with a sentence for each of its answers; nothing for a study without questions."""
+    from ..records.json_files import read_json
+    from ..records.names import ANSWERS_FILE
+
+    if not (folder / ANSWERS_FILE).exists():
+        return
+    answers = read_json(folder / ANSWERS_FILE)
+    so_far = f" (so far: {answers['missing_cells']} runs are missing)" if answers["missing_cells"] else ""
+    for number, question in enumerate(answers["questions"], start=1):
+        kind = "primary" if question["primary"] else "secondary"
+        yield f"({number}, {kind}) {question['text']}{so_far}"
+        for answer in question["answers"]:
+            apart = ", arms did not meet" if (answer["meeting"] or {}).get("met") is False else ""
+            text = f"{answer['verdict'].upper()}{apart}. {answer['sentence']}"
+            yield textwrap.fill(text, 80, initial_indent="    ", subsequent_indent="      ")
+
+
 def claims_text(folder: Path) -> Iterator[str]:
     """Yield each claim with its verdict and the reason for it."""
     from ..records.json_files import read_json

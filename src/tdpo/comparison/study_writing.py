@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..config import Study
+from ..config import Claim, Study
 from ..methods import ARMS, REFERENCE
 from ..records.files import now
 from ..records.json_files import read_json, read_jsonl, write_json
 from ..records.names import (
     ABOUT_FILE,
+    ANSWERS_FILE,
     CELL_FILE,
     CLAIMS_FILE,
     CURVES_FILE,
@@ -39,6 +40,7 @@ from ..records.study_tables import (
     write_results,
 )
 from ..runs import RunDirectory, describe_machine
+from .answering import answers_of
 from .cell_statistics import cell_results, means_over_seeds
 from .cells import StudyFiles, applies, cells_of, strength_text, task_environment, task_of
 from .claims import judge_claims
@@ -70,8 +72,17 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     write_responses(files.folder / RESPONSES_FILE, (row for cell in done for row in _responses(study, files, cell)))
     write_curves(files.folder / CURVES_FILE, (row for cell in done for row in _curves(study, files, cell)))
     write_results(files.folder / TIMINGS_FILE, _timings(files, done))
-    write_json(files.folder / CLAIMS_FILE, judge_claims(table, planned, claims=study.claims))
+    write_json(files.folder / CLAIMS_FILE, judge_claims(table, planned, claims=claims_of(study)))
+    if study.questions is not None:
+        write_json(files.folder / ANSWERS_FILE, answers_of(study, table, sorted(set(planned) - set(done))))
+    else:
+        (files.folder / ANSWERS_FILE).unlink(missing_ok=True)
     write_json(files.folder / ABOUT_FILE, {**_about(study, files, done, planned, failures), **about})
+
+
+def claims_of(study: Study) -> Sequence[Claim] | None:
+    """The claims to judge: the study's own, the built-in ones (None), or, in a study with questions, none."""
+    return () if study.claims is None and study.questions is not None else study.claims
 
 
 def _prompt_rows(numbers: Mapping[CellKey, dict[str, Any]]) -> Iterator[PromptRow]:

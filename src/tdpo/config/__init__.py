@@ -20,6 +20,7 @@ from .optimization import Optimizing, Precision, Recording
 from .own_responses_schema import Prompts, Reward, Rollouts
 from .ppo_schema import CRITIC_KEYS, KL, PPO, Advantage, PPORecipe, group_obstacle
 from .python_fields import RecipeFields
+from .questions_schema import ArmChoice, Contrast
 from .recipe_loading import (
     AnyRecipe,
     OwnResponsesRecipe,
@@ -45,7 +46,7 @@ from .schema import (
     Training,
     TurnsToCount,
 )
-from .study_schema import ARM_NAMES, Arm, Study, Task
+from .study_schema import ARM_NAMES, Arm, Study, Task, arm_choice
 from .training_defaults import VALUE_LEARNING_RATES
 
 __all__ = [
@@ -57,9 +58,11 @@ __all__ = [
     "Advantage",
     "AnyRecipe",
     "Arm",
+    "ArmChoice",
     "BadRows",
     "Claim",
     "ClaimPart",
+    "Contrast",
     "Data",
     "EnvironmentChoice",
     "Evaluation",
@@ -93,6 +96,7 @@ __all__ = [
     "Task",
     "Training",
     "TurnsToCount",
+    "arm_choice",
     "built_in_claims",
     "documented_keys",
     "dump_recipe",

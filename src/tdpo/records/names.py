@@ -26,6 +26,7 @@ REPLACED_FOLDER = "replaced-run"  # the run that `--overwrite` replaces, until t
 STUDY_FILE = "study.yaml"
 ABOUT_FILE = "about.json"
 CLAIMS_FILE = "claims.json"
+ANSWERS_FILE = "answers.json"  # to the questions of a study that has any
 RESULTS_FILE = "results.csv"
 TIMINGS_FILE = "timings.csv"  # apart from the results, since no two studies take equally long
 PROMPTS_FILE = "prompts.csv"
