@@ -139,7 +139,7 @@ def _say_how_long(study: Study, files: StudyFiles, left: list[CellKey], done: li
 
 
 def _show_results(folder: Path) -> OSError | None:
-    """Print the tables, the answers and the claims, and write the report. Returns the error if it could not be written."""
+    """Print tables, answers and claims, and write the report. Returns the error if it could not be written."""
     from ..report import write_study_report
     from ._study_tables import answers_text, claims_text, results_tables
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from ..methods import REFERENCE
 from ..records.metric_names import OF_EMBEDDINGS, OF_REWARDS
-from ._sections import PositiveFloat, Section, Text, key_problems
+from ._sections import PositiveFloat, Section, Text
 from .claims_schema import VARIANCE, checked_metric
 
 Problem = tuple[str, str]  # key inside the question, reason
@@ -70,6 +70,34 @@ class Contrast(Section):
     def _has_values_of_prompts(cls, metric: str) -> str:
         return checked_metric(metric)
 
+    @field_validator("plus", "minus")
+    @classmethod
+    def _no_arm_twice(cls, arms: list[str], info: ValidationInfo) -> list[str]:
+        if len(set(arms)) < len(arms):
+            raise ValueError("names an arm twice; give each once")
+        both = [arm for arm in arms if arm in info.data.get("plus", ())]
+        if both:
+            raise ValueError(f"names {both[0]}, which plus has; give each arm one side")
+        return arms
+
+    @field_validator("weights")
+    @classmethod
+    def _is_a_contrast(cls, weights: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        if not {"plus", "minus"} <= info.data.keys():
+            return weights
+        plus, minus = info.data["plus"], info.data["minus"]
+        if weights and (plus or minus):
+            raise ValueError("stands beside plus or minus; give either weights, or plus and minus")
+        if not weights and not (plus and minus):
+            raise ValueError("is empty, and plus or minus names no arm: a contrast needs both, or weights")
+        zero = [arm for arm, weight in weights.items() if weight == 0]
+        if zero:
+            raise ValueError(f"gives {zero[0]} the weight 0; leave it out")
+        total = sum(weights.values())
+        if abs(total) > BALANCE:
+            raise ValueError(f"sum to {total:g}, not 0: a contrast is a difference")
+        return weights
+
     @field_validator("at_targets")
     @classmethod
     def _no_target_twice(cls, targets: list[float]) -> list[float]:
@@ -84,32 +112,12 @@ class Contrast(Section):
             raise ValueError(f"has no effect on {info.data['metric']}; it splits {VARIANCE}")
         return component
 
-    @model_validator(mode="after")
-    def _is_a_contrast(self) -> Contrast:
-        problem = self._why_no_contrast()
-        if problem is not None:
-            raise key_problems(problem)
-        if self.primary and self.smallest_effect is None:
-            reason = "must be given for a primary question: say which difference would matter, or set primary: false"
-            raise key_problems(("smallest_effect", reason))
-        return self
-
-    def _why_no_contrast(self) -> Problem | None:
-        if self.weights and (self.plus or self.minus):
-            return "weights", "stands beside plus or minus; give either weights, or plus and minus"
-        if not self.weights:
-            for key, arms in (("plus", self.plus), ("minus", self.minus)):
-                if not arms:
-                    return key, "names no arm: a contrast needs plus and minus, or weights"
-                if len(set(arms)) < len(arms):
-                    return key, "names an arm twice; give each once"
-            both = [arm for arm in self.plus if arm in self.minus]
-            return ("minus", f"names {both[0]}, which plus has; give each arm one side") if both else None
-        total = sum(self.weights.values())
-        if abs(total) > BALANCE:
-            return "weights", f"sum to {total:g}, not 0: a contrast is a difference"
-        zero = [arm for arm, weight in self.weights.items() if weight == 0]
-        return ("weights", f"gives {zero[0]} the weight 0; leave it out") if zero else None
+    @field_validator("smallest_effect")
+    @classmethod
+    def _primary_questions_have_one(cls, effect: float | None, info: ValidationInfo) -> float | None:
+        if effect is None and info.data.get("primary"):
+            raise ValueError("must be given for a primary question: say which difference would matter")
+        return effect
 
     @property
     def weight_of(self) -> dict[str, float]:
