@@ -15,7 +15,7 @@ BASE: dict[str, Any] = {
     "tasks": [{"environment": {"name": "sentiment"}}],
     "arms": [{"name": "dpo", "strengths": [0.1]}, {"name": "tdpo2", "strengths": [0.1, 0.5]}],
 }
-ARMS = ArmChoice({"dpo": [3.0, 8.0], "tdpo2": [3.0]}, {"sft": ["0.0001"]})
+ARMS = ArmChoice({"dpo": [3.0, 8.0], "tdpo2": [3.0]}, {"sft": ["0.0001"], "best_of": ["2", "4"]})
 
 
 def study_with(**keys: Any) -> dict[str, Any]:
@@ -74,6 +74,7 @@ def test_what_could_never_be_answered_is_refused(keys: dict[str, Any], key: str,
     [
         ({"plus": ["tdpo2"]}, "at_targets", "is empty, but tdpo2 is held at targets: name some of 3"),
         ({"plus": ["tdpo2"], "at_targets": [8.0]}, "plus", "which is not held at 8: add it to the arm's targets"),
+        ({"minus": ["best_of"], "plus": ["sft"]}, "minus", "write one as best_of@2"),
         ({"plus": ["tdpo2@3"], "at_targets": [3.0]}, "plus", "is held at targets; write tdpo2"),
     ],
 )
@@ -81,7 +82,9 @@ def test_arms_held_at_targets_are_asked_at_these(keys: dict[str, Any], key: str,
     question = Contrast.model_validate({**QUESTION, **keys})
     problems = question.problems(ARMS, ["sentiment"], has_reward=True, has_embeddings=True)
     assert key in dict(problems) and reason in dict(problems)[key]
-    fine = Contrast.model_validate({**QUESTION, "plus": ["tdpo2"], "minus": ["sft", "dpo"], "at_targets": [3.0]})
+    fine = Contrast.model_validate(
+        {**QUESTION, "plus": ["tdpo2"], "minus": ["sft", "dpo", "best_of@4"], "at_targets": [3.0]}
+    )
     assert not fine.problems(ARMS, ["sentiment"], has_reward=True, has_embeddings=True)
 
 

@@ -37,7 +37,7 @@ def answered(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = held_study(
         {"tdpo2": 0.06, "ppo_forward": 0.06}, tasks=TASKS, kl={"dpo": 1.3}, seed_sd=0.002, theme_sd=0.02, rest_sd=0.02
     )
-    write(path / "answers.json", json.loads(json.dumps(answers_json(data, questions))))
+    write(path / "questions.json", json.loads(json.dumps(answers_json(data, questions))))
     write(path / "claims.json", {"claims": []})
     return path
 
@@ -84,19 +84,21 @@ def test_a_study_without_questions_has_no_answers(folder: Path) -> None:
 
 def test_broken_answers_leave_gaps_and_a_note(answered: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(answered, tmp_path / "copy"))
-    answers = read(copy / "answers.json")
+    answers = read(copy / "questions.json")
     answers["questions"] = [3, {"text": "Odd", "sides": 1, "answers": [{"verdict": "yes", "value": None}, "x"]}]
     answers["points"] = [{"task": "t", "value": 1.0}, {"value": "x"}, 4]
-    write(copy / "answers.json", answers)
+    write(copy / "questions.json", answers)
     broken = read_answers(load_study(copy))
     assert broken is not None and broken.questions[0].rows[0].verdict == "undecided" and len(broken.points) == 1
-    (copy / "answers.json").write_text("{", encoding="utf-8")
+    (copy / "questions.json").write_text("{", encoding="utf-8")
     study = load_study(copy)
     assert read_answers(study) is None and "no question is answered" in " ".join(study.notes)
 
 
 def test_the_terminal_has_each_question_with_its_answers(answered: Path) -> None:
     lines = list(answers_text(answered))
-    assert lines[0] == "(1, primary) Does TDPO2 keep <more>?"
-    assert lines[1].startswith("    DIFFERENCE, arms did not meet. colours, 3 nats: TDPO2 against DPO: +0.0")
+    heading = "(1) Does TDPO2 keep <more>? gated_embedding_diversity: TDPO2 against DPO"
+    assert lines[0].split() == heading.split()
+    assert lines[1].startswith("    colours at 3 nats: +0.0") and "adjusted p = 0.000: DIFFERENCE" in lines[1]
+    assert lines[1].split("DIFFERENCE")[1].split() == [",", "ARMS", "DID", "NOT", "MEET"]
     assert max(len(part) for line in lines for part in line.splitlines()) <= 80

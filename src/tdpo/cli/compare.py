@@ -52,7 +52,7 @@ def compare(
     others are taken up at their last checkpoint, failed ones are tried again.
 
     Everything lands in study_dir: the runs in cells/, results.csv, prompts.csv,
-    responses.csv, curves.csv, answers.json, claims.json and report.html.
+    responses.csv, curves.csv, questions.json, claims.json and report.html.
 
     [bold]Examples[/bold]
 

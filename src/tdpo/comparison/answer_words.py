@@ -101,7 +101,7 @@ def _met(answer: Answer) -> list[str]:
     meeting = answer.meeting
     if meeting is None or answer.target is None:
         return []
-    held = answer.contrast.target_kl
+    held = answer.contrast.held_kl
     of_sides = [
         f"{kl.replace('_kl', '').replace('_', ' ')} KL {_nats(meeting.sides['plus'][kl])} and "
         f"{_nats(meeting.sides['minus'][kl])}"
@@ -112,14 +112,14 @@ def _met(answer: Answer) -> list[str]:
         return [f"Only one side is held at the target {both}."] if meeting.on_target else [f"Not on target {both}."]
     if not meeting.met:
         known = [kl for arm in meeting.arms.values() if (kl := arm[held]) is not None]
-        span = f": {held.replace('_kl', '')} KLs from {min(known):.2g} to {max(known):.2g}" if known else ""
+        span = f": {held.replace('_kl', '')} KLs from {min(known):.3g} to {max(known):.3g}" if known else ""
         return [f"The arms did not meet{span}, so this is no comparison at equal KL {both}."]
     off = "" if meeting.on_target else f", though more than {100 * MEETING:.0f} % from the target"
     return [f"The arms met{off} {both}."]
 
 
 def _nats(kl: float | None) -> str:
-    return "unknown" if kl is None else f"{kl:.2g}"
+    return "unknown" if kl is None else f"{kl:.3g}"
 
 
 def _used(answer: Answer) -> list[str]:
@@ -133,6 +133,6 @@ def _adjusted(answer: Answer) -> list[str]:
     if answer.adjusted is None:
         return []
     limits = answer.adjusted.interval()
-    other = KLS[1 - KLS.index(answer.contrast.target_kl)].replace("_kl", "")
+    other = KLS[1 - KLS.index(answer.contrast.held_kl)].replace("_kl", "")
     sure = "" if limits is None else f" ({signed(limits[0])} to {signed(limits[1])})"
     return [f"At equal {other} KL, by a linear adjustment: {signed(answer.adjusted.value)}{sure}."]

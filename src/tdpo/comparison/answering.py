@@ -1,4 +1,4 @@
-"""The answers to a study's questions: `answers.json` from the study, the numbers of its cells and their themes."""
+"""The answers to a study's questions: `questions.json` from the study, the numbers of its cells and their themes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,15 @@ from .two_way import TwoWayMean, two_way_mean
 
 
 def answers_of(study: Study, table: PromptTable, missing: Sequence[CellKey]) -> dict[str, Any]:
-    """The content of `answers.json`; `missing` are the cells that are planned and not there."""
-    return answers_json(contrast_data(study, table), study.questions or (), len(missing))
+    """The content of `questions.json`; `missing` are the cells that are planned and not there."""
+    direction = getattr(study, "target_direction", None)
+    asked = [
+        contrast.model_copy(update={"target_kl": f"{direction}_kl"})
+        if direction and not contrast.target_kl
+        else contrast
+        for contrast in study.questions or ()
+    ]
+    return answers_json(contrast_data(study, table), asked, len(missing))
 
 
 def contrast_data(study: Study, table: PromptTable) -> ContrastData:
@@ -35,7 +42,8 @@ def answers_json(data: ContrastData, contrasts: Sequence[Contrast], missing_cell
     answers = answer_all(data, contrasts)
     questions = [
         {
-            **contrast.model_dump(exclude={"plus", "minus", "weights", "at_targets", "tasks"}),
+            **contrast.model_dump(exclude={"plus", "minus", "weights", "at_targets", "tasks", "target_kl"}),
+            "held_kl": contrast.held_kl,
             "weights": contrast.weight_of,
             "sides": side_names(contrast),
             "answers": [answer_json(one) for one in answers if one.contrast is contrast],

@@ -34,7 +34,7 @@ def meeting(data: ContrastData, contrast: Contrast, task: str, target: float | N
         name: {kl: _weighted([(abs(w), arms[arm][kl]) for arm, w in weights.items() if w * sign > 0]) for kl in KLS}
         for name, sign in (("plus", 1), ("minus", -1))
     }
-    held = [arms[arm][contrast.target_kl] for arm in weights if arm in data.held]
+    held = [arms[arm][contrast.held_kl] for arm in weights if arm in data.held]
     known = [kl for kl in held if kl is not None]
     met = on_target = None
     if held and len(known) < len(held):

@@ -18,7 +18,7 @@ def adjusted_contrast(data: ContrastData, contrast: Contrast, task: str, target:
     targets, each arm with a level of its own. The slope is linear in the metric, so the adjusted contrast is a weighted
     sum of cells too, and has the same interval. KLs count as known, and arms must be at two targets at least.
     """
-    other = KLS[1 - KLS.index(contrast.target_kl)]
+    other = KLS[1 - KLS.index(contrast.held_kl)]
     weights = contrast.weight_of
     held = [arm for arm in weights if arm in data.held]
     if target is None or len(contrast.at_targets) < 2 or len(held) < len(weights):

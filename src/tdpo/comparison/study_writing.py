@@ -15,12 +15,12 @@ from ..records.files import now
 from ..records.json_files import read_json, read_jsonl, write_json
 from ..records.names import (
     ABOUT_FILE,
-    ANSWERS_FILE,
     CELL_FILE,
     CLAIMS_FILE,
     CURVES_FILE,
     MEASURED_FILE,
     PROMPTS_FILE,
+    QUESTIONS_FILE,
     RESPONSES_FILE,
     RESULTS_FILE,
     SAMPLES_FILE,
@@ -74,9 +74,9 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     write_results(files.folder / TIMINGS_FILE, _timings(files, done))
     write_json(files.folder / CLAIMS_FILE, judge_claims(table, planned, claims=claims_of(study)))
     if study.questions is not None:
-        write_json(files.folder / ANSWERS_FILE, answers_of(study, table, sorted(set(planned) - set(done))))
+        write_json(files.folder / QUESTIONS_FILE, answers_of(study, table, sorted(set(planned) - set(done))))
     else:
-        (files.folder / ANSWERS_FILE).unlink(missing_ok=True)
+        (files.folder / QUESTIONS_FILE).unlink(missing_ok=True)
     write_json(files.folder / ABOUT_FILE, {**_about(study, files, done, planned, failures), **about})
 
 

@@ -44,8 +44,8 @@ class Contrast(Section):
     metric: Text
     """What is compared: a metric of prompts.csv, such as `gated_embedding_diversity`, or `reward_variance`."""
     plus: list[Text] = []  # noqa: RUF012  # pydantic copies it
-    """Arms whose mean is taken: an arm that is held at targets, `reference`, or an arm with strengths as
-    `arm@strength` (the strength may be left out where there is one)."""
+    """Arms whose mean is taken: an arm that is held at targets, `reference`, or an arm with strengths or a baseline, as
+    `arm@strength` (`dpo@0.1`, `best_of@4`; the strength may be left out where there is one)."""
     minus: list[Text] = []  # noqa: RUF012
     """Arms whose mean is subtracted."""
     weights: dict[Text, float] = {}  # noqa: RUF012
@@ -53,8 +53,9 @@ class Contrast(Section):
     {online_dpo_forward: 1, online_dpo_reverse: -1, ppo_forward: -1, ppo_reverse_exact: 1}."""
     at_targets: list[PositiveFloat] = []  # noqa: RUF012
     """The targets at which arms are compared, each a comparison of its own; empty where no arm is held at any."""
-    target_kl: Literal["reverse_kl", "forward_kl"] = "reverse_kl"
-    """The KL in which the arms were to meet. The other one is what the secondary number is adjusted for."""
+    target_kl: Literal["reverse_kl", "forward_kl"] | None = None
+    """The KL in which the arms were to meet; null is that of the study's `target_direction`, or the reverse KL without
+    one. The other one is what the secondary number is adjusted for."""
     component: Literal["within", "between"] | None = None
     """Of `reward_variance`: its part within prompts or between prompts; null is their sum."""
     primary: bool = False
@@ -118,6 +119,11 @@ class Contrast(Section):
         if effect is None and info.data.get("primary"):
             raise ValueError("must be given for a primary question: say which difference would matter")
         return effect
+
+    @property
+    def held_kl(self) -> str:
+        """The KL in which the arms were to meet."""
+        return self.target_kl or "reverse_kl"
 
     @property
     def weight_of(self) -> dict[str, float]:

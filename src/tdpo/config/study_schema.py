@@ -7,7 +7,7 @@ recipe refuses is refused here too, before anything runs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -201,7 +201,7 @@ class Study(Section):
             return questions
         problems = question_problems(
             questions,
-            arm_choice(info.data["arms"]),
+            arm_choice(info.data["arms"], _baselines(info.data)),
             [task.label for task in info.data["tasks"]],
             has_reward=any(task.environment is not None for task in info.data["tasks"]),
             has_embeddings=info.data["embeddings"] is not None,
@@ -235,12 +235,18 @@ class Study(Section):
         return self
 
 
-def arm_choice(arms: Sequence[Arm]) -> ArmChoice:
-    """What questions may name."""
+def arm_choice(arms: Sequence[Arm], baselines: Mapping[str, Sequence[float]] = {}) -> ArmChoice:
+    """What questions may name; `baselines` are those without training, each with what its cells differ in."""
+    strengths = {**baselines, **{arm.name: arm.strengths for arm in arms}}
     return ArmChoice(
         {arm.name: getattr(arm, "targets", None) or [] for arm in arms},
-        {arm.name: [f"{strength:g}" for strength in arm.strengths] for arm in arms},
+        {name: [f"{value:g}" for value in values] for name, values in strengths.items()},
     )
+
+
+def _baselines(values: Mapping[str, Any]) -> dict[str, list[float]]:
+    baselines = {"best_of": values.get("best_of"), "temperature": values.get("temperatures")}
+    return {name: given for name, given in baselines.items() if given}
 
 
 def _refuse_threads(threads: int | None, key: str) -> None:

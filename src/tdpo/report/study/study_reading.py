@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from ...methods import REFERENCE
 from ...records.names import (
     ABOUT_FILE,
-    ANSWERS_FILE,
     CLAIMS_FILE,
     CURVES_FILE,
+    QUESTIONS_FILE,
     RESPONSES_FILE,
     RESULTS_FILE,
     STUDY_FILE,
@@ -159,7 +159,7 @@ def load_study(path: Path) -> StudyRecord:
         _curves(files),
         recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
         files.notes,
-        files.json(ANSWERS_FILE, "no question is answered") if (path / ANSWERS_FILE).exists() else {},
+        files.json(QUESTIONS_FILE, "no question is answered") if (path / QUESTIONS_FILE).exists() else {},
     )
 
 
