@@ -56,7 +56,7 @@ def test_the_first_screen_says_what_differs_by_how_much_and_how_sure(answered: P
     assert text.count("arms did not meet") == 1 + 4, "the summary, and each comparison"
     assert body.index('id="answers"') < body.index('id="frontiers"') and 'id="claims"' not in body
     shown = visible_text(body)
-    for words in ("TDPO2 minus DPO.", "What is not known", "so this is no comparison at equal KL", "held at 8 nats",
+    for words in ("TDPO2 minus DPO.", "What is not known", "It is not at equal KL, as the arms did not meet, on colours, 3 nats; colours, 8 nats; keywords", "held at 8 nats",
                   "Every arm where it was measured", "question 3, secondary"):  # fmt: skip
         assert words in shown, words
     assert "<more>" not in html.replace("&lt;more&gt;", "").split("study-data")[0]
@@ -64,7 +64,7 @@ def test_the_first_screen_says_what_differs_by_how_much_and_how_sure(answered: P
 
 def test_a_question_is_drawn_on_one_axis_with_the_band_of_what_would_not_matter(answered: Path) -> None:
     answers = read_answers(load_study(answered))
-    assert answers is not None and len(answers.primary) == 8 and len(answers.unknown) == 4 + 2 * 2
+    assert answers is not None and len(answers.primary) == 8 and len(answers.unknown) == 2
     question = answers.questions[0]
     assert question.band is not None
     left, width = question.band

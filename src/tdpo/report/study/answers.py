@@ -219,13 +219,22 @@ def _point(point: dict[str, Any], low: float, high: float) -> ArmPoint:
 
 
 def _unknown(questions: Sequence[Question]) -> list[str]:
-    """What the study leaves open: comparisons without a number or a verdict, and those whose arms did not meet."""
-    return [
-        f"{question.text} {row.sentence}"
-        for question in questions
-        for row in question.rows
-        if row.verdict == "undecided" or row.met is False
-    ]
+    """What the study leaves open, a sentence for each question: where there is no number or no verdict, and where the
+    arms did not meet."""
+    sentences = []
+    for question in questions:
+        unmeasured = [row.where for row in question.rows if row.dot is None]
+        undecided = [row for row in question.rows if row.dot is not None and row.verdict == "undecided"]
+        apart = [row.where for row in question.rows if row.met is False]
+        parts = [f"not measured on {'; '.join(unmeasured)}"] if unmeasured else []
+        if undecided:
+            where = "; ".join(f"{row.where} {row.limits or '(no interval)'}" for row in undecided)
+            parts.append(f"undecided on {where}")
+        if apart:
+            parts.append(f"not at equal KL, as the arms did not meet, on {'; '.join(apart)}")
+        if parts:
+            sentences.append(f"{question.text} It is {', and '.join(parts)}.")
+    return sentences
 
 
 def _summary(questions: Sequence[Question]) -> str:
