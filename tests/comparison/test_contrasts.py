@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from scipy.special import stdtrit
 
+from helpers.comparison_cases import study
 from helpers.contrast_cases import HELD, RESPONSES, held_study
 from tdpo.comparison import contrasts
-from tdpo.comparison.answering import answers_json
+from tdpo.comparison.answering import answers_json, answers_of
 from tdpo.comparison.contrast_tables import ContrastData, reward_variance
 from tdpo.comparison.contrasts import Answer, adjusted_for_family, answer, answer_all, holm
 from tdpo.comparison.expected_widths import Design, pair_components, planned_half_width
+from tdpo.comparison.study import _changed
+from tdpo.comparison.study_writing import claims_of
 from tdpo.comparison.two_way import (
     Components,
     TwoWayMean,
@@ -26,7 +31,7 @@ from tdpo.comparison.two_way import (
     two_way_mean,
     variance_of_mean,
 )
-from tdpo.config import Contrast
+from tdpo.config import Contrast, load_study
 from tdpo.records.study_tables import CellKey
 
 METRIC = "gated_embedding_diversity"
@@ -353,3 +358,37 @@ def test_an_expected_half_width_is_that_of_a_table_with_just_these_mean_squares(
     assert variance == pytest.approx(parts.of_mean(4, 40))
     assert expected_half_width(parts, 4, 40) == pytest.approx(stdtrit(freedom, 0.975) * variance**0.5)
     assert components_of(np.zeros((4, 8))) == Components(0.0, 0.0, 0.0)
+
+
+# ---- in a study --------------------------------------------------------------------------------------------------
+
+STUDY: dict[str, Any] = {
+    "study_dir": "runs/own",
+    "tasks": [{"environment": {"name": "keywords"}}],
+    "arms": [{"name": name, "strengths": [0.1, 0.3]} for name in ("dpo", "tdpo2")],
+}
+ASKED = {"text": "More?", "metric": "embedding_diversity", "plus": ["tdpo2@0.1"], "minus": ["dpo@0.1", "reference"]}
+
+
+def test_a_study_answers_its_questions_from_its_table() -> None:
+    study_of = load_study({**STUDY, "questions": [ASKED]})
+    table = study(tasks=("keywords",), arms=("reference", "dpo", "tdpo2"), seeds=(1, 2, 3), diversity={"tdpo2": 0.3})
+    [question] = answers_of(study_of, table, [CellKey("keywords", "dpo", "0.3", 4)])["questions"]
+    [only] = question["answers"]
+    assert only["verdict"] == "difference" and (only["seeds"], only["themes"]) == (3, 40)
+    reference, own = 0.9 - 0.5 * 0.4, 0.9 - 0.5 * 0.7
+    assert only["value"] == pytest.approx(own + 0.3 - (own + reference) / 2, abs=0.05)
+    assert only["meeting"]["met"] is None and only["target"] is None
+
+
+def test_questions_take_the_place_of_the_built_in_claims_and_may_change() -> None:
+    asks, claims = load_study({**STUDY, "questions": [ASKED]}), load_study(STUDY)
+    assert claims_of(asks) == () and claims_of(claims) is None
+    assert _changed(claims, asks) == []
+
+
+def test_the_example_of_the_page_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs/the_study.md").read_text(encoding="utf-8")
+    example = yaml.safe_load("questions:" + page.partition("```text\nquestions:")[2].partition("```")[0])
+    questions = [Contrast.model_validate(entry) for entry in example["questions"]]
+    assert [len(question.weight_of) for question in questions] == [4, 4, 2]

@@ -56,8 +56,15 @@ def test_the_first_screen_says_what_differs_by_how_much_and_how_sure(answered: P
     assert text.count("arms did not meet") == 1 + 4, "the summary, and each comparison"
     assert body.index('id="answers"') < body.index('id="frontiers"') and 'id="claims"' not in body
     shown = visible_text(body)
-    for words in ("TDPO2 minus DPO.", "What is not known", "It is not at equal KL, as the arms did not meet, on colours, 3 nats; colours, 8 nats; keywords", "held at 8 nats",
-                  "Every arm where it was measured", "question 3, secondary"):  # fmt: skip
+    expected = (
+        "TDPO2 minus DPO.",
+        "What is not known",
+        "It is not at equal KL, as the arms did not meet, on colours, 3 nats; colours, 8 nats; keywords",
+        "held at 8 nats",
+        "Every arm where it was measured",
+        "question 3, secondary",
+    )
+    for words in expected:
         assert words in shown, words
     assert "<more>" not in html.replace("&lt;more&gt;", "").split("study-data")[0]
 
