@@ -15,12 +15,11 @@ from scipy.special import stdtrit
 from helpers.comparison_cases import study
 from helpers.contrast_cases import HELD, RESPONSES, held_study
 from tdpo.comparison import contrasts
-from tdpo.comparison.answering import answers_json, answers_of
+from tdpo.comparison.answering import answers_json, answers_of, claims_of
 from tdpo.comparison.contrast_tables import ContrastData, reward_variance
 from tdpo.comparison.contrasts import Answer, adjusted_for_family, answer, answer_all, holm
 from tdpo.comparison.expected_widths import Design, pair_components, planned_half_width
 from tdpo.comparison.study import _changed
-from tdpo.comparison.study_writing import claims_of
 from tdpo.comparison.two_way import (
     Components,
     TwoWayMean,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..bootstrap import CONFIDENCE
-from ..config import Contrast, Study, arm_choice
+from ..config import Claim, Contrast, Study, arm_choice
 from ..records.study_tables import CellKey
 from .answer_words import label, sentence, side_names
 from .contrast_meeting import MEETING, kl_at
@@ -29,6 +29,11 @@ def answers_of(study: Study, table: PromptTable, missing: Sequence[CellKey]) -> 
         for contrast in study.questions or ()
     ]
     return answers_json(contrast_data(study, table), asked, len(missing))
+
+
+def claims_of(study: Study) -> Sequence[Claim] | None:
+    """The claims to judge: the study's own, the built-in ones (None), or, in a study with questions, none."""
+    return () if study.claims is None and study.questions is not None else study.claims
 
 
 def contrast_data(study: Study, table: PromptTable) -> ContrastData:

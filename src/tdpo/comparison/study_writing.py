@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..config import Claim, Study
+from ..config import Study
 from ..methods import ARMS, REFERENCE
 from ..records.files import now
 from ..records.json_files import read_json, read_jsonl, write_json
@@ -40,7 +40,7 @@ from ..records.study_tables import (
     write_results,
 )
 from ..runs import RunDirectory, describe_machine
-from .answering import answers_of
+from .answering import answers_of, claims_of
 from .cell_statistics import cell_results, means_over_seeds
 from .cells import StudyFiles, applies, cells_of, strength_text, task_environment, task_of
 from .claims import judge_claims
@@ -78,11 +78,6 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     else:
         (files.folder / QUESTIONS_FILE).unlink(missing_ok=True)
     write_json(files.folder / ABOUT_FILE, {**_about(study, files, done, planned, failures), **about})
-
-
-def claims_of(study: Study) -> Sequence[Claim] | None:
-    """The claims to judge: the study's own, the built-in ones (None), or, in a study with questions, none."""
-    return () if study.claims is None and study.questions is not None else study.claims
 
 
 def _prompt_rows(numbers: Mapping[CellKey, dict[str, Any]]) -> Iterator[PromptRow]:

@@ -20,7 +20,7 @@ from .optimization import Optimizing, Precision, Recording
 from .own_responses_schema import Prompts, Reward, Rollouts
 from .ppo_schema import CRITIC_KEYS, KL, PPO, Advantage, PPORecipe, group_obstacle
 from .python_fields import RecipeFields
-from .questions_schema import ArmChoice, Contrast
+from .questions_schema import ArmChoice, Contrast, arm_choice
 from .recipe_loading import (
     AnyRecipe,
     OwnResponsesRecipe,
@@ -46,7 +46,7 @@ from .schema import (
     Training,
     TurnsToCount,
 )
-from .study_schema import ARM_NAMES, Arm, Study, Task, arm_choice
+from .study_schema import ARM_NAMES, Arm, Study, Task
 from .training_defaults import VALUE_LEARNING_RATES
 
 __all__ = [

@@ -5,10 +5,10 @@ How they are answered is `tdpo.comparison`'s. Whatever could never be answered i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -33,6 +33,19 @@ class ArmChoice:
     @property
     def names(self) -> list[str]:
         return list(dict.fromkeys([REFERENCE, *self.targets, *self.strengths]))
+
+
+def arm_choice(
+    arms: Iterable[Any], best_of: Sequence[float] | None = None, temperatures: Sequence[float] | None = None
+) -> ArmChoice:
+    """What questions may name, from a study's `arms` and its baselines without training."""
+    of_arms = list(arms)
+    baselines = {name: values for name, values in (("best_of", best_of), ("temperature", temperatures)) if values}
+    strengths = {**baselines, **{arm.name: arm.strengths for arm in of_arms}}
+    return ArmChoice(
+        {arm.name: getattr(arm, "targets", None) or [] for arm in of_arms},
+        {name: [f"{value:g}" for value in values] for name, values in strengths.items()},
+    )
 
 
 class Contrast(Section):

@@ -7,7 +7,6 @@ recipe refuses is refused here too, before anything runs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -17,7 +16,7 @@ from .claims_schema import ArmName, Claim, claim_problems
 from .environment_schema import EnvironmentChoice
 from .own_responses_schema import Rollouts
 from .ppo_schema import PPO
-from .questions_schema import ArmChoice, Contrast, question_problems
+from .questions_schema import Contrast, arm_choice, question_problems
 from .schema import Data, Evaluation, Model, Sampling, Training
 
 ARM_NAMES: tuple[str, ...] = get_args(ArmName)
@@ -201,7 +200,7 @@ class Study(Section):
             return questions
         problems = question_problems(
             questions,
-            arm_choice(info.data["arms"], _baselines(info.data)),
+            arm_choice(info.data["arms"], info.data.get("best_of"), info.data.get("temperatures")),
             [task.label for task in info.data["tasks"]],
             has_reward=any(task.environment is not None for task in info.data["tasks"]),
             has_embeddings=info.data["embeddings"] is not None,
@@ -233,20 +232,6 @@ class Study(Section):
         if problems:
             raise key_problems(*problems)
         return self
-
-
-def arm_choice(arms: Sequence[Arm], baselines: Mapping[str, Sequence[float]] = {}) -> ArmChoice:
-    """What questions may name; `baselines` are those without training, each with what its cells differ in."""
-    strengths = {**baselines, **{arm.name: arm.strengths for arm in arms}}
-    return ArmChoice(
-        {arm.name: getattr(arm, "targets", None) or [] for arm in arms},
-        {name: [f"{value:g}" for value in values] for name, values in strengths.items()},
-    )
-
-
-def _baselines(values: Mapping[str, Any]) -> dict[str, list[float]]:
-    baselines = {"best_of": values.get("best_of"), "temperature": values.get("temperatures")}
-    return {name: given for name, given in baselines.items() if given}
 
 
 def _refuse_threads(threads: int | None, key: str) -> None:
