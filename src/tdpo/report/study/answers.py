@@ -178,7 +178,8 @@ def _tables(answers: dict[str, Any]) -> list[PointTable]:
         ]
         targets = sorted({target for p in own if (target := number(p.get("target"))) is not None})
         free = [p for p in own if number(p.get("target")) is None]
-        for target in targets or [None]:
+        levels: list[float | None] = [*targets] or [None]
+        for target in levels:
             held = [p for p in own if target is not None and number(p.get("target")) == target]
             title = f"{named(metric).title}{PARTS.get(component, '')}"
             tables.append(_table(task, "" if target is None else f"{target:g}", title, _ranked(held) + _ranked(free)))
