@@ -1,11 +1,11 @@
-"""The results of a study for the terminal: a table for each task with a line per arm and strength, and the claims."""
+"""The results of a study for the terminal: tables by task, answers to its questions, claims."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,6 +61,38 @@ def _table_of(task: str, rows: Sequence[ResultRow]) -> Table:
             ARMS[arm].label, Text(strength), *("–" if number is None else f"{number:.3g}" for number in numbers)
         )
     return table
+
+
+def answers_text(folder: Path) -> Iterator[str]:
+    """Yield each question, and for each of its answers a line with number, interval and verdict; nothing for a study
+    without questions. The sentences are in questions.json and in the report."""
+    from ..records.json_files import read_json
+    from ..records.names import QUESTIONS_FILE
+
+    if not (folder / QUESTIONS_FILE).exists():
+        return
+    answers = read_json(folder / QUESTIONS_FILE)
+    if answers["missing_cells"]:
+        yield f"So far: {answers['missing_cells']} runs are missing."
+    for number, question in enumerate(answers["questions"], start=1):
+        plus, minus = question["sides"]
+        part = f", {question['component']} prompts" if question["component"] else ""
+        against = f" against {minus}" if minus else ""
+        heading = f"({number}) {question['text']} {question['metric']}{part}: {plus}{against}"
+        yield textwrap.fill(heading, 80, subsequent_indent="    ")
+        for answer in question["answers"]:
+            yield textwrap.fill(_answer_text(answer), 80, initial_indent="    ", subsequent_indent="      ")
+
+
+def _answer_text(answer: dict[str, Any]) -> str:
+    where = answer["task"] if answer["target"] is None else f"{answer['task']} at {answer['target']:g} nats"
+    if answer["value"] is None:
+        return f"{where}: not measured, {answer['reason']}"
+    limits = "" if answer["low"] is None else f" [{answer['low']:+.3f}, {answer['high']:+.3f}]"
+    p_holm, p = answer["p_holm"], answer["p"]
+    sure = "" if p is None else f", p = {p:.3f}" if p_holm is None else f", adjusted p = {p_holm:.3f}"
+    apart = ", ARMS DID NOT MEET" if (answer["meeting"] or {}).get("met") is False else ""
+    return f"{where}: {answer['value']:+.3f}{limits}{sure}: {answer['verdict'].upper()}{apart}"
 
 
 def claims_text(folder: Path) -> Iterator[str]:

@@ -52,7 +52,7 @@ def compare(
     others are taken up at their last checkpoint, failed ones are tried again.
 
     Everything lands in study_dir: the runs in cells/, results.csv, prompts.csv,
-    responses.csv, curves.csv, claims.json and report.html.
+    responses.csv, curves.csv, questions.json, claims.json and report.html.
 
     [bold]Examples[/bold]
 
@@ -139,14 +139,14 @@ def _say_how_long(study: Study, files: StudyFiles, left: list[CellKey], done: li
 
 
 def _show_results(folder: Path) -> OSError | None:
-    """Print the tables and the claims and write the report. Returns the error if it could not be written."""
+    """Print tables, answers and claims, and write the report. Returns the error if it could not be written."""
     from ..report import write_study_report
-    from ._study_tables import claims_text, results_tables
+    from ._study_tables import answers_text, claims_text, results_tables
 
     for table in results_tables(folder):
         out().print(table)
         write("")
-    for line in claims_text(folder):
+    for line in (*answers_text(folder), *claims_text(folder)):
         write(line)
     try:
         report = write_study_report(folder)

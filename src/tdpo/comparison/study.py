@@ -23,7 +23,7 @@ from .study_writing import write_study
 from .task_files import ChangedInput, changed_inputs
 
 # How a study is run and judged: no run depends on it.
-FREE = ("workers", "study_dir", "claims")
+FREE = ("workers", "study_dir", "claims", "questions")
 # Lists to which a study may add without changing the runs it has.
 GROWS = ("tasks", "arms", "seeds")
 
@@ -114,10 +114,9 @@ def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
         from ..embeddings import check_embedder
 
         check_embedder(study.embeddings)
-    if find_spec("sacrebleu") is None:
-        raise ModuleNotFoundError(
-            f"self-BLEU needs the package sacrebleu, which is not installed: {extra_command('eval')}"
-        )
+    for package, need in (("sacrebleu", "self-BLEU needs"), ("scipy", "intervals of a study's answers need")):
+        if find_spec(package) is None and (package == "sacrebleu" or study.questions is not None):
+            raise ModuleNotFoundError(f"{need} the package {package}, which is not installed: {extra_command('eval')}")
 
 
 def workers_of(study: Study) -> int:

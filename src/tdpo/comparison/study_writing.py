@@ -20,6 +20,7 @@ from ..records.names import (
     CURVES_FILE,
     MEASURED_FILE,
     PROMPTS_FILE,
+    QUESTIONS_FILE,
     RESPONSES_FILE,
     RESULTS_FILE,
     SAMPLES_FILE,
@@ -39,6 +40,7 @@ from ..records.study_tables import (
     write_results,
 )
 from ..runs import RunDirectory, describe_machine
+from .answering import answers_of, claims_of
 from .cell_statistics import cell_results, means_over_seeds
 from .cells import StudyFiles, applies, cells_of, strength_text, task_environment, task_of
 from .claims import judge_claims
@@ -70,7 +72,11 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     write_responses(files.folder / RESPONSES_FILE, (row for cell in done for row in _responses(study, files, cell)))
     write_curves(files.folder / CURVES_FILE, (row for cell in done for row in _curves(study, files, cell)))
     write_results(files.folder / TIMINGS_FILE, _timings(files, done))
-    write_json(files.folder / CLAIMS_FILE, judge_claims(table, planned, claims=study.claims))
+    write_json(files.folder / CLAIMS_FILE, judge_claims(table, planned, claims=claims_of(study)))
+    if study.questions is not None:
+        write_json(files.folder / QUESTIONS_FILE, answers_of(study, table, sorted(set(planned) - set(done))))
+    else:
+        (files.folder / QUESTIONS_FILE).unlink(missing_ok=True)
     write_json(files.folder / ABOUT_FILE, {**_about(study, files, done, planned, failures), **about})
 
 

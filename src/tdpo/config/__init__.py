@@ -20,6 +20,7 @@ from .optimization import Optimizing, Precision, Recording
 from .own_responses_schema import Prompts, Reward, Rollouts
 from .ppo_schema import CRITIC_KEYS, KL, PPO, Advantage, PPORecipe, group_obstacle
 from .python_fields import RecipeFields
+from .questions_schema import ArmChoice, Contrast, arm_choice
 from .recipe_loading import (
     AnyRecipe,
     OwnResponsesRecipe,
@@ -66,9 +67,11 @@ __all__ = [
     "Advantage",
     "AnyRecipe",
     "Arm",
+    "ArmChoice",
     "BadRows",
     "Claim",
     "ClaimPart",
+    "Contrast",
     "Data",
     "EnvironmentChoice",
     "Evaluation",
@@ -103,6 +106,7 @@ __all__ = [
     "Task",
     "Training",
     "TurnsToCount",
+    "arm_choice",
     "built_in_claims",
     "documented_keys",
     "dump_recipe",

@@ -256,6 +256,8 @@ def _in_words(annotation: Any, metadata: list[Any]) -> str:
         return ", or ".join([" or ".join(first), last])
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
+    if origin is dict and get_args(annotation)[1] is float:
+        return "a number for each name, such as {dpo: 1, sft: -1}"
     if origin is dict:
         return "dotted keys with values, such as {loss.alpha: 1.0}"
     if origin is list:

@@ -25,6 +25,17 @@ VARIANCE = "reward_variance"
 Problem = tuple[str, str]  # key inside the part or claim, reason
 
 
+def checked_metric(metric: str) -> str:
+    """The metric, if it has values of prompts and so an interval. Raises ValueError with what was meant, if not."""
+    if metric in PER_PROMPT:
+        return metric
+    if metric in BY_KEY:
+        raise ValueError(f"cannot be judged by {metric}: it has no value for a prompt, and so no interval")
+    nearest = get_close_matches(metric, PER_PROMPT, 1)
+    meant = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(PER_PROMPT)}"
+    raise ValueError(f"names no metric: {metric}; {meant}")
+
+
 class ClaimPart(Section):
     """Comparisons of one arm with others, one for each of `against` and each of `at_matched`: numbers with an interval,
     signed so that positive speaks for the claim."""
@@ -64,13 +75,7 @@ class ClaimPart(Section):
     @field_validator("metric")
     @classmethod
     def _has_values_of_prompts(cls, metric: str) -> str:
-        if metric in PER_PROMPT:
-            return metric
-        if metric in BY_KEY:
-            raise ValueError(f"cannot be judged by {metric}: it has no value for a prompt, and so no interval")
-        nearest = get_close_matches(metric, PER_PROMPT, 1)
-        meant = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(PER_PROMPT)}"
-        raise ValueError(f"names no metric: {metric}; {meant}")
+        return checked_metric(metric)
 
     @field_validator("at_matched")
     @classmethod

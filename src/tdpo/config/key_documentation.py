@@ -112,7 +112,7 @@ def recipe_markdown() -> str:
     """The text of docs/recipe.md."""
     rows, ppo_rows = documented_keys(), documented_keys(PPORecipe)
     studies = only_in_studies()
-    own_of_studies = ("tasks", "arms", "claims", "claims[].parts")
+    own_of_studies = ("tasks", "arms", "claims", "claims[].parts", "questions")
     of_their_own = [row for row in only_in_ppo() if row.is_section]
     online_rows = documented_keys(OnlineRecipe)
     return "\n".join(

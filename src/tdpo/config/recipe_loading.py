@@ -112,6 +112,8 @@ def dump_study(study: Study) -> str:
         del values[key]
     if study.claims is None:
         del values["claims"]  # the built-in ones
+    if study.questions is None:
+        del values["questions"]
     return write_yaml(values)
 
 

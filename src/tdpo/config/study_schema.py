@@ -16,6 +16,7 @@ from .claims_schema import ArmName, Claim, claim_problems
 from .environment_schema import EnvironmentChoice
 from .own_responses_schema import Rollouts
 from .ppo_schema import PPO
+from .questions_schema import Contrast, arm_choice, question_problems
 from .schema import Data, Evaluation, Model, Sampling, Training
 
 ARM_NAMES: tuple[str, ...] = get_args(ArmName)
@@ -110,6 +111,9 @@ class Study(Section):
     claims: Annotated[list[Claim] | None, Field(min_length=1)] = None
     """What is asked of the results; null takes the built-in claims (docs/the_study.md). They may change once all runs
     are there: the same command judges anew."""
+    questions: Annotated[list[Contrast] | None, Field(min_length=1)] = None
+    """Contrasts of arms at measured points (docs/the_study.md). A study with questions has claims only if it names
+    them. They may change once all runs are there: the same command answers anew."""
     workers: PositiveInt | None = None
     """Runs at a time; null is one for each `study.threads` cores, and one on a GPU."""
     threads: PositiveInt = 1
@@ -186,6 +190,24 @@ class Study(Section):
         if problems:
             raise key_problems(*problems)
         return claims
+
+    @field_validator("questions")
+    @classmethod
+    def _questions_can_be_answered(
+        cls, questions: list[Contrast] | None, info: ValidationInfo
+    ) -> list[Contrast] | None:
+        if questions is None or not {"tasks", "arms", "embeddings"} <= info.data.keys():
+            return questions
+        problems = question_problems(
+            questions,
+            arm_choice(info.data["arms"], info.data.get("best_of"), info.data.get("temperatures")),
+            [task.label for task in info.data["tasks"]],
+            has_reward=any(task.environment is not None for task in info.data["tasks"]),
+            has_embeddings=info.data["embeddings"] is not None,
+        )
+        if problems:
+            raise key_problems(*problems)
+        return questions
 
     @property
     def idle_sections(self) -> dict[str, str]:

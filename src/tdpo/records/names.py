@@ -27,6 +27,7 @@ REPLACED_FOLDER = "replaced-run"  # the run that `--overwrite` replaces, until t
 STUDY_FILE = "study.yaml"
 ABOUT_FILE = "about.json"
 CLAIMS_FILE = "claims.json"
+QUESTIONS_FILE = "questions.json"  # of a study that asks any, with their answers
 RESULTS_FILE = "results.csv"
 TIMINGS_FILE = "timings.csv"  # apart from the results, since no two studies take equally long
 PROMPTS_FILE = "prompts.csv"

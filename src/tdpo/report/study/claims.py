@@ -83,7 +83,7 @@ def _verdict(entry: dict[str, Any]) -> str:
 def _part(part: dict[str, Any]) -> Part:
     tasks = [task for task in part.get("tasks") or [] if isinstance(task, dict)]
     entries = [(text_at(task, "task") or "task", task, False) for task in tasks] + [("Mean over tasks", part, True)]
-    low, high = _axis([entry for _, entry, _ in entries])
+    low, high = axis_of([entry for _, entry, _ in entries])
     matched = text_at(part, "matched")
     rows = [_row(label, entry, mean, low, high, matched) for label, entry, mean in entries]
     unit = text_at(part, "unit")
@@ -93,7 +93,9 @@ def _part(part: dict[str, Any]) -> Part:
     words.append(f"at equal {_lower(named(matched).title)}" if matched else "")
     measure = ", ".join(word for word in words if word)
     primary = part.get("primary") is not False
-    return Part(text_at(part, "text"), measure, _verdict(part), rows, _place(0.0, low, high), _ends(low, high), primary)
+    return Part(
+        text_at(part, "text"), measure, _verdict(part), rows, place_of(0.0, low, high), ends_of(low, high), primary
+    )
 
 
 def _lower(title: str) -> str:
@@ -101,14 +103,14 @@ def _lower(title: str) -> str:
     return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
-def _ends(low: float, high: float) -> tuple[str, str]:
+def ends_of(low: float, high: float) -> tuple[str, str]:
     """The axis' ends in words, but none where the zero stands too near to be read beside it."""
-    zero = _place(0.0, low, high)
+    zero = place_of(0.0, low, high)
     left, right = (f"{value:+.1g}".replace("-", MINUS) for value in (low, high))
     return (left if zero > NEAR else "", right if zero < 100 - NEAR else "")
 
 
-def _axis(entries: list[dict[str, Any]]) -> tuple[float, float]:
+def axis_of(entries: list[dict[str, Any]]) -> tuple[float, float]:
     """From the lowest to the highest limit, zero included, with a margin."""
     ends = [
         value for entry in entries for key in ("value", "low", "high") if (value := number(entry.get(key))) is not None
@@ -120,7 +122,8 @@ def _axis(entries: list[dict[str, Any]]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _place(value: float, low: float, high: float) -> float:
+def place_of(value: float, low: float, high: float) -> float:
+    """Where the value stands on the axis, in percent."""
     return round(100 * (value - low) / (high - low), 2)
 
 
@@ -131,10 +134,10 @@ def _row(label: str, entry: dict[str, Any], mean: bool, low: float, high: float,
     note = f"at {show(span[0])} to {show(span[1])}" if span and matched else ""
     if value is None:
         return ForestRow(label, MISSING, "", note or "not measured", mean, None, 0, 0)
-    left, right = (_place(limit, low, high) for limit in limits or (value, value))
+    left, right = (place_of(limit, low, high) for limit in limits or (value, value))
     text = show_signed(value)
     return ForestRow(
-        label, text, show_interval(limits, show), note, mean, _place(value, low, high), left, round(right - left, 2)
+        label, text, show_interval(limits, show), note, mean, place_of(value, low, high), left, round(right - left, 2)
     )
 
 

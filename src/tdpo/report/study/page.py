@@ -11,6 +11,7 @@ from ..drawing import Figure, base_layout
 from ..embedding import checked_script, embed_json, security_policy
 from ..page import RECIPE_CHARACTERS
 from ..templating import joined_scripts, template_environment, template_text
+from .answers import read_answers
 from .arm_styles import method_color, method_symbol
 from .claims import VERDICTS, read_claims
 from .curves import curve_data, task_curves
@@ -60,7 +61,7 @@ def render_study(study_dir: Path) -> str:
 
 def study_content(study: StudyRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the template shows, and what the page's script draws from, as plain data."""
-    claims = read_claims(study)
+    claims, answers = read_claims(study), read_answers(study)
     chosen = choices(study)
     frontiers = [task_frontiers(study, task) for task in study.tasks]
     curves = [task_curves(study, task) for task in study.tasks]
@@ -70,10 +71,11 @@ def study_content(study: StudyRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     content = {
         "title": text_at(study.about, "title") or study.path.name,
         "study": study,
-        "summary": summary(study, claims),
+        "summary": summary(study, claims, answers),
         "at_a_glance": glance(study),
         "failures": failures(study),
         "claims": claims,
+        "answers": answers,
         "verdicts": VERDICTS,
         "confidence": _confidence(study),
         "frontiers": frontiers,

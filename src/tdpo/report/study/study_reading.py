@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from ...records.names import (
     ABOUT_FILE,
     CLAIMS_FILE,
     CURVES_FILE,
+    QUESTIONS_FILE,
     RESPONSES_FILE,
     RESULTS_FILE,
     STUDY_FILE,
@@ -107,6 +108,7 @@ class StudyRecord:
     curves: dict[tuple[str, str, str, str], dict[str, Curve]]
     recipe_text: str
     notes: list[str]
+    answers: dict[str, Any] = field(default_factory=dict)
 
     def estimate(self, task: str, arm: str, strength: str, metric: str) -> Estimate | None:
         """The mean over seeds as the study states it; where it does not, that of the seeds, without an interval."""
@@ -157,6 +159,7 @@ def load_study(path: Path) -> StudyRecord:
         _curves(files),
         recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
         files.notes,
+        files.json(QUESTIONS_FILE, "no question is answered") if (path / QUESTIONS_FILE).exists() else {},
     )
 
 

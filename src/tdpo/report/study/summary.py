@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...methods import REFERENCE
 from ...records.dotted import dict_at, text_at
 from ..numbers import counted, join_words, number, show, show_duration
+from .answers import Answers
 from .claims import Claim, tally
 from .curves import TaskCurves
 from .frontiers import TaskFrontiers
@@ -13,7 +14,7 @@ from .samples import Samples
 from .study_reading import StudyRecord, seeds_of
 
 
-def summary(study: StudyRecord, claims: list[Claim]) -> str:
+def summary(study: StudyRecord, claims: list[Claim], answers: Answers | None = None) -> str:
     """One paragraph on what was compared and what came of it."""
     methods = [arm.label for arm in study.arms if arm.name != REFERENCE]
     tasks, seeds = [task.name for task in study.tasks], seeds_of(study)
@@ -32,7 +33,10 @@ def summary(study: StudyRecord, claims: list[Claim]) -> str:
     if budget is not None:
         sentences.append(f"Every cell had the same budget: {show(int(budget))} scored completions.")
     sentences += _measured(study)
-    sentences.append(tally(claims) if claims else "No claim was judged.")
+    if answers is not None:
+        sentences.append(answers.summary)
+    if claims or answers is None:
+        sentences.append(tally(claims) if claims else "No claim was judged.")
     return " ".join(sentences)
 
 
