@@ -198,7 +198,8 @@ class Study(Section):
         if budget is not None and prompts is not None and prompts * samples != budget:
             reason = (
                 f"{prompts} prompts with {samples} responses to each (sampling.samples_per_prompt) are "
-                f"{prompts * samples} scored responses, and the budget is {budget}; make the product the budget, or leave this key out"
+                f"{prompts * samples} scored responses, and the budget is {budget}; make the product the budget, "
+                "or leave this key out"
             )
             raise key_problems(("training_prompts", reason))
         return sampling
@@ -259,12 +260,12 @@ class Study(Section):
         """Sections that no run of this study reads, each with the reason."""
         kinds = {ARMS[arm.name].kind for arm in self.arms}
         idle: dict[str, str] = {}
-        if "ppo" not in kinds:
-            idle["ppo"] = "has no effect: no arm is one of PPO; remove it"
-        if "online" not in kinds:
-            idle["online"] = "has no effect: no arm learns from pairs of its own responses; remove it"
         if not kinds & {"ppo", "online"}:
             idle["rollouts"] = "has no effect: no arm is one of PPO or draws responses itself; remove it"
+        if "online" not in kinds:
+            idle["online"] = "has no effect: no arm learns from pairs of its own responses; remove it"
+        if "ppo" not in kinds:
+            idle["ppo"] = "has no effect: no arm is one of PPO; remove it"
         if "preferences" not in kinds:
             only = "PPO, which has the section ppo" if kinds == {"ppo"} else "on own responses"
             idle["training"] = f"has no effect: all arms are {only}; remove it"
