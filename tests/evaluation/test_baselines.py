@@ -15,7 +15,9 @@ from tdpo.scoring.policy_statistics import PolicyStatistics
 
 
 def test_the_best_of_n_is_the_first_best_of_every_n_responses() -> None:
-    responses = [SampledResponse(prompt, at, [prompt, at], f"{prompt}{at}", True) for prompt in (0, 1) for at in range(6)]
+    responses = [
+        SampledResponse(prompt, at, [prompt, at], f"{prompt}{at}", True) for prompt in (0, 1) for at in range(6)
+    ]
     rewards = [0.1, 0.5, 0.4, 0.9, 0.9, 0.2, 0.0, 0.0, 0.0, -2.0, -3.0, -1.0]
     best = best_of_every(HeldOutResponses(responses, rewards), 3)
     assert [(r.prompt_index, r.sample_index, r.text) for r in best.responses] == [
@@ -27,9 +29,9 @@ def test_the_best_of_n_is_the_first_best_of_every_n_responses() -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_the_kls_of_another_temperature_are_those_of_the_divided_logits(temperature: float) -> None:
     model = build_model("llama").eval()
-    batch = ResponseBatch.from_inputs(
-        ResponseCollator(build_tokenizer().pad_token_id)([PromptResponses([5, 6, 7], [[8, 9, 10], [11, 12]])])
-    )
+    prompt, responses = [5, 6, 7], [[8, 9, 10], [11, 12]]
+    collator = ResponseCollator(build_tokenizer().pad_token_id)
+    batch = ResponseBatch.from_inputs(collator([PromptResponses(prompt, responses)]))
     judged = object.__new__(_Baseline)
     judged.reference = Reference("second model", model, find_head(model))
     judged.statistics = PolicyStatistics.of(model, judged.reference)
@@ -37,9 +39,8 @@ def test_the_kls_of_another_temperature_are_those_of_the_divided_logits(temperat
     assert statistics is not None
     with torch.no_grad():
         stats = statistics(model, batch, extras=("reverse_kl", "policy_entropy"))
-        logits = torch.cat(
-            [model(torch.tensor([[5, 6, 7, *response]])).logits[0, 2:-1].double() for response in ([8, 9, 10], [11, 12])]
-        )
+        rows = [model(torch.tensor([prompt + response])).logits[0, 2:-1] for response in responses]
+        logits = torch.cat(rows).double()
     reference, policy = logits.log_softmax(-1), (logits / temperature).log_softmax(-1)
     forward, reverse = (
         (a.exp() * (a - b)).sum(-1) for a, b in ((reference, policy), (policy, reference))

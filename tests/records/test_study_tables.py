@@ -39,14 +39,16 @@ def test_cells_are_ordered_as_the_contract_says() -> None:
     random.Random(0).shuffle(shuffled)
     assert sorted(shuffled) == ordered
     assert tuple(ARMS) == (
-        "reference", "sft", "dpo", "tdpo1", "tdpo2", "ppo_reverse", "ppo_reverse_exact", "ppo_forward",
+        "reference", "best_of", "temperature", "sft", "dpo", "dpo_forward", "dpo_reverse", "tdpo1", "tdpo2",
+        "online_dpo_forward", "online_dpo_reverse", "online_tdpo2", "ppo_reverse", "ppo_reverse_exact", "ppo_forward",
+        "rloo_reverse", "rloo_forward",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        (("a", "kto", "0.1", 1), "'kto' is none of reference, sft"),
+        (("a", "kto", "0.1", 1), "'kto' is none of reference, best_of, temperature, sft"),
         (("a", "dpo", "", 1), "the reference, and only it, has no strength"),
         (("a", "reference", "0.1", 1), "the reference, and only it, has no strength"),
         (("a", "dpo", "weak", 1), "'weak' is not a number"),
