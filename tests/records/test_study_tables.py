@@ -95,6 +95,22 @@ def test_equal_studies_give_equal_bytes_whatever_the_order_of_their_rows(tmp_pat
     assert {(r.cell, r.prompt_id, r.metric): r.value for r in back.rows()} == original
 
 
+def test_clusters_and_kinds_of_strengths_come_back_and_older_tables_have_none(tmp_path: Path) -> None:
+    rows = [PromptRow(CELL, prompt, "ead", 0.5, theme, "target") for prompt, theme in (("p", "birds"), ("q", "birds"))]
+    table = PromptTable.from_rows(rows)
+    assert table.clusters == {CELL.task: {"p": "birds", "q": "birds"}} and table.strength_kinds == {CELL.arm: "target"}
+    tables.write_prompts(path := tmp_path / "prompts.csv", table.rows())
+    assert tables.read_prompt_rows(path) == rows
+    older = [",".join(line.split(",")[:-2]) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(older) + "\n")
+    assert tables.read_prompt_rows(path) == [PromptRow(CELL, prompt, "ead", 0.5) for prompt in ("p", "q")]
+    assert read_prompt_table(path).clusters == {}
+    with pytest.raises(TableError, match="prompt of keywords 'p' is given as 'birds' and as 'fish'"):
+        PromptTable.from_rows([rows[0], PromptRow(CELL, "p", "vendi", 0.5, "fish", "target")])
+    with pytest.raises(TableError, match="arm 'dpo' is given as 'target' and as 'strength'"):
+        PromptTable.from_rows([rows[0], PromptRow(CELL, "p", "vendi", 0.5, "birds", "strength")])
+
+
 def test_prompts_that_do_not_fit_are_refused() -> None:
     def row(prompt: str, metric: str = "ead", cell: CellKey = CELL) -> PromptRow:
         return PromptRow(cell, prompt, metric, 1.0)
