@@ -33,5 +33,5 @@ def test_the_seed_draws_the_prompts_and_all_kinds_of_runs_have_the_same() -> Non
 
 
 def test_more_prompts_than_there_are_is_refused() -> None:
-    with pytest.raises(ValueError, match="rollouts.prompts is 97, and there are 96 prompts to train on"):
+    with pytest.raises(ValueError, match=r"rollouts\.prompts is 97, and there are 96 prompts to train on"):
         prompts("online", 97, 0)
