@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from ..config import AnyRecipe
 from ..environments import Environment, check_reward
+from ..records.files import write_text
+from ..records.names import SAMPLES_FILE
 from ..runs import RunDirectory
 from ..sampling.sampler import SampledResponse
 from ..scoring.head_path import HeadPath
@@ -120,7 +123,8 @@ class _Baseline(_Judged):
     ) -> None:
         prompts = self._prompts(environment)
         lines = [*_lines("base", prompts, base, of_base), *_lines("trained", prompts, own, of_own)]
-        self._write_samples(lines)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(self.run.path / SAMPLES_FILE, text)
 
 
 def best_of_every(sampled: HeldOutResponses, n: int) -> HeldOutResponses:
