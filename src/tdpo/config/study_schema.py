@@ -91,6 +91,14 @@ class Arm(Section):
         _refuse_twice(values)
         return values
 
+    @field_validator("strengths")
+    @classmethod
+    def _some_arms_have_nothing_else(cls, strengths: list[float], info: ValidationInfo) -> list[float]:
+        name = info.data.get("name")
+        if name is not None and not ARMS[name].target_key and not strengths:
+            raise ValueError(f"is empty: give {name} at least one; nothing holds it at a KL, so it has no targets")
+        return strengths
+
     @field_validator("targets")
     @classmethod
     def _strengths_or_targets(cls, targets: list[float], info: ValidationInfo) -> list[float]:
@@ -101,9 +109,7 @@ class Arm(Section):
         if targets and not can_be_held:
             able = ", ".join(other for other in get_args(ArmName) if ARMS[other].target_key)
             raise ValueError(f"cannot be met: nothing holds {name} at a KL; give it strengths, or choose one of {able}")
-        if not targets and not strengths and not can_be_held:
-            raise key_problems(("strengths", f"is empty: give {name} at least one"))
-        if bool(targets) == bool(strengths):
+        if can_be_held and bool(targets) == bool(strengths):
             raise ValueError("is one of two: an arm has either strengths or targets, not both and not neither")
         return targets
 
