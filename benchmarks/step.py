@@ -204,13 +204,16 @@ class Outcome:
     notes: str = ""
 
 
-def train_tdpo(task: Task, loss: str) -> Outcome:
+def train_tdpo(task: Task, loss: str, kl: str | None = None) -> Outcome:
+    """`kl` is the direction of an exact KL beside the loss; None for none."""
     from tdpo.batches import ResponseBatch, TokenizedPair
     from tdpo.training import TDPOConfig, TDPOTrainer
 
     given: dict[str, Any] = {**task.training_arguments(), "loss": loss}
     if loss == "tdpo2":
         given["alpha"] = ALPHA
+    if kl is not None:
+        given["kl"] = {"direction": kl}
     # A folder of this run's own, so that making the cache counts as preparation.
     given |= {"reference": "cache", "reference_cache_dir": f"{given['output_dir']}/reference"}
     trainer = TDPOTrainer(
@@ -314,10 +317,13 @@ class Contestant:
 
 CONTESTANTS: dict[str, Contestant] = {
     "tdpo TDPO2, LoRA": Contestant(lambda task: train_tdpo(task, "tdpo2"), "LoRA"),
+    "tdpo TDPO2 + forward KL, LoRA": Contestant(lambda task: train_tdpo(task, "tdpo2", "forward"), "LoRA", tdpo2=False),
+    "tdpo TDPO2 + reverse KL, LoRA": Contestant(lambda task: train_tdpo(task, "tdpo2", "reverse"), "LoRA", tdpo2=False),
     "tdpo DPO, LoRA": Contestant(lambda task: train_tdpo(task, "dpo"), "LoRA", tdpo2=False),
     "TRL DPO, LoRA": Contestant(lambda task: train_trl(task, precompute=True), "LoRA", tdpo2=False),
     "naive TDPO2, LoRA": Contestant(train_naive, "LoRA"),
     "tdpo TDPO2, full": Contestant(lambda task: train_tdpo(task, "tdpo2"), "full"),
+    "tdpo TDPO2 + reverse KL, full": Contestant(lambda task: train_tdpo(task, "tdpo2", "reverse"), "full", tdpo2=False),
     "TRL DPO, full": Contestant(lambda task: train_trl(task, precompute=True), "full", tdpo2=False),
     "TRL DPO, full, reference model": Contestant(lambda task: train_trl(task, precompute=False), "full", tdpo2=False),
     "naive TDPO2, full": Contestant(train_naive, "full"),

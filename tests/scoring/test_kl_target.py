@@ -20,24 +20,21 @@ from tdpo.token_statistics import MixtureTokenStats
 
 
 def test_the_arithmetic_by_hand() -> None:
-    """Three updates at target 2: one at the reference, one of four pairs below it, one of two pairs."""
+    """Three updates at target 2: one at the reference, one of four pairs far below it, one of two pairs near it."""
     controller = KLTargetController(2.0, 0.1)
-    assert controller.kl is None and controller.coefficient == pytest.approx(0.1 * math.exp(-4.5))
-    controller.move(0.0, 4)  # far below, and as far as before: the dual step is at its limit
-    assert controller.at_target == pytest.approx(0.1 * math.exp(-0.4))
-    assert controller.coefficient == pytest.approx(0.1 * math.exp(-0.4 - 4.5))
-    controller.move(7.2, 4)  # (0.8·0 + 7.2)/(0.8·4 + 4) = 1 nat: below the target, but it has risen from -3 to log ½
-    ahead = math.log(0.5) + 5 * (math.log(0.5) + 3)
-    assert controller.kl == pytest.approx(1.0) and controller.ahead == pytest.approx(ahead) and ahead > 1.5
-    assert controller.at_target == pytest.approx(0.1), "the two limits cancel"
-    assert controller.coefficient == pytest.approx(0.1 * math.exp(4.5))
-    sums, pairs = 0.8 * 7.2 + 2.4, 0.8 * 7.2 + 2  # two pairs now: an average over pairs, not over updates
-    controller.move(2.4, 2)
-    distance = math.log(sums / pairs / 2.0)
-    ahead = distance + 5 * (distance - math.log(0.5))
-    assert controller.distance == pytest.approx(distance) and abs(ahead) < 1
-    assert controller.at_target == pytest.approx(0.1 * math.exp(0.4 * ahead))
-    assert controller.coefficient == pytest.approx(0.1 * math.exp(3.4 * ahead))
+    assert controller.kl is None and controller.coefficient == pytest.approx(0.1 * math.exp(-6.0))
+    controller.move(0.0, 4)  # far below, and there has been no time to see whether it rises
+    assert controller.at_target == 0.1 and controller.coefficient == pytest.approx(0.1 * math.exp(-6.0))
+    controller.move(0.74, 4)  # (0.85·0 + 0.74)/(0.85·4 + 4) = 0.1 nat: far below, and it will be 1.1 ten updates on
+    assert controller.kl == pytest.approx(0.1) and controller.at_target == 0.1
+    assert controller.coefficient == pytest.approx(0.1 * math.exp(5 * math.log(1.1 / 2)))
+    sums, pairs = 0.85 * 0.74 + 2.0, 0.85 * 7.4 + 2  # two pairs now: an average over pairs, not over updates
+    controller.move(2.0, 2)
+    rise = sums / pairs - 0.1
+    assert sums / pairs + 10 * rise > 2.0, "on its way beyond the target, so the dual variable moves too"
+    at_target = 0.1 * math.exp(0.5 * math.log((sums / pairs + 5 * rise) / 2.0))
+    assert controller.at_target == pytest.approx(at_target)
+    assert controller.coefficient == pytest.approx(at_target * math.exp(5 * math.log((sums / pairs + 10 * rise) / 2.0)))
 
 
 def test_at_the_target_nothing_moves_and_beside_it_lambda_moves_by_orders_of_magnitude() -> None:
@@ -47,10 +44,21 @@ def test_at_the_target_nothing_moves_and_beside_it_lambda_moves_by_orders_of_mag
             controller.move(kl * 4, 4)
         return controller.at_target
 
-    assert after(9.0, 31) == pytest.approx(after(9.0, 30) * math.exp(0.4)), "the limit of a step"
-    assert after(1.0, 1000) == 1e-8 and after(9.0, 1000) == 1e8, "a target out of reach makes no number overflow"
-    assert after(9.0) > 1e3 > 1e6 * after(1.0)
+    assert after(9.0, 31) == pytest.approx(after(9.0, 30) * math.exp(0.5)), "the limit of a step"
+    assert after(1.5, 1000) == 1e-8 and after(9.0, 1000) == 1e8, "a target out of reach makes no number overflow"
+    assert after(9.0) > 1e3 > 1e6 * after(1.5)
     assert after(3.0, 40) == pytest.approx(after(3.0, 20))
+
+
+def test_far_below_the_target_the_dual_variable_waits_as_long_as_the_kl_rises() -> None:
+    """Or it would fall all the way there, and be too small when the target is reached."""
+    rising, stopped = KLTargetController(10.0, 0.1), KLTargetController(10.0, 0.1)
+    for update in range(12):
+        rising.move(0.3 * update * 4, 4)
+        stopped.move(1.0 * 4, 4)
+    assert rising.at_target == 0.1
+    # It leaps in the first update, on a course beyond the target. From the sixth on it has not risen for five updates.
+    assert stopped.at_target == pytest.approx(0.1 * math.exp(0.5 * math.log(6.0 / 10.0) - 0.4 * 7))
 
 
 def test_what_processes_see_is_summed_and_an_interrupted_update_is_forgotten() -> None:
@@ -77,11 +85,11 @@ def test_what_processes_see_is_summed_and_an_interrupted_update_is_forgotten() -
 
 @pytest.mark.parametrize("target", [0.5, 3.0])
 def test_a_target_is_met_on_held_out_pairs(target: float, tokenizer: Any, tmp_path: Path, caplog: Any) -> None:
-    """Over the last third of a run whose λ nobody knew, while the learning rate falls to zero."""
+    """Over the last third of a run whose λ nobody knew."""
     trainer = make_trainer(
-        build_model("llama"), tmp_path, tokenizer, plain_rows(144, seed=1), eval_rows=plain_rows(12, seed=99),
-        loss="dpo", kl={"target": target}, learning_rate=3e-4, max_steps=36, eval_strategy="steps", eval_steps=4,
-        logging_steps=1,
+        build_model("llama"), tmp_path, tokenizer, plain_rows(240, seed=1), eval_rows=plain_rows(12, seed=99),
+        loss="dpo", kl={"target": target}, learning_rate=3e-4, lr_scheduler_type="constant", max_steps=60,
+        eval_strategy="steps", eval_steps=7, logging_steps=1,
     )  # fmt: skip
     with caplog.at_level(logging.WARNING, logger="tdpo"):
         trainer.train()

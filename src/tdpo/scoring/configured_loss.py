@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,14 +113,14 @@ class ConfiguredLoss:
             self.controller.end_update(total)
             self.kl_coefficient = self.controller.coefficient
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """What a run changes and a checkpoint keeps; empty without a KL beside the loss."""
         if self.kl is None:
             return {}
         of_controller = {} if self.controller is None else self.controller.state_dict()
         return {"kl_coefficient": self.kl_coefficient, **of_controller}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`; an empty one changes nothing."""
         if self.controller is not None:
             self.controller.load_state_dict(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +13,21 @@ from torch import Tensor
 class KLTargetController:
     """Moves the coefficient λ of a KL beside a loss after every update, so that the KL meets a target.
 
-    Dual ascent in log λ on a KL that is looked at a few updates ahead, and a proportional part:
+    Dual ascent in log λ, and a proportional part, both on a KL that is looked at some updates ahead:
 
-        r = log(KL/target), clipped to ±3, with the KL as an average over pairs whose weight falls by 0.8 an update
-        a = r + 5·(r − r of the update before)                      where the KL will be 5 updates from now
-        log λ₀ ← log λ₀ + 0.4·clip(a, ±1)                           the dual variable: λ where the KL is on target
-        λ = λ₀·exp(3·clip(a, ±1.5))                                 more above the target, less below
+        k is an average over pairs whose weight falls by 0.85 an update, s its rise in the last update
+        e(n) = log((k + n·s)/target), clipped to ±3                 where the KL will be n updates from now
+        log λ₀ ← log λ₀ + 0.5·clip(e(5), ±1)                        the dual variable: λ where the KL is on target
+        λ = λ₀·exp(5·clip(e(12), ±1.2))                             more above the target, less below
 
-    A relative error is used because the λ of a target is unknown by orders of magnitude. Dual ascent alone is too
-    slow for runs of 30 to 100 updates and swings around the target: it goes on falling while the KL rises from 0. The
-    look ahead turns it in time, and the proportional part acts at once: λ is up to 90 times less or more than λ₀. So
-    λ is λ₀/90 at the start, where the policy is the reference and no KL is above the target.
+    A relative error is used because the λ of a target is unknown by orders of magnitude. The look ahead makes up for
+    what delays the answer of the KL: the average, and the momentum of Adam, whose mean age is ten updates. It goes
+    along a straight line of nats, as the KL does that nothing holds. λ is up to 400 times less or more than λ₀,
+    because the run is short and the proportional part acts at once.
+
+    The dual variable does not fall while the KL is on its way, that is, where at the pace of the last five updates it
+    will be on target within 40: that it has not arrived yet says nothing about λ₀. Without this rule λ₀ would fall all
+    the way to the target, and be too small to stop the policy there.
 
     Args:
         target: of the KL, > 0, in nats per sequence.
@@ -30,9 +35,11 @@ class KLTargetController:
         what: which KL it is, and `section`: the section of a recipe that has its target; both for messages.
     """
 
-    SMOOTHING, AHEAD = 0.8, 5.0
-    DUAL_STEP, DUAL_LIMIT = 0.4, 1.0
-    POWER, LIMIT, FARTHEST = 3.0, 1.5, 3.0
+    SMOOTHING = 0.85
+    DUAL_STEP, DUAL_LIMIT, DUAL_AHEAD = 0.5, 1.0, 5
+    POWER, LIMIT, AHEAD = 5.0, 1.2, 12
+    FARTHEST = 3.0
+    UPDATES, PATIENCE = 5, 40  # over which the pace is taken; in which the KL has to be on target at that pace
     RANGE = (1e-8, 1e8)  # of λ₀, so that a target out of reach makes no number overflow
     NEAR = 0.15  # a KL that is this near to its target has met it
 
@@ -41,14 +48,14 @@ class KLTargetController:
     ) -> None:
         self.target, self.what, self.section = target, what, section
         self.at_target = coefficient
-        self.distance = self.ahead = -self.FARTHEST
+        self.recent = [0.0]  # k after the last updates, the newest last
         self.sum, self.pairs = 0.0, 0.0
         self.forget_update()
 
     @property
     def coefficient(self) -> float:
         """λ as it is now, per nat."""
-        return self.at_target * math.exp(self.POWER * _clipped(self.ahead, self.LIMIT))
+        return self.at_target * math.exp(self.POWER * _clipped(self._error(self.AHEAD), self.LIMIT))
 
     @property
     def kl(self) -> float | None:
@@ -74,11 +81,26 @@ class KLTargetController:
     def move(self, kl_sum: float, pairs: float) -> None:
         """Move λ by the pairs of one update, over which the KL sums to `kl_sum`."""
         self.sum, self.pairs = self.SMOOTHING * self.sum + kl_sum, self.SMOOTHING * self.pairs + pairs
-        relative = max(self.sum / self.pairs / self.target, math.exp(-self.FARTHEST))
-        before, self.distance = self.distance, _clipped(math.log(relative), self.FARTHEST)
-        self.ahead = self.distance + self.AHEAD * (self.distance - before)
-        moved = self.at_target * math.exp(self.DUAL_STEP * _clipped(self.ahead, self.DUAL_LIMIT))
+        self.recent = [*self.recent, self.sum / self.pairs][-self.UPDATES - 1 :]
+        moved = self.at_target * math.exp(self._dual_step())
         self.at_target = min(max(moved, self.RANGE[0]), self.RANGE[1])
+
+    def _dual_step(self) -> float:
+        """How log λ₀ moves."""
+        step = self.DUAL_STEP * _clipped(self._error(self.DUAL_AHEAD), self.DUAL_LIMIT)
+        return max(step, 0.0) if self._is_on_its_way() else step
+
+    def _is_on_its_way(self) -> bool:
+        """Whether the KL rises to the target soon enough, or has not had the time to show it."""
+        updates = len(self.recent) - 1
+        pace = (self.recent[-1] - self.recent[0]) / max(updates, 1)
+        return updates < self.UPDATES or self.recent[-1] + self.PATIENCE * pace >= self.target
+
+    def _error(self, updates: int) -> float:
+        """The logarithm of KL/target so many updates from now, if the KL goes on as in the last update."""
+        rise = self.recent[-1] - self.recent[-2] if len(self.recent) > 1 else 0.0
+        relative = (self.recent[-1] + updates * rise) / self.target
+        return _clipped(math.log(max(relative, math.exp(-self.FARTHEST))), self.FARTHEST)
 
     def missed(self) -> str:
         """Why the KL is not near its target as a run ends, and what to do; empty where it is."""
@@ -94,21 +116,19 @@ class KLTargetController:
             f"Lower the learning rate, train longer, or raise {self.section}.target."
         )
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "kl_at_target": self.at_target,
-            "kl_distance": self.distance,
-            "kl_ahead": self.ahead,
+            "kl_recent": self.recent,
             "kl_sum": self.sum,
             "kl_pairs": self.pairs,
         }
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`; a checkpoint of a run without a target has none, and nothing changes."""
-        if "kl_at_target" in state:
-            names = ("at_target", "distance", "ahead", "sum", "pairs")
-            for name in names:
-                setattr(self, name, float(state[f"kl_{name}"]))
+        if "kl_recent" in state:
+            self.at_target, self.sum, self.pairs = (float(state[f"kl_{key}"]) for key in ("at_target", "sum", "pairs"))
+            self.recent = [float(kl) for kl in state["kl_recent"]]
 
 
 def _clipped(value: float, limit: float) -> float:

@@ -430,7 +430,8 @@ def test_the_dual_controller_sees_the_exact_kl_of_the_target_and_moves_when_it_a
             assert kl_sum / responses == pytest.approx(line["forward_kl"], rel=1e-4) and responses == 8
         assert responses in (4, 8)
     assert seen[0][0] == pytest.approx(0.0, abs=1e-5), "the first update begins at the reference"
-    assert lines[0]["kl_coefficient"] == pytest.approx(0.1 * math.exp(-4.5 if place == "loss" else -1.0))
+    furthest = KLTargetController.POWER * KLTargetController.LIMIT if place == "loss" else 1.0
+    assert lines[0]["kl_coefficient"] == pytest.approx(0.1 * math.exp(-furthest))
     assert lines[0]["kl_coefficient"] != lines[1]["kl_coefficient"] and lines[0]["kl_target"] == 1e-3
     again = new("again")
     again.add_callback(StopAt(5))

@@ -23,8 +23,9 @@ class IterationController(KLTargetController):
     factor 90 of single updates the KL of a tiny model ran from 3 to 9 nats at a target of 1, and did not come back.
     """
 
-    SMOOTHING, AHEAD = 0.5, 2.0
+    SMOOTHING, DUAL_AHEAD, AHEAD = 0.5, 2, 2
     POWER, LIMIT = 1.0, 1.0
+    UPDATES, PATIENCE = 2, 8
 
 
 class DualCoefficient:
