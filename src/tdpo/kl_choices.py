@@ -24,7 +24,7 @@ from typing import ClassVar, Literal, get_args
 KLDirection = Literal["reverse", "forward"]
 KLForm = Literal["sampled", "exact"]
 KLPlace = Literal["reward", "loss"]
-KLController = Literal["fixed", "adaptive"]
+KLController = Literal["fixed", "adaptive", "dual"]
 KLEstimator = Literal["k1", "k2", "k3", "exact"]
 
 _ESTIMATORS: dict[tuple[KLDirection, KLForm, KLPlace], KLEstimator] = {
@@ -77,18 +77,20 @@ def shortest_horizon(responses: int) -> int:
 
 def coefficient_obstacle(coefficient: float, controller: KLController) -> str | None:
     """Why a constraint cannot begin with this coefficient; None where it can."""
-    if coefficient == 0 and controller == "adaptive":
+    if coefficient == 0 and controller != "fixed":
         return (
-            "0 can never rise under the adaptive controller, which multiplies it; start above 0, or choose "
+            f"0 can never rise under the {controller} controller, which multiplies it; start above 0, or choose "
             "kl.controller fixed"
         )
     return None
 
 
-def controller_obstacle(value: float | None, controller: KLController) -> str | None:
-    """Why a target or a horizon of this value cannot stand beside the controller; None where it can."""
+def controller_obstacle(value: float | str | None, controller: KLController, name: str = "target") -> str | None:
+    """Why a target, its direction or a horizon of this value cannot stand beside the controller; None where it can."""
     if value is not None and controller == "fixed":
         return "has no effect with kl.controller fixed; remove it (or null), or choose adaptive"
+    if value is not None and controller == "dual" and name == "horizon":
+        return "has no effect with kl.controller dual, which has none; remove it (or null), or choose adaptive"
     return None
 
 
@@ -98,13 +100,16 @@ class KLConstraint:
 
     `direction`: "reverse" is KL(policy‖reference), PPO's; "forward" is KL(reference‖policy), TDPO's. `form`: estimated
     from the "sampled" token, or "exact" over the vocabulary. `place`: taken off the "reward", or added to the "loss".
-    `controller`: a "fixed" coefficient, or an "adaptive" one that holds the KL at `target` nats per sequence (Ziegler
-    et al. 2019, arXiv 1909.08593, section 2.2), adjusting over `horizon` responses. A target or a horizon of None
-    becomes `DEFAULT_TARGET` or `DEFAULT_HORIZON` under the adaptive controller.
+    `controller`: a "fixed" coefficient, or one that holds the KL at `target` nats per sequence: "adaptive" (Ziegler
+    et al. 2019, arXiv 1909.08593, section 2.2) adjusts it over `horizon` responses, "dual" is dual ascent with a look
+    ahead (`scoring.kl_target`), after every update where the KL is in the loss and after every iteration where it is in
+    the reward. A target of None becomes `DEFAULT_TARGET` under both, a horizon of None `DEFAULT_HORIZON` under the
+    adaptive controller. `target_direction`: which exact KL along the policy's responses is held at the target; None is
+    `direction`.
 
     Raises:
-        ValueError: a combination whose gradient would be another one's, numbers out of range, or a target or a horizon
-            without the adaptive controller.
+        ValueError: a combination whose gradient would be another one's, numbers out of range, or a target, its
+            direction or a horizon without a controller that reads it.
     """
 
     DEFAULT_TARGET: ClassVar[float] = 6.0
@@ -117,6 +122,7 @@ class KLConstraint:
     coefficient: float = 0.05
     target: float | None = None
     horizon: int | None = None
+    target_direction: KLDirection | None = None
 
     def __post_init__(self) -> None:
         if obstacle := kl_obstacle(self.direction, self.form, self.place):
@@ -124,20 +130,29 @@ class KLConstraint:
                 f"kl: direction {self.direction}, form {self.form}, place {self.place} is refused: {obstacle}"
             )
         if self.controller not in get_args(KLController):
-            raise ValueError(f"kl.controller must be fixed or adaptive, got {self.controller!r}")
+            raise ValueError(f"kl.controller must be fixed, adaptive or dual, got {self.controller!r}")
+        if self.target_direction not in (None, *get_args(KLDirection)):
+            raise ValueError(f"kl.target_direction must be reverse, forward or None, got {self.target_direction!r}")
         if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
             raise ValueError(f"kl.coefficient must be finite and ≥ 0, got {self.coefficient}")
         if obstacle := coefficient_obstacle(self.coefficient, self.controller):
             raise ValueError(f"kl.coefficient {obstacle}")
-        for name in ("target", "horizon"):
-            if obstacle := controller_obstacle(getattr(self, name), self.controller):
+        for name in ("target", "horizon", "target_direction"):
+            if obstacle := controller_obstacle(getattr(self, name), self.controller, name):
                 raise ValueError(f"kl.{name} {obstacle}")
         if self.controller == "fixed":
             return
         object.__setattr__(self, "target", self.DEFAULT_TARGET if self.target is None else self.target)
-        object.__setattr__(self, "horizon", self.DEFAULT_HORIZON if self.horizon is None else self.horizon)
-        if not (math.isfinite(self.target or 0) and (self.target or 0) > 0 and (self.horizon or 0) > 0):
+        if self.controller == "adaptive":
+            object.__setattr__(self, "horizon", self.DEFAULT_HORIZON if self.horizon is None else self.horizon)
+        positive = (self.target or 0) > 0 and (self.horizon is None or self.horizon > 0)
+        if not (math.isfinite(self.target or 0) and positive):
             raise ValueError(f"kl.target and kl.horizon must be > 0, got {self.target} and {self.horizon}")
+
+    @property
+    def held_direction(self) -> KLDirection:
+        """Which exact KL a controller holds at the target."""
+        return self.target_direction or self.direction
 
     @property
     def estimator(self) -> KLEstimator:
@@ -166,6 +181,13 @@ def target_obstacle(target: float | None, loss: str) -> str | None:
     return None
 
 
+def target_direction_obstacle(direction: KLDirection | None, target: float | None) -> str | None:
+    """Why the direction of a target cannot stand beside this target; None where it can."""
+    if direction is not None and target is None:
+        return "has no effect without a target: nothing is held; set the target, or remove it (or null)"
+    return None
+
+
 @dataclass(frozen=True)
 class KLTerm:
     """An exact KL beside a loss of pairs, with its gradient: loss + λ·KL; the recipe's section `loss.kl`.
@@ -175,11 +197,12 @@ class KLTerm:
     (`divergences.jensen_shannon`). `on`: the responses along which it is summed, in nats per sequence; "both" is the
     mean of the chosen and the rejected response. `coefficient`: λ, per nat; None is `DEFAULT_COEFFICIENT`. `weight`: w,
     of "js" alone; None is `DEFAULT_WEIGHT` there. `target`: nats per sequence at which the KL is held by moving λ
-    (`scoring.kl_target`), which begins at the coefficient; None: λ stays as it is.
+    (`scoring.kl_target`), which begins at the coefficient; None: λ stays as it is. `target_direction`: which exact KL
+    along the same responses is held at the target, "forward" or "reverse"; None is `direction`.
 
     Raises:
-        ValueError: a name that is none of these, a coefficient or a target that is not finite and > 0, or a weight that
-            is not between 0 and 1, or stands beside another direction.
+        ValueError: a name that is none of these, a coefficient or a target that is not finite and > 0, a weight that is
+            not between 0 and 1, or stands beside another direction, or the direction of a target without a target.
     """
 
     DEFAULT_COEFFICIENT: ClassVar[float] = 0.1
@@ -190,6 +213,7 @@ class KLTerm:
     coefficient: float | None = None
     weight: float | None = None
     target: float | None = None
+    target_direction: KLDirection | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (("direction", self.direction, TermDirection), ("on", self.on, PairSide)):
@@ -204,6 +228,10 @@ class KLTerm:
             )
         if self.target is not None and not (math.isfinite(self.target) and self.target > 0):
             raise ValueError(f"kl.target must be finite and > 0, in nats a sequence, got {self.target}")
+        if self.target_direction not in (None, *get_args(KLDirection)):
+            raise ValueError(f"kl.target_direction must be reverse, forward or None, got {self.target_direction!r}")
+        if obstacle := target_direction_obstacle(self.target_direction, self.target):
+            raise ValueError(f"kl.target_direction {obstacle}")
         if obstacle := weight_obstacle(self.weight, self.direction):
             raise ValueError(f"kl.weight {obstacle}")
         if self.direction == "js" and self.weight is None:
@@ -215,7 +243,26 @@ class KLTerm:
         """The KL with its coefficient, and the target at which it is held where there is one."""
         if self.target is None:
             return f"{self.coefficient:g} × the {self.in_words()}"
+        if self.holds_another:
+            other = self.held.in_words().removesuffix(f", {self.held.where}")
+            return f"λ × the {self.in_words()}; moving λ holds the {other}, at {self.target:g}"
         return f"λ × the {self.in_words()}, held at {self.target:g} by moving λ"
+
+    @property
+    def holds_another(self) -> bool:
+        """Whether the KL that is held at the target is another one than the term's own."""
+        return self.target_direction not in (None, self.direction)
+
+    @property
+    def held(self) -> KLTerm:
+        """The KL that is held at the target: this one, or that of `target_direction` along the same responses."""
+        return KLTerm(self.target_direction or self.direction, self.on) if self.holds_another else self
+
+    @property
+    def where(self) -> str:
+        """The responses along which it is summed, in words."""
+        both = "along chosen and rejected responses (their mean)"
+        return both if self.on == "both" else f"along {self.on} responses"
 
     def in_words(self) -> str:
         """For logs and model cards: which KL it is, and along which responses."""
@@ -224,5 +271,4 @@ class KLTerm:
             "reverse": "reverse KL(policy‖reference)",
             "js": f"Jensen–Shannon divergence (weight of the reference {self.weight})",
         }[self.direction]
-        where = "chosen and rejected responses (their mean)" if self.on == "both" else f"{self.on} responses"
-        return f"exact {what}, nats per sequence, along {where}"
+        return f"exact {what}, nats per sequence, {self.where}"

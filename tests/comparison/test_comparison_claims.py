@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.comparison_cases import REFERENCE_SD, cells_of, study
+from helpers.comparison_cases import ARMS, REFERENCE_SD, cells_of, study
 from tdpo.comparison import claims
 from tdpo.comparison.cell_statistics import TaskResamples
 from tdpo.comparison.claims import Answer, judge, judge_claims, verdict_of
 from tdpo.comparison.frontiers import Frontier, arm_frontier, gap
 from tdpo.comparison.prompt_table import PromptTable
 from tdpo.comparison.questions import NOT_BELOW, Question
-from tdpo.methods import ARMS
 from tdpo.records.study_tables import CellKey
 
 FEW = 300  # resamples, where the number of them is not the point

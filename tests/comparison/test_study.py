@@ -23,10 +23,13 @@ from tdpo.cli.app import app
 from tdpo.comparison.cells import StudyFiles, cells_of, evaluation_recipe, training_recipe
 from tdpo.comparison.prompt_table import read_prompt_table
 from tdpo.comparison.running import CELL_FILE, DONE, Failure, Outcome, Report, run_cells
-from tdpo.comparison.study import LOCK_FILE, _changed, check
-from tdpo.config import PPORecipe, Recipe, RecipeError, Study, dump_study, load_study
+from tdpo.comparison.study import LOCK_FILE, _changed, _refuse_foreign_folder, check
+from tdpo.config import OnlineRecipe, PPORecipe, Recipe, RecipeError, Study, dump_study, load_recipe, load_study
+from tdpo.methods import ARMS
+from tdpo.recipe_data.prompts import read_recipe_prompts
 from tdpo.records.json_files import read_json, write_json
-from tdpo.records.study_tables import CellKey, read_curves, read_responses, read_results
+from tdpo.records.study_tables import CellKey, read_curves, read_prompt_rows, read_responses, read_results
+from tdpo.runs import RunError
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -47,11 +50,12 @@ def test_a_study_leaves_tables_claims_and_a_report(whole: tuple[Path, str]) -> N
     folder = path.parent / "study"
     study = read(path)
     cells = cells_of(study)
-    assert len(cells) == 2 + 5 + 3  # the reference of both tasks; five runs with a reward, three without
+    # The reference of both tasks; six runs with a reward, three without; one baseline needs a reward, the other none.
+    assert len(cells) == 2 + 6 + 3 + 1 + 2
     table = read_prompt_table(folder / "prompts.csv")
     assert set(table.cells) == set(cells)
     results = {(r.task, r.arm, r.strength, r.seed, r.metric): r for r in read_results(folder / "results.csv")}
-    for arm, strength in (("reference", ""), ("tdpo2", "0.1"), ("ppo_forward", "0.1")):
+    for arm, strength in (("reference", ""), ("tdpo2", "0.1"), ("ppo_forward", "0.5"), ("best_of", "2")):
         row = results["letters", arm, strength, 0, "reward_mean"]
         assert row.value is not None and row.low is None and row.high is None, "three prompts cannot give an interval"
     assert results["letters", "reference", "", 0, "forward_kl"].value == 0.0
@@ -59,21 +63,58 @@ def test_a_study_leaves_tables_claims_and_a_report(whole: tuple[Path, str]) -> N
     assert 0 <= results["letters", "tdpo2", "0.1", 0, "mode_coverage"].value <= 1  # type: ignore[operator]
     assert results["letters", "sft", "0.001", 0, "scored_completions"].value == 16
     assert results["letters", "ppo_reverse", "0.1", 0, "scored_completions"].value == 16
+    assert results["letters", "online_dpo_reverse", "0.5", 0, "scored_completions"].value == 16
+    assert results["letters", "online_dpo_reverse", "0.5", 0, "updates"].value == 4
     assert results["rows", "tdpo2", "0.5", 0, "accuracy"].value is not None
     assert ("rows", "tdpo2", "0.5", 0, "reward_mean") not in results
     assert len(read_responses(folder / "responses.csv")) == len(
         [c for c in cells if c.task == "letters"]
-    ) * 9 + 4 * 3 * len(table.prompts["rows"])
+    ) * 9 + 5 * 3 * len(table.prompts["rows"])
     curves = read_curves(folder / "curves.csv")
-    ppo = [row for row in curves if row.cell.arm == "ppo_reverse" and row.metric == "reward_mean"]
-    assert [row.completions for row in ppo] == [8, 16]
+    for arm in ("ppo_reverse", "online_dpo_reverse"):
+        drawn = [row for row in curves if row.cell.arm == arm and row.metric == "reward_mean"]
+        assert [row.completions for row in drawn] == [8, 16], arm
     claims = read_json(folder / "claims.json")["claims"]
     assert [claim["verdict"] for claim in claims] == ["undecided"] * 4 or len(claims) == 4
     about = read_json(folder / "about.json")
-    assert about["cells"] == {"done": 10, "failed": 0, "waiting": 0} and about["failures"] == []
-    assert about["tasks"][1]["left_out"] == ["PPO (reverse KL)", "PPO (forward KL)"]
+    assert about["cells"] == {"done": 14, "failed": 0, "waiting": 0} and about["failures"] == []
+    assert about["tasks"][1]["left_out"] == ["Online DPO, reverse KL", "PPO (reverse KL)", "PPO (forward KL)"]
+    strengths = {arm["name"]: arm["strength"] for arm in about["arms"]}
+    assert strengths["tdpo2"] == "β" and strengths["best_of"] == "n"
+    assert strengths["ppo_forward"] == "target of the reverse KL, nats", "the study's direction, not the arm's"
     assert (folder / "report.html").stat().st_size > 100_000
-    assert "Report: " in said and "10 runs finished" in said
+    assert "Report: " in said and "14 runs finished" in said
+
+
+def test_all_runs_of_a_seed_train_on_the_same_prompts_and_say_what_a_strength_is(whole: tuple[Path, str]) -> None:
+    path, _ = whole
+    folder, letters = path.parent / "study", path.parent / "study/cells/letters"
+    pairs = [json.loads(line)["prompt"] for line in (folder / "pairs/letters-s0-train.jsonl").read_text().splitlines()]
+    for run in ("ppo_forward-target0.5-s0", "ppo_reverse-0.1-s0", "online_dpo_reverse-target0.5-s0"):
+        recipe = load_recipe(letters / run / "run")
+        assert not isinstance(recipe, Recipe)
+        trained_on, _, _ = read_recipe_prompts(recipe)
+        assert len(trained_on) == 4 and set(pairs) <= {prompt.prompt for prompt in trained_on}
+    rows = {(row.cell.arm, row.cell.task): row for row in read_prompt_rows(folder / "prompts.csv")}
+    kinds = {arm: rows[arm, "letters"].strength_kind for arm, task in rows if task == "letters"}
+    assert kinds == {
+        "reference": "", "best_of": "n", "temperature": "temperature", "sft": "strength", "tdpo2": "strength",
+        "online_dpo_reverse": "target", "ppo_reverse": "strength", "ppo_forward": "target",
+    }  # fmt: skip
+    assert all(row.cluster == row.prompt_id for row in rows.values()), "prompts without themes stand for themselves"
+
+
+def test_baselines_are_judged_as_arms_are(whole: tuple[Path, str]) -> None:
+    """The best of two has no KL; the reference at another temperature has both, exactly."""
+    folder = whole[0].parent / "study"
+    table = read_prompt_table(folder / "prompts.csv")
+    reference, best = (table.cells[CellKey("letters", *arm, 0)] for arm in (("reference", ""), ("best_of", "2")))
+    assert (best["reward_mean"] >= reference["reward_mean"]).all() and "reverse_kl" not in best
+    for task in ("letters", "rows"):
+        cooler = table.cells[CellKey(task, "temperature", "0.5", 0)]
+        assert (cooler["reverse_kl"] > 0).all() and (cooler["forward_kl"] > 0).all()
+        entropy = table.cells[CellKey(task, "reference", "", 0)]["policy_entropy"]
+        assert cooler["policy_entropy"].mean() < entropy.mean()
 
 
 def test_the_tables_of_a_study_fit_80_columns() -> None:
@@ -101,7 +142,7 @@ def test_the_same_command_has_nothing_left_to_do(whole: tuple[Path, str]) -> Non
     before = tables(path.parent / "study")
     process = start(path)
     said, _ = process.communicate(timeout=100)
-    assert process.returncode == 0 and "10 runs finished" in said
+    assert process.returncode == 0 and "14 runs finished" in said
     assert tables(path.parent / "study") == before
 
 
@@ -154,13 +195,13 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(whole: tuple[Path, str]
         assert process.returncode == 130, said
         assert "The same command goes on: tdpo compare" in said and "Traceback" not in said
         told = re.search(r"stopped: (\d+) runs are finished and kept, (\d+) are left", said)
-        assert told is not None and int(told[1]) >= kept and int(told[1]) + int(told[2]) == 6, said
+        assert told is not None and int(told[1]) >= kept and int(told[1]) + int(told[2]) == 9, said
     assert (folder / "results.csv").exists()
 
 
 def test_a_reward_that_raises_costs_only_its_cells(tmp_path: Path) -> None:
     """First held-out prompts spring the trap, then those to train on, which PPO alone asks for once pairs are made."""
-    path = write_study(tmp_path)
+    path = write_study(tmp_path, online=None, target_direction=None, best_of=None, temperatures=None)
     arms = [{"name": "tdpo2", "strengths": [0.1]}, {"name": "ppo_reverse", "strengths": [0.1]}]
     overrides = (f"tasks={json.dumps(_only_letters(path))}", f"arms={json.dumps(arms)}")
     (tmp_path / "trap").write_text("held_out")
@@ -291,7 +332,7 @@ def test_a_disk_too_full_for_tables_or_report_is_told_with_the_command(
 def test_the_recipe_of_a_cell_is_the_study_with_its_arm_and_strength(tmp_path: Path) -> None:
     path = write_study(tmp_path)
     study, files = read(path, "seeds=[3]"), StudyFiles(tmp_path / "study")
-    recipes = {cell: training_recipe(study, files, cell) for cell in cells_of(study) if cell.arm != "reference"}
+    recipes = {cell: training_recipe(study, files, cell) for cell in cells_of(study) if ARMS[cell.arm].is_trained}
     dpo = recipes[CellKey("letters", "tdpo2", "0.5", 3)]
     assert isinstance(dpo, Recipe) and (dpo.loss.name, dpo.loss.beta, dpo.loss.alpha, dpo.seed) == (
         "tdpo2",
@@ -302,9 +343,16 @@ def test_the_recipe_of_a_cell_is_the_study_with_its_arm_and_strength(tmp_path: P
     assert dpo.data.eval is None and dpo.training.num_threads == 1
     sft = recipes[CellKey("rows", "sft", "0.001", 3)]
     assert isinstance(sft, Recipe) and sft.training.learning_rate == 1e-3 and sft.loss.beta is None
-    ppo = recipes[CellKey("letters", "ppo_forward", "0.1", 3)]
+    ppo = recipes[CellKey("letters", "ppo_forward", "0.5", 3)]
     assert isinstance(ppo, PPORecipe) and ppo.ppo.iterations == 2 and ppo.rollouts.completions == 8
-    assert (ppo.kl.direction, ppo.kl.form, ppo.kl.place, ppo.kl.controller) == ("forward", "exact", "loss", "fixed")
+    assert (ppo.kl.direction, ppo.kl.form, ppo.kl.place, ppo.kl.controller) == ("forward", "exact", "loss", "dual")
+    assert (ppo.kl.target, ppo.kl.target_direction, ppo.rollouts.prompts) == (0.5, "reverse", 4)
+    fixed = recipes[CellKey("letters", "ppo_reverse", "0.1", 3)]
+    assert isinstance(fixed, PPORecipe) and (fixed.kl.controller, fixed.kl.coefficient) == ("fixed", 0.1)
+    online = recipes[CellKey("letters", "online_dpo_reverse", "0.5", 3)]
+    assert isinstance(online, OnlineRecipe) and online.updates == 4 and online.loss.name == "dpo"
+    term = online.loss.kl
+    assert term is not None and (term.direction, term.target, term.target_direction) == ("reverse", 0.5, "reverse")
     assert ppo.evaluation.seed == study.evaluation.seed + 3
     judged = evaluation_recipe(study, files, CellKey("letters", "tdpo2", "0.5", 3))
     assert isinstance(judged, Recipe) and judged.data.eval is None
@@ -326,21 +374,25 @@ def test_a_study_read_back_from_its_folder_makes_the_same_recipes(tmp_path: Path
     (files.folder / "study.yaml").write_text(dump_study(study))
     again = load_study(files.folder)
     for cell in cells_of(study):
-        if cell.arm != "reference":
+        if ARMS[cell.arm].is_trained:
             assert training_recipe(again, files, cell) == training_recipe(study, files, cell), cell
 
 
 def test_sections_that_no_run_reads_are_refused_and_not_written(tmp_path: Path) -> None:
     path = write_study(tmp_path)
     values = yaml.safe_load(path.read_text())
-    pairs_only = {**values, "arms": values["arms"][:2]}
+    pairs_only = {**values, "arms": values["arms"][:2], "target_direction": None}
     with pytest.raises(RecipeError, match=r"rollouts: has no effect: no arm is one of PPO(.|\n)*ppo: has no effect"):
         load_study(pairs_only)
-    study = load_study({key: value for key, value in pairs_only.items() if key not in ("rollouts", "ppo")})
+    study = load_study({key: value for key, value in pairs_only.items() if key not in ("rollouts", "online", "ppo")})
     dumped = yaml.safe_load(dump_study(study))
     assert "rollouts" not in dumped and load_study(dumped) == study
     with pytest.raises(RecipeError, match="training: has no effect: all arms are PPO"):
+        load_study({**values, "arms": values["arms"][3:]})
+    with pytest.raises(RecipeError, match="training: has no effect: all arms are on own responses"):
         load_study({**values, "arms": values["arms"][2:]})
+    with pytest.raises(RecipeError, match="target_direction: has no effect: no arm has targets"):
+        load_study({**values, "arms": [values["arms"][3]]})
     with pytest.raises(RecipeError, match=r"arms\[2\].name: can learn no task"):
         load_study({key: value for key, value in values.items() if key != "budget"} | {"tasks": values["tasks"][1:]})
 
@@ -355,6 +407,22 @@ def test_sections_that_no_run_reads_are_refused_and_not_written(tmp_path: Path) 
         ("evaluation.max_prompts=null", "evaluation.max_prompts: is null, but task rows has rows"),
         ("evaluation.samples_per_prompt=1", "must be at least 2: diversity compares responses"),
         ("arms=[{name: dpo, strengths: [0.1, 0.10]}]", "arms[0].strengths: names 0.1 twice"),
+        ("arms=[{name: dpo, targets: [3]}]", "strengths: is empty: give dpo at least one"),
+        ("arms=[{name: dpo, strengths: [1], targets: [3]}]", "arms[0].targets: cannot be met: nothing holds dpo"),
+        ("arms=[{name: sft}]", "arms[0].strengths: is empty: give sft at least one"),
+        ("arms=[{name: tdpo2, strengths: [1], targets: [3]}]", "arms[0].targets: is one of two: an arm has either"),
+        ("arms=[{name: tdpo2}]", "arms[0].targets: is one of two: an arm has either strengths or targets"),
+        ("arms=[{name: tdpo2, targets: [3, 0]}]", "a number > 0"),
+        ("target_direction=js", "target_direction: expected one of reverse, forward"),
+        ("best_of=[1]", "best_of"),
+        ("best_of=[2, 2]", "best_of: names 2 twice"),
+        ("temperatures=[0.7, 0]", "a number > 0"),
+        (
+            "training_prompts=8",
+            "training_prompts: 8 prompts with 4 responses to each (sampling.samples_per_prompt) are",
+        ),
+        ("rollouts.prompts=4", "rollouts.prompts: is the study's own: set training_prompts instead"),
+        ("online.iterations=3", "online.iterations: follows from budget / rollouts.completions"),
         ("arms=[{name: dpo, strengths: [0.1, -2]}]", "a number > 0, got [0.1, -2] (entry 2: -2)"),
         ("seeds=[1, x]", "got [1, 'x'] (entry 2: the text 'x')"),
         ("arms=[{name: grpo, strengths: [0.1]}]", "arms[0].name: expected one of sft, dpo"),
@@ -379,11 +447,19 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path, override: str, messag
         ({"name": "tdpo2", "strengths": [0.1], "set": {"loss.gamma": 1}}, "cell letters/tdpo2-0.1-s0: loss.gamma"),
         ({"name": "dpo", "strengths": [0.1], "set": {"loss.alpha": 1}}, "has no effect with loss.name dpo"),
         ({"name": "dpo", "strengths": [0.1], "set": {"loss.beta": 1}}, "makes the arm what it is"),
+        (
+            {"name": "tdpo2", "targets": [3], "set": {"loss.kl.target": 1}},
+            "makes the arm what it is; set arms[].targets",
+        ),
+        (
+            {"name": "dpo_forward", "targets": [3], "set": {"loss.kl.target_direction": "forward"}},
+            "is the study's own: set target_direction",
+        ),
     ],
 )
 def test_an_arm_whose_keys_make_no_recipe_is_refused(tmp_path: Path, arm: dict[str, Any], message: str) -> None:
-    other = {"name": "ppo_forward", "strengths": [0.1]}
-    study = read(write_study(tmp_path), f"arms={json.dumps([arm, other])}")
+    other = {"name": "ppo_forward", "targets": [0.1]}
+    study = read(write_study(tmp_path, online=None), f"arms={json.dumps([arm, other])}")
     with pytest.raises(RecipeError) as raised:
         check(study, StudyFiles(Path(study.study_dir)), cells_of(study))
     assert message in str(raised.value)
@@ -407,7 +483,8 @@ def test_a_study_may_grow_and_nothing_else(tmp_path: Path) -> None:
     """Asked of one whose folder holds what `before` names; runs that are there must be runs of the new study."""
     values = yaml.safe_load(write_study(tmp_path).read_text())
     tasks, arms = values["tasks"], values["arms"]
-    pairs_only = {key: value for key, value in values.items() if key not in ("rollouts", "ppo")}
+    others = ("rollouts", "online", "ppo", "target_direction")
+    pairs_only = {key: value for key, value in values.items() if key not in others}
     before = load_study({**pairs_only, "tasks": tasks[:1], "arms": arms[:2], "seeds": [3]})
 
     def changed(**keys: Any) -> list[str]:
@@ -418,10 +495,33 @@ def test_a_study_may_grow_and_nothing_else(tmp_path: Path) -> None:
     assert changed(tasks=tasks[::-1], arms=more[::-1], seeds=[3, 1]) == []
     renamed = [{**tasks[0], "name": "others"}, tasks[1]]
     assert [line.split(":")[0] for line in changed(tasks=renamed)] == ["  tasks"]
-    for lost in (arms[1:], [{**arms[0], "strengths": [9.0]}, *arms[1:]], [{**arms[0], "set": {"seed": 1}}, *arms[1:]]):
+    assert changed(best_of=[2, 4], temperatures=[2.0, 0.5]) == []
+    assert [line.split(":")[0] for line in changed(best_of=[4])] == ["  best_of"]
+    for lost in (
+        arms[1:],
+        [{**arms[0], "strengths": [9.0]}, *arms[1:]],
+        [{**arms[0], "set": {"seed": 1}}, *arms[1:]],
+        [arms[0], {"name": "tdpo2", "targets": arms[1]["strengths"]}, *arms[2:]],
+    ):
         assert [line.split(":")[0] for line in changed(arms=lost)] == ["  arms"]
     assert [line.split(":")[0] for line in changed(seeds=[1, 3])] == ["  seeds"]
     assert [line.split(":")[0] for line in changed(budget=32)] == ["  budget"]
+
+
+def test_runs_on_the_prompts_of_an_older_rule_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    study = read(write_study(tmp_path))
+    files = StudyFiles.of(study)
+    files.folder.mkdir()
+    older = yaml.safe_load(dump_study(study))
+    (files.folder / "study.yaml").write_text(yaml.safe_dump(older))
+    _refuse_foreign_folder(study, files)
+    del older["training_prompts"]  # which no version wrote that took the first prompts
+    (files.folder / "study.yaml").write_text(yaml.safe_dump(older))
+    with pytest.raises(RunError, match="was begun by an earlier version"):
+        _refuse_foreign_folder(study, files)
+    for cell in cells_of(study):
+        write_json(files.cell(cell) / CELL_FILE, {"state": DONE})
+    _refuse_foreign_folder(study, files)  # nothing is left to run: its numbers may be judged anew
 
 
 def test_another_study_in_the_folder_is_refused(whole: tuple[Path, str], tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ WRONG = [
     ("loss=tdpo1", "loss: expected a section with the keys name, beta, alpha, gamma, label_smoothing, "
                    "kl, got the text 'tdpo1'; did you mean loss.name: tdpo1?"),
     ("loss.kl=reverse", "loss.kl: expected a section with the keys direction, on, coefficient, weight, target, "
+                        "target_direction, "
                         "or null, got the text 'reverse'; did you mean loss.kl.direction: reverse?"),
     ("loss.kl.direction=backward", "loss.kl.direction: expected one of forward, reverse, js, got the text "
                                    "'backward'"),
@@ -406,7 +407,7 @@ def test_the_recipes_of_the_repository_are_those_of_the_package() -> None:
     assert (ROOT / "recipes").is_symlink() and (ROOT / "recipes").resolve() == SHIPPED
     assert {path.stem for path in SHIPPED.iterdir()} == {
         "sentiment_tdpo2", "sentiment_dpo", "preferences", "ppo_sentiment", "rloo_sentiment", "online_sentiment",
-        "study_quick", "study",
+        "study_quick", "study", "study_two_cores", "study_gpu",
     }  # fmt: skip
 
 

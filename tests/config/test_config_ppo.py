@@ -160,6 +160,8 @@ REFUSED = [
     (("kl.coefficient=0",), "kl.coefficient: 0 can never rise under the adaptive controller"),
     (("kl.controller=fixed", "kl.target=3"), "kl.target: has no effect with kl.controller fixed"),
     (("kl.controller=fixed", "kl.horizon=3"), "kl.horizon: has no effect with kl.controller fixed"),
+    (("kl.controller=dual", "kl.horizon=300"), "kl.horizon: has no effect with kl.controller dual"),
+    (("kl.controller=fixed", "kl.target_direction=forward"), "kl.target_direction: has no effect with kl.controller"),
     (("kl.horizon=25",), "kl.horizon: 25 is so short that one iteration of 64 completions (rollouts.completions)"),
     (("kl.coefficient=-1",), "kl.coefficient: expected a number ≥ 0, got -1"),
     (("rollouts.completions=6", "ppo.minibatch_size=null"),

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tdpo.config import RecipeError, built_in_claims, dump_study, load_study
-from tdpo.methods import ARMS, REFERENCE
+from tdpo.config import ARM_NAMES, RecipeError, built_in_claims, dump_study, load_study
 
 PART: dict[str, Any] = {"arm": "tdpo2", "against": ["dpo"], "metric": "ead", "at_matched": ["forward_kl"]}
 BASE: dict[str, Any] = {
@@ -44,7 +43,7 @@ def test_the_example_of_the_page_can_be_judged() -> None:
 
 
 def test_the_built_in_claims_can_be_judged_where_all_arms_are() -> None:
-    arms = [{"name": name, "strengths": [0.1]} for name in ARMS if name != REFERENCE]
+    arms = [{"name": name, "strengths": [0.1]} for name in ARM_NAMES]
     claims = [claim.model_dump() for claim in built_in_claims()]
     assert load_study({**BASE, "arms": arms, "claims": claims}).claims == list(built_in_claims())
 

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from tdpo.comparison.prompt_table import PromptTable
-from tdpo.methods import ARMS
 from tdpo.records.study_tables import CellKey
 
+# The arms that frontiers have been compared of; noise is drawn in their order.
+ARMS = (
+    "reference", "sft", "dpo", "tdpo1", "tdpo2", "ppo_reverse", "ppo_reverse_exact", "ppo_forward",
+)  # fmt: skip
 STRENGTHS = ("0.03", "0.1", "0.3", "1")
 REWARD_AT = {"0.03": 0.8, "0.1": 0.7, "0.3": 0.6, "1": 0.5}  # the reference has 0.4
 KL_AT = {"0.03": 12.0, "0.1": 6.0, "0.3": 3.0, "1": 1.0}

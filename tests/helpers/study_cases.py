@@ -1,4 +1,4 @@
-"""A small study on a tiny model: an environment of files and functions, rows without a reward, four arms."""
+"""A small study on a tiny model: an environment of files and functions, rows without a reward, five arms, baselines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ TABLES = ("results.csv", "prompts.csv", "responses.csv", "curves.csv", "claims.j
 
 
 def write_study(folder: Path, **changes: Any) -> Path:
-    """Everything that a study needs, and its YAML file, in `folder`; small enough to run in seconds."""
+    """Everything that a study needs, and its YAML file, in `folder`; small enough to run in seconds.
+
+    `changes` are other values for its keys; None leaves a key out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     build_model("llama").save_pretrained(folder / "model")
     build_tokenizer().save_pretrained(folder / "model")
@@ -64,19 +67,25 @@ def write_study(folder: Path, **changes: Any) -> Path:
         "arms": [
             {"name": "sft", "strengths": [1e-3]},
             {"name": "tdpo2", "strengths": [0.1, 0.5]},
+            {"name": "online_dpo_reverse", "targets": [0.5]},
             {"name": "ppo_reverse", "strengths": [0.1]},
-            {"name": "ppo_forward", "strengths": [0.1]},
+            {"name": "ppo_forward", "targets": [0.5]},
         ],
+        "target_direction": "reverse",
+        "best_of": [2],
+        "temperatures": [0.5],
         "sampling": {"samples_per_prompt": 4},
         "training": {"batch_size": 4, "learning_rate": 1e-2, "save_steps": 1},
         "rollouts": {"completions": 8, "samples_per_prompt": 2},
+        "online": {"passes": 2, "minibatch_size": 4, "learning_rate": 1e-2},
         "ppo": {"epochs": 2, "minibatch_size": 8, "learning_rate": 1e-2},
         "evaluation": {"samples_per_prompt": 3, "max_prompts": 3, "max_new_tokens": 6, "kl_samples_per_prompt": 2},
         "embeddings": None,
         "workers": 2,
     }
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump({**study, **changes}), encoding="utf-8")
+    given = {key: value for key, value in {**study, **changes}.items() if key not in changes or value is not None}
+    path.write_text(yaml.safe_dump(given), encoding="utf-8")
     return path
 
 

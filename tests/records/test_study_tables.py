@@ -39,14 +39,16 @@ def test_cells_are_ordered_as_the_contract_says() -> None:
     random.Random(0).shuffle(shuffled)
     assert sorted(shuffled) == ordered
     assert tuple(ARMS) == (
-        "reference", "sft", "dpo", "tdpo1", "tdpo2", "ppo_reverse", "ppo_reverse_exact", "ppo_forward",
+        "reference", "best_of", "temperature", "sft", "dpo", "dpo_forward", "dpo_reverse", "tdpo1", "tdpo2",
+        "online_dpo_forward", "online_dpo_reverse", "online_tdpo2", "ppo_reverse", "ppo_reverse_exact", "ppo_forward",
+        "rloo_reverse", "rloo_forward",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        (("a", "kto", "0.1", 1), "'kto' is none of reference, sft"),
+        (("a", "kto", "0.1", 1), "'kto' is none of reference, best_of, temperature, sft"),
         (("a", "dpo", "", 1), "the reference, and only it, has no strength"),
         (("a", "reference", "0.1", 1), "the reference, and only it, has no strength"),
         (("a", "dpo", "weak", 1), "'weak' is not a number"),
@@ -91,6 +93,22 @@ def test_equal_studies_give_equal_bytes_whatever_the_order_of_their_rows(tmp_pat
     assert back.prompts == {"a": tuple(map(str, range(12))), "b": tuple(map(str, range(12)))}  # 2 before 10
     original = {(r.cell, r.prompt_id, r.metric): r.value for r in rows}
     assert {(r.cell, r.prompt_id, r.metric): r.value for r in back.rows()} == original
+
+
+def test_clusters_and_kinds_of_strengths_come_back_and_older_tables_have_none(tmp_path: Path) -> None:
+    rows = [PromptRow(CELL, prompt, "ead", 0.5, theme, "target") for prompt, theme in (("p", "birds"), ("q", "birds"))]
+    table = PromptTable.from_rows(rows)
+    assert table.clusters == {CELL.task: {"p": "birds", "q": "birds"}} and table.strength_kinds == {CELL.arm: "target"}
+    tables.write_prompts(path := tmp_path / "prompts.csv", table.rows())
+    assert tables.read_prompt_rows(path) == rows
+    older = [",".join(line.split(",")[:-2]) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(older) + "\n")
+    assert tables.read_prompt_rows(path) == [PromptRow(CELL, prompt, "ead", 0.5) for prompt in ("p", "q")]
+    assert read_prompt_table(path).clusters == {}
+    with pytest.raises(TableError, match="prompt of keywords 'p' is given as 'birds' and as 'fish'"):
+        PromptTable.from_rows([rows[0], PromptRow(CELL, "p", "vendi", 0.5, "fish", "target")])
+    with pytest.raises(TableError, match="arm 'dpo' is given as 'target' and as 'strength'"):
+        PromptTable.from_rows([rows[0], PromptRow(CELL, "p", "vendi", 0.5, "birds", "strength")])
 
 
 def test_prompts_that_do_not_fit_are_refused() -> None:

@@ -400,10 +400,13 @@ def test_what_is_no_study_is_refused(tmp_path: Path, folder: Path) -> None:
 
 
 def test_methods_are_told_apart_by_every_colour_vision_and_by_their_markers() -> None:
-    assert list(COLORS) == list(SYMBOLS) == list(methods.ARMS) == list(ARMS)
+    assert list(COLORS) == list(SYMBOLS) == list(methods.ARMS)
+    assert list(ARMS) == [name for name in methods.ARMS if name in ARMS], "the order of the synthetic study"
     assert len(set(SYMBOLS.values())) == len(SYMBOLS)
+    factorial = ("online_dpo_forward", "online_dpo_reverse", "ppo_forward", "ppo_reverse_exact", "ppo_reverse", "tdpo2")
+    assert len({COLORS[name] for name in factorial}) == len(factorial)
     for vision in VISIONS.values():
-        seen = [lab(color, vision) for color in COLORS.values()]
+        seen = [lab(color, vision) for color in dict.fromkeys(COLORS.values())]  # arms that learn alike share one
         assert min(math.dist(one, other) for one, other in combinations(seen, 2)) > 16
     for color in COLORS.values():
         assert min(contrast(color, page) for page in ("#fcfcfa", "#ffffff", "#15181b")) >= 3

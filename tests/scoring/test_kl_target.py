@@ -13,8 +13,10 @@ import torch
 from helpers.tiny_models import build_model
 from helpers.training_cases import make_trainer, plain_rows, train_logs
 from tdpo.kl_choices import KLTerm
+from tdpo.scores import score_pairs
 from tdpo.scoring.configured_loss import configured_loss
 from tdpo.scoring.kl_target import KLTargetController
+from tdpo.token_statistics import MixtureTokenStats
 
 
 def test_the_arithmetic_by_hand() -> None:
@@ -98,6 +100,26 @@ def test_a_target_is_met_on_held_out_pairs(target: float, tokenizer: Any, tmp_pa
     assert "its target was" not in caplog.text
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse", "js"])
+@pytest.mark.parametrize("held", ["forward", "reverse"])
+def test_the_target_may_be_of_another_kl_than_the_term(direction: Any, held: Any) -> None:
+    """The controller gets the KL of `target_direction` along the term's own responses, and no gradient."""
+    numbers = torch.rand(4, 6, dtype=torch.float64)
+    stats = MixtureTokenStats(*numbers[:2], numbers[2], numbers[3], jensen_shannon=numbers[2] / 2)
+    index = torch.tensor([0, 0, 1, 2, 3, 3])  # pairs 0 and 1: chosen are 0 and 1, rejected 2 and 3
+    term = KLTerm(direction, "rejected", target=3.0, target_direction=held)
+    loss = configured_loss("dpo", 0.1, None, 0.0, term)
+    result = loss(stats, score_pairs(stats, index, 2), index, 2)
+    loss.observe(result, stats, index, 2)
+    loss.end_update(lambda sums: sums)
+    expected = numbers[2 if held == "forward" else 3]
+    assert loss.controller is not None
+    assert loss.controller.kl == pytest.approx(float(expected[3:].sum()) / 2)
+    assert ("held_kl" in loss.aim) == (direction != held) and loss.aim["kl_target"] == 3.0
+    said = loss.describe("tiled")
+    assert (f"moving λ holds the exact {held} KL" in said) == (direction != held) and "along rejected responses" in said
+
+
 def test_a_target_out_of_reach_is_said(tokenizer: Any, tmp_path: Path, caplog: Any) -> None:
     trainer = make_trainer(build_model("llama"), tmp_path, tokenizer, kl={"target": 500.0})
     with caplog.at_level(logging.WARNING, logger="tdpo"):
@@ -115,6 +137,8 @@ def test_a_target_out_of_reach_is_said(tokenizer: Any, tmp_path: Path, caplog: A
         ("kl", {"target": 3.0}, "kl.target has no effect where the KL is the whole loss"),
         ("dpo", {"target": 0.0}, "kl.target must be finite and > 0, in nats a sequence, got 0.0"),
         ("dpo", {"target": math.inf}, "kl.target must be finite and > 0"),
+        ("dpo", {"target_direction": "reverse"}, "kl.target_direction has no effect without a target"),
+        ("dpo", {"target": 3.0, "target_direction": "js"}, "kl.target_direction must be reverse, forward or None"),
         ("dpo", {"target": 3.0, "horizon": 100}, "kl must be a dictionary with some of direction, on"),
     ],
 )

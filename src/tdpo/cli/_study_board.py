@@ -30,12 +30,10 @@ class Board:
     """
 
     def __init__(self, study: Study) -> None:
-        from pathlib import Path
-
         from ..comparison.cells import StudyFiles, cells_of
         from ..comparison.study import workers_of
 
-        self.files = StudyFiles(Path(study.study_dir))
+        self.files = StudyFiles.of(study)
         self.cells = cells_of(study)
         self.workers = workers_of(study)
         self.running: dict[CellKey, tuple[float, str]] = {}

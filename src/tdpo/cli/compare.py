@@ -102,7 +102,7 @@ def list_cells(study: Study) -> None:
     from ..records.names import LOCK_FILE
     from ..runs.run_files import RunFiles
 
-    files, cells = StudyFiles(Path(study.study_dir)), cells_of(study)
+    files, cells = StudyFiles.of(study), cells_of(study)
     check(study, files, cells)
     done = {cell for cell in cells if is_done(files, cell)}
     for cell in cells:

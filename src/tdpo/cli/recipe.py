@@ -26,6 +26,8 @@ Example = Literal[
     "online_sentiment",
     "study_quick",
     "study",
+    "study_two_cores",
+    "study_gpu",
 ]
 
 

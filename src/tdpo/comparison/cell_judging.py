@@ -1,6 +1,7 @@
 """The numbers of one cell, from what its evaluation left behind: measured.json in its folder.
 
 prompts    ids of the held-out prompts
+clusters   the group of each of them, such as its theme
 by_prompt  {metric: [a value or null for each prompt]}
 overall    {metric: a value or null}, what is not a mean over prompts
 """
@@ -66,8 +67,22 @@ def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
     overall |= diversity.overall | costs(study, files, cell, run)
     write_json(
         files.cell(cell) / MEASURED_FILE,
-        {"prompts": responses.prompts, "by_prompt": by_prompt | diversity.per_prompt, "overall": overall},
+        {
+            "prompts": responses.prompts,
+            "clusters": _clusters(responses.prompts, environment),
+            "by_prompt": by_prompt | diversity.per_prompt,
+            "overall": overall,
+        },
     )
+
+
+def _clusters(prompt_ids: Sequence[str], environment: Environment | None) -> list[str]:
+    """The cluster of each prompt as the environment names it; the prompt's id where it names none."""
+    cluster_of = getattr(environment, "cluster_of", None)
+    if environment is None or cluster_of is None:
+        return list(prompt_ids)
+    by_id = {prompt.id: prompt for prompt in environment.held_out}
+    return [cluster_of(by_id[prompt_id]) for prompt_id in prompt_ids]
 
 
 def _means(responses: Responses) -> dict[str, list[float | None]]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import AnyRecipe, Arm, RecipeError, RecipeProblem, Study, Task, load_recipe
-from ..environments import Environment
-from ..methods import ARMS
+from ..config import CRITIC_KEYS, AnyRecipe, Arm, RecipeError, RecipeProblem, Study, Task, load_recipe
+from ..environments import Environment, drawn_prompts
+from ..methods import ARMS, BEST_OF, TEMPERATURE, ArmKind
 from ..records.study_tables import CellKey
 
 # The keys of `data` that do not name a source.
@@ -19,14 +19,19 @@ READING = ("max_length", "on_bad_rows", "repeated_rows", "counted_turns")
 
 @dataclass(frozen=True)
 class StudyFiles:
-    """Paths of a study's files."""
+    """Paths of a study's files. `held` are the arms whose strengths are KL targets."""
 
     folder: Path
+    held: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, study: Study) -> StudyFiles:
+        return cls(Path(study.study_dir), frozenset(arm.name for arm in study.arms if arm.is_held))
 
     def cell(self, cell: CellKey) -> Path:
         """The folder of a cell: its state, log and numbers, and its run directory `run`."""
-        name = f"{cell.arm}-s{cell.seed}" if cell.arm == "reference" else f"{cell.arm}-{cell.strength}-s{cell.seed}"
-        return self.folder / "cells" / cell.task / name
+        strength = f"target{cell.strength}" if cell.arm in self.held else cell.strength
+        return self.folder / "cells" / cell.task / "-".join(filter(None, (cell.arm, strength, f"s{cell.seed}")))
 
     def run(self, cell: CellKey) -> Path:
         """The run directory of a cell. The reference has only samples in it."""
@@ -55,24 +60,46 @@ def reference_cell(task: str, seed: int) -> CellKey:
 
 
 def cells_of(study: Study) -> list[CellKey]:
-    """All cells: reference cells first, then by seed, strength and task with the arms side by side. A study that is
-    stopped early can then compare the arms."""
+    """All cells: reference cells first, then by seed, strength and task with the arms side by side, then baselines. A
+    study that is stopped early can then compare the arms."""
     references = [reference_cell(task.label, seed) for seed in study.seeds for task in study.tasks]
-    most = max(len(arm.strengths) for arm in study.arms)
+    most = max(len(arm.values) for arm in study.arms)
     trained = [
-        CellKey(task.label, arm.name, strength_text(arm.strengths[at]), seed)
+        CellKey(task.label, arm.name, strength_text(arm.values[at]), seed)
         for seed in study.seeds
         for at in range(most)
         for task in study.tasks
         for arm in study.arms
-        if at < len(arm.strengths) and applies(arm.name, task)
+        if at < len(arm.values) and applies(arm.name, task)
     ]
-    return references + trained
+    baselines = [
+        CellKey(task.label, name, strength_text(value), seed)
+        for seed in study.seeds
+        for task in study.tasks
+        for name, values in baselines_of(study).items()
+        for value in values
+        if applies(name, task)
+    ]
+    return references + trained + baselines
+
+
+def baselines_of(study: Study) -> dict[str, Sequence[float]]:
+    """The study's baselines without training, each with what its cells differ in."""
+    return {BEST_OF: study.best_of, TEMPERATURE: study.temperatures}
 
 
 def applies(arm: str, task: Task) -> bool:
-    """Whether an arm can learn a task: PPO needs a reward, which preference rows do not have."""
-    return ARMS[arm].kind != "ppo" or task.environment is not None
+    """Whether a task can be learned by an arm: what preference rows lack is a reward, and prompts to answer."""
+    needs_reward = arm == BEST_OF or ARMS[arm].kind in ("ppo", "online")
+    return not needs_reward or task.environment is not None
+
+
+def strength_kind(study: Study, arm: str) -> str:
+    """What the strengths of an arm's cells are: "strength", "target", "n", "temperature"; "" for the reference."""
+    kind = ARMS[arm]
+    if not kind.is_trained:
+        return kind.strength
+    return "target" if any(own.name == arm and own.is_held for own in study.arms) else "strength"
 
 
 def strength_text(strength: float) -> str:
@@ -96,20 +123,25 @@ def task_environment(task: Task) -> Environment | None:
     return replace(task.environment.load(), name=task.label)
 
 
-def training_prompts(study: Study, environment: Environment) -> Environment:
-    """The environment with as many training prompts as the budget has samples for: the first ones.
+def prompts_to_train_on(study: Study) -> int:
+    """How many prompts of a task every run of a seed trains on: as many as the budget has samples for."""
+    return study.budget // study.sampling.samples_per_prompt
+
+
+def training_prompts(study: Study, environment: Environment, seed: int) -> Environment:
+    """The environment with the training prompts of one seed, which are the same for all arms.
 
     Raises:
         ValueError: it has fewer.
     """
-    count = study.budget // study.sampling.samples_per_prompt
+    count = prompts_to_train_on(study)
     if count > len(environment.train):
         raise ValueError(
             f"task {environment.name}: budget {study.budget} with sampling.samples_per_prompt "
             f"{study.sampling.samples_per_prompt} needs {count} training prompts, there are {len(environment.train)}; "
             "lower the budget or draw more samples of each prompt"
         )
-    return replace(environment, train=environment.train[:count])
+    return replace(environment, train=drawn_prompts(environment.train, count, seed))
 
 
 def training_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe:
@@ -118,7 +150,7 @@ def training_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe
     Raises:
         RecipeError: the study's sections and the arm's own keys do not make a recipe; names the cell.
     """
-    return _loaded(_values(study, files, cell), _arm(study, cell), cell, files)
+    return _loaded(_values(study, files, cell), study, cell, files)
 
 
 def evaluation_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyRecipe:
@@ -126,14 +158,14 @@ def evaluation_recipe(study: Study, files: StudyFiles, cell: CellKey) -> AnyReci
     values = _values(study, files, cell)
     if task_of(study, cell.task).environment is None:
         values["data"]["eval"] = str(files.pairs(cell.task, cell.seed, "held-out"))
-    return _loaded(values, _arm(study, cell), cell, files)
+    return _loaded(values, study, cell, files)
 
 
 def check_recipes(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
     """Raise `RecipeError` with the problems of all cells' recipes at once."""
     problems: dict[str, RecipeProblem] = {}
     for cell in cells:
-        if cell.arm == "reference":
+        if not ARMS[cell.arm].is_trained:
             continue
         try:
             training_recipe(study, files, cell)
@@ -144,12 +176,8 @@ def check_recipes(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> 
         raise RecipeError(list(problems.values()), "study")
 
 
-def _arm(study: Study, cell: CellKey) -> Arm:
-    return next(arm for arm in study.arms if arm.name == cell.arm)
-
-
 def _values(study: Study, files: StudyFiles, cell: CellKey) -> dict[str, Any]:
-    task, kind = task_of(study, cell.task), ARMS[cell.arm]
+    task, kind = task_of(study, cell.task), ARMS[cell.arm].kind
     values: dict[str, Any] = {
         "run_dir": str(files.run(cell)),
         "seed": cell.seed,
@@ -158,9 +186,13 @@ def _values(study: Study, files: StudyFiles, cell: CellKey) -> dict[str, Any]:
     }
     if task.environment is not None:
         values["environment"] = _given(task.environment)
-    if kind.kind == "ppo":
-        ppo = {**_given(study.ppo), "iterations": study.budget // study.rollouts.completions}
-        return values | {"rollouts": _given(study.rollouts), "ppo": {**ppo, "num_threads": study.threads}}
+    if kind in ("ppo", "online"):
+        values["rollouts"] = {**_given(study.rollouts), "prompts": prompts_to_train_on(study)}
+        section = _given(study.ppo if kind == "ppo" else study.online)
+        if ARMS[cell.arm].fixed.get("ppo.advantage", "gae") != "gae":
+            section = {key: value for key, value in section.items() if key not in CRITIC_KEYS}
+        iterations = study.budget // study.rollouts.completions
+        return values | {kind: {**section, "iterations": iterations, "num_threads": study.threads}}
     data = {"train": str(files.pairs(cell.task, cell.seed)), **reading_of(task)}
     training = {**_given(study.training), "num_threads": study.threads}
     if study.training.reference != "model" and study.training.reference_cache_dir is None:
@@ -174,16 +206,32 @@ def _given(section: Any) -> dict[str, Any]:
     return values
 
 
-def _loaded(values: dict[str, Any], arm: Arm, cell: CellKey, files: StudyFiles) -> AnyRecipe:
-    kind = ARMS[cell.arm]
-    strength = next(value for value in arm.strengths if strength_text(value) == cell.strength)
-    overrides = {**kind.fixed, kind.key: strength, **arm.set}
+def _loaded(values: dict[str, Any], study: Study, cell: CellKey, files: StudyFiles) -> AnyRecipe:
+    kind, arm = ARMS[cell.arm], next(arm for arm in study.arms if arm.name == cell.arm)
+    own = _own_keys(study, arm, cell.strength)
     try:
-        for key in (kind.key, *kind.fixed):
+        for key in own:
             if key in arm.set:
-                raise RecipeError([RecipeProblem(key, "makes the arm what it is; remove it from arms[].set", "")])
-        texts = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+                raise RecipeError([RecipeProblem(key, _why_not_set(key, kind), "")])
+        texts = [f"{key}={json.dumps(value)}" for key, value in {**own, **arm.set}.items()]
         return load_recipe(values, texts, replaces=False)  # a study is a document: it says all that it means
     except RecipeError as error:
         where = f"cell {files.name(cell)}"
         raise RecipeError([RecipeProblem(p.key, p.reason, where) for p in error.problems], "study") from None
+
+
+def _own_keys(study: Study, arm: Arm, strength: str) -> dict[str, Any]:
+    """The keys that make the arm what it is, at this strength or target."""
+    kind, value = ARMS[arm.name], next(value for value in arm.values if strength_text(value) == strength)
+    if not arm.is_held:
+        return {**kind.fixed, kind.key: value}
+    section = kind.target_key.rpartition(".")[0]
+    direction = {} if study.target_direction is None else {f"{section}.target_direction": study.target_direction}
+    return {**kind.fixed, **kind.held, kind.target_key: value, **direction}
+
+
+def _why_not_set(key: str, kind: ArmKind) -> str:
+    if key.endswith(".target_direction"):
+        return "is the study's own: set target_direction"
+    is_target = key == kind.target_key
+    return "makes the arm what it is; " + ("set arms[].targets" if is_target else "remove it from arms[].set")

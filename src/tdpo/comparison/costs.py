@@ -14,15 +14,17 @@ from .cells import StudyFiles, task_of
 def costs(study: Study, files: StudyFiles, cell: CellKey, run: RunDirectory) -> dict[str, float | None]:
     """`scored_completions`, `updates`, `generated_tokens` (to learn from) and `trained_tokens` (responses × passes)."""
     kind = ARMS[cell.arm].kind
-    if kind == "reference":
+    if kind in ("reference", "baseline"):
         return {}
     updates = float(run.status()["step"])
-    if kind == "ppo":
+    if kind in ("ppo", "online"):
         # Logged once an iteration: the mean length of its responses, in tokens.
         lengths = [line["length_mean"] for line in run.metrics() if "length_mean" in line and line["split"] == "train"]
         generated = sum(lengths) * study.rollouts.completions
-        passes = float(study.ppo.epochs)
-        return _row(study.budget, updates, generated, generated * passes)
+        # A prompt's responses all enter PPO's updates, and two of them a pair.
+        share = 1.0 if kind == "ppo" else 2.0 / study.rollouts.samples_per_prompt
+        passes = float(study.ppo.epochs if kind == "ppo" else study.online.passes)
+        return _row(study.budget, updates, generated, generated * share * passes)
     described = run.read_json(DATA_FILE)["train"]
     a_pass = 2 * described["pairs"] * described["mean_response_tokens"]
     passes = updates * study.training.batch_size / described["pairs"]

@@ -15,7 +15,8 @@ from statistics import mean
 
 import torch
 
-from ..config import PPORecipe, Recipe, Study, Task, load_recipe
+from ..config import Recipe, Study, Task, load_recipe
+from ..methods import ARMS, BEST_OF
 from ..models import load_tokenizer
 from ..recipe_data.pairs import prompt_key
 from ..records.json_files import read_json
@@ -92,7 +93,7 @@ def task_size(study: Study, task: Task) -> TaskSize:
         return _size_of_rows(study, task)
     evaluation, sampling = study.evaluation, study.sampling
     tokenizer = load_tokenizer(study.model.name, trust_remote_code=study.model.trust_remote_code)
-    chosen = training_prompts(study, environment)
+    chosen = training_prompts(study, environment, study.seeds[0])
     few = [prompt.rendered_from for prompt in chosen.train[:FEW]]
     return TaskSize(
         learned=RunSize(
@@ -127,12 +128,15 @@ def seconds_of_cell(study: Study, files: StudyFiles, cell: CellKey, size: TaskSi
     measured = size.asked * (study.evaluation.kl_samples_per_prompt or study.evaluation.samples_per_prompt)
     judged = speed.update(measured, size.learned.prompt + 2 * size.answer)
     share = PASSES_OF_JUDGING / PASSES_OF_UPDATE
+    if ARMS[cell.arm].kind == "baseline":
+        drawn = int(cell.strength) if cell.arm == BEST_OF else 1
+        return speed.start + answers * drawn + (0.0 if cell.arm == BEST_OF else judged * share)
     if cell.arm == "reference":
         sampled = 0 if task_of(study, cell.task).environment is None else study.budget
         return speed.start + sampled * size.learned.response * speed.token + answers + judged * share
     judged += speed.update(size.held_out_pairs, size.learned.prompt + 2 * size.learned.response)
     recipe, learned = training_recipe(study, files, cell), size.learned
-    if isinstance(recipe, PPORecipe):
+    if not isinstance(recipe, Recipe):
         learned = replace(learned, response=recipe.rollouts.max_new_tokens or size.answer)
     # The model is loaded to learn, and once more to answer.
     learning = learning_seconds(recipe, speed, learned)

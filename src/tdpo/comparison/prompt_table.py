@@ -18,17 +18,27 @@ class PromptTable:
     """Per cell and metric an array [prompts] aligned over the task's prompts, NaN where undefined.
 
     `prompts[task]` are the prompt ids in the order of the arrays. All cells of a task have the same prompts: intervals
-    are paired by them.
+    are paired by them. `clusters[task][prompt]` names the group of a prompt, such as its theme; a prompt without an
+    entry is a group of its own. `strength_kinds[arm]` says what the strengths of an arm are, as in `PromptRow`.
     """
 
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cells: dict[CellKey, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+    clusters: dict[str, dict[str, str]] = field(default_factory=dict)
+    strength_kinds: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_rows(cls, rows: Iterable[PromptRow]) -> PromptTable:
-        """Raises TableError where a (cell, metric) lacks a prompt of its task, or has one twice."""
+        """Raises TableError where a (cell, metric) lacks a prompt of its task, or has one twice; and where a prompt
+        has two clusters, or an arm two kinds of strengths."""
         by_cell: dict[CellKey, dict[str, dict[str, float]]] = {}
+        clusters: dict[str, dict[str, str]] = {}
+        strength_kinds: dict[str, str] = {}
         for row in rows:
+            if row.cluster:
+                _keep(clusters.setdefault(row.cell.task, {}), row.prompt_id, row.cluster, f"prompt of {row.cell.task}")
+            if row.strength_kind:
+                _keep(strength_kinds, row.cell.arm, row.strength_kind, "arm")
             values = by_cell.setdefault(row.cell, {}).setdefault(row.metric, {})
             if row.prompt_id in values:
                 raise TableError(f"{row.cell}: prompt {row.prompt_id!r} has {row.metric} twice")
@@ -36,7 +46,8 @@ class PromptTable:
         ids: dict[str, set[str]] = {}
         for cell, metrics in by_cell.items():
             ids.setdefault(cell.task, set()).update(*metrics.values())
-        table = cls({task: tuple(sorted(ids[task], key=prompt_order)) for task in sorted(ids)})
+        prompts = {task: tuple(sorted(ids[task], key=prompt_order)) for task in sorted(ids)}
+        table = cls(prompts, clusters=clusters, strength_kinds=strength_kinds)
         for cell in sorted(by_cell):
             table.cells[cell] = {
                 metric: _aligned(cell, metric, by_cell[cell][metric], table.prompts[cell.task])
@@ -47,8 +58,10 @@ class PromptTable:
     def rows(self) -> Iterator[PromptRow]:
         for cell, metrics in self.cells.items():
             for metric, values in metrics.items():
+                clusters, kind = self.clusters.get(cell.task, {}), self.strength_kinds.get(cell.arm, "")
                 for prompt_id, value in zip(self.prompts[cell.task], values, strict=True):
-                    yield PromptRow(cell, prompt_id, metric, None if np.isnan(value) else float(value))
+                    number = None if np.isnan(value) else float(value)
+                    yield PromptRow(cell, prompt_id, metric, number, clusters.get(prompt_id, ""), kind)
 
     def tasks(self) -> list[str]:
         return sorted(self.prompts)
@@ -61,6 +74,12 @@ class PromptTable:
         """Whether any cell of the task has a value of the metric."""
         values_of_cells = (self.cells[cell].get(metric) for cell in self.of(task))
         return any(values is not None and bool(np.isfinite(values).any()) for values in values_of_cells)
+
+
+def _keep(entries: dict[str, str], key: str, value: str, what: str) -> None:
+    """Set an entry, once; raise TableError for another value."""
+    if entries.setdefault(key, value) != value:
+        raise TableError(f"{what} {key!r} is given as {entries[key]!r} and as {value!r}")
 
 
 def _aligned(cell: CellKey, metric: str, values: dict[str, float], prompts: Sequence[str]) -> NDArray[np.float64]:

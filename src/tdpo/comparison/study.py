@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 
-from ..config import Study, dump_study, flatten, load_study
+from ..config import Arm, Study, dump_study, flatten, load_study
+from ..config.recipe_loading import read_values
 from ..environments import check_reward
 from ..installation import extra_command
 from ..records.files import now, write_text
@@ -18,14 +18,14 @@ from ..records.names import ABOUT_FILE, LOCK_FILE, STUDY_FILE
 from ..records.study_tables import CellKey
 from ..runs import RunError, accelerators, usable_cores
 from .cells import StudyFiles, cells_of, check_recipes, task_environment, training_prompts
-from .running import Failure, Observer, Outcome, Report, Stopped, run_cells
+from .running import Failure, Observer, Outcome, Report, Stopped, is_done, run_cells
 from .study_writing import write_study
 from .task_files import ChangedInput, changed_inputs
 
 # How a study is run and judged: no run depends on it.
 FREE = ("workers", "study_dir", "claims", "questions")
 # Lists to which a study may add without changing the runs it has.
-GROWS = ("tasks", "arms", "seeds")
+GROWS = ("tasks", "arms", "seeds", "best_of", "temperatures")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def compare(study: Study, observer: Observer, *, command: str) -> Finished:
         RunError: its folder holds something else, or another process runs it.
         Stopped: Ctrl-C; the tables hold what is done.
     """
-    files = StudyFiles(Path(study.study_dir))
+    files = StudyFiles.of(study)
     cells = cells_of(study)
     check(study, files, cells)
     _refuse_foreign_folder(study, files)
@@ -108,7 +108,7 @@ def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
     for task in study.tasks:
         environment = task_environment(task)
         if environment is not None:
-            training_prompts(study, environment)
+            training_prompts(study, environment, study.seeds[0])
             check_reward(environment, [*environment.train, *environment.held_out], environment.max_new_tokens)
     if study.embeddings is not None:
         from ..embeddings import check_embedder
@@ -148,7 +148,22 @@ def _refuse_foreign_folder(study: Study, files: StudyFiles) -> None:
         lines = "\n".join(changed)
         raise RunError(
             f"{folder} holds another study:\n{lines}\nset these back to go on with it, or choose another study_dir=…\n"
-            "(tasks, arms, strengths and seeds may be added, none taken away)"
+            "(tasks, arms, strengths, targets, baselines and seeds may be added, none taken away)"
+        )
+    _refuse_older_prompts(study, files)
+
+
+def _refuse_older_prompts(study: Study, files: StudyFiles) -> None:
+    """Raise RunError where runs are left of a study whose other runs trained on prompts chosen by an older rule."""
+    folder = files.folder
+    has_prompts = any(task.environment is not None for task in study.tasks)
+    if not has_prompts or "training_prompts" in read_values(folder, STUDY_FILE)[0]:
+        return
+    if not all(is_done(files, cell) for cell in cells_of(study)):
+        raise RunError(
+            f"{folder} was begun by an earlier version, in which preferences were made from the first training prompts "
+            "and PPO drew from all of them; now all runs of a seed train on the same prompts. Choose another "
+            "study_dir=… for the runs that are left"
         )
 
 
@@ -171,8 +186,11 @@ def _grown(before: Study, after: Study, key: str) -> bool:
         return all(task in after.tasks for task in before.tasks)
     if key == "seeds":
         return after.seeds[: len(before.seeds)] == before.seeds
+    if key in ("best_of", "temperatures"):
+        return set(getattr(before, key)) <= set(getattr(after, key))
     arms = {arm.name: arm for arm in after.arms}
-    return all(
-        arm.name in arms and arm.set == arms[arm.name].set and set(arm.strengths) <= set(arms[arm.name].strengths)
-        for arm in before.arms
-    )
+    return all(arm.name in arms and _is_part_of(arm, arms[arm.name]) for arm in before.arms)
+
+
+def _is_part_of(arm: Arm, more: Arm) -> bool:
+    return (arm.set, arm.is_held) == (more.set, more.is_held) and set(arm.values) <= set(more.values)

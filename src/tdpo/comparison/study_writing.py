@@ -42,7 +42,16 @@ from ..records.study_tables import (
 from ..runs import RunDirectory, describe_machine
 from .answering import answers_of, claims_of
 from .cell_statistics import cell_results, means_over_seeds
-from .cells import StudyFiles, applies, cells_of, strength_text, task_environment, task_of
+from .cells import (
+    StudyFiles,
+    applies,
+    baselines_of,
+    cells_of,
+    strength_kind,
+    strength_text,
+    task_environment,
+    task_of,
+)
 from .claims import judge_claims
 from .prompt_table import PromptTable
 from .running import Failure, is_done
@@ -65,7 +74,7 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     planned = cells_of(study)
     done = [cell for cell in planned if is_done(files, cell)]
     numbers = {cell: read_json(files.cell(cell) / MEASURED_FILE) for cell in done}
-    table = PromptTable.from_rows(_prompt_rows(numbers))
+    table = PromptTable.from_rows(_prompt_rows(study, numbers))
     results = [*cell_results(table), *_overall_rows(numbers)]
     write_results(files.folder / RESULTS_FILE, results)
     write_prompts(files.folder / PROMPTS_FILE, table.rows())
@@ -80,11 +89,13 @@ def write_study(study: Study, files: StudyFiles, failures: Sequence[Failure], ab
     write_json(files.folder / ABOUT_FILE, {**_about(study, files, done, planned, failures), **about})
 
 
-def _prompt_rows(numbers: Mapping[CellKey, dict[str, Any]]) -> Iterator[PromptRow]:
+def _prompt_rows(study: Study, numbers: Mapping[CellKey, dict[str, Any]]) -> Iterator[PromptRow]:
     for cell, of_cell in numbers.items():
+        kind, prompts = strength_kind(study, cell.arm), of_cell["prompts"]
+        clusters = of_cell.get("clusters", prompts)  # earlier versions wrote none
         for metric, values in of_cell["by_prompt"].items():
-            for prompt, value in zip(of_cell["prompts"], values, strict=True):
-                yield PromptRow(cell, prompt, metric, value)
+            for prompt, value, cluster in zip(prompts, values, clusters, strict=True):
+                yield PromptRow(cell, prompt, metric, value, cluster, kind)
 
 
 def _overall_rows(numbers: Mapping[CellKey, dict[str, Any]]) -> list[ResultRow]:
@@ -123,17 +134,17 @@ def _responses(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[Respo
 
 
 def _curves(study: Study, files: StudyFiles, cell: CellKey) -> Iterator[CurveRow]:
-    """Training logs by update. Those of PPO also have the responses scored so far; runs on preferences have all
+    """Training logs by update. Runs on own responses also have those scored so far; runs on preferences have all
     responses scored before they begin."""
-    if cell.arm == "reference":
+    if not ARMS[cell.arm].is_trained:
         return
-    is_ppo = ARMS[cell.arm].kind == "ppo"
+    draws_itself = ARMS[cell.arm].kind in ("ppo", "online")
     iteration = 0
     for line in RunDirectory(files.run(cell)).metrics():
-        if line["split"] != "train" or (is_ppo and "reward_mean" not in line):
+        if line["split"] != "train" or (draws_itself and "reward_mean" not in line):
             continue
         iteration += 1
-        completions = iteration * study.rollouts.completions if is_ppo else None
+        completions = iteration * study.rollouts.completions if draws_itself else None
         for name, metric in CURVES.items():
             if name in line:
                 yield CurveRow(cell, line["step"], completions, metric, line[name])
@@ -172,7 +183,9 @@ def _about(
     study: Study, files: StudyFiles, done: Sequence[CellKey], planned: Sequence[CellKey], failures: Sequence[Failure]
 ) -> dict[str, Any]:
     machine = describe_machine(0)
-    arms = [_arm(REFERENCE, []), *(_arm(arm.name, arm.strengths) for arm in study.arms)]
+    values: dict[str, Sequence[float]] = {REFERENCE: [], **baselines_of(study)}
+    values |= {arm.name: arm.values for arm in study.arms}
+    arms = [_arm(study, name, of_arm) for name, of_arm in values.items() if of_arm or name == REFERENCE]
     return {
         "schema": 1,
         "title": files.folder.resolve().name,
@@ -194,9 +207,12 @@ def _about(
     }
 
 
-def _arm(name: str, strengths: Sequence[float]) -> ArmFacts:
-    kind = ARMS[name]
-    return ArmFacts(name, kind.label, kind.what, kind.strength, [strength_text(strength) for strength in strengths])
+def _arm(study: Study, name: str, strengths: Sequence[float]) -> ArmFacts:
+    kind, strength = ARMS[name], ARMS[name].strength
+    if strength_kind(study, name) == "target":
+        direction = study.target_direction or kind.direction
+        strength = f"target of the {direction} KL, nats"
+    return ArmFacts(name, kind.label, kind.what, strength, [strength_text(value) for value in strengths])
 
 
 def _task(study: Study, files: StudyFiles, name: str, done: Sequence[CellKey]) -> TaskFacts:

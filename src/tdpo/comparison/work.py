@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
-from ..config import AnyRecipe, PPORecipe, Recipe, Study, load_recipe
+from ..config import AnyRecipe, OnlineRecipe, PPORecipe, Study, load_recipe
 from ..environments import Environment
 from ..evaluation import evaluate_base, evaluate_run
+from ..evaluation.baselines import evaluate_best_of, evaluate_temperature
+from ..methods import ARMS, BEST_OF
 from ..models import load_causal_lm, load_tokenizer
 from ..models.product_speed import recorded_in
 from ..preferences import PreferenceRow, write_preferences
@@ -23,6 +25,7 @@ from ..records.names import CELL_FILE
 from ..records.study_tables import CellKey
 from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory
 from ..sampling.pair_sampling import pair_settings, sample_pairs
+from ..workflows.online import train_online
 from ..workflows.ppo import train_ppo
 from ..workflows.train import train
 from .cell_judging import judge
@@ -79,8 +82,11 @@ class _Work:
         torch.set_num_threads(self.study.threads)
         inputs = inputs_of(task_of(self.study, self.cell.task))
         self.run.path.mkdir(parents=True, exist_ok=True)
-        if self.cell.arm == "reference":
+        kind = ARMS[self.cell.arm].kind
+        if kind == "reference":
             self._reference()
+        elif kind == "baseline":
+            self._baseline()
         else:
             self._trained()
         with self.timed("diversity"):
@@ -101,10 +107,12 @@ class _Work:
             with self.timed("preferences"):
                 self._sample_pairs(environment, train_file)
         with self.timed("samples"):
-            evaluate_base(self.run, self._reference_recipe(held_out_file), progress=self._evaluation_progress)
+            evaluate_base(self.run, self._reference_recipe(), progress=self._evaluation_progress)
 
-    def _reference_recipe(self, held_out: Path) -> AnyRecipe:
+    def _reference_recipe(self) -> AnyRecipe:
+        """What the reference is sampled with, and the baselines that are made of it."""
         study, task = self.study, task_of(self.study, self.cell.task)
+        held_out = self.files.pairs(self.cell.task, self.cell.seed, "held-out")
         train_file = self.files.pairs(self.cell.task, self.cell.seed)
         data = {"train": str(train_file), **reading_of(task)}
         values: dict[str, Any] = {"run_dir": str(self.run.path), "model": study.model.model_dump(), "data": data}
@@ -128,7 +136,7 @@ class _Work:
         base = load_causal_lm(model.name, dtype=model.dtype, trust_remote_code=trust)
         tokenizer = load_tokenizer(model.name, trust_remote_code=trust)
         settings = pair_settings(self.study.sampling, environment, self.cell.seed)
-        chosen = training_prompts(self.study, environment)
+        chosen = training_prompts(self.study, environment, self.cell.seed)
         out.parent.mkdir(parents=True, exist_ok=True)
         sample_pairs(
             base,
@@ -138,6 +146,18 @@ class _Work:
             settings,
             progress=lambda _tokens, done: self.moved(done, self.study.budget),
         )
+
+    # Baselines, which are made of the reference
+
+    def _baseline(self) -> None:
+        reference = RunDirectory(self.files.run(reference_cell(self.cell.task, self.cell.seed)))
+        recipe, progress = self._reference_recipe(), self._evaluation_progress
+        with self.timed("samples"):
+            if self.cell.arm == BEST_OF:
+                evaluate_best_of(self.run, recipe, int(self.cell.strength), base_from=reference, progress=progress)
+            else:
+                temperature = float(self.cell.strength)
+                evaluate_temperature(self.run, recipe, temperature, base_from=reference, progress=progress)
 
     # Trained cells
 
@@ -170,13 +190,13 @@ class _Work:
             self._learn(recipe, holder, resume=False)
 
     def _learn(self, recipe: AnyRecipe, run: RunDirectory, *, resume: bool) -> None:
+        options: Any = {"resume": resume, "last_good": resume, "progress": self.moved, "say": print}
         if isinstance(recipe, PPORecipe):
-            train_ppo(
-                recipe, run, resume=resume, last_good=resume, progress=self.moved, say=print, judge_held_out=False
-            )
+            train_ppo(recipe, run, judge_held_out=False, **options)
+        elif isinstance(recipe, OnlineRecipe):
+            train_online(recipe, run, judge_held_out=False, **options)
         else:
-            assert isinstance(recipe, Recipe)  # no arm of a study learns from own pairs
-            train(recipe, run, resume=resume, last_good=resume, progress=self.moved, say=print)
+            train(recipe, run, **options)
 
     def _evaluation_progress(self, stage: str, done: int, total: int) -> None:
         self.report(stage, done, total, "")

@@ -18,8 +18,11 @@ from ..records.metric_names import BY_KEY, OF_EMBEDDINGS, OF_REWARDS, PER_PROMPT
 from ._sections import Section, Text
 from ._yaml import read_yaml
 
-ArmName = Literal["sft", "dpo", "tdpo1", "tdpo2", "ppo_reverse", "ppo_reverse_exact", "ppo_forward"]
-Opponent = Literal["reference", "sft", "dpo", "tdpo1", "tdpo2", "ppo_reverse", "ppo_reverse_exact", "ppo_forward"]
+ArmName = Literal[
+    "sft", "dpo", "dpo_forward", "dpo_reverse", "tdpo1", "tdpo2", "online_dpo_forward", "online_dpo_reverse",
+    "online_tdpo2", "ppo_reverse", "ppo_reverse_exact", "ppo_forward", "rloo_reverse", "rloo_forward",
+]  # fmt: skip
+Opponent = Literal["reference", ArmName]
 Matched = Literal["reward_mean", "forward_kl", "reverse_kl"]
 VARIANCE = "reward_variance"
 Problem = tuple[str, str]  # key inside the part or claim, reason

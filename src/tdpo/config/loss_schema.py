@@ -6,7 +6,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ..kl_choices import KLTerm, PairSide, TermDirection, target_obstacle, weight_obstacle
+from ..kl_choices import (
+    KLDirection,
+    KLTerm,
+    PairSide,
+    TermDirection,
+    target_direction_obstacle,
+    target_obstacle,
+    weight_obstacle,
+)
 from ..methods import METHODS
 from ._sections import NonNegativeFloat, PositiveFloat, Section, key_problems
 
@@ -29,6 +37,9 @@ class LossKL(Section):
     target: PositiveFloat | None = None
     """Nats per sequence at which the KL is held: the coefficient moves after every update, and the one given here is
     only a first guess. Null leaves it as it is. Not where the KL is the whole loss."""
+    target_direction: KLDirection | None = None
+    """Which exact KL along the same responses is held at the target, so that runs with different terms meet at equal
+    KLs; null is that of the term."""
 
     @field_validator("weight")
     @classmethod
@@ -40,6 +51,14 @@ class LossKL(Section):
         if obstacle is not None:
             raise ValueError(obstacle)
         return KLTerm.DEFAULT_WEIGHT if direction == "js" and weight is None else weight
+
+    @field_validator("target_direction")
+    @classmethod
+    def _belongs_to_a_target(cls, direction: KLDirection | None, info: ValidationInfo) -> KLDirection | None:
+        obstacle = target_direction_obstacle(direction, info.data.get("target"))
+        if obstacle is not None and "target" in info.data:
+            raise ValueError(obstacle)
+        return direction
 
     @property
     def term(self) -> KLTerm:

@@ -62,6 +62,8 @@ class Rollouts(Section):
     """Responses per iteration, over all processes."""
     samples_per_prompt: PositiveInt = 4
     """Responses drawn for each prompt, a divisor of `rollouts.completions`."""
+    prompts: PositiveInt | None = None
+    """So many of the prompts to train on, drawn with `seed`, which are then the only ones; null takes all."""
     max_new_tokens: PositiveInt | None = None
     """Longest response, in tokens; null is the environment's own, and not allowed with `prompts`."""
     batch_size: PositiveInt = 64

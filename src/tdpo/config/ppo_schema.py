@@ -57,13 +57,18 @@ class KL(Section):
     place: KLPlace = KLConstraint.place
     """`reward` takes it off the reward of each token (reverse and sampled only); `loss` adds it to the loss."""
     controller: KLController = KLConstraint.controller
-    """`fixed` keeps the coefficient; `adaptive` moves it so that the KL approaches `kl.target`."""
+    """`fixed` keeps the coefficient; `adaptive` moves it so that the KL approaches `kl.target`, over many thousands of
+    responses; `dual` does so within tens of updates: after every update where the KL is in the loss, after every
+    iteration where it is in the reward."""
     coefficient: NonNegativeFloat = KLConstraint.coefficient
-    """Weight of the KL, at the start where the controller is adaptive."""
+    """Weight of the KL; where a controller moves it, a first guess."""
     target: PositiveFloat | None = None
-    """KL that the adaptive controller holds, in nats per sequence; null is 6."""
+    """KL that the controller holds, in nats per sequence; null is 6."""
     horizon: PositiveInt | None = None
     """Completions over which the adaptive controller corrects; null is 10000. Smaller corrects faster."""
+    target_direction: KLDirection | None = None
+    """Which exact KL along the policy's responses is held at the target, so that runs with different constraints meet
+    at equal KLs; null is that of the constraint."""
 
     @field_validator("place")
     @classmethod
@@ -84,17 +89,19 @@ class KL(Section):
             raise ValueError(obstacle)
         return coefficient
 
-    @field_validator("target", "horizon")
+    @field_validator("target", "horizon", "target_direction")
     @classmethod
-    def _belongs_to_adaptive(cls, value: Any, info: ValidationInfo) -> Any:
+    def _belongs_to_a_controller(cls, value: Any, info: ValidationInfo) -> Any:
         controller = info.data.get("controller")
         if controller is None:  # it is wrong itself, which is said elsewhere
             return value
-        obstacle = controller_obstacle(value, controller)
+        obstacle = controller_obstacle(value, controller, str(info.field_name))
         if obstacle is not None:
             raise ValueError(obstacle)
-        if controller == "adaptive" and value is None:
-            return KLConstraint.DEFAULT_TARGET if info.field_name == "target" else KLConstraint.DEFAULT_HORIZON
+        if value is None and controller != "fixed" and info.field_name == "target":
+            return KLConstraint.DEFAULT_TARGET
+        if value is None and controller == "adaptive" and info.field_name == "horizon":
+            return KLConstraint.DEFAULT_HORIZON
         return value
 
     @property

@@ -107,7 +107,8 @@ def dump_recipe(recipe: AnyRecipe) -> str:
 def dump_study(study: Study) -> str:
     """The resolved study as YAML that `load_study` turns back into the same study."""
     values = study.model_dump()
-    del values["ppo"]["iterations"]  # follows from the budget
+    for section in ("online", "ppo"):
+        del values[section]["iterations"]  # follows from the budget
     for key in study.idle_sections:
         del values[key]
     if study.claims is None:

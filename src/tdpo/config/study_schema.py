@@ -7,13 +7,17 @@ recipe refuses is refused here too, before anything runs.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from ..kl_choices import KLDirection
+from ..methods import ARMS
 from ._sections import PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .claims_schema import ArmName, Claim, claim_problems
 from .environment_schema import EnvironmentChoice
+from .online_schema import Online
 from .own_responses_schema import Rollouts
 from .ppo_schema import PPO
 from .questions_schema import Contrast, arm_choice, question_problems
@@ -65,25 +69,60 @@ class Task(Section):
 
 
 class Arm(Section):
-    """A method over several strengths: β for dpo, tdpo1 and tdpo2, the KL coefficient for PPO, the learning rate for
-    sft. The reference is an arm of every study without being named."""
+    """A method over several strengths, or held at several KLs. The reference is an arm of every study without being
+    named."""
 
     name: ArmName
-    """`sft`, `dpo`, `tdpo1`, `tdpo2`; `ppo_reverse` (sampled KL in the reward, the classic), `ppo_reverse_exact` and
-    `ppo_forward` (exact KL in the loss)."""
-    strengths: Annotated[list[PositiveFloat], Field(min_length=1)]
-    """Each is a run of its own."""
+    """On pairs made beforehand: `sft`, `dpo`, `tdpo1`, `tdpo2`, and `dpo_forward` and `dpo_reverse` with an exact KL
+    beside the loss. On pairs of own responses: `online_dpo_forward`, `online_dpo_reverse`, `online_tdpo2`. On rewards:
+    `ppo_reverse` (sampled KL in the reward, the classic), `ppo_reverse_exact` and `ppo_forward` (exact KL in the loss),
+    `rloo_reverse` and `rloo_forward` (the same without a critic)."""
+    strengths: list[PositiveFloat] = []  # noqa: RUF012  # pydantic copies it
+    """Each is a run of its own: β for dpo, tdpo1 and tdpo2 (online as well), the coefficient of the KL for the others,
+    the learning rate for sft."""
+    targets: list[PositiveFloat] = []  # noqa: RUF012
+    """In place of strengths: nats per response at which a KL is held, each a run of its own. Not for sft, dpo and
+    tdpo1, which nothing holds at a KL. tdpo2 then has its forward KL beside the loss as well."""
     set: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
     """Further keys of the recipe for this arm alone, dotted: {loss.alpha: 1.0}."""
 
+    @field_validator("strengths", "targets")
+    @classmethod
+    def _none_twice(cls, values: list[float]) -> list[float]:
+        _refuse_twice(values)
+        return values
+
     @field_validator("strengths")
     @classmethod
-    def _no_strength_twice(cls, strengths: list[float]) -> list[float]:
-        counts = Counter(f"{strength:g}" for strength in strengths)
-        twice = [as_text for as_text, count in counts.items() if count > 1]
-        if twice:
-            raise ValueError(f"names {twice[0]} twice; give each strength once")
+    def _some_arms_have_nothing_else(cls, strengths: list[float], info: ValidationInfo) -> list[float]:
+        name = info.data.get("name")
+        if name is not None and not ARMS[name].target_key and not strengths:
+            raise ValueError(f"is empty: give {name} at least one; nothing holds it at a KL, so it has no targets")
         return strengths
+
+    @field_validator("targets")
+    @classmethod
+    def _strengths_or_targets(cls, targets: list[float], info: ValidationInfo) -> list[float]:
+        if not {"name", "strengths"} <= info.data.keys():
+            return targets
+        name, strengths = info.data["name"], info.data["strengths"]
+        can_be_held = bool(ARMS[name].target_key)
+        if targets and not can_be_held:
+            able = ", ".join(other for other in get_args(ArmName) if ARMS[other].target_key)
+            raise ValueError(f"cannot be met: nothing holds {name} at a KL; give it strengths, or choose one of {able}")
+        if can_be_held and bool(targets) == bool(strengths):
+            raise ValueError("is one of two: an arm has either strengths or targets, not both and not neither")
+        return targets
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its cells are held at KL targets."""
+        return bool(self.targets)
+
+    @property
+    def values(self) -> list[float]:
+        """The strengths or the targets of its cells."""
+        return self.targets or self.strengths
 
 
 class Study(Section):
@@ -92,17 +131,31 @@ class Study(Section):
     study_dir: Text
     """Folder that everything is written to: runs, tables, claims, report."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1]  # noqa: RUF012
-    """Every arm and strength is run with each of them: pairs, rollouts, training and held-out samples."""
+    """Every arm and strength is run with each of them: training prompts, pairs, rollouts, training and held-out
+    samples."""
     budget: Budget = 256
-    """Responses that a run may have scored: those that its preferences are made from, or those that PPO draws."""
+    """Responses that a run may have scored: those that its preferences are made from, or those that it draws itself."""
+    training_prompts: PositiveInt | None = None
+    """Prompts of a task that are trained on: drawn anew for every seed from all of its training prompts, and the same
+    for every arm. Times `sampling.samples_per_prompt` they are the budget; null is as many as that makes."""
+    target_direction: KLDirection | None = None
+    """Which exact KL is held at the targets of all arms, so that they meet on one axis whatever KL they are held by;
+    null is each arm's own."""
     model: Model = Model()
     tasks: Annotated[list[Task], Field(min_length=1)]
     arms: Annotated[list[Arm], Field(min_length=1)]
+    best_of: list[Annotated[int, Field(ge=2)]] = []  # noqa: RUF012
+    """Baselines without training: the best of so many responses of the reference, by reward."""
+    temperatures: list[PositiveFloat] = []  # noqa: RUF012
+    """Baselines without training: the reference at these temperatures, times `evaluation.temperature`."""
     sampling: Sampling = Sampling()
     training: Training = Training()
     rollouts: Rollouts = Rollouts()
+    """Of the arms that learn from their own responses."""
+    online: Online = Online()
+    """Of the arms on pairs of own responses; the number of iterations follows from the budget."""
     ppo: PPO = PPO()
-    """Of `tdpo ppo`; the number of iterations follows from the budget."""
+    """Of the arms on rewards; the number of iterations follows from the budget."""
     evaluation: Evaluation = Evaluation(samples_per_prompt=8, max_prompts=40)
     """Its seed is added to each of `seeds`."""
     embeddings: Text | None = "minilm"
@@ -135,12 +188,30 @@ class Study(Section):
             raise ValueError(f"names {twice[0]} twice; give each a name of its own")
         return parts
 
+    @field_validator("best_of", "temperatures")
+    @classmethod
+    def _none_twice(cls, values: list[Any]) -> list[Any]:
+        _refuse_twice(values)
+        return values
+
     @field_validator("sampling")
     @classmethod
     def _sampling_fits_the_budget(cls, sampling: Sampling, info: ValidationInfo) -> Sampling:
-        reason = why_no_divisor(sampling.samples_per_prompt, "budget", info.data.get("budget"))
+        budget, prompts, samples = (
+            info.data.get("budget"),
+            info.data.get("training_prompts"),
+            sampling.samples_per_prompt,
+        )
+        reason = why_no_divisor(samples, "budget", budget)
         if reason is not None:
             raise key_problems(("sampling.samples_per_prompt", reason))
+        if budget is not None and prompts is not None and prompts * samples != budget:
+            reason = (
+                f"{prompts} prompts with {samples} responses to each (sampling.samples_per_prompt) are "
+                f"{prompts * samples} scored responses, and the budget is {budget}; make the product the budget, "
+                "or leave this key out"
+            )
+            raise key_problems(("training_prompts", reason))
         return sampling
 
     @field_validator("training")
@@ -153,17 +224,20 @@ class Study(Section):
     @classmethod
     def _rollouts_fit_the_budget(cls, rollouts: Rollouts, info: ValidationInfo) -> Rollouts:
         reason = why_no_divisor(rollouts.completions, "budget", info.data.get("budget"))
-        if reason is not None and any(arm.name.startswith("ppo") for arm in info.data.get("arms", ())):
+        if reason is not None and any(ARMS[arm.name].kind in ("ppo", "online") for arm in info.data.get("arms", ())):
             raise key_problems(("rollouts.completions", reason))
+        if rollouts.prompts is not None:
+            raise key_problems(("rollouts.prompts", "is the study's own: set training_prompts instead"))
         return rollouts
 
-    @field_validator("ppo")
+    @field_validator("online", "ppo")
     @classmethod
-    def _budget_sets_the_iterations(cls, ppo: PPO) -> PPO:
-        if "iterations" in ppo.model_fields_set:
-            raise key_problems(("ppo.iterations", "follows from budget / rollouts.completions; remove it"))
-        _refuse_threads(ppo.num_threads, "ppo.num_threads")
-        return ppo
+    def _budget_sets_the_iterations(cls, section: Any, info: ValidationInfo) -> Any:
+        name = info.field_name
+        if "iterations" in section.model_fields_set:
+            raise key_problems((f"{name}.iterations", "follows from budget / rollouts.completions; remove it"))
+        _refuse_threads(section.num_threads, f"{name}.num_threads")
+        return section
 
     @field_validator("evaluation")
     @classmethod
@@ -212,23 +286,35 @@ class Study(Section):
     @property
     def idle_sections(self) -> dict[str, str]:
         """Sections that no run of this study reads, each with the reason."""
-        on_rewards = [arm.name for arm in self.arms if arm.name.startswith("ppo")]
+        kinds = {ARMS[arm.name].kind for arm in self.arms}
         idle: dict[str, str] = {}
-        if not on_rewards:
-            idle |= dict.fromkeys(("rollouts", "ppo"), "has no effect: no arm is one of PPO; remove it")
-        if len(on_rewards) == len(self.arms):
-            idle["training"] = "has no effect: all arms are PPO, which has the section ppo; remove it"
+        if not kinds & {"ppo", "online"}:
+            idle["rollouts"] = "has no effect: no arm is one of PPO or draws responses itself; remove it"
+        if "online" not in kinds:
+            idle["online"] = "has no effect: no arm learns from pairs of its own responses; remove it"
+        if "ppo" not in kinds:
+            idle["ppo"] = "has no effect: no arm is one of PPO; remove it"
+        if "preferences" not in kinds:
+            only = "PPO, which has the section ppo" if kinds == {"ppo"} else "on own responses"
+            idle["training"] = f"has no effect: all arms are {only}; remove it"
         if all(task.environment is None for task in self.tasks):
-            idle |= dict.fromkeys(("sampling", "budget"), "has no effect: no task has a reward; remove it")
+            reason = "has no effect: no task has a reward; remove it"
+            idle |= dict.fromkeys(("sampling", "budget", "training_prompts", "best_of"), reason)
+        if not any(arm.is_held for arm in self.arms):
+            idle["target_direction"] = "has no effect: no arm has targets; remove it"
         return idle
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Study:
-        problems = [(key, reason) for key, reason in self.idle_sections.items() if key in self.model_fields_set]
+        written = {key for key in self.model_fields_set if getattr(self, key) not in (None, [])}
+        problems = [(key, reason) for key, reason in self.idle_sections.items() if key in written]
         if all(task.environment is None for task in self.tasks):
-            reason = "can learn no task: PPO needs a reward, and all tasks are rows without one; remove it"
-            at = enumerate(self.arms)
-            problems += [(f"arms[{number}].name", reason) for number, arm in at if arm.name.startswith("ppo")]
+            names = [arm.name for arm in self.arms]
+            for number, name in enumerate(names):
+                if ARMS[name].kind in ("ppo", "online"):
+                    what = "PPO" if ARMS[name].kind == "ppo" else name
+                    reason = f"can learn no task: {what} needs a reward, and all tasks are rows without one; remove it"
+                    problems.append((f"arms[{number}].name", reason))
         if problems:
             raise key_problems(*problems)
         return self
@@ -237,3 +323,11 @@ class Study(Section):
 def _refuse_threads(threads: int | None, key: str) -> None:
     if threads is not None:
         raise key_problems((key, "is the study's own: set threads instead"))
+
+
+def _refuse_twice(values: Iterable[float]) -> None:
+    """Raise ValueError where two values are written alike: they would be one cell."""
+    counts = Counter(f"{value:g}" for value in values)
+    twice = [as_text for as_text, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(f"names {twice[0]} twice; give each once")

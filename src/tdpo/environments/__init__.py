@@ -20,6 +20,7 @@ from tdpo.environments.graded_categories import graded_categories_environment
 from tdpo.environments.keywords import keywords_environment
 from tdpo.environments.own import own_environment
 from tdpo.environments.plain_language import plain_language_environment
+from tdpo.environments.prompt_drawing import drawn_prompts
 from tdpo.environments.prompt_files import PromptFile, check_prompt_rows, load_prompts, read_prompts
 from tdpo.environments.repeated_prompts import seen_prompts
 from tdpo.environments.sentiment import sentiment_environment
@@ -45,6 +46,7 @@ __all__ = [
     "RewardFunction",
     "check_prompt_rows",
     "check_reward",
+    "drawn_prompts",
     "load_environment",
     "load_function",
     "load_prompts",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,16 +105,7 @@ def evaluate_base(run: RunDirectory, recipe: AnyRecipe, *, progress: Progress | 
     Raises:
         ValueError: as `evaluate_run`.
     """
-    _check_something_held_out(recipe)
-    trust = recipe.model.trust_remote_code
-    name = recipe.model.reference or recipe.model.name
-    base = load_causal_lm(name, dtype=recipe.model.dtype, trust_remote_code=trust)
-    training = recipe.optimization
-    has_lora = trains_adapter(recipe.model.name, recipe.model.lora is not None)
-    hold_weights(base, held_dtype(training.precision, loaded_dtype(base), has_adapter=has_lora))
-    tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
-    itself = Reference("second model", base, find_head(base))
-    _Judged(run, recipe, base, tokenizer, itself, None, None, progress).base_alone()
+    _Judged.base(run, recipe, None, progress).base_alone()
 
 
 def _check_something_held_out(recipe: AnyRecipe) -> None:
@@ -179,6 +170,22 @@ class _Judged:
         policy = trained.load(recipe.model.dtype, trust_remote_code=trust)
         model = trained.load_reference(recipe.model.dtype, trust_remote_code=trust)
         return cls(run, recipe, policy, tokenizer, reference_for(policy, model), base_from, loaded_judge, progress)
+
+    @classmethod
+    def base(
+        cls, run: RunDirectory, recipe: AnyRecipe, base_from: RunDirectory | None, progress: Progress | None
+    ) -> Self:
+        """The base model beside itself, held as policies are. Raises ValueError as `evaluate_run`."""
+        _check_something_held_out(recipe)
+        trust = recipe.model.trust_remote_code
+        name = recipe.model.reference or recipe.model.name
+        base = load_causal_lm(name, dtype=recipe.model.dtype, trust_remote_code=trust)
+        training = recipe.optimization
+        has_lora = trains_adapter(recipe.model.name, recipe.model.lora is not None)
+        hold_weights(base, held_dtype(training.precision, loaded_dtype(base), has_adapter=has_lora))
+        tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=trust)
+        itself = Reference("second model", base, find_head(base))
+        return cls(run, recipe, base, tokenizer, itself, base_from, None, progress)
 
     def pairs(self, *, own: bool) -> dict[str, Any] | None:
         """Held-out pairs, or None where the recipe holds none out, as one on own responses never does.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..chat_templates import TemplateRefusal
 from ..config import OwnResponsesRecipe
 from ..config import Reward as RewardEntry
-from ..environments import Environment, Prompt, PromptReward
+from ..environments import Environment, Prompt, PromptReward, drawn_prompts
 from ..environments.function_loading import load_function
 from ..environments.prompt_files import load_prompts
 from ..preferences import read_for
@@ -47,9 +48,11 @@ def read_recipe_prompts(recipe: OwnResponsesRecipe) -> tuple[list[Prompt], list[
 
     Raises:
         BadPreferences, UnreadablePreferences, FileNotFoundError: see `load_prompts`.
+        ValueError: there are fewer prompts to train on than `rollouts.prompts`.
     """
     if recipe.environment is not None:
         environment = recipe.environment.load()
+        environment = replace(environment, train=_drawn(recipe, environment.train))
         files = {"train": environment.train, "eval": environment.held_out}
         descriptions = {name: _describe(environment.name, prompts, []) for name, prompts in files.items() if prompts}
         return environment.train, environment.held_out, descriptions
@@ -57,13 +60,27 @@ def read_recipe_prompts(recipe: OwnResponsesRecipe) -> tuple[list[Prompt], list[
     assert source is not None
     with read_for("prompts"):
         train = load_prompts(source.train, on_bad_rows=source.on_bad_rows)
-    descriptions = {"train": _describe(train.source, train.prompts, train.problems)}
+    chosen = _drawn(recipe, train.prompts)
+    descriptions = {"train": _describe(train.source, chosen, train.problems)}
     if source.eval is None:
-        return train.prompts, [], descriptions
+        return chosen, [], descriptions
     with read_for("prompts"):
         held_out = load_prompts(source.eval, split="test", on_bad_rows=source.on_bad_rows)
     descriptions["eval"] = _describe(held_out.source, held_out.prompts, held_out.problems)
-    return train.prompts, held_out.prompts, descriptions
+    return chosen, held_out.prompts, descriptions
+
+
+def _drawn(recipe: OwnResponsesRecipe, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts that a run trains on: those that its seed draws, or all."""
+    count = recipe.rollouts.prompts
+    if count is None:
+        return prompts
+    if count > len(prompts):
+        raise ValueError(
+            f"rollouts.prompts is {count}, and there are {len(prompts)} prompts to train on; lower it, or set it to "
+            "null for all of them"
+        )
+    return drawn_prompts(prompts, count, recipe.seed)
 
 
 def read_usable_prompts(

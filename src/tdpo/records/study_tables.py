@@ -89,10 +89,18 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class PromptRow:
+    """A value of one prompt. `cluster` names the group of prompts that it belongs to, "" for one of its own.
+
+    `strength_kind` is what the cell's strength is: "strength", "target" (nats per response at which a KL was held),
+    "n", "temperature", or "" (the reference, and tables of earlier versions).
+    """
+
     cell: CellKey
     prompt_id: str
     metric: str
     value: float | None
+    cluster: str = ""
+    strength_kind: str = ""
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -132,7 +140,8 @@ class CurveRow:
 
 _CELL = ("task", "arm", "strength", "seed")
 RESULT_COLUMNS = (*_CELL, "metric", "value", "low", "high")
-PROMPT_COLUMNS = (*_CELL, "prompt_id", "metric", "value")
+OLD_PROMPT_COLUMNS = (*_CELL, "prompt_id", "metric", "value")
+PROMPT_COLUMNS = (*OLD_PROMPT_COLUMNS, "cluster", "strength_kind")
 RESPONSE_COLUMNS = (
     *_CELL, "prompt_id", "prompt", "sample", "text", "reward", "tokens", "finished", "reverse_kl", "mode",
 )  # fmt: skip
@@ -166,9 +175,10 @@ def read_results(path: Path) -> list[ResultRow]:
 
 def read_prompt_rows(path: Path) -> list[PromptRow]:
     def build(line: Mapping[str, str]) -> PromptRow:
-        return PromptRow(_cell(line), line["prompt_id"], line["metric"], _number(line["value"]))
+        more = (line.get("cluster", ""), line.get("strength_kind", ""))
+        return PromptRow(_cell(line), line["prompt_id"], line["metric"], _number(line["value"]), *more)
 
-    return _read(path, PROMPT_COLUMNS, build)
+    return _read(path, PROMPT_COLUMNS, build, OLD_PROMPT_COLUMNS)
 
 
 def read_responses(path: Path) -> list[ResponseRow]:
@@ -198,9 +208,14 @@ def _cells_of(row: Any, columns: Sequence[str]) -> list[Any]:
     return [getattr(cell if name in _CELL else row, name) for name in columns]
 
 
-def _read(path: Path, columns: Sequence[str], build: Callable[[Mapping[str, str]], Row]) -> list[Row]:
+def _read(
+    path: Path, columns: Sequence[str], build: Callable[[Mapping[str, str]], Row], older: Sequence[str] | None = None
+) -> list[Row]:
+    """`older` are the columns of tables of earlier versions."""
     lines = csv_lines(path)
     _, names = next(lines, (0, []))
+    if older is not None and tuple(names) == tuple(older):
+        columns = older
     if tuple(names) != tuple(columns):
         raise TableError(f"{path}: the first line is {','.join(names)!r}, expected {','.join(columns)!r}")
     rows = []

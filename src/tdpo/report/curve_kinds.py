@@ -36,7 +36,8 @@ class Curve:
     def parts_of(self, run: Run) -> tuple[Part, ...]:
         if self.pairs_only and run.is_ppo:
             return ()
-        target = self.direction and text_at(run.kl, "direction") == self.direction
+        held = text_at(run.kl, "target_direction") or text_at(run.kl, "direction")
+        target = self.direction and held == self.direction
         return (self.parts or (Part(self.key),)) + ((TARGET,) if target else ())
 
 
@@ -113,7 +114,8 @@ GROUPS: dict[str, tuple[Curve, ...]] = {
         Curve(
             "kl_term", "KL beside the loss", "nats per response",
             "Before its coefficient, along the responses of loss.kl.on. The loss contains it.",
-            (Part("kl_term"), TARGET), pairs_only=True,
+            (Part("kl_term"), Part("held_kl", "held at the target", "dot"), TARGET), pairs_only=True,
+            note_on_dotted="Dotted: the KL that is held at the target, over the last updates.",
         ),
         Curve(
             "kl_estimates", "Sampled estimates of the KL", "nats per response", "Solid k1, dotted k2, dashed k3.",

@@ -261,7 +261,8 @@ def _held_by(kl: dict[str, Any]) -> list[str]:
         parts.append(f"{direction} KL")
         parts += [text_at(kl, "form"), place.get(text_at(kl, "place"), text_at(kl, "place"))]
     if number(kl.get("coefficient")) is not None:
-        adaptive = f", adapted to hold {show(kl.get('target'))} nats" if kl.get("controller") == "adaptive" else ""
+        is_held = kl.get("controller") in ("adaptive", "dual")
+        adaptive = f", adapted to hold {show(kl.get('target'))} nats" if is_held else ""
         parts.append(f"coefficient {plain(kl['coefficient'])}{adaptive}")
     return [part for part in parts if part]
 

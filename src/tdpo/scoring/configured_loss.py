@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..kl_choices import KLTerm
@@ -82,13 +83,30 @@ class ConfiguredLoss:
 
     @property
     def aim(self) -> dict[str, float]:
-        """What the KL beside the loss is held at, for the log of an update; empty without a target."""
-        return {} if self.controller is None else {"kl_target": self.controller.target}
+        """What is held at which target, for the log of an update; empty without one.
 
-    def observe(self, loss: PreferenceLoss) -> None:
-        """Take in a micro-batch that is learned from, for the controller where there is one."""
-        if self.controller is not None and isinstance(loss, LossBesideKL):
+        Where another KL is held than the one beside the loss, its average over the last updates is logged as well.
+        """
+        if self.controller is None:
+            return {}
+        assert self.kl is not None
+        kl = self.controller.kl
+        held = {"held_kl": kl} if self.kl.holds_another and kl is not None else {}
+        return {**held, "kl_target": self.controller.target}
+
+    def observe(self, loss: PreferenceLoss, stats: TokenStats, sequence_index: Tensor, num_pairs: int) -> None:
+        """Take in a micro-batch that is learned from, for the controller where there is one.
+
+        `loss` is what a call with the other arguments gave.
+        """
+        if self.controller is None or not isinstance(loss, LossBesideKL):
+            return
+        assert self.kl is not None
+        if not self.kl.holds_another:
             self.controller.observe(loss.kl_term)
+            return
+        with torch.no_grad():
+            self.controller.observe(pair_kl(stats, sequence_index, num_pairs, self.kl.held))
 
     def end_update(self, total: Callable[[Tensor], Tensor]) -> None:
         """Let the controller change λ, where there is one; `total` sums a vector over processes."""

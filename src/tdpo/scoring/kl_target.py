@@ -32,6 +32,7 @@ class KLTargetController:
     Args:
         target: of the KL, > 0, in nats per sequence.
         coefficient: λ₀ at the start, > 0, per nat. It need not be right.
+        what: which KL it is, and `section`: the section of a recipe that has its target; both for messages.
     """
 
     SMOOTHING = 0.85
@@ -42,8 +43,10 @@ class KLTargetController:
     RANGE = (1e-8, 1e8)  # of λ₀, so that a target out of reach makes no number overflow
     NEAR = 0.15  # a KL that is this near to its target has met it
 
-    def __init__(self, target: float, coefficient: float) -> None:
-        self.target = target
+    def __init__(
+        self, target: float, coefficient: float, what: str = "the KL beside the loss", section: str = "loss.kl"
+    ) -> None:
+        self.target, self.what, self.section = target, what, section
         self.at_target = coefficient
         self.recent = [0.0]  # k after the last updates, the newest last
         self.sum, self.pairs = 0.0, 0.0
@@ -104,13 +107,13 @@ class KLTargetController:
         kl = self.kl
         if kl is None or abs(kl / self.target - 1.0) <= self.NEAR:
             return ""
-        what = f"the KL beside the loss ended at {kl:.3g} nats a sequence, and its target was {self.target:g}"
+        what = f"{self.what} ended at {kl:.3g} nats a sequence, and its target was {self.target:g}"
         if kl < self.target:
             return f"{what}: with λ = {self.coefficient:.2g} the loss took the policy no farther in these updates. " + (
-                "Raise the learning rate, train longer, or lower loss.kl.target."
+                f"Raise the learning rate, train longer, or lower {self.section}.target."
             )
         return f"{what}: λ = {self.coefficient:.2g} has not brought the policy back yet. " + (
-            "Lower the learning rate, train longer, or raise loss.kl.target."
+            f"Lower the learning rate, train longer, or raise {self.section}.target."
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _moving(update: Settings | None) -> str:
 
 def _ppo_method(settings: Settings) -> list[str]:
     kl, ppo = settings["kl"], settings["ppo"]
-    aim = f", held at {kl['target']:g} nats per sequence" if kl["controller"] == "adaptive" else ""
+    aim = f", held at {kl['target']:g} nats per sequence" if kl["controller"] != "fixed" else ""
     return [
         f"- KL constraint: {kl['direction']}, {kl['form']}, in the {kl['place']}, coefficient "
         f"{kl['coefficient']:g} at first{aim}",

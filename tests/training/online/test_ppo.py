@@ -17,11 +17,13 @@ import torch
 import tdpo.training.online.rollout_collecting as collecting
 from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo, ppo_settings
 from helpers.tiny_models import build_model, build_tokenizer
-from helpers.training_cases import lora, move_away, sequence_numbers, trained_weights
+from helpers.training_cases import StopAt, lora, move_away, sequence_numbers, trained_weights
 from tdpo.batches import ResponseCollator, TokenizedPair
 from tdpo.environments import RewardError
 from tdpo.runs.checkpoints import find_checkpoints
+from tdpo.scoring.kl_target import KLTargetController
 from tdpo.training import PPOTrainer
+from tdpo.training.online.kl_coefficients import DualCoefficient, IterationController
 from tdpo.training.online.rollouts import make_rollout
 
 LOGGED = {
@@ -397,6 +399,53 @@ def test_the_adaptive_controller_moves_the_coefficient_as_it_says(tmp_path: Path
         error = min(max(before["reverse_kl"] / 1e-3 - 1, -0.2), 0.2)
         assert after["kl_coefficient"] == pytest.approx(before["kl_coefficient"] * (1 + error * 8 / 100))
     assert lines[0]["kl_target"] == 1e-3
+
+
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_the_dual_controller_sees_the_exact_kl_of_the_target_and_moves_when_it_acts(place: Any, tmp_path: Path) -> None:
+    """After every update where the KL is in the loss, after every iteration where it is in the reward; and a run that
+    is resumed within an iteration ends at the same weights."""
+    torch.set_num_threads(1)
+    form, direction = ("exact", "forward") if place == "loss" else ("sampled", "reverse")
+    kl = {
+        "direction": direction, "form": form, "place": place, "controller": "dual", "coefficient": 0.1, "target": 1e-3,
+        "target_direction": "reverse" if place == "loss" else "forward",
+    }  # fmt: skip
+
+    def new(name: str) -> PPOTrainer:
+        return trainer_of(tmp_path / name, kl=kl, advantage="rloo", save_strategy="steps", save_steps=3)
+
+    whole = new("whole")
+    control = whole.collector.kl_coefficient
+    assert isinstance(control, DualCoefficient) and control.moves_in_updates == (place == "loss")
+    seen: list[tuple[float, float]] = []
+    move = control.controller.move
+    control.controller.move = lambda *of: (seen.append(of), move(*of))[1]  # type: ignore[assignment,method-assign,func-returns-value]
+    whole.train()
+    lines = logs(whole)
+    assert len(seen) == (whole.args.total_updates if place == "loss" else whole.args.iterations) > 1
+    first_of_iteration = seen[:: whole.args.updates_per_iteration] if place == "loss" else seen
+    for line, (kl_sum, responses) in zip(lines, first_of_iteration, strict=True):
+        if place == "reward":
+            assert kl_sum / responses == pytest.approx(line["forward_kl"], rel=1e-4) and responses == 8
+        assert responses in (4, 8)
+    assert seen[0][0] == pytest.approx(0.0, abs=1e-5), "the first update begins at the reference"
+    furthest = KLTargetController.POWER * KLTargetController.LIMIT if place == "loss" else 1.0
+    assert lines[0]["kl_coefficient"] == pytest.approx(0.1 * math.exp(-furthest))
+    assert lines[0]["kl_coefficient"] != lines[1]["kl_coefficient"] and lines[0]["kl_target"] == 1e-3
+    again = new("again")
+    again.add_callback(StopAt(5))
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    resumed = new("again")
+    resumed.train(resume_from_checkpoint=True)
+    expected = trained_weights(whole)
+    assert all(torch.equal(weight, expected[name]) for name, weight in trained_weights(resumed).items())
+
+
+def test_the_constants_of_an_iteration_are_those_of_an_update_by_name() -> None:
+    own = {name for name in vars(IterationController) if name.isupper()}
+    assert own and own <= set(vars(KLTargetController)), "the rule has other constants now: choose these anew"
 
 
 def test_evaluation_samples_the_held_out_prompts(tmp_path: Path) -> None:

@@ -5,26 +5,48 @@ from __future__ import annotations
 from ...methods import ARMS
 from ..drawing import BASE_GREY
 
-# Found by search: any two are told apart by people of every colour vision, and each has 3:1 against either page.
+# Found by search: any two are told apart by people of every colour vision, and each has 3:1 against either page. There
+# are no more such colours than these. Arms that learn alike have one, and markers tell all arms apart.
+OLIVE, RED, PURPLE, VIOLET, BLUE, GREEN, PINK = (
+    "#797315", "#dd4055", "#a33e8e", "#8d0aff", "#0a8dff", "#008f5f", "#e000d1",
+)  # fmt: skip
 COLORS = {
     "reference": BASE_GREY,
-    "sft": "#797315",
-    "dpo": "#dd4055",
-    "tdpo1": "#a33e8e",
-    "tdpo2": "#8d0aff",
-    "ppo_reverse": "#0a8dff",
-    "ppo_reverse_exact": "#008f5f",
-    "ppo_forward": "#e000d1",
+    "best_of": BASE_GREY,
+    "temperature": BASE_GREY,
+    "sft": OLIVE,
+    "dpo": RED,
+    "dpo_forward": PURPLE,
+    "dpo_reverse": RED,
+    "tdpo1": PURPLE,
+    "tdpo2": VIOLET,
+    "online_dpo_forward": PURPLE,
+    "online_dpo_reverse": RED,
+    "online_tdpo2": VIOLET,
+    "ppo_reverse": BLUE,
+    "ppo_reverse_exact": GREEN,
+    "ppo_forward": PINK,
+    "rloo_reverse": GREEN,
+    "rloo_forward": PINK,
 }
 SYMBOLS = {
     "reference": "circle",
+    "best_of": "triangle-right",
+    "temperature": "circle-open",
     "sft": "square",
     "dpo": "triangle-down",
+    "dpo_forward": "diamond-open",
+    "dpo_reverse": "triangle-down-open",
     "tdpo1": "diamond",
     "tdpo2": "star",
+    "online_dpo_forward": "diamond-tall",
+    "online_dpo_reverse": "triangle-left",
+    "online_tdpo2": "star-open",
     "ppo_reverse": "triangle-up",
     "ppo_reverse_exact": "cross",
     "ppo_forward": "pentagon",
+    "rloo_reverse": "cross-open",
+    "rloo_forward": "pentagon-open",
 }
 
 

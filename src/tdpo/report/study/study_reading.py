@@ -229,13 +229,15 @@ def _arms(about: dict[str, Any], with_results: set[tuple[str, str]]) -> list[Arm
         strengths = [str(strength) for strength in own.strengths or []]
         strengths += sorted({strength for arm, strength in with_results if arm == name and strength} - set(strengths))
         kind = own.strength or ""
-        ordered = [] if name == REFERENCE else _tightest_first(strengths, rising="rate" in kind or name == "sft")
+        loosens = name == "sft" or any(word in kind for word in ("rate", "target", "temperature")) or kind == "n"
+        ordered = [] if name == REFERENCE else _tightest_first(strengths, rising=loosens)
         arms.append(ArmRecord(name, own.label or name, kind, ordered, own.what or ""))
     return arms
 
 
 def _tightest_first(strengths: list[str], *, rising: bool) -> list[str]:
-    """A large β or KL coefficient holds tightly, as a small learning rate does. Strengths that are no numbers stay."""
+    """A large β or KL coefficient holds tightly, as a small learning rate or target does. Strengths that are no numbers
+    stay."""
     values = [_number(s) for s in strengths]
     if None in values:
         return strengths

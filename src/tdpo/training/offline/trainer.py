@@ -233,7 +233,7 @@ class TDPOTrainer(PairEvaluation):
         of_pairs = self.preference_loss.of_pairs
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, of_pairs)
         if model.training:
-            self.preference_loss.observe(loss)
+            self.preference_loss.observe(loss, stats, batch.sequence_index, batch.num_prompts)
             self._meter.add(table, batch.num_tokens)
             self._trl_logs.add(batch)
         total = loss.per_pair.sum()

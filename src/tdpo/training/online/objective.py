@@ -19,10 +19,13 @@ def head_impl(args: PPOConfig) -> HeadImpl:
 
 
 def loss_extras(args: PPOConfig) -> tuple[Extra, ...]:
-    """The statistics beside the usual ones that the loss needs with their gradients."""
+    """The statistics beside the usual ones that the loss, or what moves its KL's coefficient, needs of every update."""
     extras: list[Extra] = []
     constraint = args.constraint
-    if constraint.place == "loss" and constraint.form == "exact" and constraint.direction == "reverse":
+    in_loss = constraint.place == "loss"
+    is_minimised = in_loss and constraint.form == "exact" and constraint.direction == "reverse"
+    is_held = in_loss and constraint.controller == "dual" and constraint.held_direction == "reverse"
+    if is_minimised or is_held:
         extras.append("reverse_kl")
     if args.entropy_coefficient > 0:
         extras.append("policy_entropy")

@@ -171,7 +171,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
         if not pairs:  # the gradient that other processes wait for
             return 0.0 * loss.per_pair.sum()
-        self.preference_loss.observe(loss)
+        self.preference_loss.observe(loss, stats, batch.sequence_index, batch.num_prompts)
         of_pairs = self.preference_loss.of_pairs
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, of_pairs)
         iteration.learning.add(table, batch.num_tokens)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from ...policy_gradient import KLCoefficient, RewardScale
+from ...policy_gradient import RewardScale
 from .collecting import Collector
 from .config import PPOConfig
 from .iteration import Iteration
+from .kl_coefficients import coefficient_of
 from .rollouts import Rollout, drawn_together, make_rollout, task_rewards, units_of
 
 
@@ -21,7 +22,7 @@ class RolloutCollector(Collector):
 
     def __init__(self, args: PPOConfig, *rest: Any) -> None:
         super().__init__(args, *rest)
-        self.kl_coefficient, self.reward_scale = KLCoefficient(args.constraint), RewardScale()
+        self.kl_coefficient, self.reward_scale = coefficient_of(args.constraint), RewardScale()
 
     def collect(self, policy: Any, iteration: int, step: int) -> Iteration:
         """Sample, reward and judge the responses of an iteration, which begins after `step` updates of the run.
@@ -47,7 +48,7 @@ class RolloutCollector(Collector):
         }  # fmt: skip
         if args.constraint.target is not None:
             logs["kl_target"] = args.constraint.target
-        self.kl_coefficient.update(of_rollout[f"{args.constraint.direction}_kl"], args.completions)
+        self.kl_coefficient.update(of_rollout[f"{args.constraint.held_direction}_kl"], args.completions)
         self.file.add(sampled, iteration, step)
         return Iteration(rollout, coefficient, logs, update_tokens)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
+from ..kl_target_control import KLTargetControl
 from ..logged_metrics import peak_memory_mib
 from ..policy import load_beside
 from ..precision import hold_critic
@@ -26,6 +27,7 @@ from .config import PPOConfig
 from .critic import CRITIC_FILE, Critic, check_critic_of
 from .iteration import Iteration, iteration_in
 from .judging import Judge, rollout_statistics
+from .kl_coefficients import DualCoefficient
 from .objective import head_impl, loss_extras, objective
 from .recording import own_responses_card, ppo_record
 from .rollout_collecting import RolloutCollector
@@ -107,6 +109,8 @@ class PPOTrainer(OnlineTrainer):
             self.args, self.tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
             [self.statistics.reference_model, critic_body], self._completions, self._total,
         )  # fmt: skip
+        if isinstance(self.collector.kl_coefficient, DualCoefficient):
+            self.add_callback(KLTargetControl(self.collector.kl_coefficient, self._total))
         self.begin_record(ppo_record(self, model, self._start, ref_model))
         logger.info("%s %s", self.describe(), self.precision.describe())
 
@@ -121,7 +125,8 @@ class PPOTrainer(OnlineTrainer):
     def describe(self) -> str:
         """Which constraint holds and which paths run, in sentences for the log."""
         kl, args = self.args.constraint, self.args
-        controller = f"held at {kl.target:g} nats a sequence" if kl.controller == "adaptive" else "fixed"
+        held = f"the {kl.held_direction} KL " if kl.target_direction else ""
+        controller = "fixed" if kl.controller == "fixed" else f"{held}held at {kl.target:g} nats a sequence"
         return (
             f"KL constraint: {kl.direction}, {kl.estimator} in the {kl.place}, coefficient {kl.coefficient:g}, "
             f"{controller}. {describe_advantages(args)} {self._describe_iterations()} {self.statistics.describe()}"
@@ -171,7 +176,10 @@ class PPOTrainer(OnlineTrainer):
             reference = self._judge.recalled(rollout.reference, tokens)
             stats = path.token_stats(hidden, reference, batch.target_ids, extras=loss_extras(args))
             values = None if self.critic is None else self._critic_called(hidden, batch)
-        minimised = objective(args, stats, values, sampled, iteration.coefficient * rollout.kl_scale)
+        coefficient = self.collector.kl_coefficient
+        weight = coefficient.within(iteration.coefficient) * rollout.kl_scale
+        minimised = objective(args, stats, values, sampled, weight)
+        coefficient.observe(stats, batch)
         log_ratio = stats.policy_logp.detach() - sampled.old_logp
         iteration.learning.add(place.part == 0, batch.num_tokens, minimised.policy, minimised.value, log_ratio)
         loss = minimised.per_token.sum() * args.world_size / max(iteration.update_tokens[place.update], 1)
