@@ -93,7 +93,8 @@ def test_a_trainer_records_its_method_reference_data_and_end(made: Made) -> None
     record = read_json(made.adapter / "trainer.json")
     settings = record["settings"]
     assert (record["trainer"], record["method"], record["model"]) == ("TDPOTrainer", "tdpo2", "model")
-    assert settings["loss"] == {"name": "tdpo2", "beta": 0.1, "alpha": 0.5, "label_smoothing": 0.0, "kl": None}
+    strengths = {"beta": 0.1, "alpha": 0.5, "gamma": None, "label_smoothing": 0.0}
+    assert settings["loss"] == {"name": "tdpo2", **strengths, "kl": None}
     assert settings["model"]["name"] == str(made.base.resolve()) and settings["model"]["lora"]["rank"] == 4
     assert (settings["training"]["batch_size"], settings["training"]["max_steps"]) == (4, 2)
     assert record["reference"] == {"kind": "adapter-off", "name": str(made.base.resolve())}

@@ -94,7 +94,8 @@ FIXED = {
     "ld_alpha": Fixed((1.0,), _NO_OTHER_LOSS),
     "f_divergence_type": Fixed(
         ("reverse_kl",),
-        "transforms the ratio of whole responses, which no loss here does. An exact KL at every token is in "
+        "transforms the ratio of whole responses. With sigmoid, forward_kl is loss='f_dpo_forward' here and "
+        "js_divergence is loss='f_dpo_js': write that in place of loss_type. An exact KL at every token is in "
         "loss='tdpo1' and 'tdpo2'",
     ),
     "f_alpha_divergence_coef": Fixed((0.5,), _NO_OTHER_LOSS),

@@ -108,9 +108,14 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tiny_folder: Folders) -> Non
         ({"kl": {"coefficient": 0}}, r"kl.coefficient must be finite and > 0, got 0"),
         (
             {"kl": {"coef": 1}},
-            r"kl must be a dictionary with some of direction, on, coefficient, weight, target, got {'coef': 1}",
+            r"kl must be a dictionary with some of direction, on, coefficient, weight, target, target_direction, "
+            r"got {'coef': 1}",
         ),
-        ({"kl": 0.1}, r"kl must be a dictionary with some of direction, on, coefficient, weight, target, got 0.1"),
+        (
+            {"kl": 0.1},
+            r"kl must be a dictionary with some of direction, on, coefficient, weight, target, target_direction, "
+            r"got 0.1",
+        ),
         ({"kl": "reverse"}, r"kl='reverse' is no JSON"),
         ({"kl": {"weight": 0.3}}, r"kl.weight has no effect with direction forward"),
         ({"kl": {"direction": "js", "weight": 1.0}}, r"kl.weight must lie strictly between 0 and 1, got 1.0"),

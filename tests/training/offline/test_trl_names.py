@@ -92,6 +92,7 @@ def test_fixed_fields_accept_what_happens_anyway_and_refuse_the_rest(name: str, 
         ({"model_init_kwargs": "[1]"}, r"model_init_kwargs must be a dictionary"),
         ({"max_prompt_length": True}, r"max_prompt_length must be a whole number ≥ 1 or None, got True"),
         ({"loss_weights": [0.5]}, r"loss_weights=\[0.5\] would be another loss"),
+        ({"f_divergence_type": "forward_kl"}, r"='forward_kl' transforms .*loss='f_dpo_forward' .*loss='f_dpo_js': w"),
     ],
 )
 def test_what_does_not_mean_the_same_is_refused(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:

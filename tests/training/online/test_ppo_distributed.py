@@ -26,6 +26,7 @@ COMPARED = (
     "loss", "grad_norm", "reward_mean", "reward_std", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1",
     "kl_k3", "kl_coefficient", "policy_entropy", "policy_loss", "value_loss", "ratio_mean", "approx_kl", "length_mean",
     "finished_share", "pairs", "margin", "chosen_forward_kl", "rejected_reverse_kl",
+    "reference_updates",
 )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def ppo(folder: Path, own: dict[str, Any]) -> PPOTrainer:
 
 
 def pairs(folder: Path) -> OnlineTDPOTrainer:
-    """In the second of three iterations one process has pairs and the other has none."""
+    """In the second of three iterations one process has pairs and the other has none; the reference moves twice."""
     calls = []
 
     def reward(prompts: list[Any], completions: list[str], **_: Any) -> list[float]:
@@ -60,7 +61,7 @@ def pairs(folder: Path) -> OnlineTDPOTrainer:
 
     return make_online(
         folder / "run", reward=reward, iterations=3, optim="sgd", per_device_train_batch_size=2 // processes(),
-        gradient_accumulation_steps=2, save_strategy="steps", save_steps=3,
+        gradient_accumulation_steps=2, save_strategy="steps", save_steps=3, reference_update={"weight": 0.5},
     )  # fmt: skip
 
 
@@ -70,6 +71,9 @@ def one_run(folder: Path, trainer: Any) -> None:
     weights: dict[str, Any] = {**trained_weights(trainer)}
     if getattr(trainer, "critic", None) is not None:
         weights["critic"] = trainer.critic.head.weight.detach()
+    if isinstance(trainer, OnlineTDPOTrainer):
+        reference = dict(trainer.statistics.reference_model.named_parameters())
+        weights.update({f"reference.{name}": reference[name].detach() for name in trained_weights(trainer)})
     if processes() == 2:
         mine = torch.cat([w.flatten() for w in weights.values()])
         both = trainer.accelerator.gather(mine[None])
