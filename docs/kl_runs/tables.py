@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tdpo.evaluation.intervals import paired_difference
+
 NAMES = {
     "kl/dpo_reverse": "DPO, reverse KL held at 3",
     "kl/dpo_forward": "DPO, forward KL held at 3",
@@ -45,6 +49,33 @@ def judged(runs: Path, evaluation: str = "evaluation.json") -> None:
         row += [number(trained, "forward_kl"), number(trained, "reverse_kl"), f"{trained['distinct_2']:.2f}"]
         seconds = max(line.get("time_s", 0.0) for line in lines_of(runs / folder))
         print(f"| {name} | {' | '.join(row)} | {seconds:.0f} |")
+
+
+PAIRED = [("kl/tdpo2_online", "kl/tdpo2_offline"), ("rloo_sentiment", "ppo_sentiment")]
+
+
+def values_of(run: Path, metric: str) -> np.ndarray[Any, Any]:
+    """`[prompts, samples]` of the trained model's responses."""
+    groups: dict[str, list[float]] = {}
+    for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+        sample = json.loads(line)
+        if sample["model"] == "trained":
+            groups.setdefault(sample["prompt_id"], []).append(sample[metric])
+    return np.array(list(groups.values()))
+
+
+def compared(runs: Path) -> None:
+    """The difference of two runs, paired by prompt."""
+    print("\n| | reward | reverse KL |\n|---|---|---|")
+    for one, other in PAIRED:
+        if not ((runs / one / "samples.jsonl").exists() and (runs / other / "samples.jsonl").exists()):
+            continue
+        row = []
+        for metric in ("reward", "reverse_kl"):
+            gap: dict[str, Any] = paired_difference(values_of(runs / one, metric), values_of(runs / other, metric))
+            low, high = gap["interval"]
+            row.append(f"{gap['estimate']:+.2f} [{low:+.2f}, {high:+.2f}]")
+        print(f"| {NAMES[one]} − {NAMES[other]} | {' | '.join(row)} |")
 
 
 def held(runs: Path) -> None:
@@ -85,6 +116,7 @@ def anchored(runs: Path) -> None:
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
     judged(folder)
+    compared(folder)
     held(folder)
     if (folder / "kl/sft_anchored/evaluation-sentiment.json").exists():
         anchored(folder)
