@@ -284,7 +284,7 @@ def outcome(tmp_path: Path, *arms: str) -> tuple[Outcome, Silent]:
     study = read(path, "tasks=" + json.dumps(_only_letters(path)), "workers=1")
     cells = [cell for cell in cells_of(study) if cell.arm in ("reference", *arms)]
     observer = Silent()
-    return run_cells(study, StudyFiles(Path(study.study_dir)), cells, job, 1, observer), observer
+    return run_cells(study, StudyFiles.of(study), cells, job, 1, observer), observer
 
 
 @pytest.mark.usefixtures("_processes")
@@ -297,7 +297,7 @@ def test_a_killed_process_and_a_missing_package_are_failures_like_others(tmp_pat
     assert said["ppo_forward"].error == "ModuleNotFoundError: No module named 'nothing'"
     assert said["ppo_forward"].next.startswith("install the package") and said["ppo_forward"].stage == "training"
     assert "ModuleNotFoundError" in said["ppo_forward"].log.read_text()
-    assert read_json(tmp_path / "study/cells/letters/ppo_forward-0.1-s0" / CELL_FILE)["state"] == "failed"
+    assert read_json(tmp_path / "study/cells/letters/ppo_forward-target0.5-s0" / CELL_FILE)["state"] == "failed"
     assert observer.events.count(("failed", "ppo_forward")) == 1 and found.waiting == []
 
 
@@ -520,6 +520,7 @@ def test_runs_on_the_prompts_of_an_older_rule_are_not_mixed_with_new_ones(tmp_pa
     with pytest.raises(RunError, match="was begun by an earlier version"):
         _refuse_foreign_folder(study, files)
     for cell in cells_of(study):
+        files.cell(cell).mkdir(parents=True)
         write_json(files.cell(cell) / CELL_FILE, {"state": DONE})
     _refuse_foreign_folder(study, files)  # nothing is left to run: its numbers may be judged anew
 

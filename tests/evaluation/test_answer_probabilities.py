@@ -16,6 +16,7 @@ from tdpo.config import PPORecipe
 from tdpo.diversity import exact_mode_metrics
 from tdpo.environments import Environment, Prompt
 from tdpo.evaluation import answer_log_probabilities, evaluate_base, evaluate_run, metrics_of_lines
+from tdpo.evaluation.baselines import evaluate_temperature
 from tdpo.models import reference_for
 from tdpo.records.json_files import read_jsonl
 from tdpo.runs import RunDirectory
@@ -31,12 +32,12 @@ PROMPTS = [
 MODES: list[dict[str, tuple[str, ...]]] = [ANSWERS, {"cat": ("cat",), "dog": ("dog",)}, {}]
 
 
-def log_probability(model: Any, prompt: list[int], response: list[int]) -> float:
-    """The sum over tokens of log softmax of the logits, one forward for each token."""
+def log_probability(model: Any, prompt: list[int], response: list[int], temperature: float = 1.0) -> float:
+    """The sum over tokens of log softmax of the divided logits, one forward for each token."""
     total = 0.0
     for at, token in enumerate(response):
         logits = model(torch.tensor([prompt + response[:at]])).logits[0, -1].double()
-        total += float(logits.log_softmax(-1)[token])
+        total += float((logits / temperature).log_softmax(-1)[token])
     return total
 
 
@@ -115,6 +116,7 @@ def length(prompts: Any, completions: list[str], **_: Any) -> list[float]:
     return [len(text) / 10 for text in completions]
 
 
+@torch.no_grad()
 def test_an_evaluation_writes_them_and_a_study_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held_out = [PROMPTS[0], PROMPTS[2]]
     environment = Environment("sentiment", held_out, held_out, length, "length", 8, "a test")
@@ -153,6 +155,15 @@ def test_an_evaluation_writes_them_and_a_study_reads_them(tmp_path: Path, monkey
     assert [line["log_probability"] for line in of_base] == [
         pytest.approx(line["log_probability"], abs=1e-5) for line in lines[:3]
     ]
+
+    evaluate_temperature(alone, recipe, 0.5, base_from=alone)
+    cold = read_jsonl(alone.path / "answers.jsonl")
+    assert cold[:3] == of_base and [line["model"] for line in cold[3:]] == ["trained"] * 3
+    tokenizer, base = build_tokenizer(), build_model("llama", seed=0)
+    talk = tokenizer(tokenizer.apply_chat_template(PROMPTS[0].prompt, tokenize=False, add_generation_prompt=True))
+    for line, texts in zip(cold[3:], ANSWERS.values(), strict=True):
+        own = [log_probability(base, talk["input_ids"], tokenizer(text)["input_ids"] + [1], 0.5) for text in texts]
+        assert line["log_probability"] == pytest.approx(math.log(math.fsum(map(math.exp, own))), abs=1e-3)
 
     monkeypatch.setattr("tdpo.environments.load_environment", lambda name: environment)
     assert "answer_mass" not in evaluate_run(run, recipe)["generations"]["base"]

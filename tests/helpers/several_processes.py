@@ -96,9 +96,9 @@ def clean_processes(module: str) -> Iterator[Any]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "PYTHONPATH", os.pathsep.join(import_folders(module))
-        )  # Python 3.11's server does not inherit sys.path
+        # Python 3.11's server does not inherit sys.path, and a package under test may stand in PYTHONPATH alone.
+        folders = [*import_folders(module), *filter(None, [os.environ.get("PYTHONPATH")])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
         forkserver.ensure_running()
     yield context
     forkserver._forkserver._stop()  # type: ignore[attr-defined]

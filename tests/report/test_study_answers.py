@@ -16,7 +16,7 @@ from tdpo.cli._study_tables import answers_text
 from tdpo.comparison.answering import answers_json
 from tdpo.config import Contrast
 from tdpo.report import write_study_report
-from tdpo.report.study.answers import read_answers
+from tdpo.report.study.answers import _where, read_answers
 from tdpo.report.study.study_reading import load_study
 
 METRIC = "gated_embedding_diversity"
@@ -82,6 +82,12 @@ def test_a_question_is_drawn_on_one_axis_with_the_band_of_what_would_not_matter(
     table = answers.points[0]
     assert (table.task, table.target) == ("colours", "3") and [row.arm for row in table.rows][-1] == "dpo"
     assert {row.reverse_kl for row in table.rows} == {"3.00", "3.90"}
+
+
+def test_targets_are_written_as_they_are() -> None:
+    assert [_where({"task": "t", "target": at}) for at in (0.5, 1.0, 3.0, None)] == [
+        "t, 0.5 nats", "t, 1 nat", "t, 3 nats", "t",
+    ]  # fmt: skip
 
 
 def test_a_study_without_questions_has_no_answers(folder: Path) -> None:

@@ -424,6 +424,7 @@ import sys, types
 from pathlib import Path
 package = types.ModuleType("tdpo")
 package.__path__ = [{str(PACKAGE)!r}]
+package.__version__ = "0"  # the page names it as its writer
 sys.modules["tdpo"] = package
 from tdpo.report import write_study_report
 light = {{"plotly", "jinja2", "yaml", "csv"}} & set(sys.modules)

@@ -85,7 +85,9 @@ def answers_text(folder: Path) -> Iterator[str]:
 
 
 def _answer_text(answer: dict[str, Any]) -> str:
-    where = answer["task"] if answer["target"] is None else f"{answer['task']} at {answer['target']:g} nats"
+    from ..records.metric_names import counted
+
+    where = answer["task"] if answer["target"] is None else f"{answer['task']} at {counted(answer['target'], 'nat')}"
     if answer["value"] is None:
         return f"{where}: not measured, {answer['reason']}"
     limits = "" if answer["low"] is None else f" [{answer['low']:+.3f}, {answer['high']:+.3f}]"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..config import Contrast
 from ..methods import ARMS
-from ..records.metric_names import named
+from ..records.metric_names import counted, named
 from .contrast_meeting import MEETING
 from .contrast_tables import KLS
 from .contrasts import DIFFERENCE, NO_DIFFERENCE, TOST, Answer
@@ -16,7 +16,7 @@ PARTS = {None: "", "within": " within prompts", "between": " between prompts"}
 
 def sentence(answer: Answer) -> str:
     """The answer in one paragraph."""
-    where = answer.task if answer.target is None else f"{answer.task}, {answer.target:g} nats"
+    where = answer.task if answer.target is None else f"{answer.task}, {counted(answer.target, 'nat')}"
     if answer.mean is None:
         return f"{where}: not measured: {answer.reason}."
     parts = [_what(answer), _verdict(answer), *_met(answer), *_used(answer), *_adjusted(answer)]

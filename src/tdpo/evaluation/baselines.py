@@ -54,8 +54,9 @@ def evaluate_temperature(
 ) -> None:
     """Sample the base model at `temperature` times `evaluation.temperature`, as if a trained model were sampled.
 
-    The policy is softmax(z/T) with the base's logits z. Its KLs to the base are exact, as those of a trained model.
-    They are null in samples.jsonl where the base's logits are capped or no linear head: then no head gives z/T.
+    The policy is softmax(z/T) with the base's logits z. Its KLs to the base and the probabilities of known answers are
+    exact, as those of a trained model. Where the base's logits are capped or no linear head, no head gives z/T: then
+    KLs are null in samples.jsonl, and there is no answers.jsonl.
 
     Args:
         base_from: where the base model's own responses are, as for `evaluate_run`.
@@ -87,11 +88,12 @@ class _Baseline(_Judged):
         if cooled is None:
             self._write(environment, base, UNMEASURED_BASE, own, UNMEASURED)
             return
-        self.statistics = cooled
-        measured = self._distances(self._prompts(environment), own, base)
+        self.statistics, prompts = cooled, self._prompts(environment)
+        measured = self._distances(prompts, own, base)
         of_base = {"forward_kl": measured.forward_kl, "policy_entropy": measured.reference_entropy}
         of_own = {"reverse_kl": measured.reverse_kl, "policy_entropy": measured.policy_entropy}
         self._write(environment, base, of_base, own, of_own)
+        self._known_answers(environment, prompts, ("base", "trained"))
 
     def _answered(self) -> Environment:
         environment = self.environment()

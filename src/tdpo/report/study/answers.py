@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...records.dotted import dict_at, text_at
+from ...records.metric_names import counted as count_of
 from ...records.metric_names import named, nats
 from ..numbers import MISSING, counted, number, show, show_interval, show_share, show_signed
 from .claims import axis_of, ends_of, place_of
@@ -157,7 +158,7 @@ def _row(answer: dict[str, Any], low: float, high: float) -> AnswerRow:
 def _where(entry: dict[str, Any]) -> str:
     target = number(entry.get("target"))
     task = text_at(entry, "task") or "task"
-    return task if target is None else f"{task}, {target:g} nats"
+    return task if target is None else f"{task}, {count_of(target, 'nat')}"
 
 
 def _p(p: float) -> str:
