@@ -112,7 +112,9 @@ def test_mistakes_end_with_a_message_and_code_2(
 def test_its_keys_and_its_example_are_printed(call: Call, tmp_path: Path) -> None:
     listed = call("recipe").output
     assert "In a recipe on pairs of own responses (it has a section online)" in listed
-    assert listed.count("\nonline.passes  default 1") == 1 and listed.count("\nrollouts.completions  ") == 1
+    of_runs, of_studies = listed.split("\nIn a study (it has arms)\n")
+    assert of_runs.count("\nonline.passes  default 1") == 1 == of_studies.count("\nonline.passes  default 1")
+    assert listed.count("\nrollouts.completions  ") == 1
     assert "did you mean online.minibatch_size?" in call("recipe", "online.minibatchsize").output
     (tmp_path / "mine.yaml").write_text(call("recipe", "--example", "online_sentiment").stdout, encoding="utf-8")
     shipped = load_recipe(tmp_path / "mine.yaml")

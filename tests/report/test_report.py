@@ -724,6 +724,7 @@ def test_the_report_never_imports_torch(run_dirs: list[Path], tmp_path: Path) ->
 import sys, types
 package = types.ModuleType("tdpo")
 package.__path__ = [{str(PACKAGE)!r}]
+package.__version__ = "1"  # which the page says
 sys.modules["tdpo"] = package
 from tdpo.report import write_report
 light = {{"plotly", "jinja2", "yaml"}} & set(sys.modules)
