@@ -21,7 +21,7 @@ NAMES = {
     "kl/tdpo2_online": "TDPO2 on its own pairs",
     "rloo_sentiment": "RLOO, exact reverse KL",
     "ppo_sentiment": "PPO, sampled reverse KL",
-    "kl/distilled": "distilled from RLOO",
+    "kl/distilled": "distilled (compared with its teacher)",
 }
 
 

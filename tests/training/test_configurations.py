@@ -42,7 +42,7 @@ def test_fields_are_keys_by_their_own_names(config: Any, fields: RecipeFields) -
         {"loss": "loss.name"}, {"ppo_epochs": "ppo.epochs", **of_rollouts}, {"loss": "loss.name", **of_rollouts},
     )  # fmt: skip
     assert own_fields(config).keys() - fields.keys.keys() <= {
-        "head_impl", "kl", "reward_weights", "per_device_train_batch_size",
+        "head_impl", "kl", "reference_update", "reward_weights", "per_device_train_batch_size",
     }  # fmt: skip
 
 
