@@ -17,7 +17,7 @@ from tdpo.cli.app import app
 from tdpo.cli.generate import _from_file
 from tdpo.config import load_recipe
 from tdpo.environments import Environment, Prompt
-from tdpo.evaluation.run import prompts_of
+from tdpo.evaluation.held_out_sources import prompts_of
 from tdpo.preferences import Preferences, load_preferences
 from tdpo.recipe_data.pairs import read_data
 from tdpo.recipe_data.prompts import read_usable_prompts

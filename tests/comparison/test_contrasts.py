@@ -281,6 +281,11 @@ def test_the_kl_in_which_arms_were_to_meet_is_the_questions() -> None:
     assert reverse is not None and reverse.met and forward is not None and forward.met is False
 
 
+def test_the_adjustment_takes_a_kl_of_zero_for_a_number() -> None:
+    data = held_study(other_kl={"dpo": 0.0})
+    assert answer(data, contrast(at_targets=[3.0, 8.0]), "themes", 3.0).adjusted is not None
+
+
 def test_the_adjustment_compares_at_equal_values_of_the_other_kl() -> None:
     """Diversity is a level of the arm minus 0.02 for each nat of forward KL, of which DPO has half as much again."""
     data = held_study(other_kl={"dpo": 1.5}, seed_sd=0, theme_sd=0, rest_sd=0)

@@ -152,7 +152,7 @@ def test_base_samples_of_another_run_give_the_same_numbers(
 
 def count_samplings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which models are sampled from now on."""
-    from tdpo.evaluation import run as module
+    from tdpo.evaluation import judged_models as module
 
     sampled: list[str] = []
     genuine = module.sample_and_score

@@ -21,7 +21,7 @@ from .two_way import TwoWayMean, two_way_mean
 
 def answers_of(study: Study, table: PromptTable, missing: Sequence[CellKey]) -> dict[str, Any]:
     """The content of `questions.json`; `missing` are the cells that are planned and not there."""
-    direction = getattr(study, "target_direction", None)
+    direction = study.target_direction
     asked = [
         contrast.model_copy(update={"target_kl": f"{direction}_kl"})
         if direction and not contrast.target_kl
@@ -39,7 +39,7 @@ def claims_of(study: Study) -> Sequence[Claim] | None:
 def contrast_data(study: Study, table: PromptTable) -> ContrastData:
     """The study's numbers as contrasts read them."""
     held = frozenset(arm for arm, targets in arm_choice(study.arms).targets.items() if targets)
-    return ContrastData(table, held, study.evaluation.samples_per_prompt, getattr(table, "clusters", {}))
+    return ContrastData(table, held, study.evaluation.samples_per_prompt, table.clusters)
 
 
 def answers_json(data: ContrastData, contrasts: Sequence[Contrast], missing_cells: int = 0) -> dict[str, Any]:

@@ -77,12 +77,11 @@ def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
 
 
 def _clusters(prompt_ids: Sequence[str], environment: Environment | None) -> list[str]:
-    """The cluster of each prompt as the environment names it; the prompt's id where it names none."""
-    cluster_of = getattr(environment, "cluster_of", None)
-    if environment is None or cluster_of is None:
+    """The cluster of each prompt as the environment names it; the prompt's id where there is none."""
+    if environment is None:
         return list(prompt_ids)
     by_id = {prompt.id: prompt for prompt in environment.held_out}
-    return [cluster_of(by_id[prompt_id]) for prompt_id in prompt_ids]
+    return [environment.cluster_of(by_id[prompt_id]) for prompt_id in prompt_ids]
 
 
 def _means(responses: Responses) -> dict[str, list[float | None]]:

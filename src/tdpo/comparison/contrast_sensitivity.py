@@ -27,9 +27,8 @@ def adjusted_contrast(data: ContrastData, contrast: Contrast, task: str, target:
     if any(not data.cells(task, *point) for point in points):
         return None
     seeds = seeds_of(data, task, points)
-    kls = np.array(
-        [[data.mean_of(data.cells(task, *point)[seed], other) or np.nan for seed in seeds] for point in points]
-    )
+    measured = [[data.mean_of(data.cells(task, *point)[seed], other) for seed in seeds] for point in points]
+    kls = np.array(measured, dtype=np.float64)  # None becomes NaN
     if not seeds or not np.isfinite(kls).all():
         return None
     own = adjusting_weights(kls, points, weights, target)

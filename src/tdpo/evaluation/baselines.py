@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..config import AnyRecipe
-from ..environments import Environment, check_reward
-from ..records.files import write_text
-from ..records.names import SAMPLES_FILE
 from ..runs import RunDirectory
 from ..sampling.sampler import SampledResponse
 from ..scoring.head_path import HeadPath
@@ -19,12 +14,8 @@ from ..scoring.policy_statistics import PolicyStatistics
 from ..scoring.reference_source import LiveReference
 from ..token_statistics import Head
 from .held_out_responses import HeldOutResponses
-from .run import Progress, _Judged, _lines
-
-# Columns of samples.jsonl without a value.
-Numbers = Mapping[str, Sequence[float]]
-UNMEASURED_BASE: Numbers = {"forward_kl": [], "policy_entropy": []}
-UNMEASURED: Numbers = {"reverse_kl": [], "policy_entropy": []}
+from .judged_models import JudgedModels, Progress
+from .sample_lines import UNMEASURED, UNMEASURED_BASE, base_numbers, trained_numbers
 
 
 def evaluate_best_of(
@@ -67,7 +58,7 @@ def evaluate_temperature(
     _Baseline.base(run, recipe, base_from, progress).at_temperature(temperature)
 
 
-class _Baseline(_Judged):
+class _Baseline(JudgedModels):
     """The base model in the place of a trained one."""
 
     def best_of(self, n: int) -> None:
@@ -77,30 +68,21 @@ class _Baseline(_Judged):
             raise ValueError(f"best of {n}: {environment.name} has no reward to choose by")
         more = self._sample(environment, replace(settings, num_samples=n * settings.num_samples), reference=False)
         base, own = self._base_samples(environment, settings), best_of_every(more, n)
-        self._write(environment, base, UNMEASURED_BASE, own, UNMEASURED)
+        self._write_samples(self._prompts(environment), base, UNMEASURED_BASE, own, UNMEASURED)
 
     def at_temperature(self, temperature: float) -> None:
         environment = self._answered()
         settings = self._settings(environment)
         hot = replace(settings, temperature=settings.temperature * temperature)
         base, own = self._base_samples(environment, settings), self._sample(environment, hot, reference=False)
-        cooled = self._statistics_at(temperature)
+        cooled, prompts = self._statistics_at(temperature), self._prompts(environment)
         if cooled is None:
-            self._write(environment, base, UNMEASURED_BASE, own, UNMEASURED)
+            self._write_samples(prompts, base, UNMEASURED_BASE, own, UNMEASURED)
             return
-        self.statistics, prompts = cooled, self._prompts(environment)
+        self.statistics = cooled
         measured = self._distances(prompts, own, base)
-        of_base = {"forward_kl": measured.forward_kl, "policy_entropy": measured.reference_entropy}
-        of_own = {"reverse_kl": measured.reverse_kl, "policy_entropy": measured.policy_entropy}
-        self._write(environment, base, of_base, own, of_own)
+        self._write_samples(prompts, base, base_numbers(measured), own, trained_numbers(measured))
         self._known_answers(environment, prompts, ("base", "trained"))
-
-    def _answered(self) -> Environment:
-        environment = self.environment()
-        if environment is None:
-            raise ValueError("nothing to answer: the recipe has no environment, and evaluation.max_prompts is null")
-        check_reward(environment, self._prompts(environment), self._settings(environment).max_new_tokens)
-        return environment
 
     def _statistics_at(self, temperature: float) -> PolicyStatistics | None:
         """The statistics of softmax(z/T) beside softmax(z); None where no head gives z/T."""
@@ -114,19 +96,6 @@ class _Baseline(_Judged):
 
         path = HeadPath("tiled", f"the policy is the reference at temperature {temperature:g}", divided)
         return PolicyStatistics(path, LiveReference(self.reference, path))
-
-    def _write(
-        self,
-        environment: Environment,
-        base: HeldOutResponses,
-        of_base: Numbers,
-        own: HeldOutResponses,
-        of_own: Numbers,
-    ) -> None:
-        prompts = self._prompts(environment)
-        lines = [*_lines("base", prompts, base, of_base), *_lines("trained", prompts, own, of_own)]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(self.run.path / SAMPLES_FILE, text)
 
 
 def best_of_every(sampled: HeldOutResponses, n: int) -> HeldOutResponses:
