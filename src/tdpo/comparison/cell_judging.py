@@ -26,6 +26,7 @@ from ..records.study_tables import CellKey
 from ..runs import RunDirectory
 from .cells import StudyFiles, task_environment, task_of
 from .costs import costs
+from .meeting import adapter_factor
 
 Line = dict[str, Any]
 
@@ -64,7 +65,7 @@ def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
     by_prompt = _means(responses) | _exact_modes(run, responses, is_reference=cell.arm == "reference")
     overall: dict[str, float | None] = _overall(responses, run.read_json(EVALUATION_FILE))
     diversity = _diversity(responses, environment, study.embeddings)
-    overall |= diversity.overall | costs(study, files, cell, run)
+    overall |= diversity.overall | costs(study, files, cell, run) | adapter_factor(files, cell)
     write_json(
         files.cell(cell) / MEASURED_FILE,
         {

@@ -39,6 +39,7 @@ from .cells import (
     training_prompts,
     training_recipe,
 )
+from .meeting import forget_meeting, model_on_target
 from .running import DONE, Report
 from .task_files import inputs_of
 from .task_rows import task_rows
@@ -165,12 +166,18 @@ class _Work:
         recipe = training_recipe(self.study, self.files, self.cell)
         run = self.run
         if run.status().get("state") != "finished":
+            forget_meeting(self.files, self.cell)
             with self.timed("training"):
                 self._train(recipe, run)
+        recipe, trained = evaluation_recipe(self.study, self.files, self.cell), None
+        if self.study.meet_targets and self.cell.arm in self.files.held:
+            with self.timed("meeting"):
+                trained = model_on_target(self.study, self.files, self.cell, recipe, progress=self._evaluation_progress)
         with self.timed("evaluation"):
             evaluate_run(
                 run,
-                evaluation_recipe(self.study, self.files, self.cell),
+                recipe,
+                trained=trained,
                 base_from=RunDirectory(self.files.run(reference_cell(self.cell.task, self.cell.seed))),
                 progress=self._evaluation_progress,
             )

@@ -141,6 +141,9 @@ class Study(Section):
     target_direction: KLDirection | None = None
     """Which exact KL is held at the targets of all arms, so that they meet on one axis whatever KL they are held by;
     null is each arm's own."""
+    meet_targets: bool = False
+    """After training, multiply the adapter of each run at a target by the one factor at which its held KL is the
+    target, on responses to training prompts that its seed did not train on. Needs adapters (`model.lora`)."""
     model: Model = Model()
     tasks: Annotated[list[Task], Field(min_length=1)]
     arms: Annotated[list[Arm], Field(min_length=1)]
@@ -301,12 +304,12 @@ class Study(Section):
             reason = "has no effect: no task has a reward; remove it"
             idle |= dict.fromkeys(("sampling", "budget", "training_prompts", "best_of"), reason)
         if not any(arm.is_held for arm in self.arms):
-            idle["target_direction"] = "has no effect: no arm has targets; remove it"
+            idle |= dict.fromkeys(("target_direction", "meet_targets"), "has no effect: no arm has targets; remove it")
         return idle
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Study:
-        written = {key for key in self.model_fields_set if getattr(self, key) not in (None, [])}
+        written = {key for key in self.model_fields_set if getattr(self, key) not in (None, [], False)}
         problems = [(key, reason) for key, reason in self.idle_sections.items() if key in written]
         if all(task.environment is None for task in self.tasks):
             names = [arm.name for arm in self.arms]
@@ -315,6 +318,10 @@ class Study(Section):
                     what = "PPO" if ARMS[name].kind == "ppo" else name
                     reason = f"can learn no task: {what} needs a reward, and all tasks are rows without one; remove it"
                     problems.append((f"arms[{number}].name", reason))
+        if self.meet_targets and self.model.lora is None:
+            problems.append(("meet_targets", "scales adapters, and this study trains all weights: set model.lora"))
+        if self.meet_targets and any(task.environment is None for task in self.tasks):
+            problems.append(("meet_targets", "needs training prompts, and a task of rows has none; remove it"))
         if problems:
             raise key_problems(*problems)
         return self

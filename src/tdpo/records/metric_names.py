@@ -58,6 +58,7 @@ OTHER = (
     Metric("valid_share", "Responses in a mode", "share of responses"),
     Metric("answer_mass", "Probability of the known answers", "sum over modes"),
     Metric("expected_grade", "Expected grade of a known answer", "computed from probabilities"),
+    Metric("adapter_factor", "Factor on the adapter", "at which the KL meets its target"),
 )
 COSTS = (
     Metric("scored_completions", "Scored completions"),

@@ -37,3 +37,6 @@ CURVES_FILE = "curves.csv"
 CELL_FILE = "cell.json"
 LOG_FILE = "cell.log"
 MEASURED_FILE = "measured.json"
+# Beside the run of a cell that meets its target: the model that does, and what was measured to find it
+MET_FOLDER = "model-on-target"
+MET_FILE = "on_target.json"

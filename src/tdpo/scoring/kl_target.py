@@ -40,7 +40,8 @@ class KLTargetController:
     POWER, LIMIT, AHEAD = 5.0, 1.2, 12
     FARTHEST = 3.0
     UPDATES, PATIENCE = 5, 40  # over which the pace is taken; in which the KL has to be on target at that pace
-    RANGE = (1e-8, 1e8)  # of λ₀, so that a target out of reach makes no number overflow
+    LEAST = 0.005  # of λ₀ times the target
+    MOST = 1e8  # of λ₀, so that a target out of reach makes no number overflow
     NEAR = 0.15  # a KL that is this near to its target has met it
 
     def __init__(
@@ -83,7 +84,7 @@ class KLTargetController:
         self.sum, self.pairs = self.SMOOTHING * self.sum + kl_sum, self.SMOOTHING * self.pairs + pairs
         self.recent = [*self.recent, self.sum / self.pairs][-self.UPDATES - 1 :]
         moved = self.at_target * math.exp(self._dual_step())
-        self.at_target = min(max(moved, self.RANGE[0]), self.RANGE[1])
+        self.at_target = min(max(moved, self.LEAST / self.target), self.MOST)
 
     def _dual_step(self) -> float:
         """How log λ₀ moves."""
