@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 from helpers.study_cases import read, write_study
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora
-from tdpo.comparison.cells import StudyFiles, reference_cell, training_prompts
+from tdpo.comparison.cells import StudyFiles, reference_cell, training_prompts, training_recipe
 from tdpo.comparison.meeting import meeting_prompts
 from tdpo.comparison.work import do_cell
 from tdpo.config import RecipeError
@@ -140,17 +141,21 @@ def test_a_kl_is_measured_on_prompts_that_were_not_trained_on_where_enough_are_l
     assert len(prompts) == 48
     trained_on = {prompt.id for prompt in training_prompts(study, environment, 0).train}
     assert len(trained_on) == 4 and not trained_on & {prompt.id for prompt in prompts}
-    few = Environment(**{**vars(environment), "train": environment.train[:20]})
+    few = replace(environment, train=environment.train[:20])
     assert len(meeting_prompts(study, few, seed=0)) == 20
+    more = replace(environment, held_out=[Prompt(f"h{i}", f"h{i}") for i in range(70)])
+    chosen = {prompt.id for prompt in meeting_prompts(study, more, seed=0)}
+    assert len(chosen) == 48 and not chosen & {"h0", "h1", "h2", *trained_on}, "three are judged"
 
 
 def test_a_study_judges_the_model_on_target_and_makes_it_once(tmp_path: Path) -> None:
-    arms = [{"name": "online_dpo_reverse", "targets": [0.5]}]
+    arms = [{"name": "online_dpo_reverse", "targets": [0.5], "train_at": 3}]
     study = read(_only_letters(tmp_path, arms))
     files, cell = StudyFiles.of(study), CellKey("letters", "online_dpo_reverse", "0.5", 0)
     for one in (reference_cell("letters", 0), cell):
         do_cell(study, files, one, lambda *_: None)
     folder = files.cell(cell)
+    assert training_recipe(study, files, cell).loss.kl.target == 1.5  # type: ignore[union-attr]
     meeting, measured = read_json(folder / "on_target.json"), read_json(folder / "measured.json")
     assert measured["overall"]["adapter_factor"] == meeting["factor"] != 1.0
     assert abs(meeting["kl"] / 0.5 - 1) < abs(meeting["measured"][0][1] / 0.5 - 1)
@@ -173,11 +178,14 @@ def _only_letters(folder: Path, arms: list[dict[str, Any]]) -> Path:
 
 def test_a_study_that_cannot_meet_targets_is_refused(tmp_path: Path) -> None:
     path = write_study(tmp_path, meet_targets=True)
-    with pytest.raises(RecipeError, match="meet_targets: needs training prompts, and"):
+    with pytest.raises(RecipeError, match="meet_targets: needs prompts, and"):
         read(path)
     path = _only_letters(tmp_path, [{"name": "ppo_forward", "targets": [0.5]}])
     with pytest.raises(RecipeError, match="meet_targets: scales adapters"):
         read(path, "model.lora=null")
+    path = _only_letters(tmp_path, [{"name": "ppo_forward", "strengths": [0.5], "train_at": 2}])
+    with pytest.raises(RecipeError, match=r"arms\[0\].train_at: has no effect"):
+        read(path, "target_direction=null", "meet_targets=false")
     path = _only_letters(tmp_path, [{"name": "sft", "strengths": [1e-3]}])
     with pytest.raises(RecipeError, match="meet_targets: has no effect: no arm has targets"):
         read(path, "target_direction=null")

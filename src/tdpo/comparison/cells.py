@@ -227,7 +227,7 @@ def _own_keys(study: Study, arm: Arm, strength: str) -> dict[str, Any]:
         return {**kind.fixed, kind.key: value}
     section = kind.target_key.rpartition(".")[0]
     direction = {} if study.target_direction is None else {f"{section}.target_direction": study.target_direction}
-    return {**kind.fixed, **kind.held, kind.target_key: value, **direction}
+    return {**kind.fixed, **kind.held, kind.target_key: value * arm.train_at, **direction}
 
 
 def _why_not_set(key: str, kind: ArmKind) -> str:

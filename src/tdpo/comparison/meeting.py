@@ -91,9 +91,12 @@ def _found(
 
 
 def meeting_prompts(study: Study, environment: Environment, seed: int) -> list[Prompt]:
-    """Training prompts that no run of this seed trained on, since those that are trained on have a larger KL than
-    others; all training prompts where fewer are left than are needed."""
+    """Prompts to measure the KL on: held-out ones that are not judged, whose themes training has not seen either, or
+    else training prompts that no run of this seed trained on, or else all training prompts. A policy goes farther from
+    its reference on what it was trained on, and on prompts like it."""
+    judged = study.evaluation.max_prompts
     trained_on = {prompt.id for prompt in training_prompts(study, environment, seed).train}
+    held_out = [] if judged is None else list(environment.held_out[judged:])
     unseen = [prompt for prompt in environment.train if prompt.id not in trained_on]
-    source = unseen if len(unseen) >= PROMPTS else list(environment.train)
+    source = next((part for part in (held_out, unseen) if len(part) >= PROMPTS), list(environment.train))
     return drawn_prompts(source, min(PROMPTS, len(source)), seed)

@@ -83,6 +83,10 @@ class Arm(Section):
     targets: list[PositiveFloat] = []  # noqa: RUF012
     """In place of strengths: nats per response at which a KL is held, each a run of its own. Not for sft, dpo and
     tdpo1, which nothing holds at a KL. tdpo2 then has its forward KL beside the loss as well."""
+    train_at: PositiveFloat = 1.0
+    """With `meet_targets`: training holds the KL at so many times the target. The KL is larger on prompts that are
+    trained on, and arms on pairs made beforehand hold it along the reference's responses, where it is larger than along
+    the policy's own. With the ratio of the two the adapter needs little scaling afterwards."""
     set: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
     """Further keys of the recipe for this arm alone, dotted: {loss.alpha: 1.0}."""
 
@@ -143,7 +147,8 @@ class Study(Section):
     null is each arm's own."""
     meet_targets: bool = False
     """After training, multiply the adapter of each run at a target by the one factor at which its held KL is the
-    target, on responses to training prompts that its seed did not train on. Needs adapters (`model.lora`)."""
+    target, on prompts that are not trained on: held-out ones beyond `evaluation.max_prompts`, or where these are few,
+    training prompts that the seed has not drawn. Needs adapters (`model.lora`)."""
     model: Model = Model()
     tasks: Annotated[list[Task], Field(min_length=1)]
     arms: Annotated[list[Arm], Field(min_length=1)]
@@ -318,10 +323,14 @@ class Study(Section):
                     what = "PPO" if ARMS[name].kind == "ppo" else name
                     reason = f"can learn no task: {what} needs a reward, and all tasks are rows without one; remove it"
                     problems.append((f"arms[{number}].name", reason))
+        for number, arm in enumerate(self.arms):
+            if arm.train_at != 1.0 and not (self.meet_targets and arm.is_held):
+                reason = "has no effect: only what is moved onto its target afterwards (meet_targets) is held elsewhere"
+                problems.append((f"arms[{number}].train_at", reason))
         if self.meet_targets and self.model.lora is None:
             problems.append(("meet_targets", "scales adapters, and this study trains all weights: set model.lora"))
         if self.meet_targets and any(task.environment is None for task in self.tasks):
-            problems.append(("meet_targets", "needs training prompts, and a task of rows has none; remove it"))
+            problems.append(("meet_targets", "needs prompts, and a task of rows has none; remove it"))
         if problems:
             raise key_problems(*problems)
         return self
