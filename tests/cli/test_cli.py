@@ -29,8 +29,8 @@ from tdpo.runs import RunDirectory, mark_complete
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "demo", "explain", "doctor", "recipe", "pairs", "train", "ppo", "merge", "push", "generate", "evaluate", "compare",
-    "exact", "report",
+    "demo", "explain", "doctor", "recipe", "pairs", "train", "ppo", "scale", "merge", "push", "generate", "evaluate",
+    "compare", "exact", "report",
 )  # fmt: skip
 Call = Callable[..., Result]
 

@@ -26,6 +26,7 @@ from .ppo import ppo
 from .push import push
 from .recipe import recipe
 from .report import report
+from .scale import scale
 from .train import train
 
 
@@ -110,7 +111,7 @@ def tdpo(
 
 _PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Start": (demo, explain, doctor, recipe),
-    "Train": (pairs, train, ppo, merge, push),
+    "Train": (pairs, train, ppo, scale, merge, push),
     "Judge": (generate, evaluate, compare, exact, report),
 }
 for _panel, _commands in _PANELS.items():

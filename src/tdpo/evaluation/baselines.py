@@ -63,19 +63,19 @@ class _Baseline(JudgedModels):
 
     def best_of(self, n: int) -> None:
         environment = self._answered()
-        settings = self._settings(environment)
+        settings = self.settings(environment)
         if environment.reward is None:
             raise ValueError(f"best of {n}: {environment.name} has no reward to choose by")
         more = self._sample(environment, replace(settings, num_samples=n * settings.num_samples), reference=False)
         base, own = self._base_samples(environment, settings), best_of_every(more, n)
-        self._write_samples(self._prompts(environment), base, UNMEASURED_BASE, own, UNMEASURED)
+        self._write_samples(self.prompts(environment), base, UNMEASURED_BASE, own, UNMEASURED)
 
     def at_temperature(self, temperature: float) -> None:
         environment = self._answered()
-        settings = self._settings(environment)
+        settings = self.settings(environment)
         hot = replace(settings, temperature=settings.temperature * temperature)
         base, own = self._base_samples(environment, settings), self._sample(environment, hot, reference=False)
-        cooled, prompts = self._statistics_at(temperature), self._prompts(environment)
+        cooled, prompts = self._statistics_at(temperature), self.prompts(environment)
         if cooled is None:
             self._write_samples(prompts, base, UNMEASURED_BASE, own, UNMEASURED)
             return

@@ -141,7 +141,7 @@ class JudgedModels:
 
     def responses(self, environment: Environment) -> dict[str, Any]:
         """Responses of both models with the same seeds, their rewards and KLs; writes samples.jsonl."""
-        settings, prompts = self._settings(environment), self._prompts(environment)
+        settings, prompts = self.settings(environment), self.prompts(environment)
         check_reward(environment, prompts, settings.max_new_tokens)
         base = self._base_samples(environment, settings)
         trained = self._sample(environment, settings, reference=False)
@@ -172,7 +172,7 @@ class JudgedModels:
     def base_alone(self) -> None:
         """Responses of the base model with its entropy, where policy and reference are both that model."""
         environment = self._answered()
-        settings, prompts = self._settings(environment), self._prompts(environment)
+        settings, prompts = self.settings(environment), self.prompts(environment)
         base = self._base_samples(environment, settings)
         measured = vars(self._distances(prompts, base, base))
         numbers = {name: measured[name] for name in ("forward_kl", "reverse_kl", "policy_entropy")}
@@ -184,7 +184,7 @@ class JudgedModels:
         environment = self.environment()
         if environment is None:
             raise ValueError("nothing to answer: the recipe has no environment, and evaluation.max_prompts is null")
-        check_reward(environment, self._prompts(environment), self._settings(environment).max_new_tokens)
+        check_reward(environment, self.prompts(environment), self.settings(environment).max_new_tokens)
         return environment
 
     def _known_answers(
@@ -219,7 +219,8 @@ class JudgedModels:
             progress=self._stage("exact KLs"),
         )
 
-    def _prompts(self, environment: Environment) -> list[Prompt]:
+    def prompts(self, environment: Environment) -> list[Prompt]:
+        """The held-out prompts that are answered. Raises ValueError where there is none."""
         prompts = environment.held_out[: self.recipe.evaluation.max_prompts]
         if not prompts:
             raise ValueError(
@@ -227,7 +228,8 @@ class JudgedModels:
             )
         return prompts
 
-    def _settings(self, environment: Environment) -> SamplingSettings:
+    def settings(self, environment: Environment) -> SamplingSettings:
+        """How they are answered."""
         section = self.recipe.evaluation
         return SamplingSettings(
             num_samples=section.samples_per_prompt,
@@ -239,7 +241,7 @@ class JudgedModels:
 
     def _base_samples(self, environment: Environment, settings: SamplingSettings) -> HeldOutResponses:
         """What the base says, from `base_from` where that holds it, else sampled; kept in this run's directory."""
-        prompts = self._prompts(environment)
+        prompts = self.prompts(environment)
         identity = samples_identity(self.policy, self.reference, self.tokenizer, prompts, settings)
         responses = None if self.base_from is None else kept_samples(self.base_from, identity)
         if responses is None:
@@ -255,7 +257,7 @@ class JudgedModels:
             model,
             self.tokenizer,
             environment,
-            self._prompts(environment),
+            self.prompts(environment),
             settings,
             as_reference=reference and self.reference.model is None,
             progress=self._stage(f"samples of the {'base' if reference else 'trained'} model"),
