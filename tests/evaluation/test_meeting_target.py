@@ -15,11 +15,12 @@ import yaml
 from helpers.study_cases import read, write_study
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora
-from tdpo.comparison.cells import StudyFiles, reference_cell, training_prompts, training_recipe
+from tdpo.comparison.cells import StudyFiles, evaluation_recipe, reference_cell, training_prompts, training_recipe
 from tdpo.comparison.meeting import meeting_prompts
 from tdpo.comparison.work import do_cell
 from tdpo.config import RecipeError
 from tdpo.environments import Environment, Prompt
+from tdpo.evaluation import evaluate_run
 from tdpo.evaluation.held_out_responses import distances
 from tdpo.evaluation.meeting_target import FARTHEST, meeting_factor, scale_to_target
 from tdpo.models import reference_for
@@ -27,6 +28,7 @@ from tdpo.models.adapter_scaling import save_scaled_adapter, scaling_adapter
 from tdpo.models.adapters import load_adapter
 from tdpo.records.json_files import read_json
 from tdpo.records.study_tables import CellKey
+from tdpo.runs import RunDirectory
 from tdpo.sampling.sampler import SamplingSettings, sample
 from tdpo.scoring.policy_statistics import PolicyStatistics
 
@@ -59,6 +61,7 @@ def test_the_factor_is_found_where_it_is_known(kl_at: Callable[[float], float], 
     found = meeting_factor(kl_at, target)
     assert abs(found.kl / target - 1) <= 0.021 and found.factor == pytest.approx(factor, rel=0.04)
     assert found.measured[0] == (1.0, kl_at(1.0)) and len(found.measured) <= 4
+    assert meeting_factor(lambda f: 3.0 * f**2, 0.75).measured[1:] == [(pytest.approx(0.5), pytest.approx(0.75))]
 
 
 def test_a_target_out_of_reach_gets_the_nearest_policy_within_the_bound() -> None:
@@ -148,10 +151,17 @@ def test_a_kl_is_measured_on_prompts_that_were_not_trained_on_where_enough_are_l
     assert len(chosen) == 48 and not chosen & {"h0", "h1", "h2", *trained_on}, "three are judged"
 
 
-def test_a_study_judges_the_model_on_target_and_makes_it_once(tmp_path: Path) -> None:
-    arms = [{"name": "online_dpo_reverse", "targets": [0.5], "train_at": 3}]
+def test_a_study_judges_the_model_on_target_and_makes_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, str]] = []
+
+    def listened(*args: Any, **options: Any) -> Any:
+        asked.append(args[5:7])
+        return scale_to_target(*args, **options)
+
+    monkeypatch.setattr("tdpo.comparison.meeting.scale_to_target", listened)
+    arms = [{"name": "online_dpo_forward", "targets": [0.5], "train_at": 3}]
     study = read(_only_letters(tmp_path, arms))
-    files, cell = StudyFiles.of(study), CellKey("letters", "online_dpo_reverse", "0.5", 0)
+    files, cell = StudyFiles.of(study), CellKey("letters", "online_dpo_forward", "0.5", 0)
     for one in (reference_cell("letters", 0), cell):
         do_cell(study, files, one, lambda *_: None)
     folder = files.cell(cell)
@@ -159,6 +169,10 @@ def test_a_study_judges_the_model_on_target_and_makes_it_once(tmp_path: Path) ->
     meeting, measured = read_json(folder / "on_target.json"), read_json(folder / "measured.json")
     assert measured["overall"]["adapter_factor"] == meeting["factor"] != 1.0
     assert abs(meeting["kl"] / 0.5 - 1) < abs(meeting["measured"][0][1] / 0.5 - 1)
+    assert asked == [(0.5, "reverse")], "the study's direction, not the arm's"
+    judged = read_json(folder / "run/evaluation.json")["generations"]["trained"]["reverse_kl"]
+    unscaled = evaluate_run(RunDirectory(folder / "run"), evaluation_recipe(study, files, cell))
+    assert unscaled["generations"]["trained"]["reverse_kl"] != judged
     weights = folder / "model-on-target/adapter_model.safetensors"
     made = weights.stat().st_mtime_ns
     do_cell(study, files, cell, lambda *_: None)
