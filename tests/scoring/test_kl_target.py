@@ -68,6 +68,50 @@ def test_far_below_the_target_the_dual_variable_waits_as_long_as_the_kl_rises() 
     assert stopped.at_target == pytest.approx(0.1 * math.exp(-0.5 * 8))
 
 
+def test_held_out_pairs_move_the_aim_and_not_while_the_kl_is_far_from_it() -> None:
+    controller = KLTargetController(3.0, 0.1)
+    controller.move(4 * 0.5, 4)
+    controller.see_held_out(0.2)
+    assert controller.aim == 3.0, "a sixth of the target: k lags, so the ratio says nothing"
+    for _ in range(40):
+        controller.move(4 * 3.0, 4)
+    controller.see_held_out(1.5)
+    assert controller.held_out == pytest.approx(0.4 * math.log(0.5)) and controller.aim == pytest.approx(3 * 2**0.4)
+    for _ in range(30):
+        controller.see_held_out(1.5)
+    assert controller.aim == pytest.approx(6.0, rel=1e-4) and controller.missed(), "held-out pairs are at 1.5"
+    before = controller.coefficient
+    controller.move(4 * 3.0, 4)
+    assert controller.coefficient < before, "it holds less, since 3 nats are half of the way"
+    for _ in range(60):
+        controller.move(4 * 6.0, 4)
+    assert not controller.missed() and controller.kl == pytest.approx(6.0, rel=1e-3)
+    for wrong in (0.0, math.nan, math.inf):
+        controller.see_held_out(wrong)
+    assert controller.aim == pytest.approx(6.0, rel=1e-4)
+    controller.see_held_out(1e-9)
+    assert controller.held_out == pytest.approx(0.6 * math.log(0.5) - 0.4 * math.log(3), rel=1e-3), "at most a third"
+    other = KLTargetController(3.0, 0.1)
+    other.load_state_dict(controller.state_dict())
+    assert other.aim == controller.aim and other.coefficient == controller.coefficient
+
+
+@pytest.mark.parametrize(
+    ("term", "expected"),
+    [
+        (KLTerm(direction="forward", target=3.0), 2.5),
+        (KLTerm(direction="forward", target=3.0, target_direction="reverse"), 4.5),
+        (KLTerm(direction="reverse", on="rejected", target=3.0, target_direction="forward"), 7.0),
+        (None, None),
+    ],
+)
+def test_an_evaluation_says_what_is_held_on_held_out_pairs(term: Any, expected: Any) -> None:
+    loss = configured_loss("dpo", 0.1, None, 0.0, kl=term)
+    metrics = {"eval_kl_term": 2.5, "eval_chosen_reverse_kl": 4.0, "eval_rejected_reverse_kl": 5.0}
+    assert loss.held_out_kl({**metrics, "eval_chosen_forward_kl": 6.0, "eval_rejected_forward_kl": 7.0}) == expected
+    assert loss.held_out_kl({"eval_reward_mean": 1.0}) is None
+
+
 def test_what_processes_see_is_summed_and_an_interrupted_update_is_forgotten() -> None:
     """A sum that is doubled stands for two processes that see the same; micro-batches of an update are one batch."""
     loss = configured_loss("dpo", 0.1, None, 0.0, KLTerm(target=1.0))

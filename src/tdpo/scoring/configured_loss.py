@@ -108,6 +108,17 @@ class ConfiguredLoss:
         with torch.no_grad():
             self.controller.observe(pair_kl(stats, sequence_index, num_pairs, self.kl.held))
 
+    def held_out_kl(self, metrics: Mapping[str, float]) -> float | None:
+        """The held KL in the numbers of an evaluation on pairs, nats per sequence; None where they have none."""
+        if self.kl is None:
+            return None
+        if not self.kl.holds_another:
+            return metrics.get("eval_kl_term")
+        held = self.kl.held
+        sides = ("chosen", "rejected") if held.on == "both" else (held.on,)
+        found = [metrics.get(f"eval_{side}_{held.direction}_kl") for side in sides]
+        return None if None in found else sum(value or 0.0 for value in found) / len(found)
+
     def end_update(self, total: Callable[[Tensor], Tensor]) -> None:
         """Let the controller change λ, where there is one; `total` sums a vector over processes."""
         if self.controller is not None:

@@ -29,6 +29,9 @@ class KLTargetController:
     will be on target within 40: that it has not arrived yet says nothing about λ₀. Without this rule λ₀ would fall all
     the way to the target, and be too small to stop the policy there.
 
+    Pairs that are learned from have more KL than held-out ones, whose prompts are others. Where evaluations measure the
+    latter (`see_held_out`), the target is theirs: what is compared with it is k times a running ratio of the two.
+
     Args:
         target: of the KL, > 0, in nats per sequence.
         coefficient: λ₀ at the start, > 0, per nat. It need not be right.
@@ -43,6 +46,7 @@ class KLTargetController:
     LEAST = 0.005  # of λ₀ times the target
     MOST = 1e8  # of λ₀, so that a target out of reach makes no number overflow
     NEAR = 0.15  # a KL that is this near to its target has met it
+    HELD_OUT_WEIGHT, HELD_OUT_LIMIT = 0.4, math.log(3.0)  # of an evaluation in the ratio's logarithm; how far it goes
 
     def __init__(
         self, target: float, coefficient: float, what: str = "the KL beside the loss", section: str = "loss.kl"
@@ -51,6 +55,7 @@ class KLTargetController:
         self.at_target = coefficient
         self.recent = [0.0]  # k after the last updates, the newest last
         self.sum, self.pairs = 0.0, 0.0
+        self.held_out = 0.0  # the logarithm of the KL on held-out pairs over that on pairs that are learned from
         self.forget_update()
 
     @property
@@ -62,6 +67,19 @@ class KLTargetController:
     def kl(self) -> float | None:
         """The average of the KL over the last updates, in nats per sequence; None before the first."""
         return self.sum / self.pairs if self.pairs else None
+
+    @property
+    def aim(self) -> float:
+        """What the KL of pairs that are learned from has to be, so that held-out pairs are on target."""
+        return self.target * math.exp(-self.held_out)
+
+    def see_held_out(self, kl: float) -> None:
+        """Take in what an evaluation between two updates found on held-out pairs, in nats per sequence.
+
+        Far below the target nothing is learned from it: the average k lags behind a KL that rises."""
+        if self.kl is not None and self.kl > self.aim / 3 and 0.0 < kl < math.inf:
+            seen = _clipped(math.log(kl / self.kl), self.HELD_OUT_LIMIT)
+            self.held_out += self.HELD_OUT_WEIGHT * (seen - self.held_out)
 
     def forget_update(self) -> None:
         """Begin an update: what was observed since the last one does not count."""
@@ -95,17 +113,17 @@ class KLTargetController:
         """Whether the KL rises to the target soon enough, or has not had the time to show it."""
         updates = len(self.recent) - 1
         pace = (self.recent[-1] - self.recent[0]) / max(updates, 1)
-        return updates < self.UPDATES or self.recent[-1] + self.PATIENCE * pace >= self.target
+        return updates < self.UPDATES or self.recent[-1] + self.PATIENCE * pace >= self.aim
 
     def _error(self, updates: int) -> float:
-        """The logarithm of KL/target so many updates from now, if the KL goes on as in the last update."""
+        """The logarithm of KL/aim so many updates from now, if the KL goes on as in the last update."""
         rise = self.recent[-1] - self.recent[-2] if len(self.recent) > 1 else 0.0
-        relative = (self.recent[-1] + updates * rise) / self.target
+        relative = (self.recent[-1] + updates * rise) / self.aim
         return _clipped(math.log(max(relative, math.exp(-self.FARTHEST))), self.FARTHEST)
 
     def missed(self) -> str:
         """Why the KL is not near its target as a run ends, and what to do; empty where it is."""
-        kl = self.kl
+        kl = None if self.kl is None else self.kl * math.exp(self.held_out)
         if kl is None or abs(kl / self.target - 1.0) <= self.NEAR:
             return ""
         what = f"{self.what} ended at {kl:.3g} nats a sequence, and its target was {self.target:g}"
@@ -123,6 +141,7 @@ class KLTargetController:
             "kl_recent": self.recent,
             "kl_sum": self.sum,
             "kl_pairs": self.pairs,
+            "kl_held_out": self.held_out,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -130,6 +149,7 @@ class KLTargetController:
         if "kl_recent" in state:
             self.at_target, self.sum, self.pairs = (float(state[f"kl_{key}"]) for key in ("at_target", "sum", "pairs"))
             self.recent = [float(kl) for kl in state["kl_recent"]]
+            self.held_out = float(state.get("kl_held_out", 0.0))  # earlier versions had none
 
 
 def _clipped(value: float, limit: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -22,6 +22,8 @@ class HeldByController(Protocol):
 
     def end_update(self, total: Callable[[Tensor], Tensor]) -> None: ...
 
+    def held_out_kl(self, metrics: Mapping[str, float]) -> float | None: ...
+
 
 class KLTargetControl(TrainerCallback):
     """Tells what is held when an update ends, before it is logged and saved, and warns of a target that was missed.
@@ -33,15 +35,24 @@ class KLTargetControl(TrainerCallback):
 
     def __init__(self, held: HeldByController, total: Callable[[Tensor], Tensor]) -> None:
         self.held, self.total = held, total
+        self.is_training = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.held.controller is not None
+        self.is_training = True
         self.held.controller.forget_update()  # an earlier call of train may have been interrupted within one
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.held.end_update(self.total)
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
+        kl = self.held.held_out_kl(metrics)
+        if self.is_training and kl is not None:
+            assert self.held.controller is not None
+            self.held.controller.see_held_out(kl)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.is_training = False
         assert self.held.controller is not None
         if state.is_world_process_zero and (sentence := self.held.controller.missed()):
             logger.warning(sentence)

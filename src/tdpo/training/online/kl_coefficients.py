@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -77,6 +77,9 @@ class DualCoefficient:
     def end_update(self, total: Callable[[Tensor], Tensor]) -> None:
         """Move it by what was observed in this update; `total` sums a vector over processes."""
         self.controller.end_update(total)
+
+    def held_out_kl(self, metrics: Mapping[str, float]) -> None:
+        """Nothing: it is held along own responses, of which each is new."""
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.controller.state_dict())
