@@ -76,10 +76,11 @@ def test_held_out_pairs_move_the_aim_and_not_while_the_kl_is_far_from_it() -> No
     for _ in range(40):
         controller.move(4 * 3.0, 4)
     controller.see_held_out(1.5)
-    assert controller.held_out == pytest.approx(0.4 * math.log(0.5)) and controller.aim == pytest.approx(3 * 2**0.4)
+    assert controller.held_out == pytest.approx(0.4 * math.log(0.5), rel=1e-3)
+    assert controller.aim == pytest.approx(3 * 2**0.4, rel=1e-3)
     for _ in range(30):
         controller.see_held_out(1.5)
-    assert controller.aim == pytest.approx(6.0, rel=1e-4) and controller.missed(), "held-out pairs are at 1.5"
+    assert controller.aim == pytest.approx(6.0, rel=1e-3) and controller.missed(), "held-out pairs are at 1.5"
     before = controller.coefficient
     controller.move(4 * 3.0, 4)
     assert controller.coefficient < before, "it holds less, since 3 nats are half of the way"
@@ -88,7 +89,7 @@ def test_held_out_pairs_move_the_aim_and_not_while_the_kl_is_far_from_it() -> No
     assert not controller.missed() and controller.kl == pytest.approx(6.0, rel=1e-3)
     for wrong in (0.0, math.nan, math.inf):
         controller.see_held_out(wrong)
-    assert controller.aim == pytest.approx(6.0, rel=1e-4)
+    assert controller.aim == pytest.approx(6.0, rel=1e-3)
     controller.see_held_out(1e-9)
     assert controller.held_out == pytest.approx(0.6 * math.log(0.5) - 0.4 * math.log(3), rel=1e-3), "at most a third"
     other = KLTargetController(3.0, 0.1)

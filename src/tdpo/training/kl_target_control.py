@@ -45,8 +45,10 @@ class KLTargetControl(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.held.end_update(self.total)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
-        kl = self.held.held_out_kl(metrics)
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, *, metrics: Mapping[str, float] | None = None, **_: Any
+    ) -> None:
+        kl = self.held.held_out_kl(metrics or {})
         if self.is_training and kl is not None:
             assert self.held.controller is not None
             self.held.controller.see_held_out(kl)
