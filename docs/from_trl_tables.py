@@ -45,7 +45,7 @@ OTHER_LOGS = {
 CALL = {
     "data_collator": "TRL's own `DataCollatorForPreference` is accepted; others are refused: layouts are made here",
     "compute_metrics": "called with a number for each pair (`predictions` is a dictionary of arrays), not with logits",
-    "quantization_config": "refused: load the model with it yourself, and pass a `peft_config`",
+    "quantization_config": "taken for a model that is given by name, with a `peft_config`",
 }
 
 

@@ -79,7 +79,8 @@ def test_what_no_key_takes_over_is_named_with_place_and_remedy(tmp_path: Path) -
     for sentence, parts in zip(
         lost,
         (
-            ("use_dora: true", "LoraConfig"), ("load_in_4bit: true", "not here yet"), ("use_weighting", "another loss"),
+            ("use_dora: true", "LoraConfig"), ("load_in_4bit: true", "needs use_peft"),
+            ("use_weighting", "another loss"),
             ("push_to_hub", "`tdpo push RUN OWNER/NAME`"), ("did you mean use_weighting?",),
             ("cosine_with_restarts has no counterpart", "linear"), ("label_smoothing: 0.1 has no effect in TRL",),
             ("lora_r", "without use_peft: true"), ("would put noise",), ("model_revision", "name a folder"),
@@ -175,3 +176,13 @@ def test_the_command_prints_the_recipe_and_says_what_is_lost(call: Call, tmp_pat
     assert missing.exit_code == 2 and "none.yaml: does not exist" in missing.output
     both: Any = call("recipe", "loss", "--markdown")
     assert both.exit_code == 2 and "--markdown and a key exclude one another" in both.output
+
+
+def test_four_and_eight_bits_are_taken_over(tmp_path: Path) -> None:
+    recipe, text, lost = converted(tmp_path, "use_peft: true\nload_in_4bit: true\nbnb_4bit_quant_type: fp4\n")
+    assert recipe.model.quantization is not None and not lost
+    assert recipe.model.quantization.model_dump() == {"bits": 4, "type": "fp4", "nested": False}
+    assert "nested: false  # TRL's default for use_bnb_nested_quant" in text
+    recipe, text, lost = converted(tmp_path, "use_peft: true\nload_in_8bit: true\n")
+    assert recipe.model.quantization is not None and recipe.model.quantization.bits == 8 and not lost
+    assert "without the decomposition of outliers" in text

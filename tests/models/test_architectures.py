@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
+from helpers.naive_loss import naive_loss
 from helpers.tiny_models import FAMILIES
 from helpers.training_cases import (
     METRICS,
@@ -26,37 +26,9 @@ from helpers.training_cases import (
     plain_rows,
     train_logs,
 )
-from tdpo.batches import TokenizedPair
 
 BETA, ALPHA = 0.3, 0.7
 RATES = {"full": 0.006, "lora": 0.015}
-
-
-def naive_loss(policy: Any, reference: Any, pairs: list[TokenizedPair], loss: str) -> Tensor:
-    """The mean loss with its gradient, as the papers write it, from log-softmaxes over the whole vocabulary."""
-
-    def ratio_and_kl(prompt: list[int], response: list[int]) -> tuple[Tensor, Tensor]:
-        ids = torch.tensor([prompt + response])
-        shown = slice(len(prompt) - 1, ids.shape[1] - 1)
-        logp = policy(input_ids=ids).logits[0, shown].log_softmax(-1)
-        with torch.no_grad():
-            reference_logp = reference(input_ids=ids).logits[0, shown].log_softmax(-1)
-        target = torch.tensor(response)[:, None]
-        ratio = (logp - reference_logp).gather(1, target).sum()
-        return ratio, (reference_logp.exp() * (reference_logp - logp)).sum()
-
-    losses = []
-    for pair in pairs:
-        chosen, chosen_kl = ratio_and_kl(pair.prompt_ids, pair.chosen_ids)
-        rejected, rejected_kl = ratio_and_kl(pair.prompt_ids, pair.rejected_ids)
-        h = chosen - rejected
-        margin = {
-            "dpo": h,
-            "tdpo1": h - (rejected_kl - chosen_kl),
-            "tdpo2": h - ALPHA * (rejected_kl - chosen_kl.detach()),
-        }[loss]
-        losses.append(-logsigmoid(BETA * margin))
-    return torch.stack(losses).mean()
 
 
 def load(folder: Path, adapter: bool) -> Any:
@@ -113,7 +85,7 @@ def test_one_step_of_each_loss(
     for name in METRICS:
         assert second[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
 
-    naive_loss(policy, reference, pairs, loss).backward()
+    naive_loss(policy, reference, pairs, loss, beta=BETA, alpha=ALPHA).backward()
     after = weights(load(tmp_path / "checkpoint-2", adapter))
     for name, weight in weights(policy).items():
         assert weight.grad is not None, name

@@ -261,15 +261,11 @@ def test_kinds_of_models_without_a_causal_class(tmp_path: Path) -> None:
     t5 = hf.T5ForConditionalGeneration(
         hf.T5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     )
-    text = {**SMALL, "num_key_value_heads": 2}
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-    eyes = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 14}
-    sees = hf.Qwen2VLForConditionalGeneration(
-        hf.Qwen2VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=eyes)
-    )
+    part = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sees = hf.CLIPModel(hf.CLIPConfig(text_config={**part, "vocab_size": 384}, vision_config=part))
     for name, model, expected in (
         ("t5", t5, "is an encoder-decoder (t5)"),
-        ("sees", sees, "is no causal language model (qwen2_vl, Qwen2VLForConditionalGeneration)"),
+        ("sees", sees, "is no causal language model (clip, CLIPModel)"),
     ):
         folder = saved(model, tmp_path / name)
         assert expected in refusal(folder) and expected in problems(folder)["model"]

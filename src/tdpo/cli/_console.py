@@ -82,6 +82,8 @@ class _Printable(logging.Formatter):
 
 def say_logs() -> None:
     """Print log records and warnings of tdpo and of libraries, with control characters escaped."""
+    # Wherever it is installed it advises, when peft loads it, to install what would fetch and run code of the hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.lastResort = _MessageHandler(logging.WARNING)  # used where the caller has set up no handler
     warnings.formatwarning = lambda message, category, *_: printable(f"{category.__name__}: {message}") + "\n"
     loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]

@@ -84,17 +84,23 @@ def generate(
         seed=seed,
         batch_size=batch_size,
     )
+    trained = list(models.values())[-1]
     for label, name in models.items():
-        for entry in _sample(label, name, texts, settings, raw):
+        for entry in _sample(label, name, texts, settings, raw, trained):
             _show(entry, as_json=as_json)
 
 
-def _sample(label: str, name: str, texts: list[PromptInput], settings: Any, raw: bool) -> list[dict[str, Any]]:
+def _sample(
+    label: str, name: str, texts: list[PromptInput], settings: Any, raw: bool, trained: str
+) -> list[dict[str, Any]]:
+    """Responses of the model `name`; it is quantised as the base of the adapter `trained`, where that is one."""
     from ..models import load_causal_lm, load_tokenizer
+    from ..models.quantization import as_trained
     from ..sampling.sampler import sample
 
     tokenizer = load_tokenizer(name)
-    model = load_causal_lm(name)
+    dtype, quantization = as_trained(trained, "auto", None)
+    model = load_causal_lm(name, dtype=dtype, quantization=quantization)
     chat = bool(tokenizer.chat_template) and not raw
     prompts: list[PromptInput] = [
         [{"role": "user", "content": text}] if chat and isinstance(text, str) else text for text in texts

@@ -28,7 +28,8 @@ def merge(
 
     A run that trained all weights needs no merging: its model folder is one
     plain model already. What is written is loaded again and compared with the
-    adapter's model; where they differ, nothing is written.
+    adapter's model; where they differ, nothing is written. A base in four or
+    eight bits is dequantised first, and the line that follows says so.
 
     [bold]Examples[/bold]
 
@@ -43,8 +44,10 @@ def merge(
     quiet_libraries()
     from ..training.saving import save_merged
 
-    save_merged(folder, out)
+    remark = save_merged(folder, out)
     say(f"merged {folder} into {out}")
+    if remark:
+        say(remark)
 
 
 def model_folder(source: Path) -> str:

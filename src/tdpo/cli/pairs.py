@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -72,15 +72,16 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
     if out.exists() and not overwrite:
         raise CommandError(f"{out} exists; --overwrite replaces it, --out names another file")
     quiet_libraries()
-    from ..models import load_causal_lm, load_tokenizer
+    from ..models import load_causal_lm, load_tokenizer, quantization_config
     from ..models.precision import loaded_dtype
     from ..models.product_speed import why_slow
     from ..sampling.pair_sampling import pair_settings, sample_pairs
 
     started = time.monotonic()
-    options = {"trust_remote_code": recipe.model.trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.name, **options)
-    model = load_causal_lm(recipe.model.name, dtype=recipe.model.dtype, **options)
+    quantization = quantization_config(recipe.model.quantization)
+    model = load_causal_lm(recipe.model.name, dtype=recipe.model.dtype, quantization=quantization, **options)
     if slow := why_slow(loaded_dtype(model)):
         say(f"{slow}.", style="yellow")
     total = len(environment.train) * recipe.sampling.samples_per_prompt

@@ -16,7 +16,7 @@ from ..environments import Environment
 from ..evaluation import evaluate_base, evaluate_run
 from ..evaluation.baselines import evaluate_best_of, evaluate_temperature
 from ..methods import ARMS, BEST_OF
-from ..models import load_causal_lm, load_tokenizer
+from ..models import load_causal_lm, load_tokenizer, quantization_config
 from ..models.product_speed import recorded_in
 from ..preferences import PreferenceRow, write_preferences
 from ..records.folders import remove
@@ -134,7 +134,8 @@ class _Work:
     def _sample_pairs(self, environment: Environment, out: Path) -> None:
         model = self.study.model
         trust = model.trust_remote_code
-        base = load_causal_lm(model.name, dtype=model.dtype, trust_remote_code=trust)
+        quantization = quantization_config(model.quantization)
+        base = load_causal_lm(model.name, dtype=model.dtype, trust_remote_code=trust, quantization=quantization)
         tokenizer = load_tokenizer(model.name, trust_remote_code=trust)
         settings = pair_settings(self.study.sampling, environment, self.cell.seed)
         chosen = training_prompts(self.study, environment, self.cell.seed)

@@ -153,7 +153,8 @@ class OnlineRecipe(OwnResponses):
         reasons = {
             "online.micro_batch_size": why_no_divisor(online.micro_batch_size, "online.minibatch_size", minibatch),
             "online.eval_every": why_not_evaluated(online.eval_every, info.data),
-            "online.precision": model and why_no_precision(online.precision, model.dtype),
+            "online.precision": model
+            and why_no_precision(online.precision, model.dtype, model.quantization is not None),
         }
         problems += [(key, reason) for key, reason in reasons.items() if reason is not None]
         problems += _problems_of_moving(online, loss, model)

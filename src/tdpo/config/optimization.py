@@ -14,8 +14,16 @@ Precision = Literal["auto", "float32", "bfloat16-mixed", "float16-mixed", "bfloa
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab"]
 
 
-def why_no_precision(precision: str, dtype: str) -> str | None:
-    """Why weights cannot be trained in `precision` if `model.dtype` loads them in `dtype`; None if they can."""
+def why_no_precision(precision: str, dtype: str, quantized: bool) -> str | None:
+    """Why weights cannot be trained in `precision` if `model.dtype` loads them in `dtype`; None if they can.
+
+    `quantized`: they are quantised, which no precision can hold them in.
+    """
+    if quantized and precision != "auto":
+        return (
+            f"{precision} cannot hold weights that model.quantization puts into few bits; leave it auto, and let "
+            "model.dtype say what is computed in"
+        )
     held = "bfloat16" if precision == "bfloat16" else "float32"
     if "auto" in (precision, dtype) or dtype == held:
         return None

@@ -242,7 +242,7 @@ class PPORecipe(OwnResponses):
             "ppo.micro_batch_size": why_no_divisor(ppo.micro_batch_size, "ppo.minibatch_size", minibatch),
             "ppo.eval_every": why_not_evaluated(ppo.eval_every, info.data),
             "ppo.advantage": group_obstacle(ppo.advantage, rollouts.samples_per_prompt) if rollouts else None,
-            "ppo.precision": model and why_no_precision(ppo.precision, model.dtype),
+            "ppo.precision": model and why_no_precision(ppo.precision, model.dtype, model.quantization is not None),
         }
         problems = [(key, reason) for key, reason in reasons.items() if reason is not None]
         if problems:

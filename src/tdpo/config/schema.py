@@ -41,6 +41,27 @@ class Lora(Section):
     """Modules that get an adapter: `all-linear` (every linear layer but the head) or a list of module names."""
 
 
+class Quantization(Section):
+    """The base of an adapter in few bits, by bitsandbytes (`pip install "tdpo[quantization]"`): QLoRA."""
+
+    bits: Literal[4, 8] = 4
+    """Bits of a weight. With 8 each token's activations are rounded to 8 bits too. The head and the embedding stay in
+    `model.dtype`."""
+    type: Literal["nf4", "fp4"] | None = None
+    """How 4 bits are used; null is nf4."""
+    nested: bool | None = None
+    """Whether the scales of 4-bit weights are quantised too, which saves 0.4 bits a weight; null is true."""
+
+    @field_validator("type", "nested")
+    @classmethod
+    def _of_four_bits(cls, value: Any, info: ValidationInfo) -> Any:
+        bits = info.data.get("bits")
+        if value is not None and bits == 8:
+            raise ValueError(f"has no effect with model.quantization.bits 8; remove {info.field_name}")
+        default = {"type": "nf4", "nested": True}[str(info.field_name)]
+        return default if value is None and bits == 4 else value
+
+
 class Model(Section):
     """The policy, and the reference that it is held against."""
 
@@ -55,6 +76,23 @@ class Model(Section):
     """Name or folder of another reference model; null is the policy as it was before training."""
     lora: Lora | None = Lora()
     """Null trains all weights instead."""
+    quantization: Quantization | None = None
+    """Loads the base in four or eight bits, with the adapter on top; the reference is this base with the adapter off.
+    `model.reference` and other models are not quantised. Null loads it in `dtype`, and the base of a saved adapter as
+    it was when the adapter was trained."""
+
+    @field_validator("quantization")
+    @classmethod
+    def _is_under_an_adapter(cls, quantization: Quantization | None, info: ValidationInfo) -> Quantization | None:
+        name, lora = info.data.get("name"), info.data.get("lora")
+        if quantization is None or name is None or "lora" not in info.data:
+            return quantization
+        if not trains_adapter(name, lora is not None):
+            raise ValueError(
+                "quantised weights cannot be trained themselves, and model.lora is null; set model.lora, or remove "
+                "model.quantization"
+            )
+        return quantization
 
 
 class Data(Section):
@@ -308,7 +346,7 @@ class Recipe(Section):
         if training.eval_steps and data is not None and data.eval is None and data.eval_fraction is None:
             reason = "has no effect without held-out rows; set data.eval or data.eval_fraction"
             raise key_problems(("training.eval_steps", reason))
-        contradiction = model and why_no_precision(training.precision, model.dtype)
+        contradiction = model and why_no_precision(training.precision, model.dtype, model.quantization is not None)
         if contradiction:
             raise key_problems(("training.precision", contradiction))
         update: dict[str, Any] = {}

@@ -130,19 +130,14 @@ FIXED = {
 NAMES = (*TAKEN, *FIXED)
 
 # Arguments for loading a model that can be taken, and values of others that change nothing.
-_LOADING = ("dtype", "torch_dtype", "trust_remote_code")
+_LOADING = ("dtype", "torch_dtype", "trust_remote_code", "quantization_config")
 _LOADING_SAME: dict[str, tuple[Any, ...]] = {
     "attn_implementation": (None, "sdpa"),
     "device_map": (None,),
     "revision": (None, "main"),
     "low_cpu_mem_usage": (None, True, False),
     "use_cache": (None, True, False),
-    "quantization_config": (None,),
 }
-NO_FOUR_BITS = (
-    "quantization_config is not taken: the trainers do not load a base in four or eight bits yet. Load the model with "
-    "it yourself, and pass it as model with a peft_config"
-)
 
 
 def is_same(value: Any, same: tuple[Any, ...]) -> bool:
@@ -189,11 +184,10 @@ def loading_problems(name: str, arguments: Any) -> Iterator[str]:
         return
     for key, value in arguments.items():
         if key in _LOADING or is_same(value, _LOADING_SAME.get(key, ())):
+            if key == "quantization_config" and value is not None and not hasattr(value, "to_dict"):
+                yield f"{name}: quantization_config must be one of transformers', as BitsAndBytesConfig, got {value!r}"
             continue
-        if key == "quantization_config":
-            yield f"{name}: {NO_FOUR_BITS}"
-        else:
-            yield (
-                f"{name}: {key}={value!r} cannot be passed on. Load the model with it yourself and pass the model in "
-                "place of its name"
-            )
+        yield (
+            f"{name}: {key}={value!r} cannot be passed on. Load the model with it yourself and pass the model in place "
+            "of its name"
+        )

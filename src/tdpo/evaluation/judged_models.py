@@ -16,6 +16,7 @@ from ..models import (
     load_causal_lm,
     load_tokenizer,
     model_facts,
+    quantization_config,
     reference_for,
 )
 from ..models.precision import held_dtype, hold_weights, loaded_dtype
@@ -87,7 +88,8 @@ class JudgedModels:
         check_something_held_out(recipe)
         trust = recipe.model.trust_remote_code
         name = recipe.model.reference or recipe.model.name
-        base = load_causal_lm(name, dtype=recipe.model.dtype, trust_remote_code=trust)
+        quantization = quantization_config(recipe.model.quantization) if recipe.model.reference is None else None
+        base = load_causal_lm(name, dtype=recipe.model.dtype, trust_remote_code=trust, quantization=quantization)
         training = recipe.optimization
         has_lora = trains_adapter(recipe.model.name, recipe.model.lora is not None)
         hold_weights(base, held_dtype(training.precision, loaded_dtype(base), has_adapter=has_lora))

@@ -11,6 +11,7 @@ from ..config import AnyRecipe, Loss, PPORecipe, Recipe, load_recipe
 from ..models import is_adapter_folder, load_causal_lm
 from ..models.adapters import load_adapter
 from ..models.precision import hold_weights
+from ..models.quantization import as_trained
 from ..records.names import RECIPE_FILE
 from ..runs import RunDirectory
 
@@ -60,7 +61,8 @@ class TrainedModel:
         """A model; an adapter on `base`, where that is given."""
         if self.base is None or not is_adapter_folder(Path(name).expanduser()):
             return load_causal_lm(name, dtype=dtype, trust_remote_code=trust_remote_code)
-        base = load_causal_lm(self.base, dtype=dtype, trust_remote_code=trust_remote_code)
+        dtype, quantization = as_trained(name, dtype, None)
+        base = load_causal_lm(self.base, dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization)
         return load_adapter(base, name)
 
 

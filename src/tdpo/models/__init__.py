@@ -5,7 +5,7 @@ from .adapters import LoraSettings, add_lora, has_adapter, merged_adapter
 from .bundled import BUNDLED, bundled_folder
 from .configurations import check_quantized_training
 from .folder_files import is_adapter_folder
-from .hidden_states import causal_lm_of, find_head, response_hidden, select_logits
+from .hidden_states import causal_lm_of, find_head, has_quantized_head, response_hidden, select_logits
 from .lengths import independent_length, length_thresholds, why_dependent
 from .merging import logits_distance, merge_adapter, probe_logits
 from .model_loading import (
@@ -19,6 +19,7 @@ from .model_loading import (
     outline_causal_lm,
 )
 from .probing import check_causal, check_whole_loss
+from .quantization import quantization_config
 from .references import (
     Reference,
     check_vocabulary,
@@ -47,6 +48,7 @@ __all__ = [
     "facts_of",
     "find_head",
     "has_adapter",
+    "has_quantized_head",
     "independent_length",
     "is_adapter_folder",
     "kept_reference",
@@ -60,6 +62,7 @@ __all__ = [
     "move_reference",
     "outline_causal_lm",
     "probe_logits",
+    "quantization_config",
     "reference_at_start",
     "reference_for",
     "response_hidden",

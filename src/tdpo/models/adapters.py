@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .added_tokens import adapter_shapes, fit_vocabulary
 from .configurations import first_sentence
+from .text_part import text_targets
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class LoraSettings:
 def add_lora(model: Any, settings: LoraSettings) -> Any:
     """Wrap `model` with a fresh LoRA adapter; its weights start at zero, so policy equals reference.
 
+    Where the model reads images too, the targets are those of its language model.
+
     Raises:
         ValueError: `model` has an adapter already, or none of its layers is among the targets.
     """
@@ -42,6 +45,7 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
 
     targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
     _check_targets(model, targets)
+    targets = text_targets(model, targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft scales by alpha / r, any number will do

@@ -33,21 +33,20 @@ def read_config(folder: str, *, trust_remote_code: bool = False) -> Any:
 def check_config(config: Any, name: str, *, trust_remote_code: bool = False) -> None:
     """Raise ValueError where no causal language model of this configuration can be loaded here.
 
-    That is an encoder-decoder, a kind of model without a causal language model's class (of images and text, an encoder,
-    a classifier), or weights quantised by a method whose library is missing.
+    That is an encoder-decoder, a kind of model without a causal language model's class (an encoder, a classifier, one
+    that sees but does not write), or weights quantised by a method whose library is missing.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{name} is an encoder-decoder ({config.model_type}): its prompt goes through an encoder, and here prompt "
             "and response are one sequence. Give a decoder-only language model."
         )
-    ships_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if not ships_code and not _has_causal_class(config):
+    if auto_class(config, trust_remote_code=trust_remote_code) is None:
         architectures = ", ".join(getattr(config, "architectures", None) or ()) or type(config).__name__
-        reads = " It reads images or sound beside text." if _is_multimodal(config) else ""
+        reads = " It reads images or sound beside text." if is_multimodal(config) else ""
         raise ValueError(
             f"{name} is no causal language model ({config.model_type}, {architectures}): transformers' "
-            f"AutoModelForCausalLM has no class for it.{reads} Give a model of text alone that predicts the next token."
+            f"AutoModelForCausalLM has no class for it.{reads} Give a model that predicts the next token of a text."
         )
     _check_sizes(config, name)
     if is_quantized(config):
@@ -78,6 +77,15 @@ def check_quantized_training(quantized: bool, has_adapter: bool) -> None:
         raise ValueError(
             "the model's weights are quantised, and quantised weights cannot be trained. Train an adapter on top of "
             "them (model.lora in a recipe, peft_config in Python), or start from the model before it was quantised."
+        )
+
+
+def check_not_quantized(config: Any, name: str) -> None:
+    """Raise ValueError where weights that are to be quantised are stored quantised already."""
+    if is_quantized(config):
+        raise ValueError(
+            f"{name} holds quantised weights, which cannot be quantised again. Leave the quantisation out "
+            "(model.quantization in a recipe), or give the model before it was quantised."
         )
 
 
@@ -126,13 +134,24 @@ def first_sentence(error: Exception, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
-def _has_causal_class(config: Any) -> bool:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+def auto_class(config: Any, *, trust_remote_code: bool = False) -> Any | None:
+    """transformers' class that loads a model of this configuration as a language model; None where there is none.
 
-    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    Where a language model lies inside one that reads images, it is loaded whole, by the class for images and text.
+    """
+    import transformers
+
+    ships_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if ships_code or type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    has_text = "text_config" in getattr(config, "sub_configs", {})
+    if has_text and type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    return None
 
 
-def _is_multimodal(config: Any) -> bool:
+def is_multimodal(config: Any) -> bool:
+    """Whether models of this configuration read images or sound beside text."""
     return any(name in getattr(config, "sub_configs", {}) for name in ("vision_config", "audio_config"))
 
 

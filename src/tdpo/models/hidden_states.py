@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..token_statistics import Head
 from .configurations import text_config
+from .quantization import has_plain_weight
 from .sharded_head import gather, is_fsdp_unit, modules_around
 from .span_attention import install_span_attention
 from .spans import SpanMask, with_spans
@@ -139,18 +140,19 @@ def _is_understood(output: Any) -> bool:
     """Whether `_effective_weight` accounts for everything that adapters on the output layer can do once trained.
 
     The probe cannot tell, because a fresh adapter changes nothing: DoRA, IA3, biases and dropout on this layer
-    look like a plain head until they are trained.
+    look like a plain head until they are trained. Quantised weights are no numbers to multiply by.
     """
     if type(output).__module__.partition(".")[0] != "peft":
-        return True
+        return has_plain_weight(output)
     from peft.tuners.lora import Linear
     from peft.utils import ModulesToSaveWrapper
 
     if type(output) is ModulesToSaveWrapper:
-        return True
+        return has_plain_weight(output.original_module)
     plain_adapters = type(output) is Linear and not (
         output.lora_variant or any(output.lora_bias.values()) or output.merged
     )
+    plain_adapters = plain_adapters and has_plain_weight(output.get_base_layer())
     return plain_adapters and all(isinstance(d, nn.Identity) for d in output.lora_dropout.values())
 
 
@@ -169,6 +171,15 @@ def _effective_weight(output: Any) -> tuple[Tensor, Tensor | None]:
                     weight = weight + output.get_delta_weight(adapter).to(weight.dtype)
         return weight, getattr(base, "bias", None)
     return output.weight, getattr(output, "bias", None)
+
+
+def has_quantized_head(model: Any) -> bool:
+    """Whether the weight of the model's output layer is quantised, so that its logits come from the layer alone."""
+    output = causal_lm_of(model).get_output_embeddings()
+    while hasattr(output, "get_base_layer"):
+        output = output.get_base_layer()
+    output = getattr(output, "original_module", output)
+    return getattr(output, "weight", None) is not None and not has_plain_weight(output)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .adapters import has_adapter
 from .configurations import first_sentence, text_config
 from .hidden_states import causal_lm_of
+from .quantization import dequantized, is_quantized_model
 
 # Largest difference of logits, relative to the largest logit. The merged weight is rounded, the separate product of the
 # adapter is not; half precision rounds to 8 or 11 bits, in every layer.
@@ -25,11 +26,16 @@ HALF_TOLERANCE = 0.1
 def merge_adapter(model: Any) -> Any:
     """Merge the adapter into the base weights: one plain model that needs no peft, with the adapter's logits.
 
+    A quantised base is turned into plain weights first, which hold the same numbers: the sum would have to be rounded
+    to few bits again. Eight-bit layers round activations as well, and the merged model does not.
+
     Raises:
         ValueError: `model` has no adapter or one that cannot be merged, or the merged model has other logits.
     """
     if not has_adapter(model):
         raise ValueError("this model has no adapter to merge: it is a full model already")
+    if is_quantized_model(model):
+        model = dequantized(model)
     expected = probe_logits(model)
     untied = _untie(causal_lm_of(model))
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter_bases import adapter_base
-from .configurations import read_config, text_config
+from .configurations import auto_class, read_config, text_config
 from .folder_files import is_adapter_folder
 from .model_loading import check_folder
 from .probing import CannotRunError, check_causal, check_whole_loss
@@ -39,19 +39,17 @@ def check_architecture(name: str | Path, *, trust_remote_code: bool = False, tra
 def miniature(config: Any, *, trust_remote_code: bool = False) -> Any | None:
     """A model of `config` with fresh weights, few layers and a small vocabulary; None where none can be made."""
     import torch
-    from transformers import AutoModelForCausalLM
 
+    auto: Any = auto_class(config, trust_remote_code=trust_remote_code)
     for layers in (2, 1):
         try:
             small = _shrunk(config, layers)
             with torch.random.fork_rng(devices=[]):
                 with torch.device("meta"):
-                    outline = AutoModelForCausalLM.from_config(small, trust_remote_code=trust_remote_code)
+                    outline = auto.from_config(small, trust_remote_code=trust_remote_code)
                 if sum(weight.numel() for weight in outline.parameters()) > LARGEST:
                     continue
-                model = AutoModelForCausalLM.from_config(
-                    small, dtype=torch.float32, trust_remote_code=trust_remote_code
-                )
+                model = auto.from_config(small, dtype=torch.float32, trust_remote_code=trust_remote_code)
                 return model.eval()
         except Exception:  # an architecture that cannot be shrunk in this way; training probes the model itself
             return None

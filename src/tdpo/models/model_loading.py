@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,7 +19,9 @@ from .adapter_bases import adapter_base, note_revision, snapshot
 from .adapters import load_adapter
 from .bundled import BUNDLED, bundled_folder
 from .configurations import (
+    auto_class,
     check_config,
+    check_not_quantized,
     check_plausible,
     first_sentence,
     is_quantized,
@@ -28,6 +30,7 @@ from .configurations import (
 )
 from .folder_files import check_json_files, is_adapter_folder
 from .probing import check_causal
+from .quantization import as_trained, loading_arguments, read_note, require_package, settle_layers
 from .trust import names_untrusted_code
 
 logger = logging.getLogger(__name__)
@@ -108,7 +111,12 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 @names_untrusted_code
 def load_causal_lm(
-    name: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False, trainable: bool = False
+    name: str | Path,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    trainable: bool = False,
+    quantization: Any | None = None,
 ) -> Any:
     """A causal language model in evaluation mode; for the folder of an adapter, its base with the adapter.
 
@@ -117,15 +125,20 @@ def load_causal_lm(
         dtype: "auto" (the dtype it was saved in), "float32", "bfloat16" or "float16".
         trust_remote_code: whether code shipped with the model may run.
         trainable: whether an adapter will be trained further; a full model always can be.
+        quantization: how to quantise the model, or the base of an adapter, while it is loaded: a configuration of
+            transformers' such as `BitsAndBytesConfig(load_in_4bit=True)`, or what `quantization_config` gives. None: as
+            it was saved, and the base of an adapter as it was when the adapter was trained.
 
     Raises:
         FileNotFoundError: there is no model; the message says where it was looked for.
+        ModuleNotFoundError: the library of the quantisation is missing.
         ValueError: an unknown dtype, code that may not run, weights that are broken, missing or of other sizes than the
-            configuration says, a model that is no causal language model, or one that looks ahead.
+            configuration says, a model that is no causal language model, or one that looks ahead. Or weights that are
+            quantised already, where others were asked for.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return _load(name, dtype, trust_remote_code, trainable, outline=False)
+    return _load(name, dtype, trust_remote_code, trainable, quantization, outline=False)
 
 
 @names_untrusted_code
@@ -139,7 +152,7 @@ def outline_causal_lm(name: str | Path, *, trust_remote_code: bool = False) -> A
     """
     with warnings.catch_warnings():  # torch remarks on every value of an adapter that it does not take
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
-        return _load(name, "auto", trust_remote_code, False, outline=True)
+        return _load(name, "auto", trust_remote_code, False, None, outline=True)
 
 
 @names_untrusted_code
@@ -147,15 +160,20 @@ def will_be_quantized(name: str | Path, *, trust_remote_code: bool = False) -> b
     """Whether the weights of the loaded model will be quantised; for an adapter, those of its base."""
     folder = check_folder(name)
     if is_adapter_folder(folder):
-        return will_be_quantized(adapter_base(folder), trust_remote_code=trust_remote_code)
+        noted = read_note(folder) is not None
+        return noted or will_be_quantized(adapter_base(folder), trust_remote_code=trust_remote_code)
     return stays_quantized(_config(name, folder, trust_remote_code), str(name))
 
 
-def _load(name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool, *, outline: bool) -> Any:
+def _load(
+    name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool, quantization: Any | None, *, outline: bool
+) -> Any:
     folder = check_folder(name)
     if is_adapter_folder(folder):
+        if not outline:
+            dtype, quantization = as_trained(folder, dtype, quantization)
         with _naming_the_adapter(folder):
-            base = _load(adapter_base(folder), dtype, trust_remote_code, False, outline=outline)
+            base = _load(adapter_base(folder), dtype, trust_remote_code, False, quantization, outline=outline)
         return base if base is None else load_adapter(base, folder, trainable=trainable)
     config = _config(name, folder, trust_remote_code)
     check_config(config, str(name), trust_remote_code=trust_remote_code)
@@ -163,18 +181,24 @@ def _load(name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool
     if outline and is_quantized(config):
         return None
     check_plausible(config, str(name), Path(folder))
-    model = _read_weights(name, folder, dtype, trust_remote_code, outline=outline)
+    if quantization is not None:
+        check_not_quantized(config, str(name))
+        require_package()
+    more = loading_arguments(quantization, dtype, config)
+    model = _read_weights(name, folder, dtype, trust_remote_code, more, outline=outline)
     if not outline:
+        settle_layers(model)
         check_causal(model, str(name))
     return model
 
 
-def _read_weights(name: str | Path, folder: str, dtype: str, trust_remote_code: bool, *, outline: bool) -> Any:
+def _read_weights(
+    name: str | Path, folder: str, dtype: str, trust_remote_code: bool, more: Mapping[str, Any], *, outline: bool
+) -> Any:
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
-    auto: Any = AutoModelForCausalLM
-    places = {"device_map": "meta", "ignore_mismatched_sizes": True} if outline else {}
+    auto: Any = auto_class(_config(name, folder, trust_remote_code), trust_remote_code=trust_remote_code)
+    places = {"device_map": "meta", "ignore_mismatched_sizes": True} if outline else more
     try:
         model, info = auto.from_pretrained(
             folder,
@@ -192,7 +216,7 @@ def _read_weights(name: str | Path, folder: str, dtype: str, trust_remote_code: 
         raise
     except Exception as error:  # sizes that make no sense, weights of other sizes, code of the model's own
         if not outline and not is_quantized(_config(name, folder, trust_remote_code)):
-            _read_weights(name, folder, dtype, trust_remote_code, outline=True)  # its errors say more
+            _read_weights(name, folder, dtype, trust_remote_code, {}, outline=True)  # its errors say more
         raise ValueError(f"{name} cannot be loaded as its config.json describes it: {first_sentence(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(

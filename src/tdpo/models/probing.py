@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configurations import first_sentence, text_config
+from .configurations import first_sentence, is_multimodal, text_config
 from .hidden_states import causal_lm_of
 
 # Relative to the largest logit. Rounding stays far below; a model that looks ahead changes even the logits of fresh
@@ -104,8 +104,11 @@ def _logits(model: Any, lm: Any, what: str) -> Tensor | None:
         ids = _two_rows(lm)
         logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return logits.float() if logits.shape[:2] == ids.shape else None
-    except (TypeError, AttributeError, NotImplementedError):
-        return None
+    except (TypeError, AttributeError, NotImplementedError) as error:
+        if not is_multimodal(lm.config):
+            return None
+        reason = first_sentence(error)
+        raise CannotRunError(f"{what} ({type(lm).__name__}) cannot be run on text alone: {reason}") from error
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError, ValueError) as error:

@@ -273,7 +273,10 @@ def _trained_part(recipe: dict[str, Any]) -> str:
     lora = recipe["model"]["lora"]
     if not isinstance(lora, dict):
         return "all weights" if lora is None else plain(lora)
-    return f"LoRA, rank {plain(lora.get('rank'))}, alpha {plain(lora.get('alpha'))}, on {plain(lora.get('targets'))}"
+    few = recipe["model"].get("quantization")
+    base = f", base in {plain(few.get('bits'))} bits" if isinstance(few, dict) else ""
+    targets = plain(lora.get("targets"))
+    return f"LoRA, rank {plain(lora.get('rank'))}, alpha {plain(lora.get('alpha'))}, on {targets}{base}"
 
 
 def _machine(hardware: Any) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..batches import ResponseBatch
-from ..models import Reference, find_head, response_hidden, select_logits
+from ..models import Reference, find_head, has_quantized_head, response_hidden, select_logits
 from ..token_statistics import (
     Extra,
     Head,
@@ -115,7 +115,11 @@ def choose_head_path(
     """
     head = find_head(policy)
     if head is None or reference.head is None:
-        why = "its logits are not a linear head, with scale and soft cap, on its body's hidden states"
+        why = (
+            "it is quantised, so it has no weight that could be walked over"
+            if has_quantized_head(policy)
+            else "its logits are not a linear head, with scale and soft cap, on its body's hidden states"
+        )
         if impl == "frozen":
             raise ValueError(f"head_impl='frozen' does not apply: {why}. Use 'auto'.")
         return HeadPath("logits", why, None)

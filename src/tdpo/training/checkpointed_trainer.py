@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer
 
+from ..models import has_adapter
 from ..models.precision import Precision
+from ..models.quantization import in_words, is_quantized_model, settings_of, write_note
 from ..records.folders import remove
 from ..records.full_disk import telling_of_a_full_disk
 from ..records.json_files import read_json, write_json
@@ -98,6 +100,8 @@ class CheckpointedTrainer(Trainer):
         writes_card = self.record is not None and self.args.should_save and card_may_replace(folder)
         with quiet_about_the_bundled_base():
             super().save_model(str(folder), _internal_call)
+        if self.args.should_save and has_adapter(self.model):
+            write_note(self.model, folder)
         if self.record is None or not self.args.should_save:
             return
         self.record.of_saved(folder, self.model_card() if writes_card else None)
@@ -137,7 +141,8 @@ class CheckpointedTrainer(Trainer):
     def _all_inputs(self) -> dict[str, str]:
         if self._known_inputs is None:
             precision = {} if self.precision is None else {"precision": self.precision.dtypes()}
-            self._known_inputs = {**self.inputs, **self._own_inputs(), **precision}
+            base = {"base": in_words(settings_of(self.model))} if is_quantized_model(self.model) else {}
+            self._known_inputs = {**self.inputs, **self._own_inputs(), **precision, **base}
         return dict(self._known_inputs)
 
     def _own_inputs(self) -> dict[str, str]:

@@ -10,12 +10,21 @@ BUNDLED_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FOLDER = '"this folder"'
 
 
-def how_to_load(base: str | None, is_adapter: bool) -> list[str]:
-    """Lines of Markdown for a model that was trained from `base`, None where that has no name."""
+def how_to_load(base: str | None, is_adapter: bool, is_quantized: bool = False) -> list[str]:
+    """Lines of Markdown for a model that was trained from `base`, None where that has no name.
+
+    `is_quantized`: the base was loaded in few bits, which peft does not know of.
+    """
     by_tdpo = "With tdpo: `tdpo generate RUN` or, in Python, `load_causal_lm` and `load_tokenizer` of `tdpo.models`."
     if not is_adapter:
         return [by_tdpo, "", *_code("from transformers import AutoModelForCausalLM", f"model = {_plain(FOLDER)}")]
     merging = "`tdpo merge RUN OUT` writes one plain model that needs neither peft nor the base."
+    if is_quantized:
+        merging += (
+            " The adapter goes into the base dequantised, since it was trained on that one: `base_quantization.json` "
+            "says how it was quantised. Loaded by the code below, without its settings, the adapter lies on another "
+            "base."
+        )
     if base is not None and findable_base(base)[0] == BUNDLED:
         code = _code(
             "from peft import PeftModel",

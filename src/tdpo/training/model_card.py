@@ -12,6 +12,7 @@ from ..config import KLS_OF_TRAINING, ReferenceUpdate
 from ..guards.texts import markdown_text, quoted_yaml
 from ..kl_choices import KLTerm
 from ..methods import METHODS, Method
+from ..models.quantization import choice_in_words
 from ..records.best_update import best_in_words
 from ..records.metric_names import counted
 from .how_to_load import base_of_card, how_to_load
@@ -111,7 +112,7 @@ def _card(
     ]
     packages = [f"- {package} {version}" for package, version in versions.items() if version]
     sections = {
-        "Loading": how_to_load(name, bool(settings["model"]["lora"])),
+        "Loading": how_to_load(name, bool(settings["model"]["lora"]), bool(settings["model"].get("quantization"))),
         "Method": lines,
         "Data": data,
         "Numbers": numbers,
@@ -135,7 +136,11 @@ def _weights(settings: Settings) -> str:
         weights = markdown_text(lora)
     else:
         weights = f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}" if lora else "all weights"
-    return f"- {weights}, dtype {settings['model']['dtype']}"
+    quantization = settings["model"].get("quantization")  # older records have none
+    if isinstance(quantization, Mapping):
+        quantization = choice_in_words(quantization)
+    base = f", base in {markdown_text(quantization)}, which is also the reference" if quantization else ""
+    return f"- {weights}, dtype {settings['model']['dtype']}{base}"
 
 
 def _reference(settings: Settings) -> str:

@@ -22,6 +22,8 @@ from ..models import (
 )
 from ..models.adapter_bases import note_base
 from ..models.precision import Precision, loaded_dtype
+from ..models.quantization import describe_quantization, is_quantized_model, settle_layers
+from ..models.text_part import freeze_other_parts
 from .arguments import Arguments
 from .precision import hold_beside, settle_learning_rate, settle_precision
 
@@ -89,6 +91,9 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
         model = load_causal_lm(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: pass a name, a folder, or a loaded causal language model")
+    if is_quantized_model(model):
+        settle_layers(model)
+        logger.info("The base is quantised, in %s. The reference is this base.", describe_quantization(model))
     check_causal(model)
     check_whole_loss(model)
     if peft_config is not None:
@@ -103,9 +108,10 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
         model = get_peft_model(model, peft_config)
     elif has_adapter(model):
         _refuse_prompt_learning(model.active_peft_config)
+    freeze_other_parts(model)
     if has_adapter(model):
         note_base(model)
-    check_quantized_training(bool(getattr(model, "is_quantized", False)), has_adapter(model))
+    check_quantized_training(is_quantized_model(model), has_adapter(model))
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
             "no weight of the model requires a gradient, so nothing would be trained. Load an adapter with "

@@ -19,6 +19,7 @@ from ..models.precision import (
     loaded_dtype,
 )
 from ..models.product_speed import HALF_DTYPES
+from ..models.quantization import is_quantized_model
 from .arguments import AUTOCAST, Arguments
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def settle_precision(model: Any, args: Arguments) -> Precision:
     Raises:
         ValueError: weights that are quantised would have to be held in another dtype.
     """
-    quantized = bool(getattr(model, "is_quantized", False))
+    quantized = is_quantized_model(model)
     if quantized and args.precision != "auto":
         raise ValueError(
             f"precision={args.precision!r} has no effect on the model's weights, which are quantised; leave it auto, "
@@ -61,7 +62,7 @@ def hold_beside(model: Any, loaded: str, precision: Precision) -> Any:
     policy is the caller's choice, and `reference_for` points it out.
     """
     is_alike = isinstance(model, nn.Module) and loaded_dtype(model) == loaded
-    if is_alike and loaded != precision.weights and not getattr(model, "is_quantized", False):
+    if is_alike and loaded != precision.weights and not is_quantized_model(model):
         hold_weights(model, precision.weights)
     return model
 

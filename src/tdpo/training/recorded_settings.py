@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import BUNDLED, Reference, cache_folder, has_adapter, is_adapter_folder
+from ..models.quantization import in_words, is_quantized_model, settings_of
 
 IN_MEMORY = "a model that was passed in memory"
 
@@ -24,6 +25,7 @@ def policy_settings(given: Any, policy: Any, ref_model: Any) -> dict[str, Any]:
         "dtype": str(policy.dtype).removeprefix("torch."),
         "reference": second,
         "lora": _adapter_settings(policy) if has_adapter(policy) else None,
+        "quantization": in_words(settings_of(policy)) if is_quantized_model(policy) else None,
     }
 
 

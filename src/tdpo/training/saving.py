@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..models import BUNDLED, has_adapter, load_causal_lm, load_tokenizer, logits_distance, merge_adapter, probe_logits
+from ..models.quantization import in_words, is_quantized_model, settings_of
 from ..records.folders import staged_folder
 from ..records.full_disk import require_free, telling_of_a_full_disk
 from ..records.locks import holder, lock
@@ -42,10 +43,11 @@ def quiet_about_the_bundled_base() -> Iterator[None]:
         yield
 
 
-def save_merged(folder: str | Path, out: str | Path) -> None:
+def save_merged(folder: str | Path, out: str | Path) -> str:
     """Merge the adapter in `folder`; write model and tokenizer to the new folder `out`, whole or not at all.
 
-    What was written is loaded again and must say what the adapter's model says.
+    What was written is loaded again and must say what the adapter's model says. Returns a sentence about a base that
+    was quantised, which is also in the model's card; "" where it was not.
 
     Raises:
         ValueError: as `merge_adapter`, or the written model says something else.
@@ -59,12 +61,14 @@ def save_merged(folder: str | Path, out: str | Path) -> None:
     with lock(lock_file, remove=True) as is_ours:
         if not is_ours:
             raise FileExistsError(f"another process merges into {out} ({holder(lock_file)}); wait for its end")
-        _merge_into(out, folder)
+        return _merge_into(out, folder)
 
 
-def _merge_into(out: Path, folder: str | Path) -> None:
+def _merge_into(out: Path, folder: str | Path) -> str:
     tokenizer = load_tokenizer(folder)
-    merged = merge_adapter(load_causal_lm(folder))
+    policy = load_causal_lm(folder)
+    remark = _about_quantized_base(policy)
+    merged = merge_adapter(policy)
     size = weights_bytes(merged)
     require_free(out, size)
     expected = probe_logits(merged)
@@ -72,6 +76,8 @@ def _merge_into(out: Path, folder: str | Path) -> None:
     with staged as staging, telling_of_a_full_disk(out, size):
         merged.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        if remark:
+            (staging / "README.md").write_text(f"# A merged model\n\n{remark}\n", encoding="utf-8")
         del merged  # two models at once are more memory than training took
         off = logits_distance(expected, probe_logits(load_causal_lm(staging)))
         if off > RELOADING_TOLERANCE:
@@ -79,3 +85,18 @@ def _merge_into(out: Path, folder: str | Path) -> None:
                 f"the merged model of {folder} says something else once it is loaded again: its logits differ by "
                 f"{off:.2g} (relative), so nothing was written to {out}. Use the adapter as it is."
             )
+    return remark
+
+
+def _about_quantized_base(policy: Any) -> str:
+    if not is_quantized_model(policy):
+        return ""
+    settings = settings_of(policy)
+    rounding = " Its eight-bit layers rounded activations too, which the merged model does not." * bool(
+        settings.get("load_in_8bit")
+    )
+    dtype = str(policy.dtype).removeprefix("torch.")
+    return (
+        f"The adapter was trained on a base in {in_words(settings)}. It was merged into this base dequantised, with "
+        f"weights in {dtype}: the model before it was quantised is another one.{rounding}"
+    )

@@ -39,7 +39,9 @@ class Converted:
         if self.lost:
             head += ["Not taken over:", *(f"- {sentence}" for sentence in self.lost)]
         order = {part: place for place, key in reversed([*enumerate(_defaults())]) for part in _outward(key)}
-        ordered = dict(sorted(self.values.items(), key=lambda item: order[item[0]]))
+        # Keys of a section that is null by default stand where the section does.
+        places = {key: next(order[part] for part in reversed(_outward(key)) if part in order) for key in self.values}
+        ordered = dict(sorted(self.values.items(), key=lambda item: places[item[0]]))
         return "".join(f"# {line}\n" for line in head) + _commented(_nested(ordered), self.remarks)
 
 
@@ -138,11 +140,24 @@ class _Conversion:
             for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
                 if self._is_given(name):
                     self._lose(name, "has no effect without use_peft: true, in TRL and here")
+            for name in ("load_in_4bit", "load_in_8bit"):
+                if self._value(name):
+                    self._lose(name, "quantises weights that would be trained: it needs use_peft: true")
             return
+        self._quantization()
         self._put("model.lora.rank", self._value("lora_r"), "lora_r")
         self._put("model.lora.alpha", self._value("lora_alpha"), "lora_alpha")
         self._put("model.lora.dropout", self._value("lora_dropout"), "lora_dropout")
         self._targets()
+
+    def _quantization(self) -> None:
+        if self._value("load_in_8bit"):
+            remark = "without the decomposition of outliers: a token's logits would depend on its neighbours"
+            self._put("model.quantization.bits", 8, "load_in_8bit", remark)
+        elif self._value("load_in_4bit"):
+            self._put("model.quantization.bits", 4, "load_in_4bit")
+            self._put("model.quantization.type", self._value("bnb_4bit_quant_type"), "bnb_4bit_quant_type")
+            self._put("model.quantization.nested", self._value("use_bnb_nested_quant"), "use_bnb_nested_quant")
 
     def _loading(self) -> dict[str, Any]:
         """What `model_init_kwargs` say that has a key: the dtype, and whether code of the model's own may run."""

@@ -19,11 +19,14 @@ from ..models import (
     cache_folder,
     check_quantized_training,
     check_vocabulary,
+    configuration_of,
     has_adapter,
     outline_causal_lm,
 )
 from ..models.bundled import converted_folder
+from ..models.configurations import check_not_quantized
 from ..models.model_loading import will_be_quantized
+from ..models.quantization import why_no_package
 from ..records.folders import require_writable
 from ..reference_cache.storage import MANIFEST
 from ..training.online.critic import Critic
@@ -47,7 +50,10 @@ def check_prerequisites(recipe: AnyRecipe) -> DiskRoom | None:
 
 
 def missing_packages(recipe: AnyRecipe) -> Iterator[str]:
-    """Yield a sentence about each package that the recipe's optimiser or trackers need and that is not installed."""
+    """Yield a sentence about each package that is not installed and that the recipe's base, optimiser or trackers
+    need."""
+    if recipe.model.quantization is not None and (reason := why_no_package()) is not None:
+        yield f"model.quantization: {reason}"
     settings = recipe.optimization
     for key, values in (("optimizer", [settings.optimizer]), ("report_to", settings.report_to)):
         for value in values:
@@ -95,6 +101,8 @@ def check_policy(model: Model, say: Callable[[str], None] = lambda _: None) -> A
     policy = outline_causal_lm(model.name, trust_remote_code=trust)
     adapter = model.lora is not None or has_adapter(policy)
     check_quantized_training(will_be_quantized(model.name, trust_remote_code=trust), adapter)
+    if model.quantization is not None and not has_adapter(policy):
+        check_not_quantized(configuration_of(model.name, trust_remote_code=trust), model.name)
     if policy is None:
         return None
     if model.reference is not None:

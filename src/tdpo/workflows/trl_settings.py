@@ -15,6 +15,10 @@ DEFAULTS: dict[str, Any] = {
     "lora_alpha": 32,
     "lora_dropout": 0.05,
     "lora_target_modules": None,
+    "load_in_4bit": False,
+    "load_in_8bit": False,
+    "bnb_4bit_quant_type": "nf4",
+    "use_bnb_nested_quant": False,
     "dataset_train_split": "train",
     "dataset_test_split": "test",
     "max_length": 1024,
@@ -57,7 +61,6 @@ SAME = {
 }
 # Settings of `trl dpo` beside those of DPOConfig: the values that mean what a recipe does in any case, and what to do
 # where another one is asked for.
-_NO_FOUR_BITS = "is not here yet: the base stays in model.dtype"
 _PUSH = "afterwards `tdpo push RUN OWNER/NAME`"
 _TOKEN = "belongs into no file: `hf auth login`, or HF_TOKEN in the shell, when `tdpo push` uploads"
 _LAUNCHING = "belongs to the launch: accelerate launch --config_file FILE -m tdpo train recipe.yaml"
@@ -70,11 +73,7 @@ OTHERS: dict[str, tuple[tuple[Any, ...], str]] = {
     "lora_task_type": (("CAUSAL_LM",), "is not here: models are causal ones"),
     "use_rslora": ((False,), f"{_LORA_ONLY}, or set model.lora.alpha to lora_alpha × √lora_r"),
     "use_dora": ((False,), _LORA_ONLY),
-    "load_in_8bit": ((False,), _NO_FOUR_BITS),
-    "load_in_4bit": ((False,), _NO_FOUR_BITS),
-    "bnb_4bit_quant_type": (("nf4", "fp4"), _NO_FOUR_BITS),
-    "use_bnb_nested_quant": ((False,), _NO_FOUR_BITS),
-    "bnb_4bit_quant_storage": ((None,), _NO_FOUR_BITS),
+    "bnb_4bit_quant_storage": ((None, "uint8"), "has no key: weights are stored as bytes"),
     "dataset_config": ((None,), "has no key: save that configuration with save_to_disk and name the folder"),
     "dataset_streaming": ((False,), "is not here: rows are read once and checked before training"),
     "streaming": ((False,), "is not here: rows are read once and checked before training"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...batches import PromptResponses, ResponseBatch, ResponseCollator, shared_length
 from ...models import Reference, causal_lm_of, kept_reference
 from ...models.adapter_bases import findable_base
+from ...models.quantization import rounds_activations
 from ...records.caches import LIMIT_VARIABLE, cache_folder, cache_limit, readable_bytes
 from ...records.folders import require_writable
 from ...reference_cache import CacheLayout, CachePlan, Field, Fingerprint, ReferenceCache, build_cache, model_digest
@@ -152,10 +153,9 @@ def cache_of(
     """
     if args.reference == "model" or not request.pairs:
         return None
-    if request.path.name == "logits":
+    if (obstacle := _obstacle_to_cache(request)) is not None:
         if args.reference == "cache":
-            why = f"a cache would have to hold full logits: {request.path.why}"
-            raise ValueError(f"reference='cache' is not possible: {why}. Use 'auto' or 'model'.")
+            raise ValueError(f"reference='cache' is not possible: {obstacle}. Use 'auto' or 'model'.")
         return None
     with request.ready():
         # A folder of the user's own has no limit: it may be on a disk that is there for caches.
@@ -178,6 +178,18 @@ def cache_of(
             say=say,
             progress=progress,
         )
+
+
+def _obstacle_to_cache(request: CacheRequest) -> str | None:
+    """Why no cache can hold what this reference says in a training step; None where one can."""
+    if request.path.name == "logits":
+        return f"a cache would have to hold full logits: {request.path.why}"
+    if rounds_activations(request.start.model or request.policy):
+        return (
+            "the reference's eight-bit layers round activations, so what it says of a token changes with the batch, "
+            "and the KL would not start at 0"
+        )
+    return None
 
 
 def reason_against(plan: CachePlan, visits: float, train_pairs: int, sharded: bool) -> str | None:

@@ -70,7 +70,8 @@ class TDPOTrainer(PairEvaluation):
         compute_metrics: called at the end of an evaluation with an EvalPrediction, whose `predictions` are arrays `[P]`
             by the names of the logs (margin, chosen_logp, …: a number for each pair); what it returns is logged too.
         callbacks, optimizers: as in `transformers.Trainer`.
-        quantization_config: must be None; load a quantised model yourself.
+        quantization_config: how to quantise a model that is given by name while it is loaded, as transformers'
+            `BitsAndBytesConfig`; with a `peft_config`. The reference is then the quantised base.
         peft_config: a peft configuration to wrap the model with.
         say: called with sentences about what is done with the reference.
         cache_progress: called while a reference cache is made, with the number of pairs done, of all pairs, and a note.
@@ -110,13 +111,13 @@ class TDPOTrainer(PairEvaluation):
             raise TypeError(
                 f"args must be a TDPOConfig, got {type(args).__name__}; it understands the fields of TRL's DPOConfig"
             )
-        check_call(args, data_collator, quantization_config, others)
+        check_call(args, data_collator, others)
         args.check_teacher(ref_model)
         args = copy.copy(args)  # what follows from the model is written into it below, and the caller's stays as it is
         one_process_a_device(args, logger.warning)
         check_sharding(args)
         given = model
-        prepared = prepare_models(model, ref_model, processing_class, peft_config, args)
+        prepared = prepare_models(model, ref_model, processing_class, peft_config, args, quantization_config)
         processing_class = prepared.tokenizer
         model, self.precision, reference = settled(prepared.policy, prepared.ref_model, args, PAIRS)
         start = reference_at_start(model, reference)

@@ -15,7 +15,6 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import denumpify_detensorize
 
 from ...batches import TokenizedPair
-from ...config.trl_names import NO_FOUR_BITS
 from ...models import load_causal_lm
 from ...scoring.pair_metrics import PAIR_METRICS
 from ..policy import check_same_tokens, load_beside, prepare_policy, prepare_tokenizer
@@ -33,12 +32,12 @@ EARLIER = {
 }
 
 
-def check_call(args: TDPOConfig, data_collator: Any, quantization_config: Any, others: Collection[str]) -> None:
+def check_call(args: TDPOConfig, data_collator: Any, others: Collection[str]) -> None:
     """Refuse what cannot be taken, all at once.
 
     Raises:
         TypeError: arguments that do not exist, or a data set in the place of the collator.
-        ValueError: a collator of another kind than TRL's own, or quantisation.
+        ValueError: a collator of another kind than TRL's own.
     """
     options = {option.name for option in fields(args)}
     unknown = [_why_not_here(name, options) for name in others]
@@ -46,8 +45,6 @@ def check_call(args: TDPOConfig, data_collator: Any, quantization_config: Any, o
         unknown.append("the fourth argument is data_collator, as in TRL: write train_dataset=… for the rows")
         data_collator = None
     refused = [] if data_collator is None else _collator_problems(data_collator, args)
-    if quantization_config is not None:
-        refused.append(NO_FOUR_BITS)
     if unknown or refused:
         raise (TypeError if unknown else ValueError)("TDPOTrainer: " + "; ".join([*unknown, *refused]))
     if args.dataset_num_proc not in (None, 1):
@@ -90,7 +87,14 @@ class Prepared:
     ref_model: Any
 
 
-def prepare_models(model: Any, ref_model: Any, processing_class: Any, peft_config: Any, args: TDPOConfig) -> Prepared:
+def prepare_models(
+    model: Any,
+    ref_model: Any,
+    processing_class: Any,
+    peft_config: Any,
+    args: TDPOConfig,
+    quantization_config: Any | None = None,
+) -> Prepared:
     """Tokenizer, policy and reference of a call.
 
     Raises as `prepare_tokenizer`, `load_models` and `prepare_policy`, and ValueError for a reference that would be
@@ -98,7 +102,7 @@ def prepare_models(model: Any, ref_model: Any, processing_class: Any, peft_confi
     """
     tokenizer = with_pad_token(prepare_tokenizer(processing_class, model, args), args.pad_token)
     check_same_tokens(tokenizer, ref_model, args)
-    model, ref_model = load_models(model, ref_model, args, trainable=peft_config is None)
+    model, ref_model = load_models(model, ref_model, args, peft_config is None, quantization_config)
     policy = prepare_policy(model, peft_config, args)
     if args.ref_model_init_kwargs and ref_model.dtype != policy.dtype:
         raise ValueError(
@@ -108,25 +112,34 @@ def prepare_models(model: Any, ref_model: Any, processing_class: Any, peft_confi
     return Prepared(tokenizer, policy, load_beside(ref_model, policy, args))
 
 
-def load_models(model: Any, ref_model: Any, args: TDPOConfig, trainable: bool) -> tuple[Any, Any]:
+def load_models(
+    model: Any, ref_model: Any, args: TDPOConfig, trainable: bool, quantization_config: Any | None = None
+) -> tuple[Any, Any]:
     """Policy and reference, loaded where they are names and the configuration says how; otherwise as they are.
 
     Args:
         model, ref_model: a name, a folder or a model; the reference may be None.
         args: its `model_init_kwargs` and `ref_model_init_kwargs` are used.
         trainable: whether an adapter that `model` names will be trained.
+        quantization_config: how to quantise the policy while it is loaded; None: as `model_init_kwargs` say.
 
     Raises:
         ValueError: arguments for loading what is loaded already.
     """
     return (
-        _as_asked(model, "model", "model_init_kwargs", args, trainable),
+        _as_asked(model, "model", "model_init_kwargs", args, trainable, quantization_config),
         _as_asked(ref_model, "ref_model", "ref_model_init_kwargs", args, False),
     )
 
 
-def _as_asked(model: Any, what: str, option: str, args: TDPOConfig, trainable: bool) -> Any:
-    arguments: Any = getattr(args, option)
+def _as_asked(
+    model: Any, what: str, option: str, args: TDPOConfig, trainable: bool, quantization: Any | None = None
+) -> Any:
+    arguments: Any = getattr(args, option) or {}
+    if quantization is not None:
+        if arguments.get("quantization_config") is not None:
+            raise ValueError(f"quantization_config is given twice, also in {option}: leave one of them out")
+        arguments, option = {**arguments, "quantization_config": quantization}, "quantization_config"
     if not arguments:
         return model
     if not isinstance(model, str | Path):
@@ -138,6 +151,7 @@ def _as_asked(model: Any, what: str, option: str, args: TDPOConfig, trainable: b
         dtype=str(dtype).removeprefix("torch."),
         trust_remote_code=bool(arguments.get("trust_remote_code", args.trust_remote_code)),
         trainable=trainable,
+        quantization=arguments.get("quantization_config"),
     )
 
 
