@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MixtralConfig
 
 from helpers.naive_loss import naive_loss
 from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo
@@ -24,6 +24,7 @@ from helpers.training_cases import (
     make_trainer,
     pair_numbers,
     plain_rows,
+    settings,
     train_logs,
     trained_weights,
 )
@@ -33,6 +34,7 @@ from tdpo.models.quantization import describe_quantization, has_plain_weight, re
 from tdpo.reference_cache import model_digest
 from tdpo.runs.inputs import ChangedInputs
 from tdpo.scoring.head_path import choose_head_path
+from tdpo.training.policy import prepare_policy
 from tdpo.training.saving import save_merged
 from tdpo.workflows.prerequisites import check_policy, missing_packages
 
@@ -56,8 +58,8 @@ def logits(model: Any) -> Tensor:
 
 def plain_base(folder: Path, bits: int) -> Any:
     """The quantised base as plain weights, by transformers alone."""
-    settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    config = BitsAndBytesConfig(**(settings if bits == 4 else {"load_in_8bit": True}))
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    config = BitsAndBytesConfig(**(four if bits == 4 else {"load_in_8bit": True}))
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config).dequantize(torch.float32).eval()
 
 
@@ -183,8 +185,8 @@ def test_outliers_of_a_batch_look_ahead(tiny_folder: Folder, tmp_path: Path) -> 
 def test_a_quantised_head_is_never_read_as_numbers(adapted: bool, tiny_folder: Folder) -> None:
     from peft import get_peft_model
 
-    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["nothing"])
-    model = load_causal_lm(tiny_folder("llama"), quantization=settings)
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["nothing"])
+    model = load_causal_lm(tiny_folder("llama"), quantization=four)
     assert not has_plain_weight(model.lm_head)
     policy = get_peft_model(model, lora("q_proj", *(["lm_head"] if adapted else [])))
     assert find_head(policy) is None
@@ -215,6 +217,25 @@ def test_numbers_of_the_description(tiny_folder: Folder) -> None:
     model = load(tiny_folder("llama"), 4)
     # 2 layers of 2·32·32 + 2·16·32 + 3·64·32 weights: half a byte each, and scales.
     assert "0.01843 million weights of 14 layers" in describe_quantization(model)
+
+
+def test_experts_that_stay_as_they_were_are_said(tmp_path: Path, tokenizer: Any, caplog: Any) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4, vocab_size=384, pad_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    trainer_on(load(tmp_path / "base", 4), tmp_path / "t", tokenizer)
+    # Attention is 4·32·32 weights; experts are 4·3·32·64, and the router 4·32.
+    assert "only 0.004096 million weights are quantised, and 0.0247 million stay as they were" in caplog.text
+
+
+def test_a_quantised_base_is_not_sharded(
+    tiny_folder: Folder, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(tiny_folder("llama"), 4)
+    args = settings(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="quantised base cannot be sharded"):
+        prepare_policy(model, lora(), args)
 
 
 CONFLICTS = {

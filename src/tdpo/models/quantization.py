@@ -169,6 +169,26 @@ def describe_quantization(model: Any) -> str:
     )
 
 
+def why_little_is_quantized(model: Any) -> str | None:
+    """A sentence where most weights beside embedding and head stayed as they were; None where most are quantised.
+
+    bitsandbytes quantises linear layers. Experts that transformers keeps as one tensor are none.
+    """
+    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
+    plain = [(name, p) for name, p in model.named_parameters() if p.dim() > 1 and p.is_floating_point()]
+    plain = [(name, p) for name, p in plain if id(p) not in ends]
+    left = sum(p.numel() for _, p in plain)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not has_plain_weight(m)]
+    done = sum(m.in_features * m.out_features for m in layers)
+    if left <= done:
+        return None
+    largest = max(plain, key=lambda entry: entry[1].numel())[0]
+    return (
+        f"only {done / 1e6:.4g} million weights are quantised, and {left / 1e6:.4g} million stay as they were, such as "
+        f"{largest}: bitsandbytes quantises linear layers, and experts of a mixture are one tensor"
+    )
+
+
 def in_words(settings: dict[str, Any]) -> str:
     """A quantization configuration in a few words."""
     if settings.get("load_in_4bit"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import set_seed
 
 from ..models import (
+    causal_lm_of,
     check_causal,
     check_quantized_training,
     check_whole_loss,
@@ -22,7 +24,12 @@ from ..models import (
 )
 from ..models.adapter_bases import note_base
 from ..models.precision import Precision, loaded_dtype
-from ..models.quantization import describe_quantization, is_quantized_model, settle_layers
+from ..models.quantization import (
+    describe_quantization,
+    is_quantized_model,
+    settle_layers,
+    why_little_is_quantized,
+)
 from ..models.text_part import freeze_other_parts
 from .arguments import Arguments
 from .precision import hold_beside, settle_learning_rate, settle_precision
@@ -93,7 +100,10 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
         raise TypeError(f"model is a {type(model).__name__}: pass a name, a folder, or a loaded causal language model")
     if is_quantized_model(model):
         settle_layers(model)
+        _check_whole_base(args)
         logger.info("The base is quantised, in %s. The reference is this base.", describe_quantization(model))
+        if reason := why_little_is_quantized(causal_lm_of(model)):
+            logger.warning("Of this model %s.", reason)
     check_causal(model)
     check_whole_loss(model)
     if peft_config is not None:
@@ -119,6 +129,16 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
         )
     switch_off_dropout(model)
     return model
+
+
+def _check_whole_base(args: Arguments) -> None:
+    """Raise ValueError where a quantised base would be sharded over processes."""
+    launched = [kind for kind in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{kind}", "") == "true"]
+    if launched or args.deepspeed or getattr(args, "fsdp_plugin_args", None) is not None:
+        raise ValueError(
+            "a quantised base cannot be sharded here (FSDP, DeepSpeed): each process holds it whole. Launch without "
+            "sharding, `accelerate launch --multi_gpu`, or leave the quantisation out."
+        )
 
 
 def settled(policy: Any, reference: Any | None, args: Arguments, method: str) -> tuple[Any, Precision, Any | None]:
