@@ -12,13 +12,23 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import Tensor
 
-from helpers.training_cases import METRICS, expected_logs, lora, make_trainer, pair_numbers, plain_rows, train_logs
+from helpers.training_cases import (
+    METRICS,
+    expected_logs,
+    lora,
+    make_trainer,
+    pair_numbers,
+    plain_rows,
+    settings,
+    train_logs,
+)
 from tdpo.models import LoraSettings, add_lora, find_head, load_causal_lm
 from tdpo.models.miniature import check_architecture
 from tdpo.sampling.sampler import SamplingSettings, sample
+from tdpo.training.policy import prepare_policy
 from tdpo.training.saving import save_merged
 
 IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
@@ -129,7 +139,7 @@ def test_an_adapter_is_trained_saved_and_merged(name: str, folder: Path, tokeniz
 
 
 @pytest.mark.parametrize(("folder", "name"), [(name, name) for name in SEEING], indirect=["folder"])
-def test_what_sees_is_left_alone(name: str, folder: Path, tokenizer: Any, tmp_path: Path, caplog: Any) -> None:
+def test_what_sees_is_left_alone(name: str, folder: Path, tokenizer: Any, tmp_path: Path) -> None:
     check_architecture(folder, trained=True)  # as `tdpo doctor` asks
     model = load_causal_lm(folder)
     assert type(model) is type(plain(name, folder)) and find_head(model) is not None
@@ -149,11 +159,10 @@ def test_what_sees_is_left_alone(name: str, folder: Path, tokenizer: Any, tmp_pa
     assert before.keys() == after.keys() and any("lm_head" in key or "embed_tokens" in key for key in moved)
 
     # By peft's own rules every layer of the vision tower would get an adapter that text never passes.
-    everywhere = make_trainer(
-        load_causal_lm(folder), tmp_path / "e", tokenizer, plain_rows(4), peft_config=lora(), max_steps=1
-    )
-    assert "outside the text part" in caplog.text
-    assert all("language_model" in key for key, p in everywhere.model.named_parameters() if p.requires_grad)
+    narrowed = prepare_policy(load_causal_lm(folder), lora(), settings(tmp_path))
+    assert all("language_model" in key for key, p in narrowed.named_parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match="outside the text part"):
+        prepare_policy(get_peft_model(load_causal_lm(folder), lora()), None, settings(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -162,8 +171,8 @@ def test_what_sees_is_left_alone(name: str, folder: Path, tokenizer: Any, tmp_pa
 def test_greedy_responses_are_those_of_the_models_own_logits(name: str, folder: Path, tokenizer: Any) -> None:
     """Prompts of unlike lengths share a batch, and with YaRN they end beyond the original positions."""
     model, prompts = plain(name, folder), ["the cat sat on the mat and the dog ran away what a wonderful day", "what"]
-    settings = SamplingSettings(num_samples=1, max_new_tokens=5, temperature=0.0, top_p=1.0, seed=0, batch_size=4)
-    for prompt, response in zip(prompts, sample(load_causal_lm(folder), tokenizer, prompts, settings), strict=True):
+    greedy = SamplingSettings(num_samples=1, max_new_tokens=5, temperature=0.0, top_p=1.0, seed=0, batch_size=4)
+    for prompt, response in zip(prompts, sample(load_causal_lm(folder), tokenizer, prompts, greedy), strict=True):
         ids = tokenizer(prompt)["input_ids"]
         for token in response.token_ids:
             with torch.no_grad():

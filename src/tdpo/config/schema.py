@@ -42,7 +42,7 @@ class Lora(Section):
 
 
 class Quantization(Section):
-    """The base of an adapter in few bits, by bitsandbytes (`pip install "tdpo[quantization]"`): QLoRA."""
+    """The base of an adapter in few bits, by bitsandbytes (the extra `quantization`): QLoRA."""
 
     bits: Literal[4, 8] = 4
     """Bits of a weight. With 8 each token's activations are rounded to 8 bits too. The head and the embedding stay in

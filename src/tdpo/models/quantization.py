@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,8 @@ from torch import nn
 from ..installation import extra_command
 from ..records.json_files import write_json
 from .folder_files import read_json_object
+
+logger = logging.getLogger(__name__)
 
 NOTE = "base_quantization.json"
 PACKAGE = "bitsandbytes"
@@ -134,19 +136,27 @@ def has_plain_weight(layer: Any) -> bool:
 
 
 def settle_layers(model: nn.Module) -> None:
-    """Make four-bit layers compute on a CPU what they compute on a GPU, and the same in evaluation as in training.
+    """Make layers of bitsandbytes compute the same for a token whatever stands beside it, in evaluation and training.
 
-    On CPUs with AVX512-BF16, bitsandbytes repacks a layer at its first forward in evaluation mode: its scales are
-    rounded to bfloat16 for good, and no gradient passes from then on.
+    Eight-bit layers lose LLM.int8's decomposition of outliers, which a warning says (see `quantization_config`). On CPUs
+    with AVX512-BF16, bitsandbytes repacks a four-bit layer at its first forward in evaluation mode: its scales are
+    rounded to bfloat16 for good, and no gradient passes from then on. That is switched off.
 
     Raises:
         ValueError: that happened already.
     """
     if find_spec(PACKAGE) is None:
         return
-    layers: Iterator[Any] = model.modules()
+    layers: list[Any] = [m for m in model.modules() if type(m).__module__.startswith(PACKAGE)]
+    if any(getattr(getattr(layer, "state", None), "threshold", 0.0) > 0 for layer in layers):
+        logger.warning(
+            "LLM.int8's decomposition of outliers is switched off (llm_int8_threshold): it looks at a whole batch, so "
+            "a token's logits would depend on later tokens and on other rows."
+        )
     for module in layers:
-        if type(module).__module__.startswith(PACKAGE) and hasattr(module, "support_avx512bf16_for_cpu"):
+        if hasattr(module, "state"):
+            module.state.threshold = 0.0
+        if hasattr(module, "support_avx512bf16_for_cpu"):
             if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
                 raise ValueError(
                     "the model's four-bit layers were repacked for inference on this CPU when the model was run: no "

@@ -6,6 +6,7 @@ frozen: it stays what it was, is shared with the reference, and is saved along.
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -38,24 +39,35 @@ def text_targets(model: Any, targets: str | list[str]) -> str | list[str]:
     return sorted(name for name in names if any(f".{name}".endswith(f".{target}") for target in targets))
 
 
+def config_in_text(model: Any, peft_config: Any) -> Any:
+    """A configuration of peft whose targets are narrowed to the text part; as it was where there is no other."""
+    targets = getattr(peft_config, "target_modules", None)
+    if targets is None or not _has_other_parts(model):
+        return peft_config
+    narrowed = copy.copy(peft_config)
+    narrowed.target_modules = text_targets(model, targets if isinstance(targets, str) else sorted(targets))
+    return narrowed
+
+
 def freeze_other_parts(model: Any) -> None:
-    """Freeze what the model has for images and sound, in place; a warning names adapters among that."""
+    """Freeze what the model has for images and sound, in place.
+
+    Raises:
+        ValueError: an adapter that is to be trained lies there.
+    """
     lm = causal_lm_of(model)
     if not _has_other_parts(lm):
         return
     text = {id(p) for _, module in _text_modules(lm) for p in module.parameters()}
     others = [(name, p) for name, p in model.named_parameters() if id(p) not in text]
     adapters = [name for name, p in others if p.requires_grad and "lora_" in name]
+    if adapters:  # freezing them would not last: peft unfreezes an adapter each time that it is switched on
+        raise ValueError(
+            f"{len(adapters)} weights of the adapter lie outside the text part of {type(lm).__name__}, such as "
+            f"{adapters[0]}: rows are text, so nothing would train them. Name layers of the language model as targets"
+        )
     for _, parameter in others:
         parameter.requires_grad_(False)
-    if adapters:
-        logger.warning(
-            "%d weights of adapters lie outside the text part of %s, such as %s: rows are text, so nothing would train "
-            "them, and they are frozen. Name the layers of the language model as targets.",
-            len(adapters),
-            type(lm).__name__,
-            adapters[0],
-        )
     logger.info(
         "%s reads more than text: %.4g million weights that text does not pass are frozen.",
         type(lm).__name__,

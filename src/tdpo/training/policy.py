@@ -30,7 +30,7 @@ from ..models.quantization import (
     settle_layers,
     why_little_is_quantized,
 )
-from ..models.text_part import freeze_other_parts
+from ..models.text_part import config_in_text, freeze_other_parts
 from .arguments import Arguments
 from .precision import hold_beside, settle_learning_rate, settle_precision
 
@@ -89,6 +89,8 @@ def _tokenizer_of(processor: Any) -> Any:
 def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
     """The policy: loaded, wrapped with an adapter where one is asked for, and definite in training mode.
 
+    Of a model that reads images too, the language model alone is trained.
+
     Raises:
         ValueError: an adapter on top of an adapter, one that adds tokens, nothing to train, quantised weights that
             would be trained, a model that looks ahead or that asks for a loss beside that of its predictions.
@@ -115,7 +117,7 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
         from peft import get_peft_model
 
         set_seed(args.seed)  # adapters start at random
-        model = get_peft_model(model, peft_config)
+        model = get_peft_model(model, config_in_text(model, peft_config))
     elif has_adapter(model):
         _refuse_prompt_learning(model.active_peft_config)
     freeze_other_parts(model)
