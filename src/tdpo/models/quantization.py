@@ -138,9 +138,9 @@ def has_plain_weight(layer: Any) -> bool:
 def settle_layers(model: nn.Module) -> None:
     """Make layers of bitsandbytes compute the same for a token whatever stands beside it, in evaluation and training.
 
-    Eight-bit layers lose LLM.int8's decomposition of outliers, which a warning says (see `quantization_config`). On CPUs
-    with AVX512-BF16, bitsandbytes repacks a four-bit layer at its first forward in evaluation mode: its scales are
-    rounded to bfloat16 for good, and no gradient passes from then on. That is switched off.
+    Eight-bit layers lose LLM.int8's decomposition of outliers, which a warning says (see `quantization_config`).
+    On CPUs with AVX512-BF16, bitsandbytes repacks a four-bit layer at its first forward in evaluation mode: its scales
+    are rounded to bfloat16 for good, and no gradient passes from then on. That is switched off.
 
     Raises:
         ValueError: that happened already.
