@@ -130,6 +130,10 @@ def test_an_adapter_is_trained_saved_and_merged(name: str, folder: Path, tokeniz
         assert second[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-5), key
 
     saved, merged = tmp_path / "t/checkpoint-2", tmp_path / "merged"
+    code = (saved / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    told: dict[str, Any] = {}
+    exec(code.replace('"this folder"', repr(str(saved))), told)  # as the card says
+    torch.testing.assert_close(logits(told["model"]), logits(trainer.model))
     tokenizer.save_pretrained(saved)
     save_merged(saved, merged)
     torch.testing.assert_close(logits(load_causal_lm(saved)), logits(trainer.model))

@@ -115,6 +115,7 @@ def _check_saved_and_merged(trained: Any, saved: Path, merged: Path, tokenizer: 
     tokenizer.save_pretrained(saved)
     note = read_note(saved)
     assert note is not None and note.dtype == "float32"
+    assert f"base in {bits} bits" in (saved / "README.md").read_text()
     again = load_causal_lm(saved)
     assert logits(again).equal(logits(trained)), "on the base that it was trained on"
     with pytest.raises(ValueError, match=rf"was trained on a base in {bits} bits.*{12 - bits} bits.*was asked for"):
