@@ -182,6 +182,7 @@ def test_four_and_eight_bits_are_taken_over(tmp_path: Path) -> None:
     recipe, text, lost = converted(tmp_path, "use_peft: true\nload_in_4bit: true\nbnb_4bit_quant_type: fp4\n")
     assert recipe.model.quantization is not None and not lost
     assert recipe.model.quantization.model_dump() == {"bits": 4, "type": "fp4", "nested": False}
+    assert recipe.training.precision == "auto" and "dtype: float32  # products too" in text
     assert "nested: false  # TRL's default for use_bnb_nested_quant" in text
     recipe, text, lost = converted(tmp_path, "use_peft: true\nload_in_8bit: true\n")
     assert recipe.model.quantization is not None and recipe.model.quantization.bits == 8 and not lost

@@ -130,7 +130,10 @@ class _Conversion:
         dtype = self._loading().get("dtype") or self.settings.get("torch_dtype") or self._value("dtype")
         uses_bf16 = not self._value("fp16") if self._value("bf16") is None else self._value("bf16")
         self._put("model.dtype", dtype, "dtype")
-        if dtype == "float32" and (uses_bf16 or self._value("fp16")):
+        in_few_bits = self._value("use_peft") and (self._value("load_in_4bit") or self._value("load_in_8bit"))
+        if dtype == "float32" and in_few_bits:
+            self._put("model.dtype", dtype, "dtype", "products too: TRL mixes 16 bits in, and bfloat16 would be faster")
+        elif dtype == "float32" and (uses_bf16 or self._value("fp16")):
             self._put("training.precision", "bfloat16-mixed" if uses_bf16 else "float16-mixed", "bf16")
         for name, same in (("bf16", "bfloat16"), ("fp16", "float16")):
             if self._is_given(name) and self._value(name) and dtype not in ("float32", "auto", same):
