@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PrinterCallback, TrainerCallback
 
 from tdpo.models import check_folder, load_causal_lm, load_tokenizer, quantization_config
 from tdpo.sampling.sampler import SamplingSettings, sample
@@ -116,6 +116,7 @@ def train(variant: str, updates: int, merge: bool, out: Path) -> dict[str, Any]:
     trainer = TDPOTrainer(
         model, args=args, train_dataset=rows(), processing_class=tokenizer, peft_config=lora, callbacks=[clock]
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     logs = [line for line in trainer.state.log_history if "loss" in line]
     names = ("loss", "margin", "chosen_forward_kl", "rejected_forward_kl", "chosen_reverse_kl", "peak_memory_mib")

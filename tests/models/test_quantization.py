@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -289,3 +290,7 @@ def test_a_recipe_is_checked_before_work(tiny_folder: Folder, tmp_path: Path, mo
     named = recipe.model.model_copy(update={"name": str(tmp_path)})
     with pytest.raises(ValueError, match="cannot be quantised again"):
         check_policy(named)
+    build_model("llama").save_pretrained(tmp_path / "plain")
+    shutil.copy(tmp_path / "config.json", tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"not quantised, though its config.json says so"):
+        load_causal_lm(tmp_path / "plain")

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as hf
 from peft import LoraConfig, get_peft_model
+from transformers.quantizers import quantizer_bnb_4bit
 
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import make_trainer, plain_rows
@@ -246,7 +247,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_doctor_finds_in_a_folder_what_loading_refuses(kind: str, tiny_folder: Folder, tmp_path: Path) -> None:
+def test_doctor_finds_in_a_folder_what_loading_refuses(
+    kind: str, tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantizer_bnb_4bit, "is_bitsandbytes_available", lambda: False)  # as where it is missing
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder("llama"), folder)
     change, expected = BROKEN[kind]

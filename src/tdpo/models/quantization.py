@@ -143,7 +143,7 @@ def settle_layers(model: nn.Module) -> None:
     are rounded to bfloat16 for good, and no gradient passes from then on. That is switched off.
 
     Raises:
-        ValueError: that happened already.
+        ValueError: that happened already, or four-bit layers hold plain weights.
     """
     if find_spec(PACKAGE) is None:
         return
@@ -157,7 +157,12 @@ def settle_layers(model: nn.Module) -> None:
         if hasattr(module, "state"):
             module.state.threshold = 0.0
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+            state = getattr(module.weight, "quant_state", None)
+            if state is None:
+                raise ValueError(
+                    "its weights are not quantised, though its config.json says so: remove quantization_config there"
+                )
+            if getattr(state, "packing_format_for_cpu", False):
                 raise ValueError(
                     "the model's four-bit layers were repacked for inference on this CPU when the model was run: no "
                     "gradient passes them any more. Load it with tdpo.models.load_causal_lm(name, quantization=…), or "
