@@ -28,6 +28,7 @@ from .references import (
     reference_for,
     weights_that_follow,
 )
+from .sharded_weights import as_shard_of, is_shard, release, whole, whole_weights
 
 __all__ = [
     "BUNDLED",
@@ -35,6 +36,7 @@ __all__ = [
     "ModelFacts",
     "Reference",
     "add_lora",
+    "as_shard_of",
     "bundled_folder",
     "cache_folder",
     "causal_lm_of",
@@ -49,6 +51,7 @@ __all__ = [
     "has_adapter",
     "independent_length",
     "is_adapter_folder",
+    "is_shard",
     "kept_reference",
     "length_thresholds",
     "load_causal_lm",
@@ -62,8 +65,11 @@ __all__ = [
     "probe_logits",
     "reference_at_start",
     "reference_for",
+    "release",
     "response_hidden",
     "select_logits",
     "weights_that_follow",
+    "whole",
+    "whole_weights",
     "why_dependent",
 ]
