@@ -39,28 +39,22 @@ def memory_for_prompts(recipe: OwnResponsesRecipe, devices: int) -> Iterator[Che
         encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in train])
     except (OSError, ValueError):  # the checks of prompts and model say it
         return
-    yield from _memory(
-        recipe, batch_of_prompts(recipe, max(map(len, encoded)), new_tokens_of(recipe), devices), devices
-    )
+    batch = batch_of_prompts(recipe, max(map(len, encoded)), new_tokens_of(recipe), devices)
+    yield from _memory(recipe, batch, devices)
 
 
 def _memory(recipe: AnyRecipe, batch: LearnedBatch, devices: int) -> Iterator[Check]:
     """Models without an outline (quantised weights) are passed over, and those that other checks report."""
-    from ..models import outline_causal_lm
     from ..reference_cache.building import readable_bytes
     from ..workflows.memory_room import ModelsOfRun, memory_of
-    from ..workflows.prerequisites import check_critic, check_policy
 
-    trust, name = recipe.model.trust_remote_code, recipe.model.reference
     try:
-        policy = check_policy(recipe.model)
-        critic = None if policy is None else check_critic(recipe, policy)
-        reference = None if name is None else outline_causal_lm(name, trust_remote_code=trust)
+        models = ModelsOfRun.of(recipe)
     except (OSError, ValueError):
         return
-    if policy is None:
+    if models is None:
         return
-    room = memory_of(recipe, ModelsOfRun.of(recipe, policy, reference, critic), batch, devices)
+    room = memory_of(recipe, models, batch, devices)
     device, size = _device()
     each = f" on each of {devices} devices that share the weights" if devices > 1 else ""
     text = f"{room.in_words()}{each}, with {batch.rows} rows of up to {batch.tokens} tokens at a time"

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Trainer
 
@@ -139,6 +140,12 @@ class CheckpointedTrainer(Trainer):
             return sums
         reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         return reduced.cpu()
+
+    def _largest(self, value: float) -> float:
+        """The largest of the values of all processes."""
+        if self.args.world_size == 1:
+            return value
+        return float(self.accelerator.gather(torch.tensor([value], device=self.args.device)).max())
 
     def _all_inputs(self) -> dict[str, str]:
         if self._known_inputs is None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AnyRecipe, OnlineRecipe, PPORecipe, Recipe
-from ..models import causal_lm_of, has_adapter
+from ..models import causal_lm_of, has_adapter, outline_causal_lm
 from ..models.configurations import text_config
 from ..models.precision import Precision, choose_precision, hold_weights, loaded_dtype
 from ..models.saved_activations import saved_bytes
@@ -22,6 +22,7 @@ from ..reference_cache.building import readable_bytes
 from ..token_statistics.tiles import TILE
 from .disk_room import state_bytes
 from .memory_batches import LearnedBatch
+from .prerequisites import check_critic, check_policy
 
 FLOAT = 4  # bytes: the head's sums and the gradients of adapters are float32
 HEAD_VECTORS = 5  # of D numbers for each token: two expected weights, a hidden state, and gradients of both
@@ -116,8 +117,18 @@ class ModelsOfRun:
     precision: Precision
 
     @classmethod
-    def of(cls, recipe: AnyRecipe, policy: Any, reference: Any | None, critic: Any | None) -> ModelsOfRun:
-        """From models as `outline_causal_lm` gives them, which are changed in place."""
+    def of(cls, recipe: AnyRecipe) -> ModelsOfRun | None:
+        """The models that the recipe names; None where weights are quantised, which have no outline.
+
+        Raises:
+            FileNotFoundError, ValueError: as loading the models and adding the adapter.
+        """
+        policy, name = check_policy(recipe.model), recipe.model.reference
+        if policy is None:
+            return None
+        trust = recipe.model.trust_remote_code
+        reference = None if name is None else outline_causal_lm(name, trust_remote_code=trust)
+        critic = check_critic(recipe, policy)
         loaded = loaded_dtype(policy) if recipe.model.dtype == "auto" else recipe.model.dtype
         adapters = "float32" if has_adapter(policy) else None
         precision = choose_precision(recipe.optimization.precision, loaded, adapters=adapters)

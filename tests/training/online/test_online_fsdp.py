@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from helpers.ppo_cases import PROMPTS, letters, make_online, make_ppo
 from helpers.sharding_on_cpus import fresh_accelerator, put_together, run_two_sharded, shard_on_cpus  # noqa: F401
@@ -30,6 +31,13 @@ PPO: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "tied, no critic": ("qwen2", None, {"kl": {**EXACT, "direction": "reverse"}, "advantage": "rloo"}),
 }
 PAIRS = {"reference that moves": {"reference_update": {"weight": 0.5}}, "adapter": {"peft_config": ADAPTER}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "train": {"training": {"max_steps": 2, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.1}},
+    "ppo": {
+        "rollouts": {"completions": 8, "samples_per_prompt": 2, "max_new_tokens": 4},
+        "ppo": {"iterations": 2, "epochs": 1, "optimizer": "sgd", "learning_rate": 0.1, "save_every": 1},
+    },
+}
 UNSTEADY = ("seconds", "per_second", "memory", "runtime", "epoch")
 
 
@@ -129,6 +137,35 @@ def ends_like_uninterrupted(make: Any, folder: Path, kind: str, step: int) -> No
     assert (folder / f"whole/checkpoint-{step}" / CRITIC_OPTIMIZER_FILE).exists() == hasattr(whole, "critic")
 
 
+def recipes(folder: Path) -> None:
+    """`tdpo train` and `tdpo ppo` on a model that is loaded by name."""
+    from tdpo.cli.app import app
+
+    for command, settings in RECIPES.items():
+        fresh_accelerator()
+        inputs = folder.parent
+        given = {
+            "run_dir": str(folder / command), "model": {"name": str(inputs / "tiny"), "lora": {"rank": 4}}, **settings,
+        }  # fmt: skip
+        if command == "train":
+            given["data"] = {"train": str(inputs / "rows.jsonl")}
+        else:
+            given["prompts"] = {"train": str(inputs / "prompts.jsonl")}
+            given["rewards"] = [{"function": f"{inputs / 'mine.py'}:brevity"}]
+        recipe = folder / f"{command}.{os.environ.get('RANK', '0')}.yaml"
+        recipe.write_text(json.dumps(given))
+        app([command, str(recipe)], standalone_mode=False)
+
+
+def write_inputs(place: Path) -> None:
+    build_model("llama").save_pretrained(place / "tiny")
+    build_tokenizer().save_pretrained(place / "tiny")
+    rows = [{"prompt": p, "chosen": "a cat", "rejected": "the dog ran"} for p in PROMPTS]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+    (place / "mine.py").write_text("def brevity(completions, **_):\n    return [-len(c) for c in completions]\n")
+
+
 # ---- the comparison ----
 
 
@@ -138,8 +175,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
     place = tmp_path_factory.mktemp("online_fsdp")
     two, one = place / "two", place / "one"
     one.mkdir()
-    run_two_sharded(__name__, two, ("distributed_run", "only_when_sharded"))
+    write_inputs(place)
+    run_two_sharded(__name__, two, ("distributed_run", "only_when_sharded", "recipes"))
     distributed_run(one)
+    recipes(one)
     yield two, one
 
 
@@ -168,6 +207,16 @@ def test_the_model_is_saved_whole(both: tuple[Path, Path], kind: str) -> None:
     weights = torch.load(both[0] / kind / "weights.pt")
     saved = dict(load_causal_lm(both[0] / kind / "model").named_parameters())
     assert saved and all(torch.equal(weight, weights[name]) for name, weight in saved.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "ppo"])
+def test_commands_train_sharded_from_a_recipe(both: tuple[Path, Path], command: str) -> None:
+    two, one = (load_file(folder / command / "model" / "adapter_model.safetensors") for folder in both)
+    assert two.keys() == one.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert any(weight.abs().max() > 0 for name, weight in one.items() if "lora_B" in name), "something was learned"
 
 
 def test_fsdp1_and_deepspeed_are_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

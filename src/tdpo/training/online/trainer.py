@@ -230,7 +230,7 @@ class PPOTrainer(OnlineTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check_gradient(logs)
         if "loss" in logs and self._iteration is not None:
-            learned = self._iteration.learning.averages(self._total)
+            learned = self._iteration.learning.averages(self._total, self._largest)
             logs = {
                 **logs, **self._iteration.logs, **learned, "skipped_updates": self._iteration.skipped_updates,
                 "peak_memory_mib": peak_memory_mib(),
