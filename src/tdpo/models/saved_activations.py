@@ -41,7 +41,7 @@ def saved_bytes(model: Any, rows: int, tokens: int) -> int | None:
     every = torch.zeros(rows * tokens, dtype=torch.long, device="meta")
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            hidden = response_hidden(model, {"input_ids": ids}, every)
+            hidden = response_hidden(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, every)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
         logger.info("activations of %s cannot be counted without values: %s", type(causal_lm_of(model)).__name__, error)
         return None

@@ -20,6 +20,7 @@ from ..models.precision import Precision, choose_precision, hold_weights, loaded
 from ..models.saved_activations import saved_bytes
 from ..reference_cache.building import readable_bytes
 from ..token_statistics.tiles import TILE
+from ..training.policy import switch_off_dropout
 from .disk_room import state_bytes
 from .memory_batches import LearnedBatch
 from .prerequisites import check_critic, check_policy
@@ -156,7 +157,7 @@ def _activations(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch) ->
     policy, width = models.policy, text_config(models.policy.config).hidden_size
     if models.precision.is_mixed:
         hold_weights(policy, models.precision.products)
-    policy.train()
+    switch_off_dropout(policy.train())
     counted = saved_bytes(policy, batch.rows, batch.tokens)
     if counted is None or not recipe.optimization.gradient_checkpointing:
         return counted
