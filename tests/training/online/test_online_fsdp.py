@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.ppo_cases import PROMPTS, letters, make_online, make_ppo
+from helpers.ppo_cases import PROMPTS, letters, make_online, make_ppo, online_settings, ppo_settings
 from helpers.sharding_on_cpus import fresh_accelerator, put_together, run_two_sharded, shard_on_cpus  # noqa: F401
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import StopAt, lora
@@ -35,7 +35,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "train": {"training": {"max_steps": 2, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.1}},
     "ppo": {
         "rollouts": {"completions": 8, "samples_per_prompt": 2, "max_new_tokens": 4},
-        "ppo": {"iterations": 2, "epochs": 1, "optimizer": "sgd", "learning_rate": 0.1, "save_every": 1},
+        "ppo": {
+            "iterations": 2,
+            "epochs": 1,
+            "minibatch_size": None,
+            "optimizer": "sgd",
+            "learning_rate": 0.1,
+            "save_every": 1,
+        },
     },
 }
 UNSTEADY = ("seconds", "per_second", "memory", "runtime", "epoch")
@@ -138,7 +145,7 @@ def ends_like_uninterrupted(make: Any, folder: Path, kind: str, step: int) -> No
 
 
 def recipes(folder: Path) -> None:
-    """`tdpo train` and `tdpo ppo` on a model that is loaded by name."""
+    """`tdpo train` and `tdpo ppo` on a model that is loaded by its folder's name."""
     from tdpo.cli.app import app
 
     for command, settings in RECIPES.items():
@@ -154,7 +161,7 @@ def recipes(folder: Path) -> None:
             given["rewards"] = [{"function": f"{inputs / 'mine.py'}:brevity"}]
         recipe = folder / f"{command}.{os.environ.get('RANK', '0')}.yaml"
         recipe.write_text(json.dumps(given))
-        app([command, str(recipe)], standalone_mode=False)
+        assert not app([command, str(recipe)], standalone_mode=False), "the command says what is wrong"
 
 
 def write_inputs(place: Path) -> None:
@@ -194,7 +201,7 @@ def test_sharded_training_is_that_of_one_process(both: tuple[Path, Path], kind: 
         assert mine.keys() == theirs.keys()
         for name in {name for name in theirs if not any(part in name for part in UNSTEADY)}:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
-    assert one["evaluations"][0]["eval_forward_kl"] == 0 < 1e-5 < one["evaluations"][1]["eval_forward_kl"]
+    assert one["evaluations"][0]["eval_forward_kl"] == 0 < 1e-6 < one["evaluations"][1]["eval_forward_kl"]
     found, expected = (torch.load(folder / kind / "weights.pt") for folder in both)
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
@@ -219,8 +226,26 @@ def test_commands_train_sharded_from_a_recipe(both: tuple[Path, Path], command: 
     assert any(weight.abs().max() > 0 for name, weight in one.items() if "lora_B" in name), "something was learned"
 
 
-def test_fsdp1_and_deepspeed_are_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_fsdp1_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for make in (lambda: ppo("value head", tmp_path), lambda: pairs("adapter", tmp_path)):
         with pytest.raises(ValueError, match=r"FSDP1 shards the head.*--fsdp_version 2"):
             make()
+
+
+class Engine:
+    """Stands in for accelerate's DeepSpeedPlugin, whose package the tests do not have."""
+
+    def set_mixed_precision(self, _: str) -> None: ...
+
+    def set_deepspeed_weakref(self) -> None: ...
+
+
+def test_deepspeed_is_refused_also_where_the_launcher_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr("accelerate.utils.DeepSpeedPlugin", Engine)
+    for settings, method in ((ppo_settings, "PPO"), (online_settings, "online preference learning")):
+        with pytest.raises(ValueError, match=rf"DeepSpeed does not train {method}.*--fsdp_version 2"):
+            settings(tmp_path)
