@@ -1,6 +1,6 @@
-"""Trackers that the suite's own environment lacks get every number of metrics.jsonl; skipped where one is missing.
+"""MLflow, which the suite's own environment lacks, gets every number of metrics.jsonl; skipped where it is missing.
 
-pip install trackio wandb mlflow && pytest tests/training/test_installed_trackers.py
+Install it and run this file alone: pytest tests/training/test_installed_trackers.py
 """
 
 from __future__ import annotations
