@@ -126,10 +126,18 @@ def moments(values: Float[Tensor, "*N"], total: Callable[[Tensor], Tensor] = lam
     return mean, math.sqrt(square / max(count, 1.0))
 
 
-def explained_variance(values: Float[Tensor, "*N"], returns: Float[Tensor, "*N"]) -> float:
-    """1 − Var(returns − values)/Var(returns): 1 for a perfect critic, 0 for a constant one; 0 if nothing varies."""
-    spread = float(returns.double().var(correction=0))
-    return 1.0 - float((returns.double() - values.double()).var(correction=0)) / spread if spread > 0 else 0.0
+def explained_variance(
+    values: Float[Tensor, "*N"],
+    returns: Float[Tensor, "*N"],
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> float:
+    """1 − Var(returns − values)/Var(returns): 1 for a perfect critic, 0 for a constant one; 0 if nothing varies.
+
+    `total` adds sums over processes.
+    """
+    _, spread = moments(returns, total)
+    _, left = moments(returns.double() - values.double(), total)
+    return 1.0 - (left / spread) ** 2 if spread > 0 else 0.0
 
 
 # ---- losses ----

@@ -62,7 +62,7 @@ def run_two_processes(
 ) -> None:
     """The same functions on two warm processes, with the environment that `accelerate launch` makes of its options."""
     script = write_program(module, folder, functions)
-    environment = {**_on_cpus(), **_launch_environment([*options, str(script)])}
+    environment = {**_on_cpus(), **launch_environment([*options, str(script)])}
     ranks = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     started = [WarmProcess(script, str(folder), environment=rank, stderr=subprocess.STDOUT) for rank in ranks]
     for process in started:
@@ -74,7 +74,7 @@ def _on_cpus() -> dict[str, str]:
     return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def _launch_environment(options: Sequence[str]) -> Mapping[str, str]:
+def launch_environment(options: Sequence[str]) -> Mapping[str, str]:
     """What the launcher tells its processes, all but their numbers."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env

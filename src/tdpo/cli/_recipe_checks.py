@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ._environment_checks import environment_checks
 from ._errors import explain, is_ours
 from ._length_checks import layout, prompt_lengths
 from ._machine_checks import Check
+from ._memory_checks import memory_for_pairs, memory_for_prompts
 from ._model_checks import model_checks, policy_checks, vocabulary_size
 from ._place_checks import cache_room, packages, pairs_to_come, room, run_dir
 from ._template_checks import template_checks
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
     from ..config import AnyRecipe, Recipe
 
 
-def recipe_checks(path: Path, overrides: Sequence[str], *, time: bool = False) -> Iterator[Check]:
+def recipe_checks(path: Path, overrides: Sequence[str], *, time: bool = False, devices: int = 1) -> Iterator[Check]:
     """Check the recipe itself, and then its run directory, packages, data and models, each independently.
 
-    With `time`, measure a few steps of its model and estimate how long training takes.
+    Memory is estimated for each of `devices` that share the weights. With `time`, measure a few steps of its model and
+    estimate how long training takes.
     """
     from ..config import Recipe, RecipeError, load_recipe
 
@@ -39,9 +42,10 @@ def recipe_checks(path: Path, overrides: Sequence[str], *, time: bool = False) -
     for sentence in replaced:
         yield Check("recipe", "note", sentence)
     quiet_libraries()
+    is_of_pairs = isinstance(recipe, Recipe)
     if isinstance(recipe, Recipe):
         yield from pairs_to_come(recipe, path, overrides)
-    for name, check in {**BOTH, **(PREFERENCES if isinstance(recipe, Recipe) else OWN_RESPONSES)}.items():
+    for name, check in {**BOTH, **(_of_preferences(devices) if is_of_pairs else _of_own_responses(devices))}.items():
         yield from _run_check(name, check, recipe)
     if time:
         yield from _run_check("time", training_time, recipe)
@@ -85,7 +89,7 @@ def _model(recipe: Recipe) -> Iterator[Check]:
     yield from policy_checks(recipe.model, recipe.training.precision)
 
 
-def _data(recipe: Recipe) -> Iterator[Check]:
+def _data(recipe: Recipe, devices: int) -> Iterator[Check]:
     """Read and tokenise the rows as in training, and check them against the models."""
     from ..models import configuration_of, load_tokenizer, model_facts
     from ..recipe_data.pairs import files_of_pairs_to_make, read_data, tokenize_rows
@@ -120,6 +124,7 @@ def _data(recipe: Recipe) -> Iterator[Check]:
                 yield from layout(recipe, tokenized.pairs, configs)
                 yield from _updates(recipe, len(tokenized.pairs))
                 yield from cache_room(recipe, tokenized.pairs, getattr(configs[-1], "hidden_size", None))
+                yield from memory_for_pairs(recipe, tokenized.pairs, devices)
 
 
 def _lengths(key: str, tokenized: TokenizedPairs) -> Iterator[Check]:
@@ -154,17 +159,24 @@ def _updates(recipe: Recipe, pairs: int, about: str = "about ") -> Iterator[Chec
 
 
 BOTH: dict[str, Callable[[Any], Iterator[Check]]] = {"run_dir": run_dir, "packages": packages}
-PREFERENCES: dict[str, Callable[[Any], Iterator[Check]]] = {
-    "environment": _environment,
-    "model": _model,
-    "data": _data,
-    "prompts rendered": template_checks,
-}
-OWN_RESPONSES: dict[str, Callable[[Any], Iterator[Check]]] = {
-    "environment": _prompt_checks.environment,
-    "prompts": _prompt_checks.prompts,
-    "rewards": _prompt_checks.rewards,
-    "model": _prompt_checks.models,
-    "prompts rendered": template_checks,
-    "prompt lengths": prompt_lengths,
-}
+
+
+def _of_preferences(devices: int) -> dict[str, Callable[[Any], Iterator[Check]]]:
+    return {
+        "environment": _environment,
+        "model": _model,
+        "data": partial(_data, devices=devices),
+        "prompts rendered": template_checks,
+    }
+
+
+def _of_own_responses(devices: int) -> dict[str, Callable[[Any], Iterator[Check]]]:
+    return {
+        "environment": _prompt_checks.environment,
+        "prompts": _prompt_checks.prompts,
+        "rewards": _prompt_checks.rewards,
+        "model": _prompt_checks.models,
+        "prompts rendered": template_checks,
+        "prompt lengths": prompt_lengths,
+        "memory": partial(memory_for_prompts, devices=devices),
+    }

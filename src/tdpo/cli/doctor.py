@@ -23,6 +23,12 @@ def doctor(
         bool,
         typer.Option("--time", help="Load the model, measure a few steps and estimate how long training takes."),
     ] = False,
+    devices: Annotated[
+        int,
+        typer.Option(
+            "--devices", min=1, help="Estimate the memory of each of so many devices that share the weights (FSDP2)."
+        ),
+    ] = 1,
     debug: Debug = False,
 ) -> None:
     """Check this machine and, if given, a recipe with its data and model, without training.
@@ -34,6 +40,7 @@ def doctor(
         tdpo doctor
         tdpo doctor recipe.yaml
         tdpo doctor recipe.yaml --time
+        tdpo doctor recipe.yaml --devices 8
         tdpo doctor recipe.yaml model.name=./my-model data.on_bad_rows=skip
     """
     from ._machine_checks import machine_checks
@@ -41,9 +48,11 @@ def doctor(
 
     if time and recipe is None:
         raise CommandError("--time estimates the training of a recipe; name one: tdpo doctor recipe.yaml --time")
+    if devices > 1 and recipe is None:
+        raise CommandError("--devices estimates the memory of a recipe; name one: tdpo doctor recipe.yaml --devices 8")
     checks = []
     marks = {"ok": ("✓", "green"), "note": ("!", "yellow"), "problem": ("✗", "red")}
-    of_recipe = recipe_checks(recipe, overrides or [], time=time) if recipe else ()
+    of_recipe = recipe_checks(recipe, overrides or [], time=time, devices=devices) if recipe else ()
     for item in chain(machine_checks(), of_recipe):
         mark, style = marks[item.state]
         out().print(f"[{style}]{mark}[/{style}] [bold]{item.name}[/bold]  ", end="")

@@ -29,6 +29,7 @@ from .references import (
     reference_for,
     weights_that_follow,
 )
+from .sharded_weights import as_shard_of, is_shard, release, whole, whole_weights
 
 __all__ = [
     "BUNDLED",
@@ -36,6 +37,7 @@ __all__ = [
     "ModelFacts",
     "Reference",
     "add_lora",
+    "as_shard_of",
     "bundled_folder",
     "cache_folder",
     "causal_lm_of",
@@ -51,6 +53,7 @@ __all__ = [
     "has_quantized_head",
     "independent_length",
     "is_adapter_folder",
+    "is_shard",
     "kept_reference",
     "length_thresholds",
     "load_causal_lm",
@@ -65,8 +68,11 @@ __all__ = [
     "quantization_config",
     "reference_at_start",
     "reference_for",
+    "release",
     "response_hidden",
     "select_logits",
     "weights_that_follow",
+    "whole",
+    "whole_weights",
     "why_dependent",
 ]

@@ -16,6 +16,7 @@ from ..token_statistics import Head
 from .adapters import has_adapter
 from .hidden_states import causal_lm_of, find_head, probe, response_hidden, select_logits
 from .probing import check_causal
+from .sharded_weights import release
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +93,17 @@ def weights_that_follow(policy: Any, reference: Reference) -> dict[str, tuple[nn
     """Of each weight that is trained, by its name in the policy: the reference's, and the policy's own.
 
     Args:
-        policy: the model that is trained, unwrapped.
+        policy: the model that is trained, unwrapped; sharded by FSDP2 if the reference is.
         reference: its copy, as `kept_reference` makes it.
     """
     assert reference.kind == "copy" and reference.model is not None
+    for model in (policy, reference.model):
+        release(model)  # what is written into whole weights that FSDP2 made of its shards would be lost
     copies = dict(reference.model.named_parameters())
-    return {name: (copies[name], p) for name, p in policy.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    # accelerate's own checkpointing of activations wraps layers of the policy, and none of the reference.
+    plain = {name: name.replace("_checkpoint_wrapped_module.", "") for name in trained}
+    return {plain[name]: (copies[plain[name]], p) for name, p in trained.items()}
 
 
 @torch.no_grad()

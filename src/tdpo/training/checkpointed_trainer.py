@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Trainer
 
@@ -25,6 +26,7 @@ from .best_model import loaded_best
 from .resumption import reading, whole_checkpoint
 from .run_record import RunRecord, card_may_replace
 from .saving import optimizer_bytes, quiet_about_the_bundled_base, weights_bytes
+from .sharding import whole_model_saved
 
 LOSS_FILE = "training_loss.json"
 
@@ -95,15 +97,20 @@ class CheckpointedTrainer(Trainer):
         raise NotImplementedError
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
-        """As transformers', with the model card and the record beside it. A README.md of your own stays as it is."""
+        """As transformers', with the model card and the record beside it. A README.md of your own stays as it is.
+
+        A sharded model is written whole; checkpoints of it are what they are asked to be.
+        """
         folder = Path(str(self.args.output_dir if output_dir is None else output_dir))
         writes_card = self.record is not None and self.args.should_save and card_may_replace(folder)
-        with quiet_about_the_bundled_base():
+        form = nullcontext() if _internal_call else whole_model_saved(self.accelerator)
+        with quiet_about_the_bundled_base(), form:
             super().save_model(str(folder), _internal_call)
         if self.args.should_save and has_adapter(self.model):
             write_note(self.model, folder)
         if self.record is None or not self.args.should_save:
             return
+        folder.mkdir(parents=True, exist_ok=True)  # of a sharded checkpoint, whose weights other code writes later
         self.record.of_saved(folder, self.model_card() if writes_card else None)
         if not _internal_call:
             self.record.remember_model(folder)
@@ -137,6 +144,12 @@ class CheckpointedTrainer(Trainer):
             return sums
         reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         return reduced.cpu()
+
+    def _largest(self, value: float) -> float:
+        """The largest of the values of all processes."""
+        if self.args.world_size == 1:
+            return value
+        return float(self.accelerator.gather(torch.tensor([value], device=self.args.device)).max())
 
     def _all_inputs(self) -> dict[str, str]:
         if self._known_inputs is None:

@@ -26,6 +26,8 @@ TRAINER_HOOKS = (
     "_load_rng_state",
     "_prepare_inputs",
     "_save_checkpoint",
+    "_save_optimizer_and_scheduler",
+    "create_scheduler",
     "loss_is_scaled_for_ga",
 )
 

@@ -1,18 +1,22 @@
-"""Weights sharded over processes: which kinds can be trained, the reference's shards, and the model saved whole."""
+"""Weights sharded over processes: which kinds can be trained, models beside the policy, and the model saved whole."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .offline.config import TDPOConfig
+from ..models import Reference
+from .arguments import Arguments
 
 
-def check_sharding(args: TDPOConfig) -> None:
+def check_sharding(args: Arguments) -> None:
     """Raise ValueError where weights would be sharded in a way that gives the operator no whole head."""
     if is_deepspeed_zero3_enabled():
         raise ValueError(
@@ -26,7 +30,7 @@ def check_sharding(args: TDPOConfig) -> None:
         )
 
 
-def _fsdp_version(args: TDPOConfig) -> int | None:
+def _fsdp_version(args: Arguments) -> int | None:
     """The version of FSDP that accelerate will use, by the arguments or by the environment of its launcher."""
     plugin = getattr(args, "fsdp_plugin_args", None)
     if plugin is not None:
@@ -36,10 +40,10 @@ def _fsdp_version(args: TDPOConfig) -> int | None:
     return None
 
 
-def shard_reference(accelerator: Any, reference: Any) -> Any:
-    """The reference sharded as accelerate will shard the policy.
+def shard_beside(accelerator: Any, model: Any) -> Any:
+    """A reference or a critic's model, sharded as accelerate will shard the policy.
 
-    `Accelerator.prepare` takes one model and its optimizer under FSDP2, and `prepare_model` would leave the reference
+    `Accelerator.prepare` takes one model and its optimizer under FSDP2, and `prepare_model` would leave a reference
     whole on every device and in another precision than the policy, with a KL at the start that is not 0.
     """
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
@@ -48,9 +52,39 @@ def shard_reference(accelerator: Any, reference: Any) -> Any:
     # Preparing a model writes its layer classes into the plugin; the policy's may be others.
     layer_classes = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
     try:
-        return fsdp2_prepare_model(accelerator, reference)
+        return fsdp2_prepare_model(accelerator, model)
     finally:
         plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = layer_classes
+
+
+def placed(trainer: Any, reference: Reference) -> Reference:
+    """The reference on the policy's device, sharded as the policy is."""
+    model = reference.model
+    if model is None:
+        return reference
+    if trainer.accelerator.is_fsdp2:
+        model = shard_beside(trainer.accelerator, model)
+    elif trainer.is_deepspeed_enabled:
+        model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
+    else:
+        model.to(trainer.args.device)
+    return replace(reference, model=model)
+
+
+def average_gradients(module: nn.Module, processes: int) -> None:
+    """Have every gradient of a module that is whole on each process averaged over processes after a backward pass.
+
+    What DistributedDataParallel does, for a few weights, and without a wrapper around the module.
+    """
+
+    def average(weight: torch.Tensor) -> None:
+        # What an earlier micro-batch has left is an average already, and stays what it is.
+        assert weight.grad is not None
+        torch.distributed.all_reduce(weight.grad)  # gloo has no average
+        weight.grad.div_(processes)
+
+    for weight in module.parameters():
+        weight.register_post_accumulate_grad_hook(average)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class DiskRoom:
         extra = [] if critic is None else list(critic.parameters())
         moves = isinstance(recipe, OnlineRecipe) and recipe.online.reference_update is not None
         beside = extra + (trained if moves else [])  # of a checkpoint: the critic, or the reference
-        state = _state_bytes(trained + extra, settings.optimizer, dtype)
+        state = state_bytes(trained + extra, settings.optimizer, dtype)
         return cls(
             Path(recipe.run_dir),
             recipe.OPTIMIZATION,
@@ -106,7 +106,8 @@ def _bytes(weights: Iterable[torch.Tensor], dtype: torch.dtype | None) -> int:
     return sum(weight.numel() * _size(weight, dtype) for weight in weights)
 
 
-def _state_bytes(trained: Iterable[torch.Tensor], optimizer: str, dtype: torch.dtype | None) -> int:
+def state_bytes(trained: Iterable[torch.Tensor], optimizer: str, dtype: torch.dtype | None) -> int:
+    """The bytes of an optimizer's state for these weights, held in `dtype` (None: each in its own)."""
     count, size = _STATES.get(optimizer, (0, None))
     return sum(weight.numel() * count * (size or _size(weight, dtype)) for weight in trained)
 

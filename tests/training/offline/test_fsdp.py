@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections import Counter
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.several_processes import TWO_ON_CPUS, run_two_processes
+from helpers.sharding_on_cpus import fresh_accelerator, put_together, run_two_sharded, shard_on_cpus  # noqa: F401
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import (
     METRICS,
@@ -74,44 +73,6 @@ def run(trained: str, folder: Path, **changes: Any) -> Any:
     return trainer
 
 
-def fresh_accelerator() -> None:
-    """accelerate keeps FSDP's settings, the layer classes of the last model among them, for the whole process."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def shard_on_cpus(_folder: Path) -> None:
-    """Have accelerate shard on CPUs, which torch can and accelerate takes as a wish for plain data parallelism."""
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedType
-
-    initialize = AcceleratorState.__init__
-
-    @functools.wraps(initialize)
-    def initialize_sharded(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
-        initialize(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            if self._mixed_precision != "no":
-                fsdp_plugin.set_mixed_precision(self._mixed_precision)
-            self.fsdp_plugin = fsdp_plugin
-
-    AcceleratorState.__init__ = initialize_sharded
-
-
-def whole_weights(model: Any, *, trained_only: bool = True) -> dict[str, torch.Tensor]:
-    """The weights in shards, put together; a weight that is frozen as a shard counts as frozen."""
-    for module in model.modules():
-        if hasattr(module, "reshard"):
-            module.reshard()
-    return {
-        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
-        for name, p in model.named_parameters()
-        if p.requires_grad or not trained_only
-    }
-
-
 # ---- what every process does, launched or alone ----
 
 
@@ -121,7 +82,7 @@ def distributed_run(folder: Path) -> None:
         trainer = run(trained, folder / trained / impl, head_impl=impl)
         evaluated = trainer.evaluate(plain_rows(7, seed=5))  # 7 pairs do not divide by 2 processes × 4
         trainer.save_model(folder / trained / impl / "model")
-        weights = whole_weights(trainer.model)
+        weights = put_together(trainer.model)
         found[f"{trained}, {impl}"] = {
             "logs": train_logs(trainer),
             "eval": {name: evaluated[f"eval_{name}"] for name in METRICS},
@@ -152,8 +113,8 @@ def resumed_run_ends_like_uninterrupted(trained: str, kind: str, folder: Path) -
     whole = run(trained, place, **sharded, **adam)
     resumed = run(trained, place, **sharded, **adam, resume_from_checkpoint=str(place / "checkpoint-2"))
     assert len(train_logs(resumed)) == UPDATES
-    expected, found = whole_weights(whole.model), whole_weights(resumed.model)
-    start = whole_weights(build_policy(trained))
+    expected, found = put_together(whole.model), put_together(resumed.model)
+    start = put_together(build_policy(trained))
     assert expected.keys() == found.keys() == start.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=0, msg=lambda m, n=name: f"{trained} {n}: {m}")
@@ -232,8 +193,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
     place = tmp_path_factory.mktemp("fsdp")
     two, one = place / "two", place / "one"
     one.mkdir()
-    options = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", *TWO_ON_CPUS)
-    run_two_processes(__name__, two, ("shard_on_cpus", "distributed_run", "only_when_sharded"), options)
+    run_two_sharded(__name__, two, ("distributed_run", "only_when_sharded"))
     torch.manual_seed(0)
     distributed_run(one)
     yield two, one
@@ -264,7 +224,7 @@ def test_the_model_is_saved_whole(both: tuple[Path, Path], trained: str, impl: s
     two, one = (folder / trained / impl for folder in both)
     weights = torch.load(two / "weights.pt")
     if TRAINED[trained][1] is None:
-        saved = whole_weights(load_causal_lm(two / "model"))
+        saved = put_together(load_causal_lm(two / "model"))
         assert saved.keys() == weights.keys()
     else:
         saved, alone = (load_file(folder / "model" / "adapter_model.safetensors") for folder in (two, one))

@@ -140,7 +140,6 @@ def test_the_best_model_gets_the_reference_of_its_numbers(tmp_path: Path) -> Non
         ({"reference_update": {}, "loss": "kl"}, "reference_update has no place with loss kl: its reference is the te"),
         ({"reference_update": {}, "loss": "sft"}, "reference_update has no effect with loss sft, which has no ref"),
         ({"reference_update": {"weight": 0.5}, "precision": "bfloat16"}, "reference_update.weight 0.5 would move weig"),
-        ({"reference_update": {}, "fsdp": "full_shard"}, "shards no weights yet"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:

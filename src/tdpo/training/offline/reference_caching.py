@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ...reference_cache import CacheLayout, CachePlan, Field, Fingerprint, Refer
 from ...scoring.head_path import HeadPath
 from ...scoring.reference_source import CachedReference, LiveReference, ReferenceSource, copied_head
 from ...token_statistics import Head
-from ..sharding import shard_reference
+from ..sharding import placed
 from .config import TDPOConfig
 
 AUTO_LIMIT = 20_000_000_000  # the most bytes that "auto" writes to a disk
@@ -250,21 +250,7 @@ def reference_source_of(
         trainer.args,
         len(pairs) if train is None else len(train),
         sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
-        place=partial(_placed, trainer),
+        place=partial(placed, trainer),
         say=say,
         progress=progress,
     )
-
-
-def _placed(trainer: Any, reference: Reference) -> Reference:
-    """The reference on the policy's device, sharded as the policy is."""
-    model = reference.model
-    if model is None:
-        return reference
-    if trainer.accelerator.is_fsdp2:
-        model = shard_reference(trainer.accelerator, model)
-    elif trainer.is_deepspeed_enabled:
-        model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
-    else:
-        model.to(trainer.args.device)
-    return replace(reference, model=model)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from ..kl_target_control import KLTargetControl
 from ..logged_metrics import MetricsFile, TrainingMeter
 from ..policy import settled
 from ..resumption import reading
-from ..sharding import check_sharding, whole_model_saved
+from ..sharding import check_sharding
 from .config import TDPOConfig, groups_by_length
 from .datasets import PairDatasets, all_pairs, seen_in_training
 from .evaluating import PairEvaluation
@@ -293,9 +292,3 @@ class TDPOTrainer(PairEvaluation):
         if path is not None and path.exists():
             with reading(checkpoint, LOSS_STATE):
                 self.preference_loss.load_state_dict(read_json(path))
-
-    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
-        """As transformers', but a sharded model is always written whole; its checkpoints are as they are asked for."""
-        folder = None if output_dir is None else str(output_dir)
-        with nullcontext() if _internal_call else whole_model_saved(self.accelerator):
-            super().save_model(folder, _internal_call)

@@ -89,9 +89,10 @@ class OnlineArguments(Arguments):
             option = type(self).__dataclass_fields__.get(name)
             if option is not None and getattr(self, name) not in (option.default, None):
                 yield f"{name} {why}"
-        if self.fsdp or self.deepspeed:
-            instead = "leave fsdp and deepspeed out and start processes with accelerate launch"
-            yield f"{method} shards no weights yet: {instead}"
+        if self.deepspeed_plugin is not None:  # by these arguments, or by accelerate's launcher
+            why = "its engine has one optimizer for one model, and knows of no critic and no updates that are skipped"
+            instead = "use FSDP2 (accelerate launch --use_fsdp --fsdp_version 2)"
+            yield f"DeepSpeed does not train {method}: {why}; {instead}"
 
     def _prompts_per_process(self) -> Iterator[str]:
         if self.completions % (self.samples_per_prompt * self.world_size):

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from ...config.training_defaults import PPO
 from ...environments import Prompt, seen_prompts
-from ...models import has_adapter, reference_at_start
+from ...models import has_adapter, reference_at_start, whole_weights
 from ...models.precision import Precision
 from ...recipe_data.input_digests import prompts_inputs
 from ...records.metric_names import counted
@@ -34,6 +34,7 @@ from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile
 from ..policy import prepare_policy, prepare_tokenizer, settled
 from ..resumption import reading
+from ..sharding import check_sharding
 from .arguments import OnlineArguments
 from .collecting import HELD_OUT_NUMBERS, HELD_OUT_REWARDS, Collector
 from .completions_file import CompletionsFile
@@ -76,6 +77,7 @@ class OnlineTrainer(CheckpointedTrainer):
         if train_dataset is None:
             raise ValueError(f"train_dataset is missing: {self.METHOD} needs prompts to sample from")
         one_process_a_device(args, logger.warning)
+        check_sharding(args)
         tokenizer = prepare_tokenizer(processing_class, model, args)
         policy = prepare_policy(model, peft_config, args)
         model, self.precision, reference = settled(policy, ref_model, args, self.LEARNING_RATE_OF)
@@ -169,7 +171,12 @@ class OnlineTrainer(CheckpointedTrainer):
 
     def _begin_iteration(self, number: int) -> None:
         self._iteration = None  # nothing of the last one is kept in memory while the next is collected
-        self._iteration = self.collector.collect(self.model, number, self.state.global_step)
+        with self._each_process_alone():
+            self._iteration = self.collector.collect(self.model, number, self.state.global_step)
+
+    def _each_process_alone(self) -> Any:
+        """A context in which each process runs its models without waiting for others, though weights are sharded."""
+        return whole_weights([self.model, *self.collector.others])
 
     # ---- evaluation ----
 
@@ -190,7 +197,8 @@ class OnlineTrainer(CheckpointedTrainer):
             raise ValueError("evaluate() needs prompts: pass eval_dataset here or when the trainer is made")
         if eval_dataset is not None:
             self._check_rewards(prompts, self.args)
-        numbers = self.collector.judge_held_out(self.model, prompts)
+        with self._each_process_alone():
+            numbers = self.collector.judge_held_out(self.model, prompts)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(dict(metrics))  # which adds what is no metric
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -36,20 +36,20 @@ class ScoredTokens:
     reference: dict[str, Tensor]
 
 
-def rollout_statistics(policy: Any, start: Reference, path: HeadPath, device: torch.device) -> PolicyStatistics:
+def rollout_statistics(
+    policy: Any, start: Reference, path: HeadPath, device: torch.device, place: Callable[[Reference], Reference]
+) -> PolicyStatistics:
     """The statistics of PPO, whose reference runs once over each rollout and stays what it is while the policy learns.
 
     Args:
         policy: the model that is about to be trained.
         start: its reference, as `reference_at_start` gives it.
         path: the head path; not the one of full logits.
-        device: where the reference runs.
+        device: where the policy runs.
+        place: brings a reference with a model of its own to where the policy is computed.
     """
     head = None if path.name == "frozen" else copied_head(start, device)
-    reference = kept_reference(policy, start)
-    if reference.model is not None:
-        reference.model.to(device)
-    return PolicyStatistics(path, LiveReference(reference, path, head))
+    return PolicyStatistics(path, LiveReference(place(kept_reference(policy, start)), path, head))
 
 
 class Judge:

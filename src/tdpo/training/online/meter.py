@@ -55,10 +55,10 @@ class LearningMeter:
         """Sum of approx_kl and number of tokens of the last update, float64 `[2]`."""
         return self.update
 
-    def averages(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def averages(self, total: Callable[[Tensor], Tensor], largest: Callable[[float], float]) -> dict[str, float]:
         """Means over the tokens of all processes, the seconds that learning took, and tokens of the body a second.
 
-        `total` sums a vector over processes.
+        `total` sums a vector over processes, and `largest` is the largest of their numbers.
         """
         extra = torch.tensor([float(self.body_tokens), self.seconds, 1.0], dtype=torch.float64)
         *sums, tokens, body, seconds, processes = total(torch.cat([self.sums, extra])).tolist()
@@ -69,7 +69,7 @@ class LearningMeter:
         }
         return {
             **numbers,
-            "ratio_max": self.ratio_max,
+            "ratio_max": largest(self.ratio_max),
             "learning_seconds": seconds / processes,
             "learning_tokens_per_second": body * processes / max(seconds, 1e-9),
         }

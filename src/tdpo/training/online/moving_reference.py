@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...config import ReferenceUpdate, why_no_average
-from ...models import Reference, has_adapter, move_reference, weights_that_follow
+from ...models import Reference, as_shard_of, has_adapter, move_reference, weights_that_follow, whole
 from ..resumption import reading
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,12 @@ class MovingReference:
         """How often it has moved when this iteration is learned from."""
         return iteration // self.update.every
 
-    def save(self, checkpoint: Path) -> None:
-        """Write its own weights; those that are not trained are the policy's."""
+    def save(self, checkpoint: Path, *, writes: bool) -> None:
+        """Write its own weights; those that are not trained are the policy's. All processes call it, one `writes`."""
         follow = weights_that_follow(self.policy, self.reference)
-        torch.save({name: own.detach() for name, (own, _) in follow.items()}, checkpoint / REFERENCE_FILE)
+        weights = {name: whole(own.detach()) for name, (own, _) in follow.items()}
+        if writes:
+            torch.save(weights, checkpoint / REFERENCE_FILE)
 
     @torch.no_grad()
     def load(self, checkpoint: Path) -> None:
@@ -55,7 +57,7 @@ class MovingReference:
         with reading(checkpoint, REFERENCE_FILE):
             weights = torch.load(checkpoint / REFERENCE_FILE, weights_only=True, map_location="cpu")
             for name, (own, _) in weights_that_follow(self.policy, self.reference).items():
-                own.copy_(weights[name])
+                own.copy_(as_shard_of(weights[name], own))
 
 
 def check_reference_of(checkpoint: Path, moving: MovingReference | None) -> None:

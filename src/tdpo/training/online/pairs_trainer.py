@@ -30,6 +30,7 @@ from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.reference_source import LiveReference
 from ..kl_target_control import KLTargetControl
 from ..logged_metrics import peak_memory_mib
+from ..sharding import placed
 from .base import OnlineTrainer
 from .judging import Judge
 from .moving_reference import MovingReference, check_reference_of
@@ -97,9 +98,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         )  # fmt: skip
         self._check_fit_of_others([])
         update = self.args.moving_reference
-        reference = kept_reference(self.model, self._start, moves=update is not None)
-        if reference.model is not None:
-            reference.model.to(self.args.device)
+        reference = placed(self, kept_reference(self.model, self._start, moves=update is not None))
         self._moving = None if update is None else MovingReference(self.model, reference, update)
         self.statistics = PolicyStatistics(self._path, LiveReference(reference, self._path))
         self._judge = Judge(
@@ -203,8 +202,8 @@ class OnlineTDPOTrainer(OnlineTrainer):
 
     def _save_own_state(self, checkpoint: Path) -> None:
         super()._save_own_state(checkpoint)
-        if self._moving is not None and self.args.should_save:
-            self._moving.save(checkpoint)
+        if self._moving is not None:
+            self._moving.save(checkpoint, writes=self.args.should_save)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

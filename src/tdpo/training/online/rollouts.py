@@ -143,7 +143,7 @@ def make_rollout(
     else:
         values = scored.values.double().cpu()
         advantages, returns = advantages_with_critic(rewards, values, order, args)
-        logged["explained_variance"] = explained_variance(values, returns)
+        logged["explained_variance"] = explained_variance(values, returns, total)
     mean, std = moments(advantages, total)
     scale = 1.0
     if args.whiten_advantages and std > 0:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,21 @@ from ..kl_target_control import KLTargetControl
 from ..logged_metrics import peak_memory_mib
 from ..policy import load_beside
 from ..precision import hold_critic
-from ..resumption import reading
+from ..sharding import placed
 from .advantages import describe_advantages
 from .base import OnlineTrainer
 from .config import PPOConfig
-from .critic import CRITIC_FILE, Critic, check_critic_of
+from .critic import Critic, check_critic_of
+from .critic_training import (
+    join_optimizer,
+    leave_optimizer,
+    load_critic,
+    load_critic_optimizer,
+    only_part,
+    placed_critic,
+    save_critic,
+    save_critic_optimizer,
+)
 from .iteration import Iteration, iteration_in
 from .judging import Judge, rollout_statistics
 from .kl_coefficients import DualCoefficient
@@ -92,12 +104,10 @@ class PPOTrainer(OnlineTrainer):
             optimizers, ref_model, head_impl(args),
         )  # fmt: skip
         self.critic = self._make_critic(value_model)
-        critic_body = None if self.critic is None else self.critic.body
-        self._check_fit_of_others([critic_body])
-        self._critic_called: Any = self.critic
-        if self.critic is not None and self.args.world_size > 1:
-            self._critic_called = self.accelerator.prepare_model(self.critic)
-        self.statistics = rollout_statistics(self.model, self._start, self._path, self.args.device)
+        self._check_fit_of_others([self._critic_body])
+        self._critic_called: Any = None if self.critic is None else placed_critic(self.critic, self)
+        place = partial(placed, self)
+        self.statistics = rollout_statistics(self.model, self._start, self._path, self.args.device, place)
         self._judge = Judge(
             self.statistics,
             self._critic_called,
@@ -107,7 +117,7 @@ class PPOTrainer(OnlineTrainer):
         )
         self.collector = RolloutCollector(
             self.args, self.tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
-            [self.statistics.reference_model, critic_body], self._completions, self._total,
+            [self.statistics.reference_model, self._critic_body], self._completions, self._total,
         )  # fmt: skip
         if isinstance(self.collector.kl_coefficient, DualCoefficient):
             self.add_callback(KLTargetControl(self.collector.kl_coefficient, self._total))
@@ -133,14 +143,28 @@ class PPOTrainer(OnlineTrainer):
         )
 
     def create_optimizer(self, model: Any | None = None) -> Any:
-        """As transformers', with a group of its own for the critic."""
-        fresh = self.optimizer is None
+        """As transformers', with a group of its own for the critic; under FSDP2 it joins when the policy is sharded."""
         optimizer = super().create_optimizer(model)
-        if self.critic is not None and (fresh or not self.critic.is_trained_by(optimizer)):
-            rate = self.args.value_learning_rate or self.critic.default_learning_rate
-            trained = [p for p in self.critic.parameters() if p.requires_grad]
-            optimizer.add_param_group({"params": trained, "lr": rate, "weight_decay": 0.0})
+        if self._critic_beside_shards is not None:
+            leave_optimizer(self._critic_beside_shards, optimizer)
+        elif self.critic is not None:
+            join_optimizer(self.critic, optimizer, self.args.value_learning_rate)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any | None = None) -> Any:
+        """As transformers', which calls it when accelerate has prepared the optimizer."""
+        if self._critic_beside_shards is not None:
+            join_optimizer(self._critic_beside_shards, self.optimizer, self.args.value_learning_rate)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    @property
+    def _critic_beside_shards(self) -> Critic | None:
+        """The critic if FSDP2 shards the policy; accelerate then knows nothing of it."""
+        return self.critic if self.accelerator.is_fsdp2 else None
+
+    @property
+    def _critic_body(self) -> Any | None:
+        return None if self.critic is None else self.critic.body
 
     def _has_work(self, place: Place) -> bool:
         iteration = self._under_way()
@@ -206,7 +230,7 @@ class PPOTrainer(OnlineTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check_gradient(logs)
         if "loss" in logs and self._iteration is not None:
-            learned = self._iteration.learning.averages(self._total)
+            learned = self._iteration.learning.averages(self._total, self._largest)
             logs = {
                 **logs, **self._iteration.logs, **learned, "skipped_updates": self._iteration.skipped_updates,
                 "peak_memory_mib": peak_memory_mib(),
@@ -221,20 +245,32 @@ class PPOTrainer(OnlineTrainer):
 
     def _save_own_state(self, checkpoint: Path) -> None:
         super()._save_own_state(checkpoint)
-        if self.args.should_save and self.critic is not None:
-            torch.save(self.critic.state_dict(), checkpoint / CRITIC_FILE)
+        if self.critic is not None:
+            save_critic(self.critic, checkpoint, writes=self.args.should_save)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with self._policys_optimizer():
+            super()._save_optimizer_and_scheduler(output_dir)
+        if (critic := self._critic_beside_shards) is not None:
+            save_critic_optimizer(critic, self.optimizer, Path(output_dir), writes=self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             check_critic_of(Path(checkpoint), self.critic)  # before the optimizer finds another number of groups
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with self._policys_optimizer():
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (critic := self._critic_beside_shards) is not None:
+            load_critic_optimizer(critic, self.optimizer, Path(checkpoint))
+
+    def _policys_optimizer(self) -> Any:
+        """A context in which the optimizer is as accelerate knows it."""
+        critic = self._critic_beside_shards
+        return nullcontext() if critic is None else only_part(self.optimizer, critic, of_critic=False)
 
     def _load_own_state(self, checkpoint: str, state: dict[str, Any]) -> None:
         super()._load_own_state(checkpoint, state)
         if self.critic is not None:
-            with reading(checkpoint, CRITIC_FILE):
-                critic = torch.load(Path(checkpoint) / CRITIC_FILE, weights_only=True, map_location="cpu")
-                self.critic.load_state_dict(critic)
+            load_critic(self.critic, Path(checkpoint))
 
     def _iteration_in(self, state: dict[str, Any]) -> dict[str, Any] | None:
         return iteration_in(state)
