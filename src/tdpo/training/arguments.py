@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -13,6 +16,7 @@ from transformers import TrainingArguments
 
 from ..config import Precision
 from ..config.training_defaults import EPOCHS
+from ..models.liger import why_no_liger
 
 Config = TypeVar("Config")
 
@@ -70,6 +74,8 @@ class Arguments(TrainingArguments):
             # the head for one and fail. Everything trained here is used.
             self.ddp_find_unused_parameters = False
         super().__post_init__()
+        if self.dataloader_pin_memory:  # a copy from pinned memory goes on while the host does; a CPU copies nothing
+            self.accelerator_config.non_blocking = True  # type: ignore[union-attr]  # an object by now
         self._settle()
         problems = [*self._problems(), *self._common_problems()]
         if problems:
@@ -87,6 +93,10 @@ class Arguments(TrainingArguments):
             yield "remove_unused_columns=True would throw the rows away; leave it False"
         yield from (f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None))
         yield from self._precision_problems()
+        if self.use_liger_kernel and (why := why_no_liger(self.liger_kernel_config)):
+            yield f"use_liger_kernel: {why}"
+        if self.torch_compile and (why := why_no_compiler(self.torch_compile_backend, self.device.type)):
+            yield f"torch_compile: {why}"
         if not self.average_tokens_across_devices:
             yield "average_tokens_across_devices=False has no effect: every row weighs the same on any device"
         if getattr(self.accelerator_config, "dispatch_batches", None):
@@ -100,6 +110,17 @@ class Arguments(TrainingArguments):
                 f"precision={self.precision!r} contradicts {self.mixed_precision}=True (or accelerate's "
                 f"--mixed_precision), which means {asked}-mixed; leave one of them out"
             )
+
+
+def why_no_compiler(backend: str | None, device: str) -> str | None:
+    """Why torch.compile cannot be used; None if it can, as far as that is seen without compiling."""
+    if backend not in (None, "inductor"):
+        return None
+    if device != "cpu" and importlib.util.find_spec("triton") is None:
+        return "torch compiles for a GPU with Triton, which is not installed: pip install triton"
+    if os.environ.get("CXX") or any(map(shutil.which, ("g++", "gcc", "clang++", "clang"))):
+        return None
+    return "torch finds no C++ compiler: install g++, or name a compiler in CXX"
 
 
 def refuses_old_names(**new_names: str) -> Callable[[type[Config]], type[Config]]:

@@ -21,6 +21,8 @@ OPTIMIZING = {
     "weight_decay": "weight_decay",
     "max_grad_norm": "max_grad_norm",
     "gradient_checkpointing": "gradient_checkpointing",
+    "use_liger_kernel": "liger",
+    "torch_compile": "compile",
 }
 RECORDING = {"save_total_limit": "save_total_limit", "report_to": "report_to"}
 _EVERYWHERE = {"output_dir": "run_dir", "seed": "seed", "trust_remote_code": "model.trust_remote_code"}
