@@ -52,6 +52,7 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this mass.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same responses.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated at once.")] = 64,
+    device: Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     base: Annotated[
         bool, typer.Option("--base", help="Also the run's base model, with the same random numbers.")
@@ -85,16 +86,18 @@ def generate(
         batch_size=batch_size,
     )
     for label, name in models.items():
-        for entry in _sample(label, name, texts, settings, raw):
+        for entry in _sample(label, name, texts, settings, raw, device):
             _show(entry, as_json=as_json)
 
 
-def _sample(label: str, name: str, texts: list[PromptInput], settings: Any, raw: bool) -> list[dict[str, Any]]:
+def _sample(
+    label: str, name: str, texts: list[PromptInput], settings: Any, raw: bool, device: str
+) -> list[dict[str, Any]]:
     from ..models import load_causal_lm, load_tokenizer
     from ..sampling.sampler import sample
 
     tokenizer = load_tokenizer(name)
-    model = load_causal_lm(name)
+    model = load_causal_lm(name, device=device)
     chat = bool(tokenizer.chat_template) and not raw
     prompts: list[PromptInput] = [
         [{"role": "user", "content": text}] if chat and isinstance(text, str) else text for text in texts

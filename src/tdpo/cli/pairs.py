@@ -73,6 +73,7 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
         raise CommandError(f"{out} exists; --overwrite replaces it, --out names another file")
     quiet_libraries()
     from ..models import load_causal_lm, load_tokenizer
+    from ..models.devices import describe_device
     from ..models.precision import loaded_dtype
     from ..models.product_speed import why_slow
     from ..sampling.pair_sampling import pair_settings, sample_pairs
@@ -80,7 +81,8 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
     started = time.monotonic()
     options = {"trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.name, **options)
-    model = load_causal_lm(recipe.model.name, dtype=recipe.model.dtype, **options)
+    model = load_causal_lm(recipe.model.name, dtype=recipe.model.dtype, device=recipe.model.device, **options)
+    say(f"sampling on {describe_device(model.device)}")
     if slow := why_slow(loaded_dtype(model)):
         say(f"{slow}.", style="yellow")
     total = len(environment.train) * recipe.sampling.samples_per_prompt

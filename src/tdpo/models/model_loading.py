@@ -26,6 +26,7 @@ from .configurations import (
     read_config,
     stays_quantized,
 )
+from .devices import device_of, placed
 from .folder_files import check_json_files, is_adapter_folder
 from .probing import check_causal
 from .trust import names_untrusted_code
@@ -108,7 +109,12 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 @names_untrusted_code
 def load_causal_lm(
-    name: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False, trainable: bool = False
+    name: str | Path,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    trainable: bool = False,
+    device: str | None = None,
 ) -> Any:
     """A causal language model in evaluation mode; for the folder of an adapter, its base with the adapter.
 
@@ -117,6 +123,7 @@ def load_causal_lm(
         dtype: "auto" (the dtype it was saved in), "float32", "bfloat16" or "float16".
         trust_remote_code: whether code shipped with the model may run.
         trainable: whether an adapter will be trained further; a full model always can be.
+        device: where to put it, as `device_of` takes it; None: where transformers loads it, the CPU.
 
     Raises:
         FileNotFoundError: there is no model; the message says where it was looked for.
@@ -125,7 +132,9 @@ def load_causal_lm(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return _load(name, dtype, trust_remote_code, trainable, outline=False)
+    if device is not None:
+        device_of(device)  # before anything is read
+    return placed(_load(name, dtype, trust_remote_code, trainable, outline=False), device)
 
 
 @names_untrusted_code

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, TypeVar
 
+import torch
 from transformers import TrainingArguments
 
 from ..config import Precision
@@ -80,6 +81,17 @@ class Arguments(TrainingArguments):
         problems = [*self._problems(), *self._common_problems()]
         if problems:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        """transformers' device, but the GPU that is current where a process trains alone: `device_of` chose it."""
+        current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+        device: torch.device = TrainingArguments._setup_devices.func(self)  # type: ignore[attr-defined]
+        if device.type == "cuda" and "LOCAL_RANK" not in os.environ and current:
+            self._n_gpu = 1
+            device = torch.device("cuda", current)
+            torch.cuda.set_device(device)
+        return device
 
     def _settle(self) -> None:
         """Set what was left out and follows from other arguments."""

@@ -11,7 +11,11 @@ from ..models import LoraSettings, add_lora, load_causal_lm
 def load_policy(model: Model) -> Any:
     """The model that a recipe's section `model` names, with a fresh adapter where it asks for one."""
     policy = load_causal_lm(
-        model.name, dtype=model.dtype, trust_remote_code=model.trust_remote_code, trainable=model.lora is None
+        model.name,
+        dtype=model.dtype,
+        trust_remote_code=model.trust_remote_code,
+        trainable=model.lora is None,
+        device=model.device,
     )
     if model.lora is None:
         return policy
