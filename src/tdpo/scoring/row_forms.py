@@ -37,8 +37,9 @@ _takes_ranges: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype], bool]] = Wea
 def row_form(model: Any, other_models: Sequence[Any | None] = (), *, by_cost: bool = True) -> RowForm:
     """How rows that share prompts are given to these models where they run.
 
-    On a CPU by a mask, which is cut into spans. On a GPU attention goes by blocks where it gives the model's own hidden states; a batch for which that, or a dense
-    mask, would cost more than padded rows is padded, if `by_cost`. Models are asked once.
+    On a CPU by a mask, which is cut into spans. On a GPU attention goes by blocks where it gives the model's own hidden
+    states; a batch for which that, or a dense mask, would cost more than padded rows is padded, if `by_cost`. Models
+    are asked once.
     """
     lm = causal_lm_of(model)
     if next(lm.parameters()).device.type != "cuda":
