@@ -20,7 +20,7 @@ SHAPES = {
 }
 
 
-# Of whole models: (layers, intermediate size, heads, key-value heads, head size), with hidden size and vocabulary above.
+# Of whole models: layers, intermediate size, heads, key-value heads, head size; hidden size and vocabulary are above.
 BODIES = {
     "smollm2-135m": (30, 1536, 9, 3, 64),
     "qwen3-0.6b": (28, 3072, 16, 8, 128),

@@ -84,7 +84,10 @@ PARTS = [
         "--prompt-tokens 512 --response-tokens 512",
         f"{TINY} |{FULL[0]}| |{FULL[1]}|",
     ),
-    Part("rollouts", "rollouts.py", "--dtype bfloat16 --batches 128x8 --new-tokens 128 --rollouts 20 --rounds 2", "--quick"),
+    Part(
+        "rollouts", "rollouts.py", "--dtype bfloat16 --batches 128x8 --new-tokens 128 --rollouts 20 --rounds 2",
+        "--quick",
+    ),
 ]  # fmt: skip
 
 
@@ -103,14 +106,15 @@ class Limit:
 
 
 FROZEN = "frozen head with summary"
+PRODUCTS, COMPILED_LINES, SAME_KERNELS = "two bare products", "torch.compile naive TDPO", "frozen DPO, same kernels"
 LIMITS = [
-    Limit("head frozen, N 4096 / its two bare products", "head-4096", FROZEN, "two bare products", "seconds", 1.5, "frozen"),
+    Limit("head frozen, N 4096 / its two bare products", "head-4096", FROZEN, PRODUCTS, "seconds", 1.5, "frozen"),
     Limit("the same, MiB", "head-4096", FROZEN, None, "mebibytes", 450, "frozen"),
-    Limit("head frozen, N 8192 / its two bare products", "head-8192", FROZEN, "two bare products", "seconds", 1.2, "frozen"),
+    Limit("head frozen, N 8192 / its two bare products", "head-8192", FROZEN, PRODUCTS, "seconds", 1.2, "frozen"),
     Limit("the same, MiB", "head-8192", FROZEN, None, "mebibytes", 900, "frozen"),
-    Limit("head trained / compiled published lines", "head-4096", "tiled", "torch.compile naive TDPO", "seconds", 1.15, "trained"),
-    Limit("the same, memory", "head-4096", "tiled", "torch.compile naive TDPO", "mebibytes", 1 / 8, "trained"),
-    Limit("head frozen / plain DPO, same kernels", "head-4096", FROZEN, "frozen DPO, same kernels", "seconds", 1.1, "frozen"),
+    Limit("head trained / compiled published lines", "head-4096", "tiled", COMPILED_LINES, "seconds", 1.15, "trained"),
+    Limit("the same, memory", "head-4096", "tiled", COMPILED_LINES, "mebibytes", 1 / 8, "trained"),
+    Limit("head frozen / plain DPO, same kernels", "head-4096", FROZEN, SAME_KERNELS, "seconds", 1.1, "frozen"),
     Limit("LoRA step, defaults / TRL's DPO", "step", OURS, TRL, "seconds", 0.7),
     Limit("LoRA step, both with Liger", "step", *LIGER, "seconds", 0.75),
     Limit("LoRA step, compiled / TRL's best", "step", COMPILED, LIGER[1], "seconds", 0.7),

@@ -13,7 +13,8 @@ rollout (folding and restoring are part of the time), or left beside them.
 Read the table: `tokens/s` is the median over all rollouts of new tokens per second, from texts in to texts out. Only
 the tokens of a response up to and including its end token count, and not the padding behind it. `/ generate` above 1
 means faster than `generate`. `tokens/row` is the mean length, which should be about the same for all. MiB is the
-highest resident memory (with --device cuda: torch's peak on the GPU) over the state after the model was loaded and had sampled two tokens.
+highest resident memory, with --device cuda torch's peak on the GPU, over the state after the model was loaded and had
+sampled two tokens.
 """
 
 from __future__ import annotations
