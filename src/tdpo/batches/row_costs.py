@@ -12,7 +12,7 @@ from .visibility import few_widths
 # "dense" follow from times on one H200 (Qwen3-1.7B's shape, prompts of 512 and responses of 512 tokens: attention 20 ms
 # of 8.4 million causal pairs of positions, 51 ms of 18.9 million under a dense mask, products 110 ms of 12,288
 # tokens), and agree with the steps' 351 and 357 ms. "blocks" has not been measured yet: FlexAttention is taken to need
-# a quarter more than the causal kernel for a pair that is seen. `benchmarks/attention.py` measures all three.
+# a quarter more than the causal kernel for a pair that is seen. `benchmarks/step.py --device cuda` shows what it needs.
 COST = {"causal": 3.3, "dense": 3.7, "blocks": 4.1}
 
 
