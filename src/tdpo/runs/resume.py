@@ -40,7 +40,6 @@ def _of_own_responses(section: str) -> _Freedom:
             [
                 "run_dir",
                 "model.device",
-            "model.device",
                 "rollouts.batch_size",
                 "rollouts.show_every",
                 *(f"{section}.{key}" for key in (*_BOOKKEEPING, "eval_every", "save_every")),
