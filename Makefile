@@ -17,9 +17,10 @@ OLDEST_TESTS = $(addprefix tests/, mathematics token_statistics diversity config
 FAST_TESTS = $(addprefix tests/, mathematics token_statistics batches scoring config recipe_data \
     repository/test_architecture.py repository/test_rooms.py repository/test_examples.py)
 
-# What runs differently on a GPU: the head's kernels, both trainers' equivalence, sampling, the commands.
+# What runs differently on a GPU: the head's kernels, both trainers' equivalence and waits, rows, sampling, the commands.
 GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_equivalence.py \
-    training/online/test_ppo.py sampling cli/test_cli.py)
+    training/online/test_ppo.py training/test_device_waits.py scoring/test_row_forms.py models/test_liger.py sampling \
+    cli/test_cli.py)
 
 # What builds the archives and the site, in an environment of its own: the groups `dist` and `docs` of pyproject.toml.
 TOOLS = .venv-tools

@@ -20,6 +20,54 @@ SHAPES = {
 }
 
 
+# Of whole models: layers, intermediate size, heads, key-value heads, head size; hidden size and vocabulary are above.
+BODIES = {
+    "smollm2-135m": (30, 1536, 9, 3, 64),
+    "qwen3-0.6b": (28, 3072, 16, 8, 128),
+    "qwen3-1.7b": (28, 6144, 16, 8, 128),
+    "llama-3-8b": (32, 14336, 32, 8, 128),
+    "qwen3-8b": (36, 12288, 32, 8, 128),
+    "tiny": (2, 64, 4, 2, 16),  # of a try without a GPU
+}
+TIED = ("smollm2-135m", "qwen3-0.6b", "qwen3-1.7b", "tiny")
+SHAPES_OF_BODIES = {**SHAPES, "tiny": (64, 49152)}
+
+
+def random_model(shape: str, dtype: str, device: str) -> Any:
+    """A model in the shape of a known one with random weights: times depend on shapes, and nothing is downloaded."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, set_seed
+
+    hidden, vocabulary = SHAPES_OF_BODIES[shape]
+    layers, intermediate, heads, key_value_heads, size = BODIES[shape]
+    kind: Any = Qwen3Config if shape.startswith("qwen3") else LlamaConfig
+    config = kind(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=key_value_heads, head_dim=size, max_position_embeddings=8192,
+        tie_word_embeddings=shape in TIED, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    set_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    model.config.name_or_path = f"random-{shape}"
+    return model
+
+
+class CardMemory:
+    """As `_harness.PeakMemory`, of what torch has allocated on the current GPU."""
+
+    def __init__(self) -> None:
+        torch.cuda.synchronize()
+        self.before = torch.cuda.memory_allocated()
+        self.reset()
+
+    def reset(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
+
+    def read(self) -> float:
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - self.before) / MIB
+
+
 def timed(step: Callable[[], Any]) -> tuple[float, float, Any]:
     """(milliseconds, MiB at most over the state before, the step's result) of one step on the current GPU."""
     torch.cuda.synchronize()

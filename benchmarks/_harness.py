@@ -340,7 +340,15 @@ def hardware() -> dict[str, Any]:
         "torch threads": torch.get_num_threads(),
         "torch cpu capability": torch.backends.cpu.get_cpu_capability(),
         "memory MiB": round(total_memory() / MIB),
+        **card(),
     }
+
+
+def card() -> dict[str, Any]:
+    """The GPU with its driver, where there is one."""
+    from _card import card as described
+
+    return described()
 
 
 def cpu_flags() -> dict[str, bool]:

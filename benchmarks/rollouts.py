@@ -13,7 +13,8 @@ rollout (folding and restoring are part of the time), or left beside them.
 Read the table: `tokens/s` is the median over all rollouts of new tokens per second, from texts in to texts out. Only
 the tokens of a response up to and including its end token count, and not the padding behind it. `/ generate` above 1
 means faster than `generate`. `tokens/row` is the mean length, which should be about the same for all. MiB is the
-highest resident memory over the state after the model was loaded and had sampled two tokens.
+highest resident memory, with --device cuda torch's peak on the GPU, over the state after the model was loaded and had
+sampled two tokens.
 """
 
 from __future__ import annotations
@@ -126,9 +127,9 @@ CONTESTANTS = {
 
 def measure(name: str, case: Case, arguments: Any, round_: int) -> Run:
     contestant = CONTESTANTS[name]
-    task = make_task(arguments.model, case, contestant.adapter)
+    task = make_task(arguments.model, case, contestant.adapter, arguments.device)
     contestant.run(replace(task, new_tokens=min(2, task.new_tokens)))  # imports, first allocations
-    memory = PeakMemory()
+    memory = memory_of(arguments.device)
     seconds, lengths = [], []
     for rollout in range(arguments.rollouts):
         seed = round_ * arguments.rollouts + rollout
@@ -146,11 +147,19 @@ def measure(name: str, case: Case, arguments: Any, round_: int) -> Run:
     }
 
 
-def make_task(model_name: str, case: Case, adapter: bool) -> Task:
+def memory_of(device: str) -> Any:
+    if device == "cpu":
+        return PeakMemory()
+    from _card import CardMemory
+
+    return CardMemory()
+
+
+def make_task(model_name: str, case: Case, adapter: bool, device: str) -> Task:
     from tdpo.environments.sentiment import sentiment_environment
     from tdpo.models import load_causal_lm, load_tokenizer
 
-    model = load_causal_lm(model_name, dtype=case["dtype"])
+    model = load_causal_lm(model_name, dtype=case["dtype"], device=device)
     prompts = [prompt.prompt for prompt in sentiment_environment().train[: case["prompts"]]]
     return Task(
         with_adapter(model) if adapter else model,
@@ -252,6 +261,7 @@ def main() -> int:
         "--dtype", nargs="+", choices=["float32", "bfloat16"], default=default_dtypes(),
         help="of the weights (default both, but float32 alone where the CPU has no bfloat16 units)",
     )  # fmt: skip
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where it runs (default cpu)")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     arguments = parse(parser, "rollouts", {"quick": QUICK})
     if child := arguments.child:

@@ -3,6 +3,7 @@
     python benchmarks/step.py                                   # SmolLM2-135M, prompts of 128 and of 32 tokens
     python benchmarks/step.py --dtype float32 --prompt-tokens 32 --contestants "tdpo TDPO2, LoRA" "TRL DPO, LoRA"
     python benchmarks/step.py --quick --model some/small/model  # does it run?
+    python benchmarks/step.py --device cuda --shape qwen3-1.7b --prompt-tokens 512 --response-tokens 512
 
 All train on the same token ids: --pairs pairs a step, each with one prompt and two responses of exact lengths, cut
 from this repository's own text. AdamW, gradients clipped at 1, no gradient checkpointing, the model loaded in the
@@ -12,6 +13,9 @@ Read the table: `s/step` is the median from the batch in hand to the weights upd
 the first step, once: trainer, adapter, and the reference's share where it is computed in advance. MiB is the highest
 resident memory of preparation and steps over the state after the policy was loaded, so a reference model, a cache and
 the optimizer's state count. `tokens/s` counts both whole sequences of every pair, however often a prompt is computed.
+With --device cuda steps are timed between two waits for the GPU, MiB is torch's peak there, and more contestants take
+part: both at their defaults (bfloat16 weights, for TRL autocast and gradient checkpointing as its version has them),
+with Liger, and compiled. --shape builds random weights of a known shape, so that nothing is downloaded.
 `GFLOP` is what the matrix products of one step come to (attention's left out), `products s` how long they would
 take alone, at the rate of a product of a layer's size measured between the steps: no step can be much faster.
 """
@@ -90,14 +94,27 @@ def count_products() -> Any:
     return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added_product})
 
 
+def wait(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
 class BareProduct:
     """One product of the size of an MLP layer of SmolLM2-135M, timed for how fast the machine multiplies just now."""
 
-    def __init__(self, dtype: str, *, tokens: int = 2048, wide: int = 1536, narrow: int = 576) -> None:
+    def __init__(
+        self, dtype: str, device: str = "cpu", *, tokens: int = 2048, wide: int = 1536, narrow: int = 576
+    ) -> None:
         import torch
 
-        self.x, self.weight = (torch.randn(rows, narrow).to(getattr(torch, dtype)) for rows in (tokens, wide))
-        self.gigaflop = 2e-9 * tokens * wide * narrow
+        if device == "cuda":
+            tokens, wide, narrow = 8192, 8192, 4096  # busy enough
+        made = {"dtype": getattr(torch, dtype), "device": device}
+        self.x, self.weight = (torch.randn(rows, narrow, **made) for rows in (tokens, wide))
+        self.gigaflop, self.device = 2e-9 * tokens * wide * narrow, device
 
     def rates(self, repeats: int = 6) -> list[float]:
         """Measure GFLOP/s of each repetition but the first."""
@@ -107,6 +124,7 @@ class BareProduct:
         for _ in range(repeats):
             started = time.perf_counter()
             torch.nn.functional.linear(self.x, self.weight)
+            wait(self.device)
             rates.append(self.gigaflop / (time.perf_counter() - started))
         return rates[1:]
 
@@ -115,8 +133,9 @@ class BareProduct:
 class Clock:
     """Seconds and peak memory of every step, memory of what came before the first, and the first's matrix products."""
 
-    memory: PeakMemory
+    memory: Any
     product: BareProduct
+    device: str = "cpu"
     started: float = field(default_factory=time.perf_counter)
     prepare_seconds: float = 0.0
     prepare_mebibytes: float = 0.0
@@ -133,11 +152,13 @@ class Clock:
         else:
             self.rates += self.product.rates()
         self.memory.reset()
+        wait(self.device)
         self.started = time.perf_counter()
 
     def end(self) -> None:
         if not self.seconds:
             self.counter.__exit__(None, None, None)
+        wait(self.device)
         self.seconds.append(time.perf_counter() - self.started)
         self.mebibytes.append(self.memory.read())
 
@@ -153,6 +174,7 @@ class Task:
     tuning: str
     folder: str
     clock: Clock
+    device: str = "cpu"
 
     @property
     def steps(self) -> int:
@@ -167,12 +189,12 @@ class Task:
     def training_arguments(self) -> dict[str, Any]:
         """Return the arguments of both trainers. The learning rate is constant, so that a plain loop can equal it."""
         return {
-            "output_dir": self.folder, "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+            "output_dir": self.folder, "use_cpu": self.device == "cpu", "bf16": False, "gradient_checkpointing": False,
             "per_device_train_batch_size": self.pairs_per_step, "max_steps": self.steps, "seed": SEED,
             "learning_rate": LEARNING_RATE[self.tuning], "lr_scheduler_type": "constant", "optim": "adamw_torch",
             "weight_decay": 0.0, "max_grad_norm": CLIP, "beta": BETA, "train_sampling_strategy": "sequential",
             "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-            "dataloader_pin_memory": False,
+            "dataloader_pin_memory": self.device != "cpu",
         }  # fmt: skip
 
     def train(self, trainer: Any) -> list[float]:
@@ -204,8 +226,8 @@ class Outcome:
     notes: str = ""
 
 
-def train_tdpo(task: Task, loss: str, kl: str | None = None) -> Outcome:
-    """`kl` is the direction of an exact KL beside the loss; None for none."""
+def train_tdpo(task: Task, loss: str, kl: str | None = None, **changes: Any) -> Outcome:
+    """`kl` is the direction of an exact KL beside the loss; None for none. `changes` are other arguments."""
     from tdpo.batches import ResponseBatch, TokenizedPair
     from tdpo.training import TDPOConfig, TDPOTrainer
 
@@ -215,7 +237,7 @@ def train_tdpo(task: Task, loss: str, kl: str | None = None) -> Outcome:
     if kl is not None:
         given["kl"] = {"direction": kl}
     # A folder of this run's own, so that making the cache counts as preparation.
-    given |= {"reference": "cache", "reference_cache_dir": f"{given['output_dir']}/reference"}
+    given |= {"reference": "cache", "reference_cache_dir": f"{given['output_dir']}/reference", **changes}
     trainer = TDPOTrainer(
         task.model,
         args=TDPOConfig(**given),
@@ -229,7 +251,7 @@ def train_tdpo(task: Task, loss: str, kl: str | None = None) -> Outcome:
     return Outcome(task.train(trainer), len(batch.target_ids), batch.num_tokens, trainer.describe())
 
 
-def train_trl(task: Task, precompute: bool) -> Outcome:
+def train_trl(task: Task, precompute: bool, **changes: Any) -> Outcome:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -244,7 +266,7 @@ def train_trl(task: Task, precompute: bool) -> Outcome:
     trainer = TokenIdsDPOTrainer(
         task.model,
         ref_model=copy.deepcopy(task.model).requires_grad_(False) if keeps_reference else None,
-        args=DPOConfig(precompute_ref_log_probs=precompute, **task.training_arguments()),
+        args=DPOConfig(**{"precompute_ref_log_probs": precompute, **task.training_arguments(), **changes}),
         train_dataset=Dataset.from_dict({name: list(values) for name, values in columns}),
         processing_class=task.tokenizer,
         peft_config=task.lora(),
@@ -253,7 +275,9 @@ def train_trl(task: Task, precompute: bool) -> Outcome:
     tokens = int(batch["completion_mask"].sum()), int(batch["attention_mask"].sum())
     reference = "precomputed" if precompute else "a model"
     return Outcome(
-        task.train(trainer), *tokens, f"DPOConfig(precompute_ref_log_probs={precompute}); reference: {reference}."
+        task.train(trainer),
+        *tokens,
+        f"DPOConfig(precompute_ref_log_probs={precompute}, {changes or 'as all'}); reference: {reference}.",
     )
 
 
@@ -265,7 +289,7 @@ def train_naive(task: Task) -> Outcome:
 
     from _published import published_statistics, upcast
     from tdpo import TokenStats, score_pairs, tdpo2_loss
-    from tdpo.batches import TokenizedPair, padded_batch
+    from tdpo.batches import ResponseBatch, TokenizedPair, padded_batch
 
     reference = None if task.tuning == "LoRA" else copy.deepcopy(task.model).requires_grad_(False)
     set_seed(SEED)
@@ -298,6 +322,7 @@ def train_naive(task: Task) -> Outcome:
     losses = []
     for batch in batches:
         task.clock.begin()
+        batch = ResponseBatch.from_inputs(batch.as_inputs(), task.device)
         loss = loss_of(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIP)
@@ -313,6 +338,7 @@ class Contestant:
     train: Callable[[Task], Outcome]
     tuning: str
     tdpo2: bool = True
+    on_card: bool = False  # takes part on a GPU alone, unless it is named
 
 
 CONTESTANTS: dict[str, Contestant] = {
@@ -327,7 +353,27 @@ CONTESTANTS: dict[str, Contestant] = {
     "TRL DPO, full": Contestant(lambda task: train_trl(task, precompute=True), "full", tdpo2=False),
     "TRL DPO, full, reference model": Contestant(lambda task: train_trl(task, precompute=False), "full", tdpo2=False),
     "naive TDPO2, full": Contestant(train_naive, "full"),
-}
+    # On a GPU: both at their own defaults, with Liger, and compiled. TRL's defaults are autocast and checkpointing.
+    "tdpo TDPO2, LoRA, bf16": Contestant(lambda task: train_tdpo(task, "tdpo2", bf16=True), "LoRA", on_card=True),
+    "tdpo TDPO2, LoRA, Liger": Contestant(
+        lambda task: train_tdpo(task, "tdpo2", bf16=True, use_liger_kernel=True), "LoRA", on_card=True
+    ),
+    "tdpo TDPO2, LoRA, compiled": Contestant(
+        lambda task: train_tdpo(task, "tdpo2", bf16=True, torch_compile=True), "LoRA", on_card=True
+    ),
+    "TRL DPO, LoRA, bf16": Contestant(
+        lambda task: train_trl(task, precompute=True, bf16=True), "LoRA", tdpo2=False, on_card=True
+    ),
+    "TRL DPO, LoRA, Liger": Contestant(
+        lambda task: train_trl(task, precompute=True, bf16=True, use_liger_kernel=True),
+        "LoRA", tdpo2=False, on_card=True,
+    ),
+    "TRL DPO, LoRA, bf16, checkpointing": Contestant(
+        lambda task: train_trl(task, precompute=True, bf16=True, gradient_checkpointing=True),
+        "LoRA", tdpo2=False, on_card=True,
+    ),
+}  # fmt: skip
+ON_CPU = [name for name, contestant in CONTESTANTS.items() if not contestant.on_card]
 BASELINE = {"LoRA": "TRL DPO, LoRA", "full": "TRL DPO, full"}
 PEER = {"LoRA": "naive TDPO2, LoRA", "full": "naive TDPO2, full"}
 
@@ -342,16 +388,22 @@ def measure(name: str, case: Case, arguments: Any) -> Run:
     import tdpo.training  # noqa: F401
     from tdpo.models import check_folder, load_tokenizer
 
-    contestant = CONTESTANTS[name]
+    contestant, device = CONTESTANTS[name], arguments.device
     tokenizer = load_tokenizer(arguments.model)
     steps = 1 + arguments.steps
     shape = case["prompt tokens"], case["response tokens"]
     pairs = make_pairs(tokenizer, steps * case["pairs"], *shape)
-    product = BareProduct(case["dtype"])
-    model = load_model(check_folder(arguments.model), case["dtype"])
+    product = BareProduct(case["dtype"], device)
+    if arguments.shape:
+        from _card import random_model
+
+        model = random_model(arguments.shape, case["dtype"], device)
+    else:
+        model = load_model(check_folder(arguments.model), case["dtype"]).to(device)
     with tempfile.TemporaryDirectory() as folder:
-        clock = Clock(PeakMemory(), product)
-        outcome = contestant.train(Task(model, tokenizer, pairs, case["pairs"], contestant.tuning, folder, clock))
+        clock = Clock(memory_of(device), product, device)
+        task = Task(model, tokenizer, pairs, case["pairs"], contestant.tuning, folder, clock, device)
+        outcome = contestant.train(task)
     assert len(clock.seconds) == steps == len(outcome.losses), (len(clock.seconds), len(outcome.losses))
     tokens = case["pairs"] * 2 * sum(shape)
     gigaflop = 1e-9 * clock.counter.get_total_flops()
@@ -370,6 +422,15 @@ def measure(name: str, case: Case, arguments: Any) -> Run:
         "body_tokens": outcome.body_tokens,
         "notes": outcome.notes,
     }
+
+
+def memory_of(device: str) -> Any:
+    """What reads the peak of memory."""
+    if device == "cpu":
+        return PeakMemory()
+    from _card import CardMemory
+
+    return CardMemory()
 
 
 def load_model(folder: str, dtype: str) -> Any:
@@ -501,8 +562,13 @@ def main() -> int:
         "--dtype", nargs="+", choices=["float32", "bfloat16"], default=default_dtypes(),
         help="of the weights (default both, but float32 alone where the CPU has no bfloat16 units: steps of minutes)",
     )  # fmt: skip
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where it runs (default cpu)")
+    parser.add_argument(
+        "--shape", default=None, help="random weights of a known shape, such as qwen3-1.7b, in place of --model's"
+    )
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=None, help="(default all that fit)")
     arguments = parse(parser, "step", {"quick": QUICK})
+    arguments.contestants = arguments.contestants or (list(CONTESTANTS) if arguments.device == "cuda" else ON_CPU)
     if child := arguments.child:
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"
         answer(lambda: measure(child["contestant"], child["case"], arguments))

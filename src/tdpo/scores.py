@@ -33,6 +33,11 @@ class PairScores:
     rejected_tokens: Int64[Tensor, " P"] | None = None
 
 
+def detached(scores: PairScores) -> PairScores:
+    """The same scores without their gradients, which hold the memory of a whole forward."""
+    return PairScores(*(None if value is None else value.detach() for value in vars(scores).values()))  # type: ignore[arg-type]
+
+
 def sum_by_sequence(
     values: Float[Tensor, " N"], sequence_index: Int64[Tensor, " N"], num_pairs: int
 ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:

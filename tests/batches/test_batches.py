@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdpo.batches import (
+    BatchCounts,
     ResponseBatch,
     ResponseCollator,
     TokenizedPair,
@@ -23,6 +25,7 @@ from tdpo.batches.tokenizing import Endings
 from tdpo.chat_templates import Encoder
 from tdpo.models import causal_lm_of, response_hidden
 from tdpo.preferences import PreferenceRow
+from tdpo.token_statistics import index_range
 
 END, NEWLINE = 1, 203  # <|end|> and "\n" of the small tokenizer
 
@@ -299,9 +302,10 @@ def test_an_empty_response_counts_no_token() -> None:
 def test_a_batch_survives_the_trainers_mapping() -> None:
     batch = padded_batch([TokenizedPair.of([5], [6], [7]), TokenizedPair.of([5, 6], [6, 7, 8], [7])], pad_token_id=0)
     inputs = ResponseCollator(0)([TokenizedPair.of([5], [6], [7]), TokenizedPair.of([5, 6], [6, 7, 8], [7])])
-    assert all(isinstance(value, torch.Tensor) for value in inputs.values())
-    again = ResponseBatch.from_inputs(inputs)
-    assert again.num_prompts == 2
+    again = ResponseBatch.from_inputs(send_to_device(inputs, "cpu"))  # accelerate's, which knows tensors
+    assert again.num_prompts == 2 and again.counts == BatchCounts.of(batch)
+    assert index_range(again.target_ids) == (6, 8) == tuple(torch.stack(batch.target_ids.aminmax()).tolist())
+    assert index_range(again.sequence_index) == (0, 3)
     assert torch.equal(again.target_ids, batch.target_ids)
     assert again.position_ids is None
 

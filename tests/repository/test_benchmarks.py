@@ -165,8 +165,8 @@ def step(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.slow
 def test_contestants_of_the_step_agree(step: ModuleType, tiny_folder: Callable[[str], Path]) -> None:
     case = {"pairs": 2, "prompt tokens": 8, "response tokens": 6, "dtype": "float32"}
-    arguments = argparse.Namespace(model=str(tiny_folder("llama")), steps=1)
-    runs = {name: step.measure(name, case, arguments) for name in step.CONTESTANTS if name != "tdpo TDPO2, LoRA"}
+    arguments = argparse.Namespace(model=str(tiny_folder("llama")), steps=1, device="cpu", shape=None)
+    runs = {name: step.measure(name, case, arguments) for name in step.ON_CPU if name != "tdpo TDPO2, LoRA"}
     for name, measured in runs.items():
         assert measured["response_tokens"] == 2 * 2 * 6, name
         assert measured["body_tokens"] == (2 * (8 + 2 * 6) if "tdpo" in name else 2 * 2 * (8 + 6)), name
@@ -380,3 +380,36 @@ def test_the_peak_of_memory_is_of_the_stretch_since_the_reset(head: ModuleType) 
     assert 60 < memory.read() < 80
     memory.reset()
     assert memory.read() < 10
+
+
+# ---- the session on a GPU ----
+
+
+def test_the_session_names_contestants_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit whose contestant had another name would be "not measured" after an hour on a card."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    session, scripts = importlib.import_module("gpu_session"), {}
+    for part in session.PARTS:
+        name = part.script.removesuffix(".py")
+        scripts[part.name] = set(importlib.import_module(name).CONTESTANTS)
+        for text in (part.arguments, part.dry):
+            assert set(text.split("|")[1::2]) - {" "} <= scripts[part.name] | {""}, part.name
+    for limit in session.LIMITS:
+        assert {limit.of, limit.over or limit.of} <= scripts[limit.part], limit.what
+        part = next(part for part in session.PARTS if part.name == limit.part)
+        asked = set(part.arguments.split("|")[1::2])
+        assert not asked or {limit.of, limit.over or limit.of} <= asked, "it is measured"
+
+
+def test_the_session_judges_only_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    session = importlib.import_module("gpu_session")
+    faster = session.Limit("a / b", "p", "a", "b", "seconds", 0.7)
+    more = session.Limit("b / a", "p", "b", "a", "seconds", 1.5, at_least=True)
+    both = [{"contestant": n, "case": {}, "summary": {"seconds": {"median": m}}} for n, m in (("a", 3.0), ("b", 6.0))]
+    assert session.judged(faster, {"p": {"entries": both}}) | {"value": 0.5, "met": True} == session.judged(
+        faster, {"p": {"entries": both}}
+    )
+    assert session.judged(more, {"p": {"entries": both}})["met"] is True
+    for results in ({}, {"p": {"entries": both[:1]}}, {"p": {"entries": [{**both[0]}, {**both[1], "summary": {}}]}}):
+        assert session.judged(faster, results)["met"] is None and session.judged(faster, results)["value"] is None

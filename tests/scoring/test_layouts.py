@@ -31,7 +31,6 @@ from tdpo.batches import (
 from tdpo.models import reference_for, response_hidden
 from tdpo.scoring import layout as layout_module
 from tdpo.scoring.layout import (
-    TOLERANCE,
     choose_layout,
     cover,
     grouped_collator,
@@ -39,6 +38,7 @@ from tdpo.scoring.layout import (
     share_prefixes,
 )
 from tdpo.scoring.policy_statistics import PolicyStatistics
+from tdpo.scoring.row_forms import TOLERANCE
 
 # Different lengths everywhere, a one-token response, a one-token prompt; short enough for Gemma's window of 16.
 PAIRS = [

@@ -138,18 +138,21 @@ def test_every_value_of_a_recipe_reaches_its_field(tmp_path: Path) -> None:
     assert (made.advantage, made.scale_by_group_std, made.value_learning_rate) == ("group", False, None)
 
 
-def test_keys_of_transformers_fields_are_those_that_set_them(tmp_path: Path) -> None:
+def test_keys_of_transformers_fields_are_those_that_set_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables that documents are made of against what a recipe does, in values that are no defaults."""
+    monkeypatch.setattr("tdpo.training.arguments.why_no_liger", lambda config: None)  # it is not installed everywhere
     other = {
         "run_dir": "elsewhere", "seed": 9, "model.trust_remote_code": True, "learning_rate": 3e-3,
         "scheduler": "cosine",
         "warmup_steps": 5.0, "optimizer": "sgd", "weight_decay": 0.3, "max_grad_norm": 0.7, "logging_steps": 3,
         "gradient_checkpointing": True, "save_total_limit": 7, "report_to": ["tensorboard"], "epochs": 2.0,
         "max_steps": 6, "micro_batch_size": 2, "batch_size": 12, "minibatch_size": 8, "group_by_length": True,
-        "eval_steps": 4, "save_steps": 5, "eval_every": 2, "save_every": 3,
+        "eval_steps": 4, "save_steps": 5, "eval_every": 2, "save_every": 3, "model.device": "cpu", "liger": True,
+        "compile": True,
     }  # fmt: skip
     # What an argument is where the key means a product: 12 pairs in forwards of 2; units of 4 epochs of 8 updates.
-    products = {"training.batch_size": 6, "training.group_by_length": "group_by_length", "ppo.minibatch_size": 4,
+    products = {"model.device": True, "training.batch_size": 6,
+                "training.group_by_length": "group_by_length", "ppo.minibatch_size": 4,
                 "ppo.eval_every": 64, "ppo.save_every": 96}  # fmt: skip
     pair = {"run_dir": str(tmp_path), "data": {"train": "pairs.jsonl", "eval_fraction": 0.1}}
     ppo = {"run_dir": str(tmp_path), "ppo": {}, "environment": {"name": "sentiment"}}

@@ -7,8 +7,9 @@ labels. The letters of shapes are explained in `token_statistics`.
 """
 
 from .collating import Extent, ResponseCollator
-from .layouts import ResponseBatch, padded_batch, shared_prefix_batch
+from .layouts import padded_batch, shared_prefix_batch
 from .reporting import TokenizationReport
+from .response_batch import BatchCounts, ResponseBatch, moved
 from .responses import (
     FlatOrder,
     PromptResponses,
@@ -17,18 +18,21 @@ from .responses import (
     sequence_order,
     shared_length,
 )
+from .row_costs import RowCosts
 from .row_packing import full_row, fullest_row, group_rows, pack_rows, prompt_groups, row_length
 from .tokenized_pair import TokenizedPair
 from .tokenizing import TokenizedPairs, tokenize_pair, tokenize_pairs
 from .turns import CountedTurns
 
 __all__ = [
+    "BatchCounts",
     "CountedTurns",
     "Extent",
     "FlatOrder",
     "PromptResponses",
     "ResponseBatch",
     "ResponseCollator",
+    "RowCosts",
     "TokenizationReport",
     "TokenizedPair",
     "TokenizedPairs",
@@ -36,6 +40,7 @@ __all__ = [
     "full_row",
     "fullest_row",
     "group_rows",
+    "moved",
     "pack_rows",
     "padded_batch",
     "prompt_groups",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
-from .layouts import ResponseBatch, padded_batch, shared_prefix_batch
+from .layouts import padded_batch, shared_prefix_batch
+from .response_batch import ResponseBatch
 from .responses import PromptResponses, sequence_length, shared_length
+from .row_costs import RowCosts
 from .row_packing import group_rows, pack_rows, prompt_groups, row_length
 
 
@@ -33,11 +36,13 @@ class ResponseCollator:
             a row of its own.
         max_tokens_per_row: pack prompts with their responses into rows of up to so many tokens.
         group_prompts: let those of a batch that have the same prompt share it too, where that pays (`group_rows`).
-        reference_rows: gives the rows `[N]` of a batch's tokens in the reference cache; None where it does not hold
-            them all.
+        reference: gives what a reference cache says about a batch's tokens, `[N, …]` by the names of its fields; None
+            where it does not hold them all.
         trusted: up to where the model was seen to compute shared rows as it computes padded ones; what is longer or
             wider is padded. None: everywhere.
         refused: from where on it was seen not to.
+        ranged: give masks of shared rows as ranges (`visibility.py`).
+        costs: pad a batch whose shared rows would cost more; None: never.
 
     Raises:
         ValueError: `max_tokens_per_row` or `group_prompts` without `share_prefixes`, or both of them.
@@ -47,9 +52,11 @@ class ResponseCollator:
     share_prefixes: bool = False
     max_tokens_per_row: int | None = None
     group_prompts: bool = False
-    reference_rows: Callable[[Sequence[PromptResponses]], Tensor | None] | None = None
+    reference: Callable[[Sequence[PromptResponses]], Mapping[str, Tensor] | None] | None = None
     trusted: Extent | None = None
     refused: Extent = field(default_factory=lambda: Extent(sys.maxsize, sys.maxsize))
+    ranged: bool = False
+    costs: RowCosts | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens_per_row is not None and not self.share_prefixes:
@@ -60,10 +67,10 @@ class ResponseCollator:
         if self.group_prompts and (not self.share_prefixes or self.max_tokens_per_row is not None):
             raise ValueError("group_prompts needs share_prefixes=True, and rows that nothing else is packed into")
 
-    def __call__(self, prompts: Sequence[PromptResponses]) -> dict[str, Tensor]:
+    def __call__(self, prompts: Sequence[PromptResponses]) -> dict[str, Any]:
         batch = self._batch(prompts)
-        if self.reference_rows is not None:
-            batch = replace(batch, reference_rows=self.reference_rows(prompts))
+        if self.reference is not None:
+            batch = replace(batch, reference=self.reference(prompts))
         return batch.as_inputs()
 
     def _batch(self, prompts: Sequence[PromptResponses]) -> ResponseBatch:
@@ -76,7 +83,15 @@ class ResponseCollator:
             rows = group_rows(prompts)
         if rows is not None and not all(self._is_trusted(row_length(prompts, row, self.group_prompts)) for row in rows):
             rows = None
-        return shared_prefix_batch(prompts, self.pad_token_id, rows, group_prompts=self.group_prompts)
+        if self.costs is not None and self.max_tokens_per_row is None:
+            widths = [
+                row_length(prompts, row, self.group_prompts) for row in rows or [[p] for p in range(len(prompts))]
+            ]
+            if not self.costs.shared_is_faster(prompts, widths):
+                return padded_batch(prompts, self.pad_token_id)
+        return shared_prefix_batch(
+            prompts, self.pad_token_id, rows, group_prompts=self.group_prompts, ranged=self.ranged
+        )
 
     def _shares(self, prompt: PromptResponses) -> bool:
         """Whether this prompt may have a row in which its responses share it."""

@@ -2,74 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .response_batch import ResponseBatch
 from .responses import PromptResponses, sequence_order
 from .row_packing import row_length
 from .turns import Gaps
-
-
-@dataclass(frozen=True)
-class ResponseBatch:
-    """P prompts with S responses, ready for one forward of the body.
-
-    Args:
-        input_ids: `[R, T]`.
-        attention_mask: `[R, T]`, or bool `[R, 1, T, T]` where responses share a row.
-        response_index: `[N]`, the places among the hidden states `[R·T, D]` that predict the N counted tokens.
-        target_ids: `[N]`, these tokens.
-        sequence_index: `[N]`, the number of the response that each belongs to, in [0, S), as `sequence_order` has it.
-        num_prompts: P; of pairs, their number.
-        position_ids: `[R, T]`, where they are not 0, 1, 2, …
-        reference_rows: `[N]`, the row of each token in the reference cache, where there is one.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    response_index: Tensor
-    target_ids: Tensor
-    sequence_index: Tensor
-    num_prompts: int
-    position_ids: Tensor | None = None
-    reference_rows: Tensor | None = None
-
-    @classmethod
-    def from_inputs(cls, inputs: Mapping[str, Any]) -> ResponseBatch:
-        """Undo `as_inputs`, after a trainer has moved the tensors to its device."""
-        return cls(**{**inputs, "num_prompts": int(inputs["num_prompts"])})
-
-    def as_inputs(self) -> dict[str, Tensor]:
-        """A mapping of tensors, the form in which `transformers.Trainer` moves batches about."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        fields["num_prompts"] = torch.tensor(self.num_prompts)
-        return {name: value for name, value in fields.items() if value is not None}
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the body works on, padding left out."""
-        mask = self.attention_mask
-        return int((mask if mask.dim() == 2 else mask.diagonal(dim1=-2, dim2=-1)).sum())
-
-    @property
-    def num_sequence_tokens(self) -> int:
-        """Tokens of all responses, each with its prompt: those of padded rows, whatever the layout, without padding.
-
-        In rows that are shared a response ends with its last counted token, so others' words behind it are left out.
-        """
-        if self.position_ids is None:
-            return int(self.attention_mask.sum())
-        ends = self.position_ids.flatten()[self.response_index] + 2  # a state predicts the token after its own
-        lengths = ends.new_zeros(int(self.sequence_index.max()) + 1)
-        return int(lengths.scatter_reduce(0, self.sequence_index, ends, "amax").sum())
-
-    def model_inputs(self) -> dict[str, Tensor]:
-        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
-        return inputs if self.position_ids is None else {**inputs, "position_ids": self.position_ids}
+from .visibility import dense_mask, few_widths, ranges_of
 
 
 def padded_batch(prompts: Sequence[PromptResponses], pad_token_id: int) -> ResponseBatch:
@@ -112,6 +55,7 @@ def shared_prefix_batch(
     rows: Sequence[Sequence[int]] | None = None,
     *,
     group_prompts: bool = False,
+    ranged: bool = False,
 ) -> ResponseBatch:
     """A prompt and its responses in one row, `[R, T]`; the prompt is computed once (arXiv 2410.20305).
 
@@ -125,6 +69,8 @@ def shared_prefix_batch(
         rows: indices of the prompts in each row, every one once, as `pack_rows` gives them; None gives each a row of
             its own. The flat tokens are the same, only `response_index` knows where their states lie.
         group_prompts: where one of a row has the same prompt as the one before it, the two share it (`group_rows`).
+        ranged: give the mask as ranges (`visibility.py`), for attention that skips what a position does not see; rows
+            then have one of few widths.
 
     Raises:
         ValueError: an empty prompt; nothing would predict the first tokens of its responses.
@@ -134,12 +80,11 @@ def shared_prefix_batch(
             raise ValueError(f"{prompt.source}:{prompt.row} has no prompt to share; lay it out with padded_batch")
     rows = [[p] for p in range(len(prompts))] if rows is None else rows
     width = max(row_length(prompts, row, group_prompts) for row in rows)
+    width = few_widths(width) if ranged else width
     # Ids and positions as lists: with short responses, a tensor operation for each would be most of the work.
     input_ids: list[list[int]] = [[] for _ in rows]
     position_ids: list[list[int]] = [[] for _ in rows]
-    mask = torch.zeros(len(rows), 1, width, width, dtype=torch.bool)
-    mask[..., 0] = True
-    causal = torch.ones(width, width, dtype=torch.bool).tril_()
+    spans: list[list[tuple[int, int, int, int]]] = [[] for _ in rows]  # length, and what is seen
     places: dict[tuple[int, int], _Place] = {}
     for r, row in enumerate(rows):
         end, prompt_span = 0, slice(0, 0)
@@ -150,23 +95,20 @@ def shared_prefix_batch(
                 prompt_span = slice(end, end + len(prompt_ids))
                 input_ids[r] += prompt_ids
                 position_ids[r] += range(len(prompt_ids))
-                mask[r, 0, prompt_span, 0] = False  # of another prompt, unless this is the row's first
-                mask[r, 0, prompt_span, prompt_span] = causal[: len(prompt_ids), : len(prompt_ids)]
+                spans[r].append((len(prompt_ids), end, 0, 0))
                 end = prompt_span.stop
             for k, ids in enumerate(prompts[p].responses):
-                own, length = slice(end, end + len(ids)), len(ids)
+                length = len(ids)
                 input_ids[r] += ids
                 position_ids[r] += range(len(prompt_ids), len(prompt_ids) + length)
-                mask[r, 0, own, 0] = False
-                mask[r, 0, own, prompt_span] = True
-                mask[r, 0, own, own] = causal[:length, :length]
+                spans[r].append((length, end, prompt_span.start, prompt_span.stop))
                 places[p, k] = _Place(r * width + prompt_span.stop - 1, r * width + end, length, prompts[p].gaps[k])
-                end = own.stop
+                end += length
     response_index, targets, sequence = _response_tokens([places[place] for place in sequence_order(prompts)])
-    tokens = _filled(input_ids, width, pad_token_id)
+    tokens, ranges = _filled(input_ids, width, pad_token_id), ranges_of(spans, width)
     return ResponseBatch(
         input_ids=tokens,
-        attention_mask=mask,
+        attention_mask=ranges if ranged else dense_mask(ranges),
         response_index=response_index,
         target_ids=tokens.flatten()[targets],
         sequence_index=sequence,

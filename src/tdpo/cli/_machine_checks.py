@@ -99,7 +99,7 @@ def _hardware() -> Iterator[Check]:
     memory = f"{machine['memory_gib']} GiB memory" if machine["memory_gib"] else "memory unknown"
     yield Check("cpu", "ok", f"{machine['cpu']}, {machine['cores']} usable cores, {memory}")
     devices = [f"{d['name']}" + (f" ({d['memory_gib']} GiB)" if d["memory_gib"] else "") for d in machine["gpu"]]
-    yield Check("accelerators", "ok", ", ".join(devices) or "none: training runs on the CPU")
+    yield Check("accelerators", "ok", ", ".join(devices) or "none: models run on the CPU")
     yield _products()
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     state: Literal["ok", "note"] = "ok" if free > 5 else "note"

@@ -52,6 +52,7 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this mass.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same responses.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated at once.")] = 64,
+    device: Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     base: Annotated[
         bool, typer.Option("--base", help="Also the run's base model, with the same random numbers.")
@@ -86,12 +87,12 @@ def generate(
     )
     trained = list(models.values())[-1]
     for label, name in models.items():
-        for entry in _sample(label, name, texts, settings, raw, trained):
+        for entry in _sample(label, name, texts, settings, raw, trained, device):
             _show(entry, as_json=as_json)
 
 
 def _sample(
-    label: str, name: str, texts: list[PromptInput], settings: Any, raw: bool, trained: str
+    label: str, name: str, texts: list[PromptInput], settings: Any, raw: bool, trained: str, device: str
 ) -> list[dict[str, Any]]:
     """Responses of the model `name`; it is quantised as the base of the adapter `trained`, where that is one."""
     from ..models import load_causal_lm, load_tokenizer
@@ -100,7 +101,7 @@ def _sample(
 
     tokenizer = load_tokenizer(name)
     dtype, quantization = as_trained(trained, "auto", None)
-    model = load_causal_lm(name, dtype=dtype, quantization=quantization)
+    model = load_causal_lm(name, dtype=dtype, quantization=quantization, device=device)
     chat = bool(tokenizer.chat_template) and not raw
     prompts: list[PromptInput] = [
         [{"role": "user", "content": text}] if chat and isinstance(text, str) else text for text in texts

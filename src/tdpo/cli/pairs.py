@@ -73,6 +73,7 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
         raise CommandError(f"{out} exists; --overwrite replaces it, --out names another file")
     quiet_libraries()
     from ..models import load_causal_lm, load_tokenizer, quantization_config
+    from ..models.devices import describe_device
     from ..models.precision import loaded_dtype
     from ..models.product_speed import why_slow
     from ..sampling.pair_sampling import pair_settings, sample_pairs
@@ -81,7 +82,9 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
     options: dict[str, Any] = {"trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.name, **options)
     quantization = quantization_config(recipe.model.quantization)
-    model = load_causal_lm(recipe.model.name, dtype=recipe.model.dtype, quantization=quantization, **options)
+    options |= {"dtype": recipe.model.dtype, "quantization": quantization, "device": recipe.model.device}
+    model = load_causal_lm(recipe.model.name, **options)
+    say(f"sampling on {describe_device(model.device)}")
     if slow := why_slow(loaded_dtype(model)):
         say(f"{slow}.", style="yellow")
     total = len(environment.train) * recipe.sampling.samples_per_prompt

@@ -99,6 +99,7 @@ class _Running:
     process: Any
     reports: Connection
     started: float
+    worker: int  # the lowest number that no other cell has, and with it a share of the GPUs
     stage: str = "starting"
 
 
@@ -155,13 +156,14 @@ class _Supervisor:
         except OSError as error:
             self._failed(_failure_of(cell, "starting", error, self._log(cell)))
             return
+        worker = min(set(range(self.workers)) - {run.worker for run in self.running.values()})
         ours, theirs = self.context.Pipe(duplex=False)
         process = self.context.Process(  # type: ignore[attr-defined]
-            target=_child, args=(self.job, self.study, self.files, cell, theirs), daemon=False
+            target=_child, args=(self.job, self.study, self.files, cell, theirs, worker), daemon=False
         )
         process.start()
         theirs.close()
-        self.running[process.sentinel] = _Running(cell, process, ours, time.monotonic())
+        self.running[process.sentinel] = _Running(cell, process, ours, time.monotonic(), worker)
         self.observer.started(cell)
 
     def _listen(self) -> None:
@@ -267,13 +269,16 @@ class _Channel:
             self.reports.send(("moved", (stage, done, total, note)))
 
 
-def _child(job: Job, study: Study, files: StudyFiles, cell: CellKey, reports: Connection) -> None:
+def _child(job: Job, study: Study, files: StudyFiles, cell: CellKey, reports: Connection, worker: int) -> None:
     _end_with_parent()
     os.setsid()  # a terminal's Ctrl-C reaches the supervisor alone, which passes it on once
     signal.signal(signal.SIGTERM, _interrupted)
     channel = _Channel(reports)
     _write_output_to(files.cell(cell) / LOG_FILE)
     try:
+        from ..models.devices import share_gpus
+
+        share_gpus(worker)
         job(study, files, cell, channel.moved)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -134,8 +134,13 @@ class _Work:
     def _sample_pairs(self, environment: Environment, out: Path) -> None:
         model = self.study.model
         trust = model.trust_remote_code
-        quantization = quantization_config(model.quantization)
-        base = load_causal_lm(model.name, dtype=model.dtype, trust_remote_code=trust, quantization=quantization)
+        base = load_causal_lm(
+            model.name,
+            dtype=model.dtype,
+            trust_remote_code=trust,
+            quantization=quantization_config(model.quantization),
+            device=model.device,
+        )
         tokenizer = load_tokenizer(model.name, trust_remote_code=trust)
         settings = pair_settings(self.study.sampling, environment, self.cell.seed)
         chosen = training_prompts(self.study, environment, self.cell.seed)

@@ -50,6 +50,12 @@ class Optimizing(Section):
     here; with adapters, the base in the dtype that it was loaded in. Adapters are float32 in any case."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: less memory, about a third more time."""
+    liger: bool = False
+    """Compute norms, gated layers and rotary positions of policy and reference by Liger's kernels, on a GPU (needs
+    liger-kernel). Refused where Liger has none for the architecture, or they give other hidden states."""
+    compile: bool = False
+    """Compile the policy's body with torch.compile: faster steps on a GPU after a first one of a minute or two. Needs a
+    C++ compiler."""
 
     @field_validator("warmup_steps")
     @classmethod

@@ -70,6 +70,9 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the weights are loaded in; auto takes what the model was saved in. Where all of them are trained, the
     key `precision` of the training says what they are then held in."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """Where models run, in training, sampling and evaluation: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU where
+    there is one, and of several processes each has its own. Workers of a study share the GPUs in turn."""
     trust_remote_code: bool = False
     """Allow the models that the recipe names, a reward model and a critic included, to run Python code of their own."""
     reference: Text | None = None

@@ -91,4 +91,4 @@ def _moved(stats: TokenStats, scores: PairScores, batch: ResponseBatch) -> Tenso
 
 def collated(collator: ResponseCollator, prompts: Sequence[PromptResponses], device: torch.device) -> ResponseBatch:
     """One batch on `device`."""
-    return ResponseBatch.from_inputs({name: value.to(device) for name, value in collator(prompts).items()})
+    return ResponseBatch.from_inputs(collator(prompts), device)

@@ -19,9 +19,12 @@ class Judge:
     reward: Reward
 
     @classmethod
-    def load(cls, entry: RewardEntry, tokenizer: Any, *, trust_remote_code: bool) -> Judge:
-        """Raises what `part_of_recipe` raises: FunctionError, FileNotFoundError or ValueError."""
-        reward = part_of_recipe(entry, tokenizer, trust_remote_code)
+    def load(cls, entry: RewardEntry, tokenizer: Any, device: Any, *, trust_remote_code: bool) -> Judge:
+        """The judge, a model on `device`.
+
+        Raises what `part_of_recipe` raises: FunctionError, FileNotFoundError or ValueError.
+        """
+        reward = part_of_recipe(entry, tokenizer, trust_remote_code, device)
         return cls(str(entry.function or entry.model), reward)
 
     def over(self, environment: Environment) -> Environment:

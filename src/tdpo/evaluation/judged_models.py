@@ -19,6 +19,7 @@ from ..models import (
     quantization_config,
     reference_for,
 )
+from ..models.devices import device_of
 from ..models.precision import held_dtype, hold_weights, loaded_dtype
 from ..preferences import Preferences
 from ..recipe_data.pairs import prompt_key, read_held_out, tokenize_rows
@@ -73,11 +74,13 @@ class JudgedModels:
         progress: Progress | None,
     ) -> Self:
         """The trained model beside its reference."""
-        trust = recipe.model.trust_remote_code
+        trust, device = recipe.model.trust_remote_code, recipe.model.device
         tokenizer = load_tokenizer(trained.tokenizer, trust_remote_code=trust)
-        loaded_judge = None if judge is None else Judge.load(judge, tokenizer, trust_remote_code=trust)
-        policy = trained.load(recipe.model.dtype, trust_remote_code=trust)
-        model = trained.load_reference(recipe.model.dtype, trust_remote_code=trust)
+        loaded_judge = (
+            None if judge is None else Judge.load(judge, tokenizer, device_of(device), trust_remote_code=trust)
+        )
+        policy = trained.load(recipe.model.dtype, trust_remote_code=trust, device=device)
+        model = trained.load_reference(recipe.model.dtype, trust_remote_code=trust, device=device)
         return cls(run, recipe, policy, tokenizer, reference_for(policy, model), base_from, loaded_judge, progress)
 
     @classmethod
@@ -88,8 +91,13 @@ class JudgedModels:
         check_something_held_out(recipe)
         trust = recipe.model.trust_remote_code
         name = recipe.model.reference or recipe.model.name
-        quantization = quantization_config(recipe.model.quantization) if recipe.model.reference is None else None
-        base = load_causal_lm(name, dtype=recipe.model.dtype, trust_remote_code=trust, quantization=quantization)
+        base = load_causal_lm(
+            name,
+            dtype=recipe.model.dtype,
+            trust_remote_code=trust,
+            quantization=quantization_config(recipe.model.quantization) if recipe.model.reference is None else None,
+            device=recipe.model.device,
+        )
         training = recipe.optimization
         has_lora = trains_adapter(recipe.model.name, recipe.model.lora is not None)
         hold_weights(base, held_dtype(training.precision, loaded_dtype(base), has_adapter=has_lora))

@@ -10,6 +10,7 @@ from typing import Any
 from ..config import AnyRecipe, Loss, PPORecipe, Recipe, load_recipe
 from ..models import is_adapter_folder, load_causal_lm
 from ..models.adapters import load_adapter
+from ..models.devices import placed
 from ..models.precision import hold_weights
 from ..models.quantization import as_trained
 from ..records.names import RECIPE_FILE
@@ -43,11 +44,11 @@ class TrainedModel:
         has_its_own = (self.folder / "tokenizer_config.json").exists()
         return self.folder if self.base is None or has_its_own else self.base
 
-    def load(self, dtype: str, *, trust_remote_code: bool) -> Any:
+    def load(self, dtype: str, *, trust_remote_code: bool, device: str = "auto") -> Any:
         """The policy. Raises as `load_causal_lm`."""
-        return self._loaded(self.folder, self.load_as or dtype, trust_remote_code)
+        return placed(self._loaded(self.folder, self.load_as or dtype, trust_remote_code), device)
 
-    def load_reference(self, dtype: str, *, trust_remote_code: bool) -> Any | None:
+    def load_reference(self, dtype: str, *, trust_remote_code: bool, device: str = "auto") -> Any | None:
         """The second model, or None. Raises as `load_causal_lm`."""
         if self.reference is None:
             return None
@@ -55,7 +56,7 @@ class TrainedModel:
         model = self._loaded(self.reference, dtype, trust_remote_code)
         if self.load_as:
             hold_weights(model, self.load_as)
-        return model
+        return placed(model, device)
 
     def _loaded(self, name: str | Path, dtype: str, trust_remote_code: bool) -> Any:
         """A model; an adapter on `base`, where that is given."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..token_statistics import Head
+from .block_attention import block_mask, is_block_mask
 from .configurations import text_config
 from .quantization import has_plain_weight
 from .sharded_head import gather, is_fsdp_unit, modules_around
@@ -41,6 +42,8 @@ def response_hidden(model: Any, inputs: Mapping[str, Tensor], response_index: Te
     """Any model's hidden states `[N, D]` at the flat positions `response_index` `[N]` of `[R, T]` inputs, without the
     head."""
     lm = causal_lm_of(model)
+    if hasattr(model, "_orig_mod"):  # what is made of a mask is no part of what is compiled
+        inputs = {**inputs, "attention_mask": _attention_mask(inputs.get("attention_mask"), lm.dtype)}
     with _replaced_forward(lm, _body_forward(lm, response_index, keep_graph=is_fsdp_unit(model))):
         return model(**inputs)[0]
 
@@ -75,7 +78,7 @@ def _body_forward(lm: Any, response_index: Tensor, keep_graph: bool = False) -> 
         position_ids: Tensor | None = None,
         **_: Any,
     ) -> tuple[Tensor]:
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": _additive(attention_mask, lm.dtype)}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": _attention_mask(attention_mask, lm.dtype)}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
         if "use_cache" in takes or takes_any:
@@ -91,15 +94,28 @@ def _body_forward(lm: Any, response_index: Tensor, keep_graph: bool = False) -> 
     return forward
 
 
-def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A boolean 4-D mask as the additive one that every attention of transformers takes; other masks unchanged."""
-    if mask is None or mask.dim() != 4:
+MADE = "_tdpo_made"  # attribute of a batch's mask: what was made of it, by dtype
+
+
+def _attention_mask(mask: Tensor | None, dtype: torch.dtype) -> Any:
+    """The mask in the form that attention takes; made once for all models that read a batch in one dtype.
+
+    A boolean 4-D mask becomes an additive one, which every attention of transformers takes; ranges `[R, 3, T]` become
+    blocks; a mask of padding stays as it is.
+    """
+    if mask is None or is_block_mask(mask) or mask.dim() == 2 or mask.dtype.is_floating_point:
         return mask
-    additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    additive = with_spans(additive, mask)
-    if isinstance(additive, SpanMask):
+    made = mask.__dict__.setdefault(MADE, {})
+    if dtype not in made:
+        made[dtype] = block_mask(mask) if mask.dim() == 3 else _additive(mask, dtype)
+    if mask.dim() == 3 or isinstance(made[dtype], SpanMask):
         install_span_attention()
-    return additive
+    return made[dtype]
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    return with_spans(additive, mask)
 
 
 def find_head(model: Any) -> Callable[[], Head] | None:

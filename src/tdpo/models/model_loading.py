@@ -28,6 +28,7 @@ from .configurations import (
     read_config,
     stays_quantized,
 )
+from .devices import device_of, placed
 from .folder_files import check_json_files, is_adapter_folder
 from .probing import check_causal
 from .quantization import as_trained, loading_arguments, read_note, require_package, settle_layers
@@ -117,6 +118,7 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     trainable: bool = False,
     quantization: Any | None = None,
+    device: str | None = None,
 ) -> Any:
     """A causal language model in evaluation mode; for the folder of an adapter, its base with the adapter.
 
@@ -128,6 +130,7 @@ def load_causal_lm(
         quantization: how to quantise the model, or the base of an adapter, while it is loaded: a configuration of
             transformers' such as `BitsAndBytesConfig(load_in_4bit=True)`, or what `quantization_config` gives. None: as
             it was saved, and the base of an adapter as it was when the adapter was trained.
+        device: where to put it, as `device_of` takes it; None: where transformers loads it, the CPU.
 
     Raises:
         FileNotFoundError: there is no model; the message says where it was looked for.
@@ -138,7 +141,9 @@ def load_causal_lm(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return _load(name, dtype, trust_remote_code, trainable, quantization, outline=False)
+    if device is not None:
+        device_of(device)  # before anything is read
+    return placed(_load(name, dtype, trust_remote_code, trainable, quantization, outline=False), device)
 
 
 @names_untrusted_code

@@ -10,8 +10,9 @@ and in `install_span_attention` alone. Nothing narrower gives the same numbers e
 - An entry for the time of the forward alone is missing when checkpointed layers are computed again in the backward
   pass, which would then save other tensors than the forward did.
 
-For every mask that is not a `SpanMask` the entry does what it did before, except that `short_attention` computes short
-rows in half precision on a CPU. `attention_restored` puts the old one back.
+A `BlockMask` goes to FlexAttention (`block_attention.py`). For every other mask that is no `SpanMask` the entry does
+what it did before, except that `short_attention` computes short rows in half precision on a CPU. `attention_restored`
+puts the old one back.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .block_attention import attend_by_blocks, is_block_mask
 from .short_attention import is_short, short_attention
 from .spans import Block, SpanMask
 
@@ -38,6 +40,8 @@ class SpanAttention:
     def __call__(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **options: Any
     ) -> Any:
+        if is_block_mask(attention_mask):
+            return attend_by_blocks(module, query, key, value, attention_mask, **options)
         if not _applies(attention_mask, query, key, options):
             return self._whole(module, query, key, value, attention_mask, **options)
         blocks = attention_mask.blocks

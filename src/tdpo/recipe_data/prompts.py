@@ -13,6 +13,7 @@ from ..config import Reward as RewardEntry
 from ..environments import Environment, Prompt, PromptReward, drawn_prompts
 from ..environments.function_loading import load_function
 from ..environments.prompt_files import load_prompts
+from ..models.devices import device_of
 from ..preferences import read_for
 from ..rewards.functions import Reward, Rewards, rewards_of, with_distinct_names
 from ..sampling.sampler import encode_prompts
@@ -149,11 +150,14 @@ def recipe_rewards(recipe: OwnResponsesRecipe, tokenizer: Any) -> Rewards | None
         return Rewards([Reward(environment.reward_name, environment.reward)])
     if recipe.rewards is None:  # the schema lets only distillation do without
         return None
-    trust = recipe.model.trust_remote_code
-    return Rewards(with_distinct_names([part_of_recipe(entry, tokenizer, trust) for entry in recipe.rewards]))
+    trust, device = recipe.model.trust_remote_code, device_of(recipe.model.device)
+    return Rewards(with_distinct_names([part_of_recipe(entry, tokenizer, trust, device) for entry in recipe.rewards]))
 
 
-def part_of_recipe(entry: RewardEntry, tokenizer: Any, trust_remote_code: bool) -> Reward:
-    """Return the reward of one entry of a recipe's `rewards`. Raises what `rewards_of` and `load_function` raise."""
+def part_of_recipe(entry: RewardEntry, tokenizer: Any, trust_remote_code: bool, device: Any = "cpu") -> Reward:
+    """Return the reward of one entry of a recipe's `rewards`, a model on `device`.
+
+    Raises what `rewards_of` and `load_function` raise.
+    """
     source = load_function(entry.function) if entry.function else str(entry.model)
-    return rewards_of(source, [entry.weight], tokenizer, trust_remote_code=trust_remote_code).parts[0]
+    return rewards_of(source, [entry.weight], tokenizer, device=device, trust_remote_code=trust_remote_code).parts[0]

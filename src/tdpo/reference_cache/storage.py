@@ -120,6 +120,36 @@ class CacheLayout:
         return torch.cat([rows[place] for place in sequence_order(prompts)])
 
 
+class CacheReader:
+    """Reads what a finished cache says about prompts with their responses, in any process.
+
+    Args:
+        folder: of the cache, which somebody else has checked and holds.
+        layout: which rows hold which tokens.
+    """
+
+    def __init__(self, folder: Path, layout: CacheLayout) -> None:
+        self.folder, self.layout = folder, layout
+
+    def __call__(self, prompts: Sequence[PromptResponses]) -> dict[str, Tensor] | None:
+        """Each field's values for the flat tokens `[N]` of a batch of these prompts; None where one is not there."""
+        rows = self.layout.rows(prompts)
+        return None if rows is None else self.fetch(rows)
+
+    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Each field's values at `rows` `[N]`, copied to memory."""
+        index = rows.numpy()
+        return {f.name: as_tensor(self._maps[f.name][index], f) for f in self.layout.fields}
+
+    @cached_property
+    def _maps(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {f.name: open_field(self.folder, f, self.layout.tokens, "r") for f in self.layout.fields}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process maps the files itself: pickled, they would be copied whole.
+        return {"folder": self.folder, "layout": self.layout}
+
+
 class ReferenceCache:
     """Read access to a finished cache.
 
@@ -136,16 +166,19 @@ class ReferenceCache:
         self.seconds_to_make = 0.0
         self._lock = use(folder)  # held as long as this object lives
         self._check(fingerprint)
-        self._maps = {f.name: open_field(folder, f, layout.tokens, "r") for f in layout.fields}
+        self._reader = CacheReader(folder, layout)
 
     def rows(self, prompts: Sequence[PromptResponses]) -> Tensor | None:
         """As `CacheLayout.rows`."""
         return self.layout.rows(prompts)
 
     def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Each field's values at `rows` `[N]`, copied to memory and then to the device of `rows`."""
-        index = rows.cpu().numpy()
-        return {f.name: as_tensor(self._maps[f.name][index], f).to(rows.device) for f in self.layout.fields}
+        """As `CacheReader.fetch`."""
+        return self._reader.fetch(rows)
+
+    def reader(self) -> CacheReader:
+        """What reads this cache; valid while this object lives, which holds the folder."""
+        return self._reader
 
     def _check(self, fingerprint: Fingerprint) -> None:
         manifest = read_manifest(self.folder)

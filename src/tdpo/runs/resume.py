@@ -24,6 +24,7 @@ _PREFERENCES = _Freedom(
     keys=frozenset(
         [
             "run_dir",
+            "model.device",
             *(f"training.{key}" for key in (*_BOOKKEEPING, "logging_steps", "eval_steps", "save_steps")),
         ]
     ),
@@ -38,6 +39,7 @@ def _of_own_responses(section: str) -> _Freedom:
         keys=frozenset(
             [
                 "run_dir",
+                "model.device",
                 "rollouts.batch_size",
                 "rollouts.show_every",
                 *(f"{section}.{key}" for key in (*_BOOKKEEPING, "eval_every", "save_every")),

@@ -6,12 +6,15 @@ There are several ways of doing that, from the fastest to the surest; `decoding_
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
+
+from .compiled_steps import compiled_step
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,14 @@ class Way:
             makes for itself, and with "none" every step computes whole sequences.
         pads: rows of different lengths may share a batch, padded on the left.
         shares_prefix: the common beginning of all prompts of a batch is encoded once; the padding then lies behind it.
+        is_static: the cache has its full size from the beginning, so that every step has the shape of the last one and
+            can be compiled (`compiled_steps.py`).
     """
 
     state: Literal["cache", "own", "none"] = "cache"
     pads: bool = True
     shares_prefix: bool = False
+    is_static: bool = False
 
 
 class DecodingBatch:
@@ -40,7 +46,10 @@ class DecodingBatch:
         self.name = next((name for name in STATE_NAMES if name in self.parameters), None)
         if way.state != "none" and self.name is None:
             raise NotImplementedError(f"{type(base).__name__} takes no state of earlier tokens")
-        self.state: Any = roomy_cache(model.config, capacity) if way.state == "cache" else None
+        make_cache = static_cache if way.is_static else roomy_cache
+        self.state: Any = make_cache(model.config, capacity) if way.state == "cache" else None
+        self.step: Callable[..., Any] = compiled_step(model) if way.is_static else model  # takes one token a row
+        self.capacity, self.filled = capacity, 0
         self.mask = torch.ones((1, 0), dtype=torch.long, device=model.device)
         self.ids = self.mask  # of whole sequences, where no state stands for them
 
@@ -61,7 +70,7 @@ class DecodingBatch:
     def feed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Append tokens `[R, T]`, of which `mask` marks those that count; returns logits `[R, V]` after the last."""
         before = self.mask.expand(len(mask), -1)
-        self.mask = torch.cat([before, mask], dim=1)
+        self.mask = self._filled_up(before, mask) if self.way.is_static else torch.cat([before, mask], dim=1)
         arguments: dict[str, Any] = {"attention_mask": self.mask, "use_cache": self.way.state != "none"}
         if self.way.state == "none":
             self.ids = input_ids = torch.cat([self.ids.expand(len(mask), -1), input_ids], dim=1)
@@ -75,13 +84,24 @@ class DecodingBatch:
             # As an index and not as the number 1, which gives the head a slice of states with gaps in between: PyTorch
             # multiplies those with frozen weights row by row, and in bfloat16 copies the whole head for every row.
             arguments["logits_to_keep"] = torch.tensor([input_ids.shape[1] - 1], device=input_ids.device)
-        output = self.model(input_ids=input_ids, **arguments)
+        run = self.step if input_ids.shape[1] == 1 else self.model
+        output = run(input_ids=input_ids, **arguments)
         if self.way.state == "own":
             self.state = getattr(output, str(self.name))
             if self.state is None:
                 raise NotImplementedError("the model gives no state back")
         logits: Tensor = output.logits
         return logits[:, -1]
+
+    def _filled_up(self, before: Tensor, mask: Tensor) -> Tensor:
+        """The mask of all places of a static cache `[R, capacity]`, those that are not filled yet included."""
+        end = self.filled + mask.shape[1]
+        if not self.filled:
+            before = before.new_zeros(len(mask), self.capacity)
+        whole = before.clone()
+        whole[:, self.filled : end] = mask
+        self.filled = end
+        return whole
 
     def select(self, slots: list[int]) -> None:
         """Make the batch consist of these of its rows, in this order, repeated or left out."""
@@ -106,6 +126,11 @@ def roomy_cache(config: Any, capacity: int) -> Any:
     cache: Any = DynamicCache(config=config)
     cache.layers = [_RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def static_cache(config: Any, capacity: int) -> Any:
+    """transformers' cache for compiled steps: `capacity` tokens a row, written in place where a tensor says."""
+    return StaticCache(config=config, max_cache_len=capacity)
 
 
 def keeps_all_keys(config: Any) -> bool:

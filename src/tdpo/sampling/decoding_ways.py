@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..models import causal_lm_of, length_thresholds
+from . import compiled_steps
 from .decoding import DecodingBatch, Way, keeps_all_keys
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, tor
 
 # For each model the right way, and the longest sequence for which it is known. PPO samples from one model in every
 # iteration. The key holds what may be set anew on a loaded model: attention, precision, device.
+_static_of_models: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype], bool]] = WeakKeyDictionary()
 _ways_of_models: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype, str], tuple[Way, int]]] = WeakKeyDictionary()
 
 
@@ -72,6 +75,24 @@ def way_of(model: Any, length: int) -> Way:
             WAYS[right_way],
         )
     return right_way
+
+
+def with_compiled_steps(model: Any, way: Way, length: int) -> Way:
+    """The same way with compiled steps, where these pay and give the logits of whole sequences; else `way`."""
+    lm = causal_lm_of(model)
+    applies = way.state == "cache" and way.pads and keeps_all_keys(lm.config)
+    if way.is_static or not applies or not compiled_steps.pays(model):
+        return way
+    static = replace(way, is_static=True)
+    known = _static_of_models.setdefault(lm, {})
+    key = (str(lm.config._attn_implementation), _computing_dtype(model))
+    if key not in known:
+        logger.info("Compiling the decoding steps of %s, which takes a minute or two.", type(lm).__name__)
+        off = distance(model, static, min(length, SHORT))
+        known[key] = off <= TOLERANCE.get(_computing_dtype(model), 5e-2)
+        if not known[key]:
+            logger.info("compiled steps are not used: their logits differ by %.2g (relative)", off)
+    return static if known[key] else way
 
 
 def _computing_dtype(model: Any) -> torch.dtype:

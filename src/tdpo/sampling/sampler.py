@@ -22,8 +22,9 @@ from torch import Tensor
 
 from ..chat_templates import Encoder, Stopping, TemplateRefusal
 from ..models import check_causal, independent_length, why_dependent
+from .compiled_steps import count_step, rows_to_keep
 from .decoding import DecodingBatch, Way
-from .decoding_ways import way_of
+from .decoding_ways import way_of, with_compiled_steps
 
 if TYPE_CHECKING:
     from ..chat_templates import PromptInput
@@ -248,7 +249,8 @@ class _Loop:
         prompts = {row.prompt_index: row.prompt_ids for row in rows}
         slots = {index: slot for slot, index in enumerate(prompts)}
         capacity = max(map(len, prompts.values())) + self.settings.max_new_tokens
-        batch = DecodingBatch(self.model, capacity, self.way)
+        way = with_compiled_steps(self.model, self.way, capacity)
+        batch = DecodingBatch(self.model, capacity, way)
         logits = batch.prefill(list(prompts.values()))
         repeats = [slots[row.prompt_index] for row in rows]
         batch.select(repeats)
@@ -260,6 +262,10 @@ class _Loop:
             live = [slot for slot, row in enumerate(rows) if not row.finished]
             if last or not live:
                 return
+            if way.is_static:
+                live = rows_to_keep(live, len(rows))
+            else:
+                count_step(self.model)
             # Leaving copies the cache; an eighth of the rows repays that within a step or two.
             if (len(rows) - len(live)) * 8 >= len(rows):
                 batch.select(live)

@@ -29,6 +29,7 @@ from ..scores import PairScores
 from ..token_statistics import Extra, JensenShannon, TokenStats
 from .head_path import PathName
 from .kl_target import KLTargetController
+from .readings import Reading
 
 MEASURED: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")  # of every pair that is trained on
 
@@ -118,6 +119,11 @@ class ConfiguredLoss:
         sides = ("chosen", "rejected") if held.on == "both" else (held.on,)
         found = [metrics.get(f"eval_{side}_{held.direction}_kl") for side in sides]
         return None if None in found else sum(value or 0.0 for value in found) / len(found)
+
+    @property
+    def readings(self) -> list[Reading]:
+        """What the controller has observed, where there is one."""
+        return [] if self.controller is None else [self.controller.observed]
 
     def end_update(self, total: Callable[[Tensor], Tensor]) -> None:
         """Let the controller change λ, where there is one; `total` sums a vector over processes."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .readings import Reading
+
 
 class KLTargetController:
     """Moves the coefficient λ of a KL beside a loss after every update, so that the KL meets a target.
@@ -83,16 +85,20 @@ class KLTargetController:
 
     def forget_update(self) -> None:
         """Begin an update: what was observed since the last one does not count."""
-        self._observed = torch.zeros(2, dtype=torch.float64)
+        self.observed = Reading(2)  # sum of the KLs and their number
 
     def observe(self, kl: Tensor) -> None:
         """Take in the KLs `[P]` of a micro-batch, in nats per sequence."""
-        of_batch = kl.detach().double().sum().cpu()
-        self._observed += torch.stack([of_batch, torch.tensor(float(kl.numel()), dtype=torch.float64)])
+        self.observe_sum(kl.detach().double().sum(), kl.numel())
+
+    def observe_sum(self, kl: Tensor, count: int) -> None:
+        """Take in the sum of the KLs of a micro-batch, in nats, over so many sequences or pairs."""
+        total = kl.detach().double()
+        self.observed.add(torch.stack([total, total.new_full((), count)]))
 
     def end_update(self, total: Callable[[Tensor], Tensor]) -> None:
         """Move λ by what was observed in this update; `total` sums a vector over processes, which all get one λ."""
-        kl_sum, pairs = total(self._observed).tolist()
+        kl_sum, pairs = total(self.observed.values).tolist()
         self.forget_update()
         if pairs:
             self.move(kl_sum, pairs)

@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..batches import (
     PromptResponses,
-    ResponseBatch,
     ResponseCollator,
     full_row,
     fullest_row,
@@ -30,14 +28,10 @@ from ..batches import (
     shared_length,
     shared_prefix_batch,
 )
-from ..models import causal_lm_of, response_hidden
 from .options import PrefixSharing
+from .row_forms import RowForm, distance_of, row_form, tolerance, unlike_models
 
 logger = logging.getLogger(__name__)
-
-# Relative distance of hidden states under both layouts: rounding stays far below, a mask that is ignored
-# (a sliding window, relative positions, a state-space layer) far above.
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def choose_layout(
@@ -58,7 +52,8 @@ def choose_layout(
             rows.
     """
     shares = share_prefixes(model, prompts, pad_token_id, prefix_sharing, other_models)
-    collator = _trusted(ResponseCollator(pad_token_id, shares), prompts)
+    form = row_form(model, other_models, by_cost=prefix_sharing == "auto") if shares else RowForm()
+    collator = _trusted(ResponseCollator(pad_token_id, shares, **vars(form)), prompts)
     if max_tokens_per_row is None:
         return collator
     if not shares:
@@ -73,7 +68,8 @@ def choose_layout(
     if not pack_prompts(model, prompts, pad_token_id, prefix_sharing, max_tokens_per_row, other_models):
         return collator
     _report_exceptions(prompts, max_tokens_per_row)
-    return _trusted(ResponseCollator(pad_token_id, share_prefixes=True, max_tokens_per_row=max_tokens_per_row), prompts)
+    packed = ResponseCollator(pad_token_id, True, max_tokens_per_row, ranged=form.ranged)
+    return _trusted(packed, prompts)
 
 
 def _trusted(collator: ResponseCollator, prompts: Sequence[PromptResponses]) -> ResponseCollator:
@@ -101,7 +97,7 @@ def share_prefixes(
     if not with_prompt:
         return False
     distance = _distance(model, _decisive(with_prompt), pad_token_id, other_models=other_models)
-    if distance <= _tolerance(model):
+    if distance <= tolerance(model):
         return True
     if prefix_sharing == "on":
         raise ValueError(_refusal(distance))
@@ -133,14 +129,16 @@ def grouped_collator(
     shares = share_prefixes(model, prompts, pad_token_id, "auto", other_models)
     if shares and len(largest) > 1 and largest[0].prompt_ids:
         distance = _distance(model, largest, pad_token_id, packed=True, grouped=True, other_models=other_models)
-        if distance <= _tolerance(model):
-            return _trusted(ResponseCollator(pad_token_id, share_prefixes=True, group_prompts=True), prompts)
+        if distance <= tolerance(model):
+            form = row_form(model, other_models)
+            return _trusted(ResponseCollator(pad_token_id, True, group_prompts=True, **vars(form)), prompts)
         logger.info(
             "hidden states differ by %.2g (relative) where %d rows share a prompt: each has a row of its own",
             distance,
             len(largest),
         )
-    return _trusted(ResponseCollator(pad_token_id, shares), prompts)
+    form = row_form(model, other_models) if shares else RowForm()
+    return _trusted(ResponseCollator(pad_token_id, shares, **vars(form)), prompts)
 
 
 def _largest_group(prompts: Sequence[PromptResponses]) -> list[PromptResponses]:
@@ -169,7 +167,7 @@ def cover(
     length = sequence_length(longest)
     if trusted.sequence < length < refused.sequence:
         distance = _distance(model, [longest], pad, other_models=other_models)
-        if distance <= _tolerance(model):
+        if distance <= tolerance(model):
             trusted.sequence, trusted.width = length, max(trusted.width, shared_length(longest))
         else:
             refused.sequence = length
@@ -180,7 +178,7 @@ def cover(
         row, packed = _widest_row(collator, prompts)
         grouped = collator.group_prompts
         distance = _distance(model, row, pad, packed=packed, grouped=grouped, other_models=other_models)
-        if distance <= _tolerance(model):
+        if distance <= tolerance(model):
             trusted.width = width
         else:
             refused.width = width
@@ -235,7 +233,7 @@ def pack_prompts(
         return False
     full = full_row(prompts, max_tokens_per_row)
     distance = _distance(model, full, pad_token_id, packed=True, other_models=other_models)
-    if distance <= _tolerance(model):
+    if distance <= tolerance(model):
         return True
     difference = f"this model's hidden states differ by {distance:.2g} (relative) where {len(row)} pairs share a row"
     if prefix_sharing == "on":
@@ -272,10 +270,6 @@ def _report_exceptions(prompts: Sequence[PromptResponses], max_tokens_per_row: i
         )
 
 
-def _tolerance(model: Any) -> float:
-    return TOLERANCE.get(model.dtype, 5e-2)
-
-
 def _distance(
     model: Any,
     prompts: Sequence[PromptResponses],
@@ -293,34 +287,10 @@ def _distance(
         packed: all prompts stand in one row, else each in a row of its own.
         grouped: equal prompts in a row are one.
     """
-    models = {causal_lm_of(m).config.to_json_string(): m for m in (*other_models, model) if m is not None}
+    models = unlike_models(model, other_models)
     padded = padded_batch(prompts, pad_token_id)
     rows = [range(len(prompts))] if packed else None
-    shared = shared_prefix_batch(prompts, pad_token_id, rows, group_prompts=grouped)
+    ranged = row_form(model, other_models).ranged
+    shared = shared_prefix_batch(prompts, pad_token_id, rows, group_prompts=grouped, ranged=ranged)
     prompt_of_sequence = torch.tensor([p for p, _ in sequence_order(prompts)])
-    return max(_distance_of(m, padded, shared, prompt_of_sequence[padded.sequence_index]) for m in models.values())
-
-
-@torch.no_grad()
-def _distance_of(model: Any, padded: ResponseBatch, shared: ResponseBatch, prompt_index: Tensor) -> float:
-    """The largest relative distance over the prompts; `prompt_index` `[N]` says to which each token belongs."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        expected, actual = _hidden(model, padded, device), _hidden(model, shared, device)
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        logger.info("the shared layout does not run on this model: %s", error)
-        return float("inf")
-    finally:
-        model.train(was_training)
-    index = prompt_index.to(device)
-    off, norm = (torch.zeros(padded.num_prompts, device=device, dtype=torch.double) for _ in range(2))
-    off.index_add_(0, index, (expected - actual).square().sum(dim=1))
-    norm.index_add_(0, index, expected.square().sum(dim=1))
-    return float((off / norm.clamp_min(1e-60)).max().sqrt())
-
-
-def _hidden(model: Any, batch: ResponseBatch, device: torch.device) -> Tensor:
-    inputs = {name: value.to(device) for name, value in batch.model_inputs().items()}
-    return response_hidden(model, inputs, batch.response_index.to(device)).double()
+    return max(distance_of(m, padded, shared, prompt_of_sequence[padded.sequence_index]) for m in models)

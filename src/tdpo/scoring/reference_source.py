@@ -53,12 +53,12 @@ class LiveReference:
 
 @dataclass(frozen=True)
 class CachedReference:
-    """A reference cache, read by the rows that a batch names.
+    """A reference cache, which batches were read from when they were laid out.
 
     Args:
         cache: what the reference said.
         head: the reference's head as a constant; None where the cache holds summaries.
-        live: asked about batches that name no rows of the cache; None where no model is left to be asked.
+        live: asked about batches that the cache does not hold; None where no model is left to be asked.
     """
 
     cache: ReferenceCache
@@ -78,8 +78,8 @@ class CachedReference:
         Raises:
             ValueError: the cache does not know the batch, and the model is gone.
         """
-        if batch.reference_rows is not None:
-            return ReferencePart(self.cache.fetch(batch.reference_rows), self.head)
+        if batch.reference is not None:
+            return ReferencePart(batch.reference, self.head)
         if self.live is None:
             raise ValueError(
                 "the reference cache holds the pairs that the trainer was made with, and the reference model is gone. "

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import checks, dense
-from .checks import index_range
+from .checks import index_range, note_range
 from .implementations import implementation_for
 from .types import Extra, Head, Impl, JensenShannon, MixtureTokenStats, ReferenceSummary, TokenStats
 
@@ -43,6 +43,7 @@ __all__ = [
     "frozen_head_token_stats",
     "index_range",
     "linear_token_stats",
+    "note_range",
     "summarize_reference",
     "token_stats",
 ]

@@ -10,9 +10,19 @@ from torch import Tensor
 
 from .types import Extra, Head, JensenShannon, NamedExtra, ReferenceSummary, mixture_of
 
+RANGE = "_tdpo_range"  # attribute of an index whose maker has said what its entries are
+
+
+def note_range(index: Tensor, low: int, high: int) -> None:
+    """Say that the entries of `index` lie in [low, high]. Checks then need not wait for its device to tell them."""
+    setattr(index, RANGE, (low, high))
+
 
 def index_range(index: Tensor) -> tuple[int, int]:
-    """Smallest and largest entry of a non-empty integer tensor, with one wait for the device."""
+    """Smallest and largest entry of a non-empty integer tensor; a wait for the device, unless they were noted."""
+    noted: tuple[int, int] | None = getattr(index, RANGE, None)
+    if noted is not None:
+        return noted
     low, high = torch.stack(index.aminmax()).tolist()
     return low, high
 

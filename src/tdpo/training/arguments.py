@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, TypeVar
 
+import torch
 from transformers import TrainingArguments
 
 from ..config import Precision
 from ..config.training_defaults import EPOCHS
+from ..models.liger import why_no_liger
 
 Config = TypeVar("Config")
 
@@ -70,10 +75,23 @@ class Arguments(TrainingArguments):
             # the head for one and fail. Everything trained here is used.
             self.ddp_find_unused_parameters = False
         super().__post_init__()
+        if self.dataloader_pin_memory:  # a copy from pinned memory goes on while the host does; a CPU copies nothing
+            self.accelerator_config.non_blocking = True  # type: ignore[union-attr]  # an object by now
         self._settle()
         problems = [*self._problems(), *self._common_problems()]
         if problems:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        """transformers' device, but the GPU that is current where a process trains alone: `device_of` chose it."""
+        current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+        device: torch.device = TrainingArguments._setup_devices.func(self)  # type: ignore[attr-defined]
+        if device.type == "cuda" and "LOCAL_RANK" not in os.environ and current:
+            self._n_gpu = 1
+            device = torch.device("cuda", current)
+            torch.cuda.set_device(device)
+        return device
 
     def _settle(self) -> None:
         """Set what was left out and follows from other arguments."""
@@ -87,6 +105,10 @@ class Arguments(TrainingArguments):
             yield "remove_unused_columns=True would throw the rows away; leave it False"
         yield from (f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None))
         yield from self._precision_problems()
+        if self.use_liger_kernel and (why := why_no_liger(self.liger_kernel_config)):
+            yield f"use_liger_kernel: {why}"
+        if self.torch_compile and (why := why_no_compiler(self.torch_compile_backend, self.device.type)):
+            yield f"torch_compile: {why}"
         if not self.average_tokens_across_devices:
             yield "average_tokens_across_devices=False has no effect: every row weighs the same on any device"
         if getattr(self.accelerator_config, "dispatch_batches", None):
@@ -100,6 +122,17 @@ class Arguments(TrainingArguments):
                 f"precision={self.precision!r} contradicts {self.mixed_precision}=True (or accelerate's "
                 f"--mixed_precision), which means {asked}-mixed; leave one of them out"
             )
+
+
+def why_no_compiler(backend: str | None, device: str) -> str | None:
+    """Why torch.compile cannot be used; None if it can, as far as that is seen without compiling."""
+    if backend not in (None, "inductor"):
+        return None
+    if device != "cpu" and importlib.util.find_spec("triton") is None:
+        return "torch compiles for a GPU with Triton, which is not installed: pip install triton"
+    if os.environ.get("CXX") or any(map(shutil.which, ("g++", "gcc", "clang++", "clang"))):
+        return None
+    return "torch finds no C++ compiler: install g++, or name a compiler in CXX"
 
 
 def refuses_old_names(**new_names: str) -> Callable[[type[Config]], type[Config]]:

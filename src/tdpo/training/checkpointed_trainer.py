@@ -4,7 +4,7 @@ what was done is recorded beside the model."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..records.full_disk import telling_of_a_full_disk
 from ..records.json_files import read_json, write_json
 from ..runs.checkpoints import checkpoint_step, is_checkpoint, mark_complete, rotate_checkpoints
 from ..runs.inputs import require_same_inputs, write_inputs
+from ..scoring.readings import Reading, read
 from .arguments import other_values
 from .best_model import loaded_best
 from .resumption import reading, whole_checkpoint
@@ -43,9 +44,15 @@ class CheckpointedTrainer(Trainer):
     accept_changes = False
     # What is written for `tdpo evaluate` and `tdpo report`; None where a recipe says it all.
     record: RunRecord | None = None
+    _losses: list[tuple[Tensor, Callable[[], str]]]
     logs_before_best = 0  # where the best model was loaded at the end: how many logs there were then
     _loss_before = 0.0  # the sum over the updates before this call of `train`
     _known_inputs: Mapping[str, str] | None = None  # of this call; digests of many rows take a moment
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.looks_ahead = self.args.device.type != "cpu"
+        self._begin()
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | Path | bool | None = None, **more: Any
@@ -58,14 +65,23 @@ class CheckpointedTrainer(Trainer):
             ChangedInputs: it was trained with other data, and `accept_changes` is off.
         """
         checkpoint = whole_checkpoint(resume_from_checkpoint, Path(str(self.args.output_dir)))
+        self._begin()
         self._loss_before, self._known_inputs = 0.0, None
         if checkpoint is not None:
             if not self.accept_changes:
                 require_same_inputs(Path(checkpoint), self._all_inputs())
             self._loss_before = _loss_until(Path(checkpoint))
-        with self._recorded(checkpoint):
+        # transformers would apply Liger once more, and to the policy alone.
+        with self._recorded(checkpoint), other_values(self.args, use_liger_kernel=False):
             result = super().train(resume_from_checkpoint=checkpoint, **more)
         return result._replace(training_loss=result.metrics.get("train_loss", result.training_loss))
+
+    def _begin(self) -> None:
+        """Forget the update within which an earlier call of `train` was interrupted."""
+        self._known_loss: Tensor | None = None  # of all updates since the last log, once it was read
+        self._losses = []  # of the micro-batches of an update, each with what is said if it is not finite
+        self._epoch: Iterator[Any] | None = None  # that batches are taken from
+        self._ahead: tuple[Iterator[Any] | None, Any] = None, None  # the batches of the next update, and of which epoch
 
     def _recorded(self, checkpoint: str | None) -> Any:
         """A context in which the record says that a training runs, and after which it says how it ended."""
@@ -205,6 +221,68 @@ class CheckpointedTrainer(Trainer):
 
     def _save_own_state(self, checkpoint: Path) -> None:
         """Write into the checkpoint, on every process, what transformers knows nothing of."""
+
+    # ---- numbers of an update, read together ----
+
+    def _readings(self) -> list[Reading]:
+        """What the device sums up while it trains."""
+        return []
+
+    def _watch(self, loss: Tensor, explain: Callable[[], str], *, at_once: bool = False) -> None:
+        """Raise FloatingPointError with what `explain` says if the loss of a micro-batch is not finite.
+
+        In training it is looked at with everything else that an update has measured, before the optimizer's step:
+        asking now would mean waiting for the device. `at_once` asks now.
+        """
+        self._losses.append((loss.detach(), explain))
+        if at_once:
+            self._read_update()
+
+    def _read_update(self, *others: Tensor) -> Tensor:
+        """Read what the micro-batches since the last update measured, and the scalars `others`: one wait for all.
+
+        Raises FloatingPointError for a loss that is not finite.
+        """
+        watched, self._losses = self._losses, []
+        numbers = read(self._readings(), *(loss for loss, _ in watched), *others)
+        for loss, (_, explain) in zip(numbers.tolist(), watched, strict=False):
+            if not math.isfinite(loss):
+                raise FloatingPointError(explain())
+        return numbers[len(watched) :]
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """As transformers', or what `_look_ahead` has brought of this epoch."""
+        of_epoch, ahead = self._ahead
+        self._epoch, self._ahead = epoch_iterator, (None, None)
+        if of_epoch is not epoch_iterator or ahead is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        assert len(ahead[0]) <= num_batches, "an epoch's last update has all batches that are left"
+        return ahead
+
+    def _look_ahead(self) -> None:
+        """Lay out the batches of the next update, and copy them, while the device computes this one."""
+        if self.looks_ahead and self._epoch is not None:
+            count = self.args.gradient_accumulation_steps
+            self._ahead = self._epoch, super().get_batch_samples(self._epoch, count, self.args.device)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As transformers', read together with what the update has measured. No step was made with it yet."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._look_ahead()
+        scalars = [norm] if isinstance(norm, Tensor) else []
+        numbers = self._read_update(*scalars, self._tr_loss)
+        self._known_loss = numbers[-1].to(self._tr_loss.dtype)
+        return numbers.tolist()[0] if scalars else norm
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **more: Any) -> None:
+        """As transformers', which would ask the device for the loss that has been read already."""
+        if self.args.world_size > 1 or self._known_loss is None or not self.control.should_log:
+            super()._maybe_log_save_evaluate(tr_loss, *args, **more)
+            return
+        on_host, self._known_loss, logged = self._known_loss, None, self._globalstep_last_logged
+        super()._maybe_log_save_evaluate(on_host, *args, **more)
+        if self._globalstep_last_logged != logged:
+            tr_loss.zero_()  # in place, as transformers does
 
     def _check_gradient(self, logs: dict[str, float]) -> None:
         norm = logs.get("grad_norm", 0.0)

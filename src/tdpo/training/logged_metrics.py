@@ -18,13 +18,14 @@ from transformers import TrainerCallback
 from ..records.files import write_text
 from ..records.json_files import append_jsonl, rewrite_log
 from ..scoring.pair_metrics import PAIR_METRICS, averages
+from ..scoring.readings import Reading
 
 
 class TrainingMeter:
     """Sums what the updates between two logs did, on this process. Each log begins a new meter."""
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(len(PAIR_METRICS), dtype=torch.float64)
+        self.sums = Reading(len(PAIR_METRICS))
         self.pairs = 0
         self.tokens = 0
         self.since = time.perf_counter()
@@ -38,21 +39,21 @@ class TrainingMeter:
 
     def add(self, table: Tensor, tokens: int) -> None:
         """Take in a micro-batch: a row of metrics for each pair (`pair_metrics`), and how many tokens it computed."""
-        self.sums += table.sum(dim=0).cpu()
+        self.sums.add(table.sum(dim=0))
         self.pairs += table.shape[0]
         self.tokens += tokens
 
-    def totals(self, device: torch.device) -> Tensor:
-        """Everything that adds up across processes, in one vector."""
+    def totals(self) -> Tensor:
+        """Everything that adds up across processes, in one vector on the host."""
         extra = torch.tensor([self.pairs, self.tokens], dtype=torch.float64)
-        return torch.cat([self.sums, extra]).to(device)
+        return torch.cat([self.sums.values, extra])
 
     def averages(self, totals: Tensor) -> dict[str, float]:
         """Averages and rates, from the `totals` of all processes."""
         *_, pairs, tokens = totals.tolist()
         seconds = max(time.perf_counter() - self.since, 1e-9)
         return {
-            **averages(totals[:-2].cpu(), pairs),
+            **averages(totals[:-2], pairs),
             "tokens_per_second": tokens / seconds,
             "pairs_per_second": pairs / seconds,
             "peak_memory_mib": peak_memory_mib(),

@@ -23,6 +23,7 @@ from ..models import (
     load_tokenizer,
 )
 from ..models.adapter_bases import note_base
+from ..models.liger import apply_liger
 from ..models.precision import Precision, loaded_dtype
 from ..models.quantization import (
     describe_quantization,
@@ -153,7 +154,25 @@ def settled(policy: Any, reference: Any | None, args: Arguments, method: str) ->
     reference = load_beside(reference, policy, args)  # rounded as the policy was, if it was
     precision = settle_precision(policy, args)
     settle_learning_rate(policy, args, method)
-    return policy, precision, hold_beside(reference, loaded, precision)
+    place_on_device(policy, args)
+    reference = hold_beside(reference, loaded, precision)
+    if args.use_liger_kernel:  # in both, and before a cache is made: they would differ by rounding before any update
+        for model in (policy, reference):
+            if model is not None:
+                count = apply_liger(model, args.liger_kernel_config)
+                logger.info("Liger's kernels compute %d parts of %s.", count, type(causal_lm_of(model)).__name__)
+    return policy, precision, reference
+
+
+def place_on_device(model: Any, args: Arguments) -> None:
+    """Move a model to where it trains before it is probed: there probes are faster, and their answers hold.
+
+    Models that are sharded, or that lie on several devices or are quantised, are placed by others.
+    """
+    shards = bool(args.fsdp) or bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    is_placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
+    if args.place_model_on_device and not shards and not is_placed and args.device.type != "cpu":
+        model.to(args.device)
 
 
 def load_beside(model: Any, policy: Any, args: Arguments) -> Any:

@@ -140,7 +140,7 @@ def _seconds_of_update(policy: Any, pairs: Sequence[TokenizedPair], pad_token_id
     statistics = PolicyStatistics.of(policy, reference)
     collator = choose_layout(policy, pairs, pad_token_id, "auto", None, other_models=[statistics.reference_model])
     device = next(policy.parameters()).device
-    batch = ResponseBatch.from_inputs({name: value.to(device) for name, value in collator(pairs).items()})
+    batch = ResponseBatch.from_inputs(collator(pairs), device)
     loss = configured_loss("tdpo2", Loss.DEFAULT_BETA, Loss.DEFAULT_ALPHA, 0.0)
     policy.train()
     for _ in range(2):

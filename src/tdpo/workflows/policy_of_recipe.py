@@ -16,6 +16,7 @@ def load_policy(model: Model) -> Any:
         trust_remote_code=model.trust_remote_code,
         trainable=model.lora is None,
         quantization=quantization_config(model.quantization),
+        device=model.device,
     )
     if model.lora is None:
         return policy

@@ -21,9 +21,16 @@ OPTIMIZING = {
     "weight_decay": "weight_decay",
     "max_grad_norm": "max_grad_norm",
     "gradient_checkpointing": "gradient_checkpointing",
+    "use_liger_kernel": "liger",
+    "torch_compile": "compile",
 }
 RECORDING = {"save_total_limit": "save_total_limit", "report_to": "report_to"}
-_EVERYWHERE = {"output_dir": "run_dir", "seed": "seed", "trust_remote_code": "model.trust_remote_code"}
+_EVERYWHERE = {
+    "output_dir": "run_dir",
+    "seed": "seed",
+    "trust_remote_code": "model.trust_remote_code",
+    "use_cpu": "model.device",
+}
 
 
 def _common_keys(section: str) -> dict[str, str]:
@@ -145,6 +152,7 @@ def _common(
         **{name: getattr(optimizing, key) for name, key in OPTIMIZING.items()},
         **{name: getattr(recording, key) for name, key in RECORDING.items()},
         "report_to": list(recording.report_to) or "none",
+        "use_cpu": recipe.model.device == "cpu",
         "disable_tqdm": True,
     }
 

@@ -116,8 +116,7 @@ class PairEvaluation(CheckpointedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check_gradient(logs)
         if "loss" in logs and self._meter.pairs:
-            totals = self.accelerator.reduce(self._meter.totals(self.args.device), reduction="sum")
-            numbers = self.preference_loss.logged(self._meter.averages(totals))
+            numbers = self.preference_loss.logged(self._meter.averages(self._total(self._meter.totals())))
             self._meter = TrainingMeter()
             numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
             logs = {**logs, **numbers, **self.preference_loss.aim, **self._trl_logs.of_training(numbers, self)}

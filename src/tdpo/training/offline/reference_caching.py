@@ -46,8 +46,7 @@ class CacheRequest:
 
     def values(self, pairs: Sequence[PromptResponses]) -> dict[str, Tensor]:
         """Each field of the cache for the flat tokens of these pairs."""
-        inputs = {name: value.to(self.device) for name, value in self.collator(pairs).items()}
-        batch = ResponseBatch.from_inputs(inputs)
+        batch = ResponseBatch.from_inputs(self.collator(pairs), self.device)
         with torch.no_grad(), self.autocast():
             return dict(LiveReference(self.start, self.path).part(self.policy, batch).values)
 
@@ -239,7 +238,7 @@ def reference_source_of(
         pairs=pairs,
         device=trainer.args.device,
         autocast=trainer.accelerator.autocast,
-        precision=str(trainer.accelerator.mixed_precision),
+        precision=str(trainer.accelerator.mixed_precision) + (" liger" if trainer.args.use_liger_kernel else ""),
         # Without a backward pass twice the pairs of a training step need less memory than one.
         batch_size=trainer.args.precompute_ref_batch_size or 2 * trainer.args.per_device_train_batch_size,
         about=about_cache(start.model or trainer.model, trainer._datasets.sources, str(trainer.args.output_dir)),

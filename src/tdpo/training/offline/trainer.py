@@ -11,6 +11,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from ...config.trl_names import LOG_NAMES as TRL_LOG_NAMES
 from ...models import Reference, reference_at_start
 from ...recipe_data.input_digests import pairs_inputs
 from ...records.json_files import read_json, write_json
-from ...scores import PairScores, score_pairs
+from ...scores import PairScores, detached, score_pairs
 from ...scoring.configured_loss import configured_loss
 from ...scoring.fitting import check_lengths
 from ...scoring.head_path import choose_head_path
 from ...scoring.layout import choose_layout
 from ...scoring.pair_metrics import pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
+from ...scoring.readings import Reading
 from ...scoring.reference_source import CachedReference
 from ..arguments import one_process_a_device
 from ..best_model import check_metric
@@ -159,8 +161,8 @@ class TDPOTrainer(PairEvaluation):
         source = reference_source_of(self, start, path, pairs, say, cache_progress)
         self.statistics = PolicyStatistics(path, source)
         if isinstance(source, CachedReference):
-            # The layout alone and not the cache itself, which worker processes of the data loader would copy.
-            self.data_collator = self.collator = replace(collator, reference_rows=source.cache.layout.rows)
+            # Where rows are laid out, ahead of the step and perhaps by a worker process, they are read as well.
+            self.data_collator = self.collator = replace(collator, reference=source.cache.reader())
         if loss.controller is not None:
             self.add_callback(KLTargetControl(loss, self._total))
         self.begin_record(pair_record(self, given, start, ref_model))
@@ -241,25 +243,30 @@ class TDPOTrainer(PairEvaluation):
             reduced = total / batch.num_prompts
         else:
             reduced = total * self.accelerator.num_processes / num_items_in_batch
-        if not torch.isfinite(reduced):
-            raise FloatingPointError(self._non_finite(reduced, scores))
+        self._watch(reduced, partial(self._non_finite, reduced.detach(), detached(scores)), at_once=not model.training)
         return (reduced, table) if return_outputs else reduced
 
     def _non_finite(self, loss: Tensor, scores: PairScores) -> str:
         ranges = ", ".join(
-            f"{name} up to {float(value.detach().abs().max()):.3g}" for name, value in vars(scores).items()
+            f"{name} up to {float(value.abs().max()):.3g}" for name, value in vars(scores).items() if value is not None
         )
         return (
-            f"the loss became {float(loss.detach())} at step {self.state.global_step} ({ranges}). Lower the learning "
+            f"the loss became {float(loss)} at step {self.state.global_step} ({ranges}). Lower the learning "
             "rate, set max_grad_norm, or train in float32; a policy that forbids what the reference allows has an "
             "infinite KL."
         )
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
         if not batch_samples:
             return None
-        pairs = torch.stack([batch["num_prompts"].to(device) for batch in batch_samples]).sum()
-        return self.accelerator.gather(pairs).sum() if self.args.world_size > 1 else pairs
+        pairs: int = sum(batch["num_prompts"] for batch in batch_samples)
+        if self.args.world_size == 1:
+            return pairs
+        whole: Tensor = self.accelerator.reduce(torch.tensor(pairs, device=device), reduction="sum")
+        return whole
+
+    def _readings(self) -> list[Reading]:
+        return [self._meter.sums, *self.preference_loss.readings]
 
     # ---- checkpoints ----
 

@@ -52,5 +52,7 @@ class TRLLogs:
     def _tokens_so_far(self, trainer: Any) -> int:
         """Tokens trained on by all processes. What was logged before is in the state, which a resumed run has too."""
         logged = (line[TOKENS_LOG_NAME] for line in reversed(trainer.state.log_history) if TOKENS_LOG_NAME in line)
-        since = torch.tensor(self.tokens, device=trainer.args.device)
-        return int(next(logged, 0)) + int(trainer.accelerator.reduce(since, reduction="sum"))
+        since = self.tokens
+        if trainer.args.world_size > 1:
+            since = int(trainer._total(torch.tensor([since], dtype=torch.float64)).tolist()[0])
+        return int(next(logged, 0)) + since

@@ -153,7 +153,7 @@ class OnlineTrainer(CheckpointedTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One micro-batch; the first of an iteration collects its responses."""
-        place = self._schedule.place(int(inputs["place"]))
+        place = self._schedule.place(inputs["place"])
         if self._iteration is None or self._iteration.number != place.iteration:
             self._begin_iteration(place.iteration)
         iteration = self._iteration

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...batches import FlatOrder, PromptResponses, ResponseBatch, ResponseCollator
+from ...batches import FlatOrder, PromptResponses, ResponseBatch, ResponseCollator, moved
 from ...models import Reference, kept_reference
 from ...scoring.head_path import HeadPath, ReferencePart
 from ...scoring.policy_statistics import PolicyStatistics
@@ -99,13 +99,12 @@ class Judge:
 
     def recalled(self, reference: Mapping[str, Tensor], tokens: Tensor) -> ReferencePart:
         """What the reference said of these tokens of a rollout, flat indices `[N]`, without running it again."""
-        values = {name: value[tokens.to(value.device)] for name, value in reference.items()}
+        values = {name: value[moved(tokens, value.device)] for name, value in reference.items()}
         return ReferencePart(values, self.statistics.source.head)
 
     def batch(self, units: Sequence[PromptResponses]) -> ResponseBatch:
         """One batch of these units on the policy's device."""
-        inputs = {name: value.to(self.args.device) for name, value in self.collator(units).items()}
-        return ResponseBatch.from_inputs(inputs)
+        return ResponseBatch.from_inputs(self.collator(units), self.args.device)
 
 
 def _joined(parts: Sequence[ScoredTokens], order: Tensor) -> ScoredTokens:

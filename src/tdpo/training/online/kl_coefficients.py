@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ...batches import ResponseBatch
 from ...policy_gradient import KLCoefficient, KLConstraint
 from ...scoring.kl_target import KLTargetController
+from ...scoring.readings import Reading
 from ...token_statistics import TokenStats
 
 
@@ -69,10 +69,12 @@ class DualCoefficient:
             return
         per_token = stats.forward_kl if self.direction == "forward" else stats.reverse_kl
         assert per_token is not None
-        sequences = torch.unique(batch.sequence_index, return_inverse=True)[1]
-        count = int(sequences.max()) + 1 if len(sequences) else 0
-        sums = per_token.detach().new_zeros(count).index_add_(0, sequences, per_token.detach())
-        self.controller.observe(sums)
+        self.controller.observe_sum(per_token.detach().double().sum(), batch.counts.sequences)
+
+    @property
+    def readings(self) -> list[Reading]:
+        """What has been observed since the last move."""
+        return [self.controller.observed]
 
     def end_update(self, total: Callable[[Tensor], Tensor]) -> None:
         """Move it by what was observed in this update; `total` sums a vector over processes."""
@@ -92,6 +94,7 @@ class IterationCoefficient(KLCoefficient):
     """A fixed or an adaptive coefficient, which stays what it is within an iteration."""
 
     controller: KLTargetController | None = None
+    readings: ClassVar[list[Reading]] = []
 
     def within(self, at_start: float) -> float:
         return at_start

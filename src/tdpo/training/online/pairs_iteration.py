@@ -11,27 +11,28 @@ from torch import Tensor
 
 from ...batches import TokenizedPair
 from ...scoring.pair_metrics import PAIR_METRICS, averages
+from ...scoring.readings import Reading
 
 
 @dataclass
 class LearnedPairs:
     """Sums over the pairs that were learned from since the iteration began, on this process."""
 
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(PAIR_METRICS), dtype=torch.float64))
+    sums: Reading = field(default_factory=lambda: Reading(len(PAIR_METRICS)))
     pairs: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
     def add(self, table: Tensor, tokens: int) -> None:
         """Take in a micro-batch: a row of metrics for each pair, and how many tokens it computed."""
-        self.sums += table.sum(dim=0).cpu()
+        self.sums.add(table.sum(dim=0))
         self.pairs += table.shape[0]
         self.tokens += tokens
 
     def averages(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over the pairs of all processes, and the seconds that learning took; `total` sums over processes."""
         extra = torch.tensor([self.pairs, self.tokens, self.seconds, 1.0], dtype=torch.float64)
-        together = total(torch.cat([self.sums, extra]))
+        together = total(torch.cat([self.sums.values, extra]))
         pairs, tokens, seconds, processes = together[-4:].tolist()
         numbers = averages(together[:-4], pairs)
         numbers.pop("loss", None)  # transformers' own covers the same updates
@@ -71,14 +72,15 @@ class PairIteration:
             "spare": _ids(self.spare),
             "logs": self.logs,
             "update_pairs": self.update_pairs,
-            "learning": vars(self.learning),
+            "learning": {**vars(self.learning), "sums": self.learning.sums.values},
         }
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> PairIteration:
         """The iteration of `state_dict`."""
         pairs = [TokenizedPair.of(*ids) for ids in state["pairs"]]
-        spare, learning = TokenizedPair.of(*state["spare"]), LearnedPairs(**state["learning"])
+        spare, learning = TokenizedPair.of(*state["spare"]), LearnedPairs(**{**state["learning"], "sums": Reading(0)})
+        learning.sums.set(state["learning"]["sums"])
         return cls(state["number"], pairs, spare, state["logs"], state["update_pairs"], learning)
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -27,6 +27,7 @@ from ...scores import score_pairs
 from ...scoring.configured_loss import configured_loss
 from ...scoring.pair_metrics import pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
+from ...scoring.readings import Reading
 from ...scoring.reference_source import LiveReference
 from ..kl_target_control import KLTargetControl
 from ..logged_metrics import peak_memory_mib
@@ -160,7 +161,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The sum over this micro-batch's pairs divided by the pairs of the whole update, on all processes."""
-        args, iteration, place = self.args, self._under_way(), self._schedule.place(int(inputs["place"]))
+        args, iteration, place = self.args, self._under_way(), self._schedule.place(inputs["place"])
         of_update = self._schedule.units(len(iteration.pairs), iteration.number, place.update)
         pairs = [iteration.pairs[n] for n in self._schedule.part(of_update, place.part)]
         batch = self._judge.batch(pairs or [iteration.spare])
@@ -175,12 +176,17 @@ class OnlineTDPOTrainer(OnlineTrainer):
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, of_pairs)
         iteration.learning.add(table, batch.num_tokens)
         total: Tensor = loss.per_pair.sum() * args.world_size / iteration.update_pairs[place.update]
-        if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"the loss became {float(total.detach())} at step {self.state.global_step}. Lower the learning rate; "
-                "the last checkpoint is intact."
-            )
+        self._watch(total, partial(self._non_finite, total.detach()))
         return (total, None) if return_outputs else total
+
+    def _non_finite(self, loss: Tensor) -> str:
+        return (
+            f"the loss became {float(loss)} at step {self.state.global_step}. Lower the learning rate; the last "
+            "checkpoint is intact."
+        )
+
+    def _readings(self) -> list[Reading]:
+        return [self._under_way().learning.sums, *self.preference_loss.readings]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check_gradient(logs)

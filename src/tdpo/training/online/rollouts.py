@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...batches import FlatOrder, PromptResponses
+from ...batches import FlatOrder, PromptResponses, moved
 from ...policy_gradient import KLConstraint, RewardScale, explained_variance, kl_penalty, moments
 from .advantages import advantages_with_critic, advantages_within_prompts
 from .config import PPOConfig
@@ -53,12 +53,12 @@ class Rollout:
     def at(self, tokens: Tensor, device: torch.device) -> RolloutTokens:
         """What an update needs of these tokens, flat indices `[N]`."""
 
-        def rows(value: Tensor) -> Tensor:
-            return value[tokens.to(value.device)].to(device)
-
-        critic = {"old_values": self.old_values, "returns": self.returns}
-        of_critic = {name: rows(value) for name, value in critic.items() if value is not None}
-        return RolloutTokens(rows(self.old_logp), rows(self.advantages), **of_critic)
+        tokens = moved(tokens, device)
+        named = {name: getattr(self, name) for name in ("old_logp", "advantages", "old_values", "returns")}
+        for name, value in named.items():
+            if value is not None:
+                setattr(self, name, moved(value, device))  # which copies once an iteration, not for every micro-batch
+        return RolloutTokens(**{n: getattr(self, n)[tokens] for n, value in named.items() if value is not None})
 
     def state_dict(self) -> dict[str, Any]:
         state = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
@@ -95,5 +93,5 @@ def _share(values: Sequence[int], number: int, shares: int) -> list[int]:
     return list(values[number * len(values) // shares : (number + 1) * len(values) // shares])
 
 
-def _as_place(indices: Sequence[int]) -> dict[str, Tensor]:
-    return {"place": torch.tensor(indices[0])}
+def _as_place(indices: Sequence[int]) -> dict[str, int]:
+    return {"place": indices[0]}  # a number, which stays on the host

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
+from ...scoring.readings import Reading
 from ..kl_target_control import KLTargetControl
 from ..logged_metrics import peak_memory_mib
 from ..policy import load_beside
@@ -188,7 +188,7 @@ class PPOTrainer(OnlineTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The sum over this micro-batch's tokens divided by the tokens of the whole update, on all processes."""
-        args, iteration, place = self.args, self._under_way(), self._schedule.place(int(inputs["place"]))
+        args, iteration, place = self.args, self._under_way(), self._schedule.place(inputs["place"])
         rollout = iteration.rollout
         chosen = self._schedule.part(self.collector.units_of_update(rollout, place.update), place.part)
         batch = self._judge.batch([rollout.units[u] for u in chosen])
@@ -207,17 +207,20 @@ class PPOTrainer(OnlineTrainer):
         log_ratio = stats.policy_logp.detach() - sampled.old_logp
         iteration.learning.add(place.part == 0, batch.num_tokens, minimised.policy, minimised.value, log_ratio)
         loss = minimised.per_token.sum() * args.world_size / max(iteration.update_tokens[place.update], 1)
-        if not torch.isfinite(loss):
-            largest = {"ratio": minimised.policy.ratio} | ({} if values is None else {"value": values.detach().abs()})
-            raise FloatingPointError(self._non_finite(loss, largest))
+        largest = {"ratio": minimised.policy.ratio} | ({} if values is None else {"value": values.abs()})
+        of_loss = loss.detach(), {name: value.detach() for name, value in largest.items()}
+        self._watch(loss, partial(self._non_finite, *of_loss))
         return (loss, None) if return_outputs else loss
 
     def _non_finite(self, loss: Tensor, largest: Mapping[str, Tensor]) -> str:
         sizes = ", ".join(f"largest {name} {float(values.max()):.3g}" for name, values in largest.items())
         return (
-            f"the loss became {float(loss.detach())} at step {self.state.global_step} ({sizes}). Lower the learning "
+            f"the loss became {float(loss)} at step {self.state.global_step} ({sizes}). Lower the learning "
             "rate or set target_kl; the last checkpoint is intact."
         )
+
+    def _readings(self) -> list[Reading]:
+        return [*self._under_way().learning.readings, *self.collector.kl_coefficient.readings]
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """The policy's and the critic's gradients, each by its own norm; the policy's is logged."""

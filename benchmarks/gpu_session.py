@@ -1,0 +1,219 @@
+"""Everything that is to be shown on one GPU, in one go: the tests on the card, then every table with its limits.
+
+    python benchmarks/gpu_session.py                  # on a machine with one card: an hour or two
+    python benchmarks/gpu_session.py --only head step # a part of it
+    python benchmarks/gpu_session.py --dry-run        # without a card: tiny shapes on the CPU; shows that it runs
+
+Each part is a command of its own and writes its own file into benchmarks/results/ (names begin with gpu-), with card,
+driver and versions. Rounds alternate over the contestants, so ratios are of one card in one hour. A part that fails is
+named, and the others go on. At the end the table of limits is printed and written to gpu-session.json: a ratio whose
+parts were not all measured is "not measured", never a number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from _harness import RESULTS, hardware, number, print_table, versions
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command of the session, and what it takes in place of its arguments where there is no card."""
+
+    name: str
+    script: str
+    arguments: str
+    dry: str
+
+    def output(self, dry: bool) -> Path:
+        return RESULTS / f"gpu-{self.name}{'-dry' if dry else ''}.json"
+
+    def command(self, dry: bool) -> list[str]:
+        given = self.dry if dry else f"--device cuda {self.arguments}"
+        return [sys.executable, str(HERE / self.script), *split(given), "--output", str(self.output(dry))]
+
+
+def split(text: str) -> list[str]:
+    """Arguments of a command line; names of contestants stand between bars."""
+    words: list[str] = []
+    for i, stretch in enumerate(text.split("|")):
+        words += [stretch] if i % 2 else stretch.split()
+    return words
+
+
+OURS, TRL = "tdpo TDPO2, LoRA, bf16", "TRL DPO, LoRA, bf16, checkpointing"
+LIGER = ("tdpo TDPO2, LoRA, Liger", "TRL DPO, LoRA, Liger")
+COMPILED = "tdpo TDPO2, LoRA, compiled"
+FULL = ("tdpo TDPO2, full", "TRL DPO, full, reference model")
+STEP = "--shape qwen3-1.7b --dtype bfloat16 --rounds 3 --steps 5 --contestants"
+TINY = (
+    "--shape tiny --dtype float32 --rounds 1 --steps 1 --pairs 2 --prompt-tokens 16 --response-tokens 8 --contestants"
+)
+ON_CPU = "|tdpo TDPO2, LoRA| |TRL DPO, LoRA|"
+HEAD = "--rounds 3 --iterations 5"
+PARTS = [
+    Part("head-4096", "head.py", f"--shape qwen3-1.7b --tokens 4096 {HEAD}", "--quick"),
+    Part("head-8192", "head.py", f"--shape llama-3-8b --tokens 8192 {HEAD}", "--quick"),
+    Part(
+        "step", "step.py",
+        f"{STEP} |{OURS}| |{TRL}| |{LIGER[0]}| |{LIGER[1]}| |{COMPILED}| |TRL DPO, LoRA, bf16| |naive TDPO2, LoRA| "
+        "--prompt-tokens 512 --response-tokens 512",
+        f"{TINY} {ON_CPU}",
+    ),
+    Part(
+        "step-long-prompts", "step.py", f"{STEP} |{OURS}| |{TRL}| --prompt-tokens 1536 --response-tokens 256",
+        f"{TINY} {ON_CPU}",
+    ),
+    Part(
+        "step-full", "step.py",
+        f"--shape qwen3-0.6b --dtype bfloat16 --rounds 3 --steps 5 --contestants |{FULL[0]}| |{FULL[1]}| "
+        "--prompt-tokens 512 --response-tokens 512",
+        f"{TINY} |{FULL[0]}| |{FULL[1]}|",
+    ),
+    Part(
+        "rollouts", "rollouts.py", "--dtype bfloat16 --batches 128x8 --new-tokens 128 --rollouts 20 --rounds 2",
+        "--quick",
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A ratio of two contestants' medians that is to be at most so much, or a median alone where `over` is None."""
+
+    what: str
+    part: str
+    of: str
+    over: str | None
+    key: str
+    limit: float
+    head: str | None = None
+    at_least: bool = False  # the ratio is to be at least so much
+
+
+FROZEN = "frozen head with summary"
+PRODUCTS, COMPILED_LINES, SAME_KERNELS = "two bare products", "torch.compile naive TDPO", "frozen DPO, same kernels"
+LIMITS = [
+    Limit("head frozen, N 4096 / its two bare products", "head-4096", FROZEN, PRODUCTS, "seconds", 1.5, "frozen"),
+    Limit("the same, MiB", "head-4096", FROZEN, None, "mebibytes", 450, "frozen"),
+    Limit("head frozen, N 8192 / its two bare products", "head-8192", FROZEN, PRODUCTS, "seconds", 1.2, "frozen"),
+    Limit("the same, MiB", "head-8192", FROZEN, None, "mebibytes", 900, "frozen"),
+    Limit("head trained / compiled published lines", "head-4096", "tiled", COMPILED_LINES, "seconds", 1.15, "trained"),
+    Limit("the same, memory", "head-4096", "tiled", COMPILED_LINES, "mebibytes", 1 / 8, "trained"),
+    Limit("head frozen / plain DPO, same kernels", "head-4096", FROZEN, SAME_KERNELS, "seconds", 1.1, "frozen"),
+    Limit("LoRA step, defaults / TRL's DPO", "step", OURS, TRL, "seconds", 0.7),
+    Limit("LoRA step, both with Liger", "step", *LIGER, "seconds", 0.75),
+    Limit("LoRA step, compiled / TRL's best", "step", COMPILED, LIGER[1], "seconds", 0.7),
+    Limit("prompts of 1536, responses of 256, defaults", "step-long-prompts", OURS, TRL, "seconds", 0.45),
+    Limit("all weights, 0.6B shape / TRL's DPO", "step-full", *FULL, "seconds", 0.7),
+    Limit("memory, LoRA step, defaults", "step", OURS, TRL, "mebibytes", 0.8),
+    Limit("memory, LoRA step, both with Liger", "step", *LIGER, "mebibytes", 0.8),
+    Limit("memory, all weights", "step-full", *FULL, "mebibytes", 0.8),
+    Limit(
+        "sampling / transformers' generate", "rollouts", "tdpo, adapter merged", "generate, base model",
+        "tokens_per_second", 2.5, at_least=True,
+    ),
+]  # fmt: skip
+# What the table asks for and no part measures; it is said with the table.
+ELSEWHERE = [
+    "waits for the device in one update: tests/training/test_device_waits.py, by CUDA's own reports (make test-gpu)",
+    "error of the KL against float64 on the card: benchmarks/precision.py runs on a CPU only so far",
+]
+
+
+def median_of(result: dict[str, Any], contestant: str, key: str, head: str | None) -> float | None:
+    """The median of a contestant in a result file; None where it was not measured."""
+    for entry in result.get("entries", ()):
+        if entry["contestant"] == contestant and head in (None, entry["case"].get("head")):
+            summary = entry["summary"].get(key)
+            return None if summary is None else float(summary["median"])
+    return None
+
+
+def judged(limit: Limit, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A line of the table; `value` is None where something was not measured."""
+    result = results.get(limit.part, {})
+    value = median_of(result, limit.of, limit.key, limit.head)
+    if limit.over is not None:
+        over = median_of(result, limit.over, limit.key, limit.head)
+        value = value / over if value is not None and over else None
+    met = None if value is None else value >= limit.limit if limit.at_least else value <= limit.limit
+    return {"what": limit.what, "part": limit.part, "value": value, "limit": limit.limit, "met": met}
+
+
+def run(command: Sequence[str], name: str) -> float | None:
+    """Run a part, with what it prints on this terminal; the seconds it took, or None where it failed."""
+    print(f"\n=== {name}: {' '.join(command)}", flush=True)
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT)
+    return time.perf_counter() - started if done.returncode == 0 else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU; the table then says nothing")
+    parser.add_argument(
+        "--only", nargs="+", default=None, metavar="PART", help="tests, or the beginning of a part's name"
+    )
+    arguments = parser.parse_args()
+    dry = arguments.dry_run
+    if not dry and "card" not in hardware():
+        parser.error("torch finds no GPU here; --dry-run shows on a CPU that the parts run")
+
+    def is_chosen(name: str) -> bool:
+        return arguments.only is None or any(name.startswith(part) for part in arguments.only)
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    seconds: dict[str, float | None] = {}
+    if is_chosen("tests") and not dry:
+        seconds["tests"] = run(["make", "test-gpu"], "tests")
+    for part in filter(lambda part: is_chosen(part.name), PARTS):
+        seconds[part.name] = run(part.command(dry), part.name)
+    files = {part.name: part.output(dry) for part in PARTS}
+    results = {
+        name: json.loads(file.read_text("utf-8")) for name, file in files.items() if name in seconds and file.exists()
+    }
+    lines = [judged(limit, results) for limit in LIMITS]
+    rows = [
+        [line["what"], "not measured" if line["value"] is None else number(line["value"], 2), number(line["limit"], 2),
+         {True: "met", False: "MISSED", None: ""}[line["met"]]]
+        for line in lines
+    ]  # fmt: skip
+    title = "A dry run on a CPU: these numbers say nothing" if dry else f"On {hardware()['card']}"
+    print_table(title, ["", "measured", "limit", ""], rows)
+    print("\nNot in this table:", *(f"  {sentence}" for sentence in ELSEWHERE), sep="\n")
+    failed = [name for name, spent in seconds.items() if spent is None]
+    output = RESULTS / f"gpu-session{'-dry' if dry else ''}.json"
+    output.write_text(
+        json.dumps(
+            {
+                "date": datetime.now(UTC).isoformat(timespec="seconds"), "dry run": dry, "versions": versions(),
+                "hardware": hardware(), "seconds": seconds, "failed": failed, "limits": lines, "elsewhere": ELSEWHERE,
+            },
+            indent=1,
+        )
+        + "\n",
+        encoding="utf-8",
+    )  # fmt: skip
+    print(f"\nwritten: {output}")
+    for name in failed:
+        print(f"FAILED: {name}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,127 @@
+"""An update waits for the device at most twice: what it measures is read together, before its step.
+
+On a GPU the waits are those that CUDA reports; elsewhere, the calls that would wait there (`helpers/device_waits.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from helpers.device_waits import Waits, counted_waits
+from helpers.ppo_cases import PROMPTS, letters, make_online, make_ppo
+from helpers.tiny_models import build_model, build_tokenizer
+from helpers.training_cases import lora, make_trainer, plain_rows, train_logs, trained_weights
+from tdpo.scoring.readings import Reading, read
+from tdpo.token_statistics import implementations
+from tdpo.token_statistics.cuda import choice
+
+AT_MOST = 2
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The head's kernels, which run on a GPU: the plain walk may wait more often."""
+    monkeypatch.setattr(choice, "in_interpreter", not torch.cuda.is_available())
+    monkeypatch.setattr(implementations, "kernels_agree", lambda *_: True)
+    yield
+
+
+def steady(waits: Waits, first: int = 1) -> list[list[str]]:
+    """The waits of each update, without the first ones: these compile, or collect responses."""
+    assert len(waits.updates) > first
+    return waits.updates[first:]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"peft_config": lora("q_proj"), "reference": "cache", "kl": {"target": 2.0}, "log_names": "both"}, {}],
+    ids=["frozen head, cached", "trained head"],
+)
+@pytest.mark.slow
+def test_an_update_on_pairs(kernels: None, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with counted_waits() as waits:
+        trainer = make_trainer(
+            build_model("llama"), tmp_path, build_tokenizer(), plain_rows(2), callbacks=[waits],
+            max_steps=2, per_device_train_batch_size=1, use_cpu=not torch.cuda.is_available(), **changes,
+        )  # fmt: skip
+        trainer.train()
+    assert [len(found) for found in steady(waits)] == [1 if changes else 2], steady(waits)
+    assert len(train_logs(trainer)) == 2, "each update was logged, its loss, norm and metrics"
+
+
+DUAL = {"direction": "forward", "place": "loss", "form": "exact", "controller": "dual", "target": 1.0}
+
+
+@pytest.mark.parametrize("changes", [{"kl": DUAL}, {"target_kl": 100.0}], ids=["a held KL", "a limit of an iteration"])
+def test_an_update_of_ppo(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with counted_waits("tdpo/token_statistics/") as waits:  # whose kernels are counted above
+        trainer = make_ppo(
+            build_model("llama"), tmp_path, build_tokenizer(), letters, PROMPTS, callbacks=[waits], iterations=1,
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, **changes,
+        )  # fmt: skip
+        trainer.train()
+    assert all(1 <= len(found) <= AT_MOST for found in steady(waits)), steady(waits)
+
+
+def test_an_update_on_own_pairs(tmp_path: Path) -> None:
+    with counted_waits("tdpo/token_statistics/") as waits:
+        trainer = make_online(tmp_path, iterations=1, passes=3, peft_config=lora("q_proj"))
+        trainer.add_callback(waits)
+        trainer.train()
+    assert all(1 <= len(found) <= AT_MOST for found in steady(waits)), steady(waits)
+
+
+class Asks(TrainerCallback):
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        assert next(more["model"].parameters()).sum().item() is not None
+
+
+def test_the_counter_notices_a_question(tmp_path: Path) -> None:
+    found = []
+    for callbacks in ([], [Asks()]):
+        with counted_waits("tdpo/token_statistics/") as waits:
+            make_trainer(
+                build_model("llama"), tmp_path, build_tokenizer(), callbacks=[waits, *callbacks],
+                use_cpu=not torch.cuda.is_available(),
+            ).train()  # fmt: skip
+        found.append(len(steady(waits)[0]))
+    assert found[1] == found[0] + 1
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_batches_that_are_laid_out_ahead_are_the_same(tmp_path: Path, accumulation: int) -> None:
+    runs = []
+    for ahead in (False, True):
+        trainer = make_trainer(
+            build_model("llama"), tmp_path / str(ahead), build_tokenizer(), plain_rows(11), max_steps=7, optim="sgd",
+            per_device_train_batch_size=2, gradient_accumulation_steps=accumulation, eval_rows=plain_rows(3, seed=1),
+            eval_strategy="steps", eval_steps=2,
+        )  # fmt: skip
+        trainer.looks_ahead = ahead
+        trainer.train()
+        runs.append(trainer)
+    same = ("loss", "grad_norm", "margin", "epoch")
+    plain, ahead = ([[line[name] for name in same] for line in train_logs(run)] for run in runs)
+    assert plain == ahead
+    assert all(torch.equal(w, trained_weights(runs[1])[name]) for name, w in trained_weights(runs[0]).items())
+
+
+def test_readings_are_sums_and_maxima_in_the_order_in_which_they_came() -> None:
+    parts = torch.randn(5, 3, dtype=torch.float64).abs()
+    sums, largest = Reading(3), Reading(3, largest=True)
+    for part in parts:
+        sums.add(part)
+        largest.add(part)
+    others = read([sums, largest], torch.tensor(2.5), torch.tensor(3))
+    expected = torch.zeros(3, dtype=torch.float64)
+    for part in parts:
+        expected = expected + part
+    assert torch.equal(sums.values, expected) and torch.equal(largest.values, parts.amax(0))
+    assert others.tolist() == [2.5, 3.0] and read([sums]).tolist() == []
+    assert torch.equal(sums.values, expected), "a second reading takes nothing in twice"
