@@ -40,6 +40,7 @@ def _of_own_responses(section: str) -> _Freedom:
                 "run_dir",
                 "rollouts.batch_size",
                 "rollouts.show_every",
+                *(f"sampling.{key}" for key in ("url", "adapter_dir", "timeout")),
                 *(f"{section}.{key}" for key in (*_BOOKKEEPING, "eval_every", "save_every")),
             ]
         ),

@@ -34,6 +34,7 @@ class Rollout:
         old_values, returns: `[N]`, of the critic; None where there is none.
         reference: what the reference says, tensors with a row for each token.
         kl_scale: factor of a KL in the loss, so that whitening does not change its weight.
+        importance_weights: `[N]`, of the policy's loss; None where every token counts alike.
     """
 
     iteration: int
@@ -44,6 +45,7 @@ class Rollout:
     returns: Tensor | None
     reference: dict[str, Tensor]
     kl_scale: float
+    importance_weights: Tensor | None = None
 
     @cached_property
     def order(self) -> FlatOrder:
@@ -56,9 +58,9 @@ class Rollout:
         def rows(value: Tensor) -> Tensor:
             return value[tokens.to(value.device)].to(device)
 
-        critic = {"old_values": self.old_values, "returns": self.returns}
-        of_critic = {name: rows(value) for name, value in critic.items() if value is not None}
-        return RolloutTokens(rows(self.old_logp), rows(self.advantages), **of_critic)
+        names = ("old_values", "returns", "importance_weights")
+        more = {name: rows(value) for name in names if (value := getattr(self, name)) is not None}
+        return RolloutTokens(rows(self.old_logp), rows(self.advantages), **more)
 
     def state_dict(self) -> dict[str, Any]:
         state = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -68,9 +70,10 @@ class Rollout:
     def from_state_dict(cls, state: dict[str, Any]) -> Rollout:
         """A rollout of `state_dict`, as it is now or as earlier versions wrote it into checkpoints.
 
-        Those held the responses' lengths as well, and units as (prompt, first response, second response or []).
+        Those held the responses' lengths as well, no importance weights, and units as (prompt, first response, second
+        response or []).
         """
-        own = {f.name: state[f.name] for f in fields(cls)}
+        own = {f.name: state[f.name] for f in fields(cls) if f.name in state or f.name != "importance_weights"}
         return cls(**{**own, "units": [_unit(*parts) for parts in state["units"]]})
 
 
@@ -123,6 +126,7 @@ def make_rollout(
     coefficient: float,
     args: PPOConfig,
     total: Total,
+    importance_weights: Tensor | None = None,
 ) -> tuple[Rollout, dict[str, float]]:
     """Rewards with every penalty, advantages and returns of scored responses; and numbers to log.
 
@@ -157,6 +161,7 @@ def make_rollout(
         returns=None if returns is None else returns.float(),
         reference=scored.reference,
         kl_scale=scale,
+        importance_weights=importance_weights,
     )
     logged["advantage_std"] = std
     sizes = order.lengths.tolist()
