@@ -35,12 +35,14 @@ class Client:
 
     def __init__(self, url: str, timeout: float) -> None:
         self.url, self.timeout = url.rstrip("/"), timeout
+        self._certificates = httpx2.create_ssl_context()  # read once, and not for every call
 
     def open(self) -> httpx2.AsyncClient:
         """Connections to the server, for one event loop; a context manager. Callers bound how many are used."""
         key = os.environ.get("VLLM_API_KEY")
         return httpx2.AsyncClient(
             base_url=self.url,
+            verify=self._certificates,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(self.timeout, connect=min(CONNECT_SECONDS, self.timeout), pool=None),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
