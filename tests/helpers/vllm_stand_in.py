@@ -83,8 +83,7 @@ def running_vllm(model: Any | None = None, **settings: Any) -> Iterator[VLLM]:
     class Handler(_Handler):
         vllm = held
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     held.url = f"http://127.0.0.1:{server.server_port}"
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -94,6 +93,11 @@ def running_vllm(model: Any | None = None, **settings: Any) -> Iterator[VLLM]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # many connect at once, and one that is turned away tries again after a second
 
 
 class _Handler(BaseHTTPRequestHandler):

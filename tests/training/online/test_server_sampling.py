@@ -47,7 +47,7 @@ def ppo(vllm: VLLM, folder: Path, **changes: Any) -> PPOTrainer:
 def test_ppo_learns_from_the_servers_responses(vllm: VLLM, tmp_path: Path) -> None:
     trainer = ppo(vllm, tmp_path)
     trainer.train()
-    drawn = [body for body in vllm.asked if body["seed"] not in (0, None)]
+    drawn = [body for body in vllm.asked if body.get("seed")]
     assert len(drawn) == 2 * 8 and len({body["seed"] for body in drawn}) == 16
     # Each iteration asks the adapter of its own weights; the first is what the run began with.
     assert [body["model"] for body in drawn] == [name for name in vllm.loads for _ in range(8)]

@@ -1,0 +1,33 @@
+"""The real server: started once, on this machine alone, by `make test-engines`. The ordinary suite skips these tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.vllm_server import Server
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Path:
+    """The bundled model as a folder that both sides load."""
+    from tdpo.models import bundled_folder
+
+    return Path(bundled_folder())
+
+
+@pytest.fixture(scope="session")
+def server(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    program = os.environ.get("TDPO_VLLM")
+    if program is None:
+        pytest.skip("TDPO_VLLM names no vllm program: `make test-engines`")
+    port = int(os.environ.get("TDPO_VLLM_PORT", "8011"))
+    running = Server(Path(program), bundled, port, tmp_path_factory.mktemp("vllm") / "server.log")
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.stop()
