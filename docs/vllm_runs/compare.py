@@ -30,7 +30,7 @@ from tdpo.training import PPOConfig, PPOTrainer
 
 RESULTS = Path(__file__).with_name("results.json")
 QUICK = "--quick" in sys.argv
-PROMPTS, HELD_OUT, SAMPLES, TOKENS, ITERATIONS = (2, 2, 2, 4, 1) if QUICK else (24, 24, 4, 24, 4)
+PROMPTS, HELD_OUT, SAMPLES, TOKENS, ITERATIONS = (2, 2, 2, 4, 1) if QUICK else (16, 16, 2, 12, 2)
 SEED = 3
 NUMBERS = (
     "reward_mean", "reverse_kl", "sampler_kl", "sampler_ratio_mean", "sampler_ratio_max",
@@ -69,8 +69,8 @@ def trained(engine: SamplingEngine, folder: Path) -> dict[str, Any]:
         lambda prompts, completions, **_: score(environment, environment.train[: len(completions)], completions),
         PPOConfig(
             output_dir=str(folder), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, seed=SEED,
-            iterations=ITERATIONS, completions=2 * SAMPLES if QUICK else 32, samples_per_prompt=SAMPLES,
-            max_new_tokens=TOKENS, ppo_epochs=2, per_device_train_batch_size=2 * SAMPLES, precision="float32",
+            iterations=ITERATIONS, completions=2 * SAMPLES if QUICK else 8, samples_per_prompt=SAMPLES,
+            max_new_tokens=TOKENS, ppo_epochs=1, per_device_train_batch_size=2 * SAMPLES, precision="float32",
             gradient_accumulation_steps=1 if QUICK else 2, learning_rate=5e-4, rollout_batch_size=16,
             **(server if engine.is_server else {}),
         ),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.vllm_server import Server
+from helpers.vllm_server import RunningServer, Server
 
 
 @pytest.fixture(scope="session")
@@ -20,14 +20,17 @@ def bundled() -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    if running := os.environ.get("TDPO_VLLM_URL"):  # for work on these tests: a server that is up, and stays so
+        yield RunningServer(running)
+        return
     program = os.environ.get("TDPO_VLLM")
     if program is None:
         pytest.skip("TDPO_VLLM names no vllm program: `make test-engines`")
     port = int(os.environ.get("TDPO_VLLM_PORT", "8011"))
-    running = Server(Path(program), bundled, port, tmp_path_factory.mktemp("vllm") / "server.log")
+    started = Server(Path(program), bundled, port, tmp_path_factory.mktemp("vllm") / "server.log")
     try:
-        running.wait()
-        yield running
+        started.wait()
+        yield started
     finally:
-        running.stop()
+        started.stop()

@@ -14,11 +14,19 @@ CONTEXT = 512
 STARTING = 900.0  # seconds; it is up within one minute on a machine that does nothing else
 
 
-class Server:
+class RunningServer:
+    """A server with the bundled model, started with the options that `Server` has."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+class Server(RunningServer):
     """A vLLM process with the bundled model."""
 
     def __init__(self, program: Path, model: Path, port: int, log: Path) -> None:
-        self.url, self.log = f"http://127.0.0.1:{port}", log
+        super().__init__(f"http://127.0.0.1:{port}")
+        self.log = log
         environment = {
             **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
             "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
