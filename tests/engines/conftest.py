@@ -1,4 +1,4 @@
-"""The real server: started once, on this machine alone, by `make test-engines`. The ordinary suite skips these tests."""
+"""The real server: started once, on this machine alone, by `make test-engines`. The ordinary suite skips its tests."""
 
 from __future__ import annotations
 

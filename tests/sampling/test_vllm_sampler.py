@@ -148,12 +148,12 @@ def test_an_adapter_that_the_server_cannot_take_is_refused(vllm: VLLM, tmp_path:
     with pytest.raises(WrongServer, match=r"LoRA rank 2 .*--max-lora-rank 2.*sampling\.adapter_dir"):
         asked(with_adapter())
     vllm.max_rank = 0
-    with pytest.raises(WrongServer, match="404.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
+    with pytest.raises(WrongServer, match=r"404.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
         asked(with_adapter())
     from peft import LoraConfig, get_peft_model
 
     dora = LoraConfig(r=2, use_dora=True, target_modules=["q_proj"])
-    with pytest.raises(WrongServer, match="lora_magnitude_vector.*vLLM does not sample with"):
+    with pytest.raises(WrongServer, match=r"lora_magnitude_vector.*vLLM does not sample with"):
         asked(get_peft_model(build_model("llama"), dora))
 
 

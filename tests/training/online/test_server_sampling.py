@@ -147,7 +147,7 @@ def test_online_pairs_come_from_the_server(vllm: VLLM, tmp_path: Path) -> None:
 
 
 def test_what_no_server_can_sample_is_refused(vllm: VLLM, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="sampling_engine=vllm samples with the adapter .* all weights are trained"):
+    with pytest.raises(ValueError, match=r"sampling_engine=vllm samples with the adapter .* all weights are trained"):
         ppo(vllm, tmp_path, peft_config=None)
     with running_vllm(max_rank=0) as other, pytest.raises(WrongServer, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
         ppo(other, tmp_path)
