@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,9 +11,7 @@ from .sampler import Progress, SampledResponse, SamplingSettings, sample
 
 if TYPE_CHECKING:
     from ..chat_templates import PromptInput
-
-# Calls a function on one process and gives all of them what it returned, or raises there what it raised.
-OnceForAll = Callable[[Callable[[], str]], str]
+    from .vllm.sampler import OnceForAll
 
 
 class ResponseSampler(Protocol):

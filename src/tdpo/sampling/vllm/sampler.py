@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 from ...chat_templates import Stopping
-from ..engines import OnceForAll
 from ..sampler import Progress, SampledResponse, SamplingSettings, check_fit, encode_prompts
 from .adapters import AdapterHandover, uses_adapter
 from .checks import ServedModel, check_lengths, check_same_model, check_vocabulary, served_model
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from ...chat_templates import PromptInput
 
 logger = logging.getLogger(__name__)
+# Calls a function on one process and gives all of them what it returned, or raises there what it raised.
+OnceForAll = Callable[[Callable[[], str]], str]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -14,10 +14,13 @@ from torch import Tensor
 
 from ...divergences import sampled_kl
 from ...records.names import ADAPTERS_FOLDER
-from ...sampling.engines import OnceForAll, ResponseSampler, response_sampler
+from ...sampling.engines import ResponseSampler, response_sampler
 from ...sampling.sampler import SampledResponse
 from .arguments import OnlineArguments
 from .rewarded_responses import Total
+
+if TYPE_CHECKING:
+    from ...sampling.vllm.sampler import OnceForAll
 
 logger = logging.getLogger(__name__)
 SUSPICIOUS_KL = 0.05  # nats a token: about what a difference of 0.3 nats at every token makes (k3 ≈ d²/2)
