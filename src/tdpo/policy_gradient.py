@@ -152,6 +152,23 @@ class PolicyLoss:
     clipped: Bool[Tensor, "*N"]
 
 
+def truncated_importance_weights(
+    logp: Float[Tensor, "*N"], sampler_logp: Float[Tensor, "*N"], cap: float
+) -> Float[Tensor, "*N"]:
+    """min(π/μ, cap) of tokens that were drawn from μ and are learned from as if from π; no gradient passes.
+
+    Truncated importance sampling (Ionides 2008, "Truncated Importance Sampling", J. Comput. Graph. Stat. 17(2)); for a
+    policy whose inference engine rounds otherwise than its trainer: Yao et al. 2025, "Your Efficient RL Framework
+    Secretly Brings You Off-Policy RL Training". The cap bounds the variance, and biases by what lies above it.
+
+    Args:
+        logp: `[N]`, log π, nats.
+        sampler_logp: `[N]`, log μ, nats.
+        cap: above 0.
+    """
+    return (logp - sampler_logp).detach().exp().clamp(max=cap)
+
+
 def clipped_policy_loss(
     logp: Float[Tensor, "*N"], old_logp: Float[Tensor, "*N"], advantages: Float[Tensor, "*N"], clip_range: float
 ) -> PolicyLoss:

@@ -76,9 +76,12 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
     from ..models.devices import describe_device
     from ..models.precision import loaded_dtype
     from ..models.product_speed import why_slow
+    from ..records.names import ADAPTERS_FOLDER
+    from ..sampling.engines import response_sampler
     from ..sampling.pair_sampling import pair_settings, sample_pairs
 
     started = time.monotonic()
+    sampler = response_sampler(recipe.sampling, folder=out.parent / ADAPTERS_FOLDER, owner=str(out.absolute()))
     options: dict[str, Any] = {"trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.name, **options)
     quantization = quantization_config(recipe.model.quantization)
@@ -98,11 +101,13 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
 
         try:
             summary = sample_pairs(
-                model, tokenizer, environment, out, settings, progress=on_tokens, overwrite=overwrite
+                model, tokenizer, environment, out, settings, sampler=sampler, progress=on_tokens, overwrite=overwrite
             )
         except KeyboardInterrupt:
             say(f"what was sampled is kept beside {out}; the same command continues")
             raise
+        finally:
+            sampler.close()
     say(f"{out}: {_in_words(summary)}, in {duration(time.monotonic() - started)}")
     return summary
 

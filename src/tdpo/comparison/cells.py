@@ -184,6 +184,8 @@ def _values(study: Study, files: StudyFiles, cell: CellKey) -> dict[str, Any]:
         "model": study.model.model_dump(),
         "evaluation": {**study.evaluation.model_dump(), "seed": study.evaluation.seed + cell.seed},
     }
+    if study.sampling.is_server:
+        values["sampling"] = study.sampling.engine_alone().model_dump()
     if task.environment is not None:
         values["environment"] = _given(task.environment)
     if kind in ("ppo", "online"):

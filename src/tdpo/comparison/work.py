@@ -21,9 +21,10 @@ from ..models.product_speed import recorded_in
 from ..preferences import PreferenceRow, write_preferences
 from ..records.folders import remove
 from ..records.json_files import write_json
-from ..records.names import CELL_FILE
+from ..records.names import ADAPTERS_FOLDER, CELL_FILE
 from ..records.study_tables import CellKey
 from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory
+from ..sampling.engines import response_sampler
 from ..sampling.pair_sampling import pair_settings, sample_pairs
 from ..workflows.online import train_online
 from ..workflows.ppo import train_ppo
@@ -118,6 +119,8 @@ class _Work:
         data = {"train": str(train_file), **reading_of(task)}
         values: dict[str, Any] = {"run_dir": str(self.run.path), "model": study.model.model_dump(), "data": data}
         values["training"] = {"precision": study.training.precision}  # the reference is held as the policies are
+        if study.sampling.is_server:
+            values["sampling"] = study.sampling.engine_alone().model_dump()
         if task.environment is None:
             data["eval"] = str(held_out)
         else:
@@ -143,6 +146,7 @@ class _Work:
         )
         tokenizer = load_tokenizer(model.name, trust_remote_code=trust)
         settings = pair_settings(self.study.sampling, environment, self.cell.seed)
+        sampler = response_sampler(self.study.sampling, folder=out.parent / ADAPTERS_FOLDER, owner=str(out.absolute()))
         chosen = training_prompts(self.study, environment, self.cell.seed)
         out.parent.mkdir(parents=True, exist_ok=True)
         sample_pairs(
@@ -151,6 +155,7 @@ class _Work:
             chosen,
             out,
             settings,
+            sampler=sampler,
             progress=lambda _tokens, done: self.moved(done, self.study.budget),
         )
 

@@ -18,7 +18,7 @@ from .loss_schema import Loss, LossKL, LossName
 from .online_schema import Online, OnlineRecipe, pairs_of_a_prompt, why_no_pairs, without_effect_on_distilling
 from .optimization import Optimizing, Precision, Recording
 from .own_responses_schema import Prompts, Reward, Rollouts
-from .ppo_schema import CRITIC_KEYS, KL, PPO, Advantage, PPORecipe, group_obstacle
+from .ppo_schema import CRITIC_KEYS, KL, PPO, Advantage, PPORecipe, group_obstacle, why_no_weights
 from .python_fields import RecipeFields
 from .questions_schema import ArmChoice, Contrast, arm_choice
 from .recipe_loading import (
@@ -38,6 +38,7 @@ from .reference_update import (
     reference_update_problems,
     why_no_average,
 )
+from .sampling_engine import Engine, SamplingEngine, engine_problems, why_not_handed_over
 from .schema import (
     BadRows,
     Data,
@@ -73,6 +74,7 @@ __all__ = [
     "ClaimPart",
     "Contrast",
     "Data",
+    "Engine",
     "EnvironmentChoice",
     "Evaluation",
     "KeyDocumentation",
@@ -101,6 +103,7 @@ __all__ = [
     "Reward",
     "Rollouts",
     "Sampling",
+    "SamplingEngine",
     "Section",
     "Study",
     "Task",
@@ -111,6 +114,7 @@ __all__ = [
     "documented_keys",
     "dump_recipe",
     "dump_study",
+    "engine_problems",
     "flatten",
     "group_obstacle",
     "load_recipe",
@@ -126,6 +130,8 @@ __all__ = [
     "reference_update_problems",
     "why_no_average",
     "why_no_pairs",
+    "why_no_weights",
+    "why_not_handed_over",
     "without_effect_on_distilling",
     "write_yaml",
 ]

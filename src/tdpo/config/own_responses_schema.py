@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from ._sections import NonNegativeFloat, PositiveInt, Section, Seed, Text, why_no_divisor
+from ._sections import NonNegativeFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
+from .sampling_engine import SamplingEngine, why_not_handed_over
 from .schema import Model
+from .training_defaults import trains_adapter
 
 
 class Prompts(Section):
@@ -67,7 +69,7 @@ class Rollouts(Section):
     max_new_tokens: PositiveInt | None = None
     """Longest response, in tokens; null is the environment's own, and not allowed with `prompts`."""
     batch_size: PositiveInt = 64
-    """Sequences generated at once; changes speed and memory only."""
+    """Sequences generated at once, with `sampling.engine` vllm requests under way; changes speed and memory only."""
     missing_end_penalty: NonNegativeFloat = 0.0
     """Taken off the reward of a response that was cut off at `rollouts.max_new_tokens`."""
     merge_adapter: bool = True
@@ -107,6 +109,18 @@ class OwnResponses(Section):
     """Null where an environment has the prompts."""
     rewards: list[Reward] | None = None
     """Null where an environment has the reward."""
+    sampling: SamplingEngine = SamplingEngine()
+
+    @field_validator("sampling")
+    @classmethod
+    def _samples_what_is_trained(cls, sampling: SamplingEngine, info: ValidationInfo) -> SamplingEngine:
+        model = info.data.get("model")
+        if model is not None:
+            has_adapter = trains_adapter(model.name, model.lora is not None)
+            reason = why_not_handed_over(sampling.engine, has_adapter=has_adapter)
+            if reason is not None:
+                raise key_problems(("sampling.engine", reason))
+        return sampling
 
 
 def source_problems(
@@ -155,5 +169,9 @@ def rollout_problems(rollouts: Rollouts, above: dict[str, Any]) -> list[tuple[st
         problems.append(("rollouts.max_new_tokens", reason))
     if not rollouts.merge_adapter and model is not None and model.lora is None:
         reason = "has no effect with model.lora null: there is no adapter to fold; remove it"
+        problems.append(("rollouts.merge_adapter", reason))
+    sampling = above.get("sampling")
+    if not rollouts.merge_adapter and sampling is not None and sampling.is_server:
+        reason = "has no effect with sampling.engine vllm: the server keeps adapter and weights apart; remove it"
         problems.append(("rollouts.merge_adapter", reason))
     return problems

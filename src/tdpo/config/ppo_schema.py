@@ -47,6 +47,13 @@ def group_obstacle(advantage: Advantage, samples_per_prompt: int) -> str | None:
     return f"{advantage} compares the responses to one prompt, and there is one to each; draw at least two"
 
 
+def why_no_weights(cap: float | None, engine: str) -> str | None:
+    """Why tokens get no importance weights with this engine; None where they do, or none are asked for."""
+    if cap is None or engine == "vllm":
+        return None
+    return "has no effect with sampling.engine built-in, which draws from the policy itself; remove it"
+
+
 class KL(Section):
     """What ties the policy to the reference: reverse is KL(policy‖reference), forward is KL(reference‖policy)."""
 
@@ -140,6 +147,10 @@ class _Objective(Section):
     """Generalised advantage estimation: 0 trusts the critic after one token, 1 the rewards to the end."""
     clip_range: PositiveFloat = 0.2
     """How far the ratio of new and old token probability may leave 1 before its gradient stops."""
+    importance_weight_cap: PositiveFloat | None = None
+    """With `sampling.engine` vllm: the policy's loss of each token is weighted by min(π/μ, this), with π the policy
+    before the iteration's updates and μ what the server drew from (truncated importance sampling; Ionides 2008, Yao et
+    al. 2025). Null leaves the difference uncorrected."""
     value_clip_range: PositiveFloat | None = 0.2
     """How far a value may leave the one that was predicted while sampling before its gradient stops; null: any."""
     value_coefficient: NonNegativeFloat = 0.1
@@ -234,7 +245,7 @@ class PPORecipe(OwnResponses):
     @field_validator("ppo")
     @classmethod
     def _fits_the_other_sections(cls, ppo: PPO, info: ValidationInfo) -> PPO:
-        rollouts, model = info.data.get("rollouts"), info.data.get("model")
+        rollouts, model, sampling = (info.data.get(name) for name in ("rollouts", "model", "sampling"))
         completions = rollouts.completions if rollouts else None
         minibatch = completions if ppo.minibatch_size is None else ppo.minibatch_size
         reasons = {
@@ -243,6 +254,7 @@ class PPORecipe(OwnResponses):
             "ppo.eval_every": why_not_evaluated(ppo.eval_every, info.data),
             "ppo.advantage": group_obstacle(ppo.advantage, rollouts.samples_per_prompt) if rollouts else None,
             "ppo.precision": model and why_no_precision(ppo.precision, model.dtype, model.quantization is not None),
+            "ppo.importance_weight_cap": sampling and why_no_weights(ppo.importance_weight_cap, sampling.engine),
         }
         problems = [(key, reason) for key, reason in reasons.items() if reason is not None]
         if problems:

@@ -15,6 +15,7 @@ from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Se
 from .environment_schema import EnvironmentChoice
 from .loss_schema import Loss
 from .optimization import Optimizing, Recording, why_no_precision
+from .sampling_engine import SamplingEngine
 from .training_defaults import EPOCHS, PAIRS, PAIRS_PER_UPDATE, learning_rate, trains_adapter
 
 BadRows = Literal["error", "skip"]
@@ -235,8 +236,8 @@ class Training(Recording, _Intervals, Optimizing, _Batches):
     rewards/margins and logps/chosen, with the same values."""
 
 
-class Sampling(Section):
-    """How `tdpo pairs` draws and pairs responses; training does not read it."""
+class _Pairing(Section):
+    """How responses are drawn and made into pairs."""
 
     samples_per_prompt: Annotated[int, Field(ge=2)] = 4
     """Responses drawn for each prompt."""
@@ -251,7 +252,7 @@ class Sampling(Section):
     top_k: Annotated[int, Field(ge=0)] = 0
     """Draw from the k likeliest tokens; 0 keeps all."""
     batch_size: PositiveInt = 64
-    """Sequences generated at once; changes speed and memory only."""
+    """Sequences generated at once, with `sampling.engine` vllm requests under way; changes speed and memory only."""
 
     @field_validator("pairs_per_prompt")
     @classmethod
@@ -263,6 +264,12 @@ class Sampling(Section):
                 f"set it to at most {samples // 2} or draw more samples"
             )
         return pairs
+
+
+# Inherited keys come in the order of the classes from right to left.
+class Sampling(SamplingEngine, _Pairing):
+    """How `tdpo pairs` draws and pairs responses; training does not read it. What says which engine draws holds for
+    `tdpo evaluate` as well."""
 
 
 class Evaluation(Section):
@@ -281,7 +288,7 @@ class Evaluation(Section):
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature; 1 draws from the models themselves, 0 takes the likeliest token."""
     batch_size: PositiveInt = 64
-    """Sequences generated at once; changes speed and memory only."""
+    """Sequences generated at once, with `sampling.engine` vllm requests under way; changes speed and memory only."""
     seed: Seed = 1234
     """Seed of the generations, the same for both models."""
 

@@ -15,13 +15,19 @@ from ..environments import Prompt
 from ..models import Reference, causal_lm_of
 from ..reference_cache import model_digest
 from ..runs import RunDirectory
+from ..sampling.engines import ResponseSampler
 from ..sampling.sampler import SampledResponse, SamplingSettings, encode_prompts
 
 FILE = "base_samples.json"
 
 
 def samples_identity(
-    policy: Any, reference: Reference, tokenizer: Any, prompts: Sequence[Prompt], settings: SamplingSettings
+    policy: Any,
+    reference: Reference,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    settings: SamplingSettings,
+    sampler: ResponseSampler,
 ) -> dict[str, Any]:
     """All that the base model's responses depend on: two evaluations with the same identity would sample the same ones.
 
@@ -39,6 +45,7 @@ def samples_identity(
         "settings": asdict(settings),
         # The same arithmetic: other kernels round otherwise, and a token may tip over.
         "torch": f"{torch.__version__}, {next(model.parameters()).device.type}, {torch.get_num_threads()} threads",
+        **sampler.identity,
     }
 
 

@@ -22,7 +22,10 @@ from ..runs.trained_folders import TrainedFolder
 from .trained_model import TrainedModel, strengths
 
 # An override of these is the user's word on how to judge.
-JUDGING = ("evaluation", "environment", "data.eval", "data.eval_split")
+JUDGING = (
+    "evaluation", "environment", "data.eval", "data.eval_split",
+    "sampling.engine", "sampling.url", "sampling.adapter_dir", "sampling.timeout",
+)  # fmt: skip
 # Those of a recipe that is put together besides: how rows become tokens, and how models are loaded.
 READING = (
     "data.max_length", "data.counted_turns", "data.on_bad_rows", "model.dtype", "model.trust_remote_code",

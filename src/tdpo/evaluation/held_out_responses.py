@@ -15,7 +15,8 @@ from torch import Tensor
 from ..batches import PromptResponses, ResponseBatch
 from ..diversity import distinct_n
 from ..environments import Environment, Prompt, score
-from ..sampling.sampler import SampledResponse, SamplingSettings, encode_prompts, sample
+from ..sampling.engines import BUILT_IN, ResponseSampler
+from ..sampling.sampler import SampledResponse, SamplingSettings, encode_prompts
 from ..scores import sum_by_sequence
 from ..scoring.head_path import HeadPath, ReferencePart
 from ..scoring.layout import grouped_collator
@@ -52,13 +53,14 @@ def sample_and_score(
     settings: SamplingSettings,
     *,
     as_reference: bool = False,
+    sampler: ResponseSampler = BUILT_IN,
     progress: Progress | None = None,
 ) -> HeldOutResponses:
     """Sample responses and score them; `as_reference` switches a peft model's adapter off for it."""
     total = len(prompts) * settings.num_samples
     context = model.disable_adapter() if as_reference else nullcontext()
     with context:
-        responses = sample(
+        responses = sampler(
             model,
             tokenizer,
             [p.rendered_from for p in prompts],

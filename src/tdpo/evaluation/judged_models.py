@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Self
 
-from ..config import AnyRecipe, Recipe
+from ..config import AnyRecipe, Recipe, why_not_handed_over
 from ..config import Reward as RewardEntry
 from ..config.training_defaults import trains_adapter
 from ..environments import Environment, Prompt, check_reward
 from ..models import (
     Reference,
     find_head,
+    has_adapter,
     load_causal_lm,
     load_tokenizer,
     model_facts,
@@ -25,9 +28,10 @@ from ..preferences import Preferences
 from ..recipe_data.pairs import prompt_key, read_held_out, tokenize_rows
 from ..recipe_data.prompts import environment_of
 from ..records.files import write_text
-from ..records.names import ANSWERS_FILE, SAMPLES_FILE
+from ..records.names import ADAPTERS_FOLDER, ANSWERS_FILE, SAMPLES_FILE
 from ..runs import RunDirectory
-from ..sampling.sampler import SamplingSettings
+from ..sampling.engines import ResponseSampler, response_sampler
+from ..sampling.sampler import SamplingSettings, encode_prompts
 from ..scoring.configured_loss import configured_loss
 from ..scoring.policy_statistics import PolicyStatistics
 from .answer_probabilities import answer_log_probabilities
@@ -105,6 +109,29 @@ class JudgedModels:
         itself = Reference("second model", base, find_head(base))
         return cls(run, recipe, base, tokenizer, itself, base_from, None, progress)
 
+    @cached_property
+    def sampler(self) -> ResponseSampler:
+        """What draws the responses. Raises ValueError where a server cannot have one of the two models."""
+        engine, reference = self.recipe.sampling.engine, self.reference.model
+        if reference is not self.policy:  # a base alone, which a server has, is both
+            for model in [self.policy] if reference is None else [self.policy, reference]:
+                if reason := why_not_handed_over(engine, has_adapter=has_adapter(model)):
+                    raise ValueError(f"sampling.engine {reason}")
+        folder = self.run.path / ADAPTERS_FOLDER
+        return response_sampler(self.recipe.sampling, folder=folder, owner=f"{folder.absolute()}, {os.getpid()}")
+
+    def prepare(self, environment: Environment) -> None:
+        """Raise what would stop the answering of its prompts: a reward that fails, a server that is the wrong one."""
+        settings, prompts = self.settings(environment), self.prompts(environment)
+        check_reward(environment, prompts, settings.max_new_tokens)
+        longest = max(encode_prompts(self.tokenizer, [prompt.rendered_from for prompt in prompts]), key=len)
+        self.sampler.prepare(self.policy, self.tokenizer, longest, settings.max_new_tokens)
+
+    def close(self) -> None:
+        """Take the policy's adapter off a server that had it."""
+        if "sampler" in vars(self):
+            self.sampler.close()
+
     def pairs(self, *, own: bool) -> dict[str, Any] | None:
         """Held-out pairs, or None where the recipe holds none out, as one on own responses never does.
 
@@ -152,7 +179,6 @@ class JudgedModels:
     def responses(self, environment: Environment) -> dict[str, Any]:
         """Responses of both models with the same seeds, their rewards and KLs; writes samples.jsonl."""
         settings, prompts = self.settings(environment), self.prompts(environment)
-        check_reward(environment, prompts, settings.max_new_tokens)
         base = self._base_samples(environment, settings)
         trained = self._sample(environment, settings, reference=False)
         measured = self._distances(prompts, trained, base)
@@ -252,7 +278,7 @@ class JudgedModels:
     def _base_samples(self, environment: Environment, settings: SamplingSettings) -> HeldOutResponses:
         """What the base says, from `base_from` where that holds it, else sampled; kept in this run's directory."""
         prompts = self.prompts(environment)
-        identity = samples_identity(self.policy, self.reference, self.tokenizer, prompts, settings)
+        identity = samples_identity(self.policy, self.reference, self.tokenizer, prompts, settings, self.sampler)
         responses = None if self.base_from is None else kept_samples(self.base_from, identity)
         if responses is None:
             base = self._sample(environment, settings, reference=True)
@@ -270,6 +296,7 @@ class JudgedModels:
             self.prompts(environment),
             settings,
             as_reference=reference and self.reference.model is None,
+            sampler=self.sampler,
             progress=self._stage(f"samples of the {'base' if reference else 'trained'} model"),
         )
 

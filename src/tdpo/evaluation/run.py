@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import Any
 
 from ..config import AnyRecipe
@@ -39,7 +40,9 @@ def evaluate_run(
 
     Raises:
         RunError: no trained model yet.
-        ValueError: neither held-out rows nor held-out prompts with a reward to evaluate on.
+        ValueError: neither held-out rows nor held-out prompts with a reward to evaluate on; or `sampling` names a
+            server that does not serve these models.
+        ServerError: that server is gone or slow, or answers what it should not.
         FunctionError, RewardError, FileNotFoundError: the judge cannot be loaded, or failed on a response.
     """
     started = time.perf_counter()
@@ -47,17 +50,20 @@ def evaluate_run(
     recipe = run.with_models_found(recipe)
     trained = trained or model_of_run(run, recipe)
     judged = JudgedModels.trained(run, recipe, trained, base_from, judge, progress)
-    result: dict[str, Any] = {
-        "schema": 1,
-        "settings": None,
-        "run": {**trained.described},
-        "pairs": judged.pairs(own=trained.judged_on_own),
-        "generations": None,
-        "difference": None,
-    }
-    environment = judged.environment()
-    if environment is not None:
-        result |= judged.responses(environment)
+    with closing(judged):
+        environment = judged.environment()
+        if environment is not None:
+            judged.prepare(environment)
+        result: dict[str, Any] = {
+            "schema": 1,
+            "settings": None,
+            "run": {**trained.described},
+            "pairs": judged.pairs(own=trained.judged_on_own),
+            "generations": None,
+            "difference": None,
+        }
+        if environment is not None:
+            result |= judged.responses(environment)
     result["versions"] = (run.read_json("environment.json") or {}).get("versions", {})
     result["seconds"] = round(time.perf_counter() - started, 1)
     run.write_json("evaluation.json", result)

@@ -21,6 +21,7 @@ MODEL_FOLDER = "model"
 TRAINER_FILE = "trainer.json"
 # Inside a checkpoint or the folder of a model: what an evaluation of it found.
 EVALUATION_FOLDER = "evaluation"
+ADAPTERS_FOLDER = "sampler_adapters"  # the policy's adapter on its way to a server that samples from it
 REPLACED_FOLDER = "replaced-run"  # the run that `--overwrite` replaces, until the new one has a model
 
 # A study's folder

@@ -42,6 +42,7 @@ def _of_own_responses(section: str) -> _Freedom:
                 "model.device",
                 "rollouts.batch_size",
                 "rollouts.show_every",
+                *(f"sampling.{key}" for key in ("url", "adapter_dir", "timeout")),
                 *(f"{section}.{key}" for key in (*_BOOKKEEPING, "eval_every", "save_every")),
             ]
         ),

@@ -24,7 +24,8 @@ from ..records.files import open_no_link
 from ..records.json_files import append_jsonl, read_jsonl, write_json
 from ..records.locks import holder, lock
 from ..runs import RunError, versions
-from .sampler import Progress, SamplingSettings, check_fit, encode_prompts, sample
+from .engines import BUILT_IN, ResponseSampler
+from .sampler import Progress, SamplingSettings, check_fit, encode_prompts
 
 
 @dataclass(frozen=True)
@@ -115,17 +116,19 @@ def sample_pairs(
     out: str | Path,
     settings: PairSettings,
     *,
+    sampler: ResponseSampler = BUILT_IN,
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> PairSummary:
     """Sample responses to `environment.train`, score them, and write preference rows with their rewards to `out`.
 
-    A call that was interrupted is continued by the same call, to the same bytes. `progress` is called after every step
-    with the number of tokens sampled by this call and of complete samples, earlier ones included.
+    A call that was interrupted is continued by the same call, with the built-in sampler to the same bytes. `progress`
+    is called after every step with the number of tokens sampled by this call and of complete samples, earlier ones
+    included.
 
     Raises FileExistsError if `out` is there (unless `overwrite`), RunError while another process samples into it,
     ValueError for unfinished samples of another model, environment or setting and where no pair can be made,
-    RewardError for a reward that cannot be called or fails.
+    RewardError for a reward that cannot be called or fails, and what `sampler` raises.
     """
     out = Path(out)
     lock_file = out.with_name(f".{out.name}.lock")
@@ -134,7 +137,7 @@ def sample_pairs(
             raise RunError(
                 f"another process samples into {out}; wait for it, or give another name (it is {holder(lock_file)})"
             )
-        return _sample_pairs(model, tokenizer, environment, out, settings, progress, overwrite)
+        return _sample_pairs(model, tokenizer, environment, out, settings, sampler, progress, overwrite)
 
 
 def _sample_pairs(
@@ -143,6 +146,7 @@ def _sample_pairs(
     environment: Environment,
     out: Path,
     settings: PairSettings,
+    sampler: ResponseSampler,
     progress: Progress | None,
     overwrite: bool,
 ) -> PairSummary:
@@ -155,12 +159,14 @@ def _sample_pairs(
     inputs, names = [p.rendered_from for p in environment.train], [p.id for p in environment.train]
     encoded = dict(enumerate(encode_prompts(tokenizer, inputs, names)))
     check_fit(model, encoded, settings.sampling.max_new_tokens)
-    origin = _origin(model, environment, encoded, settings.sampling)
+    sampler.prepare(model, tokenizer, max(encoded.values(), key=len), settings.sampling.max_new_tokens)
+    origin = {**_origin(model, environment, encoded, settings.sampling), **sampler.identity}
     done = _resume(partial, origin)
     resumed, tokens = len(done), 0
     started = time.monotonic()
     for chunk in _chunks(encoded, settings.sampling, {item.prompt_index for item in done}):
-        scored = _score_chunk(model, tokenizer, environment, chunk, settings, _shifted(progress, tokens, len(done)))
+        shifted = _shifted(progress, tokens, len(done))
+        scored = _score_chunk(model, tokenizer, environment, chunk, settings, sampler, shifted)
         _append(partial, {"samples": [asdict(item) for item in scored]})
         tokens += sum(item.tokens for item in scored)
         done += scored
@@ -258,10 +264,11 @@ def _score_chunk(
     environment: Environment,
     chunk: list[int],
     settings: PairSettings,
+    sampler: ResponseSampler,
     progress: Progress | None,
 ) -> list[ScoredResponse]:
     texts = [environment.train[index].rendered_from for index in chunk]
-    responses = sample(model, tokenizer, texts, settings.sampling, progress=progress, prompt_indices=chunk)
+    responses = sampler(model, tokenizer, texts, settings.sampling, progress=progress, prompt_indices=chunk)
     prompts = [environment.train[item.prompt_index] for item in responses]
     rewards = score(environment, prompts, [item.text for item in responses])
     return [

@@ -35,13 +35,18 @@ ROWS_AT_ONCE = 8  # rows that a CPU draws tokens for in one go
 
 @dataclass(frozen=True)
 class SampledResponse:
-    """One sampled response. `token_ids` ends with an end-of-sequence token exactly if `finished`."""
+    """One sampled response. `token_ids` ends with an end-of-sequence token exactly if `finished`.
+
+    `logps` are the log-probabilities of the tokens in what they were drawn from, in nats, where a server was asked for
+    them: the policy's own may differ.
+    """
 
     prompt_index: int
     sample_index: int
     token_ids: list[int]
     text: str
     finished: bool
+    logps: list[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -19,6 +20,7 @@ from ..models.product_speed import why_slow
 from ..recipe_data.input_digests import recipe_inputs, settle_inputs
 from ..records.run_times import cache_seconds, training_seconds
 from ..runs import RunDirectory
+from ..sampling.engines import BUILT_IN
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
 from ..training.resumption import checkpoint_to_resume
 from .disk_room import bytes_of_files
@@ -168,11 +170,12 @@ def run_training(
     if slow := why_slow(precision.products):
         say(f"{slow}.")
     say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
-    with stop.listening():
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    stop.raise_if_asked()
     judged = data.held_out is not None and judge_held_out
-    numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate()) if judged else None}
+    with closing(getattr(trainer, "sampler", BUILT_IN)):  # that of own responses has left an adapter on a server
+        with stop.listening():
+            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stop.raise_if_asked()
+        numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate()) if judged else None}
     card = method.card(data, numbers["train"] or {}, numbers["eval"], versions_of(run))
     place = save_trained(trainer, run, card)
     run.let_go_of_replaced()

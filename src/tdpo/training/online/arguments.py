@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...config import PPORecipe, Precision, RecipeFields
+from ...config import Engine, PPORecipe, Precision, RecipeFields, SamplingEngine, engine_problems
 from ..arguments import Arguments
 
 SAMPLING_KEYS = {
@@ -20,6 +20,14 @@ SAMPLING_KEYS = {
     "missing_end_penalty": "rollouts.missing_end_penalty",
     "show_every": "rollouts.show_every",
     "precision": "ppo.precision",
+    "sampling_engine": "sampling.engine",
+    "sampling_url": "sampling.url",
+    "sampling_timeout": "sampling.timeout",
+    "adapter_dir": "sampling.adapter_dir",
+}
+# The fields that make a recipe's section `sampling`, by its keys.
+ENGINE_FIELDS = {
+    key.removeprefix("sampling."): name for name, key in SAMPLING_KEYS.items() if key.startswith("sampling.")
 }
 FIELDS = RecipeFields(PPORecipe, SAMPLING_KEYS, nullable={"max_new_tokens": False})
 # Length and order follow from iterations, each with its passes and updates.
@@ -50,9 +58,18 @@ class OnlineArguments(Arguments):
     missing_end_penalty: float = FIELDS.field("missing_end_penalty")
     show_every: int | None = FIELDS.field("show_every")
     precision: Precision = FIELDS.field("precision")
+    sampling_engine: Engine = FIELDS.field("sampling_engine")
+    sampling_url: str | None = FIELDS.field("sampling_url")
+    sampling_timeout: float = FIELDS.field("sampling_timeout")
+    adapter_dir: str | None = FIELDS.field("adapter_dir")
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "A weight for each reward function; None: 1 each."}
     )
+
+    @property
+    def sampling(self) -> SamplingEngine:
+        """What draws the responses, as a recipe's section."""
+        return SamplingEngine(**{key: getattr(self, name) for key, name in ENGINE_FIELDS.items()})
 
     @property
     def passes(self) -> int:
@@ -85,6 +102,9 @@ class OnlineArguments(Arguments):
         return self.iterations * self.updates_per_iteration
 
     def _without_effect(self, method: str) -> Iterator[str]:
+        yield from engine_problems(self, ENGINE_FIELDS)
+        if self.sampling_engine == "vllm" and not self.merge_adapter:
+            yield "merge_adapter=False has no effect with sampling_engine=vllm, whose server folds no adapter in"
         for name, why in REFUSED.items():
             option = type(self).__dataclass_fields__.get(name)
             if option is not None and getattr(self, name) not in (option.default, None):

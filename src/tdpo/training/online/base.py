@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from ...config import why_not_handed_over
 from ...config.training_defaults import PPO
 from ...environments import Prompt, seen_prompts
 from ...models import has_adapter, reference_at_start, whole_weights
@@ -25,6 +26,7 @@ from ...models.precision import Precision
 from ...recipe_data.input_digests import prompts_inputs
 from ...records.metric_names import counted
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
+from ...sampling.engines import ResponseSampler
 from ...scoring.head_path import choose_head_path
 from ...scoring.options import HeadImpl
 from ...token_statistics import Extra
@@ -41,6 +43,7 @@ from .completions_file import CompletionsFile
 from .prompt_lengths import check_all_fit, encoded_by_name
 from .recording import described_prompts
 from .schedule import EndOfIteration, Place, Schedule
+from .server_sampling import sampler_of
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +120,17 @@ class OnlineTrainer(CheckpointedTrainer):
         self.loss_is_scaled_for_ga = True  # compute_loss divides by what the whole update holds itself
         self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
         self._iteration: Any | None = None
+        self.sampler = self._ready_sampler()
+
+    def _ready_sampler(self) -> ResponseSampler:
+        """What draws the responses, which has been asked whether it can."""
+        if reason := why_not_handed_over(self.args.sampling_engine, has_adapter=has_adapter(self.model)):
+            raise ValueError(f"sampling_engine={reason}")
+        sampler = sampler_of(self.args)
+        longest = max((ids for each in self._encoded for ids in each.values()), key=len)
+        with self.accelerator.autocast():
+            sampler.prepare(self.model, self.tokenizer, longest, self.args.max_new_tokens)
+        return sampler
 
     def evaluation_names(self) -> list[str]:
         """What an evaluation logs, without "eval_". A subclass whose evaluations log more says so here."""

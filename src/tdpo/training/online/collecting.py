@@ -12,6 +12,7 @@ import torch
 from ...batches import Extent, PromptResponses
 from ...environments import Prompt
 from ...rewards.functions import ConstancyWatch, Rewards
+from ...sampling.engines import ResponseSampler
 from ...scoring.layout import cover, grouped_collator
 from .arguments import OnlineArguments
 from .completions_file import CompletionsFile
@@ -43,6 +44,7 @@ class Collector:
         others: the models beside the policy that compute the same rows, None for one that there is not.
         file: where some responses are shown.
         total: sums a vector over processes.
+        sampler: draws the responses.
     """
 
     def __init__(
@@ -56,9 +58,11 @@ class Collector:
         others: Sequence[Any | None],
         file: CompletionsFile,
         total: Total,
+        sampler: ResponseSampler,
     ) -> None:
         self.args, self.tokenizer, self.schedule, self.prompts = args, tokenizer, schedule, prompts
         self.rewards, self.judge, self.others, self.file, self.total = rewards, judge, list(others), file, total
+        self.sampler = sampler
         self.constancy = ConstancyWatch()
         self.layout_is_chosen = False
 
@@ -114,8 +118,9 @@ class Collector:
     ) -> RewardedResponses:
         with self.judge.autocast():  # around the whole, so that weights are rounded once and not for every token
             responses, prompt_ids, seconds = sample_responses(
-                policy, self.tokenizer, prompts, self.args, seed=seed, first=first, samples=samples
-            )
+                policy, self.tokenizer, prompts, self.args, seed=seed, first=first, samples=samples,
+                sampler=self.sampler,
+            )  # fmt: skip
         prompt_of_each = [prompts[response.prompt_index - first] for response in responses]
         if self.rewards is None:
             return RewardedResponses(prompt_of_each, responses, prompt_ids, None, {}, seconds)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...config import CRITIC_KEYS, Advantage, PPORecipe, RecipeFields, group_obstacle
+from ...config import CRITIC_KEYS, Advantage, PPORecipe, RecipeFields, group_obstacle, why_no_weights
 from ...config.training_defaults import COMPLETIONS_PER_UPDATE
 from ...kl_choices import KLConstraint, shortest_horizon
 from ..arguments import refuses_old_names
@@ -33,6 +33,7 @@ FIELDS = RecipeFields(
         "whiten_advantages": "ppo.whiten_advantages",
         "normalize_rewards": "ppo.normalize_rewards",
         "reward_clip": "ppo.reward_clip",
+        "importance_weight_cap": "ppo.importance_weight_cap",
         "target_kl": "ppo.target_kl",
     },
     nullable={"max_new_tokens": False},
@@ -72,6 +73,7 @@ class PPOConfig(OnlineArguments):
     whiten_advantages: bool = FIELDS.field("whiten_advantages")
     normalize_rewards: bool = FIELDS.field("normalize_rewards")
     reward_clip: float | None = FIELDS.field("reward_clip")
+    importance_weight_cap: float | None = FIELDS.field("importance_weight_cap")
     target_kl: float | None = FIELDS.field("target_kl")
     per_device_train_batch_size: int = field(
         default=COMPLETIONS_PER_UPDATE,
@@ -87,6 +89,8 @@ class PPOConfig(OnlineArguments):
         wrong = list(FIELDS.problems(self))
         yield from wrong
         yield from self._without_effect("PPO")
+        if reason := why_no_weights(self.importance_weight_cap, self.sampling_engine):
+            yield f"importance_weight_cap {reason.replace('sampling.engine ', 'sampling_engine=')}"
         if not wrong:  # sizes are computed with these
             yield from self._sizes()
             yield from self._advantages()

@@ -40,12 +40,14 @@ class RolloutTokens:
         old_logp: of the policy that sampled.
         advantages: of the tokens.
         old_values, returns: of the critic while sampling, and what it should have said; None without a critic.
+        importance_weights: of the policy's loss, where another distribution than `old_logp` was drawn from; None: 1.
     """
 
     old_logp: Tensor
     advantages: Tensor
     old_values: Tensor | None = None
     returns: Tensor | None = None
+    importance_weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def objective(
         kl_weight: of a KL in the loss, per nat.
     """
     policy = clipped_policy_loss(stats.policy_logp, sampled.old_logp, sampled.advantages, args.clip_range)
-    per_token, value = policy.per_token, None
+    weights = sampled.importance_weights
+    per_token, value = policy.per_token if weights is None else weights * policy.per_token, None
     if values is not None:
         assert sampled.old_values is not None and sampled.returns is not None
         value = clipped_value_loss(values, sampled.old_values, sampled.returns, args.value_clip_range)

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
-from ...batches import TokenizedPair
+from ...batches import FlatOrder, TokenizedPair
+from ...scoring.layout import cover
 from .collecting import Collector
 from .pairs_config import OnlineTDPOConfig
 from .pairs_iteration import PairIteration
 from .rewarded_responses import RewardedResponses, response_numbers
+from .rollouts import units_of
+from .server_sampling import flat_logps, mismatch_numbers
 
 
 class PairCollector(Collector):
@@ -37,11 +40,22 @@ class PairCollector(Collector):
         logs = {
             "iteration": iteration,
             **response_numbers(sampled, args, self.total),
+            **self._sampler_numbers(policy, sampled),
             "pairs": made,
             **({} if args.distils else {"prompts_without_pair": args.prompts_per_iteration - made}),
         }
         self.file.add(sampled, iteration, step)
         return PairIteration(iteration, pairs, spare, logs, updates)
+
+    def _sampler_numbers(self, policy: Any, sampled: RewardedResponses) -> dict[str, float]:
+        """What is logged of a server's probabilities beside the policy's: of the first batch of responses alone, since
+        nothing else asks for the policy's here."""
+        units = units_of(sampled, 1)[: 2 * self.args.per_device_train_batch_size]
+        sampler_logp = flat_logps(sampled.responses, FlatOrder(units).by_prompt)
+        if sampler_logp is None:
+            return {}
+        cover(policy, self.judge.collator, units, other_models=self.others)
+        return mismatch_numbers(self.judge.score(policy, units).stats["policy_logp"], sampler_logp, self.total)
 
     @property
     def learns_rewards(self) -> bool:

@@ -15,7 +15,8 @@ from ...divergences import sampled_kl
 from ...environments import Prompt
 from ...models import merged_adapter
 from ...policy_gradient import moments
-from ...sampling.sampler import SampledResponse, SamplingSettings, encode_prompts, sample
+from ...sampling.engines import BUILT_IN, ResponseSampler
+from ...sampling.sampler import SampledResponse, SamplingSettings, encode_prompts
 from .arguments import OnlineArguments
 
 Total = Callable[[Tensor], Tensor]  # sums a vector over processes
@@ -55,6 +56,7 @@ def sample_responses(
     seed: int,
     first: int = 0,
     samples: int | None = None,
+    sampler: ResponseSampler = BUILT_IN,
 ) -> tuple[list[SampledResponse], list[list[int]], float]:
     """Responses of the policy to the prompts, its adapter folded in meanwhile; prompts' token ids; seconds.
 
@@ -69,8 +71,8 @@ def sample_responses(
     texts = [prompt.rendered_from for prompt in prompts]
     indices = list(range(first, first + len(prompts)))
     started = time.perf_counter()
-    with merged_adapter(model) if args.merge_adapter else nullcontext():
-        responses = sample(model, tokenizer, texts, settings, prompt_indices=indices)
+    with merged_adapter(model) if args.merge_adapter and sampler is BUILT_IN else nullcontext():
+        responses = sampler(model, tokenizer, texts, settings, prompt_indices=indices)
     seconds = time.perf_counter() - started
     encoded = encode_prompts(tokenizer, texts)
     return responses, [encoded[response.prompt_index - first] for response in responses], seconds

@@ -6,13 +6,18 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ...policy_gradient import RewardScale
+from ...batches import FlatOrder, PromptResponses
+from ...policy_gradient import RewardScale, truncated_importance_weights
 from .collecting import Collector
 from .config import PPOConfig
 from .iteration import Iteration
+from .judging import ScoredTokens
 from .kl_coefficients import coefficient_of
+from .rewarded_responses import RewardedResponses
 from .rollouts import Rollout, drawn_together, make_rollout, task_rewards, units_of
+from .server_sampling import flat_logps, mismatch_numbers
 
 
 class RolloutCollector(Collector):
@@ -38,12 +43,13 @@ class RolloutCollector(Collector):
         scored = self.judge.score(policy, units)
         rewards, of_rewards = task_rewards(sampled, args, self.reward_scale, self.total)
         coefficient = self.kl_coefficient.value
+        weights, of_sampler = self._beside_the_sampler(sampled, units, scored)
         rollout, of_rollout = make_rollout(
-            iteration, units, scored, rewards, args.constraint, coefficient, args, self.total
+            iteration, units, scored, rewards, args.constraint, coefficient, args, self.total, weights
         )
         update_tokens = self._tokens_of_updates(rollout)
         logs = {
-            "iteration": iteration, **of_rewards, **of_rollout, "kl_coefficient": coefficient,
+            "iteration": iteration, **of_rewards, **of_sampler, **of_rollout, "kl_coefficient": coefficient,
             "judging_seconds": time.perf_counter() - started,
         }  # fmt: skip
         if args.constraint.target is not None:
@@ -51,6 +57,24 @@ class RolloutCollector(Collector):
         self.kl_coefficient.update(of_rollout[f"{args.constraint.held_direction}_kl"], args.completions)
         self.file.add(sampled, iteration, step)
         return Iteration(rollout, coefficient, logs, update_tokens)
+
+    def _beside_the_sampler(
+        self, sampled: RewardedResponses, units: list[PromptResponses], scored: ScoredTokens
+    ) -> tuple[Tensor | None, dict[str, float]]:
+        """The importance weights `[N]` of the rollout's tokens, where they get some, and what is logged of a server's
+        probabilities beside the policy's."""
+        logp, cap = scored.stats["policy_logp"], self.args.importance_weight_cap
+        sampler_logp = flat_logps(sampled.responses, FlatOrder(units).by_prompt)
+        if sampler_logp is None:
+            return None, {}
+        numbers = mismatch_numbers(logp, sampler_logp, self.total)
+        if cap is None:
+            return None, numbers
+        weights = truncated_importance_weights(logp.double().cpu(), sampler_logp, cap)
+        truncated = self.total(
+            torch.stack([(weights >= cap).double().sum(), weights.new_tensor(len(weights))])
+        ).tolist()
+        return weights.float(), {**numbers, "truncated_share": truncated[0] / truncated[1]}
 
     def _tokens_of_updates(self, rollout: Rollout) -> list[int]:
         """How many tokens each update of the iteration learns from, over all processes."""

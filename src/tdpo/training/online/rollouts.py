@@ -34,6 +34,7 @@ class Rollout:
         old_values, returns: `[N]`, of the critic; None where there is none.
         reference: what the reference says, tensors with a row for each token.
         kl_scale: factor of a KL in the loss, so that whitening does not change its weight.
+        importance_weights: `[N]`, of the policy's loss; None where every token counts alike.
     """
 
     iteration: int
@@ -44,6 +45,7 @@ class Rollout:
     returns: Tensor | None
     reference: dict[str, Tensor]
     kl_scale: float
+    importance_weights: Tensor | None = None
 
     @cached_property
     def order(self) -> FlatOrder:
@@ -54,7 +56,8 @@ class Rollout:
         """What an update needs of these tokens, flat indices `[N]`."""
 
         tokens = moved(tokens, device)
-        named = {name: getattr(self, name) for name in ("old_logp", "advantages", "old_values", "returns")}
+        names = ("old_logp", "advantages", "old_values", "returns", "importance_weights")
+        named = {name: getattr(self, name) for name in names}
         for name, value in named.items():
             if value is not None:
                 setattr(self, name, moved(value, device))  # which copies once an iteration, not for every micro-batch
@@ -68,9 +71,10 @@ class Rollout:
     def from_state_dict(cls, state: dict[str, Any]) -> Rollout:
         """A rollout of `state_dict`, as it is now or as earlier versions wrote it into checkpoints.
 
-        Those held the responses' lengths as well, and units as (prompt, first response, second response or []).
+        Those held the responses' lengths as well, no importance weights, and units as (prompt, first response, second
+        response or []).
         """
-        own = {f.name: state[f.name] for f in fields(cls)}
+        own = {f.name: state[f.name] for f in fields(cls) if f.name in state or f.name != "importance_weights"}
         return cls(**{**own, "units": [_unit(*parts) for parts in state["units"]]})
 
 
@@ -123,6 +127,7 @@ def make_rollout(
     coefficient: float,
     args: PPOConfig,
     total: Total,
+    importance_weights: Tensor | None = None,
 ) -> tuple[Rollout, dict[str, float]]:
     """Rewards with every penalty, advantages and returns of scored responses; and numbers to log.
 
@@ -157,6 +162,7 @@ def make_rollout(
         returns=None if returns is None else returns.float(),
         reference=scored.reference,
         kl_scale=scale,
+        importance_weights=importance_weights,
     )
     logged["advantage_std"] = std
     sizes = order.lengths.tolist()

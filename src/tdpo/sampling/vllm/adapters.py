@@ -1,0 +1,146 @@
+"""The policy's adapter on its way to a vLLM server: through a folder that both see, under a name of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .client import GO_ON, Client, ServerError, WrongServer, said
+
+logger = logging.getLogger(__name__)
+START = "vllm serve MODEL --enable-lora --max-lora-rank {rank}, with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+
+
+class AdapterHandover:
+    """Keeps one adapter on the server: that of the policy's last update.
+
+    A name belongs to its weights. So an old adapter never answers for a new one, and the server's cache of prompts,
+    which knows names and paths, is never used with other weights than it was made with.
+
+    Args:
+        client: of the server.
+        folder: where adapters are written, under the same path for the server.
+        owner: a text that only processes share which may unload each other's adapters.
+    """
+
+    def __init__(self, client: Client, folder: Path, owner: str) -> None:
+        self.client, self.folder = client, folder.absolute()
+        self.prefix = f"tdpo-{hashlib.sha256(owner.encode()).hexdigest()[:8]}-"
+        self.loaded: str | None = None
+        self._is_swept = False
+
+    def hand_over(self, model: Any) -> str:
+        """The name under which the server has the adapter of the peft model `model` as it is now.
+
+        Raises:
+            WrongServer: the server takes no adapters, or none of this kind or rank; or it does not see the folder.
+            ServerError: it cannot be reached.
+            OSError: the folder cannot be written.
+        """
+        weights = adapter_weights(model)
+        name = self.prefix + weights_digest(weights)
+        if name == self.loaded:
+            if not (self.folder / name).is_dir():  # moved away with the run that this one replaces
+                self._write(model, name)
+            return name
+        self._sweep()
+        self._write(model, name)
+        self._unload(self.loaded)  # first, so that a server with room for one adapter is enough
+        self.loaded = name
+        self._load(name, max(weight.shape[0] for key, weight in weights.items() if ".lora_A." in key))
+        return name
+
+    def close(self) -> None:
+        """Take the last adapter off the server and the disk."""
+        self._unload(self.loaded)
+        self.loaded = None
+
+    def _sweep(self) -> None:
+        """Unload what a process of the same owner left behind when it was killed."""
+        if self._is_swept:
+            return
+        listed = self.client.json_of(self.client.call("GET", "/v1/models"), "the list of its models")
+        for model in listed.get("data", []):
+            if str(model.get("id")).startswith(self.prefix):
+                self._unload(str(model["id"]))
+        self._is_swept = True
+
+    def _write(self, model: Any, name: str) -> None:
+        """Write the adapter as peft does, whole or not at all under its name."""
+        staging = self.folder / f".{name}"
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        staging.mkdir(parents=True)
+        model.save_pretrained(staging, save_embedding_layers=False)
+        adapter = str(model.active_adapter)
+        (staging if adapter == "default" else staging / adapter).rename(self.folder / name)
+        shutil.rmtree(staging, ignore_errors=True)
+
+    def _load(self, name: str, rank: int) -> None:
+        place = self.folder / name
+        answer = self.client.call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(place)})
+        if answer.status_code == 200 or (answer.status_code == 400 and "already been" in answer.text):
+            return  # a repeated request finds what the first one loaded: the same weights, or the name would differ
+        if answer.status_code >= 500 and "rank" not in answer.text and "LoRA" not in answer.text:
+            raise ServerError(f"the vLLM server could not load the adapter {place}: {said(answer)}. {GO_ON}")
+        raise WrongServer(
+            f"the vLLM server at {self.client.url} does not take the adapter {place} ({answer.status_code}: "
+            f"{said(answer)}). It must have been started with {START.format(rank=rank)}, and must see this folder "
+            "under the same path (sampling.adapter_dir)"
+        )
+
+    def _unload(self, name: str | None) -> None:
+        if name is None:
+            return
+        answer = self.client.call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        if answer.status_code not in (200, 404):  # 404: the server was started anew in between
+            raise ServerError(f"the vLLM server could not unload the adapter {name}: {said(answer)}. {GO_ON}")
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def adapter_weights(model: Any) -> dict[str, Tensor]:
+    """The adapter's weights by their names in a file.
+
+    Raises:
+        WrongServer: it is more than low-rank factors of linear layers, which vLLM would not compute.
+    """
+    from peft import get_peft_model_state_dict
+
+    adapter = str(model.active_adapter)
+    weights: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    other = [name for name in weights if ".lora_A." not in name and ".lora_B." not in name]
+    if other or not weights:
+        what = f"holds {other[0]}, which" if other else "has no weights that"
+        raise WrongServer(
+            f"the adapter {what} vLLM does not sample with: it takes plain LoRA on linear layers; use sampling.engine "
+            "built-in with this adapter"
+        )
+    return weights
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A hash of names, kinds and every bit of the weights."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        weight = weights[name].detach().contiguous().cpu()
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def uses_adapter(model: Any) -> bool:
+    """Whether `model` is a peft model whose adapter is switched on."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(model, PeftModel):
+        return False
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return any(not layer.disable_adapters for layer in layers)
