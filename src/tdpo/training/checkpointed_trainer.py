@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from ..models import has_adapter
+from ..models import has_adapter, whole
 from ..models.precision import Precision
 from ..models.quantization import in_words, is_quantized_model, settings_of, write_note
 from ..records.folders import remove
@@ -269,7 +269,7 @@ class CheckpointedTrainer(Trainer):
         """As transformers', read together with what the update has measured. No step was made with it yet."""
         norm = super()._get_grad_norm(model, grad_norm)
         self._look_ahead()
-        scalars = [norm] if isinstance(norm, Tensor) else []
+        scalars = [whole(norm)] if isinstance(norm, Tensor) else []  # of shards it is a DTensor
         numbers = self._read_update(*scalars, self._tr_loss)
         self._known_loss = numbers[-1].to(self._tr_loss.dtype)
         return numbers.tolist()[0] if scalars else norm
