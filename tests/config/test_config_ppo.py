@@ -59,7 +59,7 @@ def test_an_empty_section_says_how_its_defaults_are_taken(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("override", "key", "instead"),
     [("loss.beta=1", "loss", "kl"), ("data.train=p.jsonl", "data", "prompts"), ("training.epochs=1", "training", "ppo"),
-     ("sampling.top_k=3", "sampling", "rollouts")],
+     ("sampling.top_k=3", "sampling.top_k", "rollouts")],
 )  # fmt: skip
 def test_sections_of_the_other_kind_say_where_they_belong(override: str, key: str, instead: str) -> None:
     with pytest.raises(RecipeError) as caught:

@@ -121,7 +121,9 @@ def states_and_gradients(model: Any, batch: ResponseBatch) -> list[Tensor]:
 def without_spans(monkeypatch: pytest.MonkeyPatch, model: Any, batch: ResponseBatch) -> list[Tensor]:
     with monkeypatch.context() as patch:
         patch.setattr(hidden_states, "with_spans", lambda additive, _: additive)
-        return states_and_gradients(model, batch)
+        result = states_and_gradients(model, batch)
+    vars(batch.attention_mask).pop(hidden_states.MADE)  # a batch keeps the mask that was made for it
+    return result
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:

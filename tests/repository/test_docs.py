@@ -97,7 +97,7 @@ def test_the_review_of_the_study_prints_the_intervals_that_its_page_quotes(tmp_p
 def test_the_snippet_about_the_two_kls_prints_what_the_page_says(tmp_path: Path) -> None:
     page = ROOT / "docs/the_two_kls.md"
     [(language, text)] = blocks(page, "python")
-    [(_, printed)] = blocks(page, "text")
+    (_, printed), *_ = blocks(page, "text")
     assert shown_to_work(language, text, tmp_path) == printed
 
 

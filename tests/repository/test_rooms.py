@@ -17,6 +17,7 @@ ELSEWHERE: dict[str, set[str]] = {
     "mathematics": {"divergences", "kl_choices", "losses", "policy_gradient", "scores"},
     "repository": set(),  # the repository itself: layers, documents, examples, benchmarks
     "helpers": set(),
+    "engines": set(),  # the real vLLM server, by a make target of its own
 }
 # Rooms without a folder, with the folder whose tests are about them.
 TESTED_IN = {

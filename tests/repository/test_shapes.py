@@ -110,6 +110,7 @@ CALLS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any], tuple[int
     ),
     policy_gradient.moments: ((numbers(S),), {}, (0, TARGETS)),
     policy_gradient.explained_variance: ((numbers(N), numbers(N)), {}, (1, numbers(N, 1))),
+    policy_gradient.truncated_importance_weights: ((numbers(N), numbers(N), 2.0), {}, (1, numbers(1))),
     policy_gradient.clipped_policy_loss: ((numbers(N), numbers(N), numbers(N), 0.2), {}, (2, numbers(1))),
     policy_gradient.clipped_value_loss: ((numbers(N), numbers(N), numbers(N), 0.2), {}, (0, numbers(N, 1))),
     policy_gradient.kl_penalty: ((KLConstraint(), numbers(N), numbers(N)), {}, (1, numbers(N, 1))),

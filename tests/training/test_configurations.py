@@ -37,7 +37,8 @@ def own_fields(config: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("config", "fields"), ALL)
 def test_fields_are_keys_by_their_own_names(config: Any, fields: RecipeFields) -> None:
     renamed = {name: key for name, key in fields.keys.items() if key.rpartition(".")[2] != name}
-    of_rollouts = {"rollout_batch_size": "rollouts.batch_size"}
+    of_server = {f"sampling_{name}": f"sampling.{name}" for name in ("engine", "url", "timeout")}
+    of_rollouts = {"rollout_batch_size": "rollouts.batch_size", **of_server}
     assert renamed in (
         {"loss": "loss.name"}, {"ppo_epochs": "ppo.epochs", **of_rollouts}, {"loss": "loss.name", **of_rollouts},
     )  # fmt: skip
@@ -117,12 +118,14 @@ def test_every_way_in_has_the_same_learning_rates_epochs_and_batches(
 def test_every_value_of_a_recipe_reaches_its_field(tmp_path: Path) -> None:
     own = {"rollouts.completions": 24, "rollouts.samples_per_prompt": 3, "rollouts.max_new_tokens": 7,
            "rollouts.batch_size": 5, "ppo.precision": "bfloat16-mixed",
-           "rollouts.merge_adapter": False, "rollouts.missing_end_penalty": 0.5,
+           "rollouts.merge_adapter": True, "rollouts.missing_end_penalty": 0.5,
            "rollouts.show_every": None, "ppo.iterations": 3, "ppo.epochs": 2, "ppo.gamma": 0.9, "ppo.gae_lambda": 0.8,
            "ppo.clip_range": 0.3, "ppo.value_clip_range": None, "ppo.value_coefficient": 0.7,
            "ppo.value_learning_rate": 2e-3, "ppo.entropy_coefficient": 0.01, "ppo.whiten_advantages": False,
            "ppo.normalize_rewards": True, "ppo.reward_clip": 4.0, "ppo.target_kl": 0.2,
-           "ppo.advantage": "gae", "ppo.scale_by_group_std": None}  # fmt: skip
+           "ppo.advantage": "gae", "ppo.scale_by_group_std": None, "ppo.importance_weight_cap": 3.0,
+           "sampling.engine": "vllm", "sampling.url": "http://127.0.0.1:1", "sampling.timeout": 7.0,
+           "sampling.adapter_dir": "shared"}  # fmt: skip
     assert own.keys() == set(online.FIELDS.keys.values()), "a new field gets a value here"
     overrides = [f"{key}={'null' if value is None else value}" for key, value in own.items()]
     given = {"run_dir": str(tmp_path), "ppo": {}, "environment": {"name": "sentiment"}}
@@ -132,6 +135,7 @@ def test_every_value_of_a_recipe_reaches_its_field(tmp_path: Path) -> None:
     assert {key: getattr(made, name) for name, key in online.FIELDS.keys.items()} == own
     assert made.constraint == recipe.kl.constraint and made.constraint.coefficient == 0.3
     assert made.update_size == 12
+    assert not ppo_arguments(load_recipe(given, ["rollouts.merge_adapter=false"])).merge_adapter  # type: ignore[arg-type]
     critic_free = load_recipe(given, ["ppo.advantage=group", "ppo.scale_by_group_std=false"])
     assert isinstance(critic_free, PPORecipe)
     made = ppo_arguments(critic_free)

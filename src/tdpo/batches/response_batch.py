@@ -49,7 +49,7 @@ def _sequence_tokens(batch: ResponseBatch, tokens: int) -> int:
     if batch.position_ids is None:
         return tokens
     ends = batch.position_ids.flatten()[batch.response_index] + 2  # a state predicts the token after its own
-    lengths = ends.new_zeros(int(batch.sequence_index.max()) + 1)
+    lengths = ends.new_zeros(int(batch.sequence_index.max()) + 1 if len(ends) else 0)
     return int(lengths.scatter_reduce(0, batch.sequence_index, ends, "amax").sum())
 
 

@@ -279,10 +279,10 @@ class CheckpointedTrainer(Trainer):
         if self.args.world_size > 1 or self._known_loss is None or not self.control.should_log:
             super()._maybe_log_save_evaluate(tr_loss, *args, **more)
             return
-        on_host, self._known_loss, logged = self._known_loss, None, self._globalstep_last_logged
+        on_host, self._known_loss = self._known_loss, None
+        if self.state.global_step > self._globalstep_last_logged:
+            tr_loss.zero_()  # in place, as transformers does; before a checkpoint of this step sums up all losses
         super()._maybe_log_save_evaluate(on_host, *args, **more)
-        if self._globalstep_last_logged != logged:
-            tr_loss.zero_()  # in place, as transformers does
 
     def _check_gradient(self, logs: dict[str, float]) -> None:
         norm = logs.get("grad_norm", 0.0)

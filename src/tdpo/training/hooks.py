@@ -17,6 +17,7 @@ OLDEST_TRANSFORMERS = "5.19"
 TRAINER_HOOKS = (
     "_clip_grad_norm",
     "_get_eval_sampler",
+    "_get_grad_norm",
     "_get_num_items_in_batch",
     "_get_output_dir",
     "_get_train_sampler",
@@ -24,6 +25,7 @@ TRAINER_HOOKS = (
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
+    "_maybe_log_save_evaluate",
     "_prepare_inputs",
     "_save_checkpoint",
     "_save_optimizer_and_scheduler",
