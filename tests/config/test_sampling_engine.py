@@ -71,3 +71,8 @@ def test_a_study_hands_the_server_on_to_its_cells(tmp_path: Any) -> None:
     for arm, strength in (("tdpo2", "0.1"), ("ppo_reverse", "0.05")):
         recipe = training_recipe(study, StudyFiles(tmp_path), CellKey("sentiment", arm, strength, 0))
         assert recipe.sampling.engine_alone() == SamplingEngine(**SERVER)
+
+
+def test_a_quantised_base_is_not_sampled_by_a_server() -> None:
+    found = problems({**PPO, "sampling": SERVER, "model": {"quantization": {"bits": 4}}})
+    assert "vllm with a quantised base" in found["sampling.engine"]

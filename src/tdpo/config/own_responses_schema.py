@@ -118,6 +118,8 @@ class OwnResponses(Section):
         if model is not None:
             has_adapter = trains_adapter(model.name, model.lora is not None)
             reason = why_not_handed_over(sampling.engine, has_adapter=has_adapter)
+            if sampling.is_server and model.quantization is not None:
+                reason = "vllm with a quantised base (model.quantization) is not tested; take built-in"
             if reason is not None:
                 raise key_problems(("sampling.engine", reason))
         return sampling
