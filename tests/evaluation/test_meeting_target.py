@@ -22,7 +22,7 @@ from tdpo.config import RecipeError
 from tdpo.environments import Environment, Prompt
 from tdpo.evaluation import evaluate_run
 from tdpo.evaluation.held_out_responses import distances
-from tdpo.evaluation.meeting_target import FARTHEST, meeting_factor, scale_to_target
+from tdpo.evaluation.meeting_target import LEAST, MOST, meeting_factor, scale_to_target
 from tdpo.models import reference_for
 from tdpo.models.adapter_scaling import save_scaled_adapter, scaling_adapter
 from tdpo.models.adapters import load_adapter
@@ -65,8 +65,8 @@ def test_the_factor_is_found_where_it_is_known(kl_at: Callable[[float], float], 
 
 
 def test_a_target_out_of_reach_gets_the_nearest_policy_within_the_bound() -> None:
-    far, near = meeting_factor(lambda f: f**2, 100.0), meeting_factor(lambda f: f**2, 0.01)
-    assert (far.factor, far.kl) == (FARTHEST, FARTHEST**2) and near.factor == 1 / FARTHEST
+    far, near = meeting_factor(lambda f: f**2, 100.0), meeting_factor(lambda f: f**2, 1e-4)
+    assert (far.factor, far.kl) == (MOST, MOST**2) and near.factor == LEAST
     for kl in (0.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="no factor makes it 2"):
             meeting_factor(lambda _, kl=kl: kl, 2.0)  # type: ignore[misc]

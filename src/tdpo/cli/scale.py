@@ -39,7 +39,7 @@ def scale(
 
     What the adapter adds is multiplied by one factor: 0 is the reference, 1 the
     trained policy, and between them reward and KL go up together. With --kl the
-    factor is searched (½ to 2) that gives this exact KL, measured on responses
+    factor is searched (0.1 to 2) that gives this exact KL, measured on responses
     to the held-out prompts. Overrides change the evaluation section: how many
     prompts are answered, and how.
 
@@ -105,6 +105,6 @@ def _report(scaled: Scaled, kl: float, direction: str, out: Path) -> None:
     say(f"on {scaled.responses} responses to {scaled.prompts} prompts; another sample would say something else")
     if abs(meeting.kl / kl - 1) > 0.1:
         say(
-            f"the target of {kl:g} is out of reach of a factor between 0.5 and 2; this is the nearest that was measured"
+            f"the target of {kl:g} is out of reach of a factor between 0.1 and 2; this is the nearest that was measured"
         )
     say(f"written: {out}, the adapter times {meeting.factor:.3f}")

@@ -27,7 +27,7 @@ from .held_out_pairs import Progress, collated
 
 TOLERANCE = 0.02  # of the target: much less than what so many responses can tell
 MOST_MEASUREMENTS = 5
-FARTHEST = 2.0  # the largest factor, and one over the least: beyond it is another policy than the one that was trained
+LEAST, MOST = 0.1, 2.0  # of the factor: above it is another policy than the one that was trained
 PROMPTS_AT_ONCE = 8
 
 
@@ -77,7 +77,7 @@ def _next_factor(measured: Sequence[tuple[float, float]], target: float) -> floa
         rise = (_off(near[0], target) - _off(near[1], target)) / math.log(near[0][0] / near[1][0])
         power = min(max(rise, 0.5), 4.0)
     factor = near[0][0] * math.exp(-_off(near[0], target) / power)
-    return min(max(factor, 1.0 / FARTHEST), FARTHEST)
+    return min(max(factor, LEAST), MOST)
 
 
 def scale_to_target(
