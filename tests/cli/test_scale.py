@@ -72,6 +72,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
         ([run, "new", "--kl", "-1"], "--kl must be above 0"),
         ([run, run, "--kl", "1"], "exists; name a new folder"),
         ([run, "new", "--factor", "2", flags[0]], "has no effect with --factor"),
+        ([run, "new", "--factor", "2", "--direction", "forward"], "has no effect with --factor"),
         ([run, "new", "--kl", "1"], "nothing"),
     ):
         said = call("scale", *arguments)

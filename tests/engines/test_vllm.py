@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.ppo_cases import letters, logs, make_ppo
+from helpers.tiny_models import shake_adapter
 from helpers.vllm_server import CONTEXT, MAX_RANK, RunningServer, Server
 from tdpo.config import SamplingEngine
 from tdpo.models import LoraSettings, add_lora, load_causal_lm, load_tokenizer
@@ -44,16 +45,8 @@ def connected(server: RunningServer, folder: Path) -> Any:
 def adapted(bundled: Path, rank: int = 4) -> Any:
     """A policy of its own whose adapter changes what it says."""
     policy = add_lora(load_causal_lm(str(bundled), dtype="float32"), LoraSettings(rank=rank, alpha=2.0 * rank)).eval()
-    shake(policy, 1)
+    shake_adapter(policy, 1, std=0.02)
     return policy
-
-
-def shake(policy: Any, seed: int) -> None:
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, weights in policy.named_parameters():
-            if "lora_B" in name:
-                weights.normal_(std=0.02)
 
 
 @torch.no_grad()
@@ -106,7 +99,7 @@ def test_the_adapter_is_handed_over_and_the_old_one_goes(
     policy, sampler = adapted(bundled), connected(server, tmp_path)
     names = []
     for seed in (1, 2):
-        shake(policy, seed)
+        shake_adapter(policy, seed, std=0.02)
         drawn = sampler(policy, tokenizer, PROMPTS, GREEDY)
         assert [r.token_ids for r in drawn] == [r.token_ids for r in sample(policy, tokenizer, PROMPTS, GREEDY)]
         names.append(sampler.adapters.loaded)

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from helpers.study_cases import read, write_study
-from helpers.tiny_models import build_model, build_tokenizer
+from helpers.tiny_models import build_model, build_tokenizer, shake_adapter
 from helpers.training_cases import lora
 from tdpo.comparison.cells import StudyFiles, evaluation_recipe, reference_cell, training_prompts, training_recipe
 from tdpo.comparison.meeting import meeting_prompts
@@ -40,11 +40,7 @@ def adapted(seed: int = 0, **options: Any) -> Any:
     from peft import get_peft_model
 
     model = get_peft_model(build_model("llama"), lora(**options)).eval()
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.05)
+    shake_adapter(model, seed, std=0.05)
     return model
 
 
@@ -98,10 +94,17 @@ def test_a_scaled_adapter_adds_a_multiple_and_comes_back_to_the_bit(tmp_path: Pa
     torch.testing.assert_close(load_adapter(build_model("llama"), tmp_path / "scaled")(ids).logits, expected)
 
 
-def test_what_is_no_line_from_the_reference_is_refused() -> None:
-    for options in ({"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only", "lora_bias": True}):
-        with pytest.raises(ValueError, match="more than plain LoRA"), scaling_adapter(adapted(**options)):
+def test_what_is_no_line_from_the_reference_is_refused(tmp_path: Path) -> None:
+    for number, options in enumerate(
+        ({"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only", "lora_bias": True})
+    ):
+        model = adapted(**options)
+        with pytest.raises(ValueError, match="more than plain LoRA"), scaling_adapter(model):
             pass
+        model.save_pretrained(tmp_path / str(number))
+        with pytest.raises(ValueError, match=f"more than plain LoRA .{next(iter(options))[:4]}|lora_bias, bias"):
+            save_scaled_adapter(tmp_path / str(number), tmp_path / "scaled", 0.5)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [str(n) for n in range(number + 1)]
     with pytest.raises(ValueError, match="no LoRA adapter"), scaling_adapter(build_model("llama")):
         pass
 

@@ -61,3 +61,12 @@ def build_model(family: str, vocab_size: int = 384, seed: int = 0, dtype: torch.
                 parameter.mul_(4.0)
         model.get_output_embeddings().weight.mul_(5.0)
     return model.to(dtype).eval()
+
+
+def shake_adapter(policy: Any, seed: int, std: float) -> None:
+    """Give the last factors of a LoRA adapter, which begin at zero, random values: it then changes what is said."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, weights in policy.named_parameters():
+            if "lora_B" in name:
+                weights.normal_(std=std)

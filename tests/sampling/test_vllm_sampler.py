@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.tiny_models import build_model, build_tokenizer
+from helpers.tiny_models import build_model, build_tokenizer, shake_adapter
 from helpers.vllm_stand_in import VLLM, running_vllm
 from tdpo.config import SamplingEngine
 from tdpo.environments import Environment, Prompt
@@ -45,16 +45,8 @@ def connected(vllm: VLLM, folder: Path, **more: Any) -> ResponseSampler:
 def with_adapter(seed: int = 1, **settings: Any) -> Any:
     """A tiny policy whose adapter matters."""
     policy = add_lora(build_model("llama"), LoraSettings(rank=2, alpha=4.0, **settings)).eval()
-    shake(policy, seed)
+    shake_adapter(policy, seed, std=0.3)
     return policy
-
-
-def shake(policy: Any, seed: int) -> None:
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, weights in policy.named_parameters():
-            if "lora_B" in name:
-                weights.normal_(std=0.3)
 
 
 def log_probabilities(model: Any, prompt_ids: list[int], token_ids: list[int]) -> torch.Tensor:
@@ -125,7 +117,7 @@ def test_an_adapter_has_the_name_of_its_weights_and_the_old_one_goes(vllm: VLLM,
     for _ in range(2):  # the same weights are handed over once
         sampler(policy, tokenizer, PROMPTS[:1], GREEDY)
         assert len(vllm.loads) == 1
-    shake(policy, 2)
+    shake_adapter(policy, 2, std=0.3)
     changed = sampler(policy, tokenizer, PROMPTS, GREEDY)
     assert [r.token_ids for r in changed] == [r.token_ids for r in sample(policy, tokenizer, PROMPTS, GREEDY)]
     assert len(set(vllm.loads)) == 2 and list(vllm.adapters) == vllm.loads[1:]

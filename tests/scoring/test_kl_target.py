@@ -167,7 +167,9 @@ def test_the_target_may_be_of_another_kl_than_the_term(direction: Any, held: Any
     expected = numbers[2 if held == "forward" else 3]
     assert loss.controller is not None
     assert loss.controller.kl == pytest.approx(float(expected[3:].sum()) / 2)
-    assert ("held_kl" in loss.aim) == (direction != held) and loss.aim["kl_target"] == 3.0
+    assert ("held_kl" in loss.aim) == (direction != held) and loss.aim["kl_target"] == 3.0 and "kl_aim" not in loss.aim
+    loss.controller.held_out = math.log(0.5)
+    assert loss.aim["kl_aim"] == pytest.approx(6.0) and loss.aim["kl_target"] == 3.0
     said = loss.describe("tiled")
     assert (f"moving λ holds the exact {held} KL" in said) == (direction != held) and "along rejected responses" in said
 

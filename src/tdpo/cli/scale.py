@@ -26,9 +26,13 @@ def scale(
         typer.Option("--kl", metavar="NATS", help="The KL that it shall have, per response.", show_default=False),
     ] = None,
     direction: Annotated[
-        Literal["reverse", "forward"],
-        typer.Option("--direction", help="KL(policy‖reference) on its own responses, or KL(reference‖policy)."),
-    ] = "reverse",
+        Literal["reverse", "forward"] | None,
+        typer.Option(
+            "--direction",
+            help="reverse, KL(policy‖reference) on its own responses, or forward; reverse if not given.",
+            show_default=False,
+        ),
+    ] = None,
     factor: Annotated[
         float | None,
         typer.Option("--factor", metavar="NUMBER", help="Scale by this instead.", show_default=False),
@@ -38,7 +42,7 @@ def scale(
     """Bring a trained adapter to the KL that you want, without training it again.
 
     What the adapter adds is multiplied by one factor: 0 is the reference, 1 the
-    trained policy, and between them reward and KL go up together. With --kl the
+    trained policy, and what lies between has the KLs between. With --kl the
     factor is searched (0.1 to 2) that gives this exact KL, measured on responses
     to the held-out prompts. Overrides change the evaluation section: how many
     prompts are answered, and how.
@@ -51,17 +55,17 @@ def scale(
     """
     _check(out, kl, factor)
     if factor is not None:
-        _scale_by(run, out, factor, overrides)
+        for option in [*(overrides or ()), *([] if direction is None else [f"--direction {direction}"])]:
+            raise CommandError(f"{option!r} has no effect with --factor, which measures nothing; leave it out")
+        _scale_by(run, out, factor)
     else:
         assert kl is not None
-        _scale_to(run, out, kl, direction, overrides or ())
+        _scale_to(run, out, kl, direction or "reverse", overrides or ())
 
 
-def _scale_by(run: Path, out: Path, factor: float, overrides: Sequence[str] | None) -> None:
+def _scale_by(run: Path, out: Path, factor: float) -> None:
     from ..evaluation.scaling import scale_by
 
-    if overrides:
-        raise CommandError(f"{overrides[0]!r} has no effect with --factor, which measures nothing; leave it out")
     adapter = Path(model_folder(run))
     scale_by(adapter, out, factor)
     say(f"written: {out}, {adapter} times {factor:g}")
@@ -104,7 +108,5 @@ def _report(scaled: Scaled, kl: float, direction: str, out: Path) -> None:
         say(f"factor {factor:.3f}: {direction} KL {found:.3f} nats a response")
     say(f"on {scaled.responses} responses to {scaled.prompts} prompts; another sample would say something else")
     if abs(meeting.kl / kl - 1) > 0.1:
-        say(
-            f"the target of {kl:g} is out of reach of a factor between 0.1 and 2; this is the nearest that was measured"
-        )
+        say(f"none of these is within a tenth of {kl:g}: it takes another factor than 0.1 to 2, or more responses")
     say(f"written: {out}, the adapter times {meeting.factor:.3f}")

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..records.folders import staged_folder
+from ..records.json_files import read_json
+
 WEIGHTS_FILE = "adapter_model.safetensors"
 LAST_FACTORS = ("lora_B", "lora_embedding_B")  # a LoRA layer adds scale·B·A·x, so a factor on B is one on the sum
 
@@ -59,15 +62,33 @@ def _last_factors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def save_scaled_adapter(folder: Path, out: Path, factor: float) -> None:
-    """Copy the folder of an adapter, tokenizer and all, to `out`, with the adapter times `factor`."""
+    """Copy the folder of an adapter, tokenizer and all, to `out`, with the adapter times `factor`. `out` appears whole
+    or not at all.
+
+    Raises:
+        ValueError: the adapter is more than plain LoRA.
+    """
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    shutil.copytree(folder, out)
-    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-        weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    scaled = {name: weight * factor if _is_last(name) else weight for name, weight in weights.items()}
-    save_file(scaled, out / WEIGHTS_FILE, metadata)
+    if more := _beside_lora(folder):
+        raise ValueError(f"the adapter in {folder} is more than plain LoRA ({more}): no factor scales what it adds")
+    with staged_folder(out, out.with_name(f"{out.name}.partial")) as staging:
+        shutil.copytree(folder, staging, dirs_exist_ok=True)
+        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+            weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        scaled = {name: weight * factor if _is_last(name) else weight for name, weight in weights.items()}
+        save_file(scaled, staging / WEIGHTS_FILE, metadata)
+
+
+def _beside_lora(folder: Path) -> str:
+    """What the configuration of an adapter asks for beside plain LoRA, by its name; empty for nothing."""
+    config = read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        return str(config.get("peft_type"))
+    options = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices")
+    trained = [name for name in options if config.get(name)]
+    return ", ".join([*trained, *([] if config.get("bias", "none") == "none" else ["bias"])])
 
 
 def _is_last(name: str) -> bool:

@@ -86,14 +86,16 @@ class ConfiguredLoss:
     def aim(self) -> dict[str, float]:
         """What is held at which target, for the log of an update; empty without one.
 
-        Where another KL is held than the one beside the loss, its average over the last updates is logged as well.
+        Where another KL is held than the one beside the loss, its average over the last updates is logged as well; and
+        where evaluations have moved it, what is held on pairs that are learned from.
         """
         if self.controller is None:
             return {}
         assert self.kl is not None
         kl = self.controller.kl
         held = {"held_kl": kl} if self.kl.holds_another and kl is not None else {}
-        return {**held, "kl_target": self.controller.target}
+        moved = {"kl_aim": self.controller.aim} if self.controller.held_out else {}
+        return {**held, "kl_target": self.controller.target, **moved}
 
     def observe(self, loss: PreferenceLoss, stats: TokenStats, sequence_index: Tensor, num_pairs: int) -> None:
         """Take in a micro-batch that is learned from, for the controller where there is one.
