@@ -1,13 +1,16 @@
 """How often the intervals of contrasts hold the truth, simulated at the designs in use: python docs/study/coverage.py
 
-Prints tables in Markdown; it takes a minute. Tables of seeds × themes are drawn with the variances that this folder's
+Prints tables in Markdown; it takes a minute. Tables of seeds × themes are drawn with the variances that a finished
 study has (those of `power.py`) and with multiples of them, and judged by `tdpo.comparison.two_way`, with the truth
 zero. A variance that the study does not show is taken as a fortieth of the rest. The last table has gaps, as contrasts
-among good responses have.
+among good responses have. Another study than this folder's is read with its folder as the first argument, and its
+metrics as further ones.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +25,7 @@ LEVELS = (0.95, 0.9)
 DESIGNS = ((4, 40, 1), (5, 44, 3))
 SEED_FACTORS, THEME_FACTORS = (0.0, 0.25, 1.0, 4.0, 16.0), (0.0, 1.0, 4.0, 16.0)
 GAPS = (0.1, 0.3)
-METRIC = "embedding_diversity"
+METRICS = ("embedding_diversity",)
 
 
 def drawn(random: np.random.Generator, parts: Components, design: tuple[int, int, int], tries: int) -> np.ndarray:
@@ -65,29 +68,39 @@ def coverage_with_gaps(
     return hits / TRIES_WITH_GAPS
 
 
+def variances(folder: Path, metrics: Sequence[str]) -> dict[str, Components]:
+    """By "task, metric", the variances of the difference of two arms at one prompt; those that it can be known for."""
+    table = read_prompt_table(folder / "prompts.csv")
+    found = {}
+    for task in table.tasks():
+        for metric in metrics:
+            if own := pair_components(table, task, metric):
+                found[f"{task}, {metric}"] = own[0]
+    return found
+
+
 def main() -> None:
     random = np.random.default_rng(20261130)
-    table = read_prompt_table(Path(__file__).parent / "prompts.csv")
-    of_tasks = {task: pair_components(table, task, METRIC) for task in table.tasks()}
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+    known = variances(folder, sys.argv[2:] or METRICS)
+    if not known:
+        sys.exit(f"no variances in {folder}: they need two seeds, two arms and six prompts")
     for design in DESIGNS:
         print(f"\n95 % intervals (and 90 % ones), {design[0]} seeds × {design[1]} themes × {design[2]}\n")
         heads = [f"seed × {factor:g}" for factor in SEED_FACTORS]
         print(f"| variances | {' | '.join(heads)} |\n|{'---|' * (1 + len(heads))}")
-        for task, own in of_tasks.items():
-            assert own is not None
-            study = own[0]
-            seed, theme = (max(part, study.rest / 40) for part in (study.seed, study.theme))
+        for name, own in known.items():
+            seed, theme = (max(part, own.rest / 40) for part in (own.seed, own.theme))
             for factor in THEME_FACTORS:
-                parts = [Components(seed * by, theme * factor, study.rest) for by in SEED_FACTORS]
+                parts = [Components(seed * by, theme * factor, own.rest) for by in SEED_FACTORS]
                 cells = [f"{wide:.3f} ({narrow:.3f})" for wide, narrow in (coverage(random, p, design) for p in parts)]
-                print(f"| {task}, theme × {factor:g} | {' | '.join(cells)} |", flush=True)
+                print(f"| {name}, theme × {factor:g} | {' | '.join(cells)} |", flush=True)
     heads = [f"{gaps:.0%} missing" for gaps in GAPS]
     print(f"\n95 % intervals with gaps\n\n| design | {' | '.join(heads)} |\n|---|---|---|")
-    for design in DESIGNS:
-        own = of_tasks["keywords"]
-        assert own is not None
-        row = [coverage_with_gaps(random, own[0], design, gaps) for gaps in GAPS]
-        print(f"| {design[0]} × {design[1]} × {design[2]} | {' | '.join(f'{share:.3f}' for share in row)} |")
+    for name, own in known.items():
+        for design in DESIGNS:
+            row = [coverage_with_gaps(random, own, design, gaps) for gaps in GAPS]
+            print(f"| {name}, {' × '.join(map(str, design))} | {' | '.join(f'{share:.3f}' for share in row)} |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The pictures of this folder, taken from a study's report: python docs/study/pictures.py runs/study/report.html
+"""Pictures of a study, taken from its report: python docs/study/pictures.py runs/study/report.html docs/study
 
-Needs the package playwright (`make install` has it) and a Chromium browser.
+The second argument is the folder that they are written to. Needs the package playwright (`make install` has it) and a
+Chromium browser.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-HERE = Path(__file__).parent
-SECTIONS = ("frontiers", "claims")
+SECTIONS = ("frontiers", "claims", "answers", "strengths")  # a report has those that its study asked for
 # What moves with the window, or can only be used in the report itself.
 STILL = """document.getElementById("legend").style.position = "static";
   document.getElementById("frontier-controls").style.display = "none";"""
 
 
-def take(report: Path) -> None:
+def take(report: Path, folder: Path) -> None:
     """One picture a section, as wide as a desktop window."""
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
@@ -28,15 +28,17 @@ def take(report: Path) -> None:
         page.wait_for_selector("html[data-drawn]", state="attached")
         page.evaluate(f"() => {{ {STILL} }}")
         for section in SECTIONS:
+            if not page.locator(f"#{section}").count():
+                continue
             # Figures are drawn when they come into view.
             for figure in page.locator(f"#{section} figure").all():
                 figure.scroll_into_view_if_needed()
                 page.wait_for_timeout(200)
-            page.locator(f"#{section}").screenshot(path=HERE / f"{section}.png")
+            page.locator(f"#{section}").screenshot(path=folder / f"{section}.png")
         browser.close()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
-    take(Path(sys.argv[1]))
+    take(Path(sys.argv[1]), Path(sys.argv[2]))
