@@ -12,14 +12,17 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-SECTIONS = ("frontiers", "claims", "answers", "strengths")  # a report has those that its study asked for
+# A report has those that its study asked for.
+PARTS = {"frontiers": "#frontiers", "claims": "#claims", "answers": "#answers .cards", "arms": "#answers .points"}
 # What moves with the window, or can only be used in the report itself.
 STILL = """document.getElementById("legend").style.position = "static";
   document.getElementById("frontier-controls").style.display = "none";"""
+ONE_ROW = """const figures = [...document.querySelectorAll("#frontiers figure")];
+  for (const figure of figures.slice(2)) figure.style.display = "none";"""
 
 
 def take(report: Path, folder: Path) -> None:
-    """One picture a section, as wide as a desktop window."""
+    """One picture a part, as wide as a desktop window, and one of the first row of frontiers."""
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
@@ -27,14 +30,17 @@ def take(report: Path, folder: Path) -> None:
         page.goto(report.resolve().as_uri())
         page.wait_for_selector("html[data-drawn]", state="attached")
         page.evaluate(f"() => {{ {STILL} }}")
-        for section in SECTIONS:
-            if not page.locator(f"#{section}").count():
-                continue
-            # Figures are drawn when they come into view.
-            for figure in page.locator(f"#{section} figure").all():
-                figure.scroll_into_view_if_needed()
-                page.wait_for_timeout(200)
-            page.locator(f"#{section}").screenshot(path=folder / f"{section}.png")
+        for name, selector in PARTS.items():
+            part = page.locator(selector).first
+            if part.count():
+                part.evaluate("node => { node.style.padding = '16px'; }")
+                # Figures are drawn when they come into view.
+                for figure in part.locator("figure").all():
+                    figure.scroll_into_view_if_needed()
+                    page.wait_for_timeout(200)
+                part.screenshot(path=folder / f"{name}.png")
+        page.evaluate(f"() => {{ {ONE_ROW} }}")
+        page.locator("#frontiers").screenshot(path=folder / "reward.png")
         browser.close()
 
 

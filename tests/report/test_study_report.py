@@ -24,7 +24,7 @@ import tdpo.report
 from helpers.report_checks import VISIONS, Outline, contrast, lab, visible_text
 from helpers.study_fixtures import ARMS, HOSTILE, make_study, read, write
 from tdpo import methods
-from tdpo.report import is_study, write_study_report
+from tdpo.report import drawing, is_study, write_study_report
 from tdpo.report.embedding import script_hash
 from tdpo.report.numbers import show
 from tdpo.report.study.arm_styles import COLORS, SYMBOLS
@@ -37,6 +37,7 @@ from tdpo.report.study.page import study_content
 from tdpo.report.study.samples import collect_samples
 from tdpo.report.study.strengths import choices
 from tdpo.report.study.study_reading import load_study
+from tdpo.report.templating import template_environment
 
 PACKAGE = Path(tdpo.report.__file__).parents[1]
 
@@ -410,6 +411,14 @@ def test_methods_are_told_apart_by_every_colour_vision_and_by_their_markers() ->
         assert min(math.dist(one, other) for one, other in combinations(seen, 2)) > 16
     for color in COLORS.values():
         assert min(contrast(color, page) for page in ("#fcfcfa", "#ffffff", "#15181b")) >= 3
+
+
+def test_every_marker_of_the_figures_has_a_shape_of_its_own_in_text() -> None:
+    text = '{% from "macros.jinja" import swatch with context %}{{ swatch(name) }}'
+    macro = template_environment().from_string(text)
+    names = sorted({*SYMBOLS.values(), *drawing.SYMBOLS, "x"})
+    drawn = {macro.render(name=name, marker=str, color=lambda _: "#123456") for name in names}
+    assert len(drawn) == len(names)
 
 
 def test_the_same_folder_gives_the_same_bytes(folder: Path, html: str, tmp_path: Path) -> None:

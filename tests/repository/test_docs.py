@@ -94,6 +94,23 @@ def test_the_review_of_the_study_prints_the_intervals_that_its_page_quotes(tmp_p
     assert [interval for interval in quoted if interval not in printed] == []
 
 
+def test_the_page_of_the_study_at_a_target_says_what_its_tables_say(tmp_path: Path) -> None:
+    folder = ROOT / "docs/study/two_cores"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    printed = shown_to_work("bash", f"{sys.executable} {ROOT}/docs/study/tables.py {folder}", tmp_path)
+    rows = [line.rstrip() for line in printed.splitlines() if line.startswith("|")]
+    assert len(rows) > 30 and [row for row in rows if row not in page] == []
+    found = page[page.index("## What was found") : page.index("## The answers")]
+    quoted = re.findall(r"[−+]?[\d.]+\s\[[^\]]+\]", found)
+    questions = json.loads((folder / "questions.json").read_text(encoding="utf-8"))["questions"]
+    answers = [[answer[key] for key in ("value", "low", "high")] for q in questions for answer in q["answers"]]
+    assert len(quoted) == 7
+    for text in quoted:
+        numbers = re.findall(r"[\d.]+", text)
+        rounded = [sorted(f"{abs(number):.{len(numbers[0]) - 2}f}" for number in answer) for answer in answers]
+        assert sorted(numbers) in rounded, text
+
+
 def test_the_snippet_about_the_two_kls_prints_what_the_page_says(tmp_path: Path) -> None:
     page = ROOT / "docs/the_two_kls.md"
     [(language, text)] = blocks(page, "python")
