@@ -216,11 +216,43 @@ def test_the_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
         assert load_recipe(path).loss.name == "tdpo2"
 
 
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def places(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower().strip()).replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """(file, anchor or "") of every link of a page that does not lead out of the repository."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    parts = [target.partition("#") for target in targets if "://" not in target]
+    return [((page.parent / path).resolve() if path else page, anchor) for path, _, anchor in parts]
+
+
+def all_pages() -> list[Path]:
+    return [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"]
+
+
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
-            if not target.startswith(("http://", "https://")):
-                assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
+    for page in all_pages():
+        for target, anchor in links(page):
+            assert target.exists(), f"{page.name} links to {target}, which does not exist"
+            assert not anchor or anchor in places(target), f"{page.name} links to {anchor} of {target.name}"
+
+
+def test_formulas_are_plain_text() -> None:
+    """The site loads nothing from elsewhere, so nothing there draws TeX."""
+    with_tex = [page.name for page in all_pages() if re.search(r"\$\$|\$[^$\n]*\\\w+[^$\n]*\$|\$\w\$", prose(page))]
+    assert with_tex == []
 
 
 def test_the_recipe_of_the_page_on_ppo_is_one(tmp_path: Path) -> None:
