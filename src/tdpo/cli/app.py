@@ -93,8 +93,8 @@ def tdpo(
 ) -> None:
     """Token-level preference optimisation of language models, and the evidence of what it does.
 
-    New here? [bold]tdpo demo[/bold] shows everything on a small bundled model, without a
-    download. With preferences of your own, name your file and model in a recipe:
+    New here? [bold]tdpo demo[/bold] shows everything on a small model, in minutes on two cores.
+    With preferences of your own, name your file and model in a recipe:
 
         tdpo recipe --example preferences > recipe.yaml
         tdpo doctor recipe.yaml

@@ -87,7 +87,7 @@ def list_caches(folders: FoldersArgument = None, debug: Debug = False) -> None:
     [bold]Examples[/bold]
 
         tdpo cache list
-        tdpo cache list studies/quick /data/reference-caches
+        tdpo cache list runs/study_quick /data/reference-caches
     """
     from ..records.caches import LIMIT_VARIABLE, cache_folder, cache_limit, readable_bytes
 
@@ -130,7 +130,7 @@ def clear(
         tdpo cache clear --older-than 30d
         tdpo cache clear --model Qwen3 --older-than 1w --yes
         tdpo cache clear --all
-        tdpo cache clear studies/quick --all
+        tdpo cache clear runs/study_quick --all
     """
     from ..records.caches import delete, readable_bytes
 

@@ -45,7 +45,7 @@ def compare(
 
     Every run gets the same number of scored responses. The reference answers
     first; its responses become the preferences that SFT, DPO and TDPO learn from,
-    while PPO draws its own. All are judged alike on held-out prompts: reward, both
+    while PPO and online arms draw their own. All are judged alike on held-out prompts: reward, both
     exact KLs, diversity.
 
     Interrupted or killed, the same command goes on: finished runs are kept,

@@ -52,9 +52,8 @@ def demo(
     """Show everything on the bundled model: pairs, training with TDPO2, DPO and PPO, evaluation, report.
 
     Needs no GPU. Where the model is not installed, it asks whether to fetch it (90 MB). It takes three to five
-    minutes on two cores; with --full a quarter of an hour on two that multiply bfloat16 fast, and some 40 minutes
-    on two that do not. Which of them it is gets measured.
-    Interrupted, the same command continues.
+    minutes on two cores; with --full a quarter of an hour, or some 40 minutes where bfloat16 is not faster than
+    float32, which is measured first. Interrupted, the same command continues.
 
     [bold]Examples[/bold]
 

@@ -43,7 +43,7 @@ def report(
 
         tdpo report runs/sentiment_tdpo2
         tdpo report runs/sentiment_tdpo2 runs/sentiment_dpo --out comparison.html
-        tdpo report studies/quick
+        tdpo report runs/study_quick
     """
     from ..records.run_places import meant_by, results_folder
     from ..report import is_study, write_report, write_study_report

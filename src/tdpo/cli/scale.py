@@ -23,7 +23,7 @@ def scale(
     overrides: Overrides = None,
     kl: Annotated[
         float | None,
-        typer.Option("--kl", metavar="NATS", help="The KL that it shall have, per response.", show_default=False),
+        typer.Option("--kl", metavar="NATS", help="The KL to bring it to, per response.", show_default=False),
     ] = None,
     direction: Annotated[
         Literal["reverse", "forward"] | None,

@@ -31,7 +31,8 @@ Made from the schema: `tdpo recipe --markdown > docs/recipe.md`.
 PPO_HEADER = """# The PPO recipe
 
 A recipe with a section `ppo` (`ppo: {}` is enough) is one for `tdpo ppo`. Prompts and reward come from an environment,
-or from `prompts` together with `rewards`. The sections `model` and `evaluation` are those from above.
+or from `prompts` together with `rewards`. The sections `model`, `environment` and `evaluation` are those from above, and
+so are `engine`, `url`, `adapter_dir` and `timeout` of `sampling` ([sampling from a vLLM server](vllm.md)).
 """
 
 ONLINE_HEADER = """# The online recipe
@@ -39,14 +40,15 @@ ONLINE_HEADER = """# The online recipe
 A recipe with a section `online` (`online: {}` is enough) is one for `tdpo train`, on pairs that the policy draws itself
 while it learns. Prompts and reward come from an environment, or from `prompts` together with `rewards`, as in a PPO
 recipe. With `loss.name` kl prompts are enough; rewards given beside it are logged and evaluated, and not learned from.
-Besides it has `rollouts`, `loss`, `model` and `evaluation` from above.
+It also has `rollouts`, `loss`, `model`, `sampling` and `evaluation` as above.
 """
 
 
 STUDY_HEADER = """# The study
 
-A file with `arms` is one for `tdpo compare`. Its sections `model`, `sampling`, `training`, `rollouts`, `ppo` and
-`evaluation` are those from above and hold for all runs; what a study has of its own:
+A file with `arms` is one for `tdpo compare`. Its sections `model`, `sampling`, `training`, `rollouts`, `online`, `ppo`
+and `evaluation` are those from above and hold for all runs. A task has the section `environment` or `data`. What a study
+has of its own:
 """
 
 
@@ -113,7 +115,9 @@ def recipe_markdown() -> str:
     rows, ppo_rows = documented_keys(), documented_keys(PPORecipe)
     studies = only_in_studies()
     own_of_studies = ("tasks", "arms", "claims", "claims[].parts", "questions")
-    of_their_own = [row for row in only_in_ppo() if row.is_section]
+    own = only_in_ppo()
+    with_own_keys = {_section_of_key(row.key) for row in own if not row.is_section}
+    of_their_own = [row for row in own if row.is_section and row.key in with_own_keys]
     online_rows = documented_keys(OnlineRecipe)
     return "\n".join(
         [
