@@ -17,7 +17,7 @@ DEFAULT = Path("runs/exact")
 def exact(
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder for tables and page; a begun one is gone on with."),
+        typer.Option("--out", "-o", metavar="DIR", help="Folder for tables and page; one that was begun is continued."),
     ] = DEFAULT,
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Problems at a time; 0 is the number of cores, 2 at most.")

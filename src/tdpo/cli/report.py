@@ -35,7 +35,7 @@ def report(
 ) -> None:
     """Write one HTML file about one run or several: what was run, curves, base against trained, samples.
 
-    Of a study's folder (`tdpo compare`) it shows the frontiers, the claims' verdicts, diversity and all responses.
+    For a study's folder (`tdpo compare`) it shows the frontiers, the claims' verdicts, diversity and all responses.
 
     The file holds everything it shows and opens without a network.
 

@@ -42,10 +42,10 @@ def scale(
     """Bring a trained adapter to the KL that you want, without training it again.
 
     What the adapter adds is multiplied by one factor: 0 is the reference, 1 the
-    trained policy, and what lies between has the KLs between. With --kl the
-    factor is searched (0.1 to 2) that gives this exact KL, measured on responses
-    to the held-out prompts. Overrides change the evaluation section: how many
-    prompts are answered, and how.
+    trained policy, and what lies between has the KLs between. --kl searches the
+    factor (0.1 to 2) that gives this exact KL on responses to the held-out
+    prompts. Overrides change the evaluation section: how many prompts are
+    answered, and how.
 
     [bold]Examples[/bold]
 
