@@ -31,8 +31,8 @@ Made from the schema: `tdpo recipe --markdown > docs/recipe.md`.
 PPO_HEADER = """# The PPO recipe
 
 A recipe with a section `ppo` (`ppo: {}` is enough) is one for `tdpo ppo`. Prompts and reward come from an environment,
-or from `prompts` together with `rewards`. The sections `model`, `environment` and `evaluation` are those from above, and
-so are `engine`, `url`, `adapter_dir` and `timeout` of `sampling` ([sampling from a vLLM server](vllm.md)).
+or from `prompts` together with `rewards`. The sections `model`, `environment` and `evaluation` are those from above, as
+are `engine`, `url`, `adapter_dir` and `timeout` of `sampling` ([sampling from a vLLM server](vllm.md)).
 """
 
 ONLINE_HEADER = """# The online recipe
@@ -47,8 +47,8 @@ It also has `rollouts`, `loss`, `model`, `sampling` and `evaluation` as above.
 STUDY_HEADER = """# The study
 
 A file with `arms` is one for `tdpo compare`. Its sections `model`, `sampling`, `training`, `rollouts`, `online`, `ppo`
-and `evaluation` are those from above and hold for all runs. A task has the section `environment` or `data`. What a study
-has of its own:
+and `evaluation` are those from above and hold for all runs. A task has the section `environment` or `data`. What a
+study has of its own:
 """
 
 
