@@ -123,3 +123,7 @@ def test_the_page_of_python_fields_is_current_and_complete() -> None:
     for config, part in ((TDPOConfig, pair_part), (PPOConfig, ppo_part)):
         lacking = {option.name for option in dataclasses.fields(config) if f"`{option.name}`" not in part}
         assert lacking == set(), config.__name__
+    for part in page.split("\n## ")[1:]:
+        named = re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)
+        twice = {name for name in named if named.count(name) > 1}
+        assert twice == set(), "what is refused has no other meaning"

@@ -31,28 +31,37 @@ _WHOLE_SECTIONS = {"reward_weights": "rewards[].weight", "reference_update": "on
 def python_fields_markdown() -> str:
     """The text of docs/python_fields.md."""
     of_online = {**REFUSED, **online_arguments.REFUSED}
+    others = {
+        config: [*_other_fields(config, own, keys, refused)]
+        for config, own, keys, refused in (
+            (TDPOConfig, offline.FIELDS, PAIR_KEYS, {**REFUSED, **offline.REFUSED}),
+            (PPOConfig, online.FIELDS, PPO_KEYS, of_online),
+            (OnlineTDPOConfig, online_pairs.FIELDS, ONLINE_KEYS, of_online),
+        )
+    }
+    if others[OnlineTDPOConfig] == others[PPOConfig]:
+        others[OnlineTDPOConfig] = ["What is refused, and what all other fields are, is as with PPOConfig.\n"]
     return "\n".join(
         [
             HEADER,
-            *_page(TDPOConfig, offline.FIELDS, Recipe, PAIR_KEYS, {**REFUSED, **offline.REFUSED}),
-            *_page(PPOConfig, online.FIELDS, PPORecipe, PPO_KEYS, of_online),
-            *_page(OnlineTDPOConfig, online_pairs.FIELDS, OnlineRecipe, ONLINE_KEYS, of_online),
+            *_fields_with_keys(TDPOConfig, offline.FIELDS, Recipe, PAIR_KEYS),
+            *others[TDPOConfig],
+            *_fields_with_keys(PPOConfig, online.FIELDS, PPORecipe, PPO_KEYS),
+            *others[PPOConfig],
+            *_fields_with_keys(OnlineTDPOConfig, online_pairs.FIELDS, OnlineRecipe, ONLINE_KEYS),
+            *others[OnlineTDPOConfig],
         ]
     )
 
 
-def _page(
-    config: Any, own: RecipeFields, schema: type[Section], keys: Mapping[str, str], refused: Mapping[str, str]
-) -> Iterator[str]:
+def _fields_with_keys(config: Any, own: RecipeFields, schema: type[Section], keys: Mapping[str, str]) -> Iterator[str]:
     options = {option.name: option for option in fields(config)}
     by_default = config("unused", use_cpu=True)
     accepted = _accepted(config)
     meanings = {row.key: row.meaning for row in documented_keys(schema)}
     whole_sections = {**_WHOLE_SECTIONS, "kl": "kl" if schema is PPORecipe else "loss.kl"}
-    annotations = _own_annotations(config)
-    own_names = [option for option in options if option in annotations or option in own.keys]
-    name = config.__name__
-    yield f"## {name}: its own fields\n"
+    own_names = _own_names(config, own)
+    yield f"## {config.__name__}\n\nIts own fields:\n"
     yield markdown_table(
         "| field | key | default | accepts | meaning |",
         (
@@ -66,7 +75,7 @@ def _page(
             for option in own_names
         ),
     )
-    yield f"## {name}: fields of transformers' that a recipe has a key for\n"
+    yield "Fields of transformers' that a recipe has a key for:\n"
     shared = [option for option in options if option in keys and option not in own_names]
     yield markdown_table(
         "| field | key | default in Python | meaning of the key |",
@@ -75,23 +84,33 @@ def _page(
             for option in shared
         ),
     )
-    yield f"## {name}: fields that are refused\n"
+
+
+def _other_fields(config: Any, own: RecipeFields, keys: Mapping[str, str], refused: Mapping[str, str]) -> Iterator[str]:
+    options = {option.name: option for option in fields(config)}
+    own_names = _own_names(config, own)
+    yield "Fields that are refused:\n"
     yield markdown_table(
         "| field | why |", ((f"`{option}`", why) for option, why in refused.items() if option in options)
     )
     of_trl = [option for option in options if option in trl_names.NAMES and option not in Arguments.__annotations__]
     if of_trl:
-        yield f"## {name}: names of TRL's that are understood\n"
-        yield f"What becomes of each is in [from TRL](from_trl.md). {_listed(of_trl)}\n"
-    yield f"## {name}: fields of transformers' with another default or meaning\n"
-    other = [option for option in options if option in {*Arguments.__annotations__} - {*shared, *own_names}]
+        yield f"Names of TRL's that are understood ([what becomes of each](from_trl.md)): {_listed(of_trl)}\n"
+    yield "Fields of transformers' with another default or meaning:\n"
+    with_meaning = {*Arguments.__annotations__} - {*keys, *own_names, *refused}
+    other = [option for option in options if option in with_meaning]
     yield markdown_table(
         "| field | default | meaning |",
         ((f"`{option}`", _shown(_default(options[option])), _help(options[option])) for option in other),
     )
-    rest = [option for option in options if option not in {*own_names, *shared, *refused, *of_trl, *other}]
-    yield f"## {name}: the other fields of transformers'\n"
-    yield f"They mean what they mean there, and no recipe has a key for them. {_listed(rest)}\n"
+    rest = [option for option in options if option not in {*own_names, *keys, *refused, *of_trl, *other}]
+    yield f"The other fields mean what they mean in transformers, and no recipe has a key for them: {_listed(rest)}\n"
+
+
+def _own_names(config: Any, own: RecipeFields) -> list[str]:
+    """The fields that transformers' arguments have not, in their order."""
+    annotations = _own_annotations(config)
+    return [option.name for option in fields(config) if option.name in annotations or option.name in own.keys]
 
 
 def _own_annotations(config: Any) -> set[str]:
