@@ -42,23 +42,32 @@ def compiled_step(model: Any) -> Callable[..., Any]:
     """The model as a function of one more token a row, compiled; its logits stay what they are in the next step."""
     lm = causal_lm_of(model)
     if lm not in _compiled:
-        _compiled[lm] = torch.compile(_without_gradient(model), **options)
+        _compiled[lm] = torch.compile(_called, **options)
     run = _compiled[lm]
 
     def step(**inputs: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
-        output = run(**inputs)
+        output = run(model, **inputs)
         output.logits = output.logits.clone()  # a graph writes the next ones into the same memory
         return output
 
     return step
 
 
-def _without_gradient(model: Any) -> Callable[..., Any]:
-    def forward(**inputs: Any) -> Any:
-        return model(**inputs)
+def _called(model: Any, **inputs: Any) -> Any:
+    """The model is an argument: held by what is compiled for it, it would never be let go of."""
+    return model(**inputs)
 
-    return forward
+
+def keep_addresses(cache: Any) -> None:
+    """Say that the tensors of a static cache stay where they are until rows are selected again.
+
+    A step writes into them. torch records no CUDA graph of a function that writes into what it is given, unless it is
+    marked so; transformers marks what it allocates, and `reorder_cache` puts other tensors in its place.
+    """
+    for layer in cache.layers:
+        for states in (layer.keys, layer.values):
+            torch._dynamo.mark_static_address(states)
 
 
 def rows_to_keep(live: list[int], rows: int) -> list[int]:

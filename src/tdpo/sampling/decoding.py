@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 
-from .compiled_steps import compiled_step
+from .compiled_steps import compiled_step, keep_addresses
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ class DecodingBatch:
         index = torch.tensor(slots, device=self.mask.device)
         if self.way.state == "cache":
             self.state.reorder_cache(index)
+            if self.way.is_static:
+                keep_addresses(self.state)
         elif self.way.state == "own":
             self.state = _selected(self.state, index, rows)
         else:

@@ -254,7 +254,7 @@ class _Loop:
         prompts = {row.prompt_index: row.prompt_ids for row in rows}
         slots = {index: slot for slot, index in enumerate(prompts)}
         capacity = max(map(len, prompts.values())) + self.settings.max_new_tokens
-        way = with_compiled_steps(self.model, self.way, capacity)
+        way = with_compiled_steps(self.model, self.way)
         batch = DecodingBatch(self.model, capacity, way)
         logits = batch.prefill(list(prompts.values()))
         repeats = [slots[row.prompt_index] for row in rows]
