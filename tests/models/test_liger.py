@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import MethodType, ModuleType
+from types import MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 
 from helpers.training_cases import different_model, make_trainer, train_logs
 from tdpo.models.liger import apply_liger, why_no_liger
+from tdpo.training import policy
 
 Norm = Callable[[Any, torch.Tensor], torch.Tensor]
 
@@ -92,3 +93,19 @@ def test_a_training_calls_them_in_both_models(
         assert stand_in["calls"] - before == (2 * 2 * 5 if uses else 0), "two updates, two models, five norms"
         assert trainer.args.use_liger_kernel == uses and reference is not trainer.model
     assert logs[0] == logs[1]
+
+
+def test_models_get_the_kernels_where_they_train(
+    tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference comes on the host, where no kernel runs; what is sharded stays there until the training begins."""
+    places = []
+    monkeypatch.setattr(policy, "apply_liger", lambda model, _: places.append(model.device.type) or 1)
+    args: Any = SimpleNamespace(
+        device=torch.device("meta"), place_model_on_device=True, fsdp="", deepspeed=None, liger_kernel_config=None
+    )
+    policy._use_liger(tiny_model("llama"), args)
+    assert places == ["meta"]
+    args.fsdp = "full_shard"
+    with pytest.raises(ValueError, match=r"run on meta, and this model is on cpu .* sharded \(FSDP, DeepSpeed\)"):
+        policy._use_liger(tiny_model("llama"), args)

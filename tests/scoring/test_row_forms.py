@@ -117,6 +117,27 @@ def test_attention_by_blocks_gives_the_states_and_gradients_of_the_mask(
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9 * float(expected.detach().abs().max()))
 
 
+def test_attention_by_blocks_is_compiled_beyond_torchs_limit(
+    tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the limit torch would compute scores of all T × T pairs, and say so once in its own log."""
+    from transformers.integrations import flex_attention
+
+    limits, config = [], torch._dynamo.config
+    before = config.recompile_limit
+
+    def noted(query: Tensor, *_: Any, **__: Any) -> Tensor:
+        limits.append(config.recompile_limit)
+        return query
+
+    monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", noted)
+    batch = shared_prefix_batch(made_up(3, (5, 6, 7)), 0, ranged=True)
+    with attention_restored():
+        response_hidden(tiny_model("llama"), batch.model_inputs(), batch.response_index)
+    assert limits == [64, 64], "in both layers"
+    assert config.recompile_limit == before == 8
+
+
 @pytest.mark.parametrize(("family", "takes"), [("llama", True), ("gpt2", False)])
 def test_models_are_asked_whether_they_take_ranges(
     eager_flex: None, tiny_model: Callable[..., Any], family: str, takes: bool

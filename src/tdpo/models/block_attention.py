@@ -5,12 +5,19 @@ The blocks are read off the ranges of the rows (`batches/visibility.py`), withou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..batches.visibility import BLOCK, visible
+
+# How many forms of FlexAttention torch may compile: with and without gradients, one row and several, one block and
+# several, in each dtype, first for one shape and then for all. From torch's own limit of 8 on it would compute the whole
+# matrix of scores instead. A probe, a cache, a training and its evaluations came to 8 in a trial.
+FORMS = 64
 
 
 def block_mask(ranges: Tensor) -> Any:
@@ -67,4 +74,19 @@ def attend_by_blocks(module: Any, query: Tensor, key: Tensor, value: Tensor, mas
     from transformers.integrations.flex_attention import flex_attention_forward
 
     options.pop("is_causal", None)  # the mask says it
-    return flex_attention_forward(module, query, key, value, mask, **options)
+    if torch.compiler.is_compiling():  # the whole model, with FlexAttention in it
+        return flex_attention_forward(module, query, key, value, mask, **options)
+    with _room_for_forms():
+        return flex_attention_forward(module, query, key, value, mask, **options)
+
+
+@contextmanager
+def _room_for_forms() -> Iterator[None]:
+    """Inside, torch compiles a function for up to `FORMS` kinds of arguments, or for more if it is set so."""
+    config: Any = torch._dynamo.config
+    before = config.recompile_limit
+    config.recompile_limit = max(before, FORMS)
+    try:
+        yield
+    finally:
+        config.recompile_limit = before

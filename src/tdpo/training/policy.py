@@ -159,9 +159,21 @@ def settled(policy: Any, reference: Any | None, args: Arguments, method: str) ->
     if args.use_liger_kernel:  # in both, and before a cache is made: they would differ by rounding before any update
         for model in (policy, reference):
             if model is not None:
-                count = apply_liger(model, args.liger_kernel_config)
-                logger.info("Liger's kernels compute %d parts of %s.", count, type(causal_lm_of(model)).__name__)
+                _use_liger(model, args)
     return policy, precision, reference
+
+
+def _use_liger(model: Any, args: Arguments) -> None:
+    """Put Liger's kernels into a model where it trains: on the host, where a reference may lie, they do not run."""
+    place_on_device(model, args)
+    device = next(model.parameters()).device
+    if device.type != args.device.type:
+        raise ValueError(
+            f"use_liger_kernel: Liger's kernels run on {args.device}, and this model is on {device} while it is "
+            "examined, as one that is sharded (FSDP, DeepSpeed) is. Leave it out, or train without sharding."
+        )
+    count = apply_liger(model, args.liger_kernel_config)
+    logger.info("Liger's kernels compute %d parts of %s.", count, type(causal_lm_of(model)).__name__)
 
 
 def place_on_device(model: Any, args: Arguments) -> None:

@@ -21,7 +21,7 @@ def _head_rows(
     operand_ptr: tl.tensor,
 ) -> Any:
     """Some entries' rows of the head as the products took them, which is rounded to the operands' dtype; float64."""
-    at = weight_ptr + entry[:, None] * row_stride + place[None, :] * column_stride
+    at = weight_ptr + entry[:, None] * row_stride + place[None, :].to(tl.int64) * column_stride
     return rounded(tl.load(at, mask=inside, other=0.0).to(tl.float32), operand_ptr).to(tl.float64)
 
 
@@ -134,6 +134,7 @@ def correct_and_normalise(
     summed = weight.to(tl.float64)
 
     total = tl.load(total_ptr + row) + tl.sum(exact - summed)
+    tl.debug_barrier()  # every thread uses the total, so all have read it before one writes
     exact_excess = tl.where(exact > 0.0, exact * (exact_z - wide_shift * LN2), 0.0)
     excess = tl.where(weight > 0.0, summed * (z.to(tl.float64) - wide_shift * LN2), 0.0)
     tl.store(total_ptr + row, total)
