@@ -22,6 +22,7 @@ from helpers.head_cases import EXTRAS, LargestTensor, weighted_sum
 from helpers.kernel_cases import DEVICE, any_case, frozen_case, kernels, needs_triton, quiet  # noqa: F401
 from tdpo import frozen_head_token_stats, linear_token_stats, summarize_reference
 from tdpo.token_statistics import cuda, implementations
+from tdpo.token_statistics import products as plain_products
 from tdpo.token_statistics.cuda import choice, products
 from tdpo.token_statistics.cuda.self_check import kernels_agree
 from tdpo.token_statistics.implementations import KERNELS, TILED, implementation_for
@@ -198,6 +199,58 @@ def test_float32_products_stay_float32_where_tf32_is_allowed() -> None:
         assert setting.fp32_precision == "tf32"
     finally:
         setting.fp32_precision = before
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)])
+def test_the_plain_walks_products_do_too(
+    dtypes: tuple[torch.dtype, torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a GPU without kernels would give KLs of ten bits, and kernels that are right would not agree with it."""
+    setting: Any = torch.backends.cuda.matmul
+    before, seen = setting.fp32_precision, []
+    for name in ("mm", "addmm"):
+        plain = getattr(torch, name)
+        monkeypatch.setattr(
+            torch, name, lambda *a, plain=plain, **k: (seen.append(setting.fp32_precision), plain(*a, **k))[1]
+        )
+    a, b = (torch.empty(4, 4, dtype=dtype, device="meta") for dtype in dtypes)
+    try:
+        setting.fp32_precision = "tf32"
+        plain_products.wide_product(a, b)
+        plain_products.add_wide_product(torch.empty(4, 4, device="meta"), a, b, plain_products.Workspace())
+        assert len(seen) >= 2 and set(seen) == {"ieee"} and setting.fp32_precision == "tf32"
+    finally:
+        setting.fp32_precision = before
+
+
+@needs_triton
+@quiet
+def test_what_a_caller_has_switched_off_does_not_decide_about_the_kernels(
+    kernels: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    """The answer is kept for the whole process."""
+    with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
+        assert kernels_agree.__wrapped__(torch.device(DEVICE), torch.float32)
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("the card is full just now")
+
+    kernels.setattr(cuda, "statistics", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        kernels_agree.__wrapped__(torch.device(DEVICE), torch.float32)
+
+
+def test_the_kernels_are_asked_in_the_dtypes_of_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bias is no operand, and two models may have two dtypes."""
+    asked: list[torch.dtype] = []
+    monkeypatch.setattr(cuda, "kernels_apply", lambda *_: True)
+    monkeypatch.setattr(implementations, "kernels_agree", lambda _, dtype: asked.append(dtype) or True)
+    half, wide = torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, 3)
+    bias = torch.zeros(2)
+    implementation_for("auto", half, half, bias)
+    assert asked == [torch.bfloat16]
+    implementation_for("auto", half, wide, half, bias, wide, None)
+    assert set(asked[1:]) == {torch.bfloat16, torch.float32}
 
 
 @needs_triton

@@ -52,6 +52,8 @@ def implementation_for(impl: Impl, *tensors: Tensor | None) -> Implementation:
 
 
 def _agree_on(*tensors: Tensor | None) -> bool:
-    """Whether the kernels agree with the plain walk on the device of these tensors, in the dtype of their products."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    return kernels_agree(present[0].device, operand_dtype(present[0], present[-1]))
+    """Whether the kernels agree with the plain walk on the device of these tensors, in the dtypes of their products."""
+    matrices = [tensor for tensor in tensors if tensor is not None and tensor.dim() == 2]  # and no biases
+    models = len(matrices) // 2  # their hidden states come first, then their heads
+    dtypes = {operand_dtype(*pair) for pair in zip(matrices[:models], matrices[models:], strict=True)}
+    return all(kernels_agree(matrices[0].device, dtype) for dtype in dtypes)

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,21 @@ def float32_products_in_bf16(enabled: bool) -> Iterator[None]:
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = setting.fp32_precision
     setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
+@contextmanager
+def full_float32(enabled: bool) -> Iterator[None]:
+    """Keep float32 products of a GPU in float32 where TF32 is allowed: ten bits of a logit leave no KL."""
+    setting: Any = torch.backends.cuda.matmul
+    if not enabled or setting.fp32_precision == "ieee":
+        yield
+        return
+    before = setting.fp32_precision
+    setting.fp32_precision = "ieee"
     try:
         yield
     finally:
@@ -89,8 +105,9 @@ def _has_wide_kernel(a: Tensor, b: Tensor) -> bool:
 def _wide_operands(a: Tensor, b: Tensor, work: Workspace) -> Iterator[tuple[Tensor, Tensor]]:
     """Both operands in float32 (float64 if one is float64); their product may use the units of their own dtypes."""
     wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-    exact = a.device.type == "cpu" and a.dtype == b.dtype == torch.bfloat16
-    with float32_products_in_bf16(exact):
+    on_cpu = a.device.type == "cpu"
+    exact = on_cpu and a.dtype == b.dtype == torch.bfloat16
+    with float32_products_in_bf16(exact), full_float32(not on_cpu and wide == torch.float32):
         yield work.converted("left operand", a, wide), work.converted("right operand", b, wide)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..products import full_float32
 
 # Columns that a program of a pass holds at once, and its warps. Where it holds two models' logits, half as many: with
 # 4096 the compiler gives a thread so many registers that a multiprocessor runs one program at a time.
@@ -81,21 +82,6 @@ def tiles(weight: Tensor, width: int, operand_dtype: torch.dtype) -> Iterator[Ti
     for start in range(0, vocabulary, width):
         end = min(start + width, vocabulary)
         yield Tile(start, end, weight[start:end].to(operand_dtype))
-
-
-@contextmanager
-def full_float32(enabled: bool) -> Iterator[None]:
-    """Keep float32 products of a GPU in float32 where TF32 is allowed: ten bits of a logit leave no KL."""
-    setting: Any = torch.backends.cuda.matmul
-    if not enabled or setting.fp32_precision == "ieee":
-        yield
-        return
-    before = setting.fp32_precision
-    setting.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

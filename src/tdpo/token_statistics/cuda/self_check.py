@@ -32,6 +32,8 @@ def kernels_agree(device: torch.device, dtype: torch.dtype) -> bool:
         if distance <= TOLERANCE.get(dtype, 5e-2):
             return True
         reason = f"their numbers are off by {distance:.2g} (relative)"
+    except torch.OutOfMemoryError:
+        raise  # it says nothing of the kernels, and the answer is kept
     except Exception as error:  # compilers and drivers raise what they like
         reason = f"they fail with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     logging.getLogger(__name__).warning(
@@ -45,15 +47,16 @@ def kernels_agree(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _distances(device: torch.device, dtype: torch.dtype) -> Iterator[float]:
-    draw = torch.Generator().manual_seed(0)  # the global random state stays as it is
+    # Whatever the caller has switched off: the answer holds for all later calls.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        draw = torch.Generator().manual_seed(0)  # the global random state stays as it is
 
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(*shape, generator=draw)).to(device, dtype)
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            return (scale * torch.randn(*shape, generator=draw)).to(device, dtype)
 
-    hidden, reference = normal(TOKENS, WIDTH), normal(TOKENS, WIDTH)
-    weight, other = normal(VOCABULARY, WIDTH, scale=0.3), normal(VOCABULARY, WIDTH, scale=0.3)
-    targets = torch.randint(VOCABULARY, (TOKENS,), generator=draw).to(device)
-    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        hidden, reference = normal(TOKENS, WIDTH), normal(TOKENS, WIDTH)
+        weight, other = normal(VOCABULARY, WIDTH, scale=0.3), normal(VOCABULARY, WIDTH, scale=0.3)
+        targets = torch.randint(VOCABULARY, (TOKENS,), generator=draw).to(device)
         ours = _trained(cuda.linear_statistics, hidden, weight, reference, Head(other), targets)
         plain = _trained(tiled.linear_statistics, hidden, weight, reference, Head(other), targets)
         yield from map(_relative, ours, plain)
