@@ -108,3 +108,15 @@ def test_weights_are_held_without_loss_and_ties_stay(adapter: bool) -> None:
     assert {p.dtype for n, p in held.named_parameters() if "lora_" not in n} == {torch.bfloat16}
     assert {p.dtype for n, p in held.named_parameters() if "lora_" in n} == ({torch.float32} if adapter else set())
     assert all(torch.equal(b, buffers[n.removeprefix("base_model.model.")]) for n, b in held.named_buffers())
+
+
+def test_what_a_gpu_loads_with_its_first_products_is_not_their_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second of loading would end the measurement, and decide between the dtypes."""
+    loads, multiplies = {torch.float32: 0.5, torch.bfloat16: 1.0}, {torch.float32: 2e-3, torch.bfloat16: 1e-3}
+
+    def seconds_of(left: torch.Tensor, _: torch.Tensor) -> float:
+        return loads.pop(left.dtype, multiplies[left.dtype])
+
+    monkeypatch.setattr(speeds, "_seconds_of", seconds_of)
+    operands = {dtype: speeds._operands(2, 2, 2, dtype, "meta") for dtype in multiplies}
+    assert speeds._best_seconds(operands) == multiplies
