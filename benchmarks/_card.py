@@ -52,6 +52,21 @@ def random_model(shape: str, dtype: str, device: str) -> Any:
     return model
 
 
+def byte_tokenizer() -> Any:
+    """A tokenizer for random weights: a token a byte, behind those for padding, beginning and end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>"]
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    pad, begin, end = special
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=begin, eos_token=end)
+    fast.chat_template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    return fast
+
+
 class CardMemory:
     """As `_harness.PeakMemory`, of what torch has allocated on the current GPU."""
 
@@ -66,6 +81,12 @@ class CardMemory:
     def read(self) -> float:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - self.before) / MIB
+
+
+def settle_library(dtype: torch.dtype) -> None:
+    """Multiply once, so that what the library of products keeps for itself is no contestant's memory."""
+    square = torch.ones(256, 256, dtype=dtype, device="cuda")
+    torch.mm(square, square)
 
 
 def timed(step: Callable[[], Any]) -> tuple[float, float, Any]:

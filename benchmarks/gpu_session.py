@@ -1,13 +1,15 @@
-"""Everything that is to be shown on one GPU, in one go: the tests on the card, then every table with its limits.
+"""Everything that is to be shown on one GPU, in one go: the kernels' tests, every table with its limits, all tests.
 
     python benchmarks/gpu_session.py                  # on a machine with one card: an hour or two
-    python benchmarks/gpu_session.py --only head step # a part of it
+    python benchmarks/gpu_session.py --minutes 9 --only kernels head --folder out   # a part of it, in so much time
+    python benchmarks/gpu_session.py --judge --folder out   # the table of what is in the folder; runs nothing
     python benchmarks/gpu_session.py --dry-run        # without a card: tiny shapes on the CPU; shows that it runs
 
-Each part is a command of its own and writes its own file into benchmarks/results/ (names begin with gpu-), with card,
-driver and versions. Rounds alternate over the contestants, so ratios are of one card in one hour. A part that fails is
-named, and the others go on. At the end the table of limits is printed and written to gpu-session.json: a ratio whose
-parts were not all measured is "not measured", never a number.
+What matters most comes first. Each part is a command of its own and writes its own file into --folder (names begin with
+gpu-) after every single run, with card, driver and versions. Rounds alternate over the contestants, so ratios are of one
+card in one hour. A part that fails, or that the time ends, is named; what it has measured counts. After every part the
+table of limits is printed and written to gpu-session.json: a ratio whose parts were not all measured is "not measured",
+never a number.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,12 +42,21 @@ class Part:
     arguments: str
     dry: str
 
-    def output(self, dry: bool) -> Path:
-        return RESULTS / f"gpu-{self.name}{'-dry' if dry else ''}.json"
+    def output(self, folder: Path, dry: bool) -> Path:
+        return folder / f"gpu-{self.name}{'-dry' if dry else ''}.json"
 
-    def command(self, dry: bool) -> list[str]:
+    def command(self, folder: Path, dry: bool) -> list[str]:
         given = self.dry if dry else f"--device cuda {self.arguments}"
-        return [sys.executable, str(HERE / self.script), *split(given), "--output", str(self.output(dry))]
+        return [sys.executable, str(HERE / self.script), *split(given), "--output", str(self.output(folder, dry))]
+
+
+# The tests of the kernels alone; whether the rest means anything depends on them.
+KERNEL_TESTS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests/token_statistics").glob("test_cuda_*.py"))]
+TESTS = {
+    "kernels": [sys.executable, "-m", "pytest", *KERNEL_TESTS],
+    # In the environment that runs this, and not in one that make would have to install.
+    "tests": ["make", "test-gpu", "-o", "install", f"BIN={Path(sys.executable).parent}"],
+}
 
 
 def split(text: str) -> list[str]:
@@ -67,12 +79,17 @@ ON_CPU = "|tdpo TDPO2, LoRA| |TRL DPO, LoRA|"
 HEAD = "--rounds 3 --iterations 5"
 PARTS = [
     Part("head-4096", "head.py", f"--shape qwen3-1.7b --tokens 4096 {HEAD}", "--quick"),
-    Part("head-8192", "head.py", f"--shape llama-3-8b --tokens 8192 {HEAD}", "--quick"),
     Part(
         "step", "step.py",
         f"{STEP} |{OURS}| |{TRL}| |{LIGER[0]}| |{LIGER[1]}| |{COMPILED}| |TRL DPO, LoRA, bf16| |naive TDPO2, LoRA| "
         "--prompt-tokens 512 --response-tokens 512",
         f"{TINY} {ON_CPU}",
+    ),
+    Part("head-8192", "head.py", f"--shape llama-3-8b --tokens 8192 {HEAD}", "--quick"),
+    Part(
+        "rollouts", "rollouts.py",
+        "--shape smollm2-135m --dtype bfloat16 --batches 128x8 --new-tokens 128 --rollouts 3 --rounds 2",
+        "--quick --shape tiny",
     ),
     Part(
         "step-long-prompts", "step.py", f"{STEP} |{OURS}| |{TRL}| --prompt-tokens 1536 --response-tokens 256",
@@ -84,11 +101,9 @@ PARTS = [
         "--prompt-tokens 512 --response-tokens 512",
         f"{TINY} |{FULL[0]}| |{FULL[1]}|",
     ),
-    Part(
-        "rollouts", "rollouts.py", "--dtype bfloat16 --batches 128x8 --new-tokens 128 --rollouts 20 --rounds 2",
-        "--quick",
-    ),
 ]  # fmt: skip
+# Whether kernels are right comes before how fast they are; all other tests take longest.
+ORDER = ["kernels", *(part.name for part in PARTS), "tests"]
 
 
 @dataclass(frozen=True)
@@ -108,13 +123,13 @@ class Limit:
 FROZEN = "frozen head with summary"
 PRODUCTS, COMPILED_LINES, SAME_KERNELS = "two bare products", "torch.compile naive TDPO", "frozen DPO, same kernels"
 LIMITS = [
-    Limit("head frozen, N 4096 / its two bare products", "head-4096", FROZEN, PRODUCTS, "seconds", 1.5, "frozen"),
+    Limit("head frozen, N 4096 / its two bare products", "head-4096", FROZEN, PRODUCTS, "milliseconds", 1.5, "frozen"),
     Limit("the same, MiB", "head-4096", FROZEN, None, "mebibytes", 450, "frozen"),
-    Limit("head frozen, N 8192 / its two bare products", "head-8192", FROZEN, PRODUCTS, "seconds", 1.2, "frozen"),
+    Limit("head frozen, N 8192 / its two bare products", "head-8192", FROZEN, PRODUCTS, "milliseconds", 1.2, "frozen"),
     Limit("the same, MiB", "head-8192", FROZEN, None, "mebibytes", 900, "frozen"),
-    Limit("head trained / compiled published lines", "head-4096", "tiled", COMPILED_LINES, "seconds", 1.15, "trained"),
+    Limit("head trained / compiled published lines", "head-4096", "tiled", COMPILED_LINES, "milliseconds", 1.15, "trained"),
     Limit("the same, memory", "head-4096", "tiled", COMPILED_LINES, "mebibytes", 1 / 8, "trained"),
-    Limit("head frozen / plain DPO, same kernels", "head-4096", FROZEN, SAME_KERNELS, "seconds", 1.1, "frozen"),
+    Limit("head frozen / plain DPO, same kernels", "head-4096", FROZEN, SAME_KERNELS, "milliseconds", 1.1, "frozen"),
     Limit("LoRA step, defaults / TRL's DPO", "step", OURS, TRL, "seconds", 0.7),
     Limit("LoRA step, both with Liger", "step", *LIGER, "seconds", 0.75),
     Limit("LoRA step, compiled / TRL's best", "step", COMPILED, LIGER[1], "seconds", 0.7),
@@ -124,7 +139,7 @@ LIMITS = [
     Limit("memory, LoRA step, both with Liger", "step", *LIGER, "mebibytes", 0.8),
     Limit("memory, all weights", "step-full", *FULL, "mebibytes", 0.8),
     Limit(
-        "sampling / transformers' generate", "rollouts", "tdpo, adapter merged", "generate, base model",
+        "sampling / transformers' generate", "rollouts", "tdpo, adapter merged, compiled", "generate, base model",
         "tokens_per_second", 2.5, at_least=True,
     ),
 ]  # fmt: skip
@@ -155,64 +170,105 @@ def judged(limit: Limit, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"what": limit.what, "part": limit.part, "value": value, "limit": limit.limit, "met": met}
 
 
-def run(command: Sequence[str], name: str) -> float | None:
-    """Run a part, with what it prints on this terminal; the seconds it took, or None where it failed."""
-    print(f"\n=== {name}: {' '.join(command)}", flush=True)
-    started = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT)
-    return time.perf_counter() - started if done.returncode == 0 else None
+def run(command: Sequence[str], seconds_left: float | None) -> str:
+    """Run a part, with what it prints on this terminal; returns "done", "failed", or "ended by the time"."""
+    try:
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    except OSError as error:
+        print(f"{command[0]} cannot be run: {error}", file=sys.stderr)
+        return "failed"
+    try:
+        return "failed" if process.wait(seconds_left) else "done"
+    except subprocess.TimeoutExpired:
+        return "ended by the time"
+    finally:
+        stop(process)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU; the table then says nothing")
-    parser.add_argument(
-        "--only", nargs="+", default=None, metavar="PART", help="tests, or the beginning of a part's name"
-    )
-    arguments = parser.parse_args()
-    dry = arguments.dry_run
-    if not dry and "card" not in hardware():
-        parser.error("torch finds no GPU here; --dry-run shows on a CPU that the parts run")
+def stop(process: subprocess.Popen[bytes], seconds: float = 20) -> None:
+    """End a part that still runs as Ctrl-C does, upon which it writes and says what it has so far."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
-    def is_chosen(name: str) -> bool:
-        return arguments.only is None or any(name.startswith(part) for part in arguments.only)
 
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    seconds: dict[str, float | None] = {}
-    if is_chosen("tests") and not dry:
-        seconds["tests"] = run(["make", "test-gpu"], "tests")
-    for part in filter(lambda part: is_chosen(part.name), PARTS):
-        seconds[part.name] = run(part.command(dry), part.name)
-    files = {part.name: part.output(dry) for part in PARTS}
-    results = {
-        name: json.loads(file.read_text("utf-8")) for name, file in files.items() if name in seconds and file.exists()
+def results_in(folder: Path, dry: bool, since: float | None) -> dict[str, dict[str, Any]]:
+    """The result files of the parts; with `since`, only those that were written after it."""
+    files = {part.name: part.output(folder, dry) for part in PARTS}
+    return {
+        name: json.loads(file.read_text("utf-8"))
+        for name, file in files.items()
+        if file.exists() and (since is None or file.stat().st_mtime >= since)
     }
-    lines = [judged(limit, results) for limit in LIMITS]
+
+
+def report(folder: Path, dry: bool, ends: dict[str, str], seconds: dict[str, float], since: float | None) -> None:
+    """Print the table of limits, and write it with how the parts ended."""
+    lines = [judged(limit, results_in(folder, dry, since)) for limit in LIMITS]
     rows = [
         [line["what"], "not measured" if line["value"] is None else number(line["value"], 2), number(line["limit"], 2),
          {True: "met", False: "MISSED", None: ""}[line["met"]]]
         for line in lines
     ]  # fmt: skip
-    title = "A dry run on a CPU: these numbers say nothing" if dry else f"On {hardware()['card']}"
+    title = "A dry run on a CPU: these numbers say nothing" if dry else f"On {hardware().get('card', 'no card')}"
     print_table(title, ["", "measured", "limit", ""], rows)
+    body = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "dry run": dry, "versions": versions(),
+        "hardware": hardware(), "ends": ends, "seconds": seconds, "limits": lines, "elsewhere": ELSEWHERE,
+    }  # fmt: skip
+    output = folder / f"gpu-session{'-dry' if dry else ''}.json"
+    output.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {output}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU; the table then says nothing")
+    parser.add_argument("--only", nargs="+", default=None, metavar="PART", help=f"beginnings of {', '.join(ORDER)}")
+    parser.add_argument("--minutes", type=float, default=None, help="for all parts together (default: no limit)")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="of the results (default benchmarks/results)")
+    parser.add_argument("--judge", action="store_true", help="run nothing: the table of the results in the folder")
+    arguments = parser.parse_args()
+    dry, folder = arguments.dry_run, arguments.folder.absolute()
+    chosen = [name for name in ORDER if arguments.only is None or name.startswith(tuple(arguments.only))]
+    if idle := [text for text in arguments.only or () if not any(name.startswith(text) for name in ORDER)]:
+        parser.error(f"--only {' '.join(idle)}: the parts are {', '.join(ORDER)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.judge:
+        report(folder, dry, {}, {}, None)
+        return 0
+    if not dry and "card" not in hardware():
+        parser.error("torch finds no GPU here; --dry-run shows on a CPU that the parts run")
+    return measure([name for name in chosen if not (dry and name in TESTS)], folder, dry, arguments.minutes)
+
+
+def measure(chosen: Sequence[str], folder: Path, dry: bool, minutes: float | None) -> int:
+    """Run the parts one after the other; returns the exit status."""
+    # This checkout's code, whatever is installed.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    began, seconds = time.time(), dict[str, float]()
+    ends = dict.fromkeys(chosen, "not begun")
+    commands = {**TESTS, **{part.name: part.command(folder, dry) for part in PARTS}}
+    for name in chosen:
+        left = None if minutes is None else 60 * minutes - (time.time() - began)
+        if left is not None and left <= 0:
+            break
+        print(f"\n=== {name}: {' '.join(commands[name])}", flush=True)
+        started = time.perf_counter()
+        ends[name] = run(commands[name], left)
+        seconds[name] = time.perf_counter() - started
+        report(folder, dry, ends, seconds, since=began)
     print("\nNot in this table:", *(f"  {sentence}" for sentence in ELSEWHERE), sep="\n")
-    failed = [name for name, spent in seconds.items() if spent is None]
-    output = RESULTS / f"gpu-session{'-dry' if dry else ''}.json"
-    output.write_text(
-        json.dumps(
-            {
-                "date": datetime.now(UTC).isoformat(timespec="seconds"), "dry run": dry, "versions": versions(),
-                "hardware": hardware(), "seconds": seconds, "failed": failed, "limits": lines, "elsewhere": ELSEWHERE,
-            },
-            indent=1,
-        )
-        + "\n",
-        encoding="utf-8",
-    )  # fmt: skip
-    print(f"\nwritten: {output}")
-    for name in failed:
-        print(f"FAILED: {name}", file=sys.stderr)
-    return 1 if failed else 0
+    for name, end in ends.items():
+        if end != "done":
+            print(f"{end.upper()}: {name}", file=sys.stderr)
+    return 0 if all(end == "done" for end in ends.values()) else 1
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from _card import SHAPES, card, timed
+from _card import SHAPES, card, settle_library, timed
 from _card_peers import cut_cross_entropy, frozen_logp, liger_dpo
 from _harness import (
     MIB,
@@ -310,6 +310,7 @@ def measure_on_card(contestant: Contestant, inputs: Inputs, prepared: Prepared, 
         inputs.forget_gradients()
         return contestant.step(inputs, prepared)
 
+    settle_library(inputs.weight.dtype)
     measured = [timed(step) for _ in range(2 + iterations)]
     return {
         "milliseconds": [milliseconds for milliseconds, _, _ in measured[2:]],

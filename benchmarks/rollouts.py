@@ -14,7 +14,9 @@ Read the table: `tokens/s` is the median over all rollouts of new tokens per sec
 the tokens of a response up to and including its end token count, and not the padding behind it. `/ generate` above 1
 means faster than `generate`. `tokens/row` is the mean length, which should be about the same for all. MiB is the
 highest resident memory, with --device cuda torch's peak on the GPU, over the state after the model was loaded and had
-sampled two tokens.
+sampled two tokens. On a GPU steps are compiled after many (`sampling/compiled_steps.py`): a contestant begins with that.
+--shape takes random weights, so that nothing is downloaded, and a tokenizer of bytes: prompts are longer then, and
+nearly every response has all --new-tokens.
 """
 
 from __future__ import annotations
@@ -109,15 +111,25 @@ def run_tdpo_merged(task: Task) -> Rows:
         return run_tdpo(task)
 
 
+def run_tdpo_compiled(task: Task) -> Rows:
+    """As merged, in a process that has sampled so much that steps are compiled."""
+    from tdpo.sampling import compiled_steps
+
+    compiled_steps.AFTER_STEPS = 0
+    return run_tdpo_merged(task)
+
+
 @dataclass(frozen=True)
 class Contestant:
     run: Callable[[Task], Rows]
     adapter: bool
+    on_card: bool = False  # takes part on a GPU alone
 
 
 CONTESTANTS = {
     BASELINE: Contestant(run_generate, adapter=False),
     "tdpo, adapter merged": Contestant(run_tdpo_merged, adapter=True),
+    "tdpo, adapter merged, compiled": Contestant(run_tdpo_compiled, adapter=True, on_card=True),
     "tdpo, adapter beside": Contestant(run_tdpo, adapter=True),
 }
 
@@ -127,8 +139,10 @@ CONTESTANTS = {
 
 def measure(name: str, case: Case, arguments: Any, round_: int) -> Run:
     contestant = CONTESTANTS[name]
-    task = make_task(arguments.model, case, contestant.adapter, arguments.device)
+    task = make_task(arguments, case, contestant.adapter)
     contestant.run(replace(task, new_tokens=min(2, task.new_tokens)))  # imports, first allocations
+    if contestant.on_card:
+        contestant.run(task)  # what is compiled once is nobody's rollout
     memory = memory_of(arguments.device)
     seconds, lengths = [], []
     for rollout in range(arguments.rollouts):
@@ -155,19 +169,29 @@ def memory_of(device: str) -> Any:
     return CardMemory()
 
 
-def make_task(model_name: str, case: Case, adapter: bool, device: str) -> Task:
-    from tdpo.environments.sentiment import sentiment_environment
-    from tdpo.models import load_causal_lm, load_tokenizer
+def make_task(arguments: Any, case: Case, adapter: bool) -> Task:
+    from tdpo.environments._built_in import packaged_prompts
 
-    model = load_causal_lm(model_name, dtype=case["dtype"], device=device)
-    prompts = [prompt.prompt for prompt in sentiment_environment().train[: case["prompts"]]]
+    model, tokenizer = load(arguments, case["dtype"])
+    prompts = [prompt.prompt for prompt in packaged_prompts("sentiment")[0][: case["prompts"]]]
     return Task(
         with_adapter(model) if adapter else model,
-        load_tokenizer(model_name),
+        tokenizer,
         prompts,
         case["samples"],
         case["new tokens"],
     )
+
+
+def load(arguments: Any, dtype: str) -> tuple[Any, Any]:
+    """Model and tokenizer."""
+    if arguments.shape:
+        from _card import byte_tokenizer, random_model
+
+        return random_model(arguments.shape, dtype, arguments.device).eval(), byte_tokenizer()
+    from tdpo.models import load_causal_lm, load_tokenizer
+
+    return load_causal_lm(arguments.model, dtype=dtype, device=arguments.device), load_tokenizer(arguments.model)
 
 
 def with_adapter(model: Any) -> Any:
@@ -262,8 +286,14 @@ def main() -> int:
         help="of the weights (default both, but float32 alone where the CPU has no bfloat16 units)",
     )  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where it runs (default cpu)")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument(
+        "--shape", default=None, help="random weights of a known shape, such as smollm2-135m, in place of --model's"
+    )
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=None, help="(default all that fit)")
     arguments = parse(parser, "rollouts", {"quick": QUICK})
+    on_card = arguments.device == "cuda"
+    fitting = [name for name, contestant in CONTESTANTS.items() if on_card or not contestant.on_card]
+    arguments.contestants = arguments.contestants or fitting
     if child := arguments.child:
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"
         answer(lambda: measure(child["contestant"], child["case"], arguments, child["round"]))

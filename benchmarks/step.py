@@ -15,7 +15,8 @@ resident memory of preparation and steps over the state after the policy was loa
 the optimizer's state count. `tokens/s` counts both whole sequences of every pair, however often a prompt is computed.
 With --device cuda steps are timed between two waits for the GPU, MiB is torch's peak there, and more contestants take
 part: both at their defaults (bfloat16 weights, for TRL autocast and gradient checkpointing as its version has them),
-with Liger, and compiled. --shape builds random weights of a known shape, so that nothing is downloaded.
+with Liger, and compiled. --shape builds random weights of a known shape, and a tokenizer of bytes, so that nothing is
+downloaded. Products are not counted there.
 `GFLOP` is what the matrix products of one step come to (attention's left out), `products s` how long they would
 take alone, at the rate of a product of a layer's size measured between the steps: no step can be much faster.
 """
@@ -141,12 +142,13 @@ class Clock:
     prepare_mebibytes: float = 0.0
     seconds: list[float] = field(default_factory=list)
     mebibytes: list[float] = field(default_factory=list)
-    counter: Any = field(default_factory=count_products)
+    counter: Any = None  # of the first step's products; None where it would be in the way
     rates: list[float] = field(default_factory=list)
 
     def begin(self) -> None:
         if not self.seconds:
-            self.counter.__enter__()  # the first step warms up and is not timed
+            if self.counter is not None:
+                self.counter.__enter__()  # the first step warms up and is not timed
             self.prepare_seconds = time.perf_counter() - self.started
             self.prepare_mebibytes = self.memory.read()
         else:
@@ -156,7 +158,7 @@ class Clock:
         self.started = time.perf_counter()
 
     def end(self) -> None:
-        if not self.seconds:
+        if not self.seconds and self.counter is not None:
             self.counter.__exit__(None, None, None)
         wait(self.device)
         self.seconds.append(time.perf_counter() - self.started)
@@ -389,24 +391,26 @@ def measure(name: str, case: Case, arguments: Any) -> Run:
     from tdpo.models import check_folder, load_tokenizer
 
     contestant, device = CONTESTANTS[name], arguments.device
-    tokenizer = load_tokenizer(arguments.model)
     steps = 1 + arguments.steps
     shape = case["prompt tokens"], case["response tokens"]
-    pairs = make_pairs(tokenizer, steps * case["pairs"], *shape)
     product = BareProduct(case["dtype"], device)
     if arguments.shape:
-        from _card import random_model
+        from _card import byte_tokenizer, random_model
 
-        model = random_model(arguments.shape, case["dtype"], device)
+        model, tokenizer = random_model(arguments.shape, case["dtype"], device), byte_tokenizer()
     else:
         model = load_model(check_folder(arguments.model), case["dtype"]).to(device)
+        tokenizer = load_tokenizer(arguments.model)
+    pairs = make_pairs(tokenizer, steps * case["pairs"], *shape)
     with tempfile.TemporaryDirectory() as folder:
-        clock = Clock(memory_of(device), product, device)
+        # A counter is a dispatch mode. What torch.compile meets first within one it never compiles: FlexAttention would
+        # compute whole matrices of scores in every step, and a compiled contestant would not be compiled.
+        clock = Clock(memory_of(device), product, device, counter=count_products() if device == "cpu" else None)
         task = Task(model, tokenizer, pairs, case["pairs"], contestant.tuning, folder, clock, device)
         outcome = contestant.train(task)
     assert len(clock.seconds) == steps == len(outcome.losses), (len(clock.seconds), len(outcome.losses))
     tokens = case["pairs"] * 2 * sum(shape)
-    gigaflop = 1e-9 * clock.counter.get_total_flops()
+    gigaflop = None if clock.counter is None else 1e-9 * clock.counter.get_total_flops()
     return {
         "seconds": clock.seconds[1:],
         "first_seconds": clock.seconds[0],
@@ -416,7 +420,7 @@ def measure(name: str, case: Case, arguments: Any) -> Run:
         "step_mebibytes": max(clock.mebibytes),
         "prepare_mebibytes": clock.prepare_mebibytes,
         "gigaflop": gigaflop,
-        "product_seconds": gigaflop / statistics.median(clock.rates),
+        "product_seconds": None if gigaflop is None else gigaflop / statistics.median(clock.rates),
         "losses": outcome.losses,
         "response_tokens": outcome.response_tokens,
         "body_tokens": outcome.body_tokens,

@@ -52,7 +52,8 @@ class Waits(TrainerCallback):
 
 @contextmanager
 def counted_waits(*left_out: str) -> Iterator[Waits]:
-    """Inside, the callback that is given notes where each wait came from, but none within the files `left_out`."""
+    """Inside, the callback that is given notes where each wait came from, but none within the files `left_out`: on a
+    CPU none that code of these files brought about, on a GPU none that happened in one of them."""
     waits = Waits((*ON_THE_HOST, *left_out))
     with pytest.MonkeyPatch.context() as patch:
         if torch.cuda.is_available():
@@ -61,7 +62,8 @@ def counted_waits(*left_out: str) -> Iterator[Waits]:
 
             def show(message: Any, category: Any, file: str, line: int, *more: Any) -> None:
                 if "synchroniz" in str(message):
-                    waits.note(f"{file}:{line}")
+                    if not any(part in file for part in left_out):
+                        waits.note(f"{file}:{line}")
                 else:
                     before(message, category, file, line, *more)
 
