@@ -7,7 +7,9 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +19,12 @@ from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo
 from helpers.several_processes import clean_processes
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora, trained_weights
-from tdpo.batches import PromptResponses
+from tdpo.batches import PromptResponses, ResponseCollator, RowCosts
 from tdpo.runs.checkpoints import find_checkpoints, mark_complete
 from tdpo.runs.inputs import INPUTS_FILE
+from tdpo.scoring.row_forms import RowForm
 from tdpo.training import PPOTrainer
+from tdpo.training.online.judging import Judge
 from tdpo.training.online.meter import LearningMeter
 from tdpo.training.online.rollouts import Rollout
 
@@ -258,3 +262,34 @@ def test_a_run_without_a_critic_goes_on_and_none_with_one_becomes_one(
     without = find_checkpoints(tmp_path / "whole").newest
     with pytest.raises(ValueError, match=r"by a run without a critic .*, and this one is with a critic"):
         new_trainer(tmp_path / "gae", "full").train(resume_from_checkpoint=str(without))
+
+
+# ---- what a GPU needs that a CPU does not ----
+
+
+def test_a_resumed_run_asks_its_machine_how_rows_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint holds the layout; masks as ranges, and which rows cost less, belong to where the models run."""
+
+    def trainer() -> PPOTrainer:
+        return make_ppo(
+            build_model("llama"), tmp_path, build_tokenizer(), letters, PROMPTS, iterations=1,
+            per_device_train_batch_size=2, ppo_epochs=2, save_strategy="steps", save_steps=1,
+        )  # fmt: skip
+
+    def collator_of(trainer: PPOTrainer) -> Any:
+        return trainer.collector.judge.collator
+
+    trainer().train()
+    form = RowForm(costs=RowCosts(per_token=1, per_pair=0, ranged=False))
+    monkeypatch.setattr("tdpo.training.online.collecting.row_form", lambda *_: form)
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(find_checkpoints(tmp_path).complete[0]))
+    assert collator_of(resumed).share_prefixes and collator_of(resumed).costs == form.costs
+
+
+def test_what_a_restored_rollout_says_of_the_reference_goes_where_the_policy_is() -> None:
+    args: Any = SimpleNamespace(device=torch.device("meta"))
+    statistics: Any = SimpleNamespace(source=SimpleNamespace(head=None))
+    judge = Judge(statistics, None, ResponseCollator(0), args, nullcontext)
+    part = judge.recalled({"hidden": torch.zeros(5, 3)}, torch.tensor([0, 4]))
+    assert part.values["hidden"].device == args.device and part.values["hidden"].shape == (2, 3)

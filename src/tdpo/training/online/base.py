@@ -277,6 +277,8 @@ class OnlineTrainer(CheckpointedTrainer):
                 "would go on as another run. Put the prompts back, or start anew."
             )
         self.collector.load_state_dict(state)
+        with self._each_process_alone():
+            self.collector.ask_row_form(self.model)
         under_way = self._iteration_in(state)
         if under_way is not None:
             self._iteration = self.collector.restored(under_way)

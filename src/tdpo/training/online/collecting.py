@@ -14,6 +14,7 @@ from ...environments import Prompt
 from ...rewards.functions import ConstancyWatch, Rewards
 from ...sampling.engines import ResponseSampler
 from ...scoring.layout import cover, grouped_collator
+from ...scoring.row_forms import RowForm, row_form
 from .arguments import OnlineArguments
 from .completions_file import CompletionsFile
 from .judging import Judge
@@ -136,6 +137,13 @@ class Collector:
             self.judge.collator = grouped_collator(policy, units, pad_token_id, other_models=self.others)
             self.layout_is_chosen = True
         cover(policy, self.judge.collator, units, other_models=self.others)
+
+    def ask_row_form(self, policy: Any) -> None:
+        """Ask in which form rows that share prompts are given to the models here, after a layout was restored: the
+        checkpoint may come from another machine, and does not say."""
+        collator = self.judge.collator
+        form = row_form(policy, self.others) if collator.share_prefixes else RowForm()
+        collator.ranged, collator.costs = form.ranged, form.costs
 
     # ---- checkpoints ----
 

@@ -98,8 +98,13 @@ class Judge:
         return ScoredTokens({k: v for k, v in vars(stats).items() if v is not None}, values, needed)
 
     def recalled(self, reference: Mapping[str, Tensor], tokens: Tensor) -> ReferencePart:
-        """What the reference said of these tokens of a rollout, flat indices `[N]`, without running it again."""
-        values = {name: value[moved(tokens, value.device)] for name, value in reference.items()}
+        """What the reference said of these tokens of a rollout, flat indices `[N]`, without running it again.
+
+        A rollout of a checkpoint lies on the host, and the policy perhaps not.
+        """
+        values = {
+            name: moved(value[moved(tokens, value.device)], self.args.device) for name, value in reference.items()
+        }
         return ReferencePart(values, self.statistics.source.head)
 
     def batch(self, units: Sequence[PromptResponses]) -> ResponseBatch:
