@@ -6,10 +6,10 @@
     python benchmarks/gpu_session.py --dry-run        # without a card: tiny shapes on the CPU; shows that it runs
 
 What matters most comes first. Each part is a command of its own and writes its own file into --folder (names begin with
-gpu-) after every single run, with card, driver and versions. Rounds alternate over the contestants, so ratios are of one
-card in one hour. A part that fails, or that the time ends, is named; what it has measured counts. After every part the
-table of limits is printed and written to gpu-session.json: a ratio whose parts were not all measured is "not measured",
-never a number.
+gpu-) after every single run, with card, driver and versions. Rounds alternate over the contestants, so ratios are of
+one card in one hour. A part that fails, or that the time ends, is named; what it has measured counts. After every part
+the table of limits is printed and written to gpu-session.json: a ratio whose parts were not all measured is "not
+measured", never a number.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Part:
 
 
 # The tests of the kernels alone; whether the rest means anything depends on them.
-KERNEL_TESTS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests/token_statistics").glob("test_cuda_*.py"))]
+KERNEL_TESTS = map(str, sorted((ROOT / "tests/token_statistics").glob("test_cuda_*.py")))
 TESTS = {
     "kernels": [sys.executable, "-m", "pytest", *KERNEL_TESTS],
     # In the environment that runs this, and not in one that make would have to install.
@@ -127,7 +127,7 @@ LIMITS = [
     Limit("the same, MiB", "head-4096", FROZEN, None, "mebibytes", 450, "frozen"),
     Limit("head frozen, N 8192 / its two bare products", "head-8192", FROZEN, PRODUCTS, "milliseconds", 1.2, "frozen"),
     Limit("the same, MiB", "head-8192", FROZEN, None, "mebibytes", 900, "frozen"),
-    Limit("head trained / compiled published lines", "head-4096", "tiled", COMPILED_LINES, "milliseconds", 1.15, "trained"),
+    Limit("head trained / compiled lines", "head-4096", "tiled", COMPILED_LINES, "milliseconds", 1.15, "trained"),
     Limit("the same, memory", "head-4096", "tiled", COMPILED_LINES, "mebibytes", 1 / 8, "trained"),
     Limit("head frozen / plain DPO, same kernels", "head-4096", FROZEN, SAME_KERNELS, "milliseconds", 1.1, "frozen"),
     Limit("LoRA step, defaults / TRL's DPO", "step", OURS, TRL, "seconds", 0.7),

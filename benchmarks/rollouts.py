@@ -14,9 +14,9 @@ Read the table: `tokens/s` is the median over all rollouts of new tokens per sec
 the tokens of a response up to and including its end token count, and not the padding behind it. `/ generate` above 1
 means faster than `generate`. `tokens/row` is the mean length, which should be about the same for all. MiB is the
 highest resident memory, with --device cuda torch's peak on the GPU, over the state after the model was loaded and had
-sampled two tokens. On a GPU steps are compiled after many (`sampling/compiled_steps.py`): a contestant begins with that.
---shape takes random weights, so that nothing is downloaded, and a tokenizer of bytes: prompts are longer then, and
-nearly every response has all --new-tokens.
+sampled two tokens. On a GPU steps are compiled after many (`sampling/compiled_steps.py`): a contestant begins with
+that. --shape takes random weights, so that nothing is downloaded, and a tokenizer of bytes: prompts are longer then,
+and nearly every response has all --new-tokens.
 """
 
 from __future__ import annotations

@@ -423,7 +423,7 @@ def test_a_session_keeps_what_it_has_when_time_is_up_or_a_part_fails(
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     session = importlib.import_module("gpu_session")
     monkeypatch.setattr(session, "ORDER", ["kernels", "p", "tests"])
-    sleeps = "import pathlib, time; p = pathlib.Path('interrupted')\ntry: time.sleep(60)\nexcept KeyboardInterrupt: p.touch()"
+    sleeps = "import pathlib, time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pathlib.Path('interrupted').touch()"
     monkeypatch.setattr(session, "ROOT", tmp_path)
     monkeypatch.setattr(
         session, "TESTS", {"kernels": ["/no/such/program"], "tests": [sys.executable, "-c", sleeps]}

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..batches.visibility import BLOCK, visible
 
 # How many forms of FlexAttention torch may compile: with and without gradients, one row and several, one block and
-# several, in each dtype, first for one shape and then for all. From torch's own limit of 8 on it would compute the whole
-# matrix of scores instead. A probe, a cache, a training and its evaluations came to 8 in a trial.
+# several, in each dtype, first for one shape and then for all. From torch's own limit of 8 on it would compute the
+# whole matrix of scores instead. A probe, a cache, a training and its evaluations came to 8 in a trial.
 FORMS = 64
 
 
