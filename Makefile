@@ -19,8 +19,8 @@ FAST_TESTS = $(addprefix tests/, mathematics token_statistics batches scoring co
 
 # What runs differently on a GPU: the head's kernels, both trainers' equivalence and waits, rows, sampling, the commands.
 GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_equivalence.py \
-    training/online/test_ppo.py training/test_device_waits.py scoring/test_row_forms.py models/test_liger.py sampling \
-    cli/test_cli.py)
+    training/online/test_ppo.py training/online/test_ppo_resume.py training/test_device_waits.py \
+    scoring/test_row_forms.py models/test_liger.py sampling cli/test_cli.py)
 
 # vLLM's build for CPUs, which needs versions of its own.
 ENGINES = .venv-vllm

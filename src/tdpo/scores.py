@@ -42,7 +42,9 @@ def sum_by_sequence(
     values: Float[Tensor, " N"], sequence_index: Int64[Tensor, " N"], num_pairs: int
 ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
     """Sum per-token values `[N]` into sequences: (chosen `[P]`, rejected `[P]`); an empty response sums to 0."""
-    totals = values.new_zeros(2 * num_pairs).index_add(0, sequence_index, values)
+    # A GPU adds in any order. Of a float64 sum rounding leaves the same float32, which the kernels' statistics deserve.
+    wide = values.double() if values.is_cuda else values
+    totals = wide.new_zeros(2 * num_pairs).index_add(0, sequence_index, wide).to(values.dtype)
     return totals[:num_pairs], totals[num_pairs:]
 
 

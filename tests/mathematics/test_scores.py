@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdpo import PairScores, TokenStats, score_pairs, token_stats
+from tdpo.scores import sum_by_sequence
 
 INF = math.inf
 
@@ -48,6 +49,20 @@ def test_sums_are_those_of_a_loop_in_any_order(tokens: list, random: object) -> 
     for found in (scores(tokens), scores(shuffled)):
         assert [*found.chosen_log_ratio, *found.rejected_log_ratio] == pytest.approx(ratio, abs=1e-12)
         assert [*found.chosen_sequence_kl, *found.rejected_sequence_kl] == pytest.approx(kl, abs=1e-12)
+
+
+def test_on_a_gpu_the_order_of_additions_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There it is another one in every run; here the tokens are shuffled, and tensors say that they are on a GPU."""
+    make = torch.Generator().manual_seed(0)
+    values, index = torch.randn(2000, generator=make), torch.arange(2000) % 2
+
+    def of_orders() -> int:
+        orders = [torch.randperm(2000, generator=make) for _ in range(8)]
+        return len({sum_by_sequence(values[o], index[o], 1)[0].item() for o in orders})
+
+    assert of_orders() > 1, "sums in float32 show the order"
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    assert of_orders() == 1 and sum_by_sequence(values, index, 1)[0].dtype == torch.float32
 
 
 def test_masked_is_removed() -> None:
