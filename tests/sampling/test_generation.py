@@ -18,12 +18,11 @@ from helpers.tiny_models import FAMILIES
 from tdpo.models import check_causal
 from tdpo.sampling.decoding import keeps_all_keys
 from tdpo.sampling.decoding_ways import way_of
+from tdpo.sampling.drawing import draw_tokens, inverse_cdf
 from tdpo.sampling.sampler import (
     SampledResponse,
     SamplingSettings,
-    draw_tokens,
     encode_prompts,
-    inverse_cdf,
     sample,
     stop_token_ids,
 )

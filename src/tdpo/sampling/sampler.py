@@ -25,6 +25,8 @@ from ..models import check_causal, independent_length, why_dependent
 from .compiled_steps import count_step, rows_to_keep
 from .decoding import DecodingBatch, Way
 from .decoding_ways import way_of, with_compiled_steps
+from .drawing import draw_tokens
+from .settings import SamplingSettings
 
 if TYPE_CHECKING:
     from ..chat_templates import PromptInput
@@ -47,47 +49,6 @@ class SampledResponse:
     text: str
     finished: bool
     logps: list[float] | None = None
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How to sample.
-
-    Args:
-        num_samples: responses to each prompt.
-        max_new_tokens: the most tokens of a response.
-        temperature: 0 takes the most probable token.
-        top_p: 1 keeps every token.
-        top_k: 0 keeps every token.
-        seed: of the random numbers.
-        batch_size: rows that the model computes at once, one for each response.
-    """
-
-    num_samples: int = 1
-    max_new_tokens: int = 32
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("num_samples", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"):
-            raise ValueError(
-                f"temperature must be 0 (the most probable token) or at least 1e-6, not {self.temperature}"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (keep all) or a positive number, not {self.top_k}")
-        if self.temperature == 0 and self.num_samples > 1:
-            raise ValueError(
-                f"temperature=0 with num_samples={self.num_samples} would give {self.num_samples} identical texts; "
-                "use num_samples=1 or a temperature above 0"
-            )
 
 
 def encode_prompts(
@@ -308,50 +269,3 @@ class _Loop:
         # and getting its pages takes longer than the sums. Small arrays are used again.
         parts = zip(logits.split(ROWS_AT_ONCE), uniforms.split(ROWS_AT_ONCE), strict=True)
         return torch.cat([draw_tokens(*part, self.settings) for part in parts])
-
-
-def draw_tokens(logits: Tensor, uniforms: Tensor, settings: SamplingSettings) -> Tensor:
-    """Tokens `[R]` from logits `[R, V]`, whose maximum is finite, and uniform numbers `[R]` in [0, 1) (float64).
-
-    Temperature, then top-k, then top-p, as in transformers; tokens tied with the last that is kept are kept too.
-    """
-    logits = logits.float()
-    if settings.temperature == 0:
-        return logits.argmax(-1)
-    logits = (logits - logits.amax(-1, keepdim=True)).div_(settings.temperature)
-    if 0 < settings.top_k < logits.shape[-1]:
-        weakest = logits.topk(settings.top_k).values[:, -1:]
-        logits.masked_fill_(logits < weakest, -torch.inf)
-    weights = logits.exp_()
-    if settings.top_p < 1:
-        weights = _nucleus(weights, settings.top_p)
-    return inverse_cdf(weights, uniforms)
-
-
-def _nucleus(weights: Tensor, top_p: float) -> Tensor:
-    """The weights `[R, V]`; all but the smallest set that holds a share `top_p` of their sum are put to zero."""
-    needed = top_p * weights.sum(-1, keepdim=True, dtype=torch.float64)
-    size = min(512, weights.shape[-1])
-    while True:  # the few largest are found much faster than a vocabulary is sorted
-        largest = weights.topk(size).values.double()
-        upto = largest.cumsum(-1)
-        if size == weights.shape[-1] or bool((upto[:, -1:] >= needed).all()):
-            break
-        size = min(8 * size, weights.shape[-1])
-    in_nucleus = upto - largest < needed
-    weakest = largest.where(in_nucleus, torch.inf).amin(-1, keepdim=True)
-    return weights.masked_fill(weights < weakest, 0.0)
-
-
-def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Indices `[R]`: the first at which the running sum of `weights` `[R, V]` (non-negative, any scale, some positive)
-    exceeds `uniforms` `[R]` times the row's sum. An index of weight zero is never returned, nor one past the end.
-
-    The sum runs in float64: in float32, over 50,000 entries, it loses tokens less likely than about 1e-7.
-    """
-    upto = weights.cumsum(-1, dtype=torch.float64)
-    total = upto[:, -1]
-    # `right=True` finds the first entry *above* the target, which an entry of weight zero never is; the product of the
-    # largest uniform number and the total may round to the total, above which there is nothing.
-    target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(upto, target[:, None], right=True)[:, 0]
