@@ -53,7 +53,7 @@ def test_compiled_steps_sample_the_same_responses(
 
 def test_selected_rows_lie_where_a_graph_may_write(compiled_here: None, tiny_model: Callable[..., Any]) -> None:
     """Unmarked, what a step writes into would keep torch from recording a graph, which is what is compiled for."""
-    batch = DecodingBatch(tiny_model("llama"), 16, STATIC)
+    batch = DecodingBatch(placed(tiny_model("llama"), "auto"), 16, STATIC)
     with torch.no_grad():
         batch.prefill([[5, 6, 7, 8], [5, 6, 9]])
         for slots in ([0, 1, 0], [0, 2]):
