@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .hidden_states import causal_lm_of
-from .sharded_head import holds_shards, is_fsdp_unit
+from .sharded_head import FSDP2_LAUNCH, holds_shards, is_fsdp_unit
 
 
 def fsdp_units(model: nn.Module) -> list[Any]:
@@ -68,7 +68,7 @@ def _stay_whole(model: Any) -> list[Any]:
     if holds_shards(model):
         raise RuntimeError(
             "some weights of the model are shards that FSDP2 does not gather (tensor parallelism, perhaps), and "
-            "sampling needs them whole. Shard with FSDP2 alone: `accelerate launch --use_fsdp --fsdp_version 2`."
+            f"sampling needs them whole. Shard with FSDP2 alone: `{FSDP2_LAUNCH}`."
         )
     return letting_go
 
