@@ -8,16 +8,8 @@ from .folder_files import is_adapter_folder
 from .hidden_states import causal_lm_of, find_head, has_quantized_head, response_hidden, select_logits
 from .lengths import independent_length, length_thresholds, why_dependent
 from .merging import logits_distance, merge_adapter, probe_logits
-from .model_loading import (
-    ModelFacts,
-    check_folder,
-    configuration_of,
-    facts_of,
-    load_causal_lm,
-    load_tokenizer,
-    model_facts,
-    outline_causal_lm,
-)
+from .model_facts import ModelFacts, facts_of, model_facts
+from .model_loading import check_folder, configuration_of, load_causal_lm, load_tokenizer, outline_causal_lm
 from .probing import check_causal, check_whole_loss
 from .quantization import quantization_config
 from .references import (
