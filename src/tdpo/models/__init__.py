@@ -21,7 +21,7 @@ from .references import (
     reference_for,
     weights_that_follow,
 )
-from .sharded_weights import as_shard_of, is_shard, release, whole, whole_weights
+from .sharded_weights import as_shard_of, is_shard, kept_whole, release, whole, whole_weights
 
 __all__ = [
     "BUNDLED",
@@ -47,6 +47,7 @@ __all__ = [
     "is_adapter_folder",
     "is_shard",
     "kept_reference",
+    "kept_whole",
     "length_thresholds",
     "load_causal_lm",
     "load_tokenizer",

@@ -98,6 +98,13 @@ def whole(weight: Tensor) -> Tensor:
     return weight.full_tensor() if is_shard(weight) else weight  # type: ignore[attr-defined]
 
 
+def kept_whole(weight: Tensor, *, keeps: bool) -> Tensor:
+    """As `whole`, on the host of a process that `keeps` it and empty elsewhere: a device holds one at a time, and not
+    all that a checkpoint is made of."""
+    together = whole(weight)
+    return together.cpu() if keeps else together.new_empty(0)
+
+
 def as_shard_of(value: Tensor, weight: Tensor) -> Tensor:
     """This process's shard of `value`, laid out as that of `weight` is; where that is no shard, `value` itself.
 

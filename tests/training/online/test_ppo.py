@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import statistics
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,9 +22,12 @@ from helpers.training_cases import StopAt, lora, move_away, sequence_numbers, tr
 from tdpo.batches import ResponseCollator, TokenizedPair
 from tdpo.config import load_recipe
 from tdpo.environments import RewardError
+from tdpo.models import sharded_weights
 from tdpo.runs.checkpoints import find_checkpoints
 from tdpo.scoring.kl_target import KLTargetController
 from tdpo.training import PPOTrainer
+from tdpo.training.online.critic import Critic
+from tdpo.training.online.critic_training import save_critic, save_critic_optimizer
 from tdpo.training.online.kl_coefficients import DualCoefficient, IterationController
 from tdpo.training.online.rollouts import make_rollout
 from tdpo.workflows.prerequisites import check_critic
@@ -391,6 +395,38 @@ def test_the_critic_learns_at_a_rate_of_its_own(kind: str, tmp_path: Path) -> No
     assert "head.weight" in changed and (len(changed) > 10) == (kind == "critic model")
     first, last = logs(trainer)[0], logs(trainer)[-1]
     assert first["explained_variance"] == pytest.approx(0.0, abs=1e-6) and last["explained_variance"] > 0.5
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_checkpoint_puts_one_weight_together_at_a_time(
+    writes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a device would hold the whole critic with two numbers of AdamW for each weight, beside all that trains."""
+    together: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def gather(weight: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        most = max(most, 1 + sum(ref() is not None for ref in together))
+        copy = weight.detach().clone()
+        together.append(weakref.ref(copy))
+        return copy
+
+    monkeypatch.setattr(sharded_weights, "whole", gather)
+    critic = Critic(4, torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)))
+    optimizer = torch.optim.AdamW(critic.parameters())
+    for weight in critic.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    save_critic(critic, tmp_path, writes=writes)
+    save_critic_optimizer(critic, optimizer, tmp_path, writes=writes)
+    assert len(together) == 6 + 3 * 6
+    if not writes:
+        assert most == 1 and not list(tmp_path.iterdir())
+        return
+    saved = torch.load(tmp_path / "critic.pt", weights_only=True)
+    assert saved.keys() == critic.state_dict().keys()
+    assert all(weight.equal(saved[name]) for name, weight in critic.state_dict().items())
 
 
 def test_a_scale_of_fp16_is_taken_off_once_for_policy_and_critic(
