@@ -106,6 +106,9 @@ def test_a_critic_of_its_own_keeps_activations_too(tmp_path: Path, tiny_folder: 
     folder = tiny_folder("llama")
     alone, beside = ppo_room(tmp_path, folder), ppo_room(tmp_path, folder, value_model=str(folder))
     assert alone.activations and beside.activations == 2 * alone.activations
+    mixed = ppo_room(tmp_path, folder, precision="bfloat16-mixed", value_model=str(folder))
+    without = ppo_room(tmp_path, folder, precision="bfloat16-mixed")
+    assert mixed.weights - without.weights == 6 * NUMBERS, "float32, and a copy in bfloat16"
     less = ppo_room(tmp_path, folder, value_model=str(folder), gradient_checkpointing=True).activations
     assert less is not None and alone.activations < less < beside.activations, "the critic's are not recomputed"
 

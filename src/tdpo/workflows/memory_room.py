@@ -89,7 +89,8 @@ def memory_of(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch, devic
     critic = [] if models.critic is None else list(models.critic.parameters())
     beside = _beside(recipe, models)
     kept = _held(models) + _bytes(beside) + _bytes(critic)
-    copies = sum(p.numel() for p in policy.parameters()) * _size(precision.products) if precision.is_mixed else 0
+    copied = [*policy.parameters(), *critic] if precision.is_mixed else []  # by autocast, until the backward is done
+    copies = sum(weight.numel() for weight in copied) * _size(precision.products)
     whole = 0 if devices == 1 else _gathered(policy)
     return MemoryRoom(
         weights=kept // devices + (copies if devices == 1 else 0) + whole,
