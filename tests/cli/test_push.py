@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load
 
 from helpers.hub_stand_in import TOKEN, Hub, running_hub
 from helpers.training_cases import lora, make_trainer
+from tdpo.runs import RunDirectory
 from tdpo.training import TDPOTrainer
 from tdpo.workflows.hub_upload import planned_upload
 
@@ -94,6 +96,39 @@ def test_refusals_are_sentences(call: Call, trained: Any, hub: Hub, monkeypatch:
     done = call("push", str(folder), "me/mine", "--no-report")
     assert done.exit_code == 1 and "HF_HUB_OFFLINE=1" in done.output, done.output
     assert hub.private == {}
+
+
+def test_what_an_adapter_needs_goes_along_and_no_path_of_this_machine(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(trained[1] / "model", model)
+    (model / "base_quantization.json").write_text("{}")
+    assert "base_quantization.json" in planned_upload(model, "me/mine").files, "else the adapter is another model"
+    # A whole model that was trained from a folder, which the recipe named by a relative path.
+    (model / "adapter_config.json").unlink()
+    (tmp_path / "models/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    card = '---\nbase_model: "{0}"\n---\n# {0}, trained with TDPO2\n'
+    for name, is_shown in (("models/mine", False), (str(tmp_path / "models/mine"), False), ("org/mine", True)):
+        (model / "README.md").write_text(card.format(name))
+        sent = planned_upload(model, "me/mine").files["README.md"]
+        assert isinstance(sent, bytes)
+        assert ("base_model:" in sent.decode(), f"# {name}," in sent.decode()) == (is_shown, is_shown), name
+        assert is_shown or "# mine, trained with" in sent.decode()
+
+
+def test_a_model_of_an_earlier_end_is_pointed_out(call: Call, trained: Any) -> None:
+    _, folder = trained
+    run = RunDirectory(folder)
+    run.set_status("interrupted", step=3)
+    try:
+        for command in (["push", str(folder), "me/mine", "--dry-run", "--no-report"], ["merge", str(folder), "out"]):
+            said = " ".join(call(*command).output.split())
+            assert "was interrupted at update 3" in said and "the model in it was saved before that" in said, said
+    finally:
+        run.set_status("finished", step=1)
+    assert "was saved before" not in call("push", str(folder), "me/mine", "--dry-run", "--no-report").output
 
 
 def test_a_folder_without_safe_weights_is_refused(tmp_path: Path) -> None:

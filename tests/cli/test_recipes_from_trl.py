@@ -131,6 +131,16 @@ def test_what_would_be_another_run_is_said(tmp_path: Path) -> None:
     assert "accelerate launch --config_file" in lost[2] and len(lost) == 3
 
 
+def test_kernels_and_compiling_are_keys(tmp_path: Path) -> None:
+    recipe, text, lost = converted(tmp_path, "use_liger_kernel: true\ntorch_compile: true\n")
+    assert (recipe.training.liger, recipe.training.compile, lost) == (True, True, [])
+    recipe, text, lost = converted(tmp_path, "use_liger_kernel: false\ntorch_compile_mode: max-autotune\n")
+    assert not recipe.training.liger and "compile: true  # torch_compile_mode switches it on" in text
+    assert len(lost) == 1 and lost[0].startswith("4: torch_compile_mode: max-autotune has no key in a recipe")
+    _, text, _ = converted(tmp_path, "")
+    assert "liger" not in text and "compile" not in text, "TRL has both off, as a recipe does"
+
+
 def test_sets_of_rows_and_loading(tmp_path: Path) -> None:
     (tmp_path / "dpo.yaml").write_text("model_name_or_path: m\ndatasets:\n- {path: rows, split: s, columns: [a]}\n")
     made = recipe_from_trl(tmp_path / "dpo.yaml")

@@ -11,6 +11,7 @@ import torch
 
 from tdpo.config import load_recipe
 from tdpo.config.recipe_problems import RecipeError
+from tdpo.evaluation.trained_model import TrainedModel
 from tdpo.models import load_causal_lm
 from tdpo.models.devices import device_of, placed, share_gpus
 from tdpo.workflows.policy_of_recipe import load_policy
@@ -55,6 +56,45 @@ def test_what_is_not_there_is_refused(gpus: Callable[[int], list[int]], tiny_fol
     for name in ("cuda", "mps"):
         with pytest.raises(ValueError, match=rf"no device {name} here: torch sees cpu"):
             load_causal_lm(tiny_folder("llama"), device=name)
+
+
+@pytest.mark.parametrize(
+    ("choice", "place"), [("cpu", "cpu"), ("cuda:1", "cuda:1"), ("auto", "cuda:2"), (None, "cuda:2")]
+)
+def test_a_quantised_base_is_loaded_where_it_is_to_be(
+    choice: str | None, place: str, gpus: Callable[[int], list[int]], tiny_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It stays where it is loaded: on another GPU than its trainer's, or than this worker's, nothing could run."""
+    from transformers import BitsAndBytesConfig
+
+    gpus(3)
+    share_gpus(2)
+    places = []
+
+    def read(*arguments: Any, **_: Any) -> Any:
+        places.append(arguments[4]["device_map"])
+        raise FileNotFoundError("this far, and no further")
+
+    monkeypatch.setattr("tdpo.models.model_loading._read_weights", read)
+    four, folder = BitsAndBytesConfig(load_in_4bit=True), tiny_folder("llama")
+    with pytest.raises(FileNotFoundError, match="no further"):
+        load_causal_lm(folder, quantization=four, device=choice)
+    assert places == [{"": place}]
+
+
+def test_both_models_of_an_evaluation_are_loaded_on_its_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loaded = []
+
+    def load(name: Any, **arguments: Any) -> torch.nn.Module:
+        loaded.append(arguments["device"])
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr("tdpo.evaluation.trained_model.load_causal_lm", load)
+    model = TrainedModel(tmp_path, "another", {})
+    model.load("auto", trust_remote_code=False, device="cpu")
+    model.load_reference("auto", trust_remote_code=False, device="cpu")
+    assert loaded == ["cpu", "cpu"]
 
 
 def test_workers_share_gpus_in_turn(gpus: Callable[[int], list[int]]) -> None:

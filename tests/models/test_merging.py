@@ -97,9 +97,16 @@ def test_a_merged_model_that_says_something_else_is_refused_and_not_written(
         save_merged(folder, tmp_path / "merged")
     monkeypatch.undo()
     base = load_causal_lm(tmp_path / "base")
-    monkeypatch.setattr(saving, "load_causal_lm", lambda name: load_causal_lm(name) if name == folder else base)
+    places = []
+
+    def load(name: Any, device: str | None = None) -> Any:
+        places.append(device)
+        return load_causal_lm(name) if name == folder else base
+
+    monkeypatch.setattr(saving, "load_causal_lm", load)
     with pytest.raises(ValueError, match=r"says something else once it is loaded again.*nothing was written"):
         save_merged(folder, tmp_path / "merged")
+    assert places == [None, "cpu"], "compared where it was merged: a quantised base may be on a GPU"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 

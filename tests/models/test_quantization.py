@@ -31,7 +31,8 @@ from helpers.training_cases import (
 )
 from tdpo.config import RecipeError, load_recipe
 from tdpo.models import find_head, load_causal_lm, merged_adapter, quantization, quantization_config, reference_for
-from tdpo.models.quantization import describe_quantization, has_plain_weight, read_note, write_note
+from tdpo.models.quantization import has_plain_weight, read_note, write_note
+from tdpo.models.quantized_sizes import describe_quantization
 from tdpo.reference_cache import model_digest
 from tdpo.runs.inputs import ChangedInputs
 from tdpo.scoring.head_path import choose_head_path

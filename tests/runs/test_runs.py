@@ -335,6 +335,10 @@ def test_only_the_first_process_of_a_launch_writes(tmp_path: Path, monkeypatch: 
         run.set_status("running", step=1)
         run.write_json("data.json", {})
     assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.yaml").write_text("the first process is making the run")
+    with RunDirectory.training(recipe_for(tmp_path / "run")) as run:
+        assert not run.writes
 
 
 # Checkpoints and metrics

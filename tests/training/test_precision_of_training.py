@@ -50,6 +50,17 @@ def test_all_weights_learn_by_default(tokenizer: Any, tmp_path: Path) -> None:
     )
 
 
+def test_all_processes_choose_what_the_first_has_measured(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process has measured no gain (tests/conftest.py), and the first one has."""
+    monkeypatch.setattr(
+        "tdpo.training.precision.broadcast_object_list", lambda own: [ProductSpeed("bfloat16", 400.0, 100.0)]
+    )
+    trainer = make_trainer(half_model(), tmp_path, tokenizer)
+    assert (trainer.precision.weights, trainer.precision.products) == ("float32", "bfloat16")
+
+
 @pytest.mark.parametrize("reference", ["model", "cache", "second model"])
 def test_mixed_products_start_with_a_kl_of_exactly_zero(
     reference: str, fast_bfloat16: None, tokenizer: Any, tmp_path: Path

@@ -44,7 +44,7 @@ def memory_for_prompts(recipe: OwnResponsesRecipe, devices: int) -> Iterator[Che
 
 
 def _memory(recipe: AnyRecipe, batch: LearnedBatch, devices: int) -> Iterator[Check]:
-    """Models without an outline (quantised weights) are passed over, and those that other checks report."""
+    """Models without an outline (weights stored quantised) are passed over, and those that other checks report."""
     from ..reference_cache.building import readable_bytes
     from ..workflows.memory_room import ModelsOfRun, memory_of
 
@@ -54,8 +54,12 @@ def _memory(recipe: AnyRecipe, batch: LearnedBatch, devices: int) -> Iterator[Ch
         return
     if models is None:
         return
+    if devices > 1 and models.bits is not None:
+        text = f"--devices {devices}: a quantised base is not shared; each device holds it whole, so leave it out"
+        yield Check("memory", "problem", text)
+        return
     room = memory_of(recipe, models, batch, devices)
-    device, size = _device()
+    device, size = _device(recipe.model.device)
     each = f" on each of {devices} devices that share the weights" if devices > 1 else ""
     text = f"{room.in_words()}{each}, with {batch.rows} rows of up to {batch.tokens} tokens at a time"
     if size is None:
@@ -67,10 +71,14 @@ def _memory(recipe: AnyRecipe, batch: LearnedBatch, devices: int) -> Iterator[Ch
         yield Check("memory", state, f"{text}; it does not fit: {device} has {readable_bytes(size)}; {REMEDY}")
 
 
-def _device() -> tuple[str, int | None]:
-    """The first accelerator, or the machine, and its memory in bytes where it is known."""
+def _device(choice: str) -> tuple[str, int | None]:
+    """What a recipe's `model.device` means here, an accelerator or the machine, and its memory in bytes where it is
+    known."""
     from ..runs.machine import accelerators, hardware
 
-    found = accelerators()
-    name, gib = (found[0]["name"], found[0]["memory_gib"]) if found else ("the machine", hardware()["memory_gib"])
+    found, number = [] if choice == "cpu" else accelerators(), int(choice.partition(":")[2] or 0)
+    if number < len(found):
+        name, gib = found[number]["name"], found[number]["memory_gib"]
+    else:
+        name, gib = "the machine", hardware()["memory_gib"]
     return name, None if gib is None else int(gib * 2**30)

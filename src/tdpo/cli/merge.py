@@ -51,7 +51,15 @@ def merge(
 
 
 def model_folder(source: Path) -> str:
-    """Return the folder of the model in `source`: a run, a trainer's output_dir, a checkpoint, a model; or its name."""
+    """Return the folder of the model in `source`: a run, a trainer's output_dir, a checkpoint, a model; or its name.
+
+    What was chosen among several is said.
+    """
     from ..runs.trained_folders import trained_folder
 
-    return str(trained_folder(source).model if source.is_dir() else source)
+    if not source.is_dir():
+        return str(source)
+    trained = trained_folder(source)
+    for remark in trained.remarks:
+        say(remark)
+    return str(trained.model)

@@ -77,7 +77,16 @@ def _scale_to(
     from ..evaluation.scaling import scale_run
     from ._evaluated import Flags, evaluation_for
 
+    for override in overrides:
+        if override.startswith("sampling."):
+            raise CommandError(
+                f"{override!r} has no effect: the KL is measured with the built-in sampler; leave it out"
+            )
     judging = evaluation_for(run, Flags(), overrides)
+    for remark in judging.remarks:
+        say(remark)
+    if (reference := judging.trained.reference) is not None:
+        say(f"the KL is to {reference}, and a factor leads to the adapter's base: at 0 the KL need not be 0")
     quiet_libraries()
     with progress(f"{judging.label}: measuring") as update:
         scaled = scale_run(

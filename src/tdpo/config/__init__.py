@@ -15,6 +15,7 @@ from .key_documentation import (
     recipe_markdown,
 )
 from .loss_schema import Loss, LossKL, LossName
+from .model_schema import Lora, Model
 from .online_schema import Online, OnlineRecipe, pairs_of_a_prompt, why_no_pairs, without_effect_on_distilling
 from .optimization import Optimizing, Precision, Recording
 from .own_responses_schema import Prompts, Reward, Rollouts
@@ -44,8 +45,6 @@ from .schema import (
     Data,
     Evaluation,
     LogNames,
-    Lora,
-    Model,
     PrefixSharing,
     Recipe,
     ReferenceSource,

@@ -11,6 +11,7 @@ from pydantic import ValidationInfo, field_validator
 
 from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, key_problems, why_no_divisor
 from .loss_schema import Loss
+from .model_schema import Model
 from .optimization import Optimizing, Recording, why_no_precision
 from .own_responses_schema import (
     IterationIntervals,
@@ -21,7 +22,7 @@ from .own_responses_schema import (
     why_not_evaluated,
 )
 from .reference_update import ReferenceUpdate, reference_update_problems
-from .schema import Evaluation, Model, why_no_teacher
+from .schema import Evaluation, why_no_teacher
 from .training_defaults import PAIRS, learning_rate, trains_adapter
 
 

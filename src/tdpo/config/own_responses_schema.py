@@ -8,8 +8,8 @@ from pydantic import ValidationInfo, field_validator
 
 from ._sections import NonNegativeFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
+from .model_schema import Model
 from .sampling_engine import SamplingEngine, why_not_handed_over
-from .schema import Model
 from .training_defaults import trains_adapter
 
 

@@ -17,11 +17,12 @@ from ..methods import ARMS
 from ._sections import PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .claims_schema import ArmName, Claim, claim_problems
 from .environment_schema import EnvironmentChoice
+from .model_schema import Model
 from .online_schema import Online
 from .own_responses_schema import Rollouts
 from .ppo_schema import PPO
 from .questions_schema import Contrast, arm_choice, question_problems
-from .schema import Data, Evaluation, Model, Sampling, Training
+from .schema import Data, Evaluation, Sampling, Training
 
 ARM_NAMES: tuple[str, ...] = get_args(ArmName)
 Budget = Annotated[int, Field(ge=2)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import AnyRecipe
 from ..kl_choices import KLDirection
 from ..models import is_adapter_folder
-from ..models.adapter_scaling import save_scaled_adapter
+from ..models.adapter_scaling import check_plain_lora, save_scaled_adapter
 from ..runs import RunDirectory
 from .held_out_pairs import Progress
 from .judged_models import JudgedModels
@@ -46,7 +46,8 @@ def scale_run(
     Raises:
         ValueError: no adapter, or one that is not plain LoRA; no prompts to answer; the policy has not moved.
     """
-    _check_is_adapter(trained.folder)
+    _check_can_be_scaled(trained.folder)
+    recipe = run.with_models_found(recipe)
     judged = JudgedModels.trained(run, recipe, trained, None, None, None)
     environment = judged.environment()
     if environment is None:
@@ -72,10 +73,12 @@ def scale_run(
 
 def scale_by(adapter: Path, out: Path, factor: float) -> None:
     """Write the adapter times `factor` to the folder `out`. Raises ValueError where `adapter` is a whole model."""
-    _check_is_adapter(adapter)
+    _check_can_be_scaled(adapter)
     save_scaled_adapter(adapter, out, factor)
 
 
-def _check_is_adapter(folder: Path) -> None:
+def _check_can_be_scaled(folder: Path) -> None:
+    """Raise ValueError where it cannot, before models load."""
     if not is_adapter_folder(folder):
         raise ValueError(f"{folder} is a whole model and no adapter: nothing in it could be scaled")
+    check_plain_lora(folder)

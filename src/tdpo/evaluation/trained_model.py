@@ -46,24 +46,26 @@ class TrainedModel:
 
     def load(self, dtype: str, *, trust_remote_code: bool, device: str = "auto") -> Any:
         """The policy. Raises as `load_causal_lm`."""
-        return placed(self._loaded(self.folder, self.load_as or dtype, trust_remote_code), device)
+        return placed(self._loaded(self.folder, self.load_as or dtype, trust_remote_code, device), device)
 
     def load_reference(self, dtype: str, *, trust_remote_code: bool, device: str = "auto") -> Any | None:
         """The second model, or None. Raises as `load_causal_lm`."""
         if self.reference is None:
             return None
         # First as the policy was before training, which may have rounded it.
-        model = self._loaded(self.reference, dtype, trust_remote_code)
+        model = self._loaded(self.reference, dtype, trust_remote_code, device)
         if self.load_as:
             hold_weights(model, self.load_as)
         return placed(model, device)
 
-    def _loaded(self, name: str | Path, dtype: str, trust_remote_code: bool) -> Any:
+    def _loaded(self, name: str | Path, dtype: str, trust_remote_code: bool, device: str) -> Any:
         """A model; an adapter on `base`, where that is given."""
         if self.base is None or not is_adapter_folder(Path(name).expanduser()):
-            return load_causal_lm(name, dtype=dtype, trust_remote_code=trust_remote_code)
+            return load_causal_lm(name, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
         dtype, quantization = as_trained(name, dtype, None)
-        base = load_causal_lm(self.base, dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization)
+        base = load_causal_lm(
+            self.base, dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization, device=device
+        )
         return load_adapter(base, name)
 
 

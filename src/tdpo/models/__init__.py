@@ -8,16 +8,8 @@ from .folder_files import is_adapter_folder
 from .hidden_states import causal_lm_of, find_head, has_quantized_head, response_hidden, select_logits
 from .lengths import independent_length, length_thresholds, why_dependent
 from .merging import logits_distance, merge_adapter, probe_logits
-from .model_loading import (
-    ModelFacts,
-    check_folder,
-    configuration_of,
-    facts_of,
-    load_causal_lm,
-    load_tokenizer,
-    model_facts,
-    outline_causal_lm,
-)
+from .model_facts import ModelFacts, facts_of, model_facts
+from .model_loading import check_folder, configuration_of, load_causal_lm, load_tokenizer, outline_causal_lm
 from .probing import check_causal, check_whole_loss
 from .quantization import quantization_config
 from .references import (
@@ -29,7 +21,7 @@ from .references import (
     reference_for,
     weights_that_follow,
 )
-from .sharded_weights import as_shard_of, is_shard, release, whole, whole_weights
+from .sharded_weights import as_shard_of, is_shard, kept_whole, release, whole, whole_weights
 
 __all__ = [
     "BUNDLED",
@@ -55,6 +47,7 @@ __all__ = [
     "is_adapter_folder",
     "is_shard",
     "kept_reference",
+    "kept_whole",
     "length_thresholds",
     "load_causal_lm",
     "load_tokenizer",

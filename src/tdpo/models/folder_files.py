@@ -1,8 +1,9 @@
-"""Reads the JSON files of a model's folder. A file that is broken is named in the error."""
+"""The files of a model's folder: which of them make the model, and its JSON, where an error names a broken file."""
 
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,27 @@ JSON_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "model.safetensors.index.json",
 )  # fmt: skip
+
+CARD_FILE = "README.md"
+# What makes a model, an adapter and a tokenizer, with the card and the note on how the base of an adapter is quantised.
+# A checkpoint holds more: the state of its training, and pickled files, which run code of their writer where they are
+# opened.
+PATTERNS = (
+    CARD_FILE, "LICENSE*", "config.json", "generation_config.json", "adapter_config.json", "model*.safetensors",
+    "adapter_model*.safetensors", "*.safetensors.index.json", "base_quantization.json", "tokenizer*",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken",
+    "chat_template*", "preprocessor_config.json", "processor_config.json", "modeling_*.py", "configuration_*.py",
+    "tokenization_*.py",
+)  # fmt: skip
+TEMPLATES = "additional_chat_templates"  # the one folder inside a tokenizer's
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """The files of `folder` that make a model, an adapter and a tokenizer, by their names in it."""
+    beside = (path for path in sorted(folder.iterdir()) if any(fnmatch(path.name, pattern) for pattern in PATTERNS))
+    files = {path.name: path for path in beside if path.is_file()}
+    templates = (path for path in sorted((folder / TEMPLATES).glob("*")) if path.is_file())
+    return files | {f"{TEMPLATES}/{path.name}": path for path in templates}
 
 
 def check_json_files(folder: Path) -> None:

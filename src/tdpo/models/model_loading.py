@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ..chat_templates import end_ids
 from .adapter_bases import adapter_base, note_revision, snapshot
 from .adapters import load_adapter
 from .bundled import BUNDLED, bundled_folder
@@ -83,7 +81,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
 
     folder = check_folder(name)
     if is_adapter_folder(folder) and not (Path(folder) / "tokenizer_config.json").exists():
-        with _naming_the_adapter(folder):
+        with naming_the_adapter(folder):
             folder = check_folder(adapter_base(folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -143,7 +141,8 @@ def load_causal_lm(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if device is not None:
         device_of(device)  # before anything is read
-    return placed(_load(name, dtype, trust_remote_code, trainable, quantization, outline=False), device)
+    model = _load(name, dtype, trust_remote_code, trainable, quantization, outline=False, device=device)
+    return placed(model, device)
 
 
 @names_untrusted_code
@@ -157,7 +156,7 @@ def outline_causal_lm(name: str | Path, *, trust_remote_code: bool = False) -> A
     """
     with warnings.catch_warnings():  # torch remarks on every value of an adapter that it does not take
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
-        return _load(name, "auto", trust_remote_code, False, None, outline=True)
+        return _load(name, "auto", trust_remote_code, True, None, outline=True)
 
 
 @names_untrusted_code
@@ -171,14 +170,22 @@ def will_be_quantized(name: str | Path, *, trust_remote_code: bool = False) -> b
 
 
 def _load(
-    name: str | Path, dtype: str, trust_remote_code: bool, trainable: bool, quantization: Any | None, *, outline: bool
+    name: str | Path,
+    dtype: str,
+    trust_remote_code: bool,
+    trainable: bool,
+    quantization: Any | None,
+    *,
+    outline: bool,
+    device: str | None = None,
 ) -> Any:
     folder = check_folder(name)
     if is_adapter_folder(folder):
         if not outline:
             dtype, quantization = as_trained(folder, dtype, quantization)
-        with _naming_the_adapter(folder):
-            base = _load(adapter_base(folder), dtype, trust_remote_code, False, quantization, outline=outline)
+        with naming_the_adapter(folder):
+            of_base = adapter_base(folder)
+            base = _load(of_base, dtype, trust_remote_code, False, quantization, outline=outline, device=device)
         return base if base is None else load_adapter(base, folder, trainable=trainable)
     config = _config(name, folder, trust_remote_code)
     check_config(config, str(name), trust_remote_code=trust_remote_code)
@@ -189,7 +196,7 @@ def _load(
     if quantization is not None:
         check_not_quantized(config, str(name))
         require_package()
-    more = loading_arguments(quantization, dtype, config)
+    more = loading_arguments(quantization, dtype, config, device)
     model = _read_weights(name, folder, dtype, trust_remote_code, more, outline=outline)
     if not outline:
         settle_layers(model)
@@ -249,10 +256,10 @@ def _warn_of_unused(name: str, count: int, kind: str, example: str) -> None:
 
 @names_untrusted_code
 def configuration_of(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model that is not loaded; for an adapter, that of its base. Raises as `model_facts`."""
+    """The configuration of a model that is not loaded; for an adapter, that of its base. Raises as `load_causal_lm`."""
     folder = check_folder(name)
     if is_adapter_folder(folder):
-        with _naming_the_adapter(folder):
+        with naming_the_adapter(folder):
             return configuration_of(adapter_base(folder), trust_remote_code=trust_remote_code)
     return _config(name, folder, trust_remote_code)
 
@@ -265,7 +272,7 @@ def _config(name: str | Path, folder: str, trust_remote_code: bool) -> Any:
 
 
 @contextmanager
-def _naming_the_adapter(folder: str | Path) -> Iterator[None]:
+def naming_the_adapter(folder: str | Path) -> Iterator[None]:
     """A context in which an error about a missing base model names the adapter that refers to it."""
     try:
         yield
@@ -285,61 +292,6 @@ def refuse_pickles(folder: Path, auto: str = "AutoModelForCausalLM") -> None:
         f'you trust them, convert them once: python -c "from transformers import {auto} as M; '
         f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
     )
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What tokenisation needs to know of a model before its weights are loaded.
-
-    `positions` is how many positions the model has, None if its configuration does not say.
-    """
-
-    end_token_ids: set[int]
-    positions: int | None
-
-    def max_length(self, limit: int | None) -> int | None:
-        """The length limit in tokens, cut to the number of positions that the model has; None for no limit."""
-        if self.positions is None:
-            return limit
-        return self.positions if limit is None else min(limit, self.positions)
-
-
-@names_untrusted_code
-def model_facts(name: str | Path, tokenizer: Any, *, trust_remote_code: bool = False) -> ModelFacts:
-    """The facts of a model that is not loaded, from its configuration files.
-
-    Raises:
-        FileNotFoundError: as `load_causal_lm`.
-    """
-    from transformers import GenerationConfig
-
-    folder = check_folder(name)
-    if is_adapter_folder(folder):
-        with _naming_the_adapter(folder):
-            return model_facts(adapter_base(folder), tokenizer, trust_remote_code=trust_remote_code)
-    config = configuration_of(name, trust_remote_code=trust_remote_code)
-    try:
-        generation = GenerationConfig.from_pretrained(folder)
-    except OSError:  # not every model has one
-        generation = None
-    except Exception as error:
-        file = Path(folder) / "generation_config.json"
-        raise ValueError(f"{file} holds settings that cannot be: {first_sentence(error)}") from error
-    return _facts(config, generation, tokenizer, f"{folder}/generation_config.json")
-
-
-def facts_of(model: Any, tokenizer: Any) -> ModelFacts:
-    """The facts of a loaded model."""
-    return _facts(model.config, getattr(model, "generation_config", None), tokenizer, "the model's generation_config")
-
-
-def _facts(config: Any, generation: Any, tokenizer: Any, source: str) -> ModelFacts:
-    setting = getattr(generation, "eos_token_id", None)
-    ids = setting if isinstance(setting, list | tuple) else [setting]
-    if odd := [i for i in ids if i is not None and (not isinstance(i, int) or i < 0)]:
-        raise ValueError(f"{source}: eos_token_id must be a token's number or a list of them, got {odd[0]!r}")
-    ends = set(end_ids(tokenizer, setting))
-    return ModelFacts(ends, getattr(config.get_text_config(), "max_position_embeddings", None))
 
 
 def _unreachable(name: str | Path, error: Exception) -> FileNotFoundError:

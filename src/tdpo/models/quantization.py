@@ -8,7 +8,6 @@ not: on another base the adapter would be another model.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from torch import nn
 
 from ..installation import extra_command
 from ..records.json_files import write_json
+from .devices import device_of
 from .folder_files import read_json_object
 
 logger = logging.getLogger(__name__)
@@ -90,18 +90,20 @@ def require_package() -> None:
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
-def loading_arguments(quantization: Any | None, dtype: str, config: Any) -> dict[str, Any]:
+def loading_arguments(quantization: Any | None, dtype: str, config: Any, device: str | None = None) -> dict[str, Any]:
     """What `from_pretrained` is to be given for a quantised base; {} for None.
 
-    A recipe's process loads it on its own device: weights are quantised where they arrive. Four-bit layers multiply in
-    the dtype of the other weights, unless the caller's own configuration says something else.
+    Weights are quantised where they arrive, and stay there: on `device`, as `device_of` takes it, or for None on the
+    process's own. Four-bit layers multiply in the dtype of the other weights, unless the caller's own configuration
+    says something else.
     """
     if quantization is None:
         return {}
     if getattr(quantization, "load_in_4bit", False) and quantization.bnb_4bit_compute_dtype == torch.float32:
         quantization = type(quantization).from_dict(quantization.to_dict())  # the caller's stays as it is
         quantization.bnb_4bit_compute_dtype = resolved_dtype(dtype, config)
-    return {"quantization_config": quantization, "device_map": {"": _device()}}
+    place = device_of(device or "auto")
+    return {"quantization_config": quantization, "device_map": {"": str(place) if place.type == "cuda" else "cpu"}}
 
 
 def resolved_dtype(dtype: str, config: Any) -> torch.dtype:
@@ -111,10 +113,6 @@ def resolved_dtype(dtype: str, config: Any) -> torch.dtype:
         return named
     saved = getattr(config, "dtype", None)
     return saved if isinstance(saved, torch.dtype) else torch.float32
-
-
-def _device() -> str:
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def is_quantized_model(model: Any) -> bool:
@@ -169,39 +167,6 @@ def settle_layers(model: nn.Module) -> None:
                     "pass it before it is run"
                 )
             module.support_avx512bf16_for_cpu = False
-
-
-def describe_quantization(model: Any) -> str:
-    """The quantised base of a loaded model in words: bits, kind, number of layers, and what the weights take."""
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not has_plain_weight(m)]
-    layers = [m for m in layers if not hasattr(m, "base_layer")]
-    weights = [tensor for m in layers for tensor in m.state_dict().values()]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in weights)
-    numbers = sum(m.in_features * m.out_features for m in layers)
-    return (
-        f"{in_words(settings_of(model))}: {numbers / 1e6:.4g} million weights of {len(layers)} layers in "
-        f"{size / 1e6:.4g} MB ({8 * size / max(numbers, 1):.2f} bits each)"
-    )
-
-
-def why_little_is_quantized(model: Any) -> str | None:
-    """A sentence where most weights beside embedding and head stayed as they were; None where most are quantised.
-
-    bitsandbytes quantises linear layers. Experts that transformers keeps as one tensor are none.
-    """
-    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
-    plain = [(name, p) for name, p in model.named_parameters() if p.dim() > 1 and p.is_floating_point()]
-    plain = [(name, p) for name, p in plain if id(p) not in ends]
-    left = sum(p.numel() for _, p in plain)
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not has_plain_weight(m)]
-    done = sum(m.in_features * m.out_features for m in layers)
-    if left <= done:
-        return None
-    largest = max(plain, key=lambda entry: entry[1].numel())[0]
-    return (
-        f"only {done / 1e6:.4g} million weights are quantised, and {left / 1e6:.4g} million stay as they were, such as "
-        f"{largest}: bitsandbytes quantises linear layers, and experts of a mixture are one tensor"
-    )
 
 
 def in_words(settings: dict[str, Any]) -> str:

@@ -19,6 +19,9 @@ from typing import Any
 
 from torch import nn
 
+# accelerate would have the first process alone load weights.
+FSDP2_LAUNCH = "accelerate launch --use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false"
+
 
 def modules_around(model: nn.Module, inner: nn.Module) -> list[nn.Module]:
     """`inner` and the modules of `model` that contain it, from the inside out."""
@@ -58,5 +61,5 @@ def gather(around: Sequence[nn.Module]) -> None:
     if holds_shards(module):
         raise RuntimeError(
             "the head's weights are shards that no FSDP2 unit around the head gathers (tensor parallelism, perhaps). "
-            "Shard the model with FSDP2 alone: `accelerate launch --use_fsdp --fsdp_version 2`."
+            f"Shard the model with FSDP2 alone: `{FSDP2_LAUNCH}`."
         )

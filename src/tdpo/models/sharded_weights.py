@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .hidden_states import causal_lm_of
-from .sharded_head import holds_shards, is_fsdp_unit
+from .sharded_head import FSDP2_LAUNCH, holds_shards, is_fsdp_unit
 
 
 def fsdp_units(model: nn.Module) -> list[Any]:
@@ -68,7 +68,7 @@ def _stay_whole(model: Any) -> list[Any]:
     if holds_shards(model):
         raise RuntimeError(
             "some weights of the model are shards that FSDP2 does not gather (tensor parallelism, perhaps), and "
-            "sampling needs them whole. Shard with FSDP2 alone: `accelerate launch --use_fsdp --fsdp_version 2`."
+            f"sampling needs them whole. Shard with FSDP2 alone: `{FSDP2_LAUNCH}`."
         )
     return letting_go
 
@@ -96,6 +96,13 @@ def is_shard(weight: Any) -> bool:
 def whole(weight: Tensor) -> Tensor:
     """The tensor whose shard `weight` is, put together on every process; all of them call this. Else itself."""
     return weight.full_tensor() if is_shard(weight) else weight  # type: ignore[attr-defined]
+
+
+def kept_whole(weight: Tensor, *, keeps: bool) -> Tensor:
+    """As `whole`, on the host of a process that `keeps` it and empty elsewhere: a device holds one at a time, and not
+    all that a checkpoint is made of."""
+    together = whole(weight)
+    return together.cpu() if keeps else together.new_empty(0)
 
 
 def as_shard_of(value: Tensor, weight: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class RunDirectory(RunFiles):
         where the folder cannot be used (see `create`, `take_up`) or another process holds it.
         """
         run = cls.open(recipe.run_dir) if resume else cls(recipe.run_dir)
-        if not resume:
+        if not resume and run.writes:  # others could look while the first one makes the run
             run._refuse_foreign_files()
         with run.locked():
             if resume:

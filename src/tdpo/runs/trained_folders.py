@@ -64,7 +64,7 @@ def trained_folder(path: str | Path) -> TrainedFolder:
     remarks = [] if place == path or not is_checkpoint(place.name) else [f"The newest checkpoint, {place}, is taken."]
     if is_recipe_run(place):
         run = RunDirectory.open(place)
-        return TrainedFolder(run.model_path, run, run)
+        return TrainedFolder(run.model_path, run, run, remarks=_of_unfinished(run))
     if is_trainer_run(place):
         return _of_trainer_run(place)
     if not is_model_folder(place):
@@ -74,6 +74,13 @@ def trained_folder(path: str | Path) -> TrainedFolder:
         return TrainedFolder(place, results, RunDirectory(above), remarks=remarks)
     record = trainer_record(place) or ({} if above is None else trainer_record(above))
     return TrainedFolder(place, results, record=record, remarks=remarks)
+
+
+def _of_unfinished(run: RunDirectory) -> list[str]:
+    """A sentence where a run goes on, or was stopped, after it had saved the model that is there."""
+    if run.state() == "finished":
+        return []
+    return [f"{run.path} {run.in_words()}: the model in it was saved before that."]
 
 
 def _what_it_holds(path: Path) -> str:
@@ -89,7 +96,8 @@ def _of_trainer_run(path: Path) -> TrainedFolder:
     """Its model is the one that `save_model` wrote last, else the newest checkpoint."""
     record, model = trainer_record(path), saved_model(path)
     if model is not None:
-        return TrainedFolder(model, RunDirectory(path), record=record)
+        run = RunDirectory(path)
+        return TrainedFolder(model, run, record=record, remarks=_of_unfinished(run))
     checkpoint = newest_checkpoint(path)
     if checkpoint is None:
         saved = record.get("model")

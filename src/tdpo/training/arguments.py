@@ -176,8 +176,9 @@ def _unknown(name: str, names: list[str]) -> str:
 
 
 @contextmanager
-def other_values(args: TrainingArguments, **values: Any) -> Iterator[None]:
-    """Inside, the arguments have these values: for methods of transformers' that read them and take no parameter."""
+def other_values(args: Any, **values: Any) -> Iterator[None]:
+    """Inside, the attributes of `args` have these values: for methods of transformers' and accelerate's that read them
+    and take no parameter."""
     before = {name: getattr(args, name) for name in values}
     try:
         for name, value in values.items():

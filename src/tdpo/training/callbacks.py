@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from ..runs import RunDirectory
@@ -76,9 +77,20 @@ class GracefulStop(TrainerCallback):
         self.say("Stopping after this update, with a checkpoint. Ctrl-C again stops at once.")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.is_requested = _of_any_process(self.is_requested, args)
         if self.is_requested:
             control.should_save = args.save_strategy != "no"
             control.should_training_stop = True
+
+
+def _of_any_process(is_requested: bool, args: Any) -> bool:
+    """Whether a signal has reached any process. All must stop after the same update: it may reach one alone, or the
+    others a moment later, when these wait already for what the one will not send."""
+    if args.world_size == 1:
+        return is_requested
+    requests = torch.tensor(float(is_requested), device=args.device)
+    torch.distributed.all_reduce(requests)
+    return bool(requests.item())
 
 
 class _Handlers:

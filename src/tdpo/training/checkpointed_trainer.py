@@ -24,7 +24,7 @@ from ..runs.inputs import require_same_inputs, write_inputs
 from ..scoring.readings import Reading, read
 from .arguments import other_values
 from .best_model import loaded_best
-from .resumption import reading, whole_checkpoint
+from .resumption import check_form, reading, whole_checkpoint
 from .run_record import RunRecord, card_may_replace
 from .saving import optimizer_bytes, quiet_about_the_bundled_base, weights_bytes
 from .sharding import whole_model_saved
@@ -68,6 +68,7 @@ class CheckpointedTrainer(Trainer):
         self._begin()
         self._loss_before, self._known_inputs = 0.0, None
         if checkpoint is not None:
+            check_form(Path(checkpoint), is_sharded=self.is_fsdp_enabled)
             if not self.accept_changes:
                 require_same_inputs(Path(checkpoint), self._all_inputs())
             self._loss_before = _loss_until(Path(checkpoint))
@@ -141,7 +142,9 @@ class CheckpointedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs:  # transformers knows the updates of this call only; the run has had others
-            logs["train_loss"] = (self._loss_before + self._total_loss_scalar) / max(self.state.global_step, 1)
+            # What came after the last log is this process's own.
+            sums = self._loss_before + self._mean(self._total_loss_scalar)
+            logs["train_loss"] = sums / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
     def _load_best_model(self) -> None:
@@ -152,7 +155,7 @@ class CheckpointedTrainer(Trainer):
 
     def _loss_sum(self) -> float:
         """The sum of the losses of all updates so far: those before a resumption, the logged ones, and those since."""
-        return self._loss_before + self._total_loss_scalar + float(getattr(self, "_tr_loss", 0.0))
+        return self._loss_before + self._mean(self._total_loss_scalar + float(getattr(self, "_tr_loss", 0.0)))
 
     def _total(self, sums: Tensor) -> Tensor:
         """A vector summed over processes, float64."""
@@ -160,6 +163,10 @@ class CheckpointedTrainer(Trainer):
             return sums
         reduced: Tensor = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         return reduced.cpu()
+
+    def _mean(self, value: float) -> float:
+        """The mean of the values of all processes."""
+        return float(self._total(torch.tensor([value], dtype=torch.float64))) / self.args.world_size
 
     def _largest(self, value: float) -> float:
         """The largest of the values of all processes."""
@@ -191,10 +198,11 @@ class CheckpointedTrainer(Trainer):
             with self._outside_training(), other_values(self.args, save_total_limit=None):
                 super()._save_checkpoint(model, trial)
             self._save_own_state(checkpoint)
+            loss_sum = self._loss_sum()
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 write_inputs(checkpoint, self._all_inputs())
-                write_json(checkpoint / LOSS_FILE, {"sum": self._loss_sum(), "updates": self.state.global_step})
+                write_json(checkpoint / LOSS_FILE, {"sum": loss_sum, "updates": self.state.global_step})
                 mark_complete(checkpoint)
         if self.args.should_save:
             best = self.state.best_model_checkpoint

@@ -48,6 +48,11 @@ class TrainingMeter:
         extra = torch.tensor([self.pairs, self.tokens], dtype=torch.float64)
         return torch.cat([self.sums.values, extra])
 
+    @staticmethod
+    def pairs_of(totals: Tensor) -> int:
+        """The pairs that `totals` are of."""
+        return int(totals[-2])
+
     def averages(self, totals: Tensor) -> dict[str, float]:
         """Averages and rates, from the `totals` of all processes."""
         *_, pairs, tokens = totals.tolist()

@@ -25,12 +25,8 @@ from ..models import (
 from ..models.adapter_bases import note_base
 from ..models.liger import apply_liger
 from ..models.precision import Precision, loaded_dtype
-from ..models.quantization import (
-    describe_quantization,
-    is_quantized_model,
-    settle_layers,
-    why_little_is_quantized,
-)
+from ..models.quantization import is_quantized_model, settle_layers
+from ..models.quantized_sizes import describe_quantization, why_little_is_quantized
 from ..models.text_part import config_in_text, freeze_other_parts
 from .arguments import Arguments
 from .precision import hold_beside, settle_learning_rate, settle_precision
@@ -98,7 +94,9 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
         TypeError: `model` is no model.
     """
     if isinstance(model, str | Path):
-        model = load_causal_lm(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None)
+        device = "cpu" if args.use_cpu else None  # a quantised base stays where it is loaded
+        trust, trainable = args.trust_remote_code, peft_config is None
+        model = load_causal_lm(model, trust_remote_code=trust, trainable=trainable, device=device)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: pass a name, a folder, or a loaded causal language model")
     if is_quantized_model(model):

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ..config.training_defaults import learning_rate
@@ -18,7 +19,7 @@ from ..models.precision import (
     hold_weights,
     loaded_dtype,
 )
-from ..models.product_speed import HALF_DTYPES
+from ..models.product_speed import HALF_DTYPES, ProductSpeed, product_speed
 from ..models.quantization import is_quantized_model
 from .arguments import AUTOCAST, Arguments
 
@@ -42,7 +43,9 @@ def settle_precision(model: Any, args: Arguments) -> Precision:
     saved, adapters, autocast = loaded_dtype(model), adapters_dtype(model), AUTOCAST.get(args.mixed_precision)
     if args.deepspeed and args.precision == "auto":
         return Precision(saved, autocast or saved, adapters, "as DeepSpeed's configuration says")
-    precision = choose_precision(args.precision, saved, adapters=adapters, autocast=autocast)
+    precision = choose_precision(
+        args.precision, saved, adapters=adapters, autocast=autocast, measured=_speed_for_all_processes
+    )
     if not quantized and precision.weights != saved:
         hold_weights(model, precision.weights)
     if autocast is None and precision.is_mixed:
@@ -53,6 +56,12 @@ def settle_precision(model: Any, args: Arguments) -> Precision:
         AcceleratorState._reset_state()
     _warn_of_rounded_steps(model)
     return precision
+
+
+def _speed_for_all_processes() -> ProductSpeed:
+    """What the first process measured: processes that chose each by its own would train one model in two precisions."""
+    [speed] = broadcast_object_list([product_speed()])
+    return speed
 
 
 def hold_beside(model: Any, loaded: str, precision: Precision) -> Any:

@@ -20,6 +20,8 @@ from ..runs.checkpoints import (
     what_else,
 )
 
+SHARDED = "pytorch_model_fsdp"  # how accelerate calls sharded weights, a folder or a file, in a checkpoint
+
 
 def whole_checkpoint(resume_from: str | Path | bool | None, folder: Path) -> str | None:
     """The checkpoint that a trainer's `resume_from_checkpoint` means; True is the newest whole one in `folder`.
@@ -45,6 +47,18 @@ def whole_checkpoint(resume_from: str | Path | bool | None, folder: Path) -> str
         raise ValueError(f"{folder} holds no checkpoint to resume from{note}. Start without resume_from_checkpoint.")
     require_whole(checkpoints.newest)
     return str(checkpoints.newest)
+
+
+def check_form(checkpoint: Path, *, is_sharded: bool) -> None:
+    """Raise ValueError where weights are sharded in only one of a checkpoint's run and the run that goes on from it."""
+    there = any(checkpoint.glob(f"{SHARDED}*"))
+    if there == is_sharded:
+        return
+    words = {True: "whose weights are sharded (FSDP2)", False: "whose weights are whole on every process"}
+    raise ValueError(
+        f"{checkpoint} was written by a run {words[there]}, and this is one {words[is_sharded]}: they cannot be read "
+        "so. Launch it as it was launched then (docs/scaling.md), or start anew from a model that it has saved."
+    )
 
 
 def checkpoint_to_resume(run: RunDirectory, *, last_good: bool, say: Callable[[str], None]) -> Path | None:

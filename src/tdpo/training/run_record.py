@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ..models.folder_files import CARD_FILE
 from ..records.files import write_text
 from ..records.json_files import write_json
 from ..records.names import DATA_FILE, MACHINE_FILE, TRAINER_FILE
@@ -26,7 +27,6 @@ from .model_card import is_our_card
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-CARD_FILE = "README.md"
 
 
 class RunRecord(TrainerCallback):

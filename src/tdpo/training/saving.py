@@ -71,7 +71,7 @@ def _merge_into(out: Path, folder: str | Path) -> str:
     merged = merge_adapter(policy)
     size = weights_bytes(merged)
     require_free(out, size)
-    expected = probe_logits(merged)
+    expected, place = probe_logits(merged), str(next(merged.parameters()).device)  # where a quantised base was loaded
     staged = staged_folder(out, out.with_name(f".{out.name}.being-merged"))
     with staged as staging, telling_of_a_full_disk(out, size):
         merged.save_pretrained(staging)
@@ -79,7 +79,7 @@ def _merge_into(out: Path, folder: str | Path) -> str:
         if remark:
             (staging / "README.md").write_text(f"# A merged model\n\n{remark}\n", encoding="utf-8")
         del merged  # two models at once are more memory than training took
-        off = logits_distance(expected, probe_logits(load_causal_lm(staging)))
+        off = logits_distance(expected, probe_logits(load_causal_lm(staging, device=place)))
         if off > RELOADING_TOLERANCE:
             raise ValueError(
                 f"the merged model of {folder} says something else once it is loaded again: its logits differ by "

@@ -13,20 +13,29 @@ from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..models import Reference
+from ..models.sharded_head import FSDP2_LAUNCH
 from .arguments import Arguments
 
 
 def check_sharding(args: Arguments) -> None:
-    """Raise ValueError where weights would be sharded in a way that gives the operator no whole head."""
+    """Raise ValueError where weights would be sharded in a way that gives the operator no whole head, or where models
+    would be empty on all processes but one: each asks them what they are, copies a head, and fills a cache.
+    """
     if is_deepspeed_zero3_enabled():
         raise ValueError(
             "DeepSpeed ZeRO-3 shards the head, and nothing gathers it outside the model's forward. Use FSDP2 "
-            "(`accelerate launch --use_fsdp --fsdp_version 2`), or ZeRO-2, which keeps weights whole."
+            f"(`{FSDP2_LAUNCH}`), or ZeRO-2, which keeps weights whole."
         )
     if _fsdp_version(args) == 1:
         raise ValueError(
-            "FSDP1 shards the head, and nothing gathers it outside the model's forward. Use FSDP2: `accelerate launch "
-            "--use_fsdp --fsdp_version 2`, or fsdp=True with fsdp_config={'version': 2}."
+            "FSDP1 shards the head, and nothing gathers it outside the model's forward. Use FSDP2: "
+            f"`{FSDP2_LAUNCH}`, or fsdp=True with fsdp_config={{'version': 2}}."
+        )
+    if _loads_on_one_process(args):
+        raise ValueError(
+            "with fsdp_cpu_ram_efficient_loading (the default of accelerate's launcher) the first process alone loads "
+            "weights, and the others would compute with empty ones before the model is sharded. Switch it off: "
+            f"`{FSDP2_LAUNCH}`, or fsdp_cpu_ram_efficient_loading: false in the launcher's file."
         )
 
 
@@ -35,9 +44,19 @@ def _fsdp_version(args: Arguments) -> int | None:
     plugin = getattr(args, "fsdp_plugin_args", None)
     if plugin is not None:
         return int(plugin.get("fsdp_version", 1))
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        return int(os.environ.get("FSDP_VERSION", "1"))
-    return None
+    return int(os.environ.get("FSDP_VERSION", "1")) if _is_set("ACCELERATE_USE_FSDP") else None
+
+
+def _loads_on_one_process(args: Arguments) -> bool:
+    """Whether transformers leaves a model empty on all processes but the first."""
+    plugin = getattr(args, "fsdp_plugin_args", None)
+    if plugin is not None:
+        return bool(plugin.get("cpu_ram_efficient_loading"))
+    return _is_set("ACCELERATE_USE_FSDP") and _is_set("FSDP_CPU_RAM_EFFICIENT_LOADING")
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1")
 
 
 def shard_beside(accelerator: Any, model: Any) -> Any:

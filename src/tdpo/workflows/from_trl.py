@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-from ..config import RecipeError, RecipeProblem, flatten, load_recipe, read_yaml, trl_names, write_yaml
+from ..config import RecipeError, RecipeProblem, load_recipe, read_yaml, trl_names
 from ..config.optimization import Optimizer, Scheduler, Tracker
 from ..config.recipe_loading import read_values
 from ..config.schema import FILE_SUFFIXES
 from ..training import arguments
 from ..training.offline.config import REFUSED, TDPOConfig
+from .converted_recipe import Converted, nested, recipe_defaults, shown
 from .trl_settings import BESIDES, DEFAULTS, OTHERS, SAME, SECRET
-
-
-@dataclass
-class Converted:
-    """A recipe made of TRL's settings.
-
-    Attributes:
-        name: of the file that it was made from.
-        values, remarks: by dotted key.
-        lost: what no key takes over, each in a sentence with its place.
-    """
-
-    name: str
-    values: dict[str, Any] = field(default_factory=dict)
-    remarks: dict[str, str] = field(default_factory=dict)
-    lost: list[str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """The recipe as YAML, with remarks as comments."""
-        head = [f"Made from {self.name} by `tdpo recipe --from-trl`. What that file leaves out has TRL's default here."]
-        if self.lost:
-            head += ["Not taken over:", *(f"- {sentence}" for sentence in self.lost)]
-        order = {part: place for place, key in reversed([*enumerate(_defaults())]) for part in _outward(key)}
-        # Keys of a section that is null by default stand where the section does.
-        places = {key: next(order[part] for part in reversed(_outward(key)) if part in order) for key in self.values}
-        ordered = dict(sorted(self.values.items(), key=lambda item: places[item[0]]))
-        return "".join(f"# {line}\n" for line in head) + _commented(_nested(ordered), self.remarks)
 
 
 def recipe_from_trl(path: str | Path) -> Converted:
@@ -62,7 +35,7 @@ def recipe_from_trl(path: str | Path) -> Converted:
     conversion.result.lost.sort(key=conversion.line_of)
     if conversion.problems:
         raise RecipeError(conversion.problems, "file of TRL's settings")
-    load_recipe(_nested(conversion.result.values))
+    load_recipe(nested(conversion.result.values))
     return conversion.result
 
 
@@ -71,7 +44,7 @@ class _Conversion:
         self.settings, self.lines = settings, lines
         self.result = Converted(name)
         self.problems: list[RecipeProblem] = []
-        self.own_defaults = _defaults()
+        self.ownrecipe_defaults = recipe_defaults()
 
     def run(self) -> None:
         for name, key in SAME.items():
@@ -81,6 +54,7 @@ class _Conversion:
         self._loss()
         self._length_and_size()
         self._optimizing()
+        self._compiling()
         self._evaluating_and_saving()
         self.result.values["training.log_names"] = "both"
         self.result.remarks["training.log_names"] = "TRL's names beside tdpo's"
@@ -107,7 +81,7 @@ class _Conversion:
     def _put(self, key: str, value: Any, name: str, remark: str = "") -> None:
         """Set a key from the setting `name`. What the file leaves out, with the same default here, is left out."""
         if not self._is_given(name) and not remark:
-            if value == self.own_defaults.get(key):
+            if value == self.ownrecipe_defaults.get(key):
                 return
             remark = f"TRL's default for {name}"
         self.result.values[key] = value
@@ -115,7 +89,7 @@ class _Conversion:
             self.result.remarks[key] = remark
 
     def _lose(self, name: str, why: str) -> None:
-        value = "…" if name in SECRET else _shown(self.settings[name])
+        value = "…" if name in SECRET else shown(self.settings[name])
         self.result.lost.append(f"{self._place(name)}: {name}: {value} {why}")
 
     def _fail(self, name: str, reason: str) -> None:
@@ -160,7 +134,7 @@ class _Conversion:
         elif self._value("load_in_4bit"):
             self._put("model.quantization.bits", 4, "load_in_4bit")
             self._put("model.quantization.type", self._value("bnb_4bit_quant_type"), "bnb_4bit_quant_type")
-            self._put("model.quantization.nested", self._value("use_bnb_nested_quant"), "use_bnb_nested_quant")
+            self._put("model.quantization.nested", self._value("use_bnbnested_quant"), "use_bnbnested_quant")
 
     def _loading(self) -> dict[str, Any]:
         """What `model_init_kwargs` say that has a key: the dtype, and whether code of the model's own may run."""
@@ -189,7 +163,7 @@ class _Conversion:
             source, split = mixture[0].get("path"), mixture[0].get("split", "train")
             for extra in sorted(mixture[0].keys() - {"path", "split"}):
                 self.result.lost.append(
-                    f"{self._place('datasets')}: datasets: {extra}: {_shown(mixture[0][extra])} has no key: save these "
+                    f"{self._place('datasets')}: datasets: {extra}: {shown(mixture[0][extra])} has no key: save these "
                     "rows as one file and name it as data.train"
                 )
         elif mixture:
@@ -254,6 +228,12 @@ class _Conversion:
                 "report_to", f"has no counterpart: training.report_to lists some of {', '.join(get_args(Tracker))}"
             )
 
+    def _compiling(self) -> None:
+        """A backend or a mode switches compiling on, in transformers and so here; the two themselves have no key."""
+        ways = [name for name in ("torch_compile_backend", "torch_compile_mode") if self._is_given(name)]
+        if ways and not self._value("torch_compile"):
+            self._put("training.compile", True, ways[0], f"{ways[0]} switches it on")
+
     def _evaluating_and_saving(self) -> None:
         if self._value("eval_strategy") == "steps":
             every = self._value("eval_steps") or self._value("logging_steps")
@@ -301,17 +281,6 @@ class _Conversion:
             self._lose(name, f"has no key in a recipe; in Python, TDPOConfig takes {name}")
 
 
-def _defaults() -> dict[str, Any]:
-    """Every key with the value that it has in a recipe which leaves it out, in the order of the file."""
-    return flatten(load_recipe({"run_dir": "x", "data": {"train": "x"}}))
-
-
-def _outward(key: str) -> list[str]:
-    """A key and the sections around it."""
-    parts = key.split(".")
-    return [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-
-
 def _as_trl_parses(value: Any) -> Any:
     """A value as TRL's parser reads it, which makes numbers of quoted ones."""
     if not isinstance(value, str):
@@ -321,36 +290,3 @@ def _as_trl_parses(value: Any) -> Any:
     except ValueError:
         return value
     return parsed if isinstance(parsed, int | float | bool) else value
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted key as sections in sections."""
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        section = nested
-        *outer, last = key.split(".")
-        for part in outer:
-            section = section.setdefault(part, {})
-        section[last] = value
-    return nested
-
-
-def _commented(values: Mapping[str, Any], remarks: Mapping[str, str], path: str = "", indent: str = "") -> str:
-    """YAML in which the line of a key ends in its remark."""
-    text = ""
-    for name, value in values.items():
-        key = f"{path}{name}"
-        if isinstance(value, dict):
-            text += f"{indent}{name}:\n" + _commented(value, remarks, f"{key}.", indent + "  ")
-            continue
-        text += f"{indent}{name}: {_shown(value)}" + (f"  # {remarks[key]}" if key in remarks else "") + "\n"
-    return text
-
-
-def _shown(value: Any) -> str:
-    """A value in one line of YAML."""
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_shown, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items()) + "}"
-    return write_yaml([value]).strip().removeprefix("- ")

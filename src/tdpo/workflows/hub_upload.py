@@ -7,24 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from ..guards.texts import markdown_text
 from ..models.adapter_bases import findable_base
-from ..models.folder_files import read_json_object
+from ..models.folder_files import CARD_FILE, model_files, read_json_object
 from ..records.names import REPORT_FILE
 from ..training.how_to_load import FOLDER
-from ..training.run_record import CARD_FILE
 
-# What makes a model, an adapter and a tokenizer. Whatever else lies beside them is left out, and named: the state of an
-# optimiser is large, and a pickled file (training_args.bin) runs code of its writer where it is opened.
-UPLOADED = (
-    CARD_FILE, "LICENSE*", "config.json", "generation_config.json", "adapter_config.json", "model*.safetensors",
-    "adapter_model*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template*",
-    "preprocessor_config.json", "processor_config.json", "modeling_*.py", "configuration_*.py", "tokenization_*.py",
-)  # fmt: skip
-TEMPLATES = "additional_chat_templates"  # the one folder inside a tokenizer's
 MODEL_WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 HTTP_CLIENTS = ("httpx", "httpx2", "requests")
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -65,13 +56,13 @@ def planned_upload(model: Path, repository: str, report: Path | None = None) -> 
     """
     if not _REPOSITORY.fullmatch(repository) or repository.count("/") != 1:
         raise ValueError(f"{repository!r} names no repository of the hub: expected OWNER/NAME, such as me/my-model")
-    entries = sorted(path for path in model.iterdir() if path.is_file())
-    chosen = [path for path in entries if any(fnmatch(path.name, pattern) for pattern in UPLOADED)]
-    if not any(fnmatch(path.name, pattern) for path in chosen for pattern in MODEL_WEIGHTS):
-        there = ", ".join(path.name for path in entries[:8]) or "nothing"
-        raise ValueError(f"{model} holds no weights as safetensors, which is what is uploaded; it holds {there}")
-    files: dict[str, Path | bytes] = {path.name: path for path in chosen}
-    files |= {f"{TEMPLATES}/{path.name}": path for path in sorted((model / TEMPLATES).glob("*")) if path.is_file()}
+    files: dict[str, Path | bytes] = {**model_files(model)}
+    there = sorted(path.name for path in model.iterdir() if path.is_file())
+    if not any(fnmatch(name, pattern) for name in files for pattern in MODEL_WEIGHTS):
+        raise ValueError(
+            f"{model} holds no weights as safetensors, which is what is uploaded; it holds "
+            f"{', '.join(there[:8]) or 'nothing'}"
+        )
     remarks = []
     base = _base_on_this_machine(model)
     if base is not None:
@@ -80,12 +71,12 @@ def planned_upload(model: Path, repository: str, report: Path | None = None) -> 
             "adapter_config.json shows it. Merge it first (tdpo merge RUN OUT, then tdpo push OUT), or upload the base"
         )
     if CARD_FILE in files:
-        files[CARD_FILE] = _card_of(model / CARD_FILE, repository).encode("utf-8")
+        files[CARD_FILE] = _card_of(model / CARD_FILE, repository, base).encode("utf-8")
     else:
         remarks.append("there is no card (README.md) beside the model, so the repository gets none")
     if report is not None:
         files[REPORT_FILE] = report
-    return Upload(repository, files, [path.name for path in entries if path not in chosen], remarks)
+    return Upload(repository, files, [name for name in there if name not in files], remarks)
 
 
 def upload(plan: Upload, *, private: bool, message: str, revision: str | None = None) -> str:
@@ -167,10 +158,18 @@ def _base_on_this_machine(model: Path) -> str | None:
     return base if isinstance(base, str) and Path(findable_base(base)[0]).is_absolute() else None
 
 
-def _card_of(card: Path, repository: str) -> str:
-    """The card as it reads on the hub: it names the repository, and no folder of this machine as the base."""
+def _card_of(card: Path, repository: str, base: str | None) -> str:
+    """The card as it reads on the hub: it names the repository, and no folder of this machine as the base.
+
+    Of a path such as models/mine the hub would make a link to a stranger's model. `base` is that of an adapter where it
+    is a folder here; the card may name it by another path.
+    """
     text = card.read_text(encoding="utf-8").replace(FOLDER, f'"{repository}"')
-    named = _BASE_LINE.search(text)
-    if named and Path(named.group().partition(": ")[2].strip().strip("\"'")).is_absolute():
-        text = _BASE_LINE.sub("", text, count=1)
-    return text
+    line = _BASE_LINE.search(text)
+    if line is None:
+        return text
+    name = line.group().partition(": ")[2].strip().strip("\"'")
+    if base is None and not Path(findable_base(name)[0]).is_absolute():
+        return text
+    title = f"# {markdown_text(PurePath(name).name)}, trained with"
+    return _BASE_LINE.sub("", text, count=1).replace(f"# {markdown_text(name)}, trained with", title, 1)

@@ -17,6 +17,7 @@ from ..config import AnyRecipe, OnlineRecipe, PPORecipe, Recipe
 from ..models import causal_lm_of, has_adapter, outline_causal_lm
 from ..models.configurations import text_config
 from ..models.precision import Precision, choose_precision, hold_weights, loaded_dtype
+from ..models.quantized_sizes import bits_of_base, layers_to_quantize
 from ..models.saved_activations import saved_bytes
 from ..reference_cache.building import readable_bytes
 from ..token_statistics.tiles import TILE
@@ -87,8 +88,9 @@ def memory_of(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch, devic
     trained = [p for p in policy.parameters() if p.requires_grad]
     critic = [] if models.critic is None else list(models.critic.parameters())
     beside = _beside(recipe, models)
-    kept = _bytes(policy.parameters()) + _bytes(beside) + _bytes(critic)
-    copies = sum(p.numel() for p in policy.parameters()) * _size(precision.products) if precision.is_mixed else 0
+    kept = _held(models) + _bytes(beside) + _bytes(critic)
+    copied = [*policy.parameters(), *critic] if precision.is_mixed else []  # by autocast, until the backward is done
+    copies = sum(weight.numel() for weight in copied) * _size(precision.products)
     whole = 0 if devices == 1 else _gathered(policy)
     return MemoryRoom(
         weights=kept // devices + (copies if devices == 1 else 0) + whole,
@@ -96,8 +98,8 @@ def memory_of(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch, devic
         optimizer=state_bytes([*trained, *critic], settings.optimizer, None) // devices,
         activations=_activations(recipe, models, batch),
         head=_head(recipe, models, batch),
-        cache=0 if isinstance(recipe, Recipe) else _drawn(recipe, policy, batch),
-        collecting=0 if isinstance(recipe, Recipe) else _folded(recipe, policy) + (kept if devices > 1 else 0),
+        cache=0 if isinstance(recipe, Recipe) else _drawn(recipe, policy, batch, devices),
+        collecting=0 if isinstance(recipe, Recipe) else _folded(recipe, models) + (kept if devices > 1 else 0),
     )
 
 
@@ -110,16 +112,18 @@ class ModelsOfRun:
         reference: another model than the policy's start; None where that is the reference.
         critic: a body of its own, or None.
         precision: of the training.
+        bits: of a weight in the layers of the policy's base that are quantised; None where none is.
     """
 
     policy: Any
     reference: nn.Module | None
     critic: nn.Module | None
     precision: Precision
+    bits: float | None = None
 
     @classmethod
     def of(cls, recipe: AnyRecipe) -> ModelsOfRun | None:
-        """The models that the recipe names; None where weights are quantised, which have no outline.
+        """The models that the recipe names; None where weights are stored quantised, which have no outline.
 
         Raises:
             FileNotFoundError, ValueError: as loading the models and adding the adapter.
@@ -138,7 +142,7 @@ class ModelsOfRun:
                 hold_weights(model, precision.weights)
         if critic is not None and recipe.optimization.precision == "auto":
             hold_weights(critic, "float32")
-        return cls(policy, reference, critic, precision)
+        return cls(policy, reference, critic, precision, bits_of_base(recipe.model.name, recipe.model.quantization))
 
 
 def _beside(recipe: AnyRecipe, models: ModelsOfRun) -> list[Tensor]:
@@ -152,18 +156,34 @@ def _beside(recipe: AnyRecipe, models: ModelsOfRun) -> list[Tensor]:
     return [] if is_read or has_adapter(models.policy) else trained
 
 
+def _held(models: ModelsOfRun) -> int:
+    """The policy's weights; those of a quantised base in few bits, and one layer at a time as it is computed with."""
+    weights = _bytes(models.policy.parameters())
+    if models.bits is None:
+        return weights
+    layers = layers_to_quantize(models.policy)
+    packed = int(models.bits / 8 * sum(weight.numel() for weight in layers))
+    return weights - _bytes(layers) + packed + max((_bytes([layer]) for layer in layers), default=0)
+
+
 def _activations(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch) -> int | None:
-    """Counted on the policy, whose products are then in the dtype of the run; it is not as before afterwards."""
-    policy, width = models.policy, text_config(models.policy.config).hidden_size
-    if models.precision.is_mixed:
-        hold_weights(policy, models.precision.products)
-    switch_off_dropout(policy.train())
-    counted = saved_bytes(policy, batch.rows, batch.tokens)
-    if counted is None or not recipe.optimization.gradient_checkpointing:
-        return counted
-    layers = text_config(policy.config).num_hidden_layers
-    inputs = batch.rows * batch.tokens * width * _size(models.precision.products)
-    return layers * inputs + RECOMPUTED * counted // layers
+    """Counted on policy and critic, which pass a micro-batch before its backward. Their products are then in the dtype
+    of the run; they are not as before afterwards."""
+    policy, products = models.policy, models.precision.products
+    counted: list[int] = []
+    for model in [policy] if models.critic is None else [policy, models.critic]:
+        if models.precision.is_mixed:
+            hold_weights(model, products)
+        switch_off_dropout(model.train())
+        kept = saved_bytes(model, batch.rows, batch.tokens)
+        if kept is None:
+            return None
+        counted.append(kept)
+    if recipe.optimization.gradient_checkpointing:  # which the trainer switches on for the policy alone
+        text = text_config(policy.config)
+        inputs = batch.rows * batch.tokens * text.hidden_size * _size(products)
+        counted[0] = text.num_hidden_layers * inputs + RECOMPUTED * counted[0] // text.num_hidden_layers
+    return sum(counted)
 
 
 def _head(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch) -> int:
@@ -176,23 +196,24 @@ def _head(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch) -> int:
     return walk + weight.numel() * (FLOAT + _size(models.precision.weights))
 
 
-def _drawn(recipe: PPORecipe | OnlineRecipe, policy: Any, batch: LearnedBatch) -> int:
-    """Keys and values, logits of one step, and what PPO keeps of a rollout."""
+def _drawn(recipe: PPORecipe | OnlineRecipe, policy: Any, batch: LearnedBatch, devices: int) -> int:
+    """Keys and values, logits of one step, and what PPO keeps of a rollout; of the share of one device."""
     config, size = text_config(policy.config), next(policy.parameters()).element_size()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    together = min(recipe.rollouts.batch_size, recipe.rollouts.completions)
+    own = max(1, recipe.rollouts.completions // devices)
+    together = min(recipe.rollouts.batch_size, own)
     cache = 2 * config.num_hidden_layers * together * batch.sequence * heads * head * size
     logits = together * config.vocab_size * FLOAT
-    kept = recipe.rollouts.completions * batch.response * config.hidden_size * FLOAT
+    kept = own * batch.response * config.hidden_size * FLOAT
     return int(cache + logits + (kept if isinstance(recipe, PPORecipe) else 0))
 
 
-def _folded(recipe: PPORecipe | OnlineRecipe, policy: nn.Module) -> int:
-    """The weights of adapted layers with their adapter, beside those without."""
-    if not recipe.rollouts.merge_adapter:
+def _folded(recipe: PPORecipe | OnlineRecipe, models: ModelsOfRun) -> int:
+    """The weights of adapted layers with their adapter, beside those without; nothing is folded into few bits."""
+    if not recipe.rollouts.merge_adapter or models.bits is not None:
         return 0
-    layers: list[Any] = [module for module in policy.modules() if hasattr(module, "lora_A")]
+    layers: list[Any] = [module for module in models.policy.modules() if hasattr(module, "lora_A")]
     return _bytes(layer.get_base_layer().weight for layer in layers)
 
 

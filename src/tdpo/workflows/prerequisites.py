@@ -21,6 +21,7 @@ from ..models import (
     check_vocabulary,
     configuration_of,
     has_adapter,
+    is_adapter_folder,
     outline_causal_lm,
 )
 from ..models.bundled import converted_folder
@@ -29,7 +30,7 @@ from ..models.model_loading import will_be_quantized
 from ..models.quantization import why_no_package
 from ..records.folders import require_writable
 from ..reference_cache.storage import MANIFEST
-from ..training.online.critic import Critic
+from ..training.online.critic import FROZEN, Critic
 from .disk_room import DiskRoom
 
 
@@ -120,7 +121,10 @@ def check_critic(recipe: AnyRecipe, policy: Any) -> Any | None:
     """Return the body of PPO's critic without values, where it has one of its own. Raises as the critic would."""
     if not isinstance(recipe, PPORecipe) or recipe.ppo.value_model is None:
         return None
-    body = outline_causal_lm(recipe.ppo.value_model, trust_remote_code=recipe.model.trust_remote_code)
+    name, trust = recipe.ppo.value_model, recipe.model.trust_remote_code
+    if is_adapter_folder(Path(name).expanduser()) or will_be_quantized(name, trust_remote_code=trust):
+        raise ValueError(f"ppo.value_model {name}: {FROZEN}")
+    body = outline_causal_lm(name, trust_remote_code=trust)
     if body is not None:
         Critic.of(policy, body)
     return body

@@ -36,6 +36,8 @@ DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
     "gradient_checkpointing": True,
+    "use_liger_kernel": False,
+    "torch_compile": False,
     "bf16": None,
     "fp16": False,
     "logging_steps": 10,
@@ -57,6 +59,8 @@ SAME = {
     "weight_decay": "training.weight_decay",
     "max_grad_norm": "training.max_grad_norm",
     "gradient_checkpointing": "training.gradient_checkpointing",
+    "use_liger_kernel": "training.liger",
+    "torch_compile": "training.compile",
     "logging_steps": "training.logging_steps",
 }
 # Settings of `trl dpo` beside those of DPOConfig: the values that mean what a recipe does in any case, and what to do

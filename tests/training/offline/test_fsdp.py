@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.several_processes import TWO_ON_CPUS, launch_environment
 from helpers.sharding_on_cpus import fresh_accelerator, put_together, run_two_sharded, shard_on_cpus  # noqa: F401
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import (
@@ -27,6 +28,7 @@ from helpers.training_cases import (
 )
 from tdpo.models import find_head, load_causal_lm, response_hidden
 from tdpo.token_statistics import Head, linear_token_stats
+from tdpo.training.resumption import check_form
 from tdpo.training.sharding import check_sharding
 
 # 12 pairs at 8 an update: the second update is a ragged 4, the third goes into a second, reshuffled epoch.
@@ -244,6 +246,35 @@ def test_fsdp1_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch, tmp_
     check_sharding(SimpleNamespace(fsdp_plugin_args=None))
     with pytest.raises(ValueError, match="FSDP1"):
         check_sharding(SimpleNamespace(fsdp_plugin_args={"fsdp_version": 1}))
+
+
+def test_models_that_one_process_alone_loads_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What `accelerate launch --use_fsdp --fsdp_version 2` asks for by default; other processes have empty weights."""
+    launched = launch_environment(["--use_fsdp", "--fsdp_version", "2", *TWO_ON_CPUS, "script.py"])
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        monkeypatch.setenv(name, launched[name])
+    with pytest.raises(ValueError, match=r"first process alone loads.*`accelerate launch .*_loading false`"):
+        make_trainer(build_model("llama"), tmp_path, build_tokenizer())
+    asked = {"fsdp_version": 2, "cpu_ram_efficient_loading": True}
+    with pytest.raises(ValueError, match="first process alone loads"):
+        check_sharding(SimpleNamespace(fsdp_plugin_args=asked))
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
+    check_sharding(SimpleNamespace(fsdp_plugin_args=None))
+
+
+def test_whole_and_sharded_checkpoints_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        build_model("llama"), tmp_path, build_tokenizer(), max_steps=1, save_strategy="steps", save_steps=1
+    )
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-1"
+    with pytest.raises(
+        ValueError, match=r"weights are whole .*this is one whose weights are sharded .*as it was launch"
+    ):
+        check_form(checkpoint, is_sharded=True)
+    (checkpoint / "pytorch_model_fsdp_0").mkdir()
+    with pytest.raises(ValueError, match=r"a run whose weights are sharded .*this is one whose weights are whole"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_zero3_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from helpers.several_processes import launch_two_processes
 from helpers.tiny_models import build_model, build_tokenizer
@@ -21,6 +22,7 @@ from helpers.training_cases import (
     train_logs,
     trained_weights,
 )
+from tdpo.training.callbacks import GracefulStop
 from tdpo.training.offline.config import TDPOConfig, grouping_by_length
 
 # 20 pairs at 8 an update are 8, 8 and a ragged 4; five updates go into a second, reshuffled epoch.
@@ -30,7 +32,7 @@ ADAPTED_HEAD = {"lora": ("lm_head",), "frozen head": ()}
 SPLITS = {"8": (8, 1), "4 × 2": (4, 2), "1 × 8": (1, 8)}
 
 
-def run(kind: str, folder: Path, *, batch: int = 8, accumulation: int = 1, **changes: Any) -> Any:
+def run(kind: str, folder: Path, *, batch: int = 8, accumulation: int = 1, rows: int = ROWS, **changes: Any) -> Any:
     """Train the same model on the same pairs; only what is passed differs."""
     model = build_model("llama")  # its head is not tied: a weight that only the operator touches
     model.accepts_loss_kwargs = changes.pop("accepts_loss_kwargs", True)
@@ -38,7 +40,7 @@ def run(kind: str, folder: Path, *, batch: int = 8, accumulation: int = 1, **cha
         model,
         folder,
         build_tokenizer(),
-        plain_rows(ROWS),
+        plain_rows(rows),
         peft_config=None if kind == "full" else lora("q_proj", "v_proj", "down_proj", *ADAPTED_HEAD[kind]),
         **{
             "per_device_train_batch_size": batch,
@@ -220,6 +222,48 @@ def distributed_run(folder: Path) -> None:
             torch.save(weights, folder / f"{kind}.pt")
             (folder / "found.json").write_text(json.dumps(found))
 
+    found["losses"] = losses_between_logs(folder / "losses", processes)
+    found["stopped at"] = stopped_by_one_process(folder / "stopped")
+    found["uneven"] = logs_of_an_uneven_epoch(folder / "uneven", processes)
+    if trainer.is_world_process_zero():
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+def losses_between_logs(folder: Path, processes: int) -> list[float]:
+    """The sum of a checkpoint that lies between two logs, and the mean loss of a run that ends between two."""
+    batch = 2 if processes == 2 else 4
+    changes = {"max_steps": 4, "logging_steps": 3, "save_strategy": "steps", "save_steps": 2}
+    trainer = run("lora", folder, batch=batch, accumulation=2, **changes)
+    saved = json.loads((folder / "checkpoint-2/training_loss.json").read_text())["sum"]
+    return [saved, trainer.state.log_history[-1]["train_loss"]]
+
+
+def logs_of_an_uneven_epoch(folder: Path, processes: int) -> list[list[float]]:
+    """Of 9 pairs one is left for the second update, and for one of the processes; then comes another epoch."""
+    batch = 2 if processes == 2 else 4
+    trainer = run("lora", folder, batch=batch, accumulation=2, rows=9, max_steps=3, log_names="both")
+    names = ("loss", "grad_norm", "margin", "chosen_logp", "chosen_forward_kl", "num_tokens")
+    return [[line[name] for name in names] for line in train_logs(trainer)]
+
+
+class AskedAlone(TrainerCallback):
+    """A signal that reaches the last process alone, in the second update."""
+
+    def __init__(self, stop: GracefulStop) -> None:
+        self.stop = stop
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 1 and args.process_index == args.world_size - 1:
+            self.stop.is_requested = True
+
+
+def stopped_by_one_process(folder: Path) -> int:
+    stop = GracefulStop(lambda _: None)
+    changes = {"max_steps": 3, "save_strategy": "steps", "save_steps": 50}
+    trainer = run("lora", folder, batch=2, callbacks=[AskedAlone(stop), stop], **changes)
+    assert stop.is_requested and (folder / "checkpoint-2/COMPLETE").exists(), "so it is on every process"
+    return int(trainer.state.global_step)
+
 
 @pytest.mark.slow
 def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
@@ -228,6 +272,11 @@ def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
     distributed_run(tmp_path / "one")
     two, one = (json.loads((tmp_path / name / "found.json").read_text()) for name in ("two", "one"))
     assert (two["processes"], one["processes"]) == (2, 1)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert two["stopped at"] == one["stopped at"] == 2
+    assert len(two["uneven"]) == len(one["uneven"]) == 3
+    for mine, theirs in zip(two["uneven"], one["uneven"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5), "each pair is learned from once"
     for kind in KINDS:
         assert two[kind]["wrapped"] == "DistributedDataParallel"
         assert len(two[kind]["logs"]) == UPDATES

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import statistics
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +20,17 @@ from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo, ppo_settings
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import StopAt, lora, move_away, sequence_numbers, trained_weights
 from tdpo.batches import ResponseCollator, TokenizedPair
+from tdpo.config import load_recipe
 from tdpo.environments import RewardError
+from tdpo.models import sharded_weights
 from tdpo.runs.checkpoints import find_checkpoints
 from tdpo.scoring.kl_target import KLTargetController
 from tdpo.training import PPOTrainer
+from tdpo.training.online.critic import Critic
+from tdpo.training.online.critic_training import save_critic, save_critic_optimizer
 from tdpo.training.online.kl_coefficients import DualCoefficient, IterationController
 from tdpo.training.online.rollouts import make_rollout
+from tdpo.workflows.prerequisites import check_critic
 
 LOGGED = {
     "reward_mean", "reward_std", "reward_variance", "penalized_reward_mean", "forward_kl", "reverse_kl", "kl_k1",
@@ -391,6 +397,59 @@ def test_the_critic_learns_at_a_rate_of_its_own(kind: str, tmp_path: Path) -> No
     assert first["explained_variance"] == pytest.approx(0.0, abs=1e-6) and last["explained_variance"] > 0.5
 
 
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_checkpoint_puts_one_weight_together_at_a_time(
+    writes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a device would hold the whole critic with two numbers of AdamW for each weight, beside all that trains."""
+    together: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def gather(weight: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        most = max(most, 1 + sum(ref() is not None for ref in together))
+        copy = weight.detach().clone()
+        together.append(weakref.ref(copy))
+        return copy
+
+    monkeypatch.setattr(sharded_weights, "whole", gather)
+    critic = Critic(4, torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)))
+    optimizer = torch.optim.AdamW(critic.parameters())
+    for weight in critic.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    save_critic(critic, tmp_path, writes=writes)
+    save_critic_optimizer(critic, optimizer, tmp_path, writes=writes)
+    assert len(together) == 6 + 3 * 6
+    if not writes:
+        assert most == 1 and not list(tmp_path.iterdir())
+        return
+    saved = torch.load(tmp_path / "critic.pt", weights_only=True)
+    assert saved.keys() == critic.state_dict().keys()
+    assert all(weight.equal(saved[name]) for name, weight in critic.state_dict().items())
+
+
+def test_a_scale_of_fp16_is_taken_off_once_for_policy_and_critic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scaler refuses to do it twice in an update; accelerate does it in each call for a list of weights."""
+    trainer = trainer_of(tmp_path)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.ones(()))
+    accelerator = trainer.accelerator
+    accelerator.prepare_optimizer(trainer.create_optimizer())
+    assert trainer.critic is not None
+    for weight in (*trainer.model.parameters(), *trainer.critic.parameters()):
+        weight.grad = torch.full_like(weight, 4e-4)
+    monkeypatch.setattr(type(accelerator), "mixed_precision", "fp16")
+    monkeypatch.setattr(accelerator, "native_amp", True)
+    monkeypatch.setattr(accelerator, "scaler", scaler)
+    norm = trainer._clip_grad_norm(trainer.model)
+    assert float(norm) == pytest.approx(1e-4 * sum(p.numel() for p in trainer.model.parameters()) ** 0.5, rel=1e-4)
+    assert trainer.critic.head.weight.grad is not None
+    assert torch.allclose(trainer.critic.head.weight.grad, torch.tensor(1e-4))
+
+
 def test_the_adaptive_controller_moves_the_coefficient_as_it_says(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, kl={"coefficient": 0.1, "target": 1e-3, "horizon": 100}, iterations=3)
     trainer.train()
@@ -558,6 +617,7 @@ def test_what_cannot_be_trained_on_is_refused_before_training(
         ({"clip_range": 0.0}, "clip_range must be a number > 0, got 0.0"),
         ({"target_kl": -1.0}, "target_kl must be a number > 0 or None, got -1.0"),
         ({"value_coefficient": -0.1}, "value_coefficient must be a number ≥ 0"),
+        ({"target_kl": 0.1, "precision": "float16-mixed"}, "the scaler of float16 stops at one without gradients"),
         ({"max_steps": 7}, "max_steps has no effect"),
         ({"num_train_epochs": 2}, "num_train_epochs has no effect"),
         ({"logging_steps": 5}, "logging_steps has no effect"),
@@ -599,6 +659,25 @@ def test_reward_models_are_read_with_their_own_words_or_refused(tmp_path: Path) 
         trainer_of(tmp_path / "b", reward=str(saved("foreign", 50, 1)))
     with pytest.raises(ValueError, match="knows 50 tokens, but its own tokenizer has token"):
         trainer_of(tmp_path / "c", reward=str(saved("cut", 50, 1, build_tokenizer())))
+
+
+def test_a_critic_that_would_stay_as_it_is_is_refused(tmp_path: Path) -> None:
+    """The folder of an adapter is loaded frozen: the value head alone would learn, at the rate for whole models."""
+    from peft import get_peft_model
+
+    get_peft_model(build_model("llama"), lora()).save_pretrained(tmp_path / "adapter")
+    frozen = build_model("llama").requires_grad_(False)
+    with pytest.raises(ValueError, match=r"critic's model would not be trained.*`tdpo merge`"):
+        trainer_of(tmp_path / "run", value_model=frozen)
+    recipe = load_recipe(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "environment": {"name": "sentiment"},
+            "ppo": {"value_model": str(tmp_path / "adapter")},
+        }
+    )
+    with pytest.raises(ValueError, match=r"ppo\.value_model .*adapter: the critic's model would not be trained"):
+        check_critic(recipe, build_model("llama"))
 
 
 def test_a_critic_with_another_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from helpers.ppo_cases import PROMPTS, letters, make_online, make_ppo
 from helpers.several_processes import run_two_processes
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import trained_weights
+from tdpo.rewards.functions import FLAT_ITERATIONS
 from tdpo.training import OnlineTDPOTrainer, PPOTrainer
 
 ADAPTIVE = {"coefficient": 0.1, "target": 0.01, "horizon": 50}
@@ -35,6 +36,22 @@ def distributed_run(folder: Path) -> None:
     for name, own in KINDS.items():
         one_run(folder / name, ppo(folder / name, own))
     one_run(folder / "pairs", pairs(folder / "pairs"))
+    if processes() == 2:
+        processes_agree_on_rewards(folder / "rewards")
+
+
+def processes_agree_on_rewards(folder: Path) -> None:
+    """The reward says another thing in each process, and the same of all responses there."""
+    number = float(os.environ["RANK"])
+    trainer = make_ppo(
+        build_model("llama"), folder, build_tokenizer(), lambda completions, **_: [number] * len(completions), PROMPTS,
+        eval_dataset=["a small house"], max_new_tokens=2,
+    )  # fmt: skip
+    judged = torch.tensor([trainer.evaluate()["eval_reward_mean"]])
+    assert trainer.accelerator.gather(judged).tolist() == [0.0, 0.0], "or they would choose unlike best models"
+    for iteration in range(FLAT_ITERATIONS + 1):
+        trainer.collector.sample(trainer.model, iteration)
+    assert trainer.collector.constancy.varied and not trainer.collector.constancy.flat, "the rewards of all vary"
 
 
 def processes() -> int:
@@ -94,6 +111,9 @@ def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
     files = {kind: {p.name for p in (tmp_path / "two" / kind / "run/checkpoint-3").iterdir()} for kind in KINDS}
     assert {"COMPLETE", "ppo_state_0.pt", "ppo_state_1.pt", "critic.pt"} <= files["gae"]
     assert "critic.pt" not in files["rloo"]
+    alone = ppo(tmp_path / "alone", KINDS["rloo"])
+    with pytest.raises(ValueError, match=r"ppo_state_1.pt too.*not written by PPO on as many processes as there are"):
+        alone.train(resume_from_checkpoint=str(tmp_path / "two/rloo/run/checkpoint-3"))
 
 
 def agree(two_folder: Path, one_folder: Path) -> None:

@@ -115,8 +115,10 @@ class PairEvaluation(CheckpointedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check_gradient(logs)
-        if "loss" in logs and self._meter.pairs:
-            numbers = self.preference_loss.logged(self._meter.averages(self._total(self._meter.totals())))
+        # Of all processes: one alone may have had nothing but a spare pair.
+        totals = self._total(self._meter.totals()) if "loss" in logs else None
+        if totals is not None and TrainingMeter.pairs_of(totals):
+            numbers = self.preference_loss.logged(self._meter.averages(totals))
             self._meter = TrainingMeter()
             numbers.pop("loss", None)  # transformers' own covers the same pairs and the same steps
             logs = {**logs, **numbers, **self.preference_loss.aim, **self._trl_logs.of_training(numbers, self)}

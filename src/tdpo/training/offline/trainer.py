@@ -34,7 +34,7 @@ from ...scoring.pair_metrics import pair_metrics
 from ...scoring.policy_statistics import PolicyStatistics
 from ...scoring.readings import Reading
 from ...scoring.reference_source import CachedReference
-from ..arguments import one_process_a_device
+from ..arguments import one_process_a_device, other_values
 from ..best_model import check_metric
 from ..kl_target_control import KLTargetControl
 from ..logged_metrics import MetricsFile, TrainingMeter
@@ -49,6 +49,7 @@ from .recording import pair_card, pair_record
 from .reference_caching import reference_source_of
 from .trl_calls import PairFunction, check_call, check_parts, prepare_models
 from .trl_logs import TRLLogs
+from .uneven_batches import IS_SPARE, SpareCollator, WithSpares, each_pair_once
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +193,14 @@ class TDPOTrainer(PairEvaluation):
 
     # ---- batches ----
 
+    def get_train_dataloader(self) -> Any:
+        """As transformers', with each pair once in an epoch, on however many processes."""
+        if self.args.world_size == 1 or self.train_dataset is None:
+            return super().get_train_dataloader()
+        pairs: Any = self.train_dataset
+        with other_values(self, train_dataset=WithSpares(pairs), data_collator=SpareCollator(self.collator)):
+            return each_pair_once(super().get_train_dataloader())
+
     def _get_train_sampler(self, train_dataset: Any | None = None) -> Any:
         """As transformers' sampler; a length is the number of tokens that the layout computes."""
         pairs: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -226,12 +235,15 @@ class TDPOTrainer(PairEvaluation):
         and distributed data parallelism averages gradients over processes; so every pair weighs the same
         however the update is split.
         """
-        batch = ResponseBatch.from_inputs(inputs)
+        is_spare = inputs.get(IS_SPARE, False)
+        batch = ResponseBatch.from_inputs({name: value for name, value in inputs.items() if name != IS_SPARE})
         # A second model is not wrapped by accelerate: both must compute in one precision, or they differ at step 0.
         with self.accelerator.autocast():
             stats = self.statistics(model, batch, extras=self.preference_loss.extras)
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
+        if is_spare:
+            return 0.0 * loss.per_pair.sum()
         of_pairs = self.preference_loss.of_pairs
         table = pair_metrics(stats, scores, loss, batch.sequence_index, batch.num_prompts, of_pairs)
         if model.training:
@@ -259,7 +271,7 @@ class TDPOTrainer(PairEvaluation):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
         if not batch_samples:
             return None
-        pairs: int = sum(batch["num_prompts"] for batch in batch_samples)
+        pairs: int = sum(batch["num_prompts"] for batch in batch_samples if IS_SPARE not in batch)
         if self.args.world_size == 1:
             return pairs
         whole: Tensor = self.accelerator.reduce(torch.tensor(pairs, device=device), reduction="sum")

@@ -152,6 +152,7 @@ def _as_asked(
         trust_remote_code=bool(arguments.get("trust_remote_code", args.trust_remote_code)),
         trainable=trainable,
         quantization=arguments.get("quantization_config"),
+        device="cpu" if args.use_cpu else None,
     )
 
 

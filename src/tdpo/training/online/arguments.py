@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...config import Engine, PPORecipe, Precision, RecipeFields, SamplingEngine, engine_problems
+from ...models.sharded_head import FSDP2_LAUNCH
 from ..arguments import Arguments
 
 SAMPLING_KEYS = {
@@ -111,7 +112,7 @@ class OnlineArguments(Arguments):
                 yield f"{name} {why}"
         if self.deepspeed_plugin is not None:  # by these arguments, or by accelerate's launcher
             why = "its engine has one optimizer for one model, and knows of no critic and no updates that are skipped"
-            instead = "use FSDP2 (accelerate launch --use_fsdp --fsdp_version 2)"
+            instead = f"use FSDP2 ({FSDP2_LAUNCH})"
             yield f"DeepSpeed does not train {method}: {why}; {instead}"
 
     def _prompts_per_process(self) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -201,7 +202,10 @@ class OnlineTrainer(CheckpointedTrainer):
     def evaluate(
         self, eval_dataset: Any | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Reward, both exact KLs and length of one response to each held-out prompt, seeded, alike on every process.
+        """Reward, both exact KLs and length of one response to each held-out prompt, seeded.
+
+        Every process samples and judges all of them, and the numbers of the first are those of all: a reward may be
+        another one each time that it is asked, and what is the best model so far must be the same everywhere.
 
         Raises:
             ValueError: there are no held-out prompts.
@@ -212,7 +216,7 @@ class OnlineTrainer(CheckpointedTrainer):
         if eval_dataset is not None:
             self._check_rewards(prompts, self.args)
         with self._each_process_alone():
-            numbers = self.collector.judge_held_out(self.model, prompts)
+            [numbers] = broadcast_object_list([self.collector.judge_held_out(self.model, prompts)])
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(dict(metrics))  # which adds what is no metric
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -255,17 +259,19 @@ class OnlineTrainer(CheckpointedTrainer):
         """What updates change beside the weights."""
         return {}
 
-    def _state_file(self, checkpoint: Path) -> Path:
-        return checkpoint / self.STATE_FILE.format(self.args.process_index)
+    def _state_file(self, checkpoint: Path, process: int | None = None) -> Path:
+        return checkpoint / self.STATE_FILE.format(self.args.process_index if process is None else process)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        path = self._state_file(Path(checkpoint))
-        if not path.exists():
+        path, another = (self._state_file(Path(checkpoint), at) for at in (None, self.args.world_size))
+        if not path.exists() or another.exists():
+            why = f"holds no {path.name}" if not path.exists() else f"holds {another.name} too"
             raise ValueError(
-                f"{checkpoint} holds no {path.name}: it was not written by {self.METHOD} on as many processes"
+                f"{checkpoint} {why}: it was not written by {self.METHOD} on as many processes as there are now "
+                f"({self.args.world_size}), each of which keeps its own responses there. Go on with as many as then."
             )
         with reading(checkpoint, path.name):
             self._load_own_state(checkpoint, torch.load(path, weights_only=True, map_location="cpu"))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from ...batches import Extent, PromptResponses
 from ...environments import Prompt
@@ -81,7 +82,7 @@ class Collector:
         raise NotImplementedError
 
     def judge_held_out(self, policy: Any, prompts: Sequence[Prompt]) -> dict[str, float]:
-        """Reward, both exact KLs and length of one response to each prompt, seeded, alike on every process."""
+        """Reward, both exact KLs and length of one response to each prompt, seeded."""
         sampled = self._sampled(policy, prompts, self.args.seed, samples=1)
         units = units_of(sampled, 1)
         cover(policy, self.judge.collator, units, other_models=self.others)
@@ -109,9 +110,12 @@ class Collector:
         return True
 
     def _watch(self, sampled: RewardedResponses, iteration: int) -> None:
+        """Over all processes: the share of one is small, and may be rewarded alike where the whole is not."""
         assert sampled.rewards is not None
-        texts = [response.text for response in sampled.responses]
-        if sentence := self.constancy.see(sampled.rewards.tolist(), sampled.prompts, texts):
+        rewards, texts = sampled.rewards.tolist(), [response.text for response in sampled.responses]
+        if self.args.world_size > 1:
+            rewards, texts = gather_object(rewards), gather_object(texts)
+        if sentence := self.constancy.see(rewards, sampled.prompts, texts):
             logger.warning("Iteration %d: %s", iteration, sentence)
 
     def _sampled(

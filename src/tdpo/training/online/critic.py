@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from ...batches import ResponseBatch
 from ...config import VALUE_LEARNING_RATES
-from ...models import causal_lm_of, check_causal, response_hidden
+from ...models import causal_lm_of, check_causal, has_adapter, response_hidden
+from ...models.quantization import is_quantized_model
+
+FROZEN = (
+    "the critic's model would not be trained: it holds quantised weights, or is an adapter, which is loaded frozen. "
+    "Give a whole model that is not quantised; `tdpo merge` makes one of an adapter"
+)
 
 
 class Critic(nn.Module):
@@ -36,10 +42,13 @@ class Critic(nn.Module):
         """The critic of a policy; `value_model` is a loaded causal language model with its tokenizer, or None.
 
         Raises:
-            ValueError: the critic model has another vocabulary than the policy, or looks ahead.
+            ValueError: the critic model has another vocabulary than the policy, looks ahead, or would not be trained.
         """
         if value_model is None:
             return cls(_width(policy))
+        in_few_bits = is_quantized_model(value_model) and not has_adapter(value_model)
+        if in_few_bits or not any(p.requires_grad for p in value_model.parameters()):
+            raise ValueError(FROZEN)
         check_causal(value_model, "the critic's model")
         ours, theirs = (causal_lm_of(m).get_input_embeddings().weight.shape[0] for m in (policy, value_model))
         if ours != theirs:

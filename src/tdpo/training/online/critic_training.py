@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models import as_shard_of, is_shard, release, whole
+from ...models import as_shard_of, is_shard, kept_whole, release
 from ..resumption import reading
 from ..sharding import average_gradients, shard_beside
 from .critic import CRITIC_FILE, Critic
@@ -95,7 +95,7 @@ def _holds(group: dict[str, Any], ids: set[int]) -> bool:
 def save_critic(critic: Critic, checkpoint: Path, *, writes: bool) -> None:
     """Write the critic's weights, whole. All processes call it; the one that `writes` does."""
     release(critic)
-    weights = {name: whole(weight) for name, weight in critic.state_dict().items()}
+    weights = {name: kept_whole(weight, keeps=writes) for name, weight in critic.state_dict().items()}
     if writes:
         torch.save(weights, checkpoint / CRITIC_FILE)
 
@@ -112,7 +112,7 @@ def load_critic(critic: Critic, checkpoint: Path) -> None:
 def save_critic_optimizer(critic: Critic, optimizer: Any, checkpoint: Path, *, writes: bool) -> None:
     """As `save_critic`, the critic's part of the optimizer's state."""
     with only_part(optimizer, critic, of_critic=True) as part:
-        content = _over_state(part.state_dict(), lambda value, _: whole(value))
+        content = _over_state(part.state_dict(), lambda value, _: kept_whole(value, keeps=writes))
     if writes:
         torch.save(content, checkpoint / CRITIC_OPTIMIZER_FILE)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...config import ReferenceUpdate, why_no_average
-from ...models import Reference, as_shard_of, has_adapter, move_reference, weights_that_follow, whole
+from ...models import Reference, as_shard_of, has_adapter, kept_whole, move_reference, weights_that_follow
 from ..resumption import reading
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class MovingReference:
     def save(self, checkpoint: Path, *, writes: bool) -> None:
         """Write its own weights; those that are not trained are the policy's. All processes call it, one `writes`."""
         follow = weights_that_follow(self.policy, self.reference)
-        weights = {name: whole(own.detach()) for name, (own, _) in follow.items()}
+        weights = {name: kept_whole(own.detach(), keeps=writes) for name, (own, _) in follow.items()}
         if writes:
             torch.save(weights, checkpoint / REFERENCE_FILE)
 

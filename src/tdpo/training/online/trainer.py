@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from ...batches import ResponseCollator
 from ...scoring.readings import Reading
+from ..arguments import other_values
 from ..kl_target_control import KLTargetControl
 from ..logged_metrics import peak_memory_mib
 from ..policy import load_beside
@@ -224,9 +225,12 @@ class PPOTrainer(OnlineTrainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """The policy's and the critic's gradients, each by its own norm; the policy's is logged."""
+        norm = super()._clip_grad_norm(model)
         if self.critic is not None:
-            self.accelerator.clip_grad_norm_(self.critic.parameters(), self.args.max_grad_norm)
-        return super()._clip_grad_norm(model)
+            # That has taken fp16's scale off all gradients of the optimizer, which may be done once in an update.
+            with other_values(self.accelerator, native_amp=False):
+                self.accelerator.clip_grad_norm_(self.critic.parameters(), self.args.max_grad_norm)
+        return norm
 
     # ---- logs and evaluation ----
 
