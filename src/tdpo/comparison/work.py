@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,15 +149,16 @@ class _Work:
         sampler = response_sampler(self.study.sampling, folder=out.parent / ADAPTERS_FOLDER, owner=str(out.absolute()))
         chosen = training_prompts(self.study, environment, self.cell.seed)
         out.parent.mkdir(parents=True, exist_ok=True)
-        sample_pairs(
-            base,
-            tokenizer,
-            chosen,
-            out,
-            settings,
-            sampler=sampler,
-            progress=lambda _tokens, done: self.moved(done, self.study.budget),
-        )
+        with closing(sampler):
+            sample_pairs(
+                base,
+                tokenizer,
+                chosen,
+                out,
+                settings,
+                sampler=sampler,
+                progress=lambda _tokens, done: self.moved(done, self.study.budget),
+            )
 
     # Baselines, which are made of the reference
 

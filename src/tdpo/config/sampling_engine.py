@@ -83,9 +83,13 @@ def engine_problems(values: object, names: dict[str, str]) -> Iterator[str]:
             yield f"{names[key]} {reason.replace('sampling.engine to vllm', names['engine'] + '=vllm')}"
 
 
-def why_not_handed_over(engine: str, *, has_adapter: bool) -> str | None:
+def why_not_handed_over(engine: str, *, has_adapter: bool, is_quantized: bool = False) -> str | None:
     """Why a server cannot sample what is trained; None where it can."""
-    if engine != "vllm" or has_adapter:
+    if engine != "vllm":
+        return None
+    if is_quantized:
+        return "vllm with a quantised base (model.quantization) is not tested; take built-in"
+    if has_adapter:
         return None
     return (
         "vllm samples with the adapter that it is handed, and here all weights are trained; "

@@ -21,7 +21,9 @@ from .online_schema import Online
 from .own_responses_schema import Rollouts
 from .ppo_schema import PPO
 from .questions_schema import Contrast, arm_choice, question_problems
+from .sampling_engine import why_not_handed_over
 from .schema import Data, Evaluation, Model, Sampling, Training
+from .training_defaults import trains_adapter
 
 ARM_NAMES: tuple[str, ...] = get_args(ArmName)
 Budget = Annotated[int, Field(ge=2)]
@@ -220,6 +222,20 @@ class Study(Section):
                 "or leave this key out"
             )
             raise key_problems(("training_prompts", reason))
+        return sampling
+
+    @field_validator("sampling")
+    @classmethod
+    def _server_has_what_is_judged(cls, sampling: Sampling, info: ValidationInfo) -> Sampling:
+        model = info.data.get("model")
+        if model is None or not sampling.is_server:
+            return sampling
+        has_adapter, is_quantized = trains_adapter(model.name, model.lora is not None), model.quantization is not None
+        reason = why_not_handed_over(sampling.engine, has_adapter=has_adapter, is_quantized=is_quantized)
+        if model.reference is not None and not trains_adapter(model.reference, False):
+            reason = "vllm has one base, and model.reference is another one that would answer too; take built-in"
+        if reason is not None:
+            raise key_problems(("sampling.engine", reason))
         return sampling
 
     @field_validator("training")
