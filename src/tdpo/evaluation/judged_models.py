@@ -196,6 +196,7 @@ class JudgedModels:
                 "temperature": settings.temperature,
                 "seed": settings.seed,
                 **({} if self.judge is None else {"judge": self.judge.source}),
+                **self.sampler.identity,
             },
             "generations": {
                 "base": {**describe(base, None, measured.reference_entropy), **modes.get("base", {})},

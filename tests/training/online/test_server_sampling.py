@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +18,13 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from helpers.ppo_cases import PROMPTS, letters, logs, make_online, make_ppo, ppo_settings
-from helpers.run_cases import go, ppo_recipe_in, write_inputs
+from helpers.run_cases import go, ppo_recipe_in, write_inputs, write_rows
 from helpers.sharding_on_cpus import fresh_accelerator, run_two_sharded, shard_on_cpus  # noqa: F401
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.vllm_stand_in import VLLM, running_vllm
 from tdpo.policy_gradient import clipped_policy_loss, truncated_importance_weights
 from tdpo.records.files import write_text
-from tdpo.records.names import ADAPTERS_FOLDER
+from tdpo.records.names import ADAPTERS_FOLDER, MODEL_FOLDER
 from tdpo.runs import RunDirectory
 from tdpo.sampling.vllm.client import ServerError, WrongServer
 from tdpo.token_statistics import TokenStats
@@ -134,12 +135,15 @@ def test_a_run_whose_server_went_away_goes_on_as_if_it_had_stayed(vllm: VLLM, tm
 
 @pytest.fixture
 def inputs(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> Path:
+    write_rows(tmp_path / "held_out.jsonl", [{"prompt": "say five"}, {"prompt": "say six"}])
     return write_inputs(tmp_path, tiny_folder("llama"))
 
 
 def recipe_of(vllm: VLLM, inputs: Path, name: str) -> Any:
     server = ("sampling.engine=vllm", f"sampling.url={vllm.url}")
-    return ppo_recipe_in(inputs, f"run_dir={inputs / name}", "environment.held_out=2", *server)
+    return ppo_recipe_in(
+        inputs, f"run_dir={inputs / name}", f"environment.held_out={inputs / 'held_out.jsonl'}", *server
+    )
 
 
 def test_a_server_that_goes_away_at_the_last_evaluation_costs_no_training(vllm: VLLM, inputs: Path) -> None:
@@ -150,7 +154,7 @@ def test_a_server_that_goes_away_at_the_last_evaluation_costs_no_training(vllm: 
         go(recipe_of(vllm, inputs, "stopped"))
     assert not vllm.adapters
     stopped = RunDirectory(inputs / "stopped")
-    assert stopped.status()["state"] == "failed" and not stopped.model_path.exists()
+    assert stopped.status()["state"] == "failed" and not (stopped.path / MODEL_FOLDER).exists()
     vllm.broken = {}
     before = len(vllm.asked)
     go(recipe_of(vllm, inputs, "stopped"), resume=True)
@@ -175,23 +179,22 @@ def test_no_adapter_stays_where_a_run_fails_before_its_first_update(
 
 
 def sharded_ppo(folder: Path) -> None:
-    """What each of two processes does: one of them is the server's, too."""
+    """What each of two processes does: the first one is the server, too."""
     fresh_accelerator()
-    url, started = folder / "url", running_vllm()
-    if os.environ["RANK"] == "0":
-        write_text(url, started.__enter__().url)
-    while not url.exists():
-        time.sleep(0.02)
-    vllm: Any = SimpleNamespace(url=url.read_text())
-    trainer = ppo(vllm, folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=0.1)
-    trainer.train()
-    first, second = logs(trainer)
-    assert type(trainer.model).__name__.startswith("FSDP")
-    assert first["reverse_kl"] == 0 < 0.1 < second["reverse_kl"]
-    assert first["sampler_logp_difference_max"] < 1e-4 and second["sampler_logp_difference_max"] < 1e-4
-    trainer.accelerator.wait_for_everyone()  # the server answers until both are done
-    if os.environ["RANK"] == "0":
-        started.__exit__(None, None, None)
+    url = folder / "url"
+    with running_vllm() if os.environ["RANK"] == "0" else nullcontext() as server:
+        if server is not None:
+            write_text(url, server.url)
+        while not url.exists():
+            time.sleep(0.02)
+        vllm: Any = SimpleNamespace(url=url.read_text())
+        trainer = ppo(vllm, folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=0.1)
+        trainer.train()
+        first, second = logs(trainer)
+        assert type(trainer.model).__name__.startswith("FSDP")
+        assert first["reverse_kl"] == 0 < 0.1 < second["reverse_kl"]
+        assert first["sampler_logp_difference_max"] < 1e-4 and second["sampler_logp_difference_max"] < 1e-4
+        trainer.accelerator.wait_for_everyone()  # the server answers until both are done
 
 
 @pytest.mark.slow

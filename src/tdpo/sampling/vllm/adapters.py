@@ -173,7 +173,8 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """A hash of names, kinds and every bit of the weights."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        weight = weights[name].detach().contiguous().cpu()
+        # A copy in any case: numpy pins the memory of a tensor that it shares, and FSDP2 lets go of its own later.
+        weight = weights[name].detach().to("cpu", copy=True).contiguous()
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
