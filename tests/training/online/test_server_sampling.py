@@ -192,7 +192,7 @@ def sharded_ppo(folder: Path) -> None:
         trainer.train()
         first, second = logs(trainer)
         assert type(trainer.model).__name__.startswith("FSDP")
-        assert first["reverse_kl"] == 0 < 0.1 < second["reverse_kl"]
+        assert first["reverse_kl"] < 1e-6 < 1e-3 < second["reverse_kl"]
         assert first["sampler_logp_difference_max"] < 1e-4 and second["sampler_logp_difference_max"] < 1e-4
         trainer.accelerator.wait_for_everyone()  # the server answers until both are done
 
