@@ -185,11 +185,14 @@ def _drawn(recipe: PPORecipe | OnlineRecipe, policy: Any, batch: LearnedBatch) -
     cache = 2 * config.num_hidden_layers * together * batch.sequence * heads * head * size
     logits = together * config.vocab_size * FLOAT
     kept = recipe.rollouts.completions * batch.response * config.hidden_size * FLOAT
-    return int(cache + logits + (kept if isinstance(recipe, PPORecipe) else 0))
+    drawing = 0 if recipe.sampling.is_server else cache + logits
+    return int(drawing + (kept if isinstance(recipe, PPORecipe) else 0))
 
 
 def _folded(recipe: PPORecipe | OnlineRecipe, policy: nn.Module) -> int:
     """The weights of adapted layers with their adapter, beside those without."""
+    if recipe.sampling.is_server:
+        return 0
     if not recipe.rollouts.merge_adapter:
         return 0
     layers: list[Any] = [module for module in policy.modules() if hasattr(module, "lora_A")]

@@ -114,6 +114,8 @@ class VLLMSampler:
 
     def _name_of(self, model: Any, tokenizer: Any, prompt_ids: list[int]) -> str:
         """What the server calls this model, which is compared with it the first time in each of its states."""
+        if is_quantized_model(model):
+            raise WrongServer("vllm with a quantised base (model.quantization) is not tested; take built-in")
         state: _State = "base"
         if uses_adapter(model):
             state = "untrained adapter" if changes_nothing(model) else "adapter"
@@ -121,10 +123,6 @@ class VLLMSampler:
         name = self.once_for_all(lambda: self.adapters.hand_over(model)) if has_adapter else self.served.name
         if state not in (checked := self._checked.setdefault(model, set())):
             if not checked:
-                if is_quantized_model(model):
-                    raise WrongServer(
-                        "a quantised base beside a vLLM server is not tested: use sampling.engine built-in"
-                    )
                 largest_id = max(tokenizer.get_vocab().values())
                 check_vocabulary(self.client, self.served, model.config.get_text_config().vocab_size, largest_id)
             difference = check_same_model(self.client, self.served, name, model, prompt_ids)
