@@ -56,9 +56,10 @@ def test_an_adapter_that_the_server_cannot_take_is_refused(vllm: VLLM, tmp_path:
         asked(with_adapter())
     from peft import LoraConfig, get_peft_model
 
-    dora = LoraConfig(r=2, use_dora=True, target_modules=["q_proj"])
-    with pytest.raises(WrongServer, match=r"lora_magnitude_vector.*vLLM does not sample with"):
-        asked(get_peft_model(build_model("llama"), dora))
+    for option, weight in (("use_dora", "lora_magnitude_vector"), ("lora_bias", r"lora_B\.bias")):
+        more = LoraConfig(r=2, target_modules=["q_proj"], **{option: True})
+        with pytest.raises(WrongServer, match=rf"{weight}.*vLLM does not sample with"):
+            asked(get_peft_model(build_model("llama"), more))
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0])

@@ -153,7 +153,7 @@ def adapter_weights(model: Any) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = get_peft_model_state_dict(
         model, _own_weights(model), adapter_name=adapter, save_embedding_layers=False
     )
-    other = [name for name in weights if ".lora_A." not in name and ".lora_B." not in name]
+    other = [name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if other or not weights:
         what = f"holds {other[0]}, which" if other else "has no weights that"
         raise WrongServer(
