@@ -80,25 +80,28 @@ def test_a_quantised_base_is_not_sampled_by_a_server(kind: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"),
+    ("keys", "key", "reason"),
     [
-        ({"lora": None}, "here all weights are trained"),
-        ({"quantization": {"bits": 4}}, "vllm with a quantised base"),
-        ({"reference": "another/model"}, "model.reference is another one that would answer too"),
+        ({"model": {"lora": None}}, "sampling.engine", "here all weights are trained"),
+        ({"model": {"quantization": {"bits": 4}}}, "sampling.engine", "vllm with a quantised base"),
+        ({"model": {"reference": "another/model"}}, "sampling.engine", "model.reference is another one that would"),
+        ({"temperatures": [0.5, 4.0]}, "temperatures", "from 0.01 to 2, not at 4"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=["all weights", "quantised", "reference", "temperature"],
 )
-def test_a_study_does_not_train_what_no_server_can_judge(model: dict[str, Any], reason: str, tmp_path: Any) -> None:
+def test_a_study_does_not_train_what_no_server_can_judge(
+    keys: dict[str, Any], key: str, reason: str, tmp_path: Any
+) -> None:
     """Its cells would be trained, and then could not be evaluated."""
     values = {
-        "study_dir": str(tmp_path), "tasks": [{"environment": {"name": "sentiment"}}], "model": model,
+        "study_dir": str(tmp_path), "tasks": [{"environment": {"name": "sentiment"}}], **keys,
         "arms": [{"name": "tdpo2", "strengths": [0.1]}],
     }  # fmt: skip
     assert load_study(values)
     with pytest.raises(RecipeError) as caught:
         load_study({**values, "sampling": SERVER})
     [problem] = caught.value.problems
-    assert problem.key == "sampling.engine" and reason in problem.reason
+    assert problem.key == key and reason in problem.reason
 
 
 def test_a_study_goes_on_with_a_server_that_has_moved(tmp_path: Any) -> None:

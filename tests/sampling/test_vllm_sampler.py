@@ -87,7 +87,7 @@ def test_nothing_is_left_to_the_servers_defaults(vllm: VLLM, tmp_path: Path) -> 
 def test_temperatures_that_vllm_would_change_or_refuse(vllm: VLLM, tmp_path: Path, temperature: float) -> None:
     sampler, model, tokenizer = connected(vllm, tmp_path), build_model("llama"), build_tokenizer()
     settings = SamplingSettings(temperature=temperature)
-    with pytest.raises(WrongServer, match=rf"from 0\.01 to 2; got {temperature:g}"):
+    with pytest.raises(WrongServer, match=rf"from 0\.01 to 2, not at {temperature:g}"):
         sampler.prepare(model, tokenizer, [5, 6], settings)
     with pytest.raises(WrongServer, match="greedily at temperature 0"):
         sampler(model, tokenizer, PROMPTS[:1], settings)

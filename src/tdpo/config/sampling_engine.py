@@ -12,6 +12,8 @@ from ._sections import PositiveFloat, Section, Text
 
 Engine = Literal["built-in", "vllm"]
 TIMEOUT = 600.0
+# vLLM raises what is below without refusing it; above, it answers 400 (0.32).
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 # Keys of the section that only a server gives a meaning.
 OF_A_SERVER = {"url": None, "adapter_dir": None, "timeout": TIMEOUT}
 
@@ -94,4 +96,14 @@ def why_not_handed_over(engine: str, *, has_adapter: bool, is_quantized: bool = 
     return (
         "vllm samples with the adapter that it is handed, and here all weights are trained; "
         "train an adapter (model.lora), or take built-in"
+    )
+
+
+def why_no_temperature(temperature: float) -> str | None:
+    """Why a server does not draw at this temperature; None where it does."""
+    if temperature == 0 or LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
+        return None
+    return (
+        f"vLLM draws greedily at temperature 0, and from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}, not at "
+        f"{temperature:g}; choose one of these, or sampling.engine built-in"
     )

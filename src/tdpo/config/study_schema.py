@@ -21,7 +21,7 @@ from .online_schema import Online
 from .own_responses_schema import Rollouts
 from .ppo_schema import PPO
 from .questions_schema import Contrast, arm_choice, question_problems
-from .sampling_engine import why_not_handed_over
+from .sampling_engine import why_no_temperature, why_not_handed_over
 from .schema import Data, Evaluation, Model, Sampling, Training
 from .training_defaults import trains_adapter
 
@@ -347,6 +347,9 @@ class Study(Section):
             problems.append(("meet_targets", "scales adapters, and this study trains all weights: set model.lora"))
         if self.meet_targets and any(task.environment is None for task in self.tasks):
             problems.append(("meet_targets", "needs prompts, and a task of rows has none; remove it"))
+        if self.sampling.is_server:
+            hot = [self.evaluation.temperature * temperature for temperature in self.temperatures]
+            problems += [("temperatures", reason) for each in hot if (reason := why_no_temperature(each))]
         if problems:
             raise key_problems(*problems)
         return self

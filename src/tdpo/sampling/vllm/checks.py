@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...config import why_no_temperature
 from ..decoding_ways import whole_logits
 from .client import Client, WrongServer, models_in, proxy_in_words, said, shortened
 from .completions import Completion, read_completion
 
 PROBE_TOKENS = 16
-# vLLM raises what is below without refusing it; above, it answers 400 (0.32).
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 # The most that two implementations of one model may differ by in the log-probability of a token, in nats, where both
 # compute in this dtype; docs/vllm.md says what was measured. A model in another dtype is outside for float32, other
 # weights are outside for each.
@@ -75,11 +74,8 @@ def check_lengths(served: ServedModel, longest_prompt: int, max_new_tokens: int)
 
 def check_temperature(temperature: float) -> None:
     """Raise `WrongServer` for a temperature that vLLM refuses, or replaces by another and says so in its own log."""
-    if temperature != 0 and not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
-        raise WrongServer(
-            f"vLLM draws greedily at temperature 0, and from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}; got "
-            f"{temperature:g}. Choose one of these, or sampling.engine built-in"
-        )
+    if reason := why_no_temperature(temperature):
+        raise WrongServer(reason)
 
 
 def check_vocabulary(client: Client, served: ServedModel, vocab_size: int, largest_id: int) -> None:
