@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ValidationInfo, field_validator
 
 from ._sections import PositiveFloat, Section, Text
+from .training_defaults import trains_adapter
 
 Engine = Literal["built-in", "vllm"]
 TIMEOUT = 600.0
@@ -107,3 +108,19 @@ def why_no_temperature(temperature: float) -> str | None:
         f"vLLM draws greedily at temperature 0, and from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}, not at "
         f"{temperature:g}; choose one of these, or sampling.engine built-in"
     )
+
+
+def server_problems(engine: str, model: Any, temperatures: Iterable[float]) -> Iterator[tuple[str, str]]:
+    """What a study with this section `model` and baselines at these temperatures would make and a server could not
+    judge: keys with reasons."""
+    if engine != "vllm":
+        return
+    has_adapter, is_quantized = trains_adapter(model.name, model.lora is not None), model.quantization is not None
+    reason = why_not_handed_over(engine, has_adapter=has_adapter, is_quantized=is_quantized)
+    if model.reference is not None and not trains_adapter(model.reference, False):
+        reason = "vllm has one base, and model.reference is another one that would answer too; take built-in"
+    if reason is not None:
+        yield "sampling.engine", reason
+    for temperature in temperatures:
+        if reason := why_no_temperature(temperature):
+            yield "temperatures", reason

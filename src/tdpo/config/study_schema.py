@@ -21,9 +21,8 @@ from .online_schema import Online
 from .own_responses_schema import Rollouts
 from .ppo_schema import PPO
 from .questions_schema import Contrast, arm_choice, question_problems
-from .sampling_engine import why_no_temperature, why_not_handed_over
+from .sampling_engine import server_problems
 from .schema import Data, Evaluation, Model, Sampling, Training
-from .training_defaults import trains_adapter
 
 ARM_NAMES: tuple[str, ...] = get_args(ArmName)
 Budget = Annotated[int, Field(ge=2)]
@@ -224,20 +223,6 @@ class Study(Section):
             raise key_problems(("training_prompts", reason))
         return sampling
 
-    @field_validator("sampling")
-    @classmethod
-    def _server_has_what_is_judged(cls, sampling: Sampling, info: ValidationInfo) -> Sampling:
-        model = info.data.get("model")
-        if model is None or not sampling.is_server:
-            return sampling
-        has_adapter, is_quantized = trains_adapter(model.name, model.lora is not None), model.quantization is not None
-        reason = why_not_handed_over(sampling.engine, has_adapter=has_adapter, is_quantized=is_quantized)
-        if model.reference is not None and not trains_adapter(model.reference, False):
-            reason = "vllm has one base, and model.reference is another one that would answer too; take built-in"
-        if reason is not None:
-            raise key_problems(("sampling.engine", reason))
-        return sampling
-
     @field_validator("training")
     @classmethod
     def _study_has_the_threads(cls, training: Training) -> Training:
@@ -347,9 +332,8 @@ class Study(Section):
             problems.append(("meet_targets", "scales adapters, and this study trains all weights: set model.lora"))
         if self.meet_targets and any(task.environment is None for task in self.tasks):
             problems.append(("meet_targets", "needs prompts, and a task of rows has none; remove it"))
-        if self.sampling.is_server:
-            hot = [self.evaluation.temperature * temperature for temperature in self.temperatures]
-            problems += [("temperatures", reason) for each in hot if (reason := why_no_temperature(each))]
+        hot = [self.evaluation.temperature * temperature for temperature in self.temperatures]
+        problems += server_problems(self.sampling.engine, self.model, hot)
         if problems:
             raise key_problems(*problems)
         return self
