@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
 
 from helpers.tiny_models import build_model, build_tokenizer
 
-pytest_plugins = ["helpers.long_files_first"]
+pytest_plugins = ["helpers.long_files_first", "helpers.vllm_fixtures"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -53,7 +53,7 @@ def sampled(engine: SamplingEngine, folder: Path) -> dict[str, Any]:
     sampler: ResponseSampler = response_sampler(engine, folder=folder, owner=str(folder), with_logps=True)
     settings = SamplingSettings(SAMPLES, TOKENS, seed=SEED, batch_size=16)
     texts = [prompt.rendered_from for prompt in prompts]
-    sampler.prepare(model, tokenizer, [1], TOKENS)
+    sampler.prepare(model, tokenizer, [1], settings)
     started = time.monotonic()
     responses = sampler(model, tokenizer, texts, settings)
     return {"seconds": time.monotonic() - started, **rewards_of(environment, prompts, responses)}

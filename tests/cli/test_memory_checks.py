@@ -53,6 +53,18 @@ def test_parts_of_a_training_of_all_weights(recipe_file: Path) -> None:
     assert mixed.weights == 6 * NUMBERS and mixed.activations is not None and mixed.activations < plain.activations
 
 
+def test_what_a_server_draws_takes_no_memory_here(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
+    path = tmp_path / "ppo.yaml"
+    path.write_text(
+        f"run_dir: run\nmodel: {{name: '{tiny_folder('llama')}', lora: {{rank: 4}}}}\n"
+        "environment: {name: sentiment}\nppo: {advantage: rloo}\n"
+    )
+    here = room(path)
+    server = room(path, "sampling.engine=vllm", "sampling.url=http://127.0.0.1:8000")
+    kept = 64 * BATCH.response * 32 * 4  # hidden states [64 responses, 8 tokens, 32] of a rollout in float32
+    assert server.cache == kept < here.cache and server.collecting == 0 < here.collecting
+
+
 def test_shared_weights_and_adapters(recipe_file: Path) -> None:
     shared = room(recipe_file, devices=4)
     assert shared.optimizer == 2 * NUMBERS and shared.gradients == NUMBERS

@@ -96,6 +96,22 @@ def test_runs_that_are_done_stand_for_their_arm(study: Study, tmp_path: Path, mo
     assert not any("measured" in ground for ground in estimated(said.append).grounds) and len(said) == 2
 
 
+def test_a_servers_time_is_not_guessed(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def measured(*_: object, pairs: int, responses: int) -> Speed:
+        asked.append(responses)
+        return replace(SPEED, token=0.0)
+
+    monkeypatch.setattr(estimating, "measure_speed", measured)
+    monkeypatch.setattr(estimating, "task_size", lambda *_: SIZE)
+    engine = {"engine": "vllm", "url": "http://127.0.0.1:8000"}
+    server = study.model_copy(update={"sampling": study.sampling.model_copy(update=engine)})
+    cell = reference_cell("letters", 0)
+    found = estimate(server, StudyFiles(tmp_path), [cell], [], lambda _: None)
+    assert asked == [0] and found.grounds[-1].endswith("; the server's time to draw responses is not in it")
+
+
 def test_the_dry_run_measures_and_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     path = write_study(tmp_path)

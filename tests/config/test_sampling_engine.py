@@ -73,6 +73,45 @@ def test_a_study_hands_the_server_on_to_its_cells(tmp_path: Any) -> None:
         assert recipe.sampling.engine_alone() == SamplingEngine(**SERVER)
 
 
-def test_a_quantised_base_is_not_sampled_by_a_server() -> None:
-    found = problems({**PPO, "sampling": SERVER, "model": {"quantization": {"bits": 4}}})
+@pytest.mark.parametrize("kind", [PPO, PREFERENCES], ids=["ppo", "pairs"])
+def test_a_quantised_base_is_not_sampled_by_a_server(kind: dict[str, Any]) -> None:
+    found = problems({**kind, "sampling": SERVER, "model": {"quantization": {"bits": 4}}})
     assert "vllm with a quantised base" in found["sampling.engine"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "reason"),
+    [
+        ({"model": {"lora": None}}, "sampling.engine", "here all weights are trained"),
+        ({"model": {"quantization": {"bits": 4}}}, "sampling.engine", "vllm with a quantised base"),
+        ({"model": {"reference": "another/model"}}, "sampling.engine", "model.reference is another one that would"),
+        ({"temperatures": [0.5, 4.0]}, "temperatures", "from 0.01 to 2, not at 4"),
+    ],
+    ids=["all weights", "quantised", "reference", "temperature"],
+)
+def test_a_study_does_not_train_what_no_server_can_judge(
+    keys: dict[str, Any], key: str, reason: str, tmp_path: Any
+) -> None:
+    """Its cells would be trained, and then could not be evaluated."""
+    values = {
+        "study_dir": str(tmp_path), "tasks": [{"environment": {"name": "sentiment"}}], **keys,
+        "arms": [{"name": "tdpo2", "strengths": [0.1]}],
+    }  # fmt: skip
+    assert load_study(values)
+    with pytest.raises(RecipeError) as caught:
+        load_study({**values, "sampling": SERVER})
+    [problem] = caught.value.problems
+    assert problem.key == key and reason in problem.reason
+
+
+def test_a_study_goes_on_with_a_server_that_has_moved(tmp_path: Any) -> None:
+    from tdpo.comparison.study import _changed
+
+    values = {
+        "study_dir": str(tmp_path), "tasks": [{"environment": {"name": "sentiment"}}],
+        "arms": [{"name": "tdpo2", "strengths": [0.1]}],
+    }  # fmt: skip
+    before = load_study({**values, "sampling": SERVER})
+    moved = {**SERVER, "url": "http://there:9000", "timeout": 30.0, "adapter_dir": "/shared"}
+    assert _changed(before, load_study({**values, "sampling": moved})) == []
+    assert [line.split(":")[0] for line in _changed(before, load_study(values))] == ["  sampling.engine"]

@@ -123,7 +123,7 @@ def test_what_the_server_cannot_do_is_a_sentence(
     with pytest.raises(WrongServer, match=rf"--max-lora-rank {2 * MAX_RANK}"):
         connected(server, tmp_path)(adapted(bundled, rank=2 * MAX_RANK), tokenizer, PROMPTS[:1], GREEDY)
     with pytest.raises(WrongServer, match="--max-model-len 600"):
-        connected(server, tmp_path).prepare(model, tokenizer, [1] * 500, 100)
+        connected(server, tmp_path).prepare(model, tokenizer, [1] * 500, SamplingSettings(max_new_tokens=100))
     with torch.no_grad():
         other = load_causal_lm(str(bundled), dtype="float32")
         other.model.norm.weight.mul_(1.02)

@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 
-from helpers.tiny_models import build_model
+from helpers.tiny_models import build_model, shake_adapter
 from tdpo.config import SamplingEngine
+from tdpo.models import LoraSettings, add_lora
+from tdpo.sampling.engines import ResponseSampler, response_sampler
 
 
 @dataclass
@@ -36,6 +38,7 @@ class VLLM:
             "gone" drops the connection, "slow" answers after a second, a number is a status, any other value is the
             answer itself.
         logp_shift: what its log-probabilities differ by from the model's.
+        adapter_factor: what it multiplies adapters by, which an honest server does not.
     """
 
     model: Any
@@ -45,6 +48,7 @@ class VLLM:
     key: str | None = None
     broken: dict[int | None, Any] = field(default_factory=dict)
     logp_shift: float = 0.0
+    adapter_factor: float = 1.0
     adapters: dict[str, Any] = field(default_factory=dict)  # by name: a model with it
     asked: list[dict[str, Any]] = field(default_factory=list)  # completions
     loads: list[str] = field(default_factory=list)
@@ -73,6 +77,18 @@ class VLLM:
             logps.append(float(own[token]) + self.logp_shift)
         probabilities = None if body.get("logprobs") is None else {"token_logprobs": logps}
         return {"choices": [{"text": "", "token_ids": made, "logprobs": probabilities}]}
+
+
+def connected(vllm: VLLM, folder: Path, **more: Any) -> ResponseSampler:
+    """A sampler of this server."""
+    return response_sampler(vllm.engine(**more), folder=folder, owner="test", with_logps=True)
+
+
+def with_adapter(seed: int = 1) -> Any:
+    """A tiny policy whose adapter matters."""
+    policy = add_lora(build_model("llama"), LoraSettings(rank=2, alpha=4.0)).eval()
+    shake_adapter(policy, seed, std=0.3)
+    return policy
 
 
 @contextmanager
@@ -183,6 +199,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         base = copy.deepcopy(self.vllm.model)
         self.vllm.adapters[name] = PeftModel.from_pretrained(base, str(place)).eval()
+        for key, weight in self.vllm.adapters[name].named_parameters():
+            if ".lora_B." in key:
+                weight.data *= self.vllm.adapter_factor
         self._answer(200, "Success")
 
     def _answer(self, status: int, content: Any) -> None:

@@ -156,7 +156,7 @@ def test_overwrite_removes_everything_that_tdpo_writes(run: RunDirectory, tmp_pa
     (run.path / "checkpoint-7").symlink_to(tmp_path / "elsewhere")
     (run.path / "data.json").unlink()
     (run.path / "data.json").symlink_to(tmp_path / "elsewhere" / "mine")
-    for name in ("model/deep", "runs/host"):
+    for name in ("model/deep", "sampler_adapters/tdpo-1", "runs/host"):
         (run.path / name).mkdir(parents=True)
     (run.path / "runs" / "host" / "events.out.tfevents.1").write_text("", encoding="utf-8")
     mine = {".thesis.tex.ab12cdef", "checkpoint-last"}

@@ -135,13 +135,13 @@ def test_the_model_is_asked_once_and_again_beyond_a_number_of_its_configuration(
         )
     )  # fmt: skip
     asked: list[int] = []
-    whole = decoding_ways._whole
+    whole = decoding_ways.whole_logits
 
     def counted(model: Any, ids: list[int], last: int) -> torch.Tensor:
         asked.append(len(ids))
         return whole(model, ids, last)
 
-    monkeypatch.setattr(decoding_ways, "_whole", counted)
+    monkeypatch.setattr(decoding_ways, "whole_logits", counted)
     assert 24 in length_thresholds(model.config)
     assert way_of(model, 20) == SHARED and max(asked) == 16
     asked.clear()

@@ -15,7 +15,8 @@ from tdpo.environments import Environment, Prompt, RewardError, score
 from tdpo.preferences import load_preferences
 from tdpo.runs import RunError
 from tdpo.sampling import pair_sampling
-from tdpo.sampling.pair_sampling import PairCounts, PairSettings, ScoredResponse, make_pairs, sample_pairs
+from tdpo.sampling.pair_sampling import PairSettings, sample_pairs
+from tdpo.sampling.pairing import PairCounts, ScoredResponse, make_pairs
 from tdpo.sampling.sampler import SamplingSettings, sample
 
 Build = Callable[..., Any]

@@ -33,8 +33,10 @@ def training_time(recipe: AnyRecipe) -> Iterator[Check]:
     else:
         size = size_of_prompts(recipe)
         together = recipe.optimization.micro_batch_size or recipe.rollouts.completions
-        sampled = recipe.rollouts.batch_size
+        sampled = 0 if recipe.sampling.is_server else recipe.rollouts.batch_size
     speed = measure_speed(recipe.model, size.prompts, max(1, round(size.response)), pairs=together, responses=sampled)
     seconds = learning_seconds(recipe, speed, size)
     full = "" if isinstance(recipe, Recipe) else "; responses count at their full length"
+    if not isinstance(recipe, Recipe) and recipe.sampling.is_server:
+        full += ", and the server's time to draw them not at all"
     yield Check("time", "ok", f"training takes about {duration(seconds)} (measured now: {speed.description}{full})")

@@ -74,7 +74,8 @@ def estimate(
         sizes = {task: task_size(study, task_of(study, task)) for task in dict.fromkeys(c.task for c in unknown)}
         speed = _measured(study, next(iter(sizes.values())))
         total += sum(seconds_of_cell(study, files, cell, sizes[cell.task], speed) for cell in unknown)
-        grounds.append(f"measured now: {speed.description}")
+        drawing = "; the server's time to draw responses is not in it" if study.sampling.is_server else ""
+        grounds.append(f"measured now: {speed.description}{drawing}")
     return Estimate(total, grounds)
 
 
@@ -150,7 +151,7 @@ def _measured(study: Study, size: TaskSize) -> Speed:
             size.learned.prompts,
             max(1, round(size.learned.response)),
             pairs=study.training.micro_batch_size or study.training.batch_size,
-            responses=study.sampling.batch_size,
+            responses=0 if study.sampling.is_server else study.sampling.batch_size,
         )
 
 

@@ -22,8 +22,8 @@ from .running import Failure, Observer, Outcome, Report, Stopped, is_done, run_c
 from .study_writing import write_study
 from .task_files import ChangedInput, changed_inputs
 
-# How a study is run and judged: no run depends on it.
-FREE = ("workers", "study_dir", "claims", "questions")
+# How a study is run and judged: no run depends on it. A server may have moved since the last call.
+FREE = ("workers", "study_dir", "claims", "questions", "sampling.url", "sampling.adapter_dir", "sampling.timeout")
 # Lists to which a study may add without changing the runs it has.
 GROWS = ("tasks", "arms", "seeds", "best_of", "temperatures")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from ..records.study_tables import CellKey
 from ..runs import ChangedInputs, DamagedCheckpoint, RunDirectory
 from ..sampling.engines import response_sampler
 from ..sampling.pair_sampling import pair_settings, sample_pairs
+from ..sampling.sampler import SamplingSettings, encode_prompts
 from ..workflows.online import train_online
+from ..workflows.policy_of_recipe import load_policy
 from ..workflows.ppo import train_ppo
 from ..workflows.train import train
 from .cell_judging import judge
@@ -106,6 +108,9 @@ class _Work:
             with self.timed("preferences"):
                 self._split_rows(train_file, held_out_file)
         elif not train_file.exists():
+            if self.study.sampling.is_server:
+                with self.timed("server"):
+                    self._check_server(environment)
             with self.timed("preferences"):
                 self._sample_pairs(environment, train_file)
         with self.timed("samples"):
@@ -134,6 +139,14 @@ class _Work:
         for part, file in ((rows.train, train_file), (rows.eval, held_out_file)):
             write_preferences(file, (_as_row(row) for row in part.rows))
 
+    def _check_server(self, environment: Environment) -> None:
+        """Raise what the evaluation of a trained cell would raise: that the server does not take its adapter."""
+        model, folder = self.study.model, self.run.path / ADAPTERS_FOLDER
+        tokenizer = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code)
+        prompt_ids = encode_prompts(tokenizer, [environment.train[0].rendered_from])[0]
+        with closing(response_sampler(self.study.sampling, folder=folder, owner=str(folder.absolute()))) as sampler:
+            sampler.prepare(load_policy(model), tokenizer, prompt_ids, SamplingSettings())
+
     def _sample_pairs(self, environment: Environment, out: Path) -> None:
         model = self.study.model
         trust = model.trust_remote_code
@@ -149,15 +162,16 @@ class _Work:
         sampler = response_sampler(self.study.sampling, folder=out.parent / ADAPTERS_FOLDER, owner=str(out.absolute()))
         chosen = training_prompts(self.study, environment, self.cell.seed)
         out.parent.mkdir(parents=True, exist_ok=True)
-        sample_pairs(
-            base,
-            tokenizer,
-            chosen,
-            out,
-            settings,
-            sampler=sampler,
-            progress=lambda _tokens, done: self.moved(done, self.study.budget),
-        )
+        with closing(sampler):
+            sample_pairs(
+                base,
+                tokenizer,
+                chosen,
+                out,
+                settings,
+                sampler=sampler,
+                progress=lambda _tokens, done: self.moved(done, self.study.budget),
+            )
 
     # Baselines, which are made of the reference
 

@@ -39,7 +39,7 @@ from .reference_update import (
     reference_update_problems,
     why_no_average,
 )
-from .sampling_engine import Engine, SamplingEngine, engine_problems, why_not_handed_over
+from .sampling_engine import Engine, SamplingEngine, engine_problems, why_no_temperature, why_not_handed_over
 from .schema import (
     BadRows,
     Data,
@@ -129,6 +129,7 @@ __all__ = [
     "reference_update_problems",
     "why_no_average",
     "why_no_pairs",
+    "why_no_temperature",
     "why_no_weights",
     "why_not_handed_over",
     "without_effect_on_distilling",

@@ -117,9 +117,8 @@ class OwnResponses(Section):
         model = info.data.get("model")
         if model is not None:
             has_adapter = trains_adapter(model.name, model.lora is not None)
-            reason = why_not_handed_over(sampling.engine, has_adapter=has_adapter)
-            if sampling.is_server and model.quantization is not None:
-                reason = "vllm with a quantised base (model.quantization) is not tested; take built-in"
+            is_quantized = model.quantization is not None
+            reason = why_not_handed_over(sampling.engine, has_adapter=has_adapter, is_quantized=is_quantized)
             if reason is not None:
                 raise key_problems(("sampling.engine", reason))
         return sampling

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ValidationInfo, field_validator
 
 from ._sections import PositiveFloat, Section, Text
+from .training_defaults import trains_adapter
 
 Engine = Literal["built-in", "vllm"]
 TIMEOUT = 600.0
+# vLLM raises what is below without refusing it; above, it answers 400 (0.32).
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 # Keys of the section that only a server gives a meaning.
 OF_A_SERVER = {"url": None, "adapter_dir": None, "timeout": TIMEOUT}
 
@@ -83,11 +86,41 @@ def engine_problems(values: object, names: dict[str, str]) -> Iterator[str]:
             yield f"{names[key]} {reason.replace('sampling.engine to vllm', names['engine'] + '=vllm')}"
 
 
-def why_not_handed_over(engine: str, *, has_adapter: bool) -> str | None:
+def why_not_handed_over(engine: str, *, has_adapter: bool, is_quantized: bool = False) -> str | None:
     """Why a server cannot sample what is trained; None where it can."""
-    if engine != "vllm" or has_adapter:
+    if engine != "vllm":
+        return None
+    if is_quantized:
+        return "vllm with a quantised base (model.quantization) is not tested; take built-in"
+    if has_adapter:
         return None
     return (
         "vllm samples with the adapter that it is handed, and here all weights are trained; "
         "train an adapter (model.lora), or take built-in"
     )
+
+
+def why_no_temperature(temperature: float) -> str | None:
+    """Why a server does not draw at this temperature; None where it does."""
+    if temperature == 0 or LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
+        return None
+    return (
+        f"vLLM draws greedily at temperature 0, and from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}, not at "
+        f"{temperature:g}; choose one of these, or sampling.engine built-in"
+    )
+
+
+def server_problems(engine: str, model: Any, temperatures: Iterable[float]) -> Iterator[tuple[str, str]]:
+    """What a study with this section `model` and baselines at these temperatures would make and a server could not
+    judge: keys with reasons."""
+    if engine != "vllm":
+        return
+    has_adapter, is_quantized = trains_adapter(model.name, model.lora is not None), model.quantization is not None
+    reason = why_not_handed_over(engine, has_adapter=has_adapter, is_quantized=is_quantized)
+    if model.reference is not None and not trains_adapter(model.reference, False):
+        reason = "vllm has one base, and model.reference is another one that would answer too; take built-in"
+    if reason is not None:
+        yield "sampling.engine", reason
+    for temperature in temperatures:
+        if reason := why_no_temperature(temperature):
+            yield "temperatures", reason

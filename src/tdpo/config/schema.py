@@ -16,7 +16,7 @@ from .environment_schema import EnvironmentChoice
 from .loss_schema import Loss
 from .model_schema import Model
 from .optimization import Optimizing, Recording, why_no_precision
-from .sampling_engine import SamplingEngine
+from .sampling_engine import SamplingEngine, why_not_handed_over
 from .training_defaults import EPOCHS, PAIRS, PAIRS_PER_UPDATE, learning_rate, trains_adapter
 
 BadRows = Literal["error", "skip"]
@@ -271,6 +271,17 @@ class Recipe(Section):
     def optimization(self) -> Training:
         """The section `OPTIMIZATION`."""
         return self.training
+
+    @field_validator("sampling")
+    @classmethod
+    def _has_the_base(cls, sampling: Sampling, info: ValidationInfo) -> Sampling:
+        model = info.data.get("model")
+        is_quantized = model is not None and model.quantization is not None
+        # The base alone makes pairs, whatever is trained.
+        reason = why_not_handed_over(sampling.engine, has_adapter=True, is_quantized=is_quantized)
+        if reason is not None:
+            raise key_problems(("sampling.engine", reason))
+        return sampling
 
     @field_validator("loss")
     @classmethod

@@ -22,6 +22,7 @@ from .online_schema import Online
 from .own_responses_schema import Rollouts
 from .ppo_schema import PPO
 from .questions_schema import Contrast, arm_choice, question_problems
+from .sampling_engine import server_problems
 from .schema import Data, Evaluation, Sampling, Training
 
 ARM_NAMES: tuple[str, ...] = get_args(ArmName)
@@ -332,6 +333,8 @@ class Study(Section):
             problems.append(("meet_targets", "scales adapters, and this study trains all weights: set model.lora"))
         if self.meet_targets and any(task.environment is None for task in self.tasks):
             problems.append(("meet_targets", "needs prompts, and a task of rows has none; remove it"))
+        hot = [self.evaluation.temperature * temperature for temperature in self.temperatures]
+        problems += server_problems(self.sampling.engine, self.model, hot)
         if problems:
             raise key_problems(*problems)
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +33,8 @@ def evaluate_best_of(
     Raises:
         ValueError: there is no reward to choose by, or nothing to answer.
     """
-    _Baseline.base(run, recipe, base_from, progress).best_of(n)
+    with closing(_Baseline.base(run, recipe, base_from, progress)) as judged:
+        judged.best_of(n)
 
 
 def evaluate_temperature(
@@ -55,7 +57,8 @@ def evaluate_temperature(
     Raises:
         ValueError: nothing to answer.
     """
-    _Baseline.base(run, recipe, base_from, progress).at_temperature(temperature)
+    with closing(_Baseline.base(run, recipe, base_from, progress)) as judged:
+        judged.at_temperature(temperature)
 
 
 class _Baseline(JudgedModels):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Self
@@ -118,14 +117,14 @@ class JudgedModels:
                 if reason := why_not_handed_over(engine, has_adapter=has_adapter(model)):
                     raise ValueError(f"sampling.engine {reason}")
         folder = self.run.path / ADAPTERS_FOLDER
-        return response_sampler(self.recipe.sampling, folder=folder, owner=f"{folder.absolute()}, {os.getpid()}")
+        return response_sampler(self.recipe.sampling, folder=folder, owner=str(folder.absolute()))
 
     def prepare(self, environment: Environment) -> None:
         """Raise what would stop the answering of its prompts: a reward that fails, a server that is the wrong one."""
         settings, prompts = self.settings(environment), self.prompts(environment)
         check_reward(environment, prompts, settings.max_new_tokens)
         longest = max(encode_prompts(self.tokenizer, [prompt.rendered_from for prompt in prompts]), key=len)
-        self.sampler.prepare(self.policy, self.tokenizer, longest, settings.max_new_tokens)
+        self.sampler.prepare(self.policy, self.tokenizer, longest, settings)
 
     def close(self) -> None:
         """Take the policy's adapter off a server that had it."""
@@ -197,6 +196,7 @@ class JudgedModels:
                 "temperature": settings.temperature,
                 "seed": settings.seed,
                 **({} if self.judge is None else {"judge": self.judge.source}),
+                **self.sampler.identity,
             },
             "generations": {
                 "base": {**describe(base, None, measured.reference_entropy), **modes.get("base", {})},

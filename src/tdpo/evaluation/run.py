@@ -78,4 +78,5 @@ def evaluate_base(run: RunDirectory, recipe: AnyRecipe, *, progress: Progress | 
     Raises:
         ValueError: as `evaluate_run`.
     """
-    JudgedModels.base(run, recipe, None, progress).base_alone()
+    with closing(JudgedModels.base(run, recipe, None, progress)) as judged:
+        judged.base_alone()

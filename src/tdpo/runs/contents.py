@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..records.names import (
+    ADAPTERS_FOLDER,
     ANSWERS_FILE,
     BASE_SAMPLES_FILE,
     COMPLETIONS_FILE,
@@ -29,7 +30,7 @@ FILES = (
     RECIPE_FILE, MACHINE_FILE, STATUS_FILE, DATA_FILE, METRICS_FILE, COMPLETIONS_FILE, EVALUATION_FILE, SAMPLES_FILE,
     BASE_SAMPLES_FILE, ANSWERS_FILE, REPORT_FILE,
 )  # fmt: skip
-FOLDERS = (MODEL_FOLDER, STAGED_MODEL)
+FOLDERS = (MODEL_FOLDER, STAGED_MODEL, ADAPTERS_FOLDER)
 LEFT_OVER = ("metrics.tmp",)  # of earlier versions
 TENSORBOARD = "runs"  # where transformers lets TensorBoard write, with report_to: [tensorboard]
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")  # how `write_bytes` names a file that is not finished

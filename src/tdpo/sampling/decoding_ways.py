@@ -151,7 +151,7 @@ def _distances_by_row(model: Any, way: Way, longest: int) -> Iterator[float]:
         after.append(batch.feed(torch.tensor([[token]] * 2, device=model.device), batch.mask.new_ones(2, 1)))
     for row, ids in enumerate(rows):
         logits = [prompts[row], *(of_step[row] for of_step in after)]
-        expected = _whole(model, ids + first + others, len(logits))
+        expected = whole_logits(model, ids + first + others, len(logits))
         gaps = sorted(_gap(ours, theirs) for ours, theirs in zip(logits, expected, strict=True))
         # Where rounding is coarse, one token may go to another expert; a state that is misread spoils most steps.
         yield gaps[len(gaps) // 2] if _computing_dtype(model) in (torch.bfloat16, torch.float16) else gaps[-1]
@@ -175,7 +175,7 @@ class _Tokens:
         return ids
 
 
-def _whole(model: Any, ids: list[int], last: int) -> Tensor:
+def whole_logits(model: Any, ids: list[int], last: int) -> Tensor:
     """Logits `[last, V]` after each of the last `last` tokens of one sequence, from one forward of it alone."""
     input_ids = torch.tensor([ids], device=model.device)
     takes = inspect.signature(causal_lm_of(model).forward).parameters

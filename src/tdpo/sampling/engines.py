@@ -36,11 +36,11 @@ class ResponseSampler(Protocol):
     ) -> list[SampledResponse]:
         """The responses, as `sampler.sample` gives them."""
 
-    def prepare(self, model: Any, tokenizer: Any, prompt_ids: list[int], max_new_tokens: int) -> None:
-        """Raise what would stop sampling from this model later; `prompt_ids` is one of the prompts.
+    def prepare(self, model: Any, tokenizer: Any, prompt_ids: list[int], settings: SamplingSettings) -> None:
+        """Raise what would stop sampling from this model with these settings later; `prompt_ids` is the longest prompt.
 
         Raises:
-            WrongServer: the server does not serve this model.
+            WrongServer: the server does not serve this model, or does not draw so.
             ServerError: it cannot be reached, or cannot take the adapter.
         """
 
@@ -79,7 +79,8 @@ def response_sampler(
     Args:
         engine: the section.
         folder: where adapters are put for a server, unless the section names another folder.
-        owner: whose adapters they are; what a killed process of the same owner left on the server is unloaded.
+        owner: what the adapters are made for, such as the run's folder; what a killed process of the same owner left on
+            the server is unloaded.
         with_logps: whether responses carry the log-probabilities of their tokens under the server.
         once_for_all: hands an adapter over on one of several processes that sample together.
 

@@ -11,20 +11,20 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ..config import Sampling
-from ..environments import Environment, Prompt, check_reward, score
+from ..environments import Environment, check_reward, score
 from ..preferences import write_preferences
 from ..records.files import open_no_link
 from ..records.json_files import append_jsonl, read_jsonl, write_json
 from ..records.locks import holder, lock
 from ..runs import RunError, versions
 from .engines import BUILT_IN, ResponseSampler
+from .pairing import PairCounts, ScoredResponse, make_pairs
 from .sampler import Progress, SamplingSettings, check_fit, encode_prompts
 
 
@@ -55,38 +55,6 @@ def pair_settings(section: Sampling, environment: Environment, seed: int) -> Pai
         batch_size=section.batch_size,
     )
     return PairSettings(sampling, section.pairs_per_prompt)
-
-
-@dataclass(frozen=True)
-class ScoredResponse:
-    """A response with its reward; `tokens` counts the end-of-sequence token if `finished`."""
-
-    prompt_index: int
-    sample_index: int
-    text: str
-    tokens: int
-    finished: bool
-    reward: float
-
-
-@dataclass
-class PairCounts:
-    """What became of the responses.
-
-    Args:
-        pairs: that were made.
-        ties: pairs left out, because both rewards are equal.
-        identical: responses left out, because an earlier one to the same prompt has the same text.
-        empty: responses left out, because their text is white space or holds a NUL character, which no preference file
-            may hold.
-        prompts_without_pair: prompts of whose responses no pair could be made.
-    """
-
-    pairs: int = 0
-    ties: int = 0
-    identical: int = 0
-    empty: int = 0
-    prompts_without_pair: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,7 +127,7 @@ def _sample_pairs(
     inputs, names = [p.rendered_from for p in environment.train], [p.id for p in environment.train]
     encoded = dict(enumerate(encode_prompts(tokenizer, inputs, names)))
     check_fit(model, encoded, settings.sampling.max_new_tokens)
-    sampler.prepare(model, tokenizer, max(encoded.values(), key=len), settings.sampling.max_new_tokens)
+    sampler.prepare(model, tokenizer, max(encoded.values(), key=len), settings.sampling)
     origin = {**_origin(model, environment, encoded, settings.sampling), **sampler.identity}
     done = _resume(partial, origin)
     resumed, tokens = len(done), 0
@@ -194,59 +162,6 @@ def _sample_pairs(
     write_preferences(out, rows)
     partial.unlink()
     return summary
-
-
-def make_pairs(
-    prompts: Sequence[Prompt], samples: Iterable[ScoredResponse], pairs_per_prompt: int
-) -> tuple[list[dict[str, Any]], PairCounts]:
-    """Preference rows from responses in the order of their prompts.
-
-    Of each prompt's responses the best is paired with the worst, the second best with the second worst, and so on. Of
-    equal rewards the earlier response counts as the better.
-    """
-    counts = PairCounts()
-    rows: list[dict[str, Any]] = []
-    for index, group in groupby(samples, key=lambda item: item.prompt_index):
-        ranked = sorted(_distinct(group, counts), key=lambda item: (-item.reward, item.sample_index))
-        before = len(rows)
-        for k in range(min(pairs_per_prompt, len(ranked) // 2)):
-            chosen, rejected = ranked[k], ranked[-1 - k]
-            if chosen.reward > rejected.reward:
-                rows.append(_row(prompts[index], chosen, rejected))
-            else:
-                counts.ties += 1
-        counts.prompts_without_pair += len(rows) == before
-    counts.pairs = len(rows)
-    return rows, counts
-
-
-def _distinct(samples: Iterable[ScoredResponse], counts: PairCounts) -> list[ScoredResponse]:
-    by_text: dict[str, ScoredResponse] = {}
-    for item in samples:
-        if not item.text.strip() or "\0" in item.text:
-            counts.empty += 1
-        elif item.text in by_text:
-            counts.identical += 1
-        else:
-            by_text[item.text] = item
-    return list(by_text.values())
-
-
-def _row(prompt: Prompt, chosen: ScoredResponse, rejected: ScoredResponse) -> dict[str, Any]:
-    def response(text: str) -> Any:
-        return text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
-
-    return {
-        "prompt": prompt.prompt,
-        "chosen": response(chosen.text),
-        "rejected": response(rejected.text),
-        "chosen_reward": chosen.reward,
-        "rejected_reward": rejected.reward,
-        "chosen_finished": chosen.finished,
-        "rejected_finished": rejected.finished,
-        "prompt_id": prompt.id,
-        **getattr(prompt.rendered_from, "columns", dict)(),  # training renders the prompt as sampling did
-    }
 
 
 def _chunks(encoded: dict[int, list[int]], sampling: SamplingSettings, done: set[int]) -> Iterable[list[int]]:
@@ -320,7 +235,9 @@ def _resume(partial: Path, origin: dict[str, Any]) -> list[ScoredResponse]:
         return []
     before = lines[0].get("origin", {})
     changed = [
-        f"{key} was {before.get(key)!r}, is {value!r}" for key, value in origin.items() if before.get(key) != value
+        f"{key} was {before.get(key)!r}, is {origin.get(key)!r}"
+        for key in dict.fromkeys([*origin, *before])  # a server's engine is named, the built-in sampler is not
+        if before.get(key) != origin.get(key)
     ]
     if changed:
         raise ValueError(

@@ -206,12 +206,13 @@ def _drawn(recipe: PPORecipe | OnlineRecipe, policy: Any, batch: LearnedBatch, d
     cache = 2 * config.num_hidden_layers * together * batch.sequence * heads * head * size
     logits = together * config.vocab_size * FLOAT
     kept = own * batch.response * config.hidden_size * FLOAT
-    return int(cache + logits + (kept if isinstance(recipe, PPORecipe) else 0))
+    drawing = 0 if recipe.sampling.is_server else cache + logits
+    return int(drawing + (kept if isinstance(recipe, PPORecipe) else 0))
 
 
 def _folded(recipe: PPORecipe | OnlineRecipe, models: ModelsOfRun) -> int:
     """The weights of adapted layers with their adapter, beside those without; nothing is folded into few bits."""
-    if not recipe.rollouts.merge_adapter or models.bits is not None:
+    if recipe.sampling.is_server or not recipe.rollouts.merge_adapter or models.bits is not None:
         return 0
     layers: list[Any] = [module for module in models.policy.modules() if hasattr(module, "lora_A")]
     return _bytes(layer.get_base_layer().weight for layer in layers)

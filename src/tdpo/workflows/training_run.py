@@ -160,18 +160,18 @@ def run_training(
     is_resumed = checkpoint is not None
     choice = precision_of_run(run, method.optimizing.precision, policy, is_resumed=is_resumed)
     trainer = make_trainer(policy, [stop, RunStatus(run, progress, method.note), *callbacks], choice)
-    run.begin()  # all that can be checked is: only now a run that this one replaces is moved aside
-    precision = settle_record(run, trainer.precision, is_resumed=is_resumed)
-    trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
-    trainer.end_record()  # recipe.yaml and the run directory say it all
-    trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
-    say(trainer.describe())
-    say(precision.describe())
-    if slow := why_slow(precision.products):
-        say(f"{slow}.")
-    say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
-    judged = data.held_out is not None and judge_held_out
-    with closing(getattr(trainer, "sampler", BUILT_IN)):  # that of own responses has left an adapter on a server
+    with closing(getattr(trainer, "sampler", BUILT_IN)):  # that of own responses has an adapter on a server
+        run.begin()  # all that can be checked is: only now a run that this one replaces is moved aside
+        precision = settle_record(run, trainer.precision, is_resumed=is_resumed)
+        trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
+        trainer.end_record()  # recipe.yaml and the run directory say it all
+        trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
+        say(trainer.describe())
+        say(precision.describe())
+        if slow := why_slow(precision.products):
+            say(f"{slow}.")
+        say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
+        judged = data.held_out is not None and judge_held_out
         with stop.listening():
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stop.raise_if_asked()

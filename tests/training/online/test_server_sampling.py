@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +15,17 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
 
 from helpers.ppo_cases import PROMPTS, letters, logs, make_online, make_ppo, ppo_settings
+from helpers.run_cases import go, ppo_recipe_in, write_inputs, write_rows
+from helpers.sharding_on_cpus import fresh_accelerator, run_two_sharded, shard_on_cpus  # noqa: F401
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.vllm_stand_in import VLLM, running_vllm
 from tdpo.policy_gradient import clipped_policy_loss, truncated_importance_weights
-from tdpo.sampling.vllm import client as client_module
+from tdpo.records.files import write_text
+from tdpo.records.names import ADAPTERS_FOLDER, MODEL_FOLDER
+from tdpo.runs import RunDirectory
 from tdpo.sampling.vllm.client import ServerError, WrongServer
 from tdpo.token_statistics import TokenStats
 from tdpo.training import PPOTrainer
@@ -24,16 +33,7 @@ from tdpo.training.online import server_sampling
 from tdpo.training.online.objective import RolloutTokens, objective
 from tdpo.training.online.server_sampling import mismatch_numbers
 
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "PAUSE", 0.001)
-
-
-@pytest.fixture
-def vllm() -> Iterator[VLLM]:
-    with running_vllm() as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 def ppo(vllm: VLLM, folder: Path, **changes: Any) -> PPOTrainer:
@@ -133,6 +133,75 @@ def test_a_run_whose_server_went_away_goes_on_as_if_it_had_stayed(vllm: VLLM, tm
     assert [line["reward_mean"] for line in logs(whole)] == [line["reward_mean"] for line in logs(resumed)]
 
 
+@pytest.fixture
+def inputs(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> Path:
+    write_rows(tmp_path / "held_out.jsonl", [{"prompt": "say five"}, {"prompt": "say six"}])
+    return write_inputs(tmp_path, tiny_folder("llama"))
+
+
+def recipe_of(vllm: VLLM, inputs: Path, name: str) -> Any:
+    server = ("sampling.engine=vllm", f"sampling.url={vllm.url}")
+    return ppo_recipe_in(
+        inputs, f"run_dir={inputs / name}", f"environment.held_out={inputs / 'held_out.jsonl'}", *server
+    )
+
+
+def test_a_server_that_goes_away_at_the_last_evaluation_costs_no_training(vllm: VLLM, inputs: Path) -> None:
+    whole = go(recipe_of(vllm, inputs, "whole"))
+    asked = len(vllm.asked)
+    vllm.broken = {2 * asked - 2 + n: "gone" for n in range(20)}  # each of two held-out prompts is answered once
+    with pytest.raises(ServerError, match="--resume"):
+        go(recipe_of(vllm, inputs, "stopped"))
+    assert not vllm.adapters
+    stopped = RunDirectory(inputs / "stopped")
+    assert stopped.status()["state"] == "failed" and not (stopped.path / MODEL_FOLDER).exists()
+    vllm.broken = {}
+    before = len(vllm.asked)
+    go(recipe_of(vllm, inputs, "stopped"), resume=True)
+    assert [body["max_tokens"] for body in vllm.asked[before:]][-2:] == [4, 4] and len(vllm.asked) - before < asked - 4
+    one, other = (load_file(run.model_path / "adapter_model.safetensors") for run in (whole, stopped))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_no_adapter_stays_where_a_run_fails_before_its_first_update(
+    vllm: VLLM, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: RunDirectory) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(RunDirectory, "begin", full)
+        go(recipe_of(vllm, inputs, "run"))
+    assert vllm.loads and not vllm.adapters
+    with running_vllm(build_model("llama", seed=1)) as other, pytest.raises(WrongServer, match="does not compute"):
+        go(recipe_of(other, inputs, "wrong"))
+    assert other.loads and not other.adapters and not any((inputs / "wrong" / ADAPTERS_FOLDER).iterdir())
+
+
+def sharded_ppo(folder: Path) -> None:
+    """What each of two processes does: the first one is the server, too."""
+    fresh_accelerator()
+    url = folder / "url"
+    with running_vllm() if os.environ["RANK"] == "0" else nullcontext() as server:
+        if server is not None:
+            write_text(url, server.url)
+        while not url.exists():
+            time.sleep(0.02)
+        vllm: Any = SimpleNamespace(url=url.read_text())
+        trainer = ppo(vllm, folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=0.1)
+        trainer.train()
+        first, second = logs(trainer)
+        assert type(trainer.model).__name__.startswith("FSDP")
+        assert first["reverse_kl"] < 1e-6 < 1e-3 < second["reverse_kl"]
+        assert first["sampler_logp_difference_max"] < 1e-4 and second["sampler_logp_difference_max"] < 1e-4
+        trainer.accelerator.wait_for_everyone()  # the server answers until both are done
+
+
+@pytest.mark.slow
+def test_a_sharded_policy_hands_its_whole_adapter_over(tmp_path: Path) -> None:
+    run_two_sharded(__name__, tmp_path / "two", ("sharded_ppo",))
+
+
 def test_online_pairs_come_from_the_server(vllm: VLLM, tmp_path: Path) -> None:
     trainer = make_online(
         tmp_path, iterations=1, sampling_engine="vllm", sampling_url=vllm.url,
@@ -142,7 +211,8 @@ def test_online_pairs_come_from_the_server(vllm: VLLM, tmp_path: Path) -> None:
     line = next(line for line in trainer.state.log_history if "pairs" in line)
     assert 0 <= line["sampler_kl"] < 1e-9 and line["sampler_ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     before = len(vllm.asked)
-    assert trainer.evaluate()["eval_reward_mean"] < 1.0 and len(vllm.asked) == before + 2
+    # One question more compares the first adapter that changes anything.
+    assert trainer.evaluate()["eval_reward_mean"] < 1.0 and len(vllm.asked) == before + 3
     assert vllm.asked[-1]["model"] == vllm.loads[-1] != vllm.loads[0]  # the trained adapter answers
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .client import GO_ON, Client, ServerError, WrongServer, said
+from .client import GO_ON, Client, ServerError, WrongServer, models_in, said
 
 logger = logging.getLogger(__name__)
 START = "vllm serve MODEL --enable-lora --max-lora-rank {rank}, with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
@@ -24,15 +26,20 @@ class AdapterHandover:
     A name belongs to its weights. So an old adapter never answers for a new one, and the server's cache of prompts,
     which knows names and paths, is never used with other weights than it was made with.
 
+    A name also says for what and by which process it was made, on which machine. So what a killed process left behind
+    can be told from what another one still uses.
+
     Args:
         client: of the server.
         folder: where adapters are written, under the same path for the server.
-        owner: a text that only processes share which may unload each other's adapters.
+        owner: what the adapters are made for, such as a run's folder.
     """
 
     def __init__(self, client: Client, folder: Path, owner: str) -> None:
         self.client, self.folder = client, folder.absolute()
-        self.prefix = f"tdpo-{hashlib.sha256(owner.encode()).hexdigest()[:8]}-"
+        # Two machines may have a folder of the same name each, and one server between them.
+        self.owner = f"tdpo-{hashlib.sha256(f'{platform.node()}:{owner}'.encode()).hexdigest()[:8]}-"
+        self.prefix = f"{self.owner}{os.getpid()}-"
         self.loaded: str | None = None
         self._is_swept = False
 
@@ -58,28 +65,39 @@ class AdapterHandover:
         return name
 
     def close(self) -> None:
-        """Take the last adapter off the server and the disk."""
-        self._unload(self.loaded)
+        """Take the last adapter off the server and the disk, unless the server is gone or slow."""
+        self._unload(self.loaded, self.client.parting())
         self.loaded = None
 
     def _sweep(self) -> None:
-        """Unload what a process of the same owner left behind when it was killed."""
+        """Unload and delete what processes of the same owner left behind when they were killed."""
         if self._is_swept:
             return
         listed = self.client.json_of(self.client.call("GET", "/v1/models"), "the list of its models")
-        for model in listed.get("data", []):
-            if str(model.get("id")).startswith(self.prefix):
-                self._unload(str(model["id"]))
+        for name in [str(model.get("id")) for model in models_in(listed)]:
+            if self._is_left_over(name):
+                self._unload(name)
+        for place in [*self.folder.glob(f"{self.owner}*"), *self.folder.glob(f".{self.owner}*")]:
+            if self._is_left_over(place.name.removeprefix(".")):
+                shutil.rmtree(place, ignore_errors=True)
         self._is_swept = True
+
+    def _is_left_over(self, name: str) -> bool:
+        """Whether this is the name of an adapter that its owner's process can unload no more."""
+        process, _, _ = name.removeprefix(self.owner).partition("-")
+        if not name.startswith(self.owner) or not process.isdecimal():
+            return False
+        return int(process) == os.getpid() or not _is_alive(int(process))
 
     def _write(self, model: Any, name: str) -> None:
         """Write the adapter as peft does, whole or not at all under its name."""
-        staging = self.folder / f".{name}"
+        staging, adapter = self.folder / f".{name}", str(model.active_adapter)
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         staging.mkdir(parents=True)
-        model.save_pretrained(staging, save_embedding_layers=False)
-        adapter = str(model.active_adapter)
+        model.save_pretrained(
+            staging, selected_adapters=[adapter], state_dict=_own_weights(model), save_embedding_layers=False
+        )
         (staging if adapter == "default" else staging / adapter).rename(self.folder / name)
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -96,13 +114,31 @@ class AdapterHandover:
             "under the same path (sampling.adapter_dir)"
         )
 
-    def _unload(self, name: str | None) -> None:
+    def _unload(self, name: str | None, client: Client | None = None) -> None:
         if name is None:
             return
-        answer = self.client.call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        answer = (client or self.client).call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
         if answer.status_code not in (200, 404):  # 404: the server was started anew in between
             raise ServerError(f"the vLLM server could not unload the adapter {name}: {said(answer)}. {GO_ON}")
         shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
+def _own_weights(model: Any) -> dict[str, Tensor]:
+    """The weights of `model` by their names, whole where they are whole now.
+
+    `model.state_dict()` would have FSDP2 let go of what it has gathered, and on this process alone.
+    """
+    return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
 def adapter_weights(model: Any) -> dict[str, Tensor]:
@@ -114,8 +150,10 @@ def adapter_weights(model: Any) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     adapter = str(model.active_adapter)
-    weights: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    other = [name for name in weights if ".lora_A." not in name and ".lora_B." not in name]
+    weights: dict[str, Tensor] = get_peft_model_state_dict(
+        model, _own_weights(model), adapter_name=adapter, save_embedding_layers=False
+    )
+    other = [name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if other or not weights:
         what = f"holds {other[0]}, which" if other else "has no weights that"
         raise WrongServer(
@@ -125,11 +163,18 @@ def adapter_weights(model: Any) -> dict[str, Tensor]:
     return weights
 
 
+def changes_nothing(model: Any) -> bool:
+    """Whether the active adapter of the peft model `model` is a product of zeros, as one is before it is trained."""
+    factors = f".lora_B.{model.active_adapter}."
+    return not any(bool(weight.any()) for name, weight in model.named_parameters() if factors in name)
+
+
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """A hash of names, kinds and every bit of the weights."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        weight = weights[name].detach().contiguous().cpu()
+        # A copy in any case: numpy pins the memory of a tensor that it shares, and FSDP2 lets go of its own later.
+        weight = weights[name].detach().to("cpu", copy=True).contiguous()
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

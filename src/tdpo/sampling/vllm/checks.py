@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .client import Client, WrongServer, said, shortened
+from ...config import why_no_temperature
+from ..decoding_ways import whole_logits
+from .client import Client, WrongServer, models_in, proxy_in_words, said, shortened
 from .completions import Completion, read_completion
 
 PROBE_TOKENS = 16
@@ -39,12 +41,12 @@ def served_model(client: Client) -> ServedModel:
     if answer.status_code in (401, 403):
         raise WrongServer(
             f"the server at {client.url} asks for a key ({said(answer)}): set the environment variable VLLM_API_KEY"
+            f"{proxy_in_words(client.url)}"
         )
     if answer.status_code == 404:
         raise WrongServer(f"the server at {client.url} has no /v1/models: is it a vLLM server (`vllm serve MODEL`)?")
     content = client.json_of(answer, "the list of its models")
-    listed = content.get("data") if isinstance(content, dict) else None
-    models = [model for model in listed or [] if isinstance(model, dict) and not model.get("parent")]
+    models = [model for model in models_in(content) if not model.get("parent")]
     if not models or not isinstance(models[0].get("max_model_len"), int):
         raise WrongServer(client.nonsense("the list of its models", content))
     return ServedModel(
@@ -70,18 +72,26 @@ def check_lengths(served: ServedModel, longest_prompt: int, max_new_tokens: int)
         )
 
 
-def check_vocabulary(client: Client, served: ServedModel, vocab_size: int, tokenizer_size: int) -> None:
+def check_temperature(temperature: float) -> None:
+    """Raise `WrongServer` for a temperature that vLLM refuses, or replaces by another and says so in its own log."""
+    if reason := why_no_temperature(temperature):
+        raise WrongServer(reason)
+
+
+def check_vocabulary(client: Client, served: ServedModel, vocab_size: int, largest_id: int) -> None:
     """Raise `WrongServer` where the server's model knows fewer or more tokens than `vocab_size`.
 
-    vLLM tells no size, but refuses a prompt with an id that neither its model nor its tokenizer has.
+    vLLM tells no size, but refuses a prompt with an id that neither its model nor its tokenizer has; `largest_id` is
+    that of the tokenizer here.
     """
     largest = _one_token(client, served, vocab_size - 1)
-    if largest.status_code != 200:
+    if 400 <= largest.status_code < 500:
         raise WrongServer(
             f"the model here has {vocab_size} tokens, and the server's ({served.root}) refuses the last of them "
             f"({said(largest)}): start it with this model"
         )
-    beyond = max(vocab_size, tokenizer_size)
+    client.json_of(largest, "a token of its own")
+    beyond = max(vocab_size, largest_id + 1)
     if _one_token(client, served, beyond).status_code == 200:
         raise WrongServer(
             f"the model here has {vocab_size} tokens, and the server's ({served.root}) takes id {beyond}: it has a "
@@ -135,11 +145,10 @@ def _log_probabilities(model: Any, prompt_ids: list[int], token_ids: list[int]) 
     was_training = model.training
     model.eval()
     try:
-        ids = torch.tensor([prompt_ids + token_ids], device=model.device)
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        logits = whole_logits(model, prompt_ids + token_ids, len(token_ids) + 1)
     finally:
         model.train(was_training)
-    return logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1).cpu()
+    return logits[:-1].float().log_softmax(-1).cpu()
 
 
 def _compared(completion: Completion, logps: Tensor, served: ServedModel, name: str, dtype: torch.dtype) -> float:

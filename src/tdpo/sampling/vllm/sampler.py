@@ -8,15 +8,16 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakKeyDictionary
 
 from ...chat_templates import Stopping
+from ...models.quantization import is_quantized_model
 from ..sampler import Progress, SampledResponse, SamplingSettings, check_fit, encode_prompts
-from .adapters import AdapterHandover, uses_adapter
-from .checks import ServedModel, check_lengths, check_same_model, check_vocabulary, served_model
+from .adapters import AdapterHandover, changes_nothing, uses_adapter
+from .checks import ServedModel, check_lengths, check_same_model, check_temperature, check_vocabulary, served_model
 from .client import Client, ServerError, WrongServer, run
-from .completions import completion_request, read_completion, until_the_end
+from .completions import Completion, completion_request, read_completion, until_the_end
 
 if TYPE_CHECKING:
     from ...chat_templates import PromptInput
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # Calls a function on one process and gives all of them what it returned, or raises there what it raised.
 OnceForAll = Callable[[Callable[[], str]], str]
+
+# An untrained adapter changes nothing, so that a server which computes adapters otherwise agrees with it.
+_State = Literal["base", "untrained adapter", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class VLLMSampler:
         self.client, self.served, self.adapters = client, served, adapters
         self.with_logps, self.once_for_all = with_logps, once_for_all
         self.identity = {"engine": f"vLLM {served.version}, model {served.root}"}
-        # Of each model, whether it was compared with the server's with its adapter on, and with it off.
-        self._checked: WeakKeyDictionary[Any, set[bool]] = WeakKeyDictionary()
+        # Of each model, in which states it was compared with the server's.
+        self._checked: WeakKeyDictionary[Any, set[_State]] = WeakKeyDictionary()
 
     @classmethod
     def connected(
@@ -62,9 +66,10 @@ class VLLMSampler:
         client = Client(url, timeout)
         return cls(client, served_model(client), AdapterHandover(client, folder, owner), with_logps, once_for_all)
 
-    def prepare(self, model: Any, tokenizer: Any, prompt_ids: list[int], max_new_tokens: int) -> None:
+    def prepare(self, model: Any, tokenizer: Any, prompt_ids: list[int], settings: SamplingSettings) -> None:
         """As `engines.ResponseSampler`."""
-        check_lengths(self.served, len(prompt_ids), max_new_tokens)
+        check_temperature(settings.temperature)
+        check_lengths(self.served, len(prompt_ids), settings.max_new_tokens)
         self._name_of(model, tokenizer, prompt_ids)
 
     def close(self) -> None:
@@ -90,7 +95,7 @@ class VLLMSampler:
         give another token.
 
         Raises:
-            WrongServer: the server does not serve this model.
+            WrongServer: the server does not serve this model, or does not draw at this temperature.
             ServerError: it is gone or slow, or answers what it should not.
             ValueError: a prompt that does not fit the model.
         """
@@ -99,6 +104,7 @@ class VLLMSampler:
         if not encoded:
             return []
         check_fit(model, encoded, settings.max_new_tokens)
+        check_temperature(settings.temperature)
         longest = max(encoded.values(), key=len)
         check_lengths(self.served, len(longest), settings.max_new_tokens)
         name = self._name_of(model, tokenizer, longest)
@@ -107,18 +113,24 @@ class VLLMSampler:
         return run(drawing.all_of(asked))
 
     def _name_of(self, model: Any, tokenizer: Any, prompt_ids: list[int]) -> str:
-        """What the server calls this model, which is compared with it the first time."""
-        adapter = uses_adapter(model)
-        name = self.once_for_all(lambda: self.adapters.hand_over(model)) if adapter else self.served.name
-        if adapter not in (checked := self._checked.setdefault(model, set())):
+        """What the server calls this model, which is compared with it the first time in each of its states."""
+        if is_quantized_model(model):
+            raise WrongServer("vllm with a quantised base (model.quantization) is not tested; take built-in")
+        state: _State = "base"
+        if uses_adapter(model):
+            state = "untrained adapter" if changes_nothing(model) else "adapter"
+        has_adapter = state != "base"
+        name = self.once_for_all(lambda: self.adapters.hand_over(model)) if has_adapter else self.served.name
+        if state not in (checked := self._checked.setdefault(model, set())):
             if not checked:
-                check_vocabulary(self.client, self.served, model.config.get_text_config().vocab_size, len(tokenizer))
+                largest_id = max(tokenizer.get_vocab().values())
+                check_vocabulary(self.client, self.served, model.config.get_text_config().vocab_size, largest_id)
             difference = check_same_model(self.client, self.served, name, model, prompt_ids)
             logger.info(
-                "vLLM %s serves %s; its log-probabilities differ from those here by up to %.2g nats.",
-                self.served.version, self.served.root, difference,
+                "vLLM %s serves %s; its log-probabilities (%s) differ from those here by up to %.2g nats.",
+                self.served.version, self.served.root, state, difference,
             )  # fmt: skip
-            checked.add(adapter)
+            checked.add(state)
         return name
 
 
@@ -147,26 +159,22 @@ class _Drawing:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(draw(one)) for one in asked]
-            except* (ServerError, WrongServer) as failures:
+            except ExceptionGroup as failures:
                 raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
     async def _response(self, http: Any, one: _Asked) -> SampledResponse:
-        client, settings, with_logps = self.sampler.client, self.settings, self.sampler.with_logps
+        settings, with_logps = self.settings, self.sampler.with_logps
         body = completion_request(
             self.name, one.prompt_ids, settings, self.stop, one.seed(settings.seed), with_logps=with_logps
         )
-        answer = client.json_of(await client.request(http, "POST", "/v1/completions", body), "a completion")
+        completion = await self._completion(http, body)
+        if self._stopped_within_a_token(completion):
+            completion = await self._completion(http, {**body, "stop": []})
         try:
-            completion = read_completion(
-                answer,
-                max_new_tokens=settings.max_new_tokens,
-                vocab_size=self.config.get_text_config().vocab_size,
-                with_logps=with_logps,
-            )
             completion, finished = until_the_end(completion, self.stop, settings.max_new_tokens)
         except ValueError as error:
-            raise ServerError(client.nonsense("a completion", error)) from None
+            raise ServerError(self.sampler.client.nonsense("a completion", error)) from None
         self.tokens += len(completion.token_ids)
         self.complete += 1
         if self.progress is not None:
@@ -174,3 +182,24 @@ class _Drawing:
         ids = completion.token_ids
         text = self.stop.text_before(ids, finished)
         return SampledResponse(one.prompt_index, one.sample_index, ids, text, finished, completion.logps)
+
+    async def _completion(self, http: Any, body: dict[str, Any]) -> Completion:
+        client, vocab_size = self.sampler.client, self.config.get_text_config().vocab_size
+        answer = client.json_of(await client.request(http, "POST", "/v1/completions", body), "a completion")
+        try:
+            return read_completion(
+                answer,
+                max_new_tokens=self.settings.max_new_tokens,
+                vocab_size=vocab_size,
+                with_logps=self.sampler.with_logps,
+            )
+        except ValueError as error:
+            raise ServerError(client.nonsense("a completion", error)) from None
+
+    def _stopped_within_a_token(self, completion: Completion) -> bool:
+        """Whether the server saw the end's text where it is no end: vLLM looks for it within tokens too, and a token
+        may hold more than the end of that text."""
+        ids = completion.token_ids
+        if not self.stop.text or len(ids) == self.settings.max_new_tokens or self.stop.ends(ids):
+            return False
+        return self.stop.text in self.stop.tokenizer.decode(ids)

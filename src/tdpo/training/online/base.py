@@ -28,6 +28,7 @@ from ...recipe_data.input_digests import prompts_inputs
 from ...records.metric_names import counted
 from ...rewards.functions import Rewards, digest_of, prompts_of, rewards_of
 from ...sampling.engines import ResponseSampler
+from ...sampling.sampler import SamplingSettings
 from ...scoring.head_path import choose_head_path
 from ...scoring.options import HeadImpl
 from ...token_statistics import Extra
@@ -129,8 +130,13 @@ class OnlineTrainer(CheckpointedTrainer):
             raise ValueError(f"sampling_engine={reason}")
         sampler = sampler_of(self.args)
         longest = max((ids for each in self._encoded for ids in each.values()), key=len)
-        with self.accelerator.autocast():
-            sampler.prepare(self.model, self.tokenizer, longest, self.args.max_new_tokens)
+        settings = SamplingSettings(max_new_tokens=self.args.max_new_tokens)
+        try:
+            with self.accelerator.autocast():
+                sampler.prepare(self.model, self.tokenizer, longest, settings)
+        except BaseException:
+            sampler.close()  # the server may have taken the adapter before it was found wrong
+            raise
         return sampler
 
     def evaluation_names(self) -> list[str]:

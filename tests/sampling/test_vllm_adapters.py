@@ -1,0 +1,114 @@
+"""The adapter's way to a server: names, what is left behind, what is refused."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.tiny_models import build_model, build_tokenizer, shake_adapter
+from helpers.vllm_stand_in import VLLM, connected, running_vllm, with_adapter
+from tdpo.models import LoraSettings, add_lora
+from tdpo.sampling.sampler import SamplingSettings, sample
+from tdpo.sampling.vllm.client import WrongServer
+
+PROMPTS = ["the cat", "what a wonderful day it was", "a terrible answer and the mat", "day"]
+GREEDY = SamplingSettings(max_new_tokens=8, temperature=0.0)
+
+pytestmark = pytest.mark.usefixtures("impatient")
+
+
+def test_an_adapter_has_the_name_of_its_weights_and_the_old_one_goes(vllm: VLLM, tmp_path: Path) -> None:
+    policy, tokenizer, sampler = with_adapter(), build_tokenizer(), connected(vllm, tmp_path)
+    for _ in range(2):  # the same weights are handed over once
+        sampler(policy, tokenizer, PROMPTS[:1], GREEDY)
+        assert len(vllm.loads) == 1
+    shake_adapter(policy, 2, std=0.3)
+    changed = sampler(policy, tokenizer, PROMPTS, GREEDY)
+    assert [r.token_ids for r in changed] == [r.token_ids for r in sample(policy, tokenizer, PROMPTS, GREEDY)]
+    assert len(set(vllm.loads)) == 2 and list(vllm.adapters) == vllm.loads[1:]
+    assert [path.name for path in tmp_path.iterdir()] == vllm.loads[1:]
+    sampler.close()
+    assert not vllm.adapters and not any(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_unloaded(vllm: VLLM, tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    connected(vllm, tmp_path)(with_adapter(), tokenizer, PROMPTS[:1], GREEDY)
+    vllm.adapters["somebody-elses"] = vllm.model
+    connected(vllm, tmp_path)(with_adapter(2), tokenizer, PROMPTS[:1], GREEDY)
+    assert sorted(vllm.adapters) == sorted([vllm.loads[-1], "somebody-elses"])
+
+
+def test_an_adapter_that_the_server_cannot_take_is_refused(vllm: VLLM, tmp_path: Path) -> None:
+    def asked(policy: Any) -> Any:
+        return connected(vllm, tmp_path)(policy, build_tokenizer(), PROMPTS[:1], GREEDY)
+
+    vllm.max_rank = 1
+    with pytest.raises(WrongServer, match=r"LoRA rank 2 .*--max-lora-rank 2.*sampling\.adapter_dir"):
+        asked(with_adapter())
+    vllm.max_rank = 0
+    with pytest.raises(WrongServer, match=r"404.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
+        asked(with_adapter())
+    from peft import LoraConfig, get_peft_model
+
+    for option, weight in (("use_dora", "lora_magnitude_vector"), ("lora_bias", r"lora_B\.bias")):
+        more = LoraConfig(r=2, target_modules=["q_proj"], **{option: True})
+        with pytest.raises(WrongServer, match=rf"{weight}.*vLLM does not sample with"):
+            asked(get_peft_model(build_model("llama"), more))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0])
+def test_the_first_adapter_that_changes_anything_is_compared(vllm: VLLM, tmp_path: Path, factor: float) -> None:
+    """At the start of a training its adapter is a product of zeros, in which a server's mistake does not show."""
+    vllm.adapter_factor = factor
+    policy, tokenizer, sampler = add_lora(build_model("llama"), LoraSettings(2, 4.0)), build_tokenizer(), None
+    sampler = connected(vllm, tmp_path)
+    sampler.prepare(policy, tokenizer, [5, 6], GREEDY)
+    shake_adapter(policy, 1, std=0.3)
+    if factor == 1.0:
+        assert sampler(policy, tokenizer, PROMPTS, GREEDY)
+        return
+    with pytest.raises(WrongServer, match="does not compute what this model computes"):
+        sampler(policy, tokenizer, PROMPTS, GREEDY)
+
+
+def test_what_is_left_is_told_from_what_is_in_use(vllm: VLLM, tmp_path: Path) -> None:
+    """Two evaluations of one run may go on at once, and one of them may have been killed."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    sampler: Any = connected(vllm, tmp_path)
+    left, used = (f"{sampler.adapters.owner}{process}-0123" for process in (gone.pid, os.getppid()))
+    for name in (left, used):
+        vllm.adapters[name] = vllm.model
+        (tmp_path / name).mkdir()
+        (tmp_path / f".{name}").mkdir()
+    sampler(with_adapter(), build_tokenizer(), PROMPTS[:1], GREEDY)
+    assert sorted(vllm.adapters) == sorted([used, *vllm.loads])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f".{used}", used, *vllm.loads])
+
+
+def test_two_machines_with_folders_of_one_name_share_a_server(
+    vllm: VLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samplers = []
+    for machine in ("one", "two"):
+        monkeypatch.setattr(platform, "node", lambda machine=machine: machine)
+        samplers.append(connected(vllm, tmp_path))
+    for sampler in samplers:
+        sampler(with_adapter(), build_tokenizer(), PROMPTS[:1], GREEDY)
+    assert len(vllm.adapters) == 2
+    samplers[1].close()
+    assert samplers[0](with_adapter(), build_tokenizer(), PROMPTS[:1], GREEDY)
+
+
+def test_the_end_does_not_wait_for_a_server_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running_vllm() as vllm:
+        sampler: Any = connected(vllm, tmp_path)
+        sampler(with_adapter(), build_tokenizer(), PROMPTS[:1], GREEDY)
+    sampler.close()
+    assert "The last adapter stays on the server" in caplog.text and "in 1 attempt (" in caplog.text
