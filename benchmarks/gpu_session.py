@@ -173,7 +173,7 @@ def judged(limit: Limit, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def run(command: Sequence[str], seconds_left: float | None) -> str:
     """Run a part, with what it prints on this terminal; returns "done", "failed", or "ended by the time"."""
     try:
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, preexec_fn=heed_ctrl_c)
     except OSError as error:
         print(f"{command[0]} cannot be run: {error}", file=sys.stderr)
         return "failed"
@@ -183,6 +183,11 @@ def run(command: Sequence[str], seconds_left: float | None) -> str:
         return "ended by the time"
     finally:
         stop(process)
+
+
+def heed_ctrl_c() -> None:
+    """A shell starts what it puts into the background deaf to Ctrl-C, and its children would be so too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float = 20) -> None:

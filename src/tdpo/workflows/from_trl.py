@@ -44,7 +44,7 @@ class _Conversion:
         self.settings, self.lines = settings, lines
         self.result = Converted(name)
         self.problems: list[RecipeProblem] = []
-        self.ownrecipe_defaults = recipe_defaults()
+        self.own_defaults = recipe_defaults()
 
     def run(self) -> None:
         for name, key in SAME.items():
@@ -81,7 +81,7 @@ class _Conversion:
     def _put(self, key: str, value: Any, name: str, remark: str = "") -> None:
         """Set a key from the setting `name`. What the file leaves out, with the same default here, is left out."""
         if not self._is_given(name) and not remark:
-            if value == self.ownrecipe_defaults.get(key):
+            if value == self.own_defaults.get(key):
                 return
             remark = f"TRL's default for {name}"
         self.result.values[key] = value
@@ -134,7 +134,7 @@ class _Conversion:
         elif self._value("load_in_4bit"):
             self._put("model.quantization.bits", 4, "load_in_4bit")
             self._put("model.quantization.type", self._value("bnb_4bit_quant_type"), "bnb_4bit_quant_type")
-            self._put("model.quantization.nested", self._value("use_bnbnested_quant"), "use_bnbnested_quant")
+            self._put("model.quantization.nested", self._value("use_bnb_nested_quant"), "use_bnb_nested_quant")
 
     def _loading(self) -> dict[str, Any]:
         """What `model_init_kwargs` say that has a key: the dtype, and whether code of the model's own may run."""
