@@ -21,12 +21,21 @@ NAMES = {
     "kl/tdpo2_online": "TDPO2 on its own pairs",
     "rloo_sentiment": "RLOO, exact reverse KL",
     "ppo_sentiment": "PPO, sampled reverse KL",
+    "rloo_3/evaluation": "RLOO, exact reverse KL, at 3 nats",
+    "ppo_3/evaluation": "PPO, sampled reverse KL, at 3 nats",
     "kl/distilled": "distilled (compared with its teacher)",
+    "kl/graded_forward_0.5_of_16": "graded, forward KL held at 0.5, 16 pairs an update",
+    "kl/graded_forward_0.5": "graded, forward KL held at 0.5",
+    "kl/graded_reverse_0.5": "graded, reverse KL held at 0.5",
+    "kl/graded_forward_8": "graded, forward KL held at 8",
+    "kl/graded_reverse_8": "graded, reverse KL held at 8",
 }
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
-    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    """What was logged in training; nothing for a scaled adapter."""
+    file = run / "metrics.jsonl"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -47,11 +56,15 @@ def judged(runs: Path, evaluation: str = "evaluation.json") -> None:
         low, high = gained["interval"]
         row = [number(trained, "reward_mean"), f"{gained['estimate']:+.2f} [{low:+.2f}, {high:+.2f}]"]
         row += [number(trained, "forward_kl"), number(trained, "reverse_kl"), f"{trained['distinct_2']:.2f}"]
-        seconds = max(line.get("time_s", 0.0) for line in lines_of(runs / folder))
-        print(f"| {name} | {' | '.join(row)} | {seconds:.0f} |")
+        seconds = max((line.get("time_s", 0.0) for line in lines_of(runs / folder)), default=None)
+        print(f"| {name} | {' | '.join(row)} | {'' if seconds is None else f'{seconds:.0f}'} |")
 
 
-PAIRED = [("kl/tdpo2_online", "kl/tdpo2_offline"), ("rloo_sentiment", "ppo_sentiment")]
+PAIRED = [
+    ("kl/tdpo2_online", "kl/tdpo2_offline"),
+    ("rloo_sentiment", "ppo_sentiment"),
+    ("rloo_3/evaluation", "ppo_3/evaluation"),
+]
 
 
 def values_of(run: Path, metric: str) -> np.ndarray[Any, Any]:

@@ -111,6 +111,17 @@ def test_the_page_of_the_study_at_a_target_says_what_its_tables_say(tmp_path: Pa
         assert sorted(numbers) in rounded, text
 
 
+def test_what_is_read_besides_in_the_study_at_a_target_is_printed(tmp_path: Path) -> None:
+    folder = ROOT / "docs/study/two_cores"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    besides = page[page.index("## What can be read besides") : page.index("## How far it can be trusted")]
+    quoted = {tuple(re.findall(r"[\d.]+", text)) for text in re.findall(r"0\.\d{3} [a-z\s]*\[[^\]]+\]", besides)}
+    printed = shown_to_work("bash", f"{sys.executable} {ROOT}/docs/study/readings.py {folder}", tmp_path)
+    rows = [line for line in printed.splitlines() if re.search(r"\| \[", line)]
+    known = {tuple(sorted(re.findall(r"[\d.]+", "".join(row.split("|")[2:4])))) for row in rows}
+    assert len(quoted) == 4 and {tuple(sorted(numbers)) for numbers in quoted} <= known
+
+
 def test_the_snippet_about_the_two_kls_prints_what_the_page_says(tmp_path: Path) -> None:
     page = ROOT / "docs/the_two_kls.md"
     [(language, text)] = blocks(page, "python")

@@ -49,15 +49,27 @@ def whole_checkpoint(resume_from: str | Path | bool | None, folder: Path) -> str
     return str(checkpoints.newest)
 
 
+def check_alike(checkpoint: Path, *, there: bool, here: bool, yes: str, no: str, advice: str) -> None:
+    """Raise ValueError where a checkpoint's run was of one kind, and the run that goes on from it is of another.
+
+    `there` and `here` say of either whether it is what `yes` says; if not, it is what `no` says.
+    """
+    if there != here:
+        raise ValueError(
+            f"{checkpoint} was written by a run {yes if there else no}, and this is one {yes if here else no}: it "
+            f"cannot go on as the same run. {advice}"
+        )
+
+
 def check_form(checkpoint: Path, *, is_sharded: bool) -> None:
     """Raise ValueError where weights are sharded in only one of a checkpoint's run and the run that goes on from it."""
-    there = any(checkpoint.glob(f"{SHARDED}*"))
-    if there == is_sharded:
-        return
-    words = {True: "whose weights are sharded (FSDP2)", False: "whose weights are whole on every process"}
-    raise ValueError(
-        f"{checkpoint} was written by a run {words[there]}, and this is one {words[is_sharded]}: they cannot be read "
-        "so. Launch it as it was launched then (docs/scaling.md), or start anew from a model that it has saved."
+    check_alike(
+        checkpoint,
+        there=any(checkpoint.glob(f"{SHARDED}*")),
+        here=is_sharded,
+        yes="whose weights are sharded (FSDP2)",
+        no="whose weights are whole on every process",
+        advice="Launch it as it was launched then (docs/scaling.md), or start anew from a model that it has saved.",
     )
 
 

@@ -257,10 +257,10 @@ def test_a_run_without_a_critic_goes_on_and_none_with_one_becomes_one(
     expected = trained_weights(whole)
     assert all(torch.equal(weight, expected[name]) for name, weight in trained_weights(again).items())
     with_critic = find_checkpoints(Path(str(uninterrupted["full"].args.output_dir))).newest
-    with pytest.raises(ValueError, match=r"by a run with a critic .*, and this one is without a critic"):
+    with pytest.raises(ValueError, match=r"by a run with a critic .*, and this is one without a critic"):
         critic_free("other").train(resume_from_checkpoint=str(with_critic))
     without = find_checkpoints(tmp_path / "whole").newest
-    with pytest.raises(ValueError, match=r"by a run without a critic .*, and this one is with a critic"):
+    with pytest.raises(ValueError, match=r"by a run without a critic .*, and this is one with a critic"):
         new_trainer(tmp_path / "gae", "full").train(resume_from_checkpoint=str(without))
 
 

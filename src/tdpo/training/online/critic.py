@@ -14,6 +14,7 @@ from ...batches import ResponseBatch
 from ...config import VALUE_LEARNING_RATES
 from ...models import causal_lm_of, check_causal, has_adapter, response_hidden
 from ...models.quantization import is_quantized_model
+from ..resumption import check_alike
 
 FROZEN = (
     "the critic's model would not be trained: it holds quantised weights, or is an adapter, which is loaded frozen. "
@@ -84,13 +85,13 @@ CRITIC_FILE = "critic.pt"  # in a checkpoint
 
 def check_critic_of(checkpoint: Path, critic: Critic | None) -> None:
     """Raise ValueError if one of a checkpoint and the run that goes on from it has a critic and the other has none."""
-    there, here = (checkpoint / CRITIC_FILE).exists(), critic is not None
-    if there == here:
-        return
-    words = {True: "with a critic (advantage gae)", False: "without a critic (advantage rloo or group)"}
-    raise ValueError(
-        f"{checkpoint} was written by a run {words[there]}, and this one is {words[here]}: it would go on as another "
-        "run. Put advantage back, or start anew."
+    check_alike(
+        checkpoint,
+        there=(checkpoint / CRITIC_FILE).exists(),
+        here=critic is not None,
+        yes="with a critic (advantage gae)",
+        no="without a critic (advantage rloo or group)",
+        advice="Put advantage back, or start anew.",
     )
 
 

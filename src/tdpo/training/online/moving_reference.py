@@ -10,7 +10,7 @@ import torch
 
 from ...config import ReferenceUpdate, why_no_average
 from ...models import Reference, as_shard_of, has_adapter, kept_whole, move_reference, weights_that_follow
-from ..resumption import reading
+from ..resumption import check_alike, reading
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,11 @@ class MovingReference:
 
 def check_reference_of(checkpoint: Path, moving: MovingReference | None) -> None:
     """Raise ValueError if the reference moves in only one of a checkpoint's run and the run that goes on from it."""
-    there, here = (checkpoint / REFERENCE_FILE).exists(), moving is not None
-    if there == here:
-        return
-    words = {True: "whose reference moves (reference_update)", False: "whose reference stays"}
-    raise ValueError(
-        f"{checkpoint} was written by a run {words[there]}, and this is one {words[here]}: it would go on as another "
-        "run. Put reference_update back, or start anew."
+    check_alike(
+        checkpoint,
+        there=(checkpoint / REFERENCE_FILE).exists(),
+        here=moving is not None,
+        yes="whose reference moves (reference_update)",
+        no="whose reference stays",
+        advice="Put reference_update back, or start anew.",
     )
