@@ -28,10 +28,12 @@ from tdpo.models import (
     merge_adapter,
     merged_adapter,
     model_facts,
+    move_reference,
     reference_at_start,
     reference_for,
     response_hidden,
     select_logits,
+    weights_that_follow,
 )
 
 Models = Callable[..., Any]
@@ -300,6 +302,22 @@ def test_an_adapter_that_trains_the_bases_biases_gets_a_copy(tiny_model: Models)
     assert reference.kind == "copy"
     spread(model)
     torch.testing.assert_close(reference.logits(model, INPUTS, INDEX), before, rtol=0, atol=0)
+
+
+def test_a_copy_follows_a_policy_whose_layers_were_wrapped_after_it_was_made(tiny_model: Models) -> None:
+    """As accelerate does when it shards a model: it compiles layers by region, and recomputes them."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model = tiny_model("llama")
+    reference = kept_reference(model, reference_at_start(model))
+    layers = model.model.layers
+    layers[0] = torch.compile(layers[0], backend="eager")
+    layers[1] = checkpoint_wrapper(layers[1])
+    spread(model)
+    move_reference(model, reference, 1.0)
+    assert all(torch.equal(own, mine) for own, mine in weights_that_follow(model, reference).values())
+    theirs = [own for own, _ in weights_that_follow(model, reference).values()]
+    assert len(theirs) == len(list(reference.model.parameters()))
 
 
 def test_a_given_model_is_frozen_and_used(tiny_model: Models) -> None:

@@ -389,6 +389,15 @@ def test_a_finished_model_is_found_and_a_missing_one_explained(run: RunDirectory
     assert run.model_path == run.path / "model"
 
 
+def test_a_failed_run_goes_on_from_its_checkpoint_or_begins_again(run: RunDirectory) -> None:
+    run.set_status("failed", step=3)
+    with pytest.raises(RunError, match=r"Repair that, then train again$"):
+        _ = run.model_path
+    checkpoint(run, 2)
+    with pytest.raises(RunError, match=r"Repair that, then `tdpo train .* --resume` goes on from step 2$"):
+        _ = run.model_path
+
+
 def test_a_ppo_run_knows_its_length_its_command_and_its_files(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.create(ppo_recipe_for(run.path))

@@ -156,16 +156,26 @@ COUNTERPARTS = {
     Recipe: {"prompts": "data", "rewards": "environment", "kl": "loss.kl", "rollouts": "sampling", "ppo": "training"},
 }
 # Keys that people look for and that are left out on purpose, or have another name in this section.
-_LEFT_OUT: dict[tuple[type[Section], str], str] = {
-    (schema, f"rollouts.{name}"): "there is no such key: the gradient is that of responses drawn from the policy "
-    "itself, at temperature 1 from all tokens"
-    for schema in (PPORecipe, OnlineRecipe)
-    for name in ("temperature", "top_p", "top_k")
-} | {
-    (schema, f"environment.{key}"): f"unknown key; did you mean environment.{meant}?"
-    for schema in SCHEMAS
-    for key, meant in {"eval": "held_out", "test": "held_out", "train": "prompts", "function": "reward"}.items()
-}
+_LEFT_OUT: dict[tuple[type[Section], str], str] = (
+    {
+        (schema, f"rollouts.{name}"): "there is no such key: the gradient is that of responses drawn from the policy "
+        "itself, at temperature 1 from all tokens"
+        for schema in (PPORecipe, OnlineRecipe)
+        for name in ("temperature", "top_p", "top_k")
+    }
+    | {
+        (
+            schema,
+            "loss.beta_target",
+        ): "there is no such key: β cannot hold a KL (docs/the_two_kls.md); loss.kl.target holds one beside any loss"
+        for schema in (Recipe, OnlineRecipe)
+    }
+    | {
+        (schema, f"environment.{key}"): f"unknown key; did you mean environment.{meant}?"
+        for schema in SCHEMAS
+        for key, meant in {"eval": "held_out", "test": "held_out", "train": "prompts", "function": "reward"}.items()
+    }
+)
 
 
 def schema_of(values: Mapping[str, Any]) -> type[Section]:

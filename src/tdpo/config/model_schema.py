@@ -23,6 +23,12 @@ class Lora(Section):
     """Modules that get an adapter: `all-linear` (every linear layer but the head) or a list of module names."""
 
 
+EIGHT_BITS_IN_NO_CACHE = (
+    "eight-bit layers round activations, so what the reference says of a token changes with the batch, and no cache "
+    "can hold it; remove the key, or set model.quantization.bits 4"
+)
+
+
 class Quantization(Section):
     """The base of an adapter in few bits, by bitsandbytes (the extra `quantization`): QLoRA."""
 
@@ -78,3 +84,8 @@ class Model(Section):
                 "model.quantization"
             )
         return quantization
+
+    @property
+    def reference_rounds_activations(self) -> bool:
+        """Whether the reference is a base in eight bits, whose layers round what they are given too."""
+        return self.reference is None and self.quantization is not None and self.quantization.bits == 8

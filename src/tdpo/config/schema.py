@@ -14,7 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from ._sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed, Text, key_problems, why_no_divisor
 from .environment_schema import EnvironmentChoice
 from .loss_schema import Loss
-from .model_schema import Model
+from .model_schema import EIGHT_BITS_IN_NO_CACHE, Model
 from .optimization import Optimizing, Recording, why_no_precision
 from .sampling_engine import SamplingEngine, why_not_handed_over
 from .training_defaults import EPOCHS, PAIRS, PAIRS_PER_UPDATE, learning_rate, trains_adapter
@@ -301,6 +301,8 @@ class Recipe(Section):
         contradiction = model and why_no_precision(training.precision, model.dtype, model.quantization is not None)
         if contradiction:
             raise key_problems(("training.precision", contradiction))
+        if model is not None and training.reference == "cache" and model.reference_rounds_activations:
+            raise key_problems(("training.reference", EIGHT_BITS_IN_NO_CACHE))
         update: dict[str, Any] = {}
         if training.learning_rate is None and model is not None:
             adapter = trains_adapter(model.name, model.lora is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from .probing import check_causal
 from .sharded_weights import release
 
 logger = logging.getLogger(__name__)
+
+# What accelerate wraps single layers of the policy in, and none of the reference: recomputing, and compiling by region.
+WRAPPER_OF_LAYERS = re.compile(r"_checkpoint_wrapped_module\.|_orig_mod\.")
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,7 @@ def weights_that_follow(policy: Any, reference: Reference) -> dict[str, tuple[nn
         release(model)  # what is written into whole weights that FSDP2 made of its shards would be lost
     copies = dict(reference.model.named_parameters())
     trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    # accelerate's own checkpointing of activations wraps layers of the policy, and none of the reference.
-    plain = {name: name.replace("_checkpoint_wrapped_module.", "") for name in trained}
+    plain = {name: WRAPPER_OF_LAYERS.sub("", name) for name in trained}
     return {plain[name]: (copies[plain[name]], p) for name, p in trained.items()}
 
 

@@ -110,8 +110,10 @@ class RunFiles:
             kept = self.replaced_run()
             note = "" if kept is None else f". The run that it is to replace is kept: {kept}"
             if state == "failed":
+                step = self.resume_step()
+                again = f"`{self.command()} {self.path} --resume` goes on from step {step}" if step else "train again"
                 raise RunError(
-                    f"{self.path} has no trained model: training {self.in_words()}. Repair that, then train again{note}"
+                    f"{self.path} has no trained model: training {self.in_words()}. Repair that, then {again}{note}"
                 )
             advice = "wait for its end" if state == "running" else f"`{self.command()} {self.path} --resume` goes on"
             raise RunError(f"{self.path} has no trained model yet: it {self.in_words()}; {advice}{note}")

@@ -36,6 +36,7 @@ from ..arguments import one_process_a_device
 from ..best_model import check_metric
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile
+from ..loss_scaling import allow_updates_without_gradient
 from ..policy import prepare_policy, prepare_tokenizer, settled
 from ..resumption import reading
 from ..sharding import check_sharding
@@ -123,6 +124,10 @@ class OnlineTrainer(CheckpointedTrainer):
         self._completions = CompletionsFile(str(args.output_dir), args.show_every, self.is_world_process_zero())
         self._iteration: Any | None = None
         self.sampler = self._ready_sampler()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        allow_updates_without_gradient(self.accelerator)  # see `_has_work`
 
     def _ready_sampler(self) -> ResponseSampler:
         """What draws the responses, which has been asked whether it can."""

@@ -11,7 +11,7 @@ from typing import Any
 from ...config import CRITIC_KEYS, Advantage, PPORecipe, RecipeFields, group_obstacle, why_no_weights
 from ...config.training_defaults import COMPLETIONS_PER_UPDATE
 from ...kl_choices import KLConstraint, shortest_horizon
-from ..arguments import AUTOCAST, refuses_old_names
+from ..arguments import refuses_old_names
 from .arguments import SAMPLING_KEYS, OnlineArguments
 
 # Each field that is a key of a recipe, whose default, range and help it has. Two keys that would be taken for others
@@ -91,14 +91,6 @@ class PPOConfig(OnlineArguments):
         yield from self._without_effect("PPO")
         if reason := why_no_weights(self.importance_weight_cap, self.sampling_engine):
             yield f"importance_weight_cap {reason.replace('sampling.engine ', 'sampling_engine=')}"
-        if self.target_kl is not None and "float16-mixed" in (
-            self.precision,
-            f"{AUTOCAST.get(self.mixed_precision)}-mixed",
-        ):
-            yield (
-                f"target_kl={self.target_kl} skips updates, and the scaler of float16 stops at one without gradients: "
-                "use bfloat16-mixed, or leave target_kl out"
-            )
         if not wrong:  # sizes are computed with these
             yield from self._sizes()
             yield from self._advantages()
