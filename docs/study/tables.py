@@ -1,7 +1,7 @@
 """The tables of a page about a study with questions: python docs/study/tables.py docs/study/two_cores
 
 Prints Markdown from the study's `results.csv` and `questions.json`: the mean of every arm over seeds, every seed, and
-every answer.
+every answer, as it is and at equal values of the KL that was not held.
 """
 
 from __future__ import annotations
@@ -42,30 +42,48 @@ def means(rows: Sequence[ResultRow]) -> Iterator[str]:
 
 
 def of_seeds(rows: Sequence[ResultRow]) -> Iterator[str]:
-    """One line an arm that is held at a target; in each cell the seeds in their order."""
-    values = {(row.arm, row.seed, row.metric): row.value for row in rows if row.seed != ALL_SEEDS}
-    yield from head(["arm", *OF_SEEDS])
-    for arm in dict.fromkeys(arm for arm, _, metric in values if metric == "adapter_factor"):
-        seeds = sorted({seed for name, seed, _ in values if name == arm})
+    """One line an arm and target at which it is held; in each cell the seeds in their order."""
+    values = {(row.arm, row.strength, row.seed, row.metric): row.value for row in rows if row.seed != ALL_SEEDS}
+    seeds = sorted({seed for _, _, seed, _ in values})
+    yield from head(["arm", "target", *OF_SEEDS])
+    for arm, target in dict.fromkeys(key[:2] for key in values if key[3] == "adapter_factor"):
         cells = [
-            ", ".join(shown(values.get((arm, seed, metric)), digits) for seed in seeds)
+            ", ".join(shown(values.get((arm, target, seed, metric)), digits) for seed in seeds)
             for metric, digits in OF_SEEDS.values()
         ]
-        yield line([ARMS[arm].label, *cells])
+        yield line([ARMS[arm].label, target, *cells])
 
 
 def answers(questions: Sequence[dict[str, Any]]) -> Iterator[str]:
     """One line an answer, with its 95 % interval; p is adjusted by Holm's method in the primary family."""
-    yield from head(["question", "difference", "95 %", "90 %", "p", "verdict", "arms met"])
-    for question in questions:
-        for answer in question["answers"]:
-            p = answer.get("p_holm" if question["primary"] else "p")
-            name = f"**{question['text']}**" if question["primary"] else question["text"]
-            met = {True: "yes", False: "no", None: ""}[(answer["meeting"] or {"met": None})["met"]]
-            intervals = [
-                f"[{signed(answer.get('low' + level))}, {signed(answer.get('high' + level))}]" for level in ("", "_90")
-            ]
-            yield line([name, signed(answer["value"]), *intervals, shown(p, 3), answer["verdict"], met])
+    yield from head(["question", "nats", "difference", "95 %", "90 %", "p", "verdict", "arms met"])
+    for question, answer in each_answer(questions):
+        p = answer.get("p_holm" if question["primary"] else "p")
+        met = {True: "yes", False: "no", None: ""}[(answer["meeting"] or {"met": None})["met"]]
+        intervals = [interval(answer, level) for level in ("", "_90")]
+        numbers = [signed(answer["value"]), *intervals, shown(p, 3)]
+        yield line([named(question), f"{answer['target']:g}", *numbers, answer["verdict"], met])
+
+
+def sensitivities(questions: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """One line an answer that can be adjusted to equal values of the KL that was not held."""
+    yield from head(["question", "nats", "difference", "at equal forward KL", "95 %"])
+    for question, answer in each_answer(questions):
+        if adjusted := answer["adjusted"]:
+            numbers = [signed(answer["value"]), signed(adjusted["value"]), interval(adjusted)]
+            yield line([named(question), f"{answer['target']:g}", *numbers])
+
+
+def each_answer(questions: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return [(question, answer) for question in questions for answer in question["answers"]]
+
+
+def named(question: dict[str, Any]) -> str:
+    return f"**{question['text']}**" if question["primary"] else str(question["text"])
+
+
+def interval(answer: dict[str, Any], level: str = "") -> str:
+    return f"[{signed(answer.get('low' + level))}, {signed(answer.get('high' + level))}]"
 
 
 def head(names: Sequence[str]) -> list[str]:
@@ -95,7 +113,8 @@ def main() -> None:
         print(f"**{task}**, means over seeds\n")
         print("\n".join(means(of_task)), "\n")
         print("\n".join(of_seeds(of_task)), "\n")
-    print("\n".join(answers(content["questions"])))
+    print("\n".join(answers(content["questions"])), "\n")
+    print("\n".join(sensitivities(content["questions"])))
 
 
 if __name__ == "__main__":

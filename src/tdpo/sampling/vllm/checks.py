@@ -123,6 +123,28 @@ def check_same_model(client: Client, served: ServedModel, name: str, model: Any,
     Raises:
         WrongServer: they are not the same.
     """
+    completion, logps = _greedy_completion(client, served, name, model, prompt_ids)
+    differences, behind = _apart(completion, logps)
+    tolerance = TOLERANCES.get(computes_in(model), max(TOLERANCES.values()))
+    wrong = (torch.maximum(differences, behind) > tolerance).nonzero()
+    if len(wrong):
+        place = int(wrong[0])
+        raise WrongServer(_not_the_same(completion, logps[place], place, served, name, computes_in(model), tolerance))
+    return float(differences.max())
+
+
+def greedy_differences(
+    client: Client, served: ServedModel, name: str, model: Any, prompt_ids: list[int]
+) -> tuple[Tensor, Tensor]:
+    """What `check_same_model` compares, in nats, of each token: (how far its two log-probabilities are apart, how far
+    it is behind the most probable token here), `[T]` each. Raises WrongServer for an answer that is none."""
+    return _apart(*_greedy_completion(client, served, name, model, prompt_ids))
+
+
+def _greedy_completion(
+    client: Client, served: ServedModel, name: str, model: Any, prompt_ids: list[int]
+) -> tuple[Completion, Tensor]:
+    """The server's tokens, and what `model` gives every token `[T, V]` at their places."""
     tokens = min(PROBE_TOKENS, served.context - len(prompt_ids))
     body = {
         "model": name, "prompt": [prompt_ids], "max_tokens": tokens, "temperature": 0.0, "repetition_penalty": 1.0,
@@ -135,8 +157,7 @@ def check_same_model(client: Client, served: ServedModel, name: str, model: Any,
         completion = read_completion(answer, max_new_tokens=tokens, vocab_size=vocab_size, with_logps=True)
     except ValueError as error:
         raise WrongServer(client.nonsense(f"a completion by {name}", error)) from None
-    logps = _log_probabilities(model, prompt_ids, completion.token_ids)
-    return _compared(completion, logps, served, name, computes_in(model))
+    return completion, _log_probabilities(model, prompt_ids, completion.token_ids)
 
 
 @torch.no_grad()
@@ -151,23 +172,24 @@ def _log_probabilities(model: Any, prompt_ids: list[int], token_ids: list[int]) 
     return logits[:-1].float().log_softmax(-1).cpu()
 
 
-def _compared(completion: Completion, logps: Tensor, served: ServedModel, name: str, dtype: torch.dtype) -> float:
-    tolerance = TOLERANCES.get(dtype, max(TOLERANCES.values()))
+def _apart(completion: Completion, logps: Tensor) -> tuple[Tensor, Tensor]:
     own = logps[torch.arange(len(completion.token_ids)), torch.tensor(completion.token_ids)]
     assert completion.logps is not None
-    differences = (torch.tensor(completion.logps) - own).abs()
-    behind = logps.amax(-1) - own
-    worst = torch.maximum(differences, behind)
-    if float(worst.max()) <= tolerance:
-        return float(differences.max())
-    place = int((worst > tolerance).nonzero()[0])
-    kind = str(dtype).removeprefix("torch.")
-    raise WrongServer(
+    return (torch.tensor(completion.logps) - own).abs(), logps.amax(-1) - own
+
+
+def _not_the_same(
+    completion: Completion, logps: Tensor, place: int, served: ServedModel, name: str, dtype: torch.dtype, most: float
+) -> str:
+    """What is wrong at `place`, where every token has `logps` `[V]` here."""
+    assert completion.logps is not None
+    kind, token = str(dtype).removeprefix("torch."), completion.token_ids[place]
+    return (
         f"the server does not compute what this model computes. Greedy, {shortened(name)} (loaded from {served.root}) "
-        f"took token {completion.token_ids[place]} at place {place + 1} with log-probability "
-        f"{completion.logps[place]:.4f}; here it has {float(own[place]):.4f}, and the most probable token "
-        f"{int(logps[place].argmax())} {float(logps[place].max()):.4f}. {tolerance:g} nats are allowed in {kind}. "
-        f"Start the server with this model's own weights, --dtype {kind}, and no quantization"
+        f"took token {token} at place {place + 1} with log-probability {completion.logps[place]:.4f}; here it has "
+        f"{float(logps[token]):.4f}, and the most probable token {int(logps.argmax())} {float(logps.max()):.4f}. "
+        f"{most:g} nats are allowed in {kind}. Start the server with this model's own weights, --dtype {kind}, and no "
+        "quantization"
     )
 
 
