@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 import urllib.request
@@ -38,6 +39,9 @@ class Server(RunningServer):
             str(program), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
             "--max-model-len", str(CONTEXT), "--enforce-eager", "--enable-lora", "--max-lora-rank", str(MAX_RANK),
         ]  # fmt: skip
+        with socket.socket() as probe:  # another server would be taken for this one
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                raise RuntimeError(f"port {port} is taken: TDPO_VLLM_PORT names another, TDPO_VLLM_URL a server to use")
         self.output = log.open("wb")
         self.process = subprocess.Popen(
             command, env=environment, stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True

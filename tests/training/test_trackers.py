@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.ppo_cases import PROMPTS, letters, make_ppo
+from helpers.run_cases import go, recipe_in, write_inputs, write_rows
 from helpers.tiny_models import build_model
 from helpers.training_cases import make_trainer, plain_rows
 from tdpo.records.json_files import read_jsonl
@@ -65,3 +66,19 @@ def test_rewards(tmp_path: Path, tokenizer: Any) -> None:
         eval_dataset=PROMPTS[:2], eval_strategy="steps", eval_steps=1, logging_steps=1,
     ).train()  # fmt: skip
     check(tmp_path, "train/reward_mean", "train/reverse_kl", "eval/reward_mean")
+
+
+def test_the_evaluation_at_the_end_of_a_command_belongs_to_the_same_run(
+    tmp_path: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    """Trackers begin another run for what is logged after they were told that the training has ended."""
+    folder = write_inputs(tmp_path, tiny_folder("llama"))
+    write_rows(folder / "held_out.jsonl", plain_rows(3))
+    recipe = recipe_in(
+        folder, f"data.eval={folder}/held_out.jsonl", "training.eval_steps=2", "training.report_to=[tensorboard]"
+    )
+    run = go(recipe)
+    assert len(list(run.path.rglob("events.out.tfevents*"))) == 1
+    lines = [line for line in read_jsonl(run.path / "metrics.jsonl") if line["split"] == "eval"]
+    assert [line["step"] for line in lines] == [2, 4, 4]
+    assert len(tensorboard_tags(run.path)["eval/margin"]) == len(lines)

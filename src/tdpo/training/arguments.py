@@ -194,3 +194,8 @@ def one_process_a_device(args: Arguments, warn: Any) -> None:
     if args.n_gpu > 1:
         warn("One process trains on one device; start %d with `accelerate launch`.", args.n_gpu)
         args._n_gpu = 1
+
+
+def is_deepspeed(args: Any) -> bool:
+    """Whether DeepSpeed trains, by these arguments or by accelerate's launcher."""
+    return getattr(args, "deepspeed_plugin", None) is not None

@@ -28,7 +28,7 @@ from ..models.precision import Precision, loaded_dtype
 from ..models.quantization import is_quantized_model, settle_layers
 from ..models.quantized_sizes import describe_quantization, why_little_is_quantized
 from ..models.text_part import config_in_text, freeze_other_parts
-from .arguments import Arguments
+from .arguments import Arguments, is_deepspeed
 from .precision import hold_beside, settle_learning_rate, settle_precision
 
 logger = logging.getLogger(__name__)
@@ -134,8 +134,8 @@ def prepare_policy(model: Any, peft_config: Any | None, args: Arguments) -> Any:
 
 def _check_whole_base(args: Arguments) -> None:
     """Raise ValueError where a quantised base would be sharded over processes."""
-    launched = [kind for kind in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{kind}", "") == "true"]
-    if launched or args.deepspeed or getattr(args, "fsdp_plugin_args", None) is not None:
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "") == "true"
+    if launched or is_deepspeed(args) or getattr(args, "fsdp_plugin_args", None) is not None:
         raise ValueError(
             "a quantised base cannot be sharded here (FSDP, DeepSpeed): each process holds it whole. Launch without "
             "sharding, `accelerate launch --multi_gpu`, or leave the quantisation out."
@@ -179,7 +179,7 @@ def place_on_device(model: Any, args: Arguments) -> None:
 
     Models that are sharded, or that lie on several devices or are quantised, are placed by others.
     """
-    shards = bool(args.fsdp) or bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    shards = bool(args.fsdp) or is_deepspeed(args) or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
     is_placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
     if args.place_model_on_device and not shards and not is_placed and args.device.type != "cpu":
         model.to(args.device)

@@ -21,7 +21,7 @@ from ..models.precision import (
 )
 from ..models.product_speed import HALF_DTYPES, ProductSpeed, product_speed
 from ..models.quantization import is_quantized_model
-from .arguments import AUTOCAST, Arguments
+from .arguments import AUTOCAST, Arguments, is_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def settle_precision(model: Any, args: Arguments) -> Precision:
             "or pass bf16=True for products in bfloat16"
         )
     saved, adapters, autocast = loaded_dtype(model), adapters_dtype(model), AUTOCAST.get(args.mixed_precision)
-    if args.deepspeed and args.precision == "auto":
+    if is_deepspeed(args) and args.precision == "auto":
         return Precision(saved, autocast or saved, adapters, "as DeepSpeed's configuration says")
     precision = choose_precision(
         args.precision, saved, adapters=adapters, autocast=autocast, measured=_speed_for_all_processes

@@ -14,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..models import Reference
 from ..models.sharded_head import FSDP2_LAUNCH
-from .arguments import Arguments
+from .arguments import Arguments, is_deepspeed
 
 
 def check_sharding(args: Arguments) -> None:
@@ -25,6 +25,11 @@ def check_sharding(args: Arguments) -> None:
         raise ValueError(
             "DeepSpeed ZeRO-3 shards the head, and nothing gathers it outside the model's forward. Use FSDP2 "
             f"(`{FSDP2_LAUNCH}`), or ZeRO-2, which keeps weights whole."
+        )
+    if is_deepspeed(args) and _deepspeed_in_16_bits(args):
+        raise ValueError(
+            "DeepSpeed in 16 bits holds the policy in them and leaves the reference as it is, so the KL would not "
+            f"start at 0. Use FSDP2 (`{FSDP2_LAUNCH}`), or ZeRO-2 in float32 (mixed_precision: no)."
         )
     if _fsdp_version(args) == 1:
         raise ValueError(
@@ -45,6 +50,14 @@ def _fsdp_version(args: Arguments) -> int | None:
     if plugin is not None:
         return int(plugin.get("fsdp_version", 1))
     return int(os.environ.get("FSDP_VERSION", "1")) if _is_set("ACCELERATE_USE_FSDP") else None
+
+
+def _deepspeed_in_16_bits(args: Arguments) -> bool:
+    """Whether DeepSpeed's configuration, or the arguments, ask for bfloat16 or float16."""
+    plugin: Any = args.deepspeed_plugin
+    settings = plugin.deepspeed_config
+    enabled = [settings.get(kind, {}).get("enabled") is True for kind in ("bf16", "fp16")]
+    return any(enabled) or args.mixed_precision != "no" or args.precision not in ("auto", "float32")
 
 
 def _loads_on_one_process(args: Arguments) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from ..config import AnyRecipe, OnlineRecipe, Optimizing, OwnResponsesRecipe, PPORecipe, Recipe, Recording
@@ -146,6 +147,7 @@ def _common(
     assert learning_rate is not None  # a resolved recipe has one
     return {
         "output_dir": recipe.run_dir,
+        "run_name": Path(recipe.run_dir).name,  # trackers would invent one
         "seed": recipe.seed,
         "trust_remote_code": recipe.model.trust_remote_code,
         "learning_rate": learning_rate,

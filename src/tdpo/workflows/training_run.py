@@ -23,6 +23,7 @@ from ..runs import RunDirectory
 from ..sampling.engines import BUILT_IN
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
 from ..training.resumption import checkpoint_to_resume
+from ..training.trackers import open_trackers
 from .disk_room import bytes_of_files
 from .policy_of_recipe import load_policy
 from .precision_of_run import precision_of_run, settle_record
@@ -172,10 +173,11 @@ def run_training(
             say(f"{slow}.")
         say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
         judged = data.held_out is not None and judge_held_out
-        with stop.listening():
-            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        stop.raise_if_asked()
-        numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate()) if judged else None}
+        with open_trackers(trainer):
+            with stop.listening():
+                result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            stop.raise_if_asked()
+            numbers = {"train": last_log(trainer), "eval": without_prefix(trainer.evaluate()) if judged else None}
     card = method.card(data, numbers["train"] or {}, numbers["eval"], versions_of(run))
     place = save_trained(trainer, run, card)
     run.let_go_of_replaced()

@@ -281,3 +281,18 @@ def test_zero3_is_refused_with_what_to_use(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("tdpo.training.sharding.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match=r"ZeRO-3 shards the head.*FSDP2.*ZeRO-2"):
         make_trainer(build_model("llama"), tmp_path, build_tokenizer())
+
+
+def test_deepspeed_in_16_bits_is_refused_and_zero2_in_float32_is_not() -> None:
+    """Its policy would be rounded and its reference not: KL above 0 at the start."""
+
+    def launched(mixed: str = "no", precision: str = "auto", **enabled: bool) -> Any:
+        config = {kind: {"enabled": value} for kind, value in enabled.items()}
+        plugin = SimpleNamespace(deepspeed_config=config)
+        return SimpleNamespace(deepspeed_plugin=plugin, mixed_precision=mixed, precision=precision)
+
+    check_sharding(launched())
+    check_sharding(launched(precision="float32", bf16=False))
+    for args in (launched(bf16=True), launched("fp16"), launched(precision="bfloat16-mixed")):
+        with pytest.raises(ValueError, match=r"DeepSpeed in 16 bits .* KL would not start at 0.*ZeRO-2 in float32"):
+            check_sharding(args)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ...config import Engine, PPORecipe, Precision, RecipeFields, SamplingEngine, engine_problems
 from ...models.sharded_head import FSDP2_LAUNCH
-from ..arguments import Arguments
+from ..arguments import Arguments, is_deepspeed
 
 SAMPLING_KEYS = {
     "iterations": "ppo.iterations",
@@ -110,7 +110,7 @@ class OnlineArguments(Arguments):
             option = type(self).__dataclass_fields__.get(name)
             if option is not None and getattr(self, name) not in (option.default, None):
                 yield f"{name} {why}"
-        if self.deepspeed_plugin is not None:  # by these arguments, or by accelerate's launcher
+        if is_deepspeed(self):
             why = "its engine has one optimizer for one model, and knows of no critic and no updates that are skipped"
             instead = f"use FSDP2 ({FSDP2_LAUNCH})"
             yield f"DeepSpeed does not train {method}: {why}; {instead}"
