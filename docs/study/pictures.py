@@ -12,8 +12,11 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-# A report has those that its study asked for.
-PARTS = {"frontiers": "#frontiers", "claims": "#claims", "answers": "#answers .cards", "arms": "#answers .points"}
+# A report has those that its study asked for: of the arms, those of the first question at its first two targets.
+PARTS = {
+    "frontiers": "#frontiers", "claims": "#claims", "answers": "#answers .cards",
+    "arms": "#answers .points >> nth=0", "arms_next_target": "#answers .points >> nth=1",
+}  # fmt: skip
 # What moves with the window, or can only be used in the report itself.
 STILL = """document.getElementById("legend").style.position = "static";
   document.getElementById("frontier-controls").style.display = "none";"""
