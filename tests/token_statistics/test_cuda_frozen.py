@@ -12,12 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers import oracle
 from helpers.head_cases import EXTRAS
 from helpers.kernel_cases import (
     DEVICE,
     DTYPES,
-    HALF,
     KernelCase,
     assert_close,
     frozen_case,
@@ -53,7 +51,7 @@ def gradient(hidden: Tensor, stats: TokenStats) -> Tensor:
 
 
 def reverse_kl_gradient(hidden: Tensor, stats: TokenStats) -> Tensor:
-    """The plain walk computes it, from what the kernels leave behind."""
+    """A walk of its own computes it, of both models' tiles."""
     assert stats.reverse_kl is not None
     return torch.autograd.grad(stats.reverse_kl.sum(), hidden, retain_graph=True)[0]
 
@@ -69,7 +67,7 @@ def test_equals_the_definition(dtype: torch.dtype, kind: str) -> None:
     for of in (reverse_kl_gradient, gradient):
         ours = of(case.hidden, stats)
         assert ours.dtype == dtype
-        assert relative_difference(ours, of(wide.hidden, exact)) < max(2e-6, torch.finfo(dtype).eps)
+        assert relative_difference(ours, of(wide.hidden, exact)) < max(3e-6, torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize(("width", "block"), [(64, 16), (16, 16), (32, 8)])
@@ -92,6 +90,18 @@ def test_any_shape(tokens: int, vocabulary: int, size: int, dtype: torch.dtype, 
     assert stats.forward_kl.shape == (tokens,)
     assert_close(stats, exactly(case.wide()))
     assert gradient(case.hidden, stats).shape == (tokens, size)
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_no_token_and_one(tokens: int) -> None:
+    case = frozen_case(torch.float32, tokens, bias=True)
+    wide = case.wide()
+    stats = both(replace(case, hidden=case.hidden.requires_grad_()), extras=EXTRAS)
+    exact = exactly(replace(wide, hidden=wide.hidden.requires_grad_()))
+    assert_close(stats, exact)
+    for of in (reverse_kl_gradient, gradient):
+        ours, right = of(case.hidden, stats), of(wide.hidden, exact)
+        assert ours.shape == (tokens, 5) and relative_difference(ours, right) < 3e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -125,6 +135,9 @@ def test_a_policy_far_from_its_reference(dtype: torch.dtype, nats: float) -> Non
     exact = exactly(replace(wide, hidden=wide.hidden.requires_grad_()))
     assert stats.forward_kl[0] > 0.8 * nats - 5
     assert_close(stats, exact, reverse=1e-5 * nats)
+    room = {"rtol": torch.finfo(dtype).eps, "atol": 4 * 1e-5 * nats}  # exact values fall to 1e-55
+    ours, right = reverse_kl_gradient(case.hidden, stats), reverse_kl_gradient(wide.hidden, exact)
+    assert torch.allclose(ours.double(), right, **room)
     assert relative_difference(gradient(case.hidden, stats), gradient(wide.hidden, exact)) < max(
         2e-6, torch.finfo(dtype).eps
     )
@@ -154,7 +167,8 @@ def test_a_bias_that_masks_entries() -> None:
     wide = removed.wide()
     exact = exactly(replace(wide, hidden=wide.hidden.requires_grad_()))
     assert_close(stats, exact)
-    assert relative_difference(gradient(case.hidden, stats), gradient(wide.hidden, exact)) < 0.01
+    for of in (reverse_kl_gradient, gradient):
+        assert relative_difference(of(case.hidden, stats), of(wide.hidden, exact)) < 0.01
     own = both(replace(case, targets=torch.full((3,), 3, device=DEVICE)))
     assert (own.policy_logp == -math.inf).all() and own.forward_kl.isfinite().all()
 
@@ -236,24 +250,6 @@ def test_weights_twelve_nats_below_the_largest_count(dtype: torch.dtype) -> None
     assert summary.expected_weight.item() == pytest.approx(exact.item(), rel=6e-6)
 
 
-@pytest.mark.parametrize("dtype", HALF)
-def test_small_kls_are_accurate(dtype: torch.dtype, kernels: pytest.MonkeyPatch) -> None:  # noqa: F811
-    """Near 1e-3 nats: the KL within a thousandth, its gradient within a hundredth."""
-    use_tiles_of(1024, 512, kernels)
-    kernels.setattr("tdpo.token_statistics.cuda.products.SIZE_BLOCK", 64)
-    data = oracle.realistic_operands(dtype, tokens=8, vocabulary=2000)
-    head = Head(data.weight.to(DEVICE))
-    hidden = data.hidden.to(DEVICE).requires_grad_()
-    summary = summarize_reference(data.reference_hidden.to(DEVICE), head, data.targets.to(DEVICE))
-    kl = frozen_head_token_stats(hidden, head, summary, data.targets.to(DEVICE)).forward_kl
-    wide = replace(data, hidden=data.hidden.double().requires_grad_())
-    exact = wide.kl()
-    assert 2e-4 < exact.mean() < 2e-3
-    assert oracle.relative_error(kl.cpu(), exact.detach()) < 1e-3
-    ours, right = torch.autograd.grad(kl.sum(), hidden)[0], torch.autograd.grad(exact.sum(), wide.hidden)[0]
-    assert relative_difference(ours.cpu(), right) < 1e-2
-
-
 def test_the_summary_is_that_of_the_plain_walk(kernels: pytest.MonkeyPatch) -> None:  # noqa: F811
     """A cache that one machine wrote is read by another: each field, and statistics across the two."""
     case = frozen_case(torch.bfloat16, vocabulary=70, bias=True, scale=0.4)
@@ -280,14 +276,20 @@ def test_the_same_bits_twice() -> None:
 
 
 def test_views_of_any_stride() -> None:
+    """Of the targets too, with and without likeliest tokens beside them."""
     case = frozen_case(torch.bfloat16, bias=True)
     expected = both(case, extras=EXTRAS)
     transposed = Head(case.head.weight.mT.contiguous().mT, torch.stack([case.head.bias] * 2, dim=1)[:, 0])  # type: ignore[list-item]
     hidden, reference = (t.mT.contiguous().mT for t in (case.hidden, case.reference))
     assert not (transposed.weight.is_contiguous() or hidden.is_contiguous() or transposed.bias.is_contiguous())  # type: ignore[union-attr]
-    strided = both(KernelCase(hidden, transposed, reference, transposed, case.targets), extras=EXTRAS)
-    for a, b in zip(vars(expected).values(), vars(strided).values(), strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+    targets = torch.stack([case.targets, torch.zeros_like(case.targets)], dim=1)[:, 0]
+    assert not targets.is_contiguous()
+    views = KernelCase(hidden, transposed, reference, transposed, targets)
+    summary = summarize_reference(reference, transposed, targets)
+    unnamed = frozen_head_token_stats(hidden, transposed, replace(summary, likeliest=None), targets, extras=EXTRAS)
+    for stats in (both(views, extras=EXTRAS), unnamed):
+        for a, b in zip(vars(expected).values(), vars(stats).values(), strict=True):
+            assert torch.allclose(a, b, atol=1e-5 if stats is unnamed else 1e-6)
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])

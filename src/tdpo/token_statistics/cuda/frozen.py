@@ -4,14 +4,11 @@ Each tile is a product, a pass that turns logits into weights and their sums, an
 The same formulas and the same correction of the likeliest entries as there; what differs is the scale of the weights,
 a power of two that starts at the policy's own logit of the reference's likeliest token (see `arithmetic`).
 
-There is no kernel for the gradient of the reverse KL: `frozen_reverse.py` of this room walks for it, and the log says
-so.
+The gradient of the reverse KL takes another walk, in the backward pass (`frozen_reverse.py`).
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..frozen_reverse import reverse_kl_gradient
 from ..types import Extra, Head, ReferenceSummary, TokenStats
 from . import products
 from .choice import operand_dtype
 from .frozen_passes import weigh_tile, write_group_maxima, write_remainders
+from .frozen_reverse import reverse_kl_gradient
 from .row_passes import correct_and_normalise, write_exact_logits, write_row_dots
 
 # How many of the reference's likeliest tokens are corrected; see `frozen.py` of this room.
@@ -257,11 +254,13 @@ class _FrozenHeadStats(torch.autograd.Function):
         walked = walk(operand, head, _likeliest(summary, targets), shift, pair="reverse_kl" in extras)
         ctx.head, ctx.operand_dtype, ctx.hidden_dtype = head, dtype, hidden.dtype
         ctx.set_materialize_grads(False)  # a reverse KL that is only measured must cost nothing here
-        needs_hidden = (hidden, summary.hidden, walked.log_z) if "reverse_kl" in extras else ()
-        ctx.save_for_backward(walked.expected_weight, summary.expected_weight, targets, *needs_hidden)
         kl = walked.log_z + summary.offset - row_dot(summary.expected_weight, operand)
         kl = torch.where(kl.abs() < RESOLUTION, 0.0, kl)
-        reverse_kl = _reverse_kl(operand, walked, summary) if "reverse_kl" in extras else torch.zeros_like(kl)
+        reverse_kl, of_reverse = torch.zeros_like(kl), tuple[Tensor | None, ...]()
+        if "reverse_kl" in extras:
+            reverse_kl, reference_log_z = _reverse_kl(operand, walked, summary)
+            of_reverse = hidden, summary.hidden, walked.log_z, reference_log_z, reverse_kl
+        ctx.save_for_backward(walked.expected_weight, summary.expected_weight, targets, *of_reverse)
         out = [value.float() for value in (own - walked.log_z, kl, reverse_kl, walked.entropy)]
         ctx.mark_non_differentiable(*(out[3:] if "reverse_kl" in extras else out[2:]))
         return tuple(out)
@@ -275,19 +274,12 @@ class _FrozenHeadStats(torch.autograd.Function):
         own = ctx.head.weight[targets].to(ctx.operand_dtype).float().mul_(ctx.head.scale).sub_(expected)
         d_hidden = (expected - expected_reference).mul_(d_kl[:, None]).addcmul_(own, d_logp[:, None])
         if upstream[2] is not None:
-            _say_that_the_plain_walk_runs()
-            hidden, reference_hidden, log_z = of_reverse
+            hidden, reference_hidden, log_z, reference_log_z, reverse_kl = of_reverse
             d_hidden += reverse_kl_gradient(
-                hidden, reference_hidden, ctx.head, log_z, expected, expected_reference, upstream[2]
-            )
+                hidden, reference_hidden, ctx.head, targets, log_z, reference_log_z, reverse_kl, upstream[2],
+                ctx.operand_dtype,
+            )  # fmt: skip
         return d_hidden.to(ctx.hidden_dtype), None, None, None, None, None
-
-
-@functools.cache
-def _say_that_the_plain_walk_runs() -> None:
-    logging.getLogger(__name__).info(
-        "The gradient of the reverse KL has no kernel: in every backward pass the head is walked for it without one."
-    )
 
 
 def _likeliest(summary: ReferenceSummary, targets: Tensor) -> Tensor:
@@ -305,10 +297,10 @@ def _named_logits(hidden: Tensor, head: Head, likeliest: Tensor | None, targets:
     return named[:, 0].contiguous(), power.nan_to_num(**nothing).float()
 
 
-def _reverse_kl(hidden: Tensor, walked: Walked, summary: ReferenceSummary) -> Tensor:
-    """KL(p‖q) = logZ(h_ref) − logZ(h) + E_p[s·W]·(h − h_ref), the same divergence with the roles exchanged."""
+def _reverse_kl(hidden: Tensor, walked: Walked, summary: ReferenceSummary) -> tuple[Tensor, Tensor]:
+    """KL(p‖q) = logZ(h_ref) − logZ(h) + E_p[s·W]·(h − h_ref), the roles exchanged; and logZ(h_ref). `[N]` each."""
     assert summary.hidden is not None
     reference = summary.hidden.to(hidden.dtype)
     log_z_ref = row_dot(summary.expected_weight, reference) - summary.offset
     step = row_dot(walked.expected_weight, hidden) - row_dot(walked.expected_weight, reference)
-    return log_z_ref - walked.log_z + step
+    return log_z_ref - walked.log_z + step, log_z_ref
