@@ -2,6 +2,7 @@
 
     python benchmarks/precision.py                              # V = 5000, 49152 and the bundled model's own states
     python benchmarks/precision.py --vocabulary 49152 --dtype bfloat16 --model none
+    python benchmarks/precision.py --device cuda                # on a GPU: the head's kernels, in bfloat16 and float32
     python benchmarks/precision.py --quick                      # does it run?
 
 Policy and reference share one head; the reference's hidden state is the policy's, moved in a random direction until
@@ -14,6 +15,10 @@ Read the table: relative errors of the KL and of its gradient with respect to th
 over the norm), median and maximum over the tokens of a decade; `/ naive` is the ratio of the medians to the naive
 code's in the same dtype. In bfloat16 the gradient is returned in bfloat16, whose rounding alone is an error of about
 2e-3. Results that are not finite count as an error of 1e9 in the result file.
+
+With `--device cuda` states, paths and oracle are on the GPU, and each run says whether the head's kernels computed it.
+Nobody has run that yet. The last table holds the largest ratio of a path to the naive code, which are the published
+lines, in bfloat16 over the decades from 1e-3 to 1 nat.
 """
 
 from __future__ import annotations
@@ -28,12 +33,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from _harness import Case, Job, Measurements, Run, Unavailable, answer, make_parser, parse, print_table
+from _harness import Case, Job, Measurements, Run, Unavailable, answer, card, make_parser, parse, print_table
 from _published import statistics_from_hidden
 from _text import frozen_pages, token_stream
 from tdpo import Head, TokenStats, frozen_head_token_stats, linear_token_stats, summarize_reference
+from tdpo.token_statistics.implementations import KERNELS, implementation_for
 
 DECADES = range(-5, 1)  # KLs of 1e-5 to 10 nats
+JUDGED, MOST = range(-3, 0), 1 / 50  # KLs of 1e-3 to 1 nat: what a path's error may be of the published lines'
 ENTROPY = 3.0
 NOT_FINITE = 1e9
 LARGEST = 1e6  # medians beyond are half or more of values that are not finite
@@ -63,12 +70,13 @@ def make_operands(case: Case, seed: int, arguments: Any) -> Operands:
         hidden, weight = synthetic_states(tokens, case["vocabulary"], arguments.width, make)
     else:
         hidden, weight = model_states(case["states"], tokens, seed)
-    dtype = getattr(torch, case["dtype"])
-    hidden, weight = hidden.to(dtype), weight.to(dtype)
-    direction = torch.randn(hidden.shape, generator=make, dtype=torch.float64)
-    wanted = torch.logspace(DECADES[0], DECADES[-1] + 1, tokens, dtype=torch.float64)
+    dtype, device = getattr(torch, case["dtype"]), case.get("device", "cpu")
+    hidden, weight = hidden.to(device, dtype), weight.to(device, dtype)
+    # Drawn on the CPU, as the states are: every device judges the same operands.
+    direction = torch.randn(hidden.shape, generator=make, dtype=torch.float64).to(device)
+    wanted = torch.logspace(DECADES[0], DECADES[-1] + 1, tokens, dtype=torch.float64).to(device)
     reference_hidden = moved(hidden.double(), weight.double(), direction, wanted).to(dtype)
-    return Operands(hidden, reference_hidden, weight, torch.zeros(tokens, dtype=torch.long))
+    return Operands(hidden, reference_hidden, weight, torch.zeros(tokens, dtype=torch.long, device=device))
 
 
 def synthetic_states(tokens: int, vocabulary: int, width: int, make: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -150,6 +158,7 @@ PATHS: dict[str, Callable[[Operands], TokenStats]] = {
     "tiled": tiled,
     "frozen head with summary": frozen_with_summary,
 }
+KERNEL_PATHS = ("tiled", "frozen head with summary")  # on a GPU
 
 
 def measure(path: str, case: Case, seed: int, arguments: Any) -> Run:
@@ -163,6 +172,7 @@ def measure(path: str, case: Case, seed: int, arguments: Any) -> Run:
     gradient_error = (operands.hidden.grad.double() - exact_gradient).norm(dim=1) / exact_gradient.norm(dim=1)
     large = exact_kl >= 10.0 ** DECADES[0]
     return {
+        "kernels": path in KERNEL_PATHS and implementation_for("auto", operands.hidden, operands.weight) is KERNELS,
         "kl": rounded(exact_kl[large]),
         "kl_error": rounded(error[large]),
         "gradient_error": rounded(gradient_error[large]),
@@ -208,8 +218,19 @@ def errors_in_decade(runs: list[Run], decade: int) -> dict[str, Any]:
     return {"tokens": len(errors["kl_error"]), **summary}
 
 
+def largest_ratios(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Path → the largest ratio of its median error of the KL to the naive code's, in bfloat16 from 1e-3 to 1 nat."""
+    largest: dict[str, float] = {}
+    for line in lines:
+        ratio, judged = line["kl_error"].get("ratio to naive"), line["decade"] in JUDGED and line["path"] != NAIVE
+        if judged and line["case"]["dtype"] == "bfloat16" and ratio is not None:
+            largest[line["path"]] = max(ratio, largest.get(line["path"], 0.0))
+    return largest
+
+
 def report(measurements: Measurements) -> None:
     lines = measurements.derived["decades"] = decades(measurements)
+    ratios = measurements.derived["published lines"] = largest_ratios(lines)
     header = ["KL in nats, path", "tokens", "KL median", "max", "/ naive", "gradient median", "max", "/ naive"]
     for case in measurements.cases():
         rows = [row(line) for line in lines if line["case"] == case]
@@ -218,6 +239,9 @@ def report(measurements: Measurements) -> None:
         for entry in measurements.of_case(case):
             if entry.skipped:
                 print(f"{entry.job} was left out: {entry.skipped}")
+    if ratios:
+        title = "KL error / published lines, bfloat16, 1e-3 to 1 nat, the largest"
+        print_table(title, ["", "ratio", "at most"], [[path, f"{r:.2g}", f"{MOST:.2g}"] for path, r in ratios.items()])
 
 
 def row(line: dict[str, Any]) -> list[str]:
@@ -236,7 +260,8 @@ def shown(error: float) -> str:
 def jobs(arguments: Any) -> list[Job]:
     states: list[Case] = [{"states": "synthetic", "vocabulary": v} for v in arguments.vocabulary]
     states += [{"states": arguments.model}] if arguments.model != "none" else []
-    cases: list[Case] = [{**state, "dtype": dtype} for state, dtype in product(states, arguments.dtype)]
+    there = {"device": "cuda"} if arguments.device == "cuda" else {}
+    cases: list[Case] = [{**state, "dtype": dtype, **there} for state, dtype in product(states, arguments.dtype)]
     return [
         Job(path, case, guess=5 + arguments.tokens_per_decade * case.get("vocabulary", 60_000) * 4e-5)
         for case in cases
@@ -251,7 +276,11 @@ def main() -> int:
     parser.add_argument("--tokens-per-decade", type=int, default=16, help="in each round (default 16)")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--model", default="smollm2-135m", help="whose states to take as well, or none (the bundled)")
-    arguments = parse(parser, "precision", {"quick": QUICK})
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: written to gpu-precision.json")
+    on_card = parser.parse_known_args()[0].device == "cuda"
+    arguments = parse(parser, "gpu-precision" if on_card else "precision", {"quick": QUICK})
+    if on_card and not card():
+        parser.error("--device cuda: torch finds no GPU here")
     if child := arguments.child:
         answer(lambda: measure(child["contestant"], child["case"], child["round"], arguments))
         return 0

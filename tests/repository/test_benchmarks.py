@@ -104,6 +104,21 @@ def test_precision(tmp_path: Path) -> None:
     assert "KL in nats, path" in printed
 
 
+def test_errors_beside_the_published_lines_are_those_of_bfloat16_from_a_thousandth_to_one_nat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    precision = importlib.import_module("precision")
+
+    def line(path: str, decade: int, ratio: float | None, dtype: str = "bfloat16") -> dict[str, Any]:
+        error = {} if ratio is None else {"ratio to naive": ratio}
+        return {"path": path, "decade": decade, "case": {"dtype": dtype}, "kl_error": error}
+
+    beyond = [line("tiled", -4, 0.9), line("tiled", 0, 0.8), line("tiled", -3, 0.7, "float32"), line("naive", -2, 1.0)]
+    within = [line("tiled", -3, 0.01), line("tiled", -1, 0.03), line("tiled", -2, None), line("dense", -2, 0.0)]
+    assert precision.largest_ratios([*beyond, *within]) == {"tiled": 0.03, "dense": 0.0}
+
+
 @pytest.mark.slow
 def test_rollouts(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
     contestants = ("generate, base model", "tdpo, adapter merged")
@@ -315,12 +330,12 @@ def test_every_contestant_of_the_head_is_compared(head: ModuleType) -> None:
         assert here - UNCOMPARED - ON_A_GPU == set(names)
 
 
-@pytest.mark.parametrize("shape", ["qwen3-1.7b", "llama-3-8b"])
-def test_a_benchmark_of_a_gpu_says_that_there_is_none(tmp_path: Path, shape: str) -> None:
+@pytest.mark.parametrize(("name", "shape"), [("head", ["--shape", "qwen3-1.7b"]), ("precision", [])])
+def test_a_benchmark_of_a_gpu_says_that_there_is_none(tmp_path: Path, name: str, shape: list[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    command = [sys.executable, str(BENCHMARKS / "head.py"), *arguments(tmp_path / "result.json")]
-    command += ["--device", "cuda", "--shape", shape]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments(tmp_path / "result.json")]
+    command += ["--device", "cuda", *shape]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 2 and "torch finds no GPU here" in done.stderr
 
