@@ -67,14 +67,18 @@ def use_tiles_of(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor that any operation returns."""
+    """Records the size of the largest tensor that any operation returns; with a dtype, of those that have it."""
 
     entries = 0
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.dtype = dtype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and self.dtype in (None, leaf.dtype):
                 self.entries = max(self.entries, leaf.numel())
         return out
 

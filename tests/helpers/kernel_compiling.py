@@ -1,6 +1,7 @@
 """Compiles every kernel of the head for a GPU, which takes no GPU; run as a module, in a process without interpreter.
 
-Prints a JSON object: kernel and variant → the PTX instructions that the kernels promise not to contain.
+Arguments are compute capabilities (80 90 100). Prints a JSON object: capability, kernel and variant → the PTX
+instructions that the kernels promise not to contain.
 """
 
 from __future__ import annotations
@@ -89,10 +90,11 @@ def compiled(kernel: Any, written: str, constants: dict[str, Any], warps: int, c
 
 def main() -> None:
     found = {}
-    for kernel, written, constants, warps in VARIANTS:
-        ptx = compiled(kernel, written, constants, warps, int(sys.argv[1]))
-        forbidden = [line.split()[0] for line in ptx.splitlines() if "atom." in line or "fma.rn.f32" in line]
-        found[f"{kernel.__name__}, {written}, {len(found)}"] = forbidden
+    for capability in map(int, sys.argv[1:]):
+        for kernel, written, constants, warps in VARIANTS:
+            ptx = compiled(kernel, written, constants, warps, capability)
+            forbidden = [line.split()[0] for line in ptx.splitlines() if "atom." in line or "fma.rn.f32" in line]
+            found[f"{capability}, {kernel.__name__}, {written}, {len(found)}"] = forbidden
     print(json.dumps(found))
 
 

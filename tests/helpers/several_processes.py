@@ -71,7 +71,8 @@ def run_two_processes(
 
 
 def _on_cpus() -> dict[str, str]:
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **alone, "ACCELERATE_USE_CPU": "true", "TRITON_INTERPRET": "1"}
 
 
 def launch_environment(options: Sequence[str]) -> Mapping[str, str]:

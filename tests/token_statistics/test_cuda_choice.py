@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,8 +183,56 @@ def test_nothing_of_the_size_of_the_logits_is_ever_held() -> None:
         shared.hidden.requires_grad_()
         stats = frozen_head_token_stats(shared.hidden, shared.head, summary, shared.targets, extras=EXTRAS)
     with LargestTensor() as backward:
-        (stats.policy_logp + stats.forward_kl).sum().backward()
-    assert watch.entries <= 512 and backward.entries == 4
+        (stats.policy_logp + stats.forward_kl).sum().backward(retain_graph=True)
+    with LargestTensor() as walk:
+        stats.reverse_kl.sum().backward()  # type: ignore[union-attr]
+    assert watch.entries <= 512 and backward.entries == 4 and walk.entries <= 512
+
+
+@needs_triton
+@quiet
+@pytest.mark.usefixtures("kernels")
+def test_a_float32_head_under_autocast_is_converted_tile_by_tile() -> None:
+    """N = 2, V = 192, D = 8, tiles of 32: the head has 1536 entries, and 256 of them at a time are in bfloat16."""
+    case, shared = (make(torch.float32, tokens=2, vocabulary=192, size=8) for make in (any_case, frozen_case))
+    case.hidden.requires_grad_(), shared.hidden.requires_grad_()
+    with LargestTensor(torch.bfloat16) as watch, torch.autocast(DEVICE, torch.bfloat16):
+        stats = linear_token_stats(*case.arguments(), extras=EXTRAS)
+        summary = summarize_reference(shared.reference, shared.head, shared.targets)
+        of_shared = frozen_head_token_stats(shared.hidden, shared.head, summary, shared.targets, extras=EXTRAS)
+        (weighted_sum(stats) + of_shared.forward_kl.sum() + of_shared.reverse_kl.sum()).backward()  # type: ignore[union-attr]
+    assert case.hidden.grad is not None and shared.hidden.grad is not None
+    assert watch.entries == 32 * 8
+
+
+@needs_triton
+@pytest.mark.skipif(DEVICE == "cpu", reason="the peak is that of a GPU's allocator")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("path", ["frozen", "any head"])
+def test_a_cards_peak_is_flat_in_the_vocabulary(path: str, dtype: torch.dtype) -> None:
+    """N = 512, D = 64, V = 32768 and eight times that: as wide tiles, so the peak may grow by a tenth.
+
+    Of a float32 head under autocast too.
+    """
+
+    def peak(vocabulary: int, autocast: bool) -> int:
+        case = frozen_case(dtype, tokens=512, vocabulary=vocabulary, size=64)
+        case.hidden.requires_grad_()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            if path == "frozen":
+                summary = summarize_reference(case.reference, case.head, case.targets)
+                stats = frozen_head_token_stats(case.hidden, case.head, summary, case.targets, extras=EXTRAS)
+            else:
+                stats = linear_token_stats(*case.arguments(), extras=EXTRAS)
+            (stats.policy_logp + stats.forward_kl + stats.reverse_kl).sum().backward()  # type: ignore[operator]
+        return torch.cuda.max_memory_allocated() - before
+
+    for autocast in {False, dtype == torch.float32}:
+        peak(32_768, autocast)  # libraries take their own room at first
+        small, large = peak(32_768, autocast), peak(8 * 32_768, autocast)
+        assert large <= 1.1 * small and large < 512 * 8 * 32_768 * 4 / 3, "a third of float32 logits"
 
 
 def test_float32_products_stay_float32_where_tf32_is_allowed() -> None:
@@ -255,17 +304,19 @@ def test_the_kernels_are_asked_in_the_dtypes_of_their_products(monkeypatch: pyte
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [90])
-def test_a_gpus_compiler_takes_every_kernel(capability: int, tmp_path: Path) -> None:
-    """Compiled and assembled without a GPU: no atomics, whose order would differ, and no contraction."""
+def test_a_gpus_compiler_takes_every_kernel(tmp_path: Path) -> None:
+    """Compiled and assembled without a GPU, for Ampere, Hopper and Blackwell: no atomics, whose order would differ, and
+    no contraction.
+    """
+    capabilities = ["80", "90", "100"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     tests = str(Path(__file__).parents[1])
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
-    command = [sys.executable, "-m", "helpers.kernel_compiling", str(capability)]
+    command = [sys.executable, "-m", "helpers.kernel_compiling", *capabilities]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert {name.split(",")[0] for name in found} == kernels_of_the_package()
+    assert {tuple(name.split(", ")[:2]) for name in found} == set(product(capabilities, kernels_of_the_package()))
     assert all(forbidden == [] for forbidden in found.values()), found
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.kernel_cases import HAS_TRITON, use_tiles_of
 from helpers.several_processes import TWO_ON_CPUS, launch_environment
 from helpers.sharding_on_cpus import fresh_accelerator, put_together, run_two_sharded, shard_on_cpus  # noqa: F401
 from helpers.tiny_models import build_model, build_tokenizer
@@ -27,7 +28,8 @@ from helpers.training_cases import (
     train_logs,
 )
 from tdpo.models import find_head, load_causal_lm, response_hidden
-from tdpo.token_statistics import Head, linear_token_stats
+from tdpo.token_statistics import Head, implementations, linear_token_stats
+from tdpo.token_statistics.cuda import choice
 from tdpo.training.resumption import check_form
 from tdpo.training.sharding import check_sharding
 
@@ -103,6 +105,34 @@ def only_when_sharded(folder: Path) -> None:
     policy_starts_at_the_reference_in_bf16(folder)
     for impl in ("tiled", "dense"):
         one_unit_gathers_once_and_averages(impl)
+    if HAS_TRITON:
+        kernels_take_gathered_heads("all weights", "tiled", "linear_statistics", folder)
+        kernels_take_gathered_heads("adapter", "frozen", "statistics", folder)
+
+
+def kernels_take_gathered_heads(trained: str, impl: str, operation: str, folder: Path) -> None:
+    """Two updates by the head's kernels, in Triton's interpreter, are those by the plain walk; the second has a KL."""
+    from tdpo.token_statistics.cuda import frozen, tiled  # which need Triton
+
+    small = {"head_impl": impl, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 2}
+    place, calls = folder / f"kernels {trained}", []
+    plain = run(trained, place, **small)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "in_interpreter", True)
+        patch.setattr(implementations, "kernels_agree", lambda *_: True)
+        use_tiles_of(512, 512, patch)
+        module: Any = tiled if impl == "tiled" else frozen
+        compute = getattr(module, operation)
+        patch.setattr(module, operation, lambda *a: (calls.append(operation), compute(*a))[1])
+        ours = run(trained, place, **small)
+    assert calls == 2 * [operation] and type(ours.model).__name__.startswith("FSDP")
+    for mine, theirs in zip(train_logs(ours), train_logs(plain), strict=True):
+        for name in (*METRICS, "grad_norm"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), (trained, name)
+    assert train_logs(ours)[-1]["chosen_forward_kl"] > 1e-5
+    found, expected = put_together(ours.model), put_together(plain.model)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def resumed_run_ends_like_uninterrupted(trained: str, kind: str, folder: Path) -> None:
