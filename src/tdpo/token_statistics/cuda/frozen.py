@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..frozen_reverse import reverse_kl_gradient
-from ..types import Extra, Head, ReferenceSummary, TokenStats
+from ..frozen_reverse import add_reverse_kl_gradient
+from ..learned_tokens import tokens_with_gradient
+from ..types import Extra, Head, LearnedTokens, ReferenceSummary, TokenStats
 from . import products
 from .choice import operand_dtype
 from .frozen_passes import weigh_tile, write_group_maxima, write_remainders
@@ -226,12 +227,17 @@ def summarize(hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
 
 
 def statistics(
-    hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[Extra]
+    hidden: Tensor,
+    head: Head,
+    summary: ReferenceSummary,
+    targets: Tensor,
+    extras: frozenset[Extra],
+    learned: LearnedTokens,
 ) -> TokenStats:
     """`frozen_head_token_stats`: one walk; the entropy is detached, and extras that were not asked for are None."""
     dtype = operand_dtype(hidden, head.weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        logp, kl, reverse_kl, entropy = _FrozenHeadStats.apply(hidden, head, summary, targets, extras, dtype)
+        logp, kl, reverse_kl, entropy = _FrozenHeadStats.apply(hidden, head, summary, targets, extras, learned, dtype)
     return TokenStats(
         logp,
         summary.reference_logp,
@@ -250,12 +256,13 @@ class _FrozenHeadStats(torch.autograd.Function):
         summary: ReferenceSummary,
         targets: Tensor,
         extras: frozenset[Extra],
+        learned: LearnedTokens,
         dtype: torch.dtype,
     ) -> tuple[Tensor, ...]:
         operand = hidden.to(dtype).contiguous()
         own, shift = _named_logits(operand, head, summary.likeliest, targets)
         walked = walk(operand, head, _likeliest(summary, targets), shift, pair="reverse_kl" in extras)
-        ctx.head, ctx.operand_dtype, ctx.hidden_dtype = head, dtype, hidden.dtype
+        ctx.head, ctx.learned, ctx.operand_dtype, ctx.hidden_dtype = head, learned, dtype, hidden.dtype
         ctx.set_materialize_grads(False)  # a reverse KL that is only measured must cost nothing here
         needs_hidden = (hidden, summary.hidden, walked.log_z) if "reverse_kl" in extras else ()
         ctx.save_for_backward(walked.expected_weight, summary.expected_weight, targets, *needs_hidden)
@@ -277,10 +284,11 @@ class _FrozenHeadStats(torch.autograd.Function):
         if upstream[2] is not None:
             _say_that_the_plain_walk_runs()
             hidden, reference_hidden, log_z = of_reverse
-            d_hidden += reverse_kl_gradient(
-                hidden, reference_hidden, ctx.head, log_z, expected, expected_reference, upstream[2]
+            tokens = tokens_with_gradient(ctx.learned, {"reverse_kl": upstream[2]}, len(hidden))
+            add_reverse_kl_gradient(
+                d_hidden, tokens, hidden, reference_hidden, ctx.head, log_z, expected, expected_reference, upstream[2]
             )
-        return d_hidden.to(ctx.hidden_dtype), None, None, None, None, None
+        return d_hidden.to(ctx.hidden_dtype), None, None, None, None, None, None
 
 
 @functools.cache
