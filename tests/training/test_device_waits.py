@@ -14,11 +14,12 @@ import torch
 from transformers import TrainerCallback
 
 from helpers.device_waits import Waits, counted_waits
+from helpers.kernel_cases import needs_triton, quiet
 from helpers.ppo_cases import PROMPTS, letters, make_online, make_ppo
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import lora, make_trainer, plain_rows, train_logs, trained_weights
 from tdpo.scoring.readings import Reading, read
-from tdpo.token_statistics import implementations
+from tdpo.token_statistics import implementations, learned_tokens
 from tdpo.token_statistics.cuda import choice
 
 AT_MOST = 2
@@ -28,6 +29,7 @@ AT_MOST = 2
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The head's kernels, which run on a GPU: the plain walk may wait more often."""
     monkeypatch.setattr(choice, "in_interpreter", not torch.cuda.is_available())
+    monkeypatch.setattr(learned_tokens, "READ_FREELY", set())
     monkeypatch.setattr(implementations, "kernels_agree", lambda *_: True)
     yield
 
@@ -38,40 +40,68 @@ def steady(waits: Waits, first: int = 1) -> list[list[str]]:
     return waits.updates[first:]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"peft_config": lora("q_proj"), "reference": "cache", "kl": {"target": 2.0}, "log_names": "both"}, {}],
-    ids=["frozen head, cached", "trained head"],
-)
+REVERSE = {"direction": "reverse", "on": "chosen", "target": 2.0}
+CACHED = {"peft_config": lora("q_proj"), "reference": "cache", "kl": {"target": 2.0}, "log_names": "both"}
+ON_PAIRS: dict[str, tuple[int, dict[str, Any]]] = {  # micro-batches, and what is trained
+    "frozen head, cached": (1, CACHED),
+    "frozen head, live, reverse KL": (2, {"peft_config": lora("q_proj"), "kl": REVERSE}),
+    "trained head": (3, {}),
+    "trained head, cached, reverse KL": (2, {"kl": REVERSE, "reference": "cache"}),
+    "trained head, Jensen–Shannon": (2, {"kl": {"direction": "js"}}),  # which has no kernel
+}
+
+
+@needs_triton
+@quiet
+@pytest.mark.parametrize("case", ON_PAIRS)
 @pytest.mark.slow
-def test_an_update_on_pairs(kernels: None, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_an_update_on_pairs(kernels: None, tmp_path: Path, case: str) -> None:
+    accumulation, changes = ON_PAIRS[case]
     with counted_waits() as waits:
         trainer = make_trainer(
-            build_model("llama"), tmp_path, build_tokenizer(), plain_rows(2), callbacks=[waits],
-            max_steps=2, per_device_train_batch_size=1, use_cpu=not torch.cuda.is_available(), **changes,
+            build_model("llama"), tmp_path, build_tokenizer(), plain_rows(2 * accumulation), callbacks=[waits],
+            max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=accumulation,
+            use_cpu=not torch.cuda.is_available(), **changes,
         )  # fmt: skip
         trainer.train()
-    assert [len(found) for found in steady(waits)] == [1 if changes else 2], steady(waits)
+    assert [len(found) for found in steady(waits)] == [1], steady(waits)
     assert len(train_logs(trainer)) == 2, "each update was logged, its loss, norm and metrics"
 
 
 DUAL = {"direction": "forward", "place": "loss", "form": "exact", "controller": "dual", "target": 1.0}
+OF_PPO: dict[str, dict[str, Any]] = {
+    "all weights, a held KL": {"kl": DUAL},
+    "all weights, a held reverse KL and the entropy": {
+        "kl": {**DUAL, "direction": "reverse"}, "entropy_coefficient": 0.01,
+    },
+    "an adapter, a limit of an iteration": {"peft_config": lora("q_proj"), "target_kl": 100.0},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{"kl": DUAL}, {"target_kl": 100.0}], ids=["a held KL", "a limit of an iteration"])
-def test_an_update_of_ppo(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with counted_waits("tdpo/token_statistics/") as waits:  # whose kernels are counted above
+@needs_triton
+@quiet
+@pytest.mark.parametrize("case", OF_PPO)
+@pytest.mark.slow
+def test_an_update_of_ppo(kernels: None, tmp_path: Path, case: str) -> None:
+    with counted_waits() as waits:
         trainer = make_ppo(
-            build_model("llama"), tmp_path, build_tokenizer(), letters, PROMPTS, callbacks=[waits], iterations=1,
-            per_device_train_batch_size=2, gradient_accumulation_steps=2, **changes,
+            build_model("llama"), tmp_path, build_tokenizer(), letters, PROMPTS[:2], callbacks=[waits], iterations=1,
+            completions=4, ppo_epochs=2, max_new_tokens=3, per_device_train_batch_size=2,
+            gradient_accumulation_steps=2, **OF_PPO[case],
         )  # fmt: skip
         trainer.train()
     assert all(1 <= len(found) <= AT_MOST for found in steady(waits)), steady(waits)
 
 
-def test_an_update_on_own_pairs(tmp_path: Path) -> None:
-    with counted_waits("tdpo/token_statistics/") as waits:
-        trainer = make_online(tmp_path, iterations=1, passes=3, peft_config=lora("q_proj"))
+@needs_triton
+@quiet
+@pytest.mark.parametrize("changes", [{"peft_config": lora("q_proj")}, {}], ids=["an adapter", "all weights"])
+@pytest.mark.slow
+def test_an_update_on_own_pairs(kernels: None, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with counted_waits() as waits:
+        trainer = make_online(
+            tmp_path, iterations=1, passes=2, completions=8, max_new_tokens=3, per_device_train_batch_size=2, **changes
+        )
         trainer.add_callback(waits)
         trainer.train()
     assert all(1 <= len(found) <= AT_MOST for found in steady(waits)), steady(waits)

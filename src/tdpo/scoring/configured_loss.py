@@ -87,14 +87,15 @@ class ConfiguredLoss:
     @cached_property
     def _sides_of_loss(self) -> frozenset[str]:
         """The responses whose forward KL has a gradient in the loss alone; it is asked."""
-        with torch.enable_grad():
-            kls = {side: torch.ones(1, requires_grad=True) for side in ("chosen", "rejected")}
-            one = torch.ones(1)
-            of_pair = self.of_pairs(PairScores(one, one, *kls.values(), one, one, one.long(), one.long())).per_pair
+        with torch.inference_mode(False), torch.enable_grad():  # wherever it is asked first
+            one, chosen, rejected = torch.ones(1), torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+            scores = PairScores(one, one, chosen, rejected, one, one, one.long(), one.long())
+            of_pair = self.of_pairs(scores).per_pair
             if not of_pair.requires_grad:
                 return frozenset()
-            gradients = torch.autograd.grad(of_pair.sum(), list(kls.values()), allow_unused=True)
-        return frozenset(side for side, gradient in zip(kls, gradients, strict=True) if gradient is not None)
+            gradients = torch.autograd.grad(of_pair.sum(), [chosen, rejected], allow_unused=True)
+        sides = zip(("chosen", "rejected"), gradients, strict=True)
+        return frozenset(side for side, gradient in sides if gradient is not None)
 
     def describe(self, path: PathName) -> str:
         """The KL beside the loss, in a sentence for the log; empty without one. `path` is the head path."""
