@@ -5,12 +5,13 @@ On a GPU the waits are those that CUDA reports; elsewhere, the calls that would 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from helpers.device_waits import Waits, counted_waits
@@ -122,6 +123,57 @@ def test_the_counter_notices_a_question(tmp_path: Path) -> None:
             ).train()  # fmt: skip
         found.append(len(steady(waits)[0]))
     assert found[1] == found[0] + 1
+
+
+QUESTIONS: dict[str, Callable[[Tensor], Any]] = {
+    "item": lambda x: x[0].item(),
+    "bool": lambda x: bool((x > 0).any()),
+    "float": lambda x: float(x.sum()),
+    "tolist": lambda x: x.tolist(),
+    "numpy": lambda x: x.numpy(),
+    "cpu": lambda x: x.cpu(),
+    "to cpu": lambda x: x.to("cpu"),
+    "equal": lambda x: torch.equal(x, x + 1),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "unique": lambda x: x.unique(),
+    "rows by a mask": lambda x: x[x > 0],
+    "rows by a mask, set": lambda x: x.__setitem__(x > 0, torch.ones(2)),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "repeat_interleave": lambda x: x.repeat_interleave(torch.tensor([1, 2, 1])),
+    "a copy to the device": lambda x: torch.tensor([1.0], device=x.device),
+    "another": lambda x: x.new_tensor([1.0], device=x.device),
+}
+NO_QUESTIONS: dict[str, Callable[[Tensor], Any]] = {
+    "filled by a mask": lambda x: x.__setitem__(x > 0, 0.0),
+    "where": lambda x: torch.where(x > 0, x, 0.0),
+    "of a known size": lambda x: x.repeat_interleave(torch.tensor([1, 2, 1]), output_size=4),
+    "rows by numbers": lambda x: x[torch.tensor([0, 2])],
+    "to its device": lambda x: x.to(x.device),
+    "another dtype": lambda x: x.to(torch.float64),
+    "made there": lambda x: torch.zeros(3, device=x.device),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA itself reports the waits")
+def test_the_counter_knows_the_questions() -> None:
+    """Each once; and of what is on the host none, until it goes back in a copy that is waited for."""
+    counts: Any = {}
+    with counted_waits() as waits:
+        for name, ask in (*QUESTIONS.items(), *((f"no {name}", ask) for name, ask in NO_QUESTIONS.items())):
+            values = torch.tensor([1.0, -1.0, 2.0])
+            waits.on_step_begin(None, None, None)
+            ask(values)
+            counts[name] = len(waits.updates[-1])
+        values = torch.tensor([1.0, -1.0, 2.0])
+        waits.on_step_begin(None, None, None)
+        on_host = values.cpu() + 1
+        assert on_host.tolist() == [2.0, 0.0, 3.0] and bool((on_host > 0).any()) and len(on_host.nonzero()) == 2
+        on_host.to(values.device, non_blocking=True)
+        assert len(waits.updates[-1]) == 1, waits.updates[-1]
+        assert on_host.to(values.device).sum().item() == 5.0
+        assert len(waits.updates[-1]) == 3, waits.updates[-1]
+    assert counts == {**dict.fromkeys(QUESTIONS, 1), **dict.fromkeys((f"no {name}" for name in NO_QUESTIONS), 0)}
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])

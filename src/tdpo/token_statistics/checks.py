@@ -49,9 +49,8 @@ def check_targets_and_extras(targets: Tensor, tokens: int, vocabulary: int, extr
 
 def check_learned_tokens(learned: LearnedTokens, tokens: int, extras: Collection[Extra]) -> None:
     """Raise ValueError unless `learned` names KLs that are computed, and ranges of the N tokens without gaps."""
-    computed = ["forward_kl", *(name for name in KLS[1:2] if name in extras)]
-    if mixture_of(extras) is not None:
-        computed.append("jensen_shannon")
+    has = (True, "reverse_kl" in extras, mixture_of(extras) is not None)
+    computed = [name for name, is_computed in zip(KLS, has, strict=True) if is_computed]
     for name, where in learned.items():
         if name not in computed:
             raise ValueError(f"learned_tokens names {name!r}, which is not computed; it can name {', '.join(computed)}")

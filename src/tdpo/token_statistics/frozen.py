@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .frozen_reverse import add_reverse_kl_gradient
+from .frozen_reverse import reverse_kl_gradient
 from .learned_tokens import narrowed, tokens_with_gradient
 from .products import Workspace, add_wide_product
 from .tiles import Accumulator, tile_bounds, tile_logits
@@ -257,10 +257,11 @@ class _FrozenHeadStats(torch.autograd.Function):
         own = ctx.head.weight[targets].to(expected.dtype) * ctx.head.scale
         d_hidden = d_logp[:, None] * (own - expected) + d_kl[:, None] * (expected - expected_reference)
         if upstream[2] is not None:
-            hidden, reference_hidden, log_z = of_reverse
-            tokens = tokens_with_gradient(ctx.learned, {"reverse_kl": upstream[2]}, len(hidden))
-            add_reverse_kl_gradient(
-                d_hidden, narrowed(tokens, [upstream[2]]), hidden, reference_hidden, ctx.head, log_z, expected,
-                expected_reference, upstream[2],
-            )  # fmt: skip
+            tokens = tokens_with_gradient(ctx.learned, {"reverse_kl": upstream[2]}, len(expected))
+            if tokens := narrowed(tokens, [upstream[2]]):
+                rows = slice(tokens.start, tokens.stop)
+                hidden, reference_hidden, log_z, p, q, gradient = (
+                    each[rows] for each in (*of_reverse, expected, expected_reference, upstream[2])
+                )
+                d_hidden[rows] += reverse_kl_gradient(hidden, reference_hidden, ctx.head, log_z, p, q, gradient)
         return d_hidden.to(ctx.hidden_dtype), None, None, None, None, None

@@ -6,7 +6,7 @@ With p the policy's distribution and δ = h − h_ref,
 
 No summary of the reference has this covariance, since it is taken under the policy; so the vocabulary is walked once
 more. The walk makes three products (logits, s·W·δ, and the sum over W), where the forward pass makes two, and it goes
-over those tokens alone whose reverse KL is learned from, as far as that is known without asking a device.
+over the tokens alone that it is given.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from .tiles import tile_bounds, tile_logits
 from .types import Head
 
 
-def add_reverse_kl_gradient(
-    total: Tensor,
-    tokens: range,
+def reverse_kl_gradient(
     hidden: Tensor,
     reference_hidden: Tensor,
     head: Head,
@@ -29,25 +27,19 @@ def add_reverse_kl_gradient(
     expected: Tensor,
     expected_reference: Tensor,
     upstream: Tensor,
-) -> None:
-    """Add upstream·∇KL(p‖q) with respect to the policy's hidden states to `total`, `[N, D]` in the dtype of `expected`.
+) -> Tensor:
+    """Σ upstream·∇KL(p‖q) with respect to the policy's hidden states, `[N, D]` in the dtype of `expected`.
 
     Args:
-        tokens: which of the N may have a gradient; there is none elsewhere.
         hidden, reference_hidden: `[N, D]`, h and h_ref.
         head: the shared head.
         log_z: `[N]` float64, log Z(h).
         expected, expected_reference: `[N, D]`, E_p[s·W] and E_q[s·W].
         upstream: `[N]`, the gradient of the loss with respect to each reverse KL.
     """
-    if not tokens:
-        return
-    rows = slice(tokens.start, tokens.stop)
     with torch.autocast(hidden.device.type, enabled=False):
-        covariance = _covariance(
-            hidden[rows], reference_hidden[rows], head, log_z[rows], expected[rows], expected_reference[rows]
-        )
-    total[rows] += covariance.mul_(upstream[rows, None])
+        covariance = _covariance(hidden, reference_hidden, head, log_z, expected, expected_reference)
+    return covariance.mul_(upstream[:, None])
 
 
 def _covariance(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..frozen_reverse import add_reverse_kl_gradient
+from ..frozen_reverse import reverse_kl_gradient
 from ..learned_tokens import tokens_with_gradient
 from ..types import Extra, Head, LearnedTokens, ReferenceSummary, TokenStats
 from . import products
@@ -283,11 +283,12 @@ class _FrozenHeadStats(torch.autograd.Function):
         d_hidden = (expected - expected_reference).mul_(d_kl[:, None]).addcmul_(own, d_logp[:, None])
         if upstream[2] is not None:
             _say_that_the_plain_walk_runs()
-            hidden, reference_hidden, log_z = of_reverse
-            tokens = tokens_with_gradient(ctx.learned, {"reverse_kl": upstream[2]}, len(hidden))
-            add_reverse_kl_gradient(
-                d_hidden, tokens, hidden, reference_hidden, ctx.head, log_z, expected, expected_reference, upstream[2]
-            )
+            if tokens := tokens_with_gradient(ctx.learned, {"reverse_kl": upstream[2]}, len(expected)):
+                rows = slice(tokens.start, tokens.stop)
+                hidden, reference_hidden, log_z, p, q, gradient = (
+                    each[rows] for each in (*of_reverse, expected, expected_reference, upstream[2])
+                )
+                d_hidden[rows] += reverse_kl_gradient(hidden, reference_hidden, ctx.head, log_z, p, q, gradient)
         return d_hidden.to(ctx.hidden_dtype), None, None, None, None, None, None
 
 
