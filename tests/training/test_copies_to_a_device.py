@@ -24,14 +24,9 @@ class Copies:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.pinned: list[Tensor] = []
         self.to_device: list[tuple[Tensor, str, bool]] = []
-        patch.setattr(Tensor, "pin_memory", self._pin)
         self._to = Tensor.to
-        copies = self
-
-        def to(tensor: Tensor, *args: Any, **more: Any) -> Tensor:
-            return copies._move(tensor, *args, **more)
-
-        patch.setattr(Tensor, "to", to)
+        patch.setattr(Tensor, "pin_memory", lambda tensor: self._pin(tensor))
+        patch.setattr(Tensor, "to", lambda tensor, *args, **more: self._move(tensor, *args, **more))
 
     def _pin(self, tensor: Tensor) -> Tensor:
         self.pinned.append(tensor.clone())
@@ -62,7 +57,7 @@ def test_a_trainers_batches_are_pinned_with_the_rows_of_the_cache(
 ) -> None:
     trainer = make_trainer(
         build_model("llama"), tmp_path, build_tokenizer(), plain_rows(2), peft_config=lora("q_proj"),
-        reference="cache", **({} if pins else {"dataloader_pin_memory": False}),
+        reference="cache", use_cpu=False, dataloader_pin_memory=pins,
     )  # fmt: skip
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # which decides whether a loader pins
     copies = Copies(monkeypatch)
