@@ -136,3 +136,15 @@ def test_the_reference_is_recomputed_only_where_its_kl_has_a_gradient(
     dense = linear_token_stats(*case.arguments(), impl="dense")
     theirs = torch.autograd.grad(dense.policy_logp.sum() + dense.forward_kl[1:3].sum(), leaves)
     assert all(torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_reverse_kl_of_infinity_harms_no_token_whose_reverse_kl_has_no_gradient() -> None:
+    """Also where it lies between two tokens that have one, so that it is walked over."""
+    case = make_case("bias")
+    case.reference_head.bias[8] = -torch.inf  # type: ignore[index]
+    case.hidden.requires_grad_()
+    stats = linear_token_stats(*case.arguments(), extras=EXTRAS)
+    assert (stats.reverse_kl == torch.inf).all()  # type: ignore[union-attr]
+    loss = stats.forward_kl.sum() + stats.reverse_kl[[1, 4]].sum()  # type: ignore[index]
+    (gradient,) = torch.autograd.grad(loss, case.hidden)
+    assert gradient[[0, 2, 3, 5]].isfinite().all() and not gradient[[1, 4]].isfinite().any()

@@ -1,4 +1,4 @@
-"""An update waits for the device at most twice: what it measures is read together, before its step.
+"""An update waits for the device once: what it measures is read together, before its step.
 
 On a GPU the waits are those that CUDA reports; elsewhere, the calls that would wait there (`helpers/device_waits.py`).
 """
@@ -23,7 +23,7 @@ from tdpo.scoring.readings import Reading, read
 from tdpo.token_statistics import implementations, learned_tokens
 from tdpo.token_statistics.cuda import choice
 
-AT_MOST = 2
+AT_MOST = 1  # two are promised
 
 
 @pytest.fixture
