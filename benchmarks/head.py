@@ -171,9 +171,11 @@ def trl_chunked(inputs: Inputs, functions: Prepared) -> TokenStats:
 
 
 def tiled(inputs: Inputs, _: Prepared) -> TokenStats:
+    tokens = len(inputs.targets)
     return linear_token_stats(
-        inputs.hidden, Head(inputs.weight), inputs.reference_hidden, Head(inputs.reference_weight), inputs.targets
-    )
+        inputs.hidden, Head(inputs.weight), inputs.reference_hidden, Head(inputs.reference_weight), inputs.targets,
+        learned_tokens={"forward_kl": range(-(-tokens // 2), tokens)},  # the rejected ones, as the trainer says
+    )  # fmt: skip
 
 
 def summary(inputs: Inputs) -> Prepared:

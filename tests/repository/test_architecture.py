@@ -269,9 +269,9 @@ SIGNATURES = {
     "tdpo.Head": "weight, bias=None, scale=1.0, softcap=None",
     "tdpo.token_stats": "policy_logits, reference_logits, targets, *, extras=()",
     "tdpo.linear_token_stats": "policy_hidden, policy_head, reference_hidden, reference_head, targets, *, "
-    "extras=(), impl='auto'",
+    "extras=(), impl='auto', learned_tokens=None",
     "tdpo.summarize_reference": "reference_hidden, head, targets",
-    "tdpo.frozen_head_token_stats": "policy_hidden, head, summary, targets, *, extras=()",
+    "tdpo.frozen_head_token_stats": "policy_hidden, head, summary, targets, *, extras=(), learned_tokens=None",
     "tdpo.score_pairs": "stats, sequence_index, num_pairs",
     "tdpo.dpo_loss": "scores, *, beta, label_smoothing=0.0",
     "tdpo.ipo_loss": "scores, *, beta",

@@ -17,7 +17,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from tdpo.batches import PromptResponses, ResponseBatch, ResponseCollator, RowCosts, TokenizedPair, shared_prefix_batch
 from tdpo.batches.visibility import BLOCK, dense_mask, few_widths
 from tdpo.models import response_hidden
-from tdpo.models.block_attention import block_mask
+from tdpo.models.block_attention import FORMS, block_mask
 from tdpo.models.span_attention import attention_restored
 from tdpo.scoring import layout, row_forms
 
@@ -147,16 +147,46 @@ def test_models_are_asked_whether_they_take_ranges(
         assert row_forms.takes_ranges(tiny_model(family)) == takes
 
 
-def test_a_mask_is_made_once_a_batch(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ranged", "maker"), [(False, "_additive"), (True, "block_mask")])
+def test_a_mask_is_made_once_a_batch(
+    tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, eager_flex: None, ranged: bool, maker: str
+) -> None:
     from tdpo.models import hidden_states
 
     made = []
-    plain = hidden_states._additive
-    monkeypatch.setattr(hidden_states, "_additive", lambda *args: made.append(args) or plain(*args))
-    batch = shared_prefix_batch(made_up(1, (5, 6, 7)), 0)
-    for model in (tiny_model("llama"), tiny_model("llama", seed=1)):
-        response_hidden(model, batch.model_inputs(), batch.response_index)
-    assert len(made) == 1
+    plain = getattr(hidden_states, maker)
+    monkeypatch.setattr(hidden_states, maker, lambda *args: made.append(args) or plain(*args))
+    with attention_restored():
+        for seed in (1, 2):
+            batch = shared_prefix_batch(made_up(seed, (5, 6, 7)), 0, ranged=ranged)
+            for model in (tiny_model("llama"), tiny_model("llama", seed=1)):  # with two layers each
+                response_hidden(model, batch.model_inputs(), batch.response_index)
+            assert len(made) == seed
+
+
+def test_rows_of_ten_widths_compile_little(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than three: nothing is compiled for the fourth width or a later one, and torch does not give up."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+    from transformers.integrations import flex_attention
+
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(torch_flex.flex_attention, backend=counter)
+
+    def counted(q: Tensor, k: Tensor, v: Tensor, training: bool = False, **options: Any) -> Any:
+        return compiled(q, k, v, **options)
+
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", counted)
+    model, forms = tiny_model("llama"), []
+    torch._dynamo.reset()
+    with attention_restored():
+        for width in range(1, 11):
+            batch = shared_prefix_batch(made_up(width, (BLOCK * width - 20, 5, 6)), 0, ranged=True)
+            assert batch.input_ids.shape[1] == BLOCK * width
+            response_hidden(model, batch.model_inputs(), batch.response_index)
+            forms.append(counter.frame_count)
+    assert len(set(forms[2:])) == 1 and forms[-1] <= 3 < FORMS, forms
 
 
 def test_the_rule_repeats_the_steps_that_were_measured() -> None:

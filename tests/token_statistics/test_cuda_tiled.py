@@ -40,7 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def ours(case: KernelCase, **options: Any) -> TokenStats:
-    return linear_token_stats(*case.arguments(), extras=options.pop("extras", EXTRAS))
+    return linear_token_stats(*case.arguments(), **{"extras": EXTRAS, **options})
 
 
 def exactly(case: KernelCase, **options: Any) -> TokenStats:
@@ -171,11 +171,13 @@ def test_the_reference_is_recomputed_only_where_its_kl_has_a_gradient(
             rows[a.shape[1]].append(a.shape[0])
         return original(a, b, out)
 
-    stats, exact = ours(case, extras=()), exactly(wide, extras=())
+    stats, exact = ours(case, extras=(), learned_tokens={"forward_kl": range(2, 4)}), exactly(wide, extras=())
     kernels.setattr(products, "multiply", recorded)
-    loss = lambda s: (s.policy_logp * torch.arange(1, 6, device=DEVICE)).sum() + 3 * s.forward_kl[[1, 4]].sum()  # noqa: E731
-    mine = torch.autograd.grad(loss(stats), leaves)
+    loss = lambda s: (s.policy_logp * torch.arange(1, 6, device=DEVICE)).sum() + 3 * s.forward_kl[2:4].sum()  # noqa: E731
+    mine = torch.autograd.grad(loss(stats), leaves, retain_graph=True)
     assert rows == {5: [5], 7: [2]}
+    torch.autograd.grad(stats.policy_logp.sum(), leaves)
+    assert rows == {5: [5, 5], 7: [2]}, "KLs that are no part of the loss need no reference"
     assert_gradients(mine, torch.autograd.grad(loss(exact), wide_leaves), 3e-6)
     nothing = torch.autograd.grad(0 * ours(case).forward_kl.sum(), leaves)
     assert all((g == 0).all() for g in nothing)

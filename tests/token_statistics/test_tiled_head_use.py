@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from helpers.head_cases import EXTRAS, LargestTensor, gradients, make_case, use_tiles_of, weighted_sum
 from tdpo import Head, linear_token_stats
-from tdpo.token_statistics import tiled_backward, tiles
+from tdpo.token_statistics import learned_tokens, tiled_backward, tiles
 
 
 @pytest.mark.parametrize("impl", ["tiled", "dense"])
@@ -110,12 +110,16 @@ def test_long_batches_narrow_the_tile() -> None:
     assert widths == {0: 1024, 1: 1024, 4096: 1024, 8192: 1024, 10**6: 512}
 
 
+@pytest.mark.parametrize(("named", "looked_at"), [(True, True), (True, False), (False, True)])
 def test_the_reference_is_recomputed_only_where_its_kl_has_a_gradient(
-    monkeypatch: pytest.MonkeyPatch,
+    named: bool, looked_at: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As the caller has named the tokens, and where it is no wait also as the gradients say."""
     case = make_case()
     leaves = case.leaves()
-    stats = linear_token_stats(*case.arguments())
+    monkeypatch.setattr(learned_tokens, "READ_FREELY", {"cpu"} if looked_at else set())
+    learned = {"forward_kl": range(1, 4)} if named else None
+    stats = linear_token_stats(*case.arguments(), extras=["reverse_kl"], learned_tokens=learned)
     tokens: dict[int, list[int]] = {3: [], 5: []}  # by size of hidden state: 3 the policy, 5 the reference
     original = tiled_backward.tile_logits
 
@@ -124,9 +128,23 @@ def test_the_reference_is_recomputed_only_where_its_kl_has_a_gradient(
         return original(hidden, *rest)
 
     monkeypatch.setattr(tiled_backward, "tile_logits", recorded)
-    loss = stats.policy_logp.sum() + stats.forward_kl[[1, 4]].sum()
-    ours = torch.autograd.grad(loss, leaves)
-    assert tokens == {3: [6], 5: [2]}
+    loss = stats.policy_logp.sum() + stats.forward_kl[1:3].sum()
+    ours = torch.autograd.grad(loss, leaves, retain_graph=True)
+    assert tokens == {3: [6], 5: [2 if looked_at else 3]}
+    torch.autograd.grad(stats.policy_logp.sum(), leaves)
+    assert tokens == {3: [6, 6], 5: tokens[5][:1]}, "KLs that are no part of the loss need no reference"
     dense = linear_token_stats(*case.arguments(), impl="dense")
-    theirs = torch.autograd.grad(dense.policy_logp.sum() + dense.forward_kl[[1, 4]].sum(), leaves)
+    theirs = torch.autograd.grad(dense.policy_logp.sum() + dense.forward_kl[1:3].sum(), leaves)
     assert all(torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_reverse_kl_of_infinity_harms_no_token_whose_reverse_kl_has_no_gradient() -> None:
+    """Also where it lies between two tokens that have one, so that it is walked over."""
+    case = make_case("bias")
+    case.reference_head.bias[8] = -torch.inf  # type: ignore[index]
+    case.hidden.requires_grad_()
+    stats = linear_token_stats(*case.arguments(), extras=EXTRAS)
+    assert (stats.reverse_kl == torch.inf).all()  # type: ignore[union-attr]
+    loss = stats.forward_kl.sum() + stats.reverse_kl[[1, 4]].sum()  # type: ignore[index]
+    (gradient,) = torch.autograd.grad(loss, case.hidden)
+    assert gradient[[0, 2, 3, 5]].isfinite().all() and not gradient[[1, 4]].isfinite().any()

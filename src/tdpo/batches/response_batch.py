@@ -23,12 +23,15 @@ class BatchCounts:
             padding. In rows that are shared a response ends with its last counted token, so others' words behind it are
             left out.
         sequences: responses with at least one counted token.
+        first_tokens: counted tokens of the first response to each prompt (of pairs, the chosen one), which are the
+            first of the flat tokens.
         targets, numbers: smallest and largest entry of `target_ids` and of `sequence_index`; (0, -1) of an empty one.
     """
 
     tokens: int
     sequence_tokens: int
     sequences: int
+    first_tokens: int
     targets: tuple[int, int]
     numbers: tuple[int, int]
 
@@ -36,7 +39,8 @@ class BatchCounts:
     def of(cls, batch: ResponseBatch) -> BatchCounts:
         numbers, tokens = batch.sequence_index, int(_own_positions(batch.attention_mask).sum())
         targets_and_numbers = [index_range(t) if t.numel() else (0, -1) for t in (batch.target_ids, numbers)]
-        return cls(tokens, _sequence_tokens(batch, tokens), len(numbers.unique()), *targets_and_numbers)
+        first_tokens = int((numbers < batch.num_prompts).sum())
+        return cls(tokens, _sequence_tokens(batch, tokens), len(numbers.unique()), first_tokens, *targets_and_numbers)
 
 
 def _own_positions(mask: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..batches import ResponseBatch
 from ..kl_choices import KLTerm
 from ..losses import (
     LossBesideKL,
@@ -31,6 +32,8 @@ from .head_path import PathName
 from .kl_target import KLTargetController
 from .readings import Reading
 
+# The fields of `TokenStats` that a KL beside the loss can be, by its direction.
+KL_NAMES = {"forward": "forward_kl", "reverse": "reverse_kl", "js": "jensen_shannon"}
 MEASURED: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")  # of every pair that is trained on
 
 
@@ -67,6 +70,32 @@ class ConfiguredLoss:
             return MEASURED
         assert self.kl.weight is not None
         return (*MEASURED, JensenShannon(self.kl.weight))
+
+    def learned_tokens(self, batch: ResponseBatch) -> dict[str, range]:
+        """The tokens of a batch whose KLs have a gradient in this loss, by the KL's name in `TokenStats`."""
+        sides = {"forward_kl": self._sides_of_loss, "reverse_kl": frozenset[str]()}
+        if self.kl is not None:
+            name = KL_NAMES[self.kl.direction]
+            of_term = {"chosen", "rejected"} if self.kl.on == "both" else {self.kl.on}
+            sides[name] = sides.get(name, frozenset()) | of_term
+        tokens, chosen = len(batch.target_ids), batch.counts.first_tokens
+        return {
+            name: range(0 if "chosen" in of else chosen, tokens if "rejected" in of else chosen)
+            for name, of in sides.items()
+        }
+
+    @cached_property
+    def _sides_of_loss(self) -> frozenset[str]:
+        """The responses whose forward KL has a gradient in the loss alone; it is asked."""
+        with torch.inference_mode(False), torch.enable_grad():  # wherever it is asked first
+            one, chosen, rejected = torch.ones(1), torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+            scores = PairScores(one, one, chosen, rejected, one, one, one.long(), one.long())
+            of_pair = self.of_pairs(scores).per_pair
+            if not of_pair.requires_grad:
+                return frozenset()
+            gradients = torch.autograd.grad(of_pair.sum(), [chosen, rejected], allow_unused=True)
+        sides = zip(("chosen", "rejected"), gradients, strict=True)
+        return frozenset(side for side, gradient in sides if gradient is not None)
 
     def describe(self, path: PathName) -> str:
         """The KL beside the loss, in a sentence for the log; empty without one. `path` is the head path."""

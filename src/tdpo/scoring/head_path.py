@@ -19,6 +19,7 @@ from ..token_statistics import (
     Extra,
     Head,
     JensenShannon,
+    LearnedTokens,
     ReferenceSummary,
     TokenStats,
     frozen_head_token_stats,
@@ -75,15 +76,26 @@ class HeadPath:
         return read(policy, batch.model_inputs(), batch.response_index)
 
     def token_stats(
-        self, policy_output: Tensor, reference: ReferencePart, targets: Tensor, *, extras: Collection[Extra] = ()
+        self,
+        policy_output: Tensor,
+        reference: ReferencePart,
+        targets: Tensor,
+        *,
+        extras: Collection[Extra] = (),
+        learned_tokens: LearnedTokens | None = None,
     ) -> TokenStats:
-        """Statistics `[N]` of `policy_output` beside what the reference says about the same tokens."""
+        """Statistics `[N]` of `policy_output` beside what the reference says about the same tokens.
+
+        Full logits have nothing to spare where a KL is not learned from, and do not ask.
+        """
         if self.name == "logits":
             return token_stats(policy_output, reference.values["logits"], targets, extras=extras)
         assert self.head is not None
         if self.name == "frozen":
             summary = ReferenceSummary(**reference.values)
-            return frozen_head_token_stats(policy_output, self.head(), summary, targets, extras=extras)
+            return frozen_head_token_stats(
+                policy_output, self.head(), summary, targets, extras=extras, learned_tokens=learned_tokens
+            )
         assert reference.head is not None
         return linear_token_stats(
             policy_output,
@@ -93,6 +105,7 @@ class HeadPath:
             targets,
             extras=extras,
             impl=self.name,
+            learned_tokens=learned_tokens,
         )
 
     def reference_entropy(self, reference: ReferencePart, targets: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..batches import ResponseBatch
 from ..models import Reference
-from ..token_statistics import Extra, TokenStats
+from ..token_statistics import Extra, LearnedTokens, TokenStats
 from .head_path import HeadPath, ReferencePart, choose_head_path
 from .options import HeadImpl
 from .reference_source import LiveReference, ReferenceSource
@@ -46,16 +46,33 @@ class PolicyStatistics:
         """Which path runs and why, and where the reference's part comes from, in sentences for the log."""
         return f"{self.path.describe()} Reference: {self.source.describe()}."
 
-    def __call__(self, policy: Any, batch: ResponseBatch, *, extras: Collection[Extra] = ()) -> TokenStats:
+    def __call__(
+        self,
+        policy: Any,
+        batch: ResponseBatch,
+        *,
+        extras: Collection[Extra] = (),
+        learned_tokens: LearnedTokens | None = None,
+    ) -> TokenStats:
         """Statistics `[N]` of the batch's response tokens: policy with gradient, reference without.
+
+        `learned_tokens` is that of `linear_token_stats`.
 
         Raises:
             ValueError: the reference is a cache that does not know this batch.
         """
-        return self.beside(self.source.part(policy, batch), policy, batch, extras=extras)
+        reference = self.source.part(policy, batch)
+        return self.beside(reference, policy, batch, extras=extras, learned_tokens=learned_tokens)
 
     def beside(
-        self, reference: ReferencePart, policy: Any, batch: ResponseBatch, *, extras: Collection[Extra] = ()
+        self,
+        reference: ReferencePart,
+        policy: Any,
+        batch: ResponseBatch,
+        *,
+        extras: Collection[Extra] = (),
+        learned_tokens: LearnedTokens | None = None,
     ) -> TokenStats:
         """The same, where the reference's part of this batch is there already."""
-        return self.path.token_stats(self.path.policy_output(policy, batch), reference, batch.target_ids, extras=extras)
+        output = self.path.policy_output(policy, batch)
+        return self.path.token_stats(output, reference, batch.target_ids, extras=extras, learned_tokens=learned_tokens)

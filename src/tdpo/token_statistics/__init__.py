@@ -27,7 +27,8 @@ from torch import Tensor
 from . import checks, dense
 from .checks import index_range, note_range
 from .implementations import implementation_for
-from .types import Extra, Head, Impl, JensenShannon, MixtureTokenStats, ReferenceSummary, TokenStats
+from .learned_tokens import constant_elsewhere
+from .types import Extra, Head, Impl, JensenShannon, LearnedTokens, MixtureTokenStats, ReferenceSummary, TokenStats
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -37,6 +38,7 @@ __all__ = [
     "Head",
     "Impl",
     "JensenShannon",
+    "LearnedTokens",
     "MixtureTokenStats",
     "ReferenceSummary",
     "TokenStats",
@@ -86,6 +88,7 @@ def linear_token_stats(
     *,
     extras: Collection[Extra] = (),
     impl: Impl = "auto",
+    learned_tokens: LearnedTokens | None = None,
 ) -> TokenStats:
     """Statistics from hidden states and head weights, without holding `[N, V]`.
 
@@ -100,6 +103,9 @@ def linear_token_stats(
             takes a second walk in the forward pass, and has no kernel for a GPU.
         impl: "tiled" walks the vocabulary in tiles and recomputes them in the backward pass; "dense"
             builds the logits in float64 and serves as oracle; "auto" is the fastest one (`implementations.py`).
+        learned_tokens: by the name of a KL ("forward_kl", "reverse_kl", "jensen_shannon"), the tokens whose KL is
+            learned from. For the others it is a constant, and the backward pass spares the reference's logits. A KL
+            that is not named is learned from everywhere. TDPO2 learns from the rejected tokens' forward KL alone.
 
     Returns:
         TokenStats `[N]`; logits are float32 also when the operands are half precision, because logits
@@ -107,13 +113,16 @@ def linear_token_stats(
 
     Raises:
         ValueError: shapes that do not fit, vocabularies of different size, a target outside the
-            vocabulary, an unknown extra or impl.
+            vocabulary, an unknown extra or impl, learned tokens that are none of the N or of a KL not computed.
     """
     checks.check_both_models(policy_hidden, policy_head, reference_hidden, reference_head)
     checks.check_targets_and_extras(targets, policy_hidden.shape[0], policy_head.weight.shape[0], extras)
     heads = policy_head.weight, policy_head.bias, reference_head.weight, reference_head.bias
     linear = implementation_for(impl, policy_hidden, reference_hidden, *heads).linear
-    return linear(policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras))
+    learned = learned_tokens or {}
+    checks.check_learned_tokens(learned, policy_hidden.shape[0], extras)
+    stats = linear(policy_hidden, policy_head, reference_hidden, reference_head, targets, frozenset(extras), learned)
+    return constant_elsewhere(stats, learned)
 
 
 def summarize_reference(
@@ -142,6 +151,7 @@ def frozen_head_token_stats(
     targets: Int64[Tensor, " N"],
     *,
     extras: Collection[Extra] = (),
+    learned_tokens: LearnedTokens | None = None,
 ) -> TokenStats:
     """Statistics when policy and reference share one frozen head: exact, with no reference logits.
 
@@ -157,14 +167,18 @@ def frozen_head_token_stats(
         targets: `[N]` int64.
         extras: "reverse_kl" (the summary must hold `hidden`), "policy_entropy". Both are exact and cost next to
             nothing as measurements. A loss on the reverse KL costs a walk in the backward pass, over the tokens whose
-            reverse KL it contains (`frozen_reverse.py`). The entropy carries no gradient here; for a loss on it use
+            reverse KL is learned from (`frozen_reverse.py`). The entropy carries no gradient here; for a loss on it use
             `linear_token_stats`.
+        learned_tokens: as for `linear_token_stats`.
 
     Raises:
         ValueError: a head that requires a gradient or has a softcap, shapes that do not fit, an unknown extra,
-            or the reverse KL of a summary without `hidden`.
+            the reverse KL of a summary without `hidden`, or learned tokens that do not fit.
     """
     checks.check_shared_head("policy_hidden", policy_hidden, head, targets, extras)
     checks.check_summary(policy_hidden, head, summary, extras)
     implementation = implementation_for("auto", policy_hidden, head.weight, head.bias)
-    return implementation.frozen(policy_hidden, head, summary, targets, frozenset(extras))
+    learned = learned_tokens or {}
+    checks.check_learned_tokens(learned, policy_hidden.shape[0], extras)
+    stats = implementation.frozen(policy_hidden, head, summary, targets, frozenset(extras), learned)
+    return constant_elsewhere(stats, learned)

@@ -8,7 +8,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .types import Extra, Head, JensenShannon, NamedExtra, ReferenceSummary, mixture_of
+from .learned_tokens import KLS
+from .types import Extra, Head, JensenShannon, LearnedTokens, NamedExtra, ReferenceSummary, mixture_of
 
 RANGE = "_tdpo_range"  # attribute of an index whose maker has said what its entries are
 
@@ -44,6 +45,17 @@ def check_targets_and_extras(targets: Tensor, tokens: int, vocabulary: int, extr
         raise ValueError(f"unknown extras {sorted(map(str, unknown))}; known are {known}, and JensenShannon(weight)")
     if len(set(mixtures)) > 1:
         raise ValueError(f"extras can hold one Jensen–Shannon divergence, got {len(set(mixtures))}")
+
+
+def check_learned_tokens(learned: LearnedTokens, tokens: int, extras: Collection[Extra]) -> None:
+    """Raise ValueError unless `learned` names KLs that are computed, and ranges of the N tokens without gaps."""
+    has = (True, "reverse_kl" in extras, mixture_of(extras) is not None)
+    computed = [name for name, is_computed in zip(KLS, has, strict=True) if is_computed]
+    for name, where in learned.items():
+        if name not in computed:
+            raise ValueError(f"learned_tokens names {name!r}, which is not computed; it can name {', '.join(computed)}")
+        if where and not (where.step == 1 and where.start >= 0 and where.stop <= tokens):
+            raise ValueError(f"learned_tokens[{name!r}] must be a range within [0, {tokens}) of step 1, got {where}")
 
 
 def check_logits(policy_logits: Tensor, reference_logits: Tensor) -> None:

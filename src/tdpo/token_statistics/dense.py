@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..divergences import jensen_shannon_of_logp, kl_of_logp, log_softmax, weighted_log_gap
-from .types import Extra, Head, MixtureTokenStats, TokenStats, mixture_of
+from .types import Extra, Head, LearnedTokens, MixtureTokenStats, TokenStats, mixture_of
 
 
 def statistics_of_logits(
@@ -43,6 +43,7 @@ def linear_statistics(
     reference_head: Head,
     targets: Tensor,
     extras: frozenset[Extra],
+    _learned: LearnedTokens,
 ) -> TokenStats:
     """`linear_token_stats` on full logits, in float64 throughout where the device has it: an oracle must not round."""
     result = torch.float64 if policy_hidden.dtype == torch.float64 else torch.float32

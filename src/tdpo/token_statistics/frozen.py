@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .frozen_reverse import reverse_kl_gradient
+from .learned_tokens import narrowed, tokens_with_gradient
 from .products import Workspace, add_wide_product
 from .tiles import Accumulator, tile_bounds, tile_logits
-from .types import Extra, Head, ReferenceSummary, TokenStats
+from .types import Extra, Head, LearnedTokens, ReferenceSummary, TokenStats
 
 # How many of the reference's likeliest tokens are corrected. With 16 the median error is at most two thirds of the
 # naive code's on every distribution tried (benchmarks/precision.py), with 8 equal to it on some; 32 buy little more.
@@ -190,11 +191,16 @@ def summarize(hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
 
 
 def statistics(
-    hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[Extra]
+    hidden: Tensor,
+    head: Head,
+    summary: ReferenceSummary,
+    targets: Tensor,
+    extras: frozenset[Extra],
+    learned: LearnedTokens,
 ) -> TokenStats:
     """`frozen_head_token_stats` on arguments that were checked."""
     with torch.autocast(hidden.device.type, enabled=False):
-        logp, kl, reverse_kl, entropy = _FrozenHeadStats.apply(hidden, head, summary, targets, extras)
+        logp, kl, reverse_kl, entropy = _FrozenHeadStats.apply(hidden, head, summary, targets, extras, learned)
     return TokenStats(
         logp,
         summary.reference_logp,
@@ -215,12 +221,18 @@ def _reverse_kl(hidden: Tensor, walked: Walked, summary: ReferenceSummary) -> Te
 class _FrozenHeadStats(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[Extra]
+        ctx: Any,
+        hidden: Tensor,
+        head: Head,
+        summary: ReferenceSummary,
+        targets: Tensor,
+        extras: frozenset[Extra],
+        learned: LearnedTokens,
     ) -> tuple[Tensor, ...]:
         no_ids = targets.new_empty(len(targets), 0)
         walked = walk(hidden, head, no_ids if summary.likeliest is None else summary.likeliest)
         log_z, expected = walked.log_z, walked.expected_weight
-        ctx.head = head
+        ctx.head, ctx.learned = head, learned
         ctx.set_materialize_grads(False)  # a reverse KL that is only measured must cost nothing here
         needs_hidden = (hidden, summary.hidden, log_z) if "reverse_kl" in extras else ()
         ctx.save_for_backward(expected, summary.expected_weight, targets, *needs_hidden)
@@ -245,8 +257,11 @@ class _FrozenHeadStats(torch.autograd.Function):
         own = ctx.head.weight[targets].to(expected.dtype) * ctx.head.scale
         d_hidden = d_logp[:, None] * (own - expected) + d_kl[:, None] * (expected - expected_reference)
         if upstream[2] is not None:
-            hidden, reference_hidden, log_z = of_reverse
-            d_hidden += reverse_kl_gradient(
-                hidden, reference_hidden, ctx.head, log_z, expected, expected_reference, upstream[2]
-            )
-        return d_hidden.to(ctx.hidden_dtype), None, None, None, None
+            tokens = tokens_with_gradient(ctx.learned, {"reverse_kl": upstream[2]}, len(expected))
+            if tokens := narrowed(tokens, [upstream[2]]):
+                rows = slice(tokens.start, tokens.stop)
+                hidden, reference_hidden, log_z, p, q, gradient = (
+                    each[rows] for each in (*of_reverse, expected, expected_reference, upstream[2])
+                )
+                d_hidden[rows] += reverse_kl_gradient(hidden, reference_hidden, ctx.head, log_z, p, q, gradient)
+        return d_hidden.to(ctx.hidden_dtype), None, None, None, None, None

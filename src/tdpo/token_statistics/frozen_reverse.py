@@ -6,7 +6,7 @@ With p the policy's distribution and δ = h − h_ref,
 
 No summary of the reference has this covariance, since it is taken under the policy; so the vocabulary is walked once
 more. The walk makes three products (logits, s·W·δ, and the sum over W), where the forward pass makes two, and it goes
-over the tokens alone whose reverse KL has a gradient.
+over the tokens alone that it is given.
 """
 
 from __future__ import annotations
@@ -37,15 +37,9 @@ def reverse_kl_gradient(
         expected, expected_reference: `[N, D]`, E_p[s·W] and E_q[s·W].
         upstream: `[N]`, the gradient of the loss with respect to each reverse KL.
     """
-    out = torch.zeros_like(expected)
-    rows = upstream.nonzero()[:, 0]
-    if len(rows):
-        with torch.autocast(hidden.device.type, enabled=False):
-            covariance = _covariance(
-                hidden[rows], reference_hidden[rows], head, log_z[rows], expected[rows], expected_reference[rows]
-            )
-        out[rows] = upstream[rows, None].to(expected.dtype) * covariance
-    return out
+    with torch.autocast(hidden.device.type, enabled=False):
+        covariance = _covariance(hidden, reference_hidden, head, log_z, expected, expected_reference)
+    return covariance.mul_(upstream[:, None])
 
 
 def _covariance(

@@ -16,19 +16,20 @@ from torch import Tensor
 from . import cuda, dense, frozen, tiled
 from .cuda.choice import operand_dtype
 from .cuda.self_check import kernels_agree
-from .types import Extra, Head, Impl, ReferenceSummary, TokenStats
+from .types import Extra, Head, Impl, LearnedTokens, ReferenceSummary, TokenStats
 
 
 @dataclass(frozen=True)
 class Implementation:
     """The three operations on hidden states, with the arguments of the public functions.
 
-    The last argument of `linear` and `frozen` is the set of extras.
+    The last arguments of `linear` and `frozen` are the set of extras and the learned tokens: gradients of KLs elsewhere
+    are 0.
     """
 
-    linear: Callable[[Tensor, Head, Tensor, Head, Tensor, frozenset[Extra]], TokenStats]
+    linear: Callable[[Tensor, Head, Tensor, Head, Tensor, frozenset[Extra], LearnedTokens], TokenStats]
     summarize: Callable[[Tensor, Head, Tensor], ReferenceSummary]
-    frozen: Callable[[Tensor, Head, ReferenceSummary, Tensor, frozenset[Extra]], TokenStats]
+    frozen: Callable[[Tensor, Head, ReferenceSummary, Tensor, frozenset[Extra], LearnedTokens], TokenStats]
 
 
 TILED = Implementation(tiled.linear_statistics, frozen.summarize, frozen.statistics)

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from .tiled_backward import BackwardWalk
 from .tiled_forward import ForwardWalk, Plan
-from .types import Extra, Head, MixtureTokenStats, TokenStats, mixture_of
+from .types import Extra, Head, LearnedTokens, MixtureTokenStats, TokenStats, mixture_of
 
 
 def linear_statistics(
@@ -35,9 +35,10 @@ def linear_statistics(
     reference_head: Head,
     targets: Tensor,
     extras: frozenset[Extra],
+    learned: LearnedTokens,
 ) -> TokenStats:
     """`linear_token_stats` on arguments that were checked."""
-    plan = Plan.of(policy_head, reference_head, extras)
+    plan = Plan.of(policy_head, reference_head, extras, learned)
     with torch.autocast(policy_hidden.device.type, enabled=False):
         policy_logp, reference_logp, forward_kl, reverse_kl, entropy, jensen_shannon = _TiledTokenStats.apply(
             policy_hidden, policy_head.weight, policy_head.bias, reference_hidden.detach(), targets, plan
@@ -72,6 +73,7 @@ class _TiledTokenStats(torch.autograd.Function):
             sums.reverse_kl, sums.entropy, sums.policy_to_mixture,
         )  # fmt: skip
         ctx.plan = plan
+        ctx.set_materialize_grads(False)  # None says of a statistic that nothing is learned from it
         reference_logp = sums.reference_logp.to(out)
         ctx.mark_non_differentiable(reference_logp)
         return (

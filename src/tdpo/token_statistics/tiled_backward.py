@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .learned_tokens import KLS, narrowed, tokens_with_gradient
 from .products import Workspace, add_wide_product, narrow_product
 from .tiled_forward import Plan
 from .tiled_mixture import mixture_gradient
@@ -16,7 +17,7 @@ class BackwardWalk:
     """The backward pass: recompute each tile of logits, turn it into its gradient dz in place, contract it.
 
     `saved` are log Z of both models, the reverse KL, the entropy and KL(p‖m), `upstream` the gradients of policy_logp,
-    forward_kl, reverse_kl, policy_entropy and jensen_shannon; `[N]` each.
+    forward_kl, reverse_kl, policy_entropy and jensen_shannon, `[N]` each or None.
     """
 
     def __init__(
@@ -26,26 +27,27 @@ class BackwardWalk:
         targets: Tensor,
         plan: Plan,
         saved: list[Tensor],
-        upstream: tuple[Tensor, ...],
+        upstream: tuple[Tensor | None, ...],
     ) -> None:
         self.plan = plan
         self.work = Workspace()
         self.wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        d_logp, d_forward, d_reverse, d_entropy, d_mixture = (g.to(self.wide) for g in upstream)
-        # Tokens that need the reference again come first, so that they are one contiguous block.
-        needs_reference = (d_forward != 0) | (d_reverse != 0) | (d_mixture != 0)
-        self.order = order = torch.argsort(needs_reference.int(), descending=True, stable=True)
-        self.with_reference = int(needs_reference.sum())
-        self.hidden = hidden[order]
-        self.reference_hidden = reference_hidden[order[: self.with_reference]]
-        self.targets = targets[order]
-        self.log_z, self.log_z_ref, self.reverse, self.entropy, self.policy_to_mixture = (s[order] for s in saved)
-        self.d_logp, self.d_forward = d_logp[order], d_forward[order]
-        self.d_reverse, self.d_entropy, self.d_mixture = d_reverse[order], d_entropy[order], d_mixture[order]
-        self.any_reverse = "reverse_kl" in plan.extras and bool((d_reverse != 0).any())
-        self.any_entropy = "policy_entropy" in plan.extras and bool((d_entropy != 0).any())
+        of_kls = dict(zip(KLS, (upstream[1], upstream[2], upstream[4]), strict=True))
+        found = tokens_with_gradient(plan.learned, of_kls, len(hidden))
+        found = narrowed(found, list(of_kls.values()))
+        self.with_reference = slice(found.start, found.stop)  # the tokens whose reference is needed again
+        self.hidden, self.targets = hidden, targets
+        self.reference_hidden = reference_hidden[self.with_reference]
+        self.log_z, self.log_z_ref, self.reverse, self.entropy, self.policy_to_mixture = saved
+        nothing = torch.zeros_like(self.log_z, dtype=self.wide)
+        self.d_logp, self.d_forward, self.d_reverse, self.d_entropy, self.d_mixture = (
+            nothing if gradient is None else gradient.to(self.wide) for gradient in upstream
+        )
+        self.any_reverse = "reverse_kl" in plan.extras and upstream[2] is not None and len(found) > 0
+        self.any_entropy = "policy_entropy" in plan.extras and upstream[3] is not None
         mixture = mixture_of(plan.extras)
-        self.weight = mixture.weight if mixture is not None and bool((d_mixture != 0).any()) else None
+        is_learned = mixture is not None and upstream[4] is not None and len(found) > 0
+        self.weight = mixture.weight if mixture is not None and is_learned else None
 
     def run(
         self, needs_hidden: bool, needs_weight: bool, needs_bias: bool
@@ -68,9 +70,7 @@ class BackwardWalk:
             if d_weight is not None:
                 narrow_product(operand.T, hidden, out=d_weight[start:end])
         if d_hidden is not None:
-            restored = torch.empty_like(d_hidden)
-            restored[self.order] = d_hidden
-            d_hidden = restored.to(self.hidden.dtype)
+            d_hidden = d_hidden.to(self.hidden.dtype)
         return d_hidden, d_weight, d_bias
 
     def tile_gradient(self, start: int, end: int) -> Tensor:
@@ -84,13 +84,13 @@ class BackwardWalk:
         extra = self._extra_gradient(logp, start, end) if self.any_reverse or self.any_entropy else None
         mixed = None if self.weight is None else self._mixture_gradient(logp, self.weight, start, end)
         dz = logp.exp_().mul_((self.d_forward - self.d_logp)[:, None])
-        if k:
+        if len(self.reference_hidden):
             logq = self._reference_logp(start, end)
-            dz[:k].sub_(logq.exp_().mul_(self.d_forward[:k, None]))
+            dz[k].sub_(logq.exp_().mul_(self.d_forward[k, None]))
         if extra is not None:
             dz += extra
         if mixed is not None:
-            dz[:k] += mixed
+            dz[k] += mixed
         self._add_targets(dz, start, end)
         if chain is not None:
             dz *= chain
@@ -98,7 +98,7 @@ class BackwardWalk:
 
     def _reference_logp(self, start: int, end: int) -> Tensor:
         z_ref = tile_logits(self.reference_hidden, self.plan.reference_head, start, end, self.work, "reference logits")
-        return z_ref.sub_(self.log_z_ref[: self.with_reference].to(self.wide)[:, None])
+        return z_ref.sub_(self.log_z_ref[self.with_reference].to(self.wide)[:, None])
 
     def _extra_gradient(self, logp: Tensor, start: int, end: int) -> Tensor:
         """p·(d_reverse·(log p − log q − KL) − d_entropy·(log p + H)); rarely needed, so clarity goes before speed."""
@@ -107,16 +107,18 @@ class BackwardWalk:
         safe_logp = torch.where(p > 0, logp, 0.0)
         out = -self.d_entropy[:, None] * (safe_logp + self.entropy.to(self.wide)[:, None])
         if self.any_reverse:
-            gap = safe_logp[:k] - self._reference_logp(start, end)
-            out[:k] += self.d_reverse[:k, None] * (gap - self.reverse[:k].to(self.wide)[:, None])
+            d_reverse = self.d_reverse[k, None]
+            gap = safe_logp[k] - self._reference_logp(start, end) - self.reverse[k].to(self.wide)[:, None]
+            # An infinite KL that nothing is learned from would be 0·inf.
+            out[k] += torch.where(d_reverse != 0, d_reverse * gap, 0.0)
         return torch.where(p > 0, out.mul_(p), 0.0)
 
     def _mixture_gradient(self, logp: Tensor, weight: float, start: int, end: int) -> Tensor:
         """d_mixture·∇JS of the tokens that need the reference."""
         k = self.with_reference
         logq = self._reference_logp(start, end)
-        gradient = mixture_gradient(logp[:k], logq, weight, self.policy_to_mixture[:k].to(self.wide))
-        return gradient.mul_(self.d_mixture[:k, None])
+        gradient = mixture_gradient(logp[k], logq, weight, self.policy_to_mixture[k].to(self.wide))
+        return gradient.mul_(self.d_mixture[k, None])
 
     def _add_targets(self, dz: Tensor, start: int, end: int) -> None:
         """Add d_logp at each token's own entry, if that lies in the tile."""

@@ -10,25 +10,26 @@ from torch import Tensor
 from .products import Workspace
 from .tiled_mixture import MixtureSums
 from .tiles import Accumulator, masks_vocabulary, own_entry, tile_bounds, tile_logits, weighted_row_sum
-from .types import Extra, Head, mixture_of
+from .types import Extra, Head, LearnedTokens, mixture_of
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything about one call that is not a tensor needing a gradient.
 
-    `guarded`: some entry of the vocabulary may be masked by −inf.
+    `guarded`: some entry of the vocabulary may be masked by −inf. `learned`: the tokens whose KLs are learned from.
     """
 
     policy_head: Head
     reference_head: Head
     extras: frozenset[Extra]
     guarded: bool
+    learned: LearnedTokens
 
     @classmethod
-    def of(cls, policy_head: Head, reference_head: Head, extras: frozenset[Extra]) -> Plan:
+    def of(cls, policy_head: Head, reference_head: Head, extras: frozenset[Extra], learned: LearnedTokens) -> Plan:
         guarded = masks_vocabulary(policy_head) or masks_vocabulary(reference_head)
-        return cls(policy_head, reference_head, extras, guarded)
+        return cls(policy_head, reference_head, extras, guarded, learned)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .learned_tokens import READ_FREELY
 from .products import Workspace, wide_product
 from .types import Head
 
@@ -41,8 +42,10 @@ def tile_logits(
 
 
 def masks_vocabulary(head: Head) -> bool:
-    """Whether a bias of −inf takes entries out of the vocabulary, so that differences of logits could be NaN."""
-    return head.bias is not None and not bool(torch.isfinite(head.bias).all())
+    """Whether a bias of −inf may take entries out of the vocabulary, so that differences of logits could be NaN."""
+    if head.bias is None:
+        return False
+    return head.bias.device.type not in READ_FREELY or not bool(torch.isfinite(head.bias).all())
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NamedExtra = Literal["reverse_kl", "policy_entropy"]
 Impl = Literal["auto", "tiled", "dense"]
+# By the name of a KL in `TokenStats`, the tokens whose KL is learned from; for the others it is a constant.
+LearnedTokens = Mapping[str, range]
 
 
 @dataclass(frozen=True)

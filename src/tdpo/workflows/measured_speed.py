@@ -145,7 +145,7 @@ def _seconds_of_update(policy: Any, pairs: Sequence[TokenizedPair], pad_token_id
     policy.train()
     for _ in range(2):
         began = time.perf_counter()
-        stats = statistics(policy, batch, extras=loss.extras)
+        stats = statistics(policy, batch, extras=loss.extras, learned_tokens=loss.learned_tokens(batch))
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         loss(stats, scores, batch.sequence_index, batch.num_prompts).per_pair.mean().backward()
         if torch.cuda.is_available():

@@ -12,7 +12,7 @@ import logging
 from torch import Tensor
 
 from .. import tiled as plain
-from ..types import Extra, Head, ReferenceSummary, TokenStats, mixture_of
+from ..types import Extra, Head, LearnedTokens, ReferenceSummary, TokenStats, mixture_of
 from .choice import kernels_apply
 
 __all__ = ["kernels_apply", "linear_statistics", "statistics", "summarize"]
@@ -25,14 +25,16 @@ def linear_statistics(
     reference_head: Head,
     targets: Tensor,
     extras: frozenset[Extra],
+    learned: LearnedTokens,
 ) -> TokenStats:
     """`linear_token_stats` of two heads. A Jensen–Shannon divergence has no kernel: the plain walk runs then."""
+    arguments = policy_hidden, policy_head, reference_hidden, reference_head, targets, extras, learned
     if mixture_of(extras) is not None:
         _say_that_the_plain_walk_runs()
-        return plain.linear_statistics(policy_hidden, policy_head, reference_hidden, reference_head, targets, extras)
+        return plain.linear_statistics(*arguments)
     from . import tiled
 
-    return tiled.linear_statistics(policy_hidden, policy_head, reference_hidden, reference_head, targets, extras)
+    return tiled.linear_statistics(*arguments)
 
 
 def summarize(hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
@@ -43,12 +45,17 @@ def summarize(hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
 
 
 def statistics(
-    hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[Extra]
+    hidden: Tensor,
+    head: Head,
+    summary: ReferenceSummary,
+    targets: Tensor,
+    extras: frozenset[Extra],
+    learned: LearnedTokens,
 ) -> TokenStats:
     """`frozen_head_token_stats`."""
     from . import frozen
 
-    return frozen.statistics(hidden, head, summary, targets, extras)
+    return frozen.statistics(hidden, head, summary, targets, extras, learned)
 
 
 @functools.cache

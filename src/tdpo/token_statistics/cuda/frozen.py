@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..types import Extra, Head, ReferenceSummary, TokenStats
+from ..learned_tokens import tokens_with_gradient
+from ..types import Extra, Head, LearnedTokens, ReferenceSummary, TokenStats
 from . import products
 from .choice import operand_dtype
 from .frozen_passes import weigh_tile, write_group_maxima, write_remainders
@@ -223,12 +224,17 @@ def summarize(hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
 
 
 def statistics(
-    hidden: Tensor, head: Head, summary: ReferenceSummary, targets: Tensor, extras: frozenset[Extra]
+    hidden: Tensor,
+    head: Head,
+    summary: ReferenceSummary,
+    targets: Tensor,
+    extras: frozenset[Extra],
+    learned: LearnedTokens,
 ) -> TokenStats:
     """`frozen_head_token_stats`: one walk; the entropy is detached, and extras that were not asked for are None."""
     dtype = operand_dtype(hidden, head.weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        logp, kl, reverse_kl, entropy = _FrozenHeadStats.apply(hidden, head, summary, targets, extras, dtype)
+        logp, kl, reverse_kl, entropy = _FrozenHeadStats.apply(hidden, head, summary, targets, extras, learned, dtype)
     return TokenStats(
         logp,
         summary.reference_logp,
@@ -247,12 +253,13 @@ class _FrozenHeadStats(torch.autograd.Function):
         summary: ReferenceSummary,
         targets: Tensor,
         extras: frozenset[Extra],
+        learned: LearnedTokens,
         dtype: torch.dtype,
     ) -> tuple[Tensor, ...]:
         operand = hidden.to(dtype).contiguous()
         own, shift = _named_logits(operand, head, summary.likeliest, targets)
         walked = walk(operand, head, _likeliest(summary, targets), shift, pair="reverse_kl" in extras)
-        ctx.head, ctx.operand_dtype, ctx.hidden_dtype = head, dtype, hidden.dtype
+        ctx.head, ctx.learned, ctx.operand_dtype, ctx.hidden_dtype = head, learned, dtype, hidden.dtype
         ctx.set_materialize_grads(False)  # a reverse KL that is only measured must cost nothing here
         kl = walked.log_z + summary.offset - row_dot(summary.expected_weight, operand)
         kl = torch.where(kl.abs() < RESOLUTION, 0.0, kl)
@@ -273,13 +280,16 @@ class _FrozenHeadStats(torch.autograd.Function):
         d_logp, d_kl = (nothing if gradient is None else gradient for gradient in upstream[:2])
         own = ctx.head.weight[targets].to(ctx.operand_dtype).float().mul_(ctx.head.scale).sub_(expected)
         d_hidden = (expected - expected_reference).mul_(d_kl[:, None]).addcmul_(own, d_logp[:, None])
-        if upstream[2] is not None:
-            hidden, reference_hidden, log_z, reference_log_z, reverse_kl = of_reverse
-            d_hidden += reverse_kl_gradient(
-                hidden, reference_hidden, ctx.head, targets, log_z, reference_log_z, reverse_kl, upstream[2],
+        if tokens := tokens_with_gradient(ctx.learned, {"reverse_kl": upstream[2]}, len(expected)):
+            rows = slice(tokens.start, tokens.stop)
+            hidden, reference_hidden, log_z, reference_log_z, reverse_kl, own_targets, gradient = (
+                each[rows] for each in (*of_reverse, targets, upstream[2])
+            )
+            d_hidden[rows] += reverse_kl_gradient(
+                hidden, reference_hidden, ctx.head, own_targets, log_z, reference_log_z, reverse_kl, gradient,
                 ctx.operand_dtype,
             )  # fmt: skip
-        return d_hidden.to(ctx.hidden_dtype), None, None, None, None, None
+        return d_hidden.to(ctx.hidden_dtype), None, None, None, None, None, None
 
 
 def _likeliest(summary: ReferenceSummary, targets: Tensor) -> Tensor:

@@ -36,13 +36,11 @@ def reverse_kl_gradient(
         upstream: `[N]`, the gradient of the loss with respect to each reverse KL.
         dtype: of the products' operands.
     """
-    nothing = torch.zeros_like(upstream)
-    saved = [torch.stack([*_at_a_scale(log_z), *_at_a_scale(reference_log_z)], dim=1), reverse_kl, nothing]
-    plan = _Plan(head, head, frozenset(["reverse_kl"]), dtype, dtype)
+    scales = torch.stack([*_at_a_scale(log_z), *_at_a_scale(reference_log_z)], dim=1)
+    saved = [scales, reverse_kl, torch.zeros_like(reverse_kl)]
+    plan = _Plan(head, head, frozenset(["reverse_kl"]), {}, dtype, dtype)
     # The walk returns the dtype of the hidden states, which it multiplies in that of the plan.
-    walk = _BackwardWalk(
-        hidden.float(), reference_hidden, targets, plan, saved, (nothing, nothing, upstream, nothing)
-    )  # fmt: skip
+    walk = _BackwardWalk(hidden.float(), reference_hidden, targets, plan, saved, (None, None, upstream, None))
     gradient, _, _ = walk.run(True, False, False)
     assert gradient is not None
     return gradient

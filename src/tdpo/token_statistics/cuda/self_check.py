@@ -69,7 +69,7 @@ def _trained(
     linear: Linear, hidden: Tensor, weight: Tensor, reference: Tensor, reference_head: Head, targets: Tensor
 ) -> list[Tensor]:
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    stats = linear(hidden, Head(weight), reference, reference_head, targets, frozenset())
+    stats = linear(hidden, Head(weight), reference, reference_head, targets, frozenset(), {})
     return [*_of(stats), *torch.autograd.grad(_objective(stats), [hidden, weight])]
 
 
@@ -79,7 +79,7 @@ def _frozen(
     hidden = hidden.clone().requires_grad_()
     with torch.no_grad():
         summary = summarize(reference, head, targets)
-    stats = statistics(hidden, head, summary, targets, frozenset())
+    stats = statistics(hidden, head, summary, targets, frozenset(), {})
     return [*_of(stats), *torch.autograd.grad(_objective(stats), [hidden])]
 
 

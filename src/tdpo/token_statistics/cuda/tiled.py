@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..types import Extra, Head, TokenStats
+from ..learned_tokens import tokens_with_gradient
+from ..types import Extra, Head, LearnedTokens, TokenStats
 from . import products
 from .choice import operand_dtype
 from .tiled_passes import add_tile, write_tile_gradient
@@ -27,6 +28,7 @@ class _Plan:
     policy_head: Head
     reference_head: Head
     extras: frozenset[Extra]
+    learned: LearnedTokens
     policy_dtype: torch.dtype  # of the products' operands
     reference_dtype: torch.dtype
 
@@ -49,10 +51,11 @@ def linear_statistics(
     reference_head: Head,
     targets: Tensor,
     extras: frozenset[Extra],
+    learned: LearnedTokens,
 ) -> TokenStats:
     """`linear_token_stats`, in tiles both ways."""
     dtypes = operand_dtype(policy_hidden, policy_head.weight), operand_dtype(reference_hidden, reference_head.weight)
-    plan = _Plan(policy_head, reference_head, extras, *dtypes)
+    plan = _Plan(policy_head, reference_head, extras, learned, *dtypes)
     with torch.autocast(policy_hidden.device.type, enabled=False):
         outputs = _TiledTokenStats.apply(
             policy_hidden, policy_head.weight, policy_head.bias, reference_hidden.detach(), targets, plan
@@ -83,6 +86,7 @@ class _TiledTokenStats(torch.autograd.Function):
             hidden, weight, bias, reference_hidden, targets, sums.table, sums.reverse_kl, sums.entropy
         )
         ctx.plan = plan
+        ctx.set_materialize_grads(False)  # None says of a statistic that nothing is learned from it
         out = [
             value.float()
             for value in (sums.policy_logp, sums.reference_logp, sums.forward_kl, sums.reverse_kl, sums.entropy)
@@ -192,30 +196,29 @@ class _BackwardWalk:
         targets: Tensor,
         plan: _Plan,
         saved: list[Tensor],
-        upstream: tuple[Tensor, ...],
+        upstream: tuple[Tensor | None, ...],
     ) -> None:
         self.plan, self.hidden_dtype = plan, hidden.dtype
-        d_forward, d_reverse = upstream[1:3]
-        # Tokens that need the reference again come first, so that they are one contiguous block.
-        needs_reference = (d_forward != 0) | (d_reverse != 0)
-        self.order = order = torch.argsort(needs_reference.int(), descending=True, stable=True)
-        self.with_reference = int(needs_reference.sum())
-        self.hidden = hidden[order].to(plan.policy_dtype)
-        self.reference_hidden = reference_hidden[order[: self.with_reference]].to(plan.reference_dtype)
-        self.targets = targets[order]
-        self.coefficients = self._coefficients(saved, upstream)[order]
+        of_kls = {"forward_kl": upstream[1], "reverse_kl": upstream[2]}
+        with_reference = tokens_with_gradient(plan.learned, of_kls, len(hidden))
+        self.hidden, self.targets = hidden.to(plan.policy_dtype), targets.contiguous()
+        self.reference_hidden = reference_hidden[with_reference.start : with_reference.stop].to(plan.reference_dtype)
+        self.coefficients = self._coefficients(saved, upstream, with_reference)
 
     @staticmethod
-    def _coefficients(saved: list[Tensor], upstream: tuple[Tensor, ...]) -> Tensor:
-        """What `write_tile_gradient` must know of each row, in its order: float64 `[N, 10]`."""
+    def _coefficients(saved: list[Tensor], upstream: tuple[Tensor | None, ...], with_reference: range) -> Tensor:
+        """What `write_tile_gradient` must know of each row, in its order: float64 `[N, 11]`."""
         table, reverse_kl, entropy = saved
-        d_logp, d_forward, d_reverse, d_entropy = upstream
+        nothing = torch.zeros_like(entropy)
+        d_logp, d_forward, d_reverse, d_entropy = (nothing if g is None else g.double() for g in upstream)
+        place = torch.arange(len(table), dtype=torch.float64, device=table.device) - with_reference.start
+        place[: with_reference.start] = place[with_reference.stop :] = -1
         shift, total, reference_shift, reference_total = table[:, :4].unbind(1)
         log_z, reference_log_z = _log_z(total, shift), _log_z(reference_total, reference_shift)
         return torch.stack(
             [
-                shift, total, reference_shift, reference_total, d_logp.double(), d_forward.double(),
-                d_reverse.double(), reference_log_z - log_z - reverse_kl, d_entropy.double(), entropy - log_z,
+                shift, total, reference_shift, reference_total, d_logp, d_forward, d_reverse,
+                reference_log_z - log_z - reverse_kl, d_entropy, entropy - log_z, place,
             ],
             dim=1,
         )  # fmt: skip
@@ -235,14 +238,12 @@ class _BackwardWalk:
             if d_weight is not None:
                 products.narrow_product(gradient.T, self.hidden, out=d_weight[tile.start : tile.end])
         if d_hidden is not None:
-            restored = torch.empty_like(d_hidden)
-            restored[self.order] = d_hidden
-            d_hidden = restored.to(self.hidden_dtype)
+            d_hidden = d_hidden.to(self.hidden_dtype)
         return d_hidden, d_weight, d_bias
 
     def _tile_gradients(self) -> Iterator[tuple[products.Tile, Tensor]]:
         """(tile, d loss / d(h·weightᵀ + bias) `[N, columns]` in the operands' dtype), tile by tile in one buffer."""
-        plan, tokens, k = self.plan, len(self.hidden), self.with_reference
+        plan, tokens, k = self.plan, len(self.hidden), len(self.reference_hidden)
         vocabulary = plan.policy_head.weight.shape[0]
         size = 2 * self.hidden.shape[1] + self.reference_hidden.shape[1]
         entry_bytes = 8 + self.hidden.dtype.itemsize

@@ -14,7 +14,7 @@ from .arithmetic import LN2, above_shift, logits, rounded, scaled, shrinkage, sp
 
 # Columns of the two tables.
 SUMS: tl.constexpr = tl.constexpr(11)
-COEFFICIENTS: tl.constexpr = tl.constexpr(10)
+COEFFICIENTS: tl.constexpr = tl.constexpr(11)
 # What a block's weights may sum to before their row gets another scale: more than a block of equal ones, and rare.
 LIMIT: tl.constexpr = tl.constexpr(65536.0)
 
@@ -143,11 +143,11 @@ def write_tile_gradient(
 ) -> None:
     """d loss / d(h·weightᵀ + bias) of one tile `[N, columns]`, rounded to the dtype of `out`.
 
-    Rows without a gradient of a KL have no products of the reference: they come last, and their gradient needs none.
+    Only some rows have products of the reference: their places among these are in the table, −1 for the others, whose
+    KLs have no gradient.
     """
     row = tl.program_id(0).to(tl.int64)
     policy_row = policy_ptr + row * columns
-    reference_row = reference_ptr + row * columns
     out_row = out_ptr + row * columns
     of_row = coefficients_ptr + row * COEFFICIENTS
     shift = tl.load(of_row).to(tl.float32)
@@ -158,8 +158,11 @@ def write_tile_gradient(
     d_forward = tl.load(of_row + 5).to(tl.float32)
     own = (tl.load(targets_ptr + row) - start).to(tl.int32)
     d_reverse = tl.load(of_row + 6).to(tl.float32)
+    place = tl.load(of_row + 10).to(tl.int64)
+    reference_row = reference_ptr + tl.maximum(place, 0) * columns
     # Masks of blocks are made of columns: the interpreter cannot combine one with a scalar condition.
-    reference_columns = tl.where(tl.abs(d_forward) + tl.abs(d_reverse) != 0.0, columns, 0)
+    needs_reference = (place >= 0) & (tl.abs(d_forward) + tl.abs(d_reverse) != 0.0)
+    reference_columns = tl.where(needs_reference, columns, 0)
     for block in range(BLOCKS):
         column = block * BLOCK + tl.arange(0, BLOCK)
         inside = column < columns

@@ -239,7 +239,8 @@ class TDPOTrainer(PairEvaluation):
         batch = ResponseBatch.from_inputs({name: value for name, value in inputs.items() if name != IS_SPARE})
         # A second model is not wrapped by accelerate: both must compute in one precision, or they differ at step 0.
         with self.accelerator.autocast():
-            stats = self.statistics(model, batch, extras=self.preference_loss.extras)
+            wanted = self.preference_loss
+            stats = self.statistics(model, batch, extras=wanted.extras, learned_tokens=wanted.learned_tokens(batch))
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
         if is_spare:

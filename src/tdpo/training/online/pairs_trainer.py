@@ -166,7 +166,8 @@ class OnlineTDPOTrainer(OnlineTrainer):
         pairs = [iteration.pairs[n] for n in self._schedule.part(of_update, place.part)]
         batch = self._judge.batch(pairs or [iteration.spare])
         with self.accelerator.autocast():
-            stats = self.statistics(model, batch, extras=self.preference_loss.extras)
+            wanted = self.preference_loss
+            stats = self.statistics(model, batch, extras=wanted.extras, learned_tokens=wanted.learned_tokens(batch))
         scores = score_pairs(stats, batch.sequence_index, batch.num_prompts)
         loss = self.preference_loss(stats, scores, batch.sequence_index, batch.num_prompts)
         if not pairs:  # the gradient that other processes wait for
