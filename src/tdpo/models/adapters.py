@@ -109,7 +109,8 @@ def leave_casts_to_autocast(model: nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, Linear) and not module.lora_variant:  # DoRA also computes norms of what comes
-            module._cast_input_dtype = partial(_cast_without_autocast, module)  # type: ignore[method-assign]
+            layer: Any = module
+            layer._cast_input_dtype = partial(_cast_without_autocast, module)
 
 
 def _cast_without_autocast(layer: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
