@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -51,6 +52,17 @@ def test_parts_of_a_training_of_all_weights(recipe_file: Path) -> None:
     assert less is not None and less < 0.75 * plain.activations
     mixed = room(recipe_file, "training.precision=bfloat16-mixed")
     assert mixed.weights == 6 * NUMBERS and mixed.activations is not None and mixed.activations < plain.activations
+
+
+def test_an_adapter_on_a_gpu_is_rounded_for_its_products(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ("model.lora.rank=4", "model.dtype=bfloat16")
+    on_cpu = room(recipe_file, *overrides)
+    monkeypatch.setattr("tdpo.workflows.memory_room.device_of", lambda choice: torch.device("cuda"))
+    on_gpu = room(recipe_file, *overrides)
+    adapters = on_cpu.gradients // 4
+    assert on_gpu.weights == on_cpu.weights + 2 * adapters and on_gpu.gradients == on_cpu.gradients
+    assert on_gpu.activations is not None and on_cpu.activations is not None
+    assert on_gpu.activations < 0.9 * on_cpu.activations, "no input is raised to float32"
 
 
 def test_what_a_server_draws_takes_no_memory_here(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.ppo_cases import PROMPTS, letters, make_ppo, ppo_settings
-from helpers.tiny_models import build_model
+from helpers.tiny_models import build_model, shake_adapter
 from helpers.training_cases import lora, make_trainer, plain_rows, settings, train_logs
 from tdpo.models import causal_lm_of, product_speed
 from tdpo.models.product_speed import ProductSpeed
@@ -48,6 +49,85 @@ def test_all_weights_learn_by_default(tokenizer: Any, tmp_path: Path) -> None:
     assert "weights float32, products float32 (bfloat16 products are no gain here: 100 GFLOP/s" in (
         make_trainer(half_model(), tmp_path / "said", tokenizer).precision.describe()
     )
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose as for a training on a GPU, and train on what is there."""
+    monkeypatch.setattr("tdpo.training.precision.device_of_training", lambda args: torch.device("cuda"))
+
+
+@pytest.mark.parametrize("reference", ["model", "cache"])
+def test_an_adapter_on_a_gpu_is_kept_in_float32_and_multiplied_in_bfloat16(
+    reference: str, as_on_a_gpu: None, tokenizer: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        half_model(), tmp_path / "run", tokenizer, peft_config=lora(), reference=reference, learning_rate=5e-6
+    )
+    said = "Precision: weights bfloat16, adapters float32, all products bfloat16 (as the model was loaded)."
+    assert trainer.precision.describe() == said and trainer.accelerator.mixed_precision == "bf16"
+    adapters = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in adapters.values()} == {torch.float32}
+    before = {name: p.detach().clone() for name, p in adapters.items()}
+    seen: set[tuple[torch.dtype, torch.dtype]] = set()
+    layer = causal_lm_of(trainer.model).model.layers[0].mlp.down_proj
+    layer.lora_A["default"].register_forward_hook(lambda _, inputs, out: seen.add((inputs[0].dtype, out.dtype)))
+    trainer.train()
+    assert seen == {(torch.bfloat16, torch.bfloat16)}, "neither raised by peft nor multiplied in float32"
+    first = train_logs(trainer)[0]
+    assert [first[name] for name in KLS] == [0.0] * 4 and first["margin"] == 0.0
+    firsts = [(p.detach(), before[name]) for name, p in adapters.items() if "lora_A" in name]
+    moved, in_half = (
+        sum(int((p.to(dtype) != start.to(dtype)).sum()) for p, start in firsts)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert moved > 0.9 * sum(p.numel() for p, _ in firsts) and in_half < 0.05 * moved, "16 bits would not have learned"
+
+
+def test_what_peft_would_copy_is_left_out_and_nothing_else_changes() -> None:
+    """Gradients are the same bits. Without autocast an adapter in float32 needs its input raised, and gets it."""
+    from peft import get_peft_model
+
+    from tdpo.models.adapters import leave_casts_to_autocast
+
+    model = get_peft_model(half_model(), lora())
+    shake_adapter(model, seed=1, std=0.1)
+    ids = torch.arange(5, 23).view(2, 9)
+
+    def computed(autocast: bool) -> tuple[list[torch.Tensor], int, int]:
+        model.zero_grad()
+        kept: dict[int, int] = {}
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda t: (kept.__setitem__(t.untyped_storage().data_ptr(), t.nbytes), t)[1], lambda t: t
+            ),
+            Casts() as casts,
+        ):
+            loss = model(input_ids=ids).logits.float().square().mean()
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        return [loss.detach(), *gradients], casts.numbers, sum(kept.values())
+
+    before = {autocast: computed(autocast) for autocast in (False, True)}
+    leave_casts_to_autocast(model)
+    after = {autocast: computed(autocast) for autocast in (False, True)}
+    for autocast, (values, *_) in before.items():
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(after[autocast][0], values, strict=True))
+    assert after[False][1:] == before[False][1:]
+    assert after[True][1] < 0.5 * before[True][1], "of numbers that change their dtype"
+    assert after[True][2] < 0.95 * before[True][2], "of bytes that are kept for the backward pass"
+
+
+class Casts(TorchDispatchMode):
+    """Counts the numbers that are copied into another dtype."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default:
+            self.numbers += args[0].numel()
+        return func(*args, **(kwargs or {}))
 
 
 def test_all_processes_choose_what_the_first_has_measured(

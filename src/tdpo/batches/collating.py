@@ -113,7 +113,7 @@ class ResponseCollator:
         return Extent(max(map(sequence_length, prompts)), widest)
 
     def describe(self) -> str:
-        """The layout in a few words for the log. They are part of a cache's fingerprint: changed, all are made anew."""
+        """The layout in a few words for the log. Caches are found by them: changed, all are made anew."""
         if not self.share_prefixes:
             return "padded rows"
         if self.group_prompts:
@@ -121,6 +121,12 @@ class ResponseCollator:
         if self.max_tokens_per_row is None:
             return "pairs share their prompt"
         return f"pairs share their prompt, packed into rows of at most {self.max_tokens_per_row} tokens"
+
+    def describe_rows(self) -> str:
+        """The layout and the form in which its rows are given to the model, in a few words that are part of a cache's
+        fingerprint."""
+        forms = {"seen by ranges": self.ranged, "or padded by cost": self.costs is not None}
+        return ", ".join([self.describe(), *(words for words, applies in forms.items() if applies)])
 
     def tokens(self, prompt: PromptResponses) -> int:
         """Tokens that the body computes for this prompt and its responses in a batch of their own, padding included."""

@@ -110,9 +110,10 @@ def _hardware() -> Iterator[Check]:
 
 def _products() -> Check:
     """Say how fast products are. It is measured, as flags of a processor do not say it."""
+    from ..models.devices import device_of
     from ..models.product_speed import product_speed
 
-    speed = product_speed()
+    speed = product_speed(device_of())
     verdict = {(True, False): "bfloat16 is faster", (False, True): "float32 is faster"}.get(
         (speed.prefers_half, speed.is_slower), "about the same"
     )

@@ -36,17 +36,22 @@ def policy_checks(model: Model, precision: str) -> Iterator[Check]:
 
 def _precision_checks(policy: Any, model: Model, choice: str, adapter: bool) -> Iterator[Check]:
     """Say what training would compute in on this machine, and whether something else would be faster."""
+    from ..models.devices import device_of
     from ..models.precision import choose_precision, loaded_dtype
     from ..models.product_speed import why_slow
     from ..models.quantization import choice_in_words
 
     loaded = loaded_dtype(policy) if model.dtype == "auto" else model.dtype
-    precision = choose_precision(choice, loaded, adapters="float32" if adapter else None)
+    try:
+        device = device_of(model.device)
+    except ValueError:  # the check of the device says it
+        return
+    precision = choose_precision(choice, loaded, adapters="float32" if adapter else None, device=device)
     yield Check("precision", "ok", f"{precision.dtypes()} ({precision.why})")
     if model.quantization is not None:
         bits = choice_in_words(model.quantization.model_dump())
         yield Check("model.quantization", "ok", f"the base's linear layers but the head in {bits}; so is the reference")
-    if slow := why_slow(precision.products):
+    if slow := why_slow(precision.products, device):
         yield Check("precision", "note", slow)
 
 

@@ -125,9 +125,10 @@ class Demo:
         if self.dtype:
             write(f"\nThe demo runs in {self.dtype}, as it began.")
             return
+        from ..models.devices import device_of
         from ..models.product_speed import product_speed
 
-        speed = product_speed()
+        speed = product_speed(device_of())
         self.dtype = "bfloat16" if speed.prefers_half else "float32"
         write(text.DTYPE[self.dtype].format(measured=speed.describe()))
 

@@ -88,7 +88,7 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
     options |= {"dtype": recipe.model.dtype, "quantization": quantization, "device": recipe.model.device}
     model = load_causal_lm(recipe.model.name, **options)
     say(f"sampling on {describe_device(model.device)}")
-    if slow := why_slow(loaded_dtype(model)):
+    if slow := why_slow(loaded_dtype(model), model.device):
         say(f"{slow}.", style="yellow")
     total = len(environment.train) * recipe.sampling.samples_per_prompt
     settings = pair_settings(recipe.sampling, environment, recipe.seed)

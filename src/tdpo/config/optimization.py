@@ -47,7 +47,8 @@ class Optimizing(Section):
     """What is computed in. `float32`: weights and their products. `bfloat16-mixed`, `float16-mixed`: weights float32,
     products in 16 bits by autocast. `bfloat16`: both, where small updates of trained weights are rounded away. `auto`:
     trained weights float32, with bfloat16 products if the model was saved in 16 bits and they are measured to be faster
-    here; with adapters, the base in the dtype that it was loaded in. Adapters are float32 in any case."""
+    here; with adapters, the base in the dtype that it was loaded in. Adapters are kept in float32 in any case; on a GPU
+    they are multiplied in bfloat16 where the other products are."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: less memory, about a third more time."""
     liger: bool = False

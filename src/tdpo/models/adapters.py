@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,30 @@ def has_adapter(model: Any) -> bool:
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
+
+
+def leave_casts_to_autocast(model: nn.Module) -> None:
+    """Under autocast, multiply a layer's input with its LoRA adapter as it comes; in place.
+
+    peft raises every input to the adapter's float32, and autocast rounds it again: two copies, of which the backward
+    pass keeps one for each layer, also where layers share their input. Without autocast peft does as ever, and of a
+    quantised layer it leaves inputs alone by itself. Values and gradients are the same bits without the adapter's
+    dropout, whose random numbers may depend on the input's dtype.
+    """
+    from peft.tuners.lora import Linear
+
+    for module in model.modules():
+        if isinstance(module, Linear) and not module.lora_variant:  # DoRA also computes norms of what comes
+            layer: Any = module
+            layer._cast_input_dtype = partial(_cast_without_autocast, module)
+
+
+def _cast_without_autocast(layer: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """peft's method of this name, which does nothing under autocast."""
+    if torch.is_autocast_enabled(x.device.type):
+        return x
+    raised: Tensor = type(layer)._cast_input_dtype(layer, x, dtype)
+    return raised
 
 
 def load_adapter(base: Any, folder: str | Path, *, trainable: bool = False) -> Any:

@@ -57,25 +57,30 @@ Operands = tuple[torch.Tensor, torch.Tensor]
 _recorded: list[Path] = []  # the files of `recorded_in`, the innermost last
 
 
-def product_speed(dtype: str = "bfloat16") -> ProductSpeed:
+def product_speed(device: torch.device, dtype: str = "bfloat16") -> ProductSpeed:
     """The speed of products in `dtype` beside float32, on the device on which models run.
 
     It is measured once in a process, in some tenths of a second; inside `recorded_in`, once for all processes that
     share the file.
     """
     if not _recorded:
-        return measure(dtype, _device())
+        return measure(dtype, str(device))
     path = _recorded[-1].with_name(f"{_recorded[-1].stem}_{dtype}.json")
     if not path.exists():
-        _write_first(path, asdict(measure(dtype, _device())))
+        _write_first(path, asdict(measure(dtype, str(device))))
     return ProductSpeed(**read_json(path))
 
 
-def why_slow(dtype: str) -> str | None:
-    """A sentence for the user where products in `dtype` are measured to be slower than in float32; else None."""
-    if dtype not in HALF_DTYPES or not (speed := product_speed(dtype)).is_slower:
+def why_slow(dtype: str, device: torch.device) -> str | None:
+    """A sentence for the user where products in `dtype` are measured to be slower than in float32 or, not on a CPU,
+    float32 slower than bfloat16; else None."""
+    if dtype in HALF_DTYPES and (speed := product_speed(device, dtype)).is_slower:
+        better = "float32"
+    elif dtype == "float32" and device.type != "cpu" and (speed := product_speed(device)).prefers_half:
+        better = speed.dtype
+    else:
         return None
-    return f"products in {dtype} are slow on this machine ({speed.describe()}): model.dtype=float32 is faster"
+    return f"products in {dtype} are slow on this machine ({speed.describe()}): model.dtype={better} is faster"
 
 
 @contextmanager
@@ -99,10 +104,6 @@ def _write_first(path: Path, value: dict[str, Any]) -> None:
             pass
         except OSError:  # a file system without hard links
             whole.replace(path)
-
-
-def _device() -> str:
-    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
 
 @cache

@@ -24,6 +24,7 @@ from ..runs.inputs import require_same_inputs, write_inputs
 from ..scoring.readings import Reading, read
 from .arguments import other_values
 from .best_model import loaded_best
+from .compiling import RecompileWatch
 from .resumption import check_form, reading, whole_checkpoint
 from .run_record import RunRecord, card_may_replace
 from .saving import optimizer_bytes, quiet_about_the_bundled_base, weights_bytes
@@ -52,6 +53,7 @@ class CheckpointedTrainer(Trainer):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.looks_ahead = self.args.device.type != "cpu"
+        self.add_callback(RecompileWatch())
         self._begin()
 
     def train(  # type: ignore[override]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ..config.training_defaults import learning_rate
 from ..models import has_adapter
+from ..models.adapters import leave_casts_to_autocast
 from ..models.precision import (
     Precision,
     adapters_dtype,
@@ -44,13 +46,20 @@ def settle_precision(model: Any, args: Arguments) -> Precision:
     if is_deepspeed(args) and args.precision == "auto":
         return Precision(saved, autocast or saved, adapters, "as DeepSpeed's configuration says")
     precision = choose_precision(
-        args.precision, saved, adapters=adapters, autocast=autocast, measured=_speed_for_all_processes
+        args.precision,
+        saved,
+        adapters=adapters,
+        device=device_of_training(args),
+        autocast=autocast,
+        measured=_speed_for_all_processes,
     )
     if not quantized and precision.weights != saved:
         hold_weights(model, precision.weights)
     if autocast is None and precision.is_mixed:
         args.mixed_precision = next(name for name, dtype in AUTOCAST.items() if dtype == precision.products)
         args.bf16, args.fp16 = args.mixed_precision == "bf16", args.mixed_precision == "fp16"
+    if args.mixed_precision in AUTOCAST and device_of_training(args).type == "cuda":
+        leave_casts_to_autocast(model)
     # accelerate's state belongs to the process. One that an earlier trainer left would refuse another precision.
     if AcceleratorState._shared_state.get("_mixed_precision", args.mixed_precision) != args.mixed_precision:
         AcceleratorState._reset_state()
@@ -58,9 +67,14 @@ def settle_precision(model: Any, args: Arguments) -> Precision:
     return precision
 
 
-def _speed_for_all_processes() -> ProductSpeed:
+def device_of_training(args: Arguments) -> torch.device:
+    """Where products are computed, which decides about their dtype."""
+    return args.device
+
+
+def _speed_for_all_processes(device: torch.device) -> ProductSpeed:
     """What the first process measured: processes that chose each by its own would train one model in two precisions."""
-    [speed] = broadcast_object_list([product_speed()])
+    [speed] = broadcast_object_list([product_speed(device)])
     return speed
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..config import AnyRecipe, OnlineRecipe, PPORecipe, Recipe
 from ..models import causal_lm_of, has_adapter, outline_causal_lm
 from ..models.configurations import text_config
+from ..models.devices import device_of
 from ..models.precision import Precision, choose_precision, hold_weights, loaded_dtype
 from ..models.quantized_sizes import bits_of_base, layers_to_quantize
 from ..models.saved_activations import saved_bytes
@@ -89,8 +90,9 @@ def memory_of(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch, devic
     critic = [] if models.critic is None else list(models.critic.parameters())
     beside = _beside(recipe, models)
     kept = _held(models) + _bytes(beside) + _bytes(critic)
-    copied = [*policy.parameters(), *critic] if precision.is_mixed else []  # by autocast, until the backward is done
-    copies = sum(weight.numel() for weight in copied) * _size(precision.products)
+    products: torch.dtype = getattr(torch, precision.products)
+    rounded = [p for p in (*policy.parameters(), *critic) if precision.is_mixed and p.dtype != products]
+    copies = sum(weight.numel() for weight in rounded) * products.itemsize  # kept until the backward is done
     whole = 0 if devices == 1 else _gathered(policy)
     return MemoryRoom(
         weights=kept // devices + (copies if devices == 1 else 0) + whole,
@@ -126,7 +128,7 @@ class ModelsOfRun:
         """The models that the recipe names; None where weights are stored quantised, which have no outline.
 
         Raises:
-            FileNotFoundError, ValueError: as loading the models and adding the adapter.
+            FileNotFoundError, ValueError: as loading the models and adding the adapter, and as `device_of`.
         """
         policy, name = check_policy(recipe.model), recipe.model.reference
         if policy is None:
@@ -136,7 +138,8 @@ class ModelsOfRun:
         critic = check_critic(recipe, policy)
         loaded = loaded_dtype(policy) if recipe.model.dtype == "auto" else recipe.model.dtype
         adapters = "float32" if has_adapter(policy) else None
-        precision = choose_precision(recipe.optimization.precision, loaded, adapters=adapters)
+        device = device_of(recipe.model.device)
+        precision = choose_precision(recipe.optimization.precision, loaded, adapters=adapters, device=device)
         for model in (policy, reference):
             if model is not None:
                 hold_weights(model, precision.weights)
@@ -174,6 +177,9 @@ def _activations(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch) ->
     for model in [policy] if models.critic is None else [policy, models.critic]:
         if models.precision.is_mixed:
             hold_weights(model, products)
+        if models.precision.rounds_adapters and has_adapter(model):
+            for weight in model.parameters():
+                weight.data = weight.data.to(getattr(torch, products))
         switch_off_dropout(model.train())
         kept = saved_bytes(model, batch.rows, batch.tokens)
         if kept is None:

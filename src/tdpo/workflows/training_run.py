@@ -169,7 +169,7 @@ def run_training(
         trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
         say(trainer.describe())
         say(precision.describe())
-        if slow := why_slow(precision.products):
+        if slow := why_slow(precision.products, trainer.args.device):
             say(f"{slow}.")
         say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
         judged = data.held_out is not None and judge_held_out

@@ -52,12 +52,12 @@ CASES = [
 ]
 
 
-def run(trained: str, folder: Path, **changes: Any) -> Any:
+def run(trained: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     family, adapter = TRAINED[trained]
     fresh_accelerator()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = make_trainer(
-        build_model(family),
+        build_model(family, dtype=dtype),
         folder,
         build_tokenizer(),
         plain_rows(ROWS),
@@ -162,9 +162,12 @@ def build_policy(trained: str) -> Any:
 
 
 def policy_starts_at_the_reference_in_bf16(folder: Path) -> None:
-    trainer = run("all weights", folder / "bf16", bf16=True, max_steps=1)
-    (line,) = train_logs(trainer)
-    assert line["chosen_forward_kl"] == line["rejected_reverse_kl"] == 0.0, "both models compute in one precision"
+    for trained, dtype in (("all weights", torch.float32), ("adapter", torch.bfloat16)):
+        trainer = run(trained, folder / f"bf16 {trained}", dtype=dtype, bf16=True, max_steps=1)
+        (line,) = train_logs(trainer)
+        assert line["chosen_forward_kl"] == line["rejected_reverse_kl"] == 0.0, "both models compute in one precision"
+    trained_dtypes = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
+    assert trained_dtypes == {torch.float32}, "an adapter keeps its masters beside a base in 16 bits"
 
 
 class Sent(TorchDispatchMode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from helpers.training_cases import (
 )
 from tdpo.reference_cache import building
 from tdpo.scoring.reference_source import CachedReference
+from tdpo.scoring.row_forms import costs_of
 from tdpo.training import TDPOConfig
 from tdpo.training.offline import reference_caching as source
 
@@ -297,3 +298,33 @@ def test_full_logits_cannot_be_cached(tokenizer: Any, tmp_path: Path, monkeypatc
         cached_trainer(tmp_path, tokenizer)
     trainer, _ = auto(tokenizer, tmp_path)
     assert trainer.statistics.path.name == "logits" and not is_cached(trainer)
+
+
+def test_a_cache_is_of_one_card_its_kernels_and_one_form_of_rows(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rounds the reference otherwise, and a policy that is rounded in another way does not start at a KL of 0."""
+    requests = []
+    inner = source.pair_reference_source
+
+    def noted(request: Any, *args: Any, **more: Any) -> Any:
+        requests.append(request)
+        return inner(request, *args, **more)
+
+    monkeypatch.setattr(source, "pair_reference_source", noted)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    make_trainer(build_model("llama"), tmp_path, tokenizer, plain_rows(2), peft_config=lora("q_proj"))
+    [request] = requests
+    on_cpu = request.plan(tmp_path, None).fingerprint
+    assert (on_cpu.precision, on_cpu.layout) == ("no", "pairs share their prompt"), "as in earlier versions"
+
+    collator = request.collator
+    by_cost = replace(request, collator=replace(collator, costs=costs_of(request.policy, False)))
+    assert by_cost.plan(tmp_path, None).fingerprint.differences(asdict(on_cpu)) == ["layout"]
+    assert len({replace(collator, ranged=ranged).describe_rows() for ranged in (False, True)}) == 2
+    on_gpu, values = replace(request, device=torch.device("cuda")), request.values(request.pairs[:1])
+    monkeypatch.setattr(source.CacheRequest, "values", lambda self, pairs: values)
+    assert on_gpu.plan(tmp_path, None).fingerprint.precision == "no a card"
+    monkeypatch.setattr(source, "kernels_apply", lambda weight: weight.shape == (384, 32))
+    assert request.plan(tmp_path, None).fingerprint.differences(asdict(on_cpu)) == ["precision"]
+    assert on_gpu.plan(tmp_path, None).fingerprint.precision == "no a card kernels"

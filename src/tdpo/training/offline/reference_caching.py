@@ -23,6 +23,7 @@ from ...reference_cache import CacheLayout, CachePlan, Field, Fingerprint, Refer
 from ...scoring.head_path import HeadPath
 from ...scoring.reference_source import CachedReference, LiveReference, ReferenceSource, copied_head
 from ...token_statistics import Head
+from ...token_statistics.cuda.choice import kernels_apply
 from ..sharding import placed
 from .config import TDPOConfig
 
@@ -40,7 +41,7 @@ class CacheRequest:
     pairs: Sequence[PromptResponses]
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
-    precision: str
+    precision: str  # of products, and what else they are rounded by, in words
     batch_size: int  # pairs in a forward of the reference
     about: Mapping[str, str]  # model, data and run in words
 
@@ -73,9 +74,20 @@ class CacheRequest:
         layout = CacheLayout.of(self.pairs, fields)
         content = ", ".join(f"{f.name} {str(f.dtype).removeprefix('torch.')} {f.width or 1}" for f in fields)
         fingerprint = Fingerprint(
-            self._model_digest(), self.precision, layout.data_digest, content, self.collator.describe()
+            self._model_digest(), self._arithmetic(), layout.data_digest, content, self.collator.describe_rows()
         )
         return CachePlan(root, fingerprint, layout, self.about, limit)
+
+    def _arithmetic(self) -> str:
+        """Everything that decides how what the reference says is rounded, in words: where the policy's is rounded
+        otherwise, the KL does not start at 0."""
+        words = [self.precision]
+        if self.device.type != "cpu":
+            is_cuda = self.device.type == "cuda"
+            words.append(torch.cuda.get_device_name(self.device) if is_cuda else self.device.type)
+        if self.path.name == "frozen" and self.path.head is not None and kernels_apply(self.path.head().weight):
+            words.append("kernels")
+        return " ".join(words)
 
     def head_to_keep(self) -> Head | None:
         """The reference's head as it is now, in memory of its own, where the cache holds hidden states only."""

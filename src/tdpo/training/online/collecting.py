@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -12,10 +13,12 @@ from accelerate.utils import gather_object
 
 from ...batches import Extent, PromptResponses
 from ...environments import Prompt
+from ...models import causal_lm_of
 from ...rewards.functions import ConstancyWatch, Rewards
 from ...sampling.engines import ResponseSampler
 from ...scoring.layout import cover, grouped_collator
 from ...scoring.row_forms import RowForm, row_form
+from ..arguments import AUTOCAST
 from .arguments import OnlineArguments
 from .completions_file import CompletionsFile
 from .judging import Judge
@@ -121,7 +124,7 @@ class Collector:
     def _sampled(
         self, policy: Any, prompts: Sequence[Prompt], seed: int, first: int = 0, samples: int | None = None
     ) -> RewardedResponses:
-        with self.judge.autocast():  # around the whole, so that weights are rounded once and not for every token
+        with self._autocast(policy):  # around the whole, so that weights are rounded once and not for every token
             responses, prompt_ids, seconds = sample_responses(
                 policy, self.tokenizer, prompts, self.args, seed=seed, first=first, samples=samples,
                 sampler=self.sampler,
@@ -132,6 +135,12 @@ class Collector:
         values, parts = self.rewards(prompt_of_each, [response.text for response in responses])
         rewards = torch.tensor(values, dtype=torch.float64)
         return RewardedResponses(prompt_of_each, responses, prompt_ids, rewards, parts, seconds)
+
+    def _autocast(self, policy: Any) -> AbstractContextManager[Any]:
+        """That of the training, unless the base has the dtype of the products: then there is nothing to round where
+        the adapter is folded into it."""
+        dtype = str(causal_lm_of(policy).dtype).removeprefix("torch.")
+        return nullcontext() if AUTOCAST.get(self.args.mixed_precision) == dtype else self.judge.autocast()
 
     def choose_layout(self, policy: Any, units: list[PromptResponses]) -> None:
         """Find out how responses may share rows: the models are asked once, and again where units are longer than any
