@@ -146,11 +146,12 @@ def test_the_device_is_that_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> No
     cards = [{"name": f"card {n}", "memory_gib": 10 * (n + 1)} for n in range(2)]
     monkeypatch.setattr("tdpo.runs.machine.accelerators", lambda: cards)
     monkeypatch.setattr("tdpo.runs.machine.hardware", lambda: {"memory_gib": 5})
-    sizes = {choice: _device(choice) for choice in ("auto", "cuda:1", "cpu")}
+    sizes = {choice: _device(choice) for choice in ("auto", "cuda:1", "cpu", "cuda:2")}
     assert sizes == {
         "auto": ("card 0", 10 * 2**30),
         "cuda:1": ("card 1", 20 * 2**30),
         "cpu": ("the machine", 5 * 2**30),
+        "cuda:2": ("cuda:2", None),
     }
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 
 from helpers.tiny_models import build_model
@@ -63,6 +66,36 @@ def test_a_package_that_is_missing(asks: Callable[..., str], monkeypatch: pytest
         "training.report_to: wandb needs wandb, which is not installed; pip install wandb"
     )
     assert "training.optimizer: adamw_8bit needs bitsandbytes" in asks("training.optimizer=adamw_8bit")
+
+
+def test_a_device_that_is_not_there_and_what_cannot_run_on_it(
+    asks: Callable[..., str], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    missing = asks("model.device=cuda:1", "training.liger=true")
+    assert (
+        missing
+        == "there is no device cuda:1 here: torch sees cpu. Name one of these (model.device, --device), or auto."
+    )
+    faster = ["training.liger=true", "training.compile=true"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # where Liger's kernels count as runnable
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    sys.modules["liger_kernel"].__spec__ = __spec__
+    monkeypatch.setenv("CXX", "g++")
+    shown = call("doctor", "recipe.yaml", *faster)
+    assert shown.exit_code == 0 and "device  model.device auto: models run on the CPU\n" in shown.output, shown.output
+    assert "liger  training.liger can run there" in shown.output and "compile  training.comp" in shown.output
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert asks(*faster) == ("training.liger: Liger's kernels run on a GPU, and this runs on the CPU; leave it out")
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr("tdpo.training.arguments.shutil.which", lambda name: None)
+    recipe, cpu = load_recipe("recipe.yaml", ["training.compile=true", "model.device=cuda:0"]), torch.device("cpu")
+    reason = prerequisites.speedups(recipe, cpu)["compile"]
+    assert reason is not None and reason.startswith("training.compile: torch finds no C++ compiler")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"model\.device: cuda:0 is one GPU, and each of the 2 processes"):
+        check_prerequisites(recipe)
 
 
 def test_a_folder_that_cannot_be_written_to(asks: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +198,7 @@ def test_without_a_place_for_a_cache_the_reference_runs_in_every_step(
     caplog.set_level("INFO")
     options = {"reference": "auto", "max_steps": 2}
     trainer = make_trainer(build_model("llama"), tmp_path / "run", tokenizer, reference_cache_dir=None, **options)
+    assert "Training on " in caplog.text
     assert "The reference runs in every step: a cache cannot be kept (TDPO_CACHE: " in caplog.text
     assert type(trainer.statistics.source).__name__ == "LiveReference"
     with pytest.raises(NotADirectoryError, match=r"reference_cache_dir: .* cannot be a folder"):

@@ -68,13 +68,13 @@ def test_what_has_no_kernels_or_other_numbers_is_refused(
     stand_in["factor"] = 1.1
     with pytest.raises(ValueError, match=r"hidden states of llama differ by 0\.\d+ \(relative\)"):
         apply_liger(tiny_model("llama"))
-    assert "cross_entropy would have no effect" in str(why_no_liger({"cross_entropy": True}))
-    assert why_no_liger(None) is None
+    cpu = torch.device("cpu")
+    assert "cross_entropy would have no effect" in str(why_no_liger({"cross_entropy": True}, cpu))
+    assert why_no_liger(None, cpu) is None
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    if not torch.cuda.is_available():
-        assert "torch sees none" in str(why_no_liger(None))
-        with pytest.raises(ValueError, match="use_liger_kernel: Liger's kernels run on a GPU"):
-            make_trainer(tiny_model("llama"), tmp_path, None, use_liger_kernel=True)
+    assert "this runs on the CPU" in str(why_no_liger(None, cpu)) and why_no_liger(None, torch.device("cuda")) is None
+    with pytest.raises(ValueError, match="use_liger_kernel: Liger's kernels run on a GPU"):
+        make_trainer(tiny_model("llama"), tmp_path, None, use_liger_kernel=True, use_cpu=True)
 
 
 def test_a_training_calls_them_in_both_models(

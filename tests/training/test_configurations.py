@@ -144,7 +144,7 @@ def test_every_value_of_a_recipe_reaches_its_field(tmp_path: Path) -> None:
 
 def test_keys_of_transformers_fields_are_those_that_set_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables that documents are made of against what a recipe does, in values that are no defaults."""
-    monkeypatch.setattr("tdpo.training.arguments.why_no_liger", lambda config: None)  # it is not installed everywhere
+    monkeypatch.setattr("tdpo.training.arguments.why_no_liger", lambda *_: None)  # it is not installed everywhere
     other = {
         "run_dir": "elsewhere", "seed": 9, "model.trust_remote_code": True, "learning_rate": 3e-3,
         "scheduler": "cosine",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ALLOWED = (
     "evaluation", "environment", "data.eval", "data.eval_split", "data.on_bad_rows", "data.repeated_rows",
     "prompts.eval", "sampling.engine", "sampling.url", "sampling.adapter_dir", "sampling.timeout",
+    "model.device",
 )  # fmt: skip
 # The override that says the same of a recipe's run as a flag.
 AS_OVERRIDE = {"data": "data.eval", "environment": "environment.name"}

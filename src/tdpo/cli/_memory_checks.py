@@ -79,6 +79,8 @@ def _device(choice: str) -> tuple[str, int | None]:
     found, number = [] if choice == "cpu" else accelerators(), int(choice.partition(":")[2] or 0)
     if number < len(found):
         name, gib = found[number]["name"], found[number]["memory_gib"]
-    else:
+    elif choice in ("auto", "cpu"):
         name, gib = "the machine", hardware()["memory_gib"]
+    else:  # the check of the device says that there is none
+        name, gib = choice, None
     return name, None if gib is None else int(gib * 2**30)

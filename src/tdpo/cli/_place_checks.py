@@ -1,4 +1,4 @@
-"""Checks for `tdpo doctor` of what a recipe needs beside models and data: folders, packages, room, pairs to be made."""
+"""Checks for `tdpo doctor` of what a recipe needs beside models and data: device, folders, packages, room, pairs."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ def run_dir(recipe: AnyRecipe) -> Iterator[Check]:
         else:
             if key == "run_dir" and reason is None:
                 yield Check("run_dir", "ok", f"{run.path} is free")
+
+
+def device(recipe: AnyRecipe) -> Iterator[Check]:
+    """Check that the recipe's device is here, and that what speeds the body up can run on it."""
+    from ..models.devices import describe_device
+    from ..workflows.prerequisites import device_of_recipe, speedups
+
+    place = device_of_recipe(recipe)
+    yield Check("device", "ok", f"model.device {recipe.model.device}: models run on {describe_device(place)}")
+    for key, reason in speedups(recipe, place).items():
+        yield Check(key, "problem" if reason else "ok", reason or f"{recipe.OPTIMIZATION}.{key} can run there")
 
 
 def packages(recipe: AnyRecipe) -> Iterator[Check]:

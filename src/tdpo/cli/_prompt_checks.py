@@ -55,6 +55,7 @@ def rewards(recipe: OwnResponsesRecipe) -> Iterator[Check]:
     from dataclasses import replace
 
     from ..models import load_tokenizer
+    from ..models.devices import device_of
     from ..recipe_data.prompts import part_of_recipe, read_recipe_prompts
 
     if not recipe.rewards:
@@ -67,10 +68,14 @@ def rewards(recipe: OwnResponsesRecipe) -> Iterator[Check]:
         tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
     except (OSError, ValueError):  # the check of the models reports it
         tokenizer = None
+    try:
+        device = device_of(recipe.model.device)
+    except ValueError:  # the check of the device reports it
+        device = device_of("cpu")
     for number, entry in enumerate(recipe.rewards):
         key = f"rewards[{number}]" + ("" if entry.function else ".model")
         try:
-            part = part_of_recipe(entry, tokenizer, recipe.model.trust_remote_code)
+            part = part_of_recipe(entry, tokenizer, recipe.model.trust_remote_code, device)
             environment = replace(part.environment, max_new_tokens=recipe.rollouts.max_new_tokens or 1)
             trial = try_reward(environment, train, held_out) if train else "not tried, as there are no prompts"
         except Exception as error:

@@ -15,7 +15,7 @@ from ._length_checks import layout, prompt_lengths
 from ._machine_checks import Check
 from ._memory_checks import memory_for_pairs, memory_for_prompts
 from ._model_checks import model_checks, policy_checks, vocabulary_size
-from ._place_checks import cache_room, packages, pairs_to_come, room, run_dir
+from ._place_checks import cache_room, device, packages, pairs_to_come, room, run_dir
 from ._template_checks import template_checks
 from ._time_checks import training_time
 
@@ -158,7 +158,7 @@ def _updates(recipe: Recipe, pairs: int, about: str = "about ") -> Iterator[Chec
     yield from room(recipe, updates)
 
 
-BOTH: dict[str, Callable[[Any], Iterator[Check]]] = {"run_dir": run_dir, "packages": packages}
+BOTH: dict[str, Callable[[Any], Iterator[Check]]] = {"run_dir": run_dir, "device": device, "packages": packages}
 
 
 def _of_preferences(devices: int) -> dict[str, Callable[[Any], Iterator[Check]]]:

@@ -31,11 +31,11 @@ class Board:
 
     def __init__(self, study: Study) -> None:
         from ..comparison.cells import StudyFiles, cells_of
-        from ..comparison.study import workers_of
+        from ..comparison.study import place_of, workers_of
 
         self.files = StudyFiles.of(study)
         self.cells = cells_of(study)
-        self.workers = workers_of(study)
+        self.workers, self.place = workers_of(study), place_of(study)
         self.running: dict[CellKey, tuple[float, str]] = {}
         self.left = set(self.cells)
         self.seconds: dict[str, list[float]] = defaultdict(list)
@@ -47,7 +47,7 @@ class Board:
     def __enter__(self) -> Board:
         self._take_in_finished()
         say(
-            f"{len(self.cells)} runs in {self.files.folder}, {self.workers} at a time. "
+            f"{len(self.cells)} runs in {self.files.folder}, {self.workers} at a time, on {self.place}. "
             "Ctrl-C stops and keeps what is done; the same command goes on."
         )
         if err().is_terminal:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ._console import out, progress_in_stages, quiet_libraries, say
+from ._device import say_device
 from ._errors import CommandError
 from ._options import Debug, Overrides, Trained
 
@@ -70,7 +71,7 @@ def evaluate(
     seeds; without one, those of the held-out pairs, if evaluation.max_prompts
     says how many, or if a judge is named. Writes evaluation.json, and with
     responses samples.jsonl, into the run directory. Overrides may change the
-    evaluation section, not how the run was trained.
+    evaluation section and model.device, not how the run was trained.
 
     Also takes what Python left: a trainer's output_dir, a checkpoint, the folder
     of an adapter or of a model, of TRL's trainers too. What such a folder does
@@ -93,6 +94,7 @@ def evaluate(
     flags = Flags(data=data, environment=environment, base=base, reference=reference, out=out_dir)
     judge = _judge(reward, reward_model)
     judging = evaluation_for(run, flags, overrides or ())
+    say_device("judging", judging.recipe.model.device)
     judging.make_room()
     for sentence in judging.remarks:
         say(sentence)

@@ -10,6 +10,7 @@ import typer
 
 from ..guards.texts import printable_json
 from ._console import progress, quiet_libraries, write
+from ._device import say_device
 from ._errors import CommandError
 from ._options import Debug
 from .merge import model_folder
@@ -75,6 +76,7 @@ def generate(
     models = {"base": _base_of(Path(model))} if base else {}
     models["trained" if base else model] = model_folder(Path(model)) if Path(model).is_dir() else model
     quiet_libraries()
+    say_device("generating", device)
     from ..sampling.sampler import SamplingSettings
 
     settings = SamplingSettings(

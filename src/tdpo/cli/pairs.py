@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ._console import duration, progress, quiet_libraries, say
+from ._device import say_device
 from ._errors import CommandError
 from ._options import Debug, Overrides, RecipeArgument, read_preferences_recipe
 
@@ -72,8 +73,8 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
     if out.exists() and not overwrite:
         raise CommandError(f"{out} exists; --overwrite replaces it, --out names another file")
     quiet_libraries()
+    say_device("comparing the server with the model" if recipe.sampling.is_server else "sampling", recipe.model.device)
     from ..models import load_causal_lm, load_tokenizer, quantization_config
-    from ..models.devices import describe_device
     from ..models.precision import loaded_dtype
     from ..models.product_speed import why_slow
     from ..records.names import ADAPTERS_FOLDER
@@ -87,7 +88,6 @@ def sample_to(recipe: Recipe, out: Path, split: Split, *, overwrite: bool = Fals
     quantization = quantization_config(recipe.model.quantization)
     options |= {"dtype": recipe.model.dtype, "quantization": quantization, "device": recipe.model.device}
     model = load_causal_lm(recipe.model.name, **options)
-    say(f"sampling on {describe_device(model.device)}")
     if slow := why_slow(loaded_dtype(model), model.device):
         say(f"{slow}.", style="yellow")
     total = len(environment.train) * recipe.sampling.samples_per_prompt

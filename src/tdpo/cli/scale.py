@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ._console import progress, quiet_libraries, say
+from ._device import say_device
 from ._errors import CommandError
 from ._options import Debug, Overrides, Trained
 from .merge import model_folder
@@ -44,8 +45,8 @@ def scale(
     What the adapter adds is multiplied by one factor: 0 is the reference, 1 the
     trained policy, and what lies between has the KLs between. --kl searches the
     factor (0.1 to 2) that gives this exact KL on responses to the held-out
-    prompts. Overrides change the evaluation section: how many prompts are
-    answered, and how.
+    prompts. Overrides change the evaluation section (how many prompts are
+    answered, and how) and model.device.
 
     [bold]Examples[/bold]
 
@@ -83,6 +84,7 @@ def _scale_to(
                 f"{override!r} has no effect: the KL is measured with the built-in sampler; leave it out"
             )
     judging = evaluation_for(run, Flags(), overrides)
+    say_device("measuring", judging.recipe.model.device)
     for remark in judging.remarks:
         say(remark)
     if (reference := judging.trained.reference) is not None:

@@ -20,6 +20,7 @@ from ..diversity import Diversity, measure_diversity
 from ..embeddings import SentenceEmbedder
 from ..environments import Environment
 from ..evaluation import metrics_of_lines
+from ..models.devices import device_of
 from ..records.json_files import read_jsonl, write_json
 from ..records.names import ANSWERS_FILE, EVALUATION_FILE, MEASURED_FILE, SAMPLES_FILE
 from ..records.study_tables import CellKey
@@ -64,7 +65,7 @@ def judge(study: Study, files: StudyFiles, cell: CellKey) -> None:
     environment = task_environment(task_of(study, cell.task))
     by_prompt = _means(responses) | _exact_modes(run, responses, is_reference=cell.arm == "reference")
     overall: dict[str, float | None] = _overall(responses, run.read_json(EVALUATION_FILE))
-    diversity = _diversity(responses, environment, study.embeddings)
+    diversity = _diversity(responses, environment, study.embeddings, study.model.device)
     overall |= diversity.overall | costs(study, files, cell, run) | adapter_factor(files, cell)
     write_json(
         files.cell(cell) / MEASURED_FILE,
@@ -131,7 +132,7 @@ def _overall(responses: Responses, evaluation: dict[str, Any] | None) -> dict[st
     return {"finished": sum(finished) / len(finished), **accuracy}
 
 
-def _diversity(responses: Responses, environment: Environment | None, embedder: str | None) -> Diversity:
+def _diversity(responses: Responses, environment: Environment | None, embedder: str | None, device: str) -> Diversity:
     texts = responses.values("text")
     rewards = responses.values("reward") if environment is not None else None
     prompts = {prompt.id: prompt for prompt in environment.held_out} if environment is not None else {}
@@ -148,11 +149,11 @@ def _diversity(responses: Responses, environment: Environment | None, embedder: 
         threshold=None if environment is None else environment.threshold,
         modes=modes,
         labels=labels,
-        embeddings=None if embedder is None else _embedded(texts, embedder),
+        embeddings=None if embedder is None else _embedded(texts, embedder, device),
     )
 
 
-def _embedded(texts: list[list[str]], name: str) -> list[Any]:
-    embedder = SentenceEmbedder.load(name)
+def _embedded(texts: list[list[str]], name: str, device: str) -> list[Any]:
+    embedder = SentenceEmbedder.load(name, device=str(device_of(device)))
     rows = iter(embedder.embed([text for group in texts for text in group]))
     return [np.stack([next(rows) for _ in group]) for group in texts]

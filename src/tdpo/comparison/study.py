@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 from ..config import Arm, Study, dump_study, flatten, load_study
 from ..config.recipe_loading import read_values
@@ -14,6 +15,7 @@ from ..installation import extra_command
 from ..records.files import now, write_text
 from ..records.json_files import read_json
 from ..records.locks import holder, lock
+from ..records.metric_names import counted
 from ..records.names import ABOUT_FILE, LOCK_FILE, STUDY_FILE
 from ..records.study_tables import CellKey
 from ..runs import RunError, accelerators, usable_cores
@@ -103,8 +105,13 @@ def _do_cell(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> 
 
 
 def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
-    """Raise now what would fail cells later: recipes, environments and their packages, prompts, the embedder."""
+    """Raise now what would fail cells later: recipes, the device, environments and their packages, prompts, the
+    embedder."""
     check_recipes(study, files, cells)
+    if not all(is_done(files, cell) for cell in cells):  # else they are only judged anew, which needs no device
+        from ..models.devices import check_device
+
+        check_device(study.model.device)
     for task in study.tasks:
         environment = task_environment(task)
         if environment is not None:
@@ -120,10 +127,25 @@ def check(study: Study, files: StudyFiles, cells: Sequence[CellKey]) -> None:
 
 
 def workers_of(study: Study) -> int:
-    """How many cells run at a time."""
-    if study.workers is not None:
-        return study.workers
-    return 1 if accelerators() else max(1, usable_cores() // study.threads)
+    """How many cells run at a time: one on each accelerator that they may use, and without one, on their threads."""
+    return study.workers or len(_accelerators(study)) or max(1, usable_cores() // study.threads)
+
+
+def place_of(study: Study) -> str:
+    """Where the cells run, in words."""
+    names = [each["name"] for each in _accelerators(study)]
+    if not names:
+        return "the CPU"
+    used = min(workers_of(study), len(names))
+    where = f"{counted(used, 'accelerator')}" + (f" of {len(names)}" if used < len(names) else "")
+    return f"{where} ({', '.join(dict.fromkeys(names))})"
+
+
+def _accelerators(study: Study) -> list[dict[str, Any]]:
+    """Those that the study's models may run on: of several GPUs all, which workers share in turn, or the one named."""
+    kind, _, number = study.model.device.partition(":")
+    present = [] if kind == "cpu" else accelerators()
+    return present[int(number) :][:1] if number else present
 
 
 def _seconds_before(files: StudyFiles) -> float:

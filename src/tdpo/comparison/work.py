@@ -17,6 +17,7 @@ from ..evaluation import evaluate_base, evaluate_run
 from ..evaluation.baselines import evaluate_best_of, evaluate_temperature
 from ..methods import ARMS, BEST_OF
 from ..models import load_causal_lm, load_tokenizer, quantization_config
+from ..models.devices import describe_device, device_of
 from ..models.product_speed import recorded_in
 from ..preferences import PreferenceRow, write_preferences
 from ..records.folders import remove
@@ -84,6 +85,7 @@ class _Work:
     def do(self) -> None:
         """Do all work of the cell."""
         torch.set_num_threads(self.study.threads)
+        print(f"Models run on {describe_device(device_of(self.study.model.device))}.")
         inputs = inputs_of(task_of(self.study, self.cell.task))
         self.run.path.mkdir(parents=True, exist_ok=True)
         kind = ARMS[self.cell.arm].kind

@@ -60,7 +60,8 @@ class Model(Section):
     key `precision` of the training says what they are then held in."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """Where models run, in training, sampling and evaluation: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU where
-    there is one, and of several processes each has its own. Workers of a study share the GPUs in turn."""
+    there is one, and of several processes each has its own. Workers of a study share the GPUs in turn
+    (docs/the_study.md)."""
     trust_remote_code: bool = False
     """Allow the models that the recipe names, a reward model and a critic included, to run Python code of their own."""
     reference: Text | None = None

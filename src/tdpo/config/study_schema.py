@@ -178,7 +178,8 @@ class Study(Section):
     """Contrasts of arms at measured points (docs/the_study.md). A study with questions has claims only if it names
     them. They may change once all runs are there: the same command answers anew."""
     workers: PositiveInt | None = None
-    """Runs at a time; null is one for each `study.threads` cores, and one on a GPU."""
+    """Runs at a time; null is one on each GPU that `model.device` allows, and on the CPU one for each `study.threads`
+    cores."""
     threads: PositiveInt = 1
     """CPU threads of each run. Changes rounding, and so the numbers, a little."""
 

@@ -28,7 +28,8 @@ JUDGING = (
 )  # fmt: skip
 # Those of a recipe that is put together besides: how rows become tokens, and how models are loaded.
 READING = (
-    "data.max_length", "data.counted_turns", "data.on_bad_rows", "model.dtype", "model.trust_remote_code",
+    "data.max_length", "data.counted_turns", "data.on_bad_rows",
+    "model.dtype", "model.device", "model.trust_remote_code",
 )  # fmt: skip
 ASSUMED_LOSS = "dpo"
 NOT_READ = "the rows that it was trained on"  # stands where a recipe names them; an evaluation reads no training rows

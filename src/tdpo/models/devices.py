@@ -21,20 +21,28 @@ def device_of(choice: str = "auto") -> torch.device:
     Raises:
         ValueError: there is no such device here; the message says which there are.
     """
+    kind, number = check_device(choice)
+    if kind != "cuda":
+        return torch.device(kind)
+    launched, count = os.environ.get("LOCAL_RANK"), _count("cuda")
+    index = int(number) if number else int(launched) % count if launched else torch.cuda.current_device()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def check_device(choice: str) -> tuple[str, str]:
+    """The kind of device of a choice, and its number or "". Raises as `device_of`, but takes no device: one that
+    leaves the work to other processes would keep memory of a GPU for nothing."""
     if not NAMES.fullmatch(choice):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:0 (cuda:1, …) or mps, got {choice!r}")
     if choice == "auto":
         choice = next((kind for kind in ("cuda", "mps") if _count(kind)), "cpu")
     kind, _, number = choice.partition(":")
-    count = _count(kind)
-    if count <= int(number or 0):
-        raise ValueError(f"there is no device {choice} here: {_present()}. Name one of these, or leave it auto.")
-    if kind != "cuda":
-        return torch.device(kind)
-    launched = os.environ.get("LOCAL_RANK")
-    index = int(number) if number else int(launched) % count if launched else torch.cuda.current_device()
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    if _count(kind) <= int(number or 0):
+        raise ValueError(
+            f"there is no device {choice} here: {_present()}. Name one of these (model.device, --device), or auto."
+        )
+    return kind, number
 
 
 def placed(model: Any, choice: str | None) -> Any:

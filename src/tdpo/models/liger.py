@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .configurations import text_config
+from .devices import describe_device
 from .hidden_states import causal_lm_of, probe
 
 # What would compute the loss that is computed here.
@@ -23,16 +24,16 @@ NOT_CALLED = ("cross_entropy", "fused_linear_cross_entropy")
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
-def why_no_liger(config: Mapping[str, Any] | None) -> str | None:
-    """Why Liger's kernels cannot be used here with `config` (TrainingArguments' `liger_kernel_config`); None if they
-    can."""
+def why_no_liger(config: Mapping[str, Any] | None, device: torch.device) -> str | None:
+    """Why Liger's kernels cannot be used on `device` with `config` (TrainingArguments' `liger_kernel_config`); None if
+    they can."""
     if asked := [name for name in NOT_CALLED if (config or {}).get(name)]:
         return f"{' and '.join(asked)} would have no effect: the loss is computed from hidden states here; leave it out"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        return f"Liger's kernels run on a GPU, and this runs on {describe_device(device)}; leave it out"
     if importlib.util.find_spec("liger_kernel") is None:
         return "liger-kernel is not installed: pip install liger-kernel"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not torch.cuda.is_available() and not interpreted:
-        return "Liger's kernels run on a GPU, and torch sees none here; leave it out"
     return None
 
 

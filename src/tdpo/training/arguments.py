@@ -105,7 +105,7 @@ class Arguments(TrainingArguments):
             yield "remove_unused_columns=True would throw the rows away; leave it False"
         yield from (f"{name} {why}" for name, why in REFUSED.items() if getattr(self, name, None))
         yield from self._precision_problems()
-        if self.use_liger_kernel and (why := why_no_liger(self.liger_kernel_config)):
+        if self.use_liger_kernel and (why := why_no_liger(self.liger_kernel_config, self.device)):
             yield f"use_liger_kernel: {why}"
         if self.torch_compile and (why := why_no_compiler(self.torch_compile_backend, self.device.type)):
             yield f"torch_compile: {why}"

@@ -3,6 +3,7 @@ what was done is recorded beside the model."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from ..models import has_adapter, whole
+from ..models.devices import describe_device
 from ..models.precision import Precision
 from ..models.quantization import in_words, is_quantized_model, settings_of, write_note
 from ..records.folders import remove
@@ -29,6 +31,8 @@ from .resumption import check_form, reading, whole_checkpoint
 from .run_record import RunRecord, card_may_replace
 from .saving import optimizer_bytes, quiet_about_the_bundled_base, weights_bytes
 from .sharding import whole_model_saved
+
+logger = logging.getLogger(__name__)
 
 LOSS_FILE = "training_loss.json"
 
@@ -54,7 +58,14 @@ class CheckpointedTrainer(Trainer):
         super().__init__(*args, **more)
         self.looks_ahead = self.args.device.type != "cpu"
         self.add_callback(RecompileWatch())
+        logger.info("%s", self.describe_device())
         self._begin()
+
+    def describe_device(self) -> str:
+        """Where this process trains, in a sentence for the log."""
+        args = self.args
+        process = f", process {args.process_index + 1} of {args.world_size}" if args.world_size > 1 else ""
+        return f"Training on {describe_device(args.device)}{process}."
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | Path | bool | None = None, **more: Any

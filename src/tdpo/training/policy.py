@@ -189,8 +189,8 @@ def load_beside(model: Any, policy: Any, args: Arguments) -> Any:
     """A reference or a critic that is given by name, loaded in the policy's precision; anything else as it is."""
     if not isinstance(model, str | Path):
         return model
-    dtype = str(policy.dtype).removeprefix("torch.")
-    return load_causal_lm(model, dtype=dtype, trust_remote_code=args.trust_remote_code)
+    dtype, device = str(policy.dtype).removeprefix("torch."), "cpu" if args.use_cpu else None  # as `prepare_policy`
+    return load_causal_lm(model, dtype=dtype, trust_remote_code=args.trust_remote_code, device=device)
 
 
 # Models of one family give some reserved entries other names; two vocabularies differ in most of them.

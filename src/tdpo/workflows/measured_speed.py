@@ -16,6 +16,7 @@ import torch
 from ..batches import ResponseBatch, TokenizedPair
 from ..config import AnyRecipe, Loss, Model, OnlineRecipe, Recipe
 from ..models import load_tokenizer, merged_adapter, reference_at_start
+from ..models.devices import describe_device
 from ..sampling.sampler import SamplingSettings, encode_prompts, sample
 from ..scores import score_pairs
 from ..scoring.configured_loss import configured_loss
@@ -84,9 +85,8 @@ def measure_speed(model: Model, prompts: Sequence[Any], response_tokens: int, *,
     learned = [_made_up(prompt, response_tokens, len(tokenizer), row) for row, prompt in enumerate(ids)]
     update = _seconds_of_update(policy, learned, tokenizer.pad_token_id)
     tokens = sum(len(pair.prompt_ids) + sum(map(len, pair.responses)) for pair in learned) // len(learned)
-    threads = torch.get_num_threads()
     description = (
-        f"{model.name} on {threads} thread{'s' * (threads > 1)}: loaded in {start:.1f} s, {sampled}"
+        f"{model.name} on {_place(policy.device)}: loaded in {start:.1f} s, {sampled}"
         f"an update of {len(learned)} pair{'s' * (len(learned) > 1)} of {tokens} tokens in {_readable(update)}"
     )
     return Speed(start, token, update / len(learned), tokens, description)
@@ -105,6 +105,11 @@ def learning_seconds(recipe: AnyRecipe, speed: Speed, size: RunSize) -> float:
     tokens = size.prompt / shared + size.response
     passes = PASSES_OF_JUDGING + PASSES_OF_BACKWARD * recipe.ppo.epochs
     return completions * size.response * speed.token + speed.update(completions, tokens) * passes / PASSES_OF_UPDATE
+
+
+def _place(device: torch.device) -> str:
+    threads = torch.get_num_threads()
+    return describe_device(device) if device.type != "cpu" else f"{threads} thread{'s' * (threads > 1)} of the CPU"
 
 
 def _readable(seconds: float) -> str:

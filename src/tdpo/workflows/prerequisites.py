@@ -1,14 +1,17 @@
-"""What a recipe asks of model and machine, checked before any work: adapters, packages, folders, room on the disk.
+"""What a recipe asks of model and machine, checked before any work: the device, adapters, packages, folders, room.
 
 Training checks all of it at its start, and `tdpo doctor` each on its own.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..config import AnyRecipe, Model, PPORecipe, Recipe
 from ..installation import PACKAGES_BY_CHOICE
@@ -26,10 +29,13 @@ from ..models import (
 )
 from ..models.bundled import converted_folder
 from ..models.configurations import check_not_quantized
+from ..models.devices import device_of
+from ..models.liger import why_no_liger
 from ..models.model_loading import will_be_quantized
 from ..models.quantization import why_no_package
 from ..records.folders import require_writable
 from ..reference_cache.storage import MANIFEST
+from ..training.arguments import why_no_compiler
 from ..training.online.critic import FROZEN, Critic
 from .disk_room import DiskRoom
 
@@ -40,14 +46,40 @@ def check_prerequisites(recipe: AnyRecipe) -> DiskRoom | None:
     Raises:
         ModuleNotFoundError: a package is missing that the recipe names.
         OSError: a folder cannot be written to.
-        ValueError: adapter, reference or critic do not fit the model.
+        ValueError: there is no such device, or Liger or the compiler cannot run on it; adapter, reference or critic do
+            not fit the model.
     """
     for sentence in missing_packages(recipe):
         raise ModuleNotFoundError(sentence)
+    for reason in speedups(recipe, device_of_recipe(recipe)).values():
+        if reason is not None:
+            raise ValueError(reason)
     for key, folder in written_folders(recipe).items():
         require_writable(folder, key)
     policy = check_policy(recipe.model)
     return None if policy is None else DiskRoom.of(recipe, policy, check_critic(recipe, policy))
+
+
+def device_of_recipe(recipe: AnyRecipe) -> torch.device:
+    """Where the recipe's models run. Raises ValueError where there is no such device, or one for several processes."""
+    choice, processes = recipe.model.device, int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and ":" in choice:
+        raise ValueError(
+            f"model.device: {choice} is one GPU, and each of the {processes} processes that were launched has its own; "
+            "leave it auto"
+        )
+    return device_of(choice)
+
+
+def speedups(recipe: AnyRecipe, device: torch.device) -> dict[str, str | None]:
+    """Liger and the compiler, where the recipe asks for them: why each cannot run on the device, or None."""
+    settings = recipe.optimization
+    reasons = {}
+    if settings.liger:
+        reasons["liger"] = why_no_liger(None, device)
+    if settings.compile:
+        reasons["compile"] = why_no_compiler(None, device.type)
+    return {key: why and f"{recipe.OPTIMIZATION}.{key}: {why}" for key, why in reasons.items()}
 
 
 def missing_packages(recipe: AnyRecipe) -> Iterator[str]:

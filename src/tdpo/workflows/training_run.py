@@ -167,6 +167,7 @@ def run_training(
         trainer.inputs, trainer.accept_changes = recipe_inputs(recipe), accept_changes
         trainer.end_record()  # recipe.yaml and the run directory say it all
         trainer.remove_callback(PrinterCallback)  # the caller's progress shows what it would print
+        say(trainer.describe_device())
         say(trainer.describe())
         say(precision.describe())
         if slow := why_slow(precision.products, trainer.args.device):
