@@ -15,8 +15,8 @@ from tdpo.models.devices import placed
 from tdpo.sampling import compiled_steps, decoding_ways
 from tdpo.sampling.compiled_steps import CAPACITY_STEP, capacity_for, rows_to_keep
 from tdpo.sampling.decoding import Way
+from tdpo.sampling.reused_cache import ReusedCache
 from tdpo.sampling.sampler import SamplingSettings, sample
-from tdpo.sampling.static_room import StaticRoom
 
 PROMPTS = ["the cat sat", "the dog", "the cat sat on the mat and what a wonderful day"]
 CHATS = [[{"role": "user", "content": text}] for text in (*PROMPTS, "a", "the mat and the dog", "what a day")]
@@ -68,21 +68,21 @@ def test_the_batches_of_a_call_lie_in_one_memory(
     model = tiny_model("llama")
     model.generation_config.eos_token_id = list(range(2, 384, 5))
     places: dict[tuple[int, int], set[tuple[int, ...]]] = {}
-    rooms: list[weakref.ref[StaticRoom]] = []
+    caches: list[weakref.ref[ReusedCache]] = []
     taken = set()
 
     def seen(given: Any, **inputs: Any) -> Any:
-        room = inputs["past_key_values"]
-        states = [states for layer in room.layers for states in (layer.keys, layer.values)]
-        written = [*states, *(layer.cumulative_length for layer in room.layers)]
+        cache = inputs["past_key_values"]
+        states = [states for layer in cache.layers for states in (layer.keys, layer.values)]
+        written = [*states, *(layer.cumulative_length for layer in cache.layers)]
         assert all(tensor._dynamo_static_input_type for tensor in written), "or torch records no graph"
         places.setdefault(inputs["attention_mask"].shape, set()).add(tuple(tensor.data_ptr() for tensor in written))
         taken.add(
-            sum(len(memory) for layer in room.layers for memory in layer.rooms)
+            sum(len(memory) for layer in cache.layers for memory in layer.memory)
             / sum(s[0, :, 0].numel() for s in states)
         )
-        if room not in [ref() for ref in rooms]:
-            rooms.append(weakref.ref(room))
+        if cache not in [ref() for ref in caches]:
+            caches.append(weakref.ref(cache))
         return given(**inputs)
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: seen)
@@ -90,27 +90,27 @@ def test_the_batches_of_a_call_lie_in_one_memory(
     monkeypatch.setattr(compiled_steps, "CAPACITY_STEP", 4)
     way = decoding_ways.with_compiled_steps(model, Way("cache", pads=True, shares_prefix=True), 0)  # the probe's own
     assert way == STATIC
-    for collected in (places, rooms, taken):
+    for collected in (places, caches, taken):
         collected.clear()
     sample(model, tokenizer, CHATS, SETTINGS)
-    assert len(rooms) == 1 and len({rows for rows, _ in places}) > 1 and len({width for _, width in places}) > 1
+    assert len(caches) == 1 and len({rows for rows, _ in places}) > 1 and len({width for _, width in places}) > 1
     assert len(set.union(*places.values())) == 1
     assert taken == {6 * max(width for _, width in places)}
     gc.collect()
-    assert rooms[0]() is None
+    assert caches[0]() is None
     compiled_steps._compiled.clear()
 
 
 def test_nothing_of_an_earlier_batch_stays(tiny_model: Callable[..., Any]) -> None:
-    room = StaticRoom(tiny_model("llama").config)
-    layer = room.layers[0]
+    cache = ReusedCache(tiny_model("llama").config)
+    layer = cache.layers[0]
 
     def states(rows: int) -> torch.Tensor:
         return torch.arange(rows * 2 * 3 * 4.0).reshape(rows, 2, 3, 4)
 
-    room.empty(8)
+    cache.begin(8)
     layer.update(states(2) + torch.inf, states(2) + torch.inf)
-    room.empty(5)
+    cache.begin(5)
     keys, _ = layer.update(states(2), -states(2))
     assert keys.shape == (2, 2, 5, 4) and torch.equal(keys[:, :, :3], states(2)) and not keys[:, :, 3:].any()
     layer.reorder_cache(torch.tensor([1, 0, 1, 1]))

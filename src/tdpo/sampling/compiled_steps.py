@@ -2,7 +2,7 @@
 
 A step of one token a row has one shape if the cache has its full size from the beginning. torch.compile then records
 it as a CUDA graph, which is launched as a whole. The code is compiled once for all shapes; a graph is recorded for each
-shape and each place in memory, so shapes are few, and a call's batches use one memory (`static_room.py`). Compiling
+shape and each place in memory, so shapes are few, and a call's batches use one memory (`reused_cache.py`). Compiling
 takes about a minute, so a model is compiled for when it takes so many steps that the time is likely to come back
 (`AFTER_STEPS`), and not for a short answer.
 """

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .compiled_steps import compiled_step
-from .static_room import StaticRoom
+from .reused_cache import ReusedCache
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Way:
 class DecodingBatch:
     """The state of up to `capacity` tokens in each of R rows, and the mask `[R, T]` of which of them count.
 
-    With `way.is_static` the state lies in `room`, which serves one batch at a time, or in one of its own.
+    With `way.is_static` the state lies in `cache`, which serves one batch at a time, or in one of its own.
     """
 
-    def __init__(self, model: Any, capacity: int, way: Way, room: StaticRoom | None = None) -> None:
+    def __init__(self, model: Any, capacity: int, way: Way, cache: ReusedCache | None = None) -> None:
         self.model, self.way = model, way
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.parameters = set(inspect.signature(base.forward).parameters)
@@ -52,8 +52,8 @@ class DecodingBatch:
             raise NotImplementedError(f"{type(base).__name__} takes no state of earlier tokens")
         self.state: Any = None
         if way.is_static:
-            self.state = StaticRoom(model.config) if room is None else room
-            self.state.empty(capacity)
+            self.state = ReusedCache(model.config) if cache is None else cache
+            self.state.begin(capacity)
         elif way.state == "cache":
             self.state = roomy_cache(model.config, capacity)
         self.run: Callable[..., Any] = model

@@ -27,8 +27,8 @@ from .compiled_steps import capacity_for, count_step, rows_to_keep
 from .decoding import DecodingBatch, Way
 from .decoding_ways import way_of, with_compiled_steps
 from .drawing import draw_tokens
+from .reused_cache import ReusedCache
 from .settings import SamplingSettings
-from .static_room import StaticRoom
 
 if TYPE_CHECKING:
     from ..chat_templates import PromptInput
@@ -132,7 +132,7 @@ def sample(
         for k in range(first_sample, first_sample + settings.num_samples)
     ]
     stop = Stopping.of(model, tokenizer)
-    responses = []
+    responses: list[SampledResponse] = []
     was_training = model.training
     model.eval()
     try:
@@ -228,7 +228,7 @@ class _Loop:
         self.model, self.settings, self.stop, self.progress, self.way = model, settings, stop, progress, way
         self.longest, self.batches_left = longest, batches
         self.steps_of_batches: list[int] = []
-        self.room: StaticRoom | None = None
+        self.cache: ReusedCache | None = None
         self.tokens = self.complete = 0
 
     @torch.no_grad()
@@ -265,9 +265,9 @@ class _Loop:
         way = with_compiled_steps(self.model, self.way, int(to_come))
         if not way.is_static:
             return DecodingBatch(self.model, capacity, way)
-        if self.room is None:
-            self.room = StaticRoom(self.model.config)
-        return DecodingBatch(self.model, capacity_for(capacity, self.longest), way, self.room)
+        if self.cache is None:
+            self.cache = ReusedCache(self.model.config)
+        return DecodingBatch(self.model, capacity_for(capacity, self.longest), way, self.cache)
 
     def _append(self, rows: list[_Row], tokens: list[int], last: bool) -> None:
         for row, token in zip(rows, tokens, strict=True):
