@@ -45,7 +45,7 @@ def test_compiled_steps_sample_the_same_responses(
     """Prompts of several lengths with a common beginning, and batches one after another in one memory; rows end at
     different times, and leave by powers of two."""
     model = placed(tiny_model("llama"), "auto")
-    model.generation_config.eos_token_id = list(range(2, 384, 5))
+    model.generation_config.eos_token_id = list(range(2, 384, 3))
     ways = []
     plain = decoding_ways.with_compiled_steps
     monkeypatch.setattr(
@@ -66,7 +66,7 @@ def test_the_batches_of_a_call_lie_in_one_memory(
     """A graph belongs to its addresses: recorded for some rows and a capacity, it serves every batch of the call, and
     its memory is what the largest batch takes. After the call it is given back."""
     model = tiny_model("llama")
-    model.generation_config.eos_token_id = list(range(2, 384, 5))
+    model.generation_config.eos_token_id = list(range(2, 384, 3))
     places: dict[tuple[int, int], set[tuple[int, ...]]] = {}
     caches: list[weakref.ref[ReusedCache]] = []
     taken = set()
@@ -122,8 +122,16 @@ def test_nothing_of_an_earlier_batch_stays(tiny_model: Callable[..., Any]) -> No
 def test_all_shapes_are_compiled_for_once(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any], tokenizer: Any
 ) -> None:
-    """Traced, with the sizes as the only inputs that vary, and written is only what a CUDA graph may write into."""
+    """Traced, with the sizes as the only inputs that vary, and written is only what a CUDA graph may write into. What is
+    compiled holds on to no cache."""
     graphs: list[torch.fx.GraphModule] = []
+    caches: list[weakref.ref[ReusedCache]] = []
+
+    def made(config: Any) -> ReusedCache:
+        caches.append(weakref.ref(cache := ReusedCache(config)))
+        return cache
+
+    monkeypatch.setattr("tdpo.sampling.sampler.ReusedCache", made)
     monkeypatch.setattr(compiled_steps, "pays", lambda *_: True)
     monkeypatch.setattr(compiled_steps, "CAPACITY_STEP", 4)
     options = {**compiled_steps.options, "backend": lambda graph, _: graphs.append(graph) or graph}
@@ -137,6 +145,8 @@ def test_all_shapes_are_compiled_for_once(
     written = {node.args[0] for node in graph.graph.nodes if node.op == "call_method" and node.target in WRITES}
     assert len(written & inputs.keys()) >= 4
     assert all("_dynamo_static_input_type" in node.meta["tensor_dict"] for node in written & inputs.keys())
+    gc.collect()
+    assert [ref() for ref in caches] == [None]
     compiled_steps._compiled.clear()
 
 
@@ -194,9 +204,11 @@ def test_compiling_pays_for_many_steps_on_a_card_without_autocast(tiny_model: Ca
             compiled_steps.count_step(model)
         assert not compiled_steps.pays(model, compiled_steps.AFTER_STEPS - 4)
         assert compiled_steps.pays(model, compiled_steps.AFTER_STEPS - 3) == pays
-        with torch.autocast("cuda", torch.bfloat16):
-            torch.set_autocast_enabled("cuda", True)  # which torch leaves off where there is no card
+        torch.set_autocast_enabled("cuda", True)  # `torch.autocast` leaves it off where there is no card
+        try:
             assert not compiled_steps.pays(model, compiled_steps.AFTER_STEPS)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
 
 
 def test_the_steps_to_come_are_judged_by_the_batches_before(
