@@ -122,8 +122,8 @@ def test_nothing_of_an_earlier_batch_stays(tiny_model: Callable[..., Any]) -> No
 def test_all_shapes_are_compiled_for_once(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any], tokenizer: Any
 ) -> None:
-    """Traced, with the sizes as the only inputs that vary, and written is only what a CUDA graph may write into. What is
-    compiled holds on to no cache."""
+    """Traced, with the sizes as the only inputs that vary, and written is only what a CUDA graph may write into. What
+    is compiled holds on to no cache."""
     graphs: list[torch.fx.GraphModule] = []
     caches: list[weakref.ref[ReusedCache]] = []
 
