@@ -16,7 +16,7 @@ from tdpo.sampling import compiled_steps, decoding_ways
 from tdpo.sampling.compiled_steps import CAPACITY_STEP, capacity_for, rows_to_keep
 from tdpo.sampling.decoding import Way
 from tdpo.sampling.reused_cache import ReusedCache
-from tdpo.sampling.sampler import SamplingSettings, sample
+from tdpo.sampling.sampler import SamplingSettings, encode_prompts, sample
 
 PROMPTS = ["the cat sat", "the dog", "the cat sat on the mat and what a wonderful day"]
 CHATS = [[{"role": "user", "content": text}] for text in (*PROMPTS, "a", "the mat and the dog", "what a day")]
@@ -95,7 +95,8 @@ def test_the_batches_of_a_call_lie_in_one_memory(
     sample(model, tokenizer, CHATS, SETTINGS)
     assert len(caches) == 1 and len({rows for rows, _ in places}) > 1 and len({width for _, width in places}) > 1
     assert len(set.union(*places.values())) == 1
-    assert taken == {6 * max(width for _, width in places)}
+    longest = max(map(len, encode_prompts(tokenizer, CHATS)))
+    assert taken == {SETTINGS.batch_size * (longest + SETTINGS.max_new_tokens)}
     gc.collect()
     assert caches[0]() is None
     compiled_steps._compiled.clear()
