@@ -21,6 +21,8 @@ class ReusedCache(StaticCache):
     that of the largest batch so far, and only a larger one takes other memory.
     """
 
+    layers: Any  # `_ReusedLayer`s
+
     def __init__(self, config: Any) -> None:
         super().__init__(config=config, max_cache_len=0)
         self.layers = [_ReusedLayer(0) for _ in self.layers]
@@ -33,6 +35,9 @@ class ReusedCache(StaticCache):
 
 class _ReusedLayer(StaticLayer):
     """A layer whose keys and values `[R, H, capacity, D]` are the beginning of flat memory."""
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, max_cache_len: int) -> None:
         super().__init__(max_cache_len)
