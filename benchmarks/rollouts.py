@@ -2,19 +2,21 @@
 
     python benchmarks/rollouts.py                                   # SmolLM2-135M, 32 prompts x 2 and 64 x 1
     python benchmarks/rollouts.py --dtype float32 --batches 16x4 --new-tokens 128
+    python benchmarks/rollouts.py --batches 128x8 --rows 64         # as `tdpo pairs` does at its defaults
     python benchmarks/rollouts.py --quick --model some/small/model  # does it run?
 
 All sample from the full distribution (temperature 1, no top-k, no top-p) for the first prompts of the sentiment
-environment, one batch of prompts times samples, until the end token or --new-tokens. `generate` runs the base model
-without an adapter, on prompts padded on the left. tdpo has a LoRA of rank 16 on every linear layer but the head, with
-weights so small that responses are as long as the base model's. The adapter is folded into the weights during the
-rollout (folding and restoring are part of the time), or left beside them.
+environment, prompts times samples in one batch or in batches of --rows, until the end token or --new-tokens. `generate`
+runs the base model without an adapter, on prompts padded on the left. tdpo has a LoRA of rank 16 on every linear layer
+but the head, with weights so small that responses are as long as the base model's. The adapter is folded into the
+weights during the rollout (folding and restoring are part of the time), or left beside them. `tdpo pairs` has none; it
+scores (by a trivial reward) and writes a file besides, once a process, and what it compiles is part of its time.
 
 Read the table: `tokens/s` is the median over all rollouts of new tokens per second, from texts in to texts out. Only
 the tokens of a response up to and including its end token count, and not the padding behind it. `/ generate` above 1
 means faster than `generate`. `tokens/row` is the mean length, which should be about the same for all. MiB is the
 highest resident memory, with --device cuda torch's peak on the GPU, over the state after the model was loaded and had
-sampled two tokens. On a GPU steps are compiled after many (`sampling/compiled_steps.py`): a contestant begins with
+sampled two tokens. On a GPU steps are compiled for many (`sampling/compiled_steps.py`): one contestant begins with
 that. --shape takes random weights, so that nothing is downloaded, and a tokenizer of bytes: prompts are longer then,
 and nearly every response has all --new-tokens.
 """
@@ -25,8 +27,11 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from _harness import (
@@ -65,6 +70,11 @@ class Task:
     samples: int
     new_tokens: int
     seed: int = 0
+    rows: int | None = None  # computed at once, of whole prompts; None is all
+
+    @property
+    def batch_size(self) -> int:
+        return self.rows or self.samples * len(self.prompts)
 
 
 # ---- the contestants ----
@@ -74,12 +84,20 @@ def run_generate(task: Task) -> Rows:
     """Sample with `model.generate` as its documentation does for a batch. Rows are cut behind their end token."""
     import torch
 
-    from tdpo.sampling.sampler import encode_prompts, stop_token_ids
+    from tdpo.sampling.sampler import encode_prompts
+
+    torch.manual_seed(task.seed)
+    encoded = encode_prompts(task.tokenizer, task.prompts)
+    size = task.batch_size // task.samples
+    return [row for start in range(0, len(encoded), size) for row in generated(task, encoded[start : start + size])]
+
+
+def generated(task: Task, encoded: list[list[int]]) -> Rows:
+    from tdpo.sampling.sampler import stop_token_ids
 
     stop = stop_token_ids(task.model, task.tokenizer)
-    encoded = {"input_ids": encode_prompts(task.tokenizer, task.prompts)}
-    inputs = task.tokenizer.pad(encoded, padding_side="left", return_tensors="pt").to(task.model.device)
-    torch.manual_seed(task.seed)
+    padded = task.tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
+    inputs = padded.to(task.model.device)
     output = task.model.generate(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=True, temperature=1.0,
         top_k=0, top_p=1.0, max_new_tokens=task.new_tokens, num_return_sequences=task.samples,
@@ -98,8 +116,7 @@ def up_to_end(row: list[int], stop: frozenset[int]) -> list[int]:
 def run_tdpo(task: Task) -> Rows:
     from tdpo.sampling.sampler import SamplingSettings, sample
 
-    rows = task.samples * len(task.prompts)
-    settings = SamplingSettings(task.samples, task.new_tokens, seed=task.seed, batch_size=rows)
+    settings = SamplingSettings(task.samples, task.new_tokens, seed=task.seed, batch_size=task.batch_size)
     return [completion.token_ids for completion in sample(task.model, task.tokenizer, task.prompts, settings)]
 
 
@@ -119,11 +136,41 @@ def run_tdpo_compiled(task: Task) -> Rows:
     return run_tdpo_merged(task)
 
 
+def run_pairs(task: Task) -> Rows:
+    """As `tdpo pairs` does it once the model is loaded, from the prompts to the file."""
+    from tdpo.environments import Environment, Prompt
+    from tdpo.sampling.engines import BuiltIn
+    from tdpo.sampling.pair_sampling import PairSettings, sample_pairs
+    from tdpo.sampling.sampler import SamplingSettings
+
+    rows: Rows = []
+
+    class Recorded(BuiltIn):
+        def __call__(self, *args: Any, **options: Any) -> list[Any]:
+            responses = super().__call__(*args, **options)
+            rows.extend(response.token_ids for response in responses)
+            return responses
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [float(len(set(text))) for text in completions]
+
+    prompts = [Prompt(str(number), prompt) for number, prompt in enumerate(task.prompts)]
+    environment = Environment("benchmark", prompts, [], reward, "distinct characters", task.new_tokens, "")
+    settings = SamplingSettings(task.samples, task.new_tokens, seed=task.seed, batch_size=task.batch_size)
+    # Random weights mostly give texts without a character, of which no pair can be made; every row is sampled by then.
+    with TemporaryDirectory() as folder, suppress(ValueError):
+        out = Path(folder) / "pairs.jsonl"
+        sample_pairs(task.model, task.tokenizer, environment, out, PairSettings(settings, 1), sampler=Recorded())
+    assert len(rows) == task.samples * len(task.prompts)
+    return rows
+
+
 @dataclass(frozen=True)
 class Contestant:
     run: Callable[[Task], Rows]
     adapter: bool
     on_card: bool = False  # takes part on a GPU alone
+    is_command: bool = False  # a process of its own: nothing is warm but imports
 
 
 CONTESTANTS = {
@@ -131,6 +178,7 @@ CONTESTANTS = {
     "tdpo, adapter merged": Contestant(run_tdpo_merged, adapter=True),
     "tdpo, adapter merged, compiled": Contestant(run_tdpo_compiled, adapter=True, on_card=True),
     "tdpo, adapter beside": Contestant(run_tdpo, adapter=True),
+    "tdpo pairs": Contestant(run_pairs, adapter=False, is_command=True),
 }
 
 
@@ -145,7 +193,7 @@ def measure(name: str, case: Case, arguments: Any, round_: int) -> Run:
         contestant.run(task)  # what is compiled once is nobody's rollout
     memory = memory_of(arguments.device)
     seconds, lengths = [], []
-    for rollout in range(arguments.rollouts):
+    for rollout in range(1 if contestant.is_command else arguments.rollouts):
         seed = round_ * arguments.rollouts + rollout
         started = time.perf_counter()
         rows = contestant.run(replace(task, seed=seed))
@@ -180,6 +228,7 @@ def make_task(arguments: Any, case: Case, adapter: bool) -> Task:
         prompts,
         case["samples"],
         case["new tokens"],
+        rows=arguments.rows,
     )
 
 
@@ -225,7 +274,8 @@ def parse_batch(text: str) -> tuple[int, int]:
 def job(name: str, case: Case, rollouts: int) -> Job:
     slow = 1 if case["dtype"] == "float32" or has_bfloat16_units() else 10
     tokens = case["prompts"] * case["samples"] * (case["new tokens"] + 20)
-    return Job(name, case, guess=10 + rollouts * slow * tokens * 3e-3)
+    skipped = "a pair needs two responses" if CONTESTANTS[name].is_command and case["samples"] < 2 else None
+    return Job(name, case, guess=10 + rollouts * slow * tokens * 3e-3, skipped=skipped)
 
 
 # ---- reporting ----
@@ -279,6 +329,7 @@ def main() -> int:
     parser.add_argument(
         "--batches", nargs="+", default=["32x2", "64x1"], metavar="PROMPTSxSAMPLES", help="(default 32x2 64x1)"
     )
+    parser.add_argument("--rows", type=int, default=None, help="sequences computed at once (default all of a batch)")
     parser.add_argument("--new-tokens", type=int, default=32, help="at most, of each sequence (default 32)")
     parser.add_argument("--rollouts", type=int, default=1, help="timed rollouts in each process (default 1)")
     parser.add_argument(
@@ -291,6 +342,8 @@ def main() -> int:
     )
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=None, help="(default all that fit)")
     arguments = parse(parser, "rollouts", {"quick": QUICK})
+    if arguments.rows and any(arguments.rows < samples for _, samples in map(parse_batch, arguments.batches)):
+        parser.error(f"--rows {arguments.rows} must hold all samples of a prompt")
     on_card = arguments.device == "cuda"
     fitting = [name for name, contestant in CONTESTANTS.items() if on_card or not contestant.on_card]
     arguments.contestants = arguments.contestants or fitting

@@ -1,10 +1,11 @@
-"""Compiled decoding steps: the same responses from a cache of full size, and when they are used."""
+"""Compiled decoding steps: the same responses from a cache of full size, in one memory, and when they are used."""
 
 from __future__ import annotations
 
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,55 +13,145 @@ import torch
 
 from tdpo.models.devices import placed
 from tdpo.sampling import compiled_steps, decoding_ways
-from tdpo.sampling.compiled_steps import rows_to_keep
-from tdpo.sampling.decoding import DecodingBatch, Way
-from tdpo.sampling.sampler import SamplingSettings, sample
+from tdpo.sampling.compiled_steps import CAPACITY_STEP, capacity_for, rows_to_keep
+from tdpo.sampling.decoding import Way
+from tdpo.sampling.reused_cache import ReusedCache
+from tdpo.sampling.sampler import SamplingSettings, encode_prompts, sample
 
 PROMPTS = ["the cat sat", "the dog", "the cat sat on the mat and what a wonderful day"]
+CHATS = [[{"role": "user", "content": text}] for text in (*PROMPTS, "a", "the mat and the dog", "what a day")]
+SETTINGS = SamplingSettings(num_samples=3, max_new_tokens=8, seed=3, batch_size=6)  # two prompts a batch
 STATIC = Way("cache", pads=True, shares_prefix=True, is_static=True)
 
 
 @pytest.fixture
 def compiled_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Models are on the GPU and their steps are compiled; without a GPU they run as they are written, on a full cache.
-
-    By hand, `options = {"backend": "eager"}` in place of the second line traces them on a CPU, which takes long.
-    """
-    monkeypatch.setattr(compiled_steps, "pays", lambda model: True)
+    """Models are on the GPU and their steps are compiled; without one they run as they are written, on a full cache."""
+    monkeypatch.setattr(compiled_steps, "pays", lambda *_: True)
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     yield
     compiled_steps._compiled.clear()
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, CHATS], ids=["plain", "chat"])
 def test_compiled_steps_sample_the_same_responses(
-    compiled_here: None, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any], tokenizer: Any
+    prompts: list[Any],
+    compiled_here: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Callable[..., Any],
+    tokenizer: Any,
 ) -> None:
-    """Prompts of several lengths with a common beginning; rows end at different times, and leave by powers of two."""
-    settings = SamplingSettings(num_samples=3, max_new_tokens=8, seed=3, batch_size=16)
+    """Prompts of several lengths with a common beginning, and batches one after another in one memory; rows end at
+    different times, and leave by powers of two."""
     model = placed(tiny_model("llama"), "auto")
+    model.generation_config.eos_token_id = list(range(2, 384, 3))
     ways = []
     plain = decoding_ways.with_compiled_steps
     monkeypatch.setattr(
         "tdpo.sampling.sampler.with_compiled_steps", lambda *args: ways.append(plain(*args)) or ways[-1]
     )
-    ours = sample(model, tokenizer, PROMPTS, settings)
-    assert ways == [STATIC]
-    monkeypatch.setattr(compiled_steps, "pays", lambda model: False)
-    assert [r.token_ids for r in ours] == [r.token_ids for r in sample(model, tokenizer, PROMPTS, settings)]
-    assert ways[1:] == [Way("cache", pads=True, shares_prefix=True)]
+    monkeypatch.setattr(compiled_steps, "CAPACITY_STEP", 4)
+    ours = sample(model, tokenizer, prompts, SETTINGS)
+    assert ways == [STATIC] * ((len(prompts) + 1) // 2)
+    assert len({len(response.token_ids) for response in ours}) > 3
+    monkeypatch.setattr(compiled_steps, "pays", lambda *_: False)
+    assert [r.token_ids for r in ours] == [r.token_ids for r in sample(model, tokenizer, prompts, SETTINGS)]
+    assert set(ways[len(ways) // 2 :]) == {Way("cache", pads=True, shares_prefix=True)}
 
 
-def test_selected_rows_lie_where_a_graph_may_write(compiled_here: None, tiny_model: Callable[..., Any]) -> None:
-    """Unmarked, what a step writes into would keep torch from recording a graph, which is what is compiled for."""
-    batch = DecodingBatch(placed(tiny_model("llama"), "auto"), 16, STATIC)
-    with torch.no_grad():
-        batch.prefill([[5, 6, 7, 8], [5, 6, 9]])
-        for slots in ([0, 1, 0], [0, 2]):
-            batch.select(slots)
-            written = [states for layer in batch.state.layers for states in (layer.keys, layer.values)]
-            assert len(written) == 4 and all(states._dynamo_static_input_type for states in written)
-            batch.feed(torch.tensor([[5]] * len(slots), device=batch.mask.device), batch.mask.new_ones(len(slots), 1))
+def test_the_batches_of_a_call_lie_in_one_memory(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """A graph belongs to its addresses: recorded for some rows and a capacity, it serves every batch of the call, and
+    its memory is what the largest batch takes. After the call it is given back."""
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = list(range(2, 384, 3))
+    places: dict[tuple[int, int], set[tuple[int, ...]]] = {}
+    caches: list[weakref.ref[ReusedCache]] = []
+    taken = set()
+
+    def seen(given: Any, **inputs: Any) -> Any:
+        cache = inputs["past_key_values"]
+        states = [states for layer in cache.layers for states in (layer.keys, layer.values)]
+        written = [*states, *(layer.cumulative_length for layer in cache.layers)]
+        assert all(tensor._dynamo_static_input_type for tensor in written), "or torch records no graph"
+        places.setdefault(inputs["attention_mask"].shape, set()).add(tuple(tensor.data_ptr() for tensor in written))
+        taken.add(
+            sum(len(memory) for layer in cache.layers for memory in layer.memory)
+            / sum(s[0, :, 0].numel() for s in states)
+        )
+        if cache not in [ref() for ref in caches]:
+            caches.append(weakref.ref(cache))
+        return given(**inputs)
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: seen)
+    monkeypatch.setattr(compiled_steps, "pays", lambda *_: True)
+    monkeypatch.setattr(compiled_steps, "CAPACITY_STEP", 4)
+    way = decoding_ways.with_compiled_steps(model, Way("cache", pads=True, shares_prefix=True), 0)  # the probe's own
+    assert way == STATIC
+    for collected in (places, caches, taken):
+        collected.clear()
+    sample(model, tokenizer, CHATS, SETTINGS)
+    assert len(caches) == 1 and len({rows for rows, _ in places}) > 1 and len({width for _, width in places}) > 1
+    assert len(set.union(*places.values())) == 1
+    longest = max(map(len, encode_prompts(tokenizer, CHATS)))
+    assert taken == {SETTINGS.batch_size * (longest + SETTINGS.max_new_tokens)}
+    gc.collect()
+    assert caches[0]() is None
+    compiled_steps._compiled.clear()
+
+
+def test_nothing_of_an_earlier_batch_stays(tiny_model: Callable[..., Any]) -> None:
+    cache = ReusedCache(tiny_model("llama").config)
+    layer = cache.layers[0]
+
+    def states(rows: int) -> torch.Tensor:
+        return torch.arange(rows * 2 * 3 * 4.0).reshape(rows, 2, 3, 4)
+
+    cache.begin(8)
+    layer.update(states(2) + torch.inf, states(2) + torch.inf)
+    cache.begin(5)
+    keys, _ = layer.update(states(2), -states(2))
+    assert keys.shape == (2, 2, 5, 4) and torch.equal(keys[:, :, :3], states(2)) and not keys[:, :, 3:].any()
+    layer.reorder_cache(torch.tensor([1, 0, 1, 1]))
+    layer.reorder_cache(torch.tensor([3, 1]))
+    assert torch.equal(layer.keys[:, :, :3], states(2)[[1, 0]]) and torch.equal(layer.values, -layer.keys)
+    assert int(layer.get_seq_length()) == 3
+
+
+def test_all_shapes_are_compiled_for_once(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """Traced, with the sizes as the only inputs that vary, and written is only what a CUDA graph may write into. What
+    is compiled holds on to no cache."""
+    graphs: list[torch.fx.GraphModule] = []
+    caches: list[weakref.ref[ReusedCache]] = []
+
+    def made(config: Any) -> ReusedCache:
+        caches.append(weakref.ref(cache := ReusedCache(config)))
+        return cache
+
+    monkeypatch.setattr("tdpo.sampling.sampler.ReusedCache", made)
+    monkeypatch.setattr(compiled_steps, "pays", lambda *_: True)
+    monkeypatch.setattr(compiled_steps, "CAPACITY_STEP", 4)
+    options = {**compiled_steps.options, "backend": lambda graph, _: graphs.append(graph) or graph}
+    monkeypatch.setattr(compiled_steps, "options", {k: v for k, v in options.items() if k != "mode"})
+    model = tiny_model("llama")
+    sample(model, tokenizer, CHATS[:4], SETTINGS)
+    [graph] = graphs
+    inputs = {node: node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"}
+    assert not [node for node, value in inputs.items() if isinstance(value, torch.Tensor) and value.is_floating_point()
+                and not value.dim()], "a number on the CPU forbids a CUDA graph"  # fmt: skip
+    written = {node.args[0] for node in graph.graph.nodes if node.op == "call_method" and node.target in WRITES}
+    assert len(written & inputs.keys()) >= 4
+    assert all("_dynamo_static_input_type" in node.meta["tensor_dict"] for node in written & inputs.keys())
+    gc.collect()
+    assert [ref() for ref in caches] == [None]
+    compiled_steps._compiled.clear()
+
+
+WRITES = {"add_", "copy_", "index_copy_"}
 
 
 def test_a_graph_that_replays_wrongly_is_noticed(
@@ -80,7 +171,7 @@ def test_a_graph_that_replays_wrongly_is_noticed(
             return output
 
         monkeypatch.setattr(torch, "compile", lambda function, run=replayed, **_: run)
-        assert decoding_ways.with_compiled_steps(model, way).is_static != spoils
+        assert decoding_ways.with_compiled_steps(model, way, 0).is_static != spoils
 
 
 def test_a_model_that_was_compiled_for_is_let_go_of(compiled_here: None, tiny_model: Callable[..., Any]) -> None:
@@ -97,21 +188,55 @@ def test_steps_that_give_other_logits_are_not_used(
 ) -> None:
     way = Way("cache", pads=True, shares_prefix=True)
     monkeypatch.setattr(decoding_ways, "distance", lambda *_: 0.5)
-    assert decoding_ways.with_compiled_steps(tiny_model("llama"), way) == way
+    assert decoding_ways.with_compiled_steps(tiny_model("llama"), way, 0) == way
     for other in (Way("own", pads=True), Way("none", pads=False)):
-        assert decoding_ways.with_compiled_steps(tiny_model("llama"), other) == other
-    assert decoding_ways.with_compiled_steps(tiny_model("gemma2"), way) == way, "a window does not keep all keys"
+        assert decoding_ways.with_compiled_steps(tiny_model("llama"), other, 0) == other
+    assert decoding_ways.with_compiled_steps(tiny_model("gemma2"), way, 0) == way, "a window does not keep all keys"
 
 
-def test_on_a_cpu_and_for_few_steps_nothing_is_compiled(tiny_model: Callable[..., Any]) -> None:
+class OnCard(torch.nn.Module):
+    def parameters(self, recurse: bool = True) -> Iterator[Any]:
+        return iter([SimpleNamespace(device=torch.device("cuda"))])
+
+
+def test_compiling_pays_for_many_steps_on_a_card_without_autocast(tiny_model: Callable[..., Any]) -> None:
+    for model, pays in ((tiny_model("llama"), False), (OnCard(), True)):
+        for _ in range(3):
+            compiled_steps.count_step(model)
+        assert not compiled_steps.pays(model, compiled_steps.AFTER_STEPS - 4)
+        assert compiled_steps.pays(model, compiled_steps.AFTER_STEPS - 3) == pays
+        torch.set_autocast_enabled("cuda", True)  # `torch.autocast` leaves it off where there is no card
+        try:
+            assert not compiled_steps.pays(model, compiled_steps.AFTER_STEPS)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+
+
+def test_the_steps_to_come_are_judged_by_the_batches_before(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    to_come = []
+    monkeypatch.setattr(compiled_steps, "pays", lambda _, steps: bool(to_come.append(steps)))
+    sample(tiny_model("llama"), tokenizer, CHATS, SETTINGS)
+    assert to_come == [0, 2 * 7, 7], "three batches of as many steps: the first token comes from the prompt"
+    to_come.clear()
     model = tiny_model("llama")
-    for _ in range(compiled_steps.AFTER_STEPS):
-        compiled_steps.count_step(model)
-    assert not compiled_steps.pays(model)
+    model.generation_config.eos_token_id = list(range(384))
+    sample(model, tokenizer, CHATS, SETTINGS)
+    assert to_come == [0, 0, 0], "responses that end at once take none"
 
 
 def test_batches_shrink_by_powers_of_two() -> None:
     assert rows_to_keep([0, 3], 8) == [0, 3]
     assert rows_to_keep([1, 2, 5], 8) == [0, 1, 2, 5], "a finished row fills up"
     assert rows_to_keep([1, 2, 5, 6, 7], 8) == list(range(8)), "until half of them may go"
-    assert rows_to_keep([4], 6) == [4]
+    assert rows_to_keep([4], 6) == [0, 4], "one row alone would be compiled for"
+    assert rows_to_keep([0], 1) == [0] and rows_to_keep([1], 2) == [0, 1]
+
+
+def test_capacities_are_few() -> None:
+    step = CAPACITY_STEP
+    assert [capacity_for(tokens, 3 * step + 5) for tokens in (1, step, step + 1, 3 * step + 5)] == [
+        step, step, 2 * step, 3 * step + 5,
+    ]  # fmt: skip
+    assert capacity_for(5, 7) == 7, "no more than the longest row has"

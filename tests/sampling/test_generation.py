@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -392,6 +393,23 @@ def test_prompts_that_cannot_be_encoded(tokenizer: Any) -> None:
 def test_messages_end_where_the_answer_begins(tokenizer: Any) -> None:
     text = tokenizer.decode(encode_prompts(tokenizer, [[{"role": "user", "content": "the cat"}]])[0])
     assert text == "<|user|>the cat<|end|>\n<|assistant|>"
+
+
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_responses_are_handed_over_prompt_by_prompt(batch_size: int, tiny_model: Build, tokenizer: Any) -> None:
+    """Whole prompts, also where a batch does not hold all responses to one; gradients are what they were outside."""
+    parts: list[list[SampledResponse]] = []
+
+    def take(responses: list[SampledResponse]) -> None:
+        assert torch.is_grad_enabled()
+        parts.append(responses)
+
+    settings = replace(SETTINGS, batch_size=batch_size)
+    whole = sample(tiny_model("llama"), tokenizer, PROMPTS, settings, on_complete=take)
+    assert [len(part) for part in parts] == ([3] * 4 if batch_size == 2 else [6, 6])
+    together = [item for part in parts for item in part]
+    assert sorted(together, key=lambda item: (item.prompt_index, item.sample_index)) == whole
+    assert all(len({item.prompt_index for item in part}) * 3 == len(part) for part in parts)
 
 
 def test_prompt_indices_must_fit(tiny_model: Build, tokenizer: Any) -> None:

@@ -1,8 +1,10 @@
 """Decoding steps that are compiled on a GPU, where a small model is bound by the launches of its kernels.
 
 A step of one token a row has one shape if the cache has its full size from the beginning. torch.compile then records
-it as a CUDA graph, which is launched as a whole. Compiling takes about a minute, so a model is compiled for when it has
-taken so many steps that the time is likely to come back (`AFTER_STEPS`), and not for a short answer.
+it as a CUDA graph, which is launched as a whole. The code is compiled once for all shapes; a graph is recorded for each
+shape and each place in memory, so shapes are few, and a call's batches use one memory (`reused_cache.py`). Compiling
+takes about a minute, so a model is compiled for when it takes so many steps that the time is likely to come back
+(`AFTER_STEPS`), and not for a short answer.
 """
 
 from __future__ import annotations
@@ -15,15 +17,17 @@ import torch
 
 from ..models import causal_lm_of
 
-# Steps without compiling, after which it begins. A step of SmolLM2-135M bound by launches takes some 25 ms, of which a
-# graph leaves a few; so these steps took about as long as compiling does. Nobody has measured it yet.
+# Steps for which compiling pays. A step of SmolLM2-135M bound by launches takes some 25 ms, of which a graph leaves a
+# few; so these steps take about as long as compiling does. Nobody has measured it yet.
 AFTER_STEPS = 2000
+CAPACITY_STEP = 128  # tokens, of which a compiled batch's capacity is a multiple
 
 _steps: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[Any, Callable[..., Any]] = WeakKeyDictionary()
 
-# How torch compiles a step; tests on a CPU set another backend.
-options: dict[str, Any] = {"mode": "reduce-overhead"}
+# How torch compiles a step; tests on a CPU set another backend. Sizes are variables at once: otherwise the first shape,
+# another number of rows and another capacity would each be compiled for.
+options: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": True}
 
 
 def count_step(model: Any) -> None:
@@ -32,10 +36,15 @@ def count_step(model: Any) -> None:
     _steps[lm] = _steps.get(lm, 0) + 1
 
 
-def pays(model: Any) -> bool:
-    """Whether compiling the model's steps is likely to pay: on a GPU, after many steps."""
+def pays(model: Any, to_come: int) -> bool:
+    """Whether compiling the model's steps is likely to pay: on a GPU, for many steps, taken before or about to come.
+
+    Not under autocast: its casts of the weights would go into every step's graph. Nobody has proven such steps.
+    """
     lm = causal_lm_of(model)
-    return next(lm.parameters()).device.type == "cuda" and _steps.get(lm, 0) >= AFTER_STEPS
+    if next(lm.parameters()).device.type != "cuda" or torch.is_autocast_enabled("cuda"):
+        return False
+    return _steps.get(lm, 0) + to_come >= AFTER_STEPS
 
 
 def compiled_step(model: Any) -> Callable[..., Any]:
@@ -47,7 +56,9 @@ def compiled_step(model: Any) -> Callable[..., Any]:
 
     def step(**inputs: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
-        output = run(model, **inputs)
+        # Only sizes vary: a number such as a norm's ε, taken for a variable, lies on the CPU and forbids a CUDA graph.
+        with torch._dynamo.config.patch(specialize_float=True):
+            output = run(model, **inputs)
         output.logits = output.logits.clone()  # a graph writes the next ones into the same memory
         return output
 
@@ -59,24 +70,19 @@ def _called(model: Any, **inputs: Any) -> Any:
     return model(**inputs)
 
 
-def keep_addresses(cache: Any) -> None:
-    """Say that the tensors of a static cache stay where they are until rows are selected again.
-
-    A step writes into them. torch records no CUDA graph of a function that writes into what it is given, unless it is
-    marked so; transformers marks what it allocates, and `reorder_cache` puts other tensors in its place.
-    """
-    for layer in cache.layers:
-        for states in (layer.keys, layer.values):
-            torch._dynamo.mark_static_address(states)
-
-
 def rows_to_keep(live: list[int], rows: int) -> list[int]:
     """Which of so many rows a compiled batch keeps: the live ones, and finished ones up to a power of two.
 
-    Each number of rows is a graph of its own, so there are few. All are kept until half of them may go.
+    Each number of rows is a graph of its own, so there are few. All are kept until half of them may go. One row alone
+    would be compiled for anew.
     """
-    size = 1 << max(len(live) - 1, 0).bit_length()
+    size = max(2, 1 << (len(live) - 1).bit_length())
     if 2 * size > rows:
         return list(range(rows))
     finished = [slot for slot in range(rows) if slot not in set(live)]
     return sorted([*live, *finished[: size - len(live)]])
+
+
+def capacity_for(tokens: int, longest: int) -> int:
+    """Tokens a row of a compiled batch that needs `tokens`, in a call of which the longest row has `longest`."""
+    return min(-(-tokens // CAPACITY_STEP) * CAPACITY_STEP, longest)

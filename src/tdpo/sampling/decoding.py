@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from .compiled_steps import compiled_step, keep_addresses
+from .compiled_steps import compiled_step
+from .reused_cache import ReusedCache
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,25 @@ class Way:
 
 
 class DecodingBatch:
-    """The state of up to `capacity` tokens in each of R rows, and the mask `[R, T]` of which of them count."""
+    """The state of up to `capacity` tokens in each of R rows, and the mask `[R, T]` of which of them count.
 
-    def __init__(self, model: Any, capacity: int, way: Way) -> None:
+    With `way.is_static` the state lies in `cache`, which serves one batch at a time, or in one of its own.
+    """
+
+    def __init__(self, model: Any, capacity: int, way: Way, cache: ReusedCache | None = None) -> None:
         self.model, self.way = model, way
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.parameters = set(inspect.signature(base.forward).parameters)
         self.name = next((name for name in STATE_NAMES if name in self.parameters), None)
         if way.state != "none" and self.name is None:
             raise NotImplementedError(f"{type(base).__name__} takes no state of earlier tokens")
-        make_cache = static_cache if way.is_static else roomy_cache
-        self.state: Any = make_cache(model.config, capacity) if way.state == "cache" else None
-        self.step: Callable[..., Any] = compiled_step(model) if way.is_static else model  # takes one token a row
+        self.state: Any = None
+        if way.is_static:
+            self.state = ReusedCache(model.config) if cache is None else cache
+            self.state.begin(capacity)
+        elif way.state == "cache":
+            self.state = roomy_cache(model.config, capacity)
+        self.run: Callable[..., Any] = model
         self.capacity, self.filled = capacity, 0
         self.mask = torch.ones((1, 0), dtype=torch.long, device=model.device)
         self.ids = self.mask  # of whole sequences, where no state stands for them
@@ -65,7 +73,10 @@ class DecodingBatch:
         assert self.way.pads or width == min(map(len, rests))
         padded = [[rest[0]] * (width - len(rest)) + rest for rest in rests]
         mask = [[0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
-        return self.feed(torch.tensor(padded, device=self.model.device), torch.tensor(mask, device=self.model.device))
+        logits = self.feed(torch.tensor(padded, device=self.model.device), torch.tensor(mask, device=self.model.device))
+        if self.way.is_static:
+            self.run = compiled_step(self.model)  # for one token a row; a prompt has as many as it has
+        return logits
 
     def feed(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Append tokens `[R, T]`, of which `mask` marks those that count; returns logits `[R, V]` after the last."""
@@ -84,8 +95,7 @@ class DecodingBatch:
             # As an index and not as the number 1, which gives the head a slice of states with gaps in between: PyTorch
             # multiplies those with frozen weights row by row, and in bfloat16 copies the whole head for every row.
             arguments["logits_to_keep"] = torch.tensor([input_ids.shape[1] - 1], device=input_ids.device)
-        run = self.step if input_ids.shape[1] == 1 else self.model
-        output = run(input_ids=input_ids, **arguments)
+        output = self.run(input_ids=input_ids, **arguments)
         if self.way.state == "own":
             self.state = getattr(output, str(self.name))
             if self.state is None:
@@ -111,8 +121,6 @@ class DecodingBatch:
         index = torch.tensor(slots, device=self.mask.device)
         if self.way.state == "cache":
             self.state.reorder_cache(index)
-            if self.way.is_static:
-                keep_addresses(self.state)
         elif self.way.state == "own":
             self.state = _selected(self.state, index, rows)
         else:
@@ -128,11 +136,6 @@ def roomy_cache(config: Any, capacity: int) -> Any:
     cache: Any = DynamicCache(config=config)
     cache.layers = [_RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
-
-
-def static_cache(config: Any, capacity: int) -> Any:
-    """transformers' cache for compiled steps: `capacity` tokens a row, written in place where a tensor says."""
-    return StaticCache(config=config, max_cache_len=capacity)
 
 
 def keeps_all_keys(config: Any) -> bool:

@@ -77,11 +77,14 @@ def way_of(model: Any, length: int) -> Way:
     return right_way
 
 
-def with_compiled_steps(model: Any, way: Way) -> Way:
-    """The same way with compiled steps, where these pay and give the logits of whole sequences; else `way`."""
+def with_compiled_steps(model: Any, way: Way, to_come: int) -> Way:
+    """The same way with compiled steps, where these pay and give the logits of whole sequences; else `way`.
+
+    `to_come` is the number of steps that are about to be taken.
+    """
     lm = causal_lm_of(model)
     applies = way.state == "cache" and way.pads and keeps_all_keys(lm.config)
-    if way.is_static or not applies or not compiled_steps.pays(model):
+    if way.is_static or not applies or not compiled_steps.pays(model, to_come):
         return way
     static = replace(way, is_static=True)
     known = _static_of_models.setdefault(lm, {})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config import SamplingEngine
-from .sampler import Progress, SampledResponse, SamplingSettings, sample
+from .sampler import OnComplete, Progress, SampledResponse, SamplingSettings, sample
 
 if TYPE_CHECKING:
     from ..chat_templates import PromptInput
@@ -33,6 +33,7 @@ class ResponseSampler(Protocol):
         *,
         progress: Progress | None = None,
         prompt_indices: Sequence[int] | None = None,
+        on_complete: OnComplete | None = None,
     ) -> list[SampledResponse]:
         """The responses, as `sampler.sample` gives them."""
 

@@ -11,7 +11,6 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ..records.locks import holder, lock
 from ..runs import RunError, versions
 from .engines import BUILT_IN, ResponseSampler
 from .pairing import PairCounts, ScoredResponse, make_pairs
-from .sampler import Progress, SamplingSettings, check_fit, encode_prompts
+from .sampler import Progress, SampledResponse, SamplingSettings, check_fit, encode_prompts
 
 
 @dataclass(frozen=True)
@@ -130,15 +129,27 @@ def _sample_pairs(
     sampler.prepare(model, tokenizer, max(encoded.values(), key=len), settings.sampling)
     origin = {**_origin(model, environment, encoded, settings.sampling), **sampler.identity}
     done = _resume(partial, origin)
-    resumed, tokens = len(done), 0
-    started = time.monotonic()
-    for chunk in _chunks(encoded, settings.sampling, {item.prompt_index for item in done}):
-        shifted = _shifted(progress, tokens, len(done))
-        scored = _score_chunk(model, tokenizer, environment, chunk, settings, sampler, shifted)
+    resumed = len(done)
+
+    def keep(responses: list[SampledResponse]) -> None:
+        scored = _scored(environment, responses)
         _append(partial, {"samples": [asdict(item) for item in scored]})
-        tokens += sum(item.tokens for item in scored)
-        done += scored
+        done.extend(scored)
+
+    left = sorted(encoded.keys() - {item.prompt_index for item in done})
+    started = time.monotonic()
+    if left:
+        sampler(
+            model,
+            tokenizer,
+            [inputs[index] for index in left],
+            settings.sampling,
+            progress=_with_earlier(progress, resumed),
+            prompt_indices=left,
+            on_complete=keep,
+        )
     seconds = time.monotonic() - started
+    tokens = sum(item.tokens for item in done[resumed:])
     done.sort(key=lambda item: (item.prompt_index, item.sample_index))
     rows, counts = make_pairs(environment.train, done, settings.pairs_per_prompt)
     if not rows:
@@ -164,26 +175,7 @@ def _sample_pairs(
     return summary
 
 
-def _chunks(encoded: dict[int, list[int]], sampling: SamplingSettings, done: set[int]) -> Iterable[list[int]]:
-    # A chunk is one batch, in the order of lengths that the sampler would choose itself. So being resumable costs no
-    # time, and a resumed call forms the same batches, with the same rounding.
-    order = sorted(encoded, key=lambda index: -len(encoded[index]))
-    size = max(1, sampling.batch_size // sampling.num_samples)
-    chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    return [chunk for chunk in chunks if chunk[0] not in done]
-
-
-def _score_chunk(
-    model: Any,
-    tokenizer: Any,
-    environment: Environment,
-    chunk: list[int],
-    settings: PairSettings,
-    sampler: ResponseSampler,
-    progress: Progress | None,
-) -> list[ScoredResponse]:
-    texts = [environment.train[index].rendered_from for index in chunk]
-    responses = sampler(model, tokenizer, texts, settings.sampling, progress=progress, prompt_indices=chunk)
+def _scored(environment: Environment, responses: list[SampledResponse]) -> list[ScoredResponse]:
     prompts = [environment.train[item.prompt_index] for item in responses]
     rewards = score(environment, prompts, [item.text for item in responses])
     return [
@@ -192,10 +184,10 @@ def _score_chunk(
     ]
 
 
-def _shifted(progress: Progress | None, tokens: int, samples: int) -> Progress | None:
+def _with_earlier(progress: Progress | None, samples: int) -> Progress | None:
     if progress is None:
         return None
-    return lambda new_tokens, new_samples: progress(tokens + new_tokens, samples + new_samples)
+    return lambda new_tokens, new_samples: progress(new_tokens, samples + new_samples)
 
 
 def _beside(out: Path, suffix: str) -> Path:

@@ -12,6 +12,7 @@ is a prompt that gets several responses. The key-value cache does not grow by co
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,16 +23,18 @@ from torch import Tensor
 
 from ..chat_templates import Encoder, Stopping, TemplateRefusal
 from ..models import check_causal, independent_length, why_dependent
-from .compiled_steps import count_step, rows_to_keep
+from .compiled_steps import capacity_for, count_step, rows_to_keep
 from .decoding import DecodingBatch, Way
 from .decoding_ways import way_of, with_compiled_steps
 from .drawing import draw_tokens
+from .reused_cache import ReusedCache
 from .settings import SamplingSettings
 
 if TYPE_CHECKING:
     from ..chat_templates import PromptInput
 
 Progress = Callable[[int, int], None]  # (new tokens so far, responses that are complete)
+OnComplete = Callable[[list["SampledResponse"]], None]
 ROWS_AT_ONCE = 8  # rows that a CPU draws tokens for in one go
 
 
@@ -92,7 +95,6 @@ def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return Stopping.of(model, tokenizer).ids
 
 
-@torch.no_grad()
 def sample(
     model: Any,
     tokenizer: Any,
@@ -102,13 +104,15 @@ def sample(
     progress: Progress | None = None,
     prompt_indices: Sequence[int] | None = None,
     first_sample: int = 0,
+    on_complete: OnComplete | None = None,
 ) -> list[SampledResponse]:
     """Sample `settings.num_samples` responses to every prompt, in the order of the prompts, then of the responses.
 
     `prompt_indices` (default 0, 1, …) and `first_sample` say which random numbers belong to which response: a part of a
     larger set of prompts or responses gets exactly what it would get in the whole. `progress` is called after every
-    step with the number of new tokens and of complete responses. Adapters work, and under `models.merged_adapter` cost
-    no time.
+    step with the number of new tokens and of complete responses, `on_complete` with the responses to some of the
+    prompts once all of these are there, longest prompts first: what is left then forms the same batches in a call of
+    its own. Adapters work, and under `models.merged_adapter` cost no time.
 
     Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context, for token ids that
     the model does not know, and for logits that are NaN or infinite; each names the prompt. And for a model that looks
@@ -128,27 +132,25 @@ def sample(
         for k in range(first_sample, first_sample + settings.num_samples)
     ]
     stop = Stopping.of(model, tokenizer)
+    responses: list[SampledResponse] = []
     was_training = model.training
     model.eval()
     try:
-        way = way_of(model, max(map(len, encoded.values()), default=0) + settings.max_new_tokens)
-        loop = _Loop(model, settings, stop, progress, way)
-        for batch in _batches(rows, settings, way):
-            loop.run(batch)
+        longest = max(map(len, encoded.values()), default=0) + settings.max_new_tokens
+        way = way_of(model, longest)
+        batches_of_groups = [_batches(group, settings) for group in _groups(rows, settings, way)]
+        loop = _Loop(model, settings, stop, progress, way, longest, sum(map(len, batches_of_groups)))
+        for batches in batches_of_groups:
+            for batch in batches:
+                loop.run(batch)
+            complete = [row.response(stop) for batch in batches for row in batch]
+            responses += complete
+            if on_complete is not None:
+                on_complete(complete)
     finally:
         model.train(was_training)
     place = {index: position for position, index in enumerate(indices)}
-    rows.sort(key=lambda row: (place[row.prompt_index], row.sample_index))
-    return [
-        SampledResponse(
-            row.prompt_index,
-            row.sample_index,
-            row.token_ids,
-            text=stop.text_before(row.token_ids, row.finished),
-            finished=row.finished,
-        )
-        for row in rows
-    ]
+    return sorted(responses, key=lambda response: (place[response.prompt_index], response.sample_index))
 
 
 def check_fit(model: Any, encoded: Mapping[Any, Sequence[int]], max_new_tokens: int) -> None:
@@ -191,10 +193,14 @@ class _Row:
         self.token_ids: list[int] = []
         self.finished = False
 
+    def response(self, stop: Stopping) -> SampledResponse:
+        text = stop.text_before(self.token_ids, self.finished)
+        return SampledResponse(self.prompt_index, self.sample_index, self.token_ids, text, self.finished)
 
-def _batches(rows: list[_Row], settings: SamplingSettings, way: Way) -> Iterator[list[_Row]]:
-    # All responses to a prompt in one batch where they fit, so that the prompt is encoded once.
-    size = settings.batch_size // settings.num_samples * settings.num_samples or settings.batch_size
+
+def _groups(rows: list[_Row], settings: SamplingSettings, way: Way) -> Iterator[list[_Row]]:
+    """All responses to as many prompts as fit into a batch, but at least to one: a prompt is encoded once."""
+    size = max(1, settings.batch_size // settings.num_samples) * settings.num_samples
     # Rows are sorted by the lengths of their prompts.
     parts = [rows] if way.pads else [list(part) for _, part in groupby(rows, lambda row: len(row.prompt_ids))]
     for part in parts:
@@ -202,21 +208,34 @@ def _batches(rows: list[_Row], settings: SamplingSettings, way: Way) -> Iterator
             yield part[start : start + size]
 
 
+def _batches(group: list[_Row], settings: SamplingSettings) -> list[list[_Row]]:
+    return [group[start : start + settings.batch_size] for start in range(0, len(group), settings.batch_size)]
+
+
 class _Loop:
-    """Takes batches of rows to their end, one token a step."""
+    """Takes so many batches of rows to their end, one token a step; the longest row has up to `longest` tokens."""
 
     def __init__(
-        self, model: Any, settings: SamplingSettings, stop: Stopping, progress: Progress | None, way: Way
+        self,
+        model: Any,
+        settings: SamplingSettings,
+        stop: Stopping,
+        progress: Progress | None,
+        way: Way,
+        longest: int,
+        batches: int,
     ) -> None:
         self.model, self.settings, self.stop, self.progress, self.way = model, settings, stop, progress, way
+        self.longest, self.batches_left = longest, batches
+        self.steps_of_batches: list[int] = []
+        self.cache: ReusedCache | None = None
         self.tokens = self.complete = 0
 
+    @torch.no_grad()
     def run(self, rows: list[_Row]) -> None:
         prompts = {row.prompt_index: row.prompt_ids for row in rows}
         slots = {index: slot for slot, index in enumerate(prompts)}
-        capacity = max(map(len, prompts.values())) + self.settings.max_new_tokens
-        way = with_compiled_steps(self.model, self.way)
-        batch = DecodingBatch(self.model, capacity, way)
+        batch = self._begin(max(map(len, prompts.values())) + self.settings.max_new_tokens)
         logits = batch.prefill(list(prompts.values()))
         repeats = [slots[row.prompt_index] for row in rows]
         batch.select(repeats)
@@ -227,8 +246,9 @@ class _Loop:
             self._append(rows, tokens.tolist(), last)
             live = [slot for slot, row in enumerate(rows) if not row.finished]
             if last or not live:
+                self.steps_of_batches.append(step)
                 return
-            if way.is_static:
+            if batch.way.is_static:
                 live = rows_to_keep(live, len(rows))
             else:
                 count_step(self.model)
@@ -237,6 +257,17 @@ class _Loop:
                 batch.select(live)
                 rows, tokens = [rows[slot] for slot in live], tokens[live]
             logits = batch.feed(tokens[:, None], torch.ones_like(tokens[:, None]))
+
+    def _begin(self, capacity: int) -> DecodingBatch:
+        # Responses may end long before `max_new_tokens`, so the steps to come are judged by the batches before.
+        to_come = self.batches_left * statistics.fmean(self.steps_of_batches or [0])
+        self.batches_left -= 1
+        way = with_compiled_steps(self.model, self.way, int(to_come))
+        if not way.is_static:
+            return DecodingBatch(self.model, capacity, way)
+        if self.cache is None:
+            self.cache = ReusedCache(self.model.config)
+        return DecodingBatch(self.model, capacity_for(capacity, self.longest), way, self.cache)
 
     def _append(self, rows: list[_Row], tokens: list[int], last: bool) -> None:
         for row, token in zip(rows, tokens, strict=True):

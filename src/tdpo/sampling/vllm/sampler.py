@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from ...chat_templates import Stopping
 from ...models.quantization import is_quantized_model
-from ..sampler import Progress, SampledResponse, SamplingSettings, check_fit, encode_prompts
+from ..sampler import OnComplete, Progress, SampledResponse, SamplingSettings, check_fit, encode_prompts
 from .adapters import AdapterHandover, changes_nothing, uses_adapter
 from .checks import ServedModel, check_lengths, check_same_model, check_temperature, check_vocabulary, served_model
 from .client import Client, ServerError, WrongServer, run
@@ -88,8 +88,10 @@ class VLLMSampler:
         *,
         progress: Progress | None = None,
         prompt_indices: Sequence[int] | None = None,
+        on_complete: OnComplete | None = None,
     ) -> list[SampledResponse]:
-        """As `engines.ResponseSampler`; `settings.batch_size` requests are under way at once.
+        """As `engines.ResponseSampler`; `settings.batch_size` requests are under way at once, and with `on_complete`
+        those of a few prompts.
 
         A response has its seed, but the server's batches round differently every time: at near ties the same seed may
         give another token.
@@ -110,7 +112,15 @@ class VLLMSampler:
         name = self._name_of(model, tokenizer, longest)
         asked = [_Asked(index, k, encoded[index]) for index in indices for k in range(settings.num_samples)]
         drawing = _Drawing(self, name, Stopping.of(model, tokenizer), settings, progress, model.config)
-        return run(drawing.all_of(asked))
+        if on_complete is None:
+            return run(drawing.all_of(asked))
+        responses: list[SampledResponse] = []
+        size = max(1, settings.batch_size // settings.num_samples) * settings.num_samples  # of whole prompts
+        for start in range(0, len(asked), size):
+            complete = run(drawing.all_of(asked[start : start + size]))
+            on_complete(complete)
+            responses += complete
+        return responses
 
     def _name_of(self, model: Any, tokenizer: Any, prompt_ids: list[int]) -> str:
         """What the server calls this model, which is compared with it the first time in each of its states."""
