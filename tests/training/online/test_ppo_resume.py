@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.devices import make_deterministic
 from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo
 from helpers.several_processes import clean_processes
 from helpers.tiny_models import build_model, build_tokenizer
@@ -35,6 +36,7 @@ TIMES = ("generation_seconds", "learning_seconds", "judging_seconds")
 
 
 def new_trainer(folder: Path, kind: str) -> PPOTrainer:
+    make_deterministic()
     return make_ppo(
         build_model("llama"), folder, build_tokenizer(), letters, PROMPTS,
         peft_config=None if kind == "full" else lora(lora_dropout=0.3),
