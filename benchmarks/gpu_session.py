@@ -1,6 +1,6 @@
 """Everything that is to be shown on one GPU, in one go: the kernels' tests, every table with its limits, all tests.
 
-    python benchmarks/gpu_session.py                  # on a machine with one card: an hour or two
+    python benchmarks/gpu_session.py                  # on a machine with one card: two or three hours, by a guess
     python benchmarks/gpu_session.py --minutes 9 --only kernels head --folder out   # a part of it, in so much time
     python benchmarks/gpu_session.py --judge --folder out   # the table of what is in the folder; runs nothing
     python benchmarks/gpu_session.py --judge --pages  # and puts the table of benchmarks/results into both READMEs
@@ -114,15 +114,17 @@ def report(folder: Path, dry: bool, ends: dict[str, str], seconds: dict[str, flo
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU; the table then says nothing")
-    parser.add_argument("--only", nargs="+", default=None, metavar="PART", help=f"beginnings of {', '.join(ORDER)}")
+    parser.add_argument(
+        "--only", nargs="+", default=None, metavar="PART", help=f"of {', '.join(ORDER)}, or their beginnings"
+    )
     parser.add_argument("--minutes", type=float, default=None, help="for all parts together (default: no limit)")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="of the results (default benchmarks/results)")
     parser.add_argument("--judge", action="store_true", help="run nothing: the table of the results in the folder")
     parser.add_argument("--pages", action="store_true", help="with --judge: write the table into both READMEs")
     arguments = parser.parse_args()
     dry, folder = arguments.dry_run, arguments.folder.absolute()
-    chosen = [name for name in ORDER if arguments.only is None or name.startswith(tuple(arguments.only))]
-    if idle := [text for text in arguments.only or () if not any(name.startswith(text) for name in ORDER)]:
+    chosen = [name for name in ORDER if arguments.only is None or any(names(text, name) for text in arguments.only)]
+    if idle := [text for text in arguments.only or () if not any(names(text, name) for name in ORDER)]:
         parser.error(f"--only {' '.join(idle)}: the parts are {', '.join(ORDER)}")
     if arguments.pages and (dry or not arguments.judge or folder != RESULTS):
         parser.error("--pages goes with --judge alone: the pages show what lies in benchmarks/results")
@@ -135,6 +137,11 @@ def main() -> int:
     if not dry and "card" not in hardware():
         parser.error("torch finds no GPU here; --dry-run shows on a CPU that the parts run")
     return measure([name for name in chosen if not (dry and name in TESTS)], folder, dry, arguments.minutes)
+
+
+def names(text: str, part: str) -> bool:
+    """Whether the user's word means this part: by its name, or as a beginning where no part has that name."""
+    return part == text if text in ORDER else part.startswith(text)
 
 
 def measure(chosen: Sequence[str], folder: Path, dry: bool, minutes: float | None) -> int:

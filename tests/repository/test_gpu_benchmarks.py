@@ -297,6 +297,12 @@ def test_a_session_keeps_what_it_has_when_time_is_up_or_a_part_fails(
     assert "NOT BEGUN: more" in capsys.readouterr().err
 
 
+def test_parts_are_chosen_by_name_or_by_beginning() -> None:
+    session = loaded("gpu_session")
+    chosen = {word: [part for part in session.ORDER if session.names(word, part)] for word in ("step", "step-l", "x")}
+    assert chosen == {"step": ["step"], "step-l": ["step-liger", "step-long-prompts"], "x": []}
+
+
 def test_random_weights_come_with_a_tokenizer_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     tokenizer = importlib.import_module("_card").byte_tokenizer()

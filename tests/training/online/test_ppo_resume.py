@@ -35,8 +35,14 @@ KINDS = ["full", "lora with dropout"]
 TIMES = ("generation_seconds", "learning_seconds", "judging_seconds")
 
 
-def new_trainer(folder: Path, kind: str) -> PPOTrainer:
+@pytest.fixture(autouse=True, scope="module")
+def _one_order_of_sums() -> Iterator[None]:
     make_deterministic()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def new_trainer(folder: Path, kind: str) -> PPOTrainer:
     return make_ppo(
         build_model("llama"), folder, build_tokenizer(), letters, PROMPTS,
         peft_config=None if kind == "full" else lora(lora_dropout=0.3),
@@ -48,6 +54,7 @@ def new_trainer(folder: Path, kind: str) -> PPOTrainer:
 
 def victim(folder: str, kind: str) -> None:
     torch.set_num_threads(1)
+    make_deterministic()
     new_trainer(Path(folder), kind).train()
 
 
