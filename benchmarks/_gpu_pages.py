@@ -38,7 +38,7 @@ def page_table(results: Results) -> str:
     if all(line["value"] is None for line in lines):
         return NOTHING
     rows = [
-        f"| {line['what']} | {_value(line)} | {'at least' if limit.at_least else 'at most'} {number(limit.limit, 2)} |"
+        f"| {line['what']} | {_value(line)} | {'at least' if limit.at_least else 'at most'} {limit.limit:.3g} |"
         for line, limit in zip(lines, LIMITS, strict=True)
     ]
     on = "; ".join(cards(measured))

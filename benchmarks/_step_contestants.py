@@ -279,5 +279,9 @@ CONTESTANTS: dict[str, Contestant] = {
     "TRL DPO, full, reference model, bf16": trl("full", precompute=False, **AUTOCAST, in_float32=True),
 }
 ON_CPU = [name for name, contestant in CONTESTANTS.items() if not contestant.on_card]
-BASELINE = {"LoRA": "TRL DPO, LoRA", "full": "TRL DPO, full"}
+# The first of these that was run is what "/ TRL" divides by.
+BASELINES = {
+    "LoRA": ("TRL DPO, LoRA", "TRL DPO, LoRA, bf16", "TRL DPO, LoRA, Liger"),
+    "full": ("TRL DPO, full", "TRL DPO, full, reference model, bf16"),
+}
 PEER = {"LoRA": "naive TDPO2, LoRA", "full": "naive TDPO2, full"}

@@ -94,8 +94,8 @@ def report(folder: Path, dry: bool, ends: dict[str, str], seconds: dict[str, flo
     results = results_in(folder, dry, since)
     lines = [judged(limit, results) for limit in LIMITS]
     rows = [
-        [line["what"], "not measured" if line["value"] is None else number(line["value"], 2), number(line["limit"], 2),
-         {True: "met", False: "MISSED", None: ""}[line["met"]]]
+        [line["what"], "not measured" if line["value"] is None else number(line["value"], 2), f"{line['limit']:.3g}",
+         "" if dry else {True: "met", False: "MISSED", None: ""}[line["met"]]]
         for line in lines
     ]  # fmt: skip
     on = "; ".join(cards(results)) or "no card: nothing is measured yet"

@@ -49,7 +49,7 @@ from _harness import (
     print_table,
     ratio,
 )
-from _step_contestants import BASELINE, CONTESTANTS, ON_CPU, PEER, Pair, Task
+from _step_contestants import BASELINES, CONTESTANTS, ON_CPU, PEER, Pair, Task
 from _text import frozen_pages, token_stream
 
 KEYS = (
@@ -286,7 +286,8 @@ def report(measurements: Measurements) -> list[str]:
 
 
 def baseline_of(measurements: Measurements, entry: Entry) -> Entry | None:
-    return measurements.find(BASELINE[CONTESTANTS[entry.job.contestant].tuning], entry.job.case)
+    names = BASELINES[CONTESTANTS[entry.job.contestant].tuning]
+    return next((found for name in names if (found := measurements.find(name, entry.job.case)) and found.runs), None)
 
 
 def row(entry: Entry, baseline: Entry | None) -> list[str]:

@@ -207,6 +207,17 @@ def test_adapters_are_held_as_asked_for(tmp_path: Path) -> None:
             assert len(outcome.losses) == 2
 
 
+def test_times_are_shown_beside_the_first_of_trls_that_was_run() -> None:
+    step = loaded("step")
+    measured = step.Measurements.__new__(step.Measurements)
+    names = ("tdpo TDPO2, LoRA, defaults", "TRL DPO, LoRA, Liger", "TRL DPO, LoRA, bf16")
+    measured.entries = [step.Entry(step.Job(name, {}), [{"seconds": [1.0]}]) for name in names]
+    assert step.baseline_of(measured, measured.entries[0]) is measured.entries[2]
+    measured.entries[2].runs.clear()
+    assert step.baseline_of(measured, measured.entries[0]) is measured.entries[1]
+    assert step.baseline_of(measured, step.Entry(step.Job("tdpo TDPO2, full", {}))) is None
+
+
 # ---- command lines ----
 
 
@@ -344,10 +355,10 @@ def test_a_measured_table_is_put_between_the_marks(tmp_path: Path) -> None:
     page = (tmp_path / "README.md").read_text()
     assert page.startswith("above\n") and page.endswith("\nbelow\n") and "old" not in page
     assert "On NVIDIA X (driver 1.2, CUDA 13.0, torch 2.13, " in page
-    assert "each at its defaults / TRL's DPO | **0.80, missed** | at most 0.70 |" in page
+    assert "each at its defaults / TRL's DPO | **0.80, missed** | at most 0.7 |" in page
     assert "LoRA step, alike: Liger | not measured |" in page
     faster = pages.page_table({"step": made_up(ours=5.0, trl=10.0)})
-    assert "TRL's DPO | 0.50 | at most 0.70 |" in faster
+    assert "TRL's DPO | 0.50 | at most 0.7 |" in faster
     on_cpu = {**made_up(ours=5.0, trl=10.0), "hardware": {"cpu": "X"}}
     assert pages.page_table({"step": on_cpu}) == pages.page_table({}) == pages.NOTHING, "a CPU is no card"
 
