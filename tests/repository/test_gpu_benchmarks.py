@@ -87,6 +87,7 @@ def test_a_step_is_timed_by_events_and_its_memory_is_over_the_state_before(card:
         return "loss"
 
     timed = loaded("_card").timed
+    card.work(1, needs=500)  # what came before has a peak of its own
     assert timed(step) == timed(step) == (12.5, 30.0, "loss")
     assert card.waits == 2, "before each, so that nothing earlier is in it"
 
