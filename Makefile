@@ -20,7 +20,12 @@ FAST_TESTS = $(addprefix tests/, mathematics token_statistics batches scoring co
 # What runs differently on a GPU: the head's kernels, both trainers' equivalence and waits, rows, sampling, the commands.
 GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_equivalence.py \
     training/online/test_ppo.py training/online/test_ppo_resume.py training/test_device_waits.py \
-    scoring/test_row_forms.py models/test_liger.py sampling cli/test_cli.py)
+    training/test_trainers_device.py scoring/test_row_forms.py models/test_liger.py sampling/test_compiled_steps.py \
+    sampling/test_decoding_ways.py sampling/test_generation.py sampling/test_pair_sampling.py cli/test_cli.py)
+
+# All other tests run on the CPU on every machine, so that they say the same everywhere: tests/helpers/devices.py finds
+# no GPU, and kernels run in Triton's interpreter.
+ON_CPU = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
 
 # vLLM's build for CPUs, which needs versions of its own.
 ENGINES = .venv-vllm
@@ -64,11 +69,11 @@ bench: install
 # would wait for one another on two cores. Files stay in our order, those with slow tests first
 # (tests/helpers/long_files_first.py): by number of tests the few long ones would come last.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(ON_CPU) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Under 90 seconds on two cores, for use while one works; `make test` is what a change must pass.
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	$(ON_CPU) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	    -m "not slow and not browser and not bundled" $(FAST_TESTS)
 
 # On a machine with a GPU. Elsewhere it fails: the kernels would run in the interpreter, as in `make test`.
@@ -78,7 +83,7 @@ test-gpu: install
 
 # The oldest versions that pyproject.toml promises, in an environment of their own.
 test-oldest: $(OLDEST)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not browser" $(OLDEST_TESTS)
+	$(ON_CPU) $(OLDEST)/bin/python -m pytest -m "not browser" $(OLDEST_TESTS)
 	# The bundled model from its GGUF file: an empty cache makes it be converted anew.
 	cache=$$(mktemp -d) && TDPO_CACHE=$$cache $(OLDEST)/bin/tdpo generate smollm2-135m -p "Say hello." --max-new-tokens 4; \
 	    status=$$?; rm -rf "$$cache"; exit $$status

@@ -83,9 +83,9 @@ class CardMemory:
         return (torch.cuda.max_memory_allocated() - self.before) / MIB
 
 
-def settle_library(dtype: torch.dtype) -> None:
+def settle_library(like: torch.Tensor) -> None:
     """Multiply once, so that what the library of products keeps for itself is no contestant's memory."""
-    square = torch.ones(256, 256, dtype=dtype, device="cuda")
+    square = like.new_ones(256, 256)
     torch.mm(square, square)
 
 

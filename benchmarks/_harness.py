@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("tdpo", "torch", "transformers", "trl", "peft", "accelerate")
+PACKAGES = (
+    "tdpo", "torch", "transformers", "trl", "peft", "accelerate", "triton", "liger-kernel", "cut-cross-entropy",
+)  # fmt: skip
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "bf16", "sve")
 # What would give one contestant's allocation pattern an advantage is taken out of every process alike.
 ALLOCATOR_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -276,6 +278,8 @@ def parse(parser: argparse.ArgumentParser, name: str, presets: Mapping[str, Mapp
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if getattr(arguments, "device", "cpu") == "cuda" and not card():
+        parser.error("--device cuda: torch finds no GPU here")
     arguments.output = arguments.output or RESULTS / f"{name}.json"
     return arguments
 

@@ -324,6 +324,8 @@ def check_lengths(entry: Entry) -> list[str]:
 
 
 def main() -> int:
+    from _card import BODIES
+
     parser = make_parser(__doc__, "rollouts", 2, QUICK)
     parser.add_argument("--model", default="smollm2-135m", help="bundled name or folder (default smollm2-135m)")
     parser.add_argument(
@@ -338,7 +340,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where it runs (default cpu)")
     parser.add_argument(
-        "--shape", default=None, help="random weights of a known shape, such as smollm2-135m, in place of --model's"
+        "--shape", choices=BODIES, default=None, help="random weights of a known shape, in place of --model's"
     )
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=None, help="(default all that fit)")
     arguments = parse(parser, "rollouts", {"quick": QUICK})

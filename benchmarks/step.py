@@ -6,29 +6,28 @@
     python benchmarks/step.py --device cuda --shape qwen3-1.7b --prompt-tokens 512 --response-tokens 512
 
 All train on the same token ids: --pairs pairs a step, each with one prompt and two responses of exact lengths, cut
-from this repository's own text. AdamW, gradients clipped at 1, no gradient checkpointing, the model loaded in the
-dtype asked for, no autocast. Adapters are LoRA of rank 16 on every linear layer but the head.
+from this repository's own text. AdamW, gradients clipped at 1, the model loaded in the dtype asked for; on a CPU no
+gradient checkpointing and no autocast. Adapters are LoRA of rank 16 on every linear layer but the head.
 
 Read the table: `s/step` is the median from the batch in hand to the weights updated; `prepare s` is what comes before
 the first step, once: trainer, adapter, and the reference's share where it is computed in advance. MiB is the highest
 resident memory of preparation and steps over the state after the policy was loaded, so a reference model, a cache and
 the optimizer's state count. `tokens/s` counts both whole sequences of every pair, however often a prompt is computed.
 With --device cuda steps are timed between two waits for the GPU, MiB is torch's peak there, and more contestants take
-part: both at their defaults (bfloat16 weights, for TRL autocast and gradient checkpointing as its version has them),
-with Liger, and compiled. --shape builds random weights of a known shape, and a tokenizer of bytes, so that nothing is
-downloaded. Products are not counted there.
+part (benchmarks/README.md says what each is): both trainers at their own defaults, both alike, with Liger, and
+compiled. Nobody has run it on a card yet. --shape builds random weights of a known shape, and a tokenizer of bytes, so
+that nothing is downloaded. Products are not counted there.
 `GFLOP` is what the matrix products of one step come to (attention's left out), `products s` how long they would
 take alone, at the rate of a product of a layer's size measured between the steps: no step can be much faster.
 """
 
 from __future__ import annotations
 
-import copy
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -50,10 +49,9 @@ from _harness import (
     print_table,
     ratio,
 )
+from _step_contestants import BASELINES, CONTESTANTS, ON_CPU, PEER, Pair, Task
 from _text import frozen_pages, token_stream
 
-BETA, ALPHA, SEED, CLIP = 0.1, 0.5, 42, 1.0
-LEARNING_RATE = {"LoRA": 1e-3, "full": 1e-5}
 KEYS = (
     "seconds", "tokens_per_second", "prepare_seconds", "mebibytes", "step_mebibytes", "prepare_mebibytes",
     "gigaflop", "product_seconds",
@@ -62,9 +60,6 @@ QUICK = {
     "rounds": 1, "steps": 1, "pairs": 2, "prompt_tokens": [8], "response_tokens": 6, "dtype": ["float32"],
 }  # fmt: skip
 AGREEMENT = 1e-2  # how far two TDPO2 contestants' losses may lie apart after one update in float32
-
-Pair = tuple[list[int], list[int], list[int]]
-
 
 # ---- the same tokens for all ----
 
@@ -163,221 +158,6 @@ class Clock:
         wait(self.device)
         self.seconds.append(time.perf_counter() - self.started)
         self.mebibytes.append(self.memory.read())
-
-
-@dataclass(frozen=True)
-class Task:
-    """The input of a contestant. It trains one step for the first `pairs_per_step` pairs and each further batch."""
-
-    model: Any
-    tokenizer: Any
-    pairs: list[Pair]
-    pairs_per_step: int
-    tuning: str
-    folder: str
-    clock: Clock
-    device: str = "cpu"
-
-    @property
-    def steps(self) -> int:
-        return len(self.pairs) // self.pairs_per_step
-
-    def lora(self) -> Any:
-        from peft import LoraConfig
-
-        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        return config if self.tuning == "LoRA" else None
-
-    def training_arguments(self) -> dict[str, Any]:
-        """Return the arguments of both trainers. The learning rate is constant, so that a plain loop can equal it."""
-        return {
-            "output_dir": self.folder, "use_cpu": self.device == "cpu", "bf16": False, "gradient_checkpointing": False,
-            "per_device_train_batch_size": self.pairs_per_step, "max_steps": self.steps, "seed": SEED,
-            "learning_rate": LEARNING_RATE[self.tuning], "lr_scheduler_type": "constant", "optim": "adamw_torch",
-            "weight_decay": 0.0, "max_grad_norm": CLIP, "beta": BETA, "train_sampling_strategy": "sequential",
-            "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-            "dataloader_pin_memory": self.device != "cpu",
-        }  # fmt: skip
-
-    def train(self, trainer: Any) -> list[float]:
-        """Time the steps of a transformers.Trainer, and return their losses."""
-        from transformers import PrinterCallback, TrainerCallback
-
-        clock = self.clock
-
-        class Ticks(TrainerCallback):
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                clock.begin()
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                clock.end()
-
-        trainer.add_callback(Ticks())
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        return [line["loss"] for line in trainer.state.log_history if "loss" in line]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The losses of all steps, response tokens and positions through the body in one step, and notes on the set-up."""
-
-    losses: list[float]
-    response_tokens: int
-    body_tokens: int
-    notes: str = ""
-
-
-def train_tdpo(task: Task, loss: str, kl: str | None = None, **changes: Any) -> Outcome:
-    """`kl` is the direction of an exact KL beside the loss; None for none. `changes` are other arguments."""
-    from tdpo.batches import ResponseBatch, TokenizedPair
-    from tdpo.training import TDPOConfig, TDPOTrainer
-
-    given: dict[str, Any] = {**task.training_arguments(), "loss": loss}
-    if loss == "tdpo2":
-        given["alpha"] = ALPHA
-    if kl is not None:
-        given["kl"] = {"direction": kl}
-    # A folder of this run's own, so that making the cache counts as preparation.
-    given |= {"reference": "cache", "reference_cache_dir": f"{given['output_dir']}/reference", **changes}
-    trainer = TDPOTrainer(
-        task.model,
-        args=TDPOConfig(**given),
-        train_dataset=[TokenizedPair.of(*pair, row=i) for i, pair in enumerate(task.pairs)],
-        processing_class=task.tokenizer,
-        peft_config=task.lora(),
-    )
-    batch = ResponseBatch.from_inputs(
-        {k: v for k, v in next(iter(trainer.get_train_dataloader())).items() if k in ResponseBatch.__dataclass_fields__}
-    )
-    return Outcome(task.train(trainer), len(batch.target_ids), batch.num_tokens, trainer.describe())
-
-
-def train_trl(task: Task, precompute: bool, **changes: Any) -> Outcome:
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    class TokenIdsDPOTrainer(DPOTrainer):
-        """Takes token ids unchanged, where TRL would tokenise text and add tokens of its own."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
-    columns = zip(("prompt_ids", "chosen_ids", "rejected_ids"), zip(*task.pairs, strict=True), strict=True)
-    keeps_reference = not precompute and task.tuning == "full"
-    trainer = TokenIdsDPOTrainer(
-        task.model,
-        ref_model=copy.deepcopy(task.model).requires_grad_(False) if keeps_reference else None,
-        args=DPOConfig(**{"precompute_ref_log_probs": precompute, **task.training_arguments(), **changes}),
-        train_dataset=Dataset.from_dict({name: list(values) for name, values in columns}),
-        processing_class=task.tokenizer,
-        peft_config=task.lora(),
-    )
-    batch = next(iter(trainer.get_train_dataloader()))
-    tokens = int(batch["completion_mask"].sum()), int(batch["attention_mask"].sum())
-    reference = "precomputed" if precompute else "a model"
-    return Outcome(
-        task.train(trainer),
-        *tokens,
-        f"DPOConfig(precompute_ref_log_probs={precompute}, {changes or 'as all'}); reference: {reference}.",
-    )
-
-
-def train_naive(task: Task) -> Outcome:
-    """Padded rows through both models, full logits of every position, the published formula, plain PyTorch."""
-    import torch
-    from peft import get_peft_model
-    from transformers import set_seed
-
-    from _published import published_statistics, upcast
-    from tdpo import TokenStats, score_pairs, tdpo2_loss
-    from tdpo.batches import ResponseBatch, TokenizedPair, padded_batch
-
-    reference = None if task.tuning == "LoRA" else copy.deepcopy(task.model).requires_grad_(False)
-    set_seed(SEED)
-    model = task.model if reference is not None else get_peft_model(task.model, task.lora())
-    model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE[task.tuning], weight_decay=0.0)
-
-    def reference_logits(inputs: dict[str, Any]) -> Any:
-        with torch.no_grad():
-            if reference is not None:
-                return upcast(reference(**inputs, use_cache=False).logits)
-            with model.disable_adapter():
-                return upcast(model(**inputs, use_cache=False).logits)
-
-    def loss_of(batch: Any) -> Any:
-        inputs = batch.model_inputs()
-        next_ids = batch.input_ids.roll(-1, dims=1)  # what comes round in the last column is not counted
-        policy_logits = upcast(model(**inputs, use_cache=False).logits)
-        everywhere = published_statistics(policy_logits, reference_logits(inputs), next_ids)
-        counted = [value.flatten()[batch.response_index] for value in vars(everywhere).values() if value is not None]
-        scores = score_pairs(TokenStats(*counted), batch.sequence_index, batch.num_prompts)
-        return tdpo2_loss(scores, beta=BETA, alpha=ALPHA).per_pair.mean()
-
-    tokenized = [TokenizedPair.of(*pair) for pair in task.pairs]
-    batches = [
-        padded_batch(tokenized[i : i + task.pairs_per_step], task.tokenizer.pad_token_id)
-        for i in range(0, len(tokenized), task.pairs_per_step)
-    ]
-    losses = []
-    for batch in batches:
-        task.clock.begin()
-        batch = ResponseBatch.from_inputs(batch.as_inputs(), task.device)
-        loss = loss_of(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        task.clock.end()
-    return Outcome(losses, len(batches[0].target_ids), batches[0].num_tokens, "Full logits at every position.")
-
-
-@dataclass(frozen=True)
-class Contestant:
-    train: Callable[[Task], Outcome]
-    tuning: str
-    tdpo2: bool = True
-    on_card: bool = False  # takes part on a GPU alone, unless it is named
-
-
-CONTESTANTS: dict[str, Contestant] = {
-    "tdpo TDPO2, LoRA": Contestant(lambda task: train_tdpo(task, "tdpo2"), "LoRA"),
-    "tdpo TDPO2 + forward KL, LoRA": Contestant(lambda task: train_tdpo(task, "tdpo2", "forward"), "LoRA", tdpo2=False),
-    "tdpo TDPO2 + reverse KL, LoRA": Contestant(lambda task: train_tdpo(task, "tdpo2", "reverse"), "LoRA", tdpo2=False),
-    "tdpo DPO, LoRA": Contestant(lambda task: train_tdpo(task, "dpo"), "LoRA", tdpo2=False),
-    "TRL DPO, LoRA": Contestant(lambda task: train_trl(task, precompute=True), "LoRA", tdpo2=False),
-    "naive TDPO2, LoRA": Contestant(train_naive, "LoRA"),
-    "tdpo TDPO2, full": Contestant(lambda task: train_tdpo(task, "tdpo2"), "full"),
-    "tdpo TDPO2 + reverse KL, full": Contestant(lambda task: train_tdpo(task, "tdpo2", "reverse"), "full", tdpo2=False),
-    "TRL DPO, full": Contestant(lambda task: train_trl(task, precompute=True), "full", tdpo2=False),
-    "TRL DPO, full, reference model": Contestant(lambda task: train_trl(task, precompute=False), "full", tdpo2=False),
-    "naive TDPO2, full": Contestant(train_naive, "full"),
-    # On a GPU: both at their own defaults, with Liger, and compiled. TRL's defaults are autocast and checkpointing.
-    "tdpo TDPO2, LoRA, bf16": Contestant(lambda task: train_tdpo(task, "tdpo2", bf16=True), "LoRA", on_card=True),
-    "tdpo TDPO2, LoRA, Liger": Contestant(
-        lambda task: train_tdpo(task, "tdpo2", bf16=True, use_liger_kernel=True), "LoRA", on_card=True
-    ),
-    "tdpo TDPO2, LoRA, compiled": Contestant(
-        lambda task: train_tdpo(task, "tdpo2", bf16=True, torch_compile=True), "LoRA", on_card=True
-    ),
-    "TRL DPO, LoRA, bf16": Contestant(
-        lambda task: train_trl(task, precompute=True, bf16=True), "LoRA", tdpo2=False, on_card=True
-    ),
-    "TRL DPO, LoRA, Liger": Contestant(
-        lambda task: train_trl(task, precompute=True, bf16=True, use_liger_kernel=True),
-        "LoRA", tdpo2=False, on_card=True,
-    ),
-    "TRL DPO, LoRA, bf16, checkpointing": Contestant(
-        lambda task: train_trl(task, precompute=True, bf16=True, gradient_checkpointing=True),
-        "LoRA", tdpo2=False, on_card=True,
-    ),
-}  # fmt: skip
-ON_CPU = [name for name, contestant in CONTESTANTS.items() if not contestant.on_card]
-BASELINE = {"LoRA": "TRL DPO, LoRA", "full": "TRL DPO, full"}
-PEER = {"LoRA": "naive TDPO2, LoRA", "full": "naive TDPO2, full"}
 
 
 # ---- measuring ----
@@ -506,7 +286,8 @@ def report(measurements: Measurements) -> list[str]:
 
 
 def baseline_of(measurements: Measurements, entry: Entry) -> Entry | None:
-    return measurements.find(BASELINE[CONTESTANTS[entry.job.contestant].tuning], entry.job.case)
+    names = BASELINES[CONTESTANTS[entry.job.contestant].tuning]
+    return next((found for name in names if (found := measurements.find(name, entry.job.case)) and found.runs), None)
 
 
 def row(entry: Entry, baseline: Entry | None) -> list[str]:
@@ -556,6 +337,8 @@ def check_losses(measurements: Measurements, case: Case) -> list[str]:
 
 
 def main() -> int:
+    from _card import BODIES
+
     parser = make_parser(__doc__, "step", 2, QUICK)
     parser.add_argument("--model", default="smollm2-135m", help="bundled name or folder (default smollm2-135m)")
     parser.add_argument("--pairs", type=int, default=8, help="pairs a step (default 8)")
@@ -568,7 +351,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where it runs (default cpu)")
     parser.add_argument(
-        "--shape", default=None, help="random weights of a known shape, such as qwen3-1.7b, in place of --model's"
+        "--shape", choices=BODIES, default=None, help="random weights of a known shape, in place of --model's"
     )
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=None, help="(default all that fit)")
     arguments = parse(parser, "step", {"quick": QUICK})

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.devices import device
 from tdpo import Head, TokenStats
 from tdpo.token_statistics.cuda import choice, products
 from tdpo.token_statistics.cuda.self_check import kernels_agree
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = device()
 HALF = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, *HALF]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, set_seed
 
+from helpers.devices import device
 from helpers.tiny_models import build_model, build_tokenizer
 from tdpo.training import OnlineTDPOConfig, OnlineTDPOTrainer, PPOConfig, PPOTrainer
 
@@ -58,9 +59,9 @@ def reward_of_tokens() -> Tensor:
 
 def distribution(model: Any, tokenizer: Any) -> Tensor:
     """The model's log-probabilities `[V]` of the one token that it says."""
-    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]], device=model.device)
     with torch.no_grad():
-        return model(input_ids=ids).logits[0, -1].double().log_softmax(-1)
+        return model(input_ids=ids).logits[0, -1].cpu().double().log_softmax(-1)
 
 
 def optimum(reference: Tensor, direction: str, beta: float) -> Tensor:
@@ -100,7 +101,8 @@ def logs(trainer: PPOTrainer) -> list[dict[str, float]]:
 
 def ppo_settings(folder: Path | str, **changes: Any) -> PPOConfig:
     common: dict[str, Any] = {
-        "output_dir": str(folder), "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
+        "output_dir": str(folder), "use_cpu": device() == "cpu", "report_to": "none", "save_strategy": "no",
+        "disable_tqdm": True,
         "iterations": 2, "completions": 8, "samples_per_prompt": 2, "max_new_tokens": 6, "ppo_epochs": 2,
         "per_device_train_batch_size": 4, "learning_rate": 1e-2,
     }  # fmt: skip
@@ -119,7 +121,8 @@ def make_ppo(model: Any, folder: Path | str, tokenizer: Any, reward: Any, prompt
 
 def online_settings(folder: Path, **changes: Any) -> OnlineTDPOConfig:
     common: dict[str, Any] = {
-        "output_dir": str(folder), "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
+        "output_dir": str(folder), "use_cpu": device() == "cpu", "report_to": "none", "save_strategy": "no",
+        "disable_tqdm": True,
         "iterations": 2, "completions": 16, "samples_per_prompt": 4, "max_new_tokens": 6, "loss": "tdpo2",
         "per_device_train_batch_size": 4, "learning_rate": 1e-2,
     }  # fmt: skip

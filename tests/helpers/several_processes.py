@@ -71,8 +71,8 @@ def run_two_processes(
 
 
 def _on_cpus() -> dict[str, str]:
-    alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return {**os.environ, **alone, "ACCELERATE_USE_CPU": "true", "TRITON_INTERPRET": "1"}
+    hidden = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+    return {**os.environ, **hidden, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def launch_environment(options: Sequence[str]) -> Mapping[str, str]:
@@ -100,6 +100,8 @@ def clean_processes(module: str) -> Iterator[Any]:
         # Python 3.11's server does not inherit sys.path, and a package under test may stand in PYTHONPATH alone.
         folders = [*import_folders(module), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        # What asks CUDA itself whether there is a GPU cannot use one in the processes that it forks.
+        patch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         forkserver.ensure_running()
     yield context
     forkserver._forkserver._stop()  # type: ignore[attr-defined]

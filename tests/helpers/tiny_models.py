@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from helpers.devices import device
+
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt2", "gpt_neox")
 
 CHAT_TEMPLATE = (
@@ -61,6 +63,11 @@ def build_model(family: str, vocab_size: int = 384, seed: int = 0, dtype: torch.
                 parameter.mul_(4.0)
         model.get_output_embeddings().weight.mul_(5.0)
     return model.to(dtype).eval()
+
+
+def model_here(family: str, **options: Any) -> Any:
+    """`build_model` on the GPU where there is one."""
+    return build_model(family, **options).to(device())
 
 
 def shake_adapter(policy: Any, seed: int, std: float) -> None:

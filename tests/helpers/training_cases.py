@@ -14,6 +14,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from helpers import oracle
+from helpers.devices import device
 from tdpo.batches import TokenizedPair
 from tdpo.training import TDPOConfig, TDPOTrainer
 
@@ -41,7 +42,7 @@ def plain_rows(count: int, seed: int = 0) -> list[Row]:
 def settings(folder: Path | str, **changes: Any) -> TDPOConfig:
     common: dict[str, Any] = {
         "output_dir": str(folder),
-        "use_cpu": True,
+        "use_cpu": device() == "cpu",
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 4,
         "learning_rate": 1e-2,
@@ -94,8 +95,9 @@ def train_logs(trainer: TDPOTrainer) -> list[dict[str, float]]:
 
 
 def trained_weights(trainer: TDPOTrainer) -> dict[str, torch.Tensor]:
+    """Copies on the host."""
     return {
-        n: p.detach().clone()
+        n: p.detach().cpu().clone()
         for n, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()
         if p.requires_grad
     }
@@ -121,7 +123,7 @@ def sequence_numbers(policy: Any, reference: Any, prompt: list[int], response: l
     """Sums over one response, from the full logits of both models for this sequence alone."""
     ids = torch.tensor([prompt + response])
     with torch.no_grad():
-        logits = [model(input_ids=ids).logits[0] for model in (policy, reference)]
+        logits = [model(input_ids=ids.to(model.device)).logits[0].cpu() for model in (policy, reference)]
     shown = slice(len(prompt) - 1, len(ids[0]) - 1)
     stats = oracle.statistics(logits[0][shown], logits[1][shown], torch.tensor(response))
     return {
@@ -204,6 +206,6 @@ def move_away(model: Any, size: float = 0.02) -> Any:
     make = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=make)
+            noise = torch.randn(parameter.shape, generator=make).to(parameter.device)
             parameter += (size * parameter.float().std().nan_to_num(0.0) * noise).to(parameter.dtype)
     return model

@@ -330,16 +330,6 @@ def test_every_contestant_of_the_head_is_compared(head: ModuleType) -> None:
         assert here - UNCOMPARED - ON_A_GPU == set(names)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("head", ["--shape", "qwen3-1.7b"]), ("precision", [])])
-def test_a_benchmark_of_a_gpu_says_that_there_is_none(tmp_path: Path, name: str, shape: list[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments(tmp_path / "result.json")]
-    command += ["--device", "cuda", *shape]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
-    assert done.returncode == 2 and "torch finds no GPU here" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("loss", "which", "name"), [(*key, name) for key, names in PEERS.items() for name in names[1:]]
 )
@@ -395,72 +385,3 @@ def test_the_peak_of_memory_is_of_the_stretch_since_the_reset(head: ModuleType) 
     assert 60 < memory.read() < 80
     memory.reset()
     assert memory.read() < 10
-
-
-# ---- the session on a GPU ----
-
-
-def test_the_session_names_contestants_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit whose contestant had another name would be "not measured" after an hour on a card."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    session, scripts = importlib.import_module("gpu_session"), {}
-    keys = {}
-    for part in session.PARTS:
-        script = importlib.import_module(part.script.removesuffix(".py"))
-        scripts[part.name], keys[part.name] = set(script.CONTESTANTS), script.KEYS
-        for text in (part.arguments, part.dry):
-            assert set(text.split("|")[1::2]) - {" "} <= scripts[part.name] | {""}, part.name
-    for limit in session.LIMITS:
-        assert {limit.of, limit.over or limit.of} <= scripts[limit.part], limit.what
-        assert limit.key in keys[limit.part], limit.what
-        part = next(part for part in session.PARTS if part.name == limit.part)
-        asked = set(part.arguments.split("|")[1::2])
-        assert not asked or {limit.of, limit.over or limit.of} <= asked, "it is measured"
-
-
-def test_the_session_judges_only_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    session = importlib.import_module("gpu_session")
-    faster = session.Limit("a / b", "p", "a", "b", "seconds", 0.7)
-    more = session.Limit("b / a", "p", "b", "a", "seconds", 1.5, at_least=True)
-    both = [{"contestant": n, "case": {}, "summary": {"seconds": {"median": m}}} for n, m in (("a", 3.0), ("b", 6.0))]
-    assert session.judged(faster, {"p": {"entries": both}}) | {"value": 0.5, "met": True} == session.judged(
-        faster, {"p": {"entries": both}}
-    )
-    assert session.judged(more, {"p": {"entries": both}})["met"] is True
-    for results in ({}, {"p": {"entries": both[:1]}}, {"p": {"entries": [{**both[0]}, {**both[1], "summary": {}}]}}):
-        assert session.judged(faster, results)["met"] is None and session.judged(faster, results)["value"] is None
-
-
-def test_a_session_keeps_what_it_has_when_time_is_up_or_a_part_fails(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    session = importlib.import_module("gpu_session")
-    monkeypatch.setattr(session, "ORDER", ["kernels", "p", "tests"])
-    sleeps = "import pathlib, time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pathlib.Path('interrupted').touch()"
-    monkeypatch.setattr(session, "ROOT", tmp_path)
-    monkeypatch.setattr(
-        session, "TESTS", {"kernels": ["/no/such/program"], "tests": [sys.executable, "-c", sleeps]}
-    )  # fmt: skip
-    monkeypatch.setattr(session, "PARTS", [session.Part("p", "p.py", "", "")])
-    (tmp_path / "gpu-p.json").write_text("{}")
-    os.utime(tmp_path / "gpu-p.json", (1, 1))
-    read = []
-    monkeypatch.setattr(session, "judged", lambda limit, results: read.append(dict(results)) or {
-        "what": "", "part": "", "value": None, "limit": 1.0, "met": None
-    })  # fmt: skip
-    assert session.measure(["kernels", "p", "tests", "more"], tmp_path, False, minutes=2.5 / 60) == 1
-    written = json.loads((tmp_path / "gpu-session.json").read_text())
-    assert written["ends"] == {"kernels": "failed", "p": "failed", "tests": "ended by the time", "more": "not begun"}
-    assert (tmp_path / "interrupted").exists(), "it was told as by Ctrl-C"
-    assert read and all(results == {} for results in read), "an older file is no result of this session"
-    assert "NOT BEGUN: more" in capsys.readouterr().err
-
-
-def test_random_weights_come_with_a_tokenizer_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    tokenizer = importlib.import_module("_card").byte_tokenizer()
-    ids = tokenizer("naïve 時").input_ids
-    assert tokenizer.decode(ids) == "naïve 時" and len(ids) == 10 and max(ids) < 259 and min(ids) > 2
-    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)

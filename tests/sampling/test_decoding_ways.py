@@ -10,7 +10,8 @@ import pytest
 import torch
 import transformers as hf
 
-from helpers.tiny_models import build_model
+from helpers.devices import device
+from helpers.tiny_models import model_here
 from tdpo.models import length_thresholds
 from tdpo.sampling import decoding_ways
 from tdpo.sampling.decoding import Way
@@ -78,7 +79,7 @@ def built(config: Any) -> Any:
             if parameter.dim() > 1:
                 parameter.mul_(4.0)
     model.generation_config.eos_token_id = None
-    return model.eval()
+    return model.to(device()).eval()
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def greedy(model: Any, prompt: list[int], steps: int) -> list[int]:
     """One row, nothing kept of earlier steps: what the model itself says."""
     ids = list(prompt)
     for _ in range(steps):
-        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        ids.append(int(model(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
@@ -120,7 +121,7 @@ def test_a_way_that_is_slower_is_said_once_with_its_cost(caplog: pytest.LogCaptu
     assert "RecurrentGemmaForCausalLM is sampled from in another way" in line and "whole sequence again" in line
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert way_of(build_model("llama"), 20) == SHARED
+        assert way_of(model_here("llama"), 20) == SHARED
     assert not caplog.records
 
 
@@ -152,7 +153,7 @@ def test_the_model_is_asked_once_and_again_beyond_a_number_of_its_configuration(
 
 
 def test_a_model_whose_rows_depend_on_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model("llama")
+    model = model_here("llama")
     forward = type(model.model).forward
 
     def mixed(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -168,7 +169,7 @@ def test_a_model_whose_rows_depend_on_each_other_is_refused(monkeypatch: pytest.
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_rounding_is_no_reason_against_a_way(family: str, dtype: torch.dtype) -> None:
-    model = build_model(family, dtype=dtype)
+    model = model_here(family, dtype=dtype)
     assert distance(model, next(way for way in WAYS if way.shares_prefix == (family != "gemma2")), 16) < 5e-2
 
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers.tiny_models import FAMILIES
+from helpers.devices import device
+from helpers.tiny_models import FAMILIES, model_here
 from tdpo.models import check_causal
 from tdpo.sampling.decoding import keeps_all_keys
 from tdpo.sampling.decoding_ways import way_of
@@ -36,6 +37,12 @@ SETTINGS = SamplingSettings(num_samples=3, max_new_tokens=12, seed=5)
 Build = Callable[..., Any]
 
 
+@pytest.fixture
+def tiny_model() -> Build:
+    """On the GPU where there is one."""
+    return model_here
+
+
 def with_many_ends(model: Any) -> Any:
     """About a third of all tokens end a response, so that rows finish at every step."""
     model.generation_config.eos_token_id = list(range(1, 384, 3))
@@ -53,7 +60,7 @@ def oracle(
     generator = random.Random(f"{settings.seed}/{prompt_index}/{k}")
     tokens: list[int] = []
     while len(tokens) < settings.max_new_tokens and not (tokens and tokens[-1] in stop):
-        logits = model(torch.tensor([prompt + tokens])).logits[0, -1]
+        logits = model(torch.tensor([prompt + tokens], device=model.device)).logits[0, -1]
         target, total = generator.random(), 0.0
         for token, probability in enumerate((logits / settings.temperature).double().softmax(-1).tolist()):
             total += probability
@@ -88,11 +95,11 @@ def test_temperature_zero_is_transformers_greedy_generate(
     settings = SamplingSettings(temperature=0, max_new_tokens=20)
     ours = sample(model, tokenizer, CHATS, settings)
     encoded = encode_prompts(tokenizer, CHATS)
-    padded = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
+    padded = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt").to(model.device)
     options = {"do_sample": False, "max_new_tokens": 20, "pad_token_id": 0}
     batched = model.generate(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], **options)
     for index, ids in enumerate(encoded):
-        prompt = torch.tensor([ids])
+        prompt = torch.tensor([ids], device=model.device)
         single = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
         generated = single[0, prompt.shape[1] :].tolist()
         assert ours[index].token_ids == generated
@@ -151,8 +158,9 @@ def test_first_and_second_token_follow_the_exact_softmax(tiny_model: Build, toke
     model.generation_config.eos_token_id = None
     prompt = encode_prompts(tokenizer, ["the dog"])[0]
     with torch.no_grad():
-        first = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
-        followed = model(torch.tensor([[*prompt, token] for token in range(384)])).logits[:, -1].softmax(-1)
+        first = model(torch.tensor([prompt], device=model.device)).logits[0, -1].softmax(-1).cpu()
+        pairs = torch.tensor([[*prompt, token] for token in range(384)], device=model.device)
+        followed = model(pairs).logits[:, -1].softmax(-1).cpu()
     second = first @ followed
     drawn = sample(
         model, tokenizer, ["the dog"], SamplingSettings(num_samples=samples, max_new_tokens=2, batch_size=2000)
@@ -199,10 +207,16 @@ def test_probabilities_are_those_of_transformers_warpers(options: dict[str, Any]
     n = 2000
     uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     for row in range(2):
-        drawn = draw_tokens(logits[row].expand(n, -1), uniforms, SamplingSettings(**options))
-        counts = torch.bincount(drawn, minlength=800)
+        given = logits[row].to(device()).expand(n, -1)
+        drawn = draw_tokens(given, uniforms.to(device()), SamplingSettings(**options))
+        counts = torch.bincount(drawn.cpu(), minlength=800)
         assert (counts - n * exact[row]).abs().max() < 1.5
         assert not counts[exact[row] == 0].any()
+
+
+def drawn_at(row: Tensor, uniform: float) -> int:
+    number = torch.tensor([uniform], dtype=torch.float64, device=device())
+    return int(inverse_cdf(row.to(device()), number))
 
 
 weights = st.lists(st.sampled_from([0.0, 0.0, 1.0, 3.0, 2.0**-40, 2.0**-149]), min_size=1, max_size=40).filter(any)
@@ -210,7 +224,7 @@ weights = st.lists(st.sampled_from([0.0, 0.0, 1.0, 3.0, 2.0**-40, 2.0**-149]), m
 
 @given(weights, st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 1 - 2.0**-53])))
 def test_inverse_cdf_is_exact_and_never_lands_on_zero(row: list[float], uniform: float) -> None:
-    index = int(inverse_cdf(torch.tensor([row]), torch.tensor([uniform], dtype=torch.float64)))
+    index = drawn_at(torch.tensor([row]), uniform)
     assert row[index] > 0
     target = Fraction(uniform) * sum(map(Fraction, row))
     below = sum(map(Fraction, row[:index]))
@@ -222,7 +236,7 @@ def test_ends_of_the_distribution() -> None:
     row = torch.zeros(1, 49_152)
     row[0, [300, 20_000, 40_000]] = torch.tensor([1.0, 5.0, 2.0**-149])
     for uniform, expected in ((0.0, 300), (1 / 6 - 1e-9, 300), (1 / 6 + 1e-9, 20_000), (1 - 2.0**-53, 20_000)):
-        assert int(inverse_cdf(row, torch.tensor([uniform], dtype=torch.float64))) == expected
+        assert drawn_at(row, uniform) == expected
 
 
 def test_the_tail_of_a_large_vocabulary_is_reached() -> None:
@@ -230,7 +244,7 @@ def test_the_tail_of_a_large_vocabulary_is_reached() -> None:
     row = torch.ones(1, 50_000)
     row[0, 49_990:] = 1e-5
     uniforms = 1 - (torch.arange(10, dtype=torch.float64) + 0.5) * 1e-5 / float(row.double().sum())
-    drawn = [int(inverse_cdf(row, uniform[None])) for uniform in uniforms]
+    drawn = [drawn_at(row, float(uniform)) for uniform in uniforms]
     assert drawn == list(range(49_999, 49_989, -1))
 
 
@@ -345,7 +359,8 @@ def test_interruption_passes_and_leaves_the_model_as_it_was(training: bool, tiny
         sample(model, tokenizer, PROMPTS, SamplingSettings(), progress=interrupt)
     assert model.training is training
     assert torch.is_grad_enabled()
-    model(torch.tensor([[5, 6]])).logits.sum().backward()  # nothing of the sampling stays in the way of training
+    ids = torch.tensor([[5, 6]], device=model.device)
+    model(ids).logits.sum().backward()  # nothing of the sampling stays in the way of training
 
 
 def test_no_prompts_give_no_completions(tiny_model: Build, tokenizer: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.tiny_models import model_here
 from tdpo.environments import Environment, Prompt, RewardError, score
 from tdpo.preferences import load_preferences
 from tdpo.runs import RunError
@@ -20,6 +21,13 @@ from tdpo.sampling.pairing import PairCounts, ScoredResponse, make_pairs
 from tdpo.sampling.sampler import SamplingSettings, sample
 
 Build = Callable[..., Any]
+
+
+@pytest.fixture
+def tiny_model() -> Build:
+    """On the GPU where there is one."""
+    return model_here
+
 
 WORDS = [
     "the cat",

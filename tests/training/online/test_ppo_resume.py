@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.devices import make_deterministic
 from helpers.ppo_cases import PROMPTS, letters, logs, make_ppo
 from helpers.several_processes import clean_processes
 from helpers.tiny_models import build_model, build_tokenizer
@@ -34,6 +35,13 @@ KINDS = ["full", "lora with dropout"]
 TIMES = ("generation_seconds", "learning_seconds", "judging_seconds")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_order_of_sums() -> Iterator[None]:
+    make_deterministic()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def new_trainer(folder: Path, kind: str) -> PPOTrainer:
     return make_ppo(
         build_model("llama"), folder, build_tokenizer(), letters, PROMPTS,
@@ -46,6 +54,7 @@ def new_trainer(folder: Path, kind: str) -> PPOTrainer:
 
 def victim(folder: str, kind: str) -> None:
     torch.set_num_threads(1)
+    make_deterministic()
     new_trainer(Path(folder), kind).train()
 
 
