@@ -24,3 +24,7 @@ def make_deterministic() -> None:
     """On a GPU: of operations that add in any order, those that always add in the same, where there are such."""
     if device() == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+# Arguments of a trainer, for what is refused on a CPU whatever else is there.
+ON_THE_CPU = {"use_cpu": True}

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.devices import ON_THE_CPU
 from helpers.training_cases import different_model, make_trainer, train_logs
 from tdpo.models.liger import apply_liger, why_no_liger
 from tdpo.training import policy
@@ -74,7 +75,7 @@ def test_what_has_no_kernels_or_other_numbers_is_refused(
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert "this runs on the CPU" in str(why_no_liger(None, cpu)) and why_no_liger(None, torch.device("cuda")) is None
     with pytest.raises(ValueError, match="use_liger_kernel: Liger's kernels run on a GPU"):
-        make_trainer(tiny_model("llama"), tmp_path, None, use_liger_kernel=True, use_cpu=True)
+        make_trainer(tiny_model("llama"), tmp_path, None, use_liger_kernel=True, **ON_THE_CPU)
 
 
 def test_a_training_calls_them_in_both_models(
