@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def test_the_first_screen_says_what_differs_by_how_much_and_how_sure(answered: P
 
 def test_a_question_is_drawn_on_one_axis_with_the_band_of_what_would_not_matter(answered: Path) -> None:
     answers = read_answers(load_study(answered))
-    assert answers is not None and len(answers.primary) == 8 and len(answers.unknown) == 2
+    assert answers is not None and len(answers.primary) == 8 and len(answers.unknown) == 3
+    assert re.match(
+        r"The answers are about 3 tasks \(.+\), .*2 seeds and \d+ prompts a task\. Nothing", answers.unknown[-1]
+    )
     question = answers.questions[0]
     assert question.band is not None
     left, width = question.band
@@ -79,6 +83,7 @@ def test_a_question_is_drawn_on_one_axis_with_the_band_of_what_would_not_matter(
     for row in question.rows:
         assert row.dot is not None and row.left < row.dot < row.left + row.width <= 100
         assert row.left > left + width / 2, "the whole interval lies right of zero"
+        assert row.inner is not None and row.left < row.inner[0] < sum(row.inner) < row.left + row.width
     table = answers.points[0]
     assert (table.task, table.target) == ("colours", "3") and [row.arm for row in table.rows][-1] == "dpo"
     assert {row.reverse_kl for row in table.rows} == {"3.00", "3.90"}

@@ -9,9 +9,9 @@ from typing import Any
 from ...records.dotted import dict_at, text_at
 from ...records.metric_names import counted as count_of
 from ...records.metric_names import named, nats
-from ..numbers import MISSING, counted, number, show, show_interval, show_share, show_signed
+from ..numbers import MISSING, counted, join_words, number, show, show_interval, show_share, show_signed
 from .claims import axis_of, ends_of, place_of
-from .study_reading import StudyRecord
+from .study_reading import StudyRecord, seeds_of
 
 VERDICTS = ("difference", "no relevant difference", "undecided")
 PARTS = {"within": " within prompts", "between": " between prompts"}
@@ -19,8 +19,8 @@ PARTS = {"within": " within prompts", "between": " between prompts"}
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One comparison: where, its number and interval on the question's axis (`dot`, `left`, `width` in percent),
-    verdict, the sentence, and whether the arms met (None: not asked)."""
+    """One comparison: where, its number and interval on the question's axis (`dot`, `left`, `width` in percent; `inner`
+    is the 90 % interval, (left, width)), verdict, the sentence, and whether the arms met (None: not asked)."""
 
     where: str
     text: str
@@ -32,6 +32,7 @@ class AnswerRow:
     dot: float | None
     left: float
     width: float
+    inner: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def read_answers(study: StudyRecord) -> Answers | None:
     if not entries:
         return None
     questions = [_question(place, entry) for place, entry in enumerate(entries, 1)]
-    return Answers(questions, _tables(study.answers), _unknown(questions), _summary(questions))
+    return Answers(questions, _tables(study.answers), [*_unknown(questions), *_beyond(study)], _summary(questions))
 
 
 def _question(place: int, entry: dict[str, Any]) -> Question:
@@ -141,6 +142,8 @@ def _row(answer: dict[str, Any], low: float, high: float) -> AnswerRow:
     holm, own = number(answer.get("p_holm")), number(answer.get("p"))
     p = "" if own is None else f"p {_p(own)}" if holm is None else f"adjusted p {_p(holm)}"
     left, right = (place_of(end, low, high) for end in (limits or (value or 0.0, value or 0.0)))  # type: ignore[arg-type]
+    inner = [end for name in ("low_90", "high_90") if (end := number(answer.get(name))) is not None]
+    places = [place_of(end, low, high) for end in inner]
     return AnswerRow(
         _where(answer),
         MISSING if value is None else show_signed(value),
@@ -152,6 +155,7 @@ def _row(answer: dict[str, Any], low: float, high: float) -> AnswerRow:
         None if value is None else place_of(value, low, high),
         left,
         round(right - left, 2),
+        (places[0], round(places[1] - places[0], 2)) if len(places) == 2 else None,
     )
 
 
@@ -237,6 +241,19 @@ def _unknown(questions: Sequence[Question]) -> list[str]:
         if parts:
             sentences.append(f"{question.text} It is {', and '.join(parts)}.")
     return sentences
+
+
+def _beyond(study: StudyRecord) -> list[str]:
+    """What no verdict reaches, in a sentence: other tasks, models, seeds and prompts than those of the study."""
+    tasks, model = [task.name for task in study.tasks], text_at(study.about, "model")
+    sizes = [int(size) for task in study.tasks if (size := number(task.facts.prompts)) is not None]
+    parts = [f"{counted(len(tasks), 'task')} ({join_words(tasks)})", counted(len(seeds_of(study)), "seed")]
+    if model:
+        parts.insert(1, f"one model ({model})")
+    if sizes:
+        least, most = min(sizes), max(sizes)
+        parts.append(f"{least if least == most else f'{least} to {most}'} prompts a task")
+    return [f"The answers are about {join_words(parts)}. Nothing is known beyond these."]
 
 
 def _summary(questions: Sequence[Question]) -> str:

@@ -22,9 +22,10 @@ class Kind:
     note: str = ""
 
 
+DRAWN = "Of PPO and online learning; the others draw no responses while they learn."
 ALONG = "Along the chosen responses of pairs; with PPO along its own."
 KINDS = (
-    Kind("reward_mean", "Mean reward", "of an iteration’s responses", "PPO’s own responses; the others score none."),
+    Kind("reward_mean", "Mean reward", "of an iteration’s responses", DRAWN),
     Kind("reverse_kl", "Reverse KL", "nats per response", ALONG),
     Kind("forward_kl", "Forward KL", "nats per response", ALONG),
     Kind("accuracy", "Accuracy", "share of pairs", "Margins above zero; a tie counts half."),

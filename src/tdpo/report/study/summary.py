@@ -31,7 +31,7 @@ def summary(study: StudyRecord, claims: list[Claim], answers: Answers | None = N
         sentences.append(f"Each ran at {words} of its tie to the reference and with {counted(len(seeds), 'seed')}.")
     budget = number(study.about.get("budget"))
     if budget is not None:
-        sentences.append(f"Every cell had the same budget: {show(int(budget))} scored completions.")
+        sentences.append(f"Every training had the same budget: {show(int(budget))} scored completions.")
     sentences += _measured(study)
     if answers is not None:
         sentences.append(answers.summary)
