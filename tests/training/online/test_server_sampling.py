@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from helpers.ppo_cases import PROMPTS, letters, logs, make_online, make_ppo, ppo_settings
 from helpers.run_cases import go, ppo_recipe_in, write_inputs, write_rows
@@ -115,15 +116,30 @@ def test_the_mismatch_by_hand(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.text
 
 
-def test_a_run_whose_server_went_away_goes_on_as_if_it_had_stayed(vllm: VLLM, tmp_path: Path) -> None:
+class FullAfterAnUpdate(TrainerCallback):
+    """Others' adapters take all the room of a server before the second iteration."""
+
+    def __init__(self, vllm: VLLM) -> None:
+        self.vllm = vllm
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.vllm.slots, self.vllm.is_pinned = 0, True
+
+
+@pytest.mark.parametrize("why", ["gone", "full"])
+def test_a_run_whose_server_went_away_goes_on_as_if_it_had_stayed(vllm: VLLM, tmp_path: Path, why: str) -> None:
     saving = {"save_strategy": "steps", "save_steps": 1, "iterations": 3}
     whole = ppo(vllm, tmp_path / "whole", **saving)
     whole.train()
     interrupted = ppo(vllm, tmp_path / "interrupted", **saving)
-    vllm.broken = {len(vllm.asked) + 8 + n: "gone" for n in range(200)}  # from the second iteration on
-    with pytest.raises(ServerError, match="--resume"):
+    if why == "full":
+        interrupted.add_callback(FullAfterAnUpdate(vllm))
+    else:
+        vllm.broken = {len(vllm.asked) + 8 + n: "gone" for n in range(200)}  # from the second iteration on
+    with pytest.raises(ServerError, match="no room.*--resume" if why == "full" else "did not answer.*--resume"):
         interrupted.train()
-    vllm.broken = {}
+    assert len(logs(interrupted)) == 1
+    vllm.broken, vllm.slots = {}, 1
     vllm.adapters.clear()  # the server was started anew
     resumed = ppo(vllm, tmp_path / "interrupted", **saving)
     resumed.train(resume_from_checkpoint=True)
