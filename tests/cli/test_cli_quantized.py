@@ -74,6 +74,6 @@ def test_a_run_in_four_bits_by_commands(
     assert both["trained"] == texts(load_causal_lm("run/model")) != both["base"]
     merged = call("merge", "run", "merged")
     assert merged.exit_code == 0 and "base in 4 bits" in " ".join(merged.output.split()), merged.output
-    # In float32 the dequantised base and the quantised one round alike to 1e-5 of the largest logit (test_quantization).
+    # In float32 both round alike, to 1e-5 of the largest logit (tests/models/test_quantization.py).
     [of_merged] = greedy("merged").values()
     assert of_merged == both["trained"]
