@@ -105,7 +105,7 @@ test-engines: install
 
 # Uploads to a small hub on this machine, and what trackers are told: no network.
 hub: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(HUB_TESTS)
+	$(ON_CPU) $(BIN)/python -m pytest $(HUB_TESTS)
 
 # sdist and wheel in dist/, checked, and the wheel tried as a newcomer has it: in an empty environment, in a folder outside
 # the repository, with an empty cache.
