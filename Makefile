@@ -27,13 +27,16 @@ GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_
 # no GPU, and kernels run in Triton's interpreter.
 ON_CPU = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
 
+# What leaves a run for other programs: model, card and report for the hub, numbers for trackers.
+HUB_TESTS = $(addprefix tests/, cli/test_push.py training/test_trackers.py)
+
 # vLLM's build for CPUs, which needs versions of its own.
 ENGINES = .venv-vllm
 
 # What builds the archives and the site, in an environment of its own: the groups `dist` and `docs` of pyproject.toml.
 TOOLS = .venv-tools
 
-.PHONY: install demo demo-full test test-fast test-gpu test-oldest test-engines check bench dist site clean
+.PHONY: install demo demo-full test test-fast test-gpu test-oldest test-engines hub check bench dist site clean
 
 install: $(STAMP)
 
@@ -99,6 +102,10 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 test-engines: install
 	$(PYTHON) tests/engines/make_environment.py $(ENGINES)
 	TDPO_VLLM=$(ENGINES)/bin/vllm OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/engines
+
+# Uploads to a small hub on this machine, and what trackers are told: no network.
+hub: install
+	$(ON_CPU) $(BIN)/python -m pytest $(HUB_TESTS)
 
 # sdist and wheel in dist/, checked, and the wheel tried as a newcomer has it: in an empty environment, in a folder outside
 # the repository, with an empty cache.

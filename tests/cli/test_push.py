@@ -13,6 +13,7 @@ from safetensors.torch import load
 
 from helpers.hub_stand_in import TOKEN, Hub, running_hub
 from helpers.training_cases import lora, make_trainer
+from tdpo.models import load_causal_lm, load_tokenizer
 from tdpo.runs import RunDirectory
 from tdpo.training import TDPOTrainer
 from tdpo.workflows.hub_upload import planned_upload
@@ -73,6 +74,32 @@ def test_what_is_there_keeps_its_visibility(call: Call, trained: Any, hub: Hub) 
     hub.private["me/hidden"] = True
     refused = call("push", str(folder), "me/hidden", "--public")
     assert refused.exit_code == 2 and "is there and private" in refused.output
+
+
+def test_a_whole_model_is_uploaded_and_to_another_branch(
+    call: Call, hub: Hub, tmp_path: Path, tiny_folder: Callable[[str], Path], tokenizer: Any
+) -> None:
+    """What was sent is loaded from there as it was from here, and main is left alone until it is asked for."""
+    folder, got = tmp_path / "whole", tmp_path / "got"
+    trainer = make_trainer(str(tiny_folder("llama")), folder, tokenizer, max_steps=1)
+    trainer.train()
+    trainer.save_model(folder)
+    for number in (1, 2):  # the second time the branch is there
+        done = call("push", str(folder), "me/whole", "--revision", "second", "-m", f"commit {number}")
+        assert done.exit_code == 0 and f"uploaded to {hub.url}/me/whole" in done.output, done.output
+    assert hub.commits == ["commit 1", "commit 2"]
+    assert hub.files["me/whole"] == {} and [*hub.branches["me/whole"]] == ["second"]
+    sent = hub.branches["me/whole"]["second"]
+    assert {"model.safetensors", "config.json", "generation_config.json", "README.md", "tokenizer.json"} <= {*sent}
+    assert "adapter_config.json" not in sent and 'from_pretrained("me/whole")' in sent["README.md"].decode()
+    got.mkdir()
+    for name, content in sent.items():
+        (got / name).write_bytes(content)
+    theirs = load_causal_lm(got).state_dict()
+    assert all(weight.equal(theirs[name]) for name, weight in trainer.model.state_dict().items())
+    assert load_tokenizer(got).get_vocab() == tokenizer.get_vocab()
+    done = call("push", str(folder), "me/whole")
+    assert done.exit_code == 0 and hub.files["me/whole"].keys() == sent.keys(), done.output
 
 
 def test_refusals_are_sentences(call: Call, trained: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

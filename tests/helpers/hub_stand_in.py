@@ -22,6 +22,7 @@ class Hub:
     url: str = ""
     private: dict[str, bool] = field(default_factory=dict)  # by repository
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by repository and name
+    branches: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)  # beside main, with their files
     commits: list[str] = field(default_factory=list)  # their messages
     blobs: dict[str, bytes] = field(default_factory=dict)  # large files, by digest
     status: int = 200
@@ -71,7 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {"errors": [], "warnings": []})
         elif self.path == "/api/repos/create":
             self._create(json.loads(body))
-        elif self.path.endswith("/preupload/main"):
+        elif match := re.fullmatch(r"/api/models/(.+)/branch/([\w.-]+)", self.path):
+            self._branch(match[1], match[2])
+        elif re.fullmatch(r"/api/models/(.+)/preupload/([\w.-]+)", self.path):
             names = [entry["path"] for entry in json.loads(body)["files"]]
             modes = {name: "lfs" if name.endswith((".safetensors", ".bin")) else "regular" for name in names}
             files = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
@@ -82,8 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
                 for entry in json.loads(body)["objects"]
             ]
             self._answer(200, {"transfer": "basic", "objects": objects})
-        elif match := re.fullmatch(r"/api/models/(.+)/commit/main", self.path):
-            self._commit(match[1], [json.loads(line) for line in body.splitlines()])
+        elif match := re.fullmatch(r"/api/models/(.+)/commit/([\w.-]+)", self.path):
+            self._commit(match[1], match[2], [json.loads(line) for line in body.splitlines()])
         else:
             self._answer(404, {"error": f"the stand-in has no {self.path}"})
 
@@ -104,15 +107,27 @@ class _Handler(BaseHTTPRequestHandler):
             self.held.files[name] = {}
         self._answer(200 if is_new else 409, {"url": f"{self.held.url}/{name}"})
 
-    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+    def _branch(self, name: str, branch: str) -> None:
+        """A new branch begins with what is on main, as on the hub."""
+        branches = self.held.branches.setdefault(name, {})
+        is_new = branch not in branches
+        if is_new:
+            branches[branch] = dict(self.held.files[name])
+        self._answer(200 if is_new else 409, {"error": "" if is_new else "Reference already exists"})
+
+    def _commit(self, name: str, branch: str, lines: list[dict[str, Any]]) -> None:
+        if branch != "main" and branch not in self.held.branches.get(name, {}):
+            self._answer(404, {"error": f"Invalid rev id: {branch}"}, {"X-Error-Code": "RevisionNotFound"})
+            return
+        files = self.held.files[name] if branch == "main" else self.held.branches[name][branch]
         for line in lines:
             value = line["value"]
             if line["key"] == "header":
                 self.held.commits.append(value["summary"])
             elif line["key"] == "file":
-                self.held.files[name][value["path"]] = base64.b64decode(value["content"])
+                files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
-                self.held.files[name][value["path"]] = self.held.blobs[value["oid"]]
+                files[value["path"]] = self.held.blobs[value["oid"]]
         address = f"{self.held.url}/{name}/commit/{'0' * 40}"
         self._answer(200, {"success": True, "commitOid": "0" * 40, "commitUrl": address})
 

@@ -39,6 +39,10 @@ class VLLM:
             answer itself.
         logp_shift: what its log-probabilities differ by from the model's.
         adapter_factor: what it multiplies adapters by, which an honest server does not.
+        slots: how many adapters its engine holds at once, `--max-cpu-loras`. As vLLM it drives out the one that was
+            used longest ago, which keeps its name and is read from its folder again when it is asked for. To unload
+            such a one is refused, as some versions of vLLM refuse it (0.32 does not).
+        is_pinned: whether it may drive out none.
     """
 
     model: Any
@@ -49,7 +53,9 @@ class VLLM:
     broken: dict[int | None, Any] = field(default_factory=dict)
     logp_shift: float = 0.0
     adapter_factor: float = 1.0
-    adapters: dict[str, Any] = field(default_factory=dict)  # by name: a model with it
+    slots: int = 100
+    is_pinned: bool = False
+    adapters: dict[str, Any] = field(default_factory=dict)  # by name: a model with it, or the folder of one driven out
     asked: list[dict[str, Any]] = field(default_factory=list)  # completions
     loads: list[str] = field(default_factory=list)
     under_way: int = 0
@@ -64,7 +70,7 @@ class VLLM:
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """One completion, with the whole sequence computed anew for every token."""
         [ids], made, logps = body["prompt"], [], []
-        model = self.model if body["model"] == "tiny" else self.adapters[body["model"]]
+        model = self.model if body["model"] == "tiny" else self.held(body["model"])
         draws = torch.Generator().manual_seed(body["seed"] if body.get("seed") is not None else 0)
         while len(made) < body["max_tokens"] and not (made and made[-1] in (body.get("stop_token_ids") or [])):
             logits = model(torch.tensor([ids + made])).logits[0, -1].float()
@@ -77,6 +83,38 @@ class VLLM:
             logps.append(float(own[token]) + self.logp_shift)
         probabilities = None if body.get("logprobs") is None else {"token_logprobs": logps}
         return {"choices": [{"text": "", "token_ids": made, "logprobs": probabilities}]}
+
+    def held(self, name: str) -> Any:
+        """The model with this adapter, which is in the engine after that, as the one that was used last."""
+        model = self.adapters.pop(name)
+        if isinstance(model, Path):
+            self.make_room()
+            model = self.read(model)
+        self.adapters[name] = model
+        return model
+
+    def read(self, place: Path) -> Any:
+        """The model with the adapter of this folder."""
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(copy.deepcopy(self.model), str(place)).eval()
+        for key, weight in model.named_parameters():
+            if ".lora_B." in key:
+                weight.data *= self.adapter_factor
+        model.read_from = place
+        return model
+
+    def in_engine(self) -> list[str]:
+        """The names of the adapters that the engine holds, the one that was used longest ago first."""
+        return [name for name, model in self.adapters.items() if not isinstance(model, Path)]
+
+    def make_room(self) -> None:
+        """Drive out an adapter where the engine is full. Raises RuntimeError, as vLLM, where it may not."""
+        if len(engine := self.in_engine()) < self.slots:
+            return
+        if self.is_pinned:
+            raise RuntimeError("All items are pinned, cannot remove oldest from the cache.")
+        self.adapters[engine[0]] = self.adapters[engine[0]].read_from
 
 
 def connected(vllm: VLLM, folder: Path, **more: Any) -> ResponseSampler:
@@ -125,7 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.path == "/v1/models":
             base = {"id": "tiny", "root": "/models/tiny", "parent": None, "max_model_len": self.vllm.context}
-            listed = [base, *({"id": name, "root": "", "parent": "tiny"} for name in self.vllm.adapters)]
+            with self.vllm.lock:
+                listed = [base, *({"id": name, "root": "", "parent": "tiny"} for name in self.vllm.adapters)]
             self._answer(200, {"data": listed})
         elif self.path == "/version":
             self._answer(200, {"version": "0.0.stand-in"})
@@ -141,8 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/load_lora_adapter" and self.vllm.max_rank:
             self._load(body["lora_name"], Path(body["lora_path"]))
         elif self.path == "/v1/unload_lora_adapter" and self.vllm.max_rank:
-            is_there = self.vllm.adapters.pop(body["lora_name"], None) is not None
-            self._answer(200 if is_there else 404, {"error": {"message": "unloaded or not there"}})
+            self._unload(body["lora_name"])
         else:
             self._answer(404, {"detail": "Not Found"})
 
@@ -179,30 +217,40 @@ class _Handler(BaseHTTPRequestHandler):
                 vllm.under_way -= 1
 
     def _complete(self, body: dict[str, Any]) -> None:
-        vocab_size = self.vllm.model.config.vocab_size
-        if body["model"] != "tiny" and body["model"] not in self.vllm.adapters:
-            self._answer(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
-        elif max(body["prompt"][0]) >= vocab_size:
-            self._answer(400, {"error": {"message": f"Token id {max(body['prompt'][0])} is out of vocabulary"}})
-        else:
-            with self.vllm.lock:
-                answer = self.vllm.complete(body)
-            self._answer(200, answer)
+        name, vocab_size = body["model"], self.vllm.model.config.vocab_size
+        with self.vllm.lock:
+            if name != "tiny" and name not in self.vllm.adapters:
+                status, answer = 404, {"error": {"message": f"The model `{name}` does not exist."}}
+            elif max(body["prompt"][0]) >= vocab_size:
+                status, answer = 400, {"error": {"message": f"Token id {max(body['prompt'][0])} is out of vocabulary"}}
+            else:
+                status, answer = 200, self.vllm.complete(body)
+        self._answer(status, answer)
 
     def _load(self, name: str, place: Path) -> None:
-        from peft import PeftModel
-
         self.vllm.loads.append(name)
         rank = json.loads((place / "adapter_config.json").read_text())["r"]
         if rank > self.vllm.max_rank:
             self._answer(500, {"error": {"message": f"LoRA rank {rank} is greater than max_lora_rank"}})
             return
-        base = copy.deepcopy(self.vllm.model)
-        self.vllm.adapters[name] = PeftModel.from_pretrained(base, str(place)).eval()
-        for key, weight in self.vllm.adapters[name].named_parameters():
-            if ".lora_B." in key:
-                weight.data *= self.vllm.adapter_factor
+        with self.vllm.lock:
+            try:
+                self.vllm.make_room()
+            except RuntimeError as error:
+                self._answer(500, {"error": {"message": str(error)}})
+                return
+            self.vllm.adapters[name] = self.vllm.read(place)
         self._answer(200, "Success")
+
+    def _unload(self, name: str) -> None:
+        with self.vllm.lock:
+            model = self.vllm.adapters.get(name)
+            if isinstance(model, Path):
+                said = f"Failed to remove lora adapter '{name}' from the engine."
+                self._answer(500, {"error": {"message": said}})
+                return
+            self.vllm.adapters.pop(name, None)
+        self._answer(404 if model is None else 200, {"error": {"message": "unloaded or not there"}})
 
     def _answer(self, status: int, content: Any) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

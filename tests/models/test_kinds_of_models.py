@@ -15,6 +15,7 @@ import transformers as hf
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
+from helpers.ppo_cases import PROMPTS, letters, logs, make_online, make_ppo
 from helpers.training_cases import (
     METRICS,
     expected_logs,
@@ -182,6 +183,26 @@ def test_greedy_responses_are_those_of_the_models_own_logits(name: str, folder: 
             with torch.no_grad():
                 assert int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
             ids = [*ids, token]
+
+
+@pytest.mark.parametrize(("folder", "name"), [(name, name) for name in ("mixtral", "qwen2_5_vl")], indirect=["folder"])
+def test_own_responses_start_at_zero_and_are_learned_from(
+    name: str, folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    """With a critic, whose body is a copy of the policy's kind, and on pairs of own responses."""
+    trainer = make_ppo(load_causal_lm(folder), tmp_path / "p", tokenizer, letters, PROMPTS, peft_config=lora())
+    trainer.train()
+    first, second = logs(trainer)
+    assert first["reverse_kl"] == pytest.approx(0.0, abs=1e-9) and first["forward_kl"] == pytest.approx(0.0, abs=1e-9)
+    assert second["reverse_kl"] > 1e-4 and first["value_loss"] > 0
+    online = make_online(
+        tmp_path / "o", model=load_causal_lm(folder), tokenizer=tokenizer, peft_config=lora(), iterations=1
+    )
+    online.train()
+    [line] = [line for line in online.state.log_history if "pairs" in line]
+    for key in ("chosen_forward_kl", "rejected_reverse_kl", "margin"):
+        assert line[key] == pytest.approx(0.0, abs=1e-12), key
+    assert line["pairs"] == 4 and line["grad_norm"] > 1e-3
 
 
 def test_a_model_that_cannot_do_without_an_image_is_refused(tmp_path: Path, tokenizer: Any) -> None:

@@ -14,7 +14,7 @@ from helpers.tiny_models import build_model, build_tokenizer, shake_adapter
 from helpers.vllm_stand_in import VLLM, connected, running_vllm, with_adapter
 from tdpo.models import LoraSettings, add_lora
 from tdpo.sampling.sampler import SamplingSettings, sample
-from tdpo.sampling.vllm.client import WrongServer
+from tdpo.sampling.vllm.client import ServerError, WrongServer
 
 PROMPTS = ["the cat", "what a wonderful day it was", "a terrible answer and the mat", "day"]
 GREEDY = SamplingSettings(max_new_tokens=8, temperature=0.0)
@@ -112,3 +112,38 @@ def test_the_end_does_not_wait_for_a_server_that_is_gone(tmp_path: Path, caplog:
         sampler(with_adapter(), build_tokenizer(), PROMPTS[:1], GREEDY)
     sampler.close()
     assert "The last adapter stays on the server" in caplog.text and "in 1 attempt (" in caplog.text
+
+
+def test_adapters_of_others_drive_out_ours_and_it_comes_back(vllm: VLLM, tmp_path: Path) -> None:
+    """vLLM reads it from its folder again, which must be there; and may know it no more when it is to be unloaded."""
+    vllm.slots = 1
+    tokenizer, samplers = build_tokenizer(), [connected(vllm, tmp_path / name) for name in ("one", "two")]
+    policies = [with_adapter(1), with_adapter(2)]
+    expected = [[r.token_ids for r in sample(policy, tokenizer, PROMPTS, GREEDY)] for policy in policies]
+    assert expected[0] != expected[1]
+    samplers[1].adapters.owner, samplers[1].adapters.prefix = "tdpo-other-", f"tdpo-other-{os.getpid()}-"
+    for _ in range(2):
+        for sampler, policy, tokens in zip(samplers, policies, expected, strict=True):
+            assert [r.token_ids for r in sampler(policy, tokenizer, PROMPTS, GREEDY)] == tokens
+    assert len(vllm.loads) == 2 and vllm.in_engine() == vllm.loads[1:]
+    shake_adapter(policies[0], 3, std=0.3)  # the next update, whose old adapter was driven out
+    assert samplers[0](policies[0], tokenizer, PROMPTS, GREEDY)
+    assert [path.name for path in (tmp_path / "one").iterdir()] == vllm.loads[2:]
+    for sampler in samplers:
+        sampler.close()
+    assert not any((tmp_path / "one").iterdir()) and not any((tmp_path / "two").iterdir())
+
+
+def test_a_server_without_room_says_so_and_takes_the_adapter_when_there_is(vllm: VLLM, tmp_path: Path) -> None:
+    vllm.slots, vllm.is_pinned = 1, True
+    vllm.adapters["somebody-elses"] = vllm.model
+    policy, tokenizer, sampler = with_adapter(), build_tokenizer(), connected(vllm, tmp_path)
+    with pytest.raises(ServerError, match=r"no room for the adapter .*All items are pinned.*--max-cpu-loras.*--resume"):
+        sampler(policy, tokenizer, PROMPTS, GREEDY)
+    assert list(vllm.adapters) == ["somebody-elses"]
+    del vllm.adapters["somebody-elses"]
+    # The same process asks again, as a notebook does.
+    found = sampler(policy, tokenizer, PROMPTS, GREEDY)
+    assert [r.token_ids for r in found] == [r.token_ids for r in sample(policy, tokenizer, PROMPTS, GREEDY)]
+    sampler.close()
+    assert not vllm.adapters and not any(tmp_path.iterdir())

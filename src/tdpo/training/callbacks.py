@@ -16,7 +16,14 @@ Progress = Callable[[int, int, str], None]  # updates done, updates in all, a no
 Say = Callable[[str], None]
 
 
-class RunStatus(TrainerCallback):
+class DrawingCallback(TrainerCallback):
+    """A callback that is told, while a trainer draws responses, how far it is."""
+
+    def on_drawing(self, state: Any, drawn: int, total: int) -> None:
+        """`drawn` of the `total` responses that this process asks for now are complete."""
+
+
+class RunStatus(DrawingCallback):
     """Keeps status.json and the caller's progress bar at the current update; `note` makes a text of a training log."""
 
     def __init__(
@@ -40,6 +47,12 @@ class RunStatus(TrainerCallback):
         if note is not None or self.awaits_log:
             self._show(state)
         self.awaits_log = False
+
+    def on_drawing(self, state: Any, drawn: int, total: int) -> None:
+        if self.progress is None:
+            return
+        drawing = [f"{drawn}/{total} responses drawn"] if drawn < total else []
+        self.progress(state.global_step, state.max_steps, " · ".join([*drawing, *filter(None, [self.note])]))
 
     def _show(self, state: Any) -> None:
         self.run.set_status("running", step=state.global_step, max_steps=state.max_steps)

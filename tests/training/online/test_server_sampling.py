@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from helpers.ppo_cases import PROMPTS, letters, logs, make_online, make_ppo, ppo_settings
 from helpers.run_cases import go, ppo_recipe_in, write_inputs, write_rows
@@ -29,6 +30,7 @@ from tdpo.runs import RunDirectory
 from tdpo.sampling.vllm.client import ServerError, WrongServer
 from tdpo.token_statistics import TokenStats
 from tdpo.training import PPOTrainer
+from tdpo.training.callbacks import DrawingCallback
 from tdpo.training.online import server_sampling
 from tdpo.training.online.objective import RolloutTokens, objective
 from tdpo.training.online.server_sampling import mismatch_numbers
@@ -115,15 +117,30 @@ def test_the_mismatch_by_hand(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.text
 
 
-def test_a_run_whose_server_went_away_goes_on_as_if_it_had_stayed(vllm: VLLM, tmp_path: Path) -> None:
+class FullAfterAnUpdate(TrainerCallback):
+    """Others' adapters take all the room of a server before the second iteration."""
+
+    def __init__(self, vllm: VLLM) -> None:
+        self.vllm = vllm
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.vllm.slots, self.vllm.is_pinned = 0, True
+
+
+@pytest.mark.parametrize("why", ["gone", "full"])
+def test_a_run_whose_server_went_away_goes_on_as_if_it_had_stayed(vllm: VLLM, tmp_path: Path, why: str) -> None:
     saving = {"save_strategy": "steps", "save_steps": 1, "iterations": 3}
     whole = ppo(vllm, tmp_path / "whole", **saving)
     whole.train()
     interrupted = ppo(vllm, tmp_path / "interrupted", **saving)
-    vllm.broken = {len(vllm.asked) + 8 + n: "gone" for n in range(200)}  # from the second iteration on
-    with pytest.raises(ServerError, match="--resume"):
+    if why == "full":
+        interrupted.add_callback(FullAfterAnUpdate(vllm))
+    else:
+        vllm.broken = {len(vllm.asked) + 8 + n: "gone" for n in range(200)}  # from the second iteration on
+    with pytest.raises(ServerError, match="no room.*--resume" if why == "full" else "did not answer.*--resume"):
         interrupted.train()
-    vllm.broken = {}
+    assert len(logs(interrupted)) == 1
+    vllm.broken, vllm.slots = {}, 1
     vllm.adapters.clear()  # the server was started anew
     resumed = ppo(vllm, tmp_path / "interrupted", **saving)
     resumed.train(resume_from_checkpoint=True)
@@ -161,6 +178,33 @@ def test_a_server_that_goes_away_at_the_last_evaluation_costs_no_training(vllm: 
     assert [body["max_tokens"] for body in vllm.asked[before:]][-2:] == [4, 4] and len(vllm.asked) - before < asked - 4
     one, other = (load_file(run.model_path / "adapter_model.safetensors") for run in (whole, stopped))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_bar_of_a_run_moves_while_responses_are_drawn(vllm: VLLM, inputs: Path) -> None:
+    shown: list[tuple[int, int, str]] = []
+    go(recipe_of(vllm, inputs, "run"), progress=lambda *line: shown.append(line))
+    drawn = [f"{count}/4 responses drawn" for count in (1, 2, 3)]
+    begun = shown.index((0, 2, drawn[0]))
+    assert shown[begun : begun + 4] == [*((0, 2, note) for note in drawn), (0, 2, "")]
+    # In the second iteration what the first one logged stands beside it.
+    assert [note.partition(" · ")[0] for done, _, note in shown if done == 1 and "drawn" in note][:3] == drawn
+    assert all(" · reward " in note for done, _, note in shown if done == 1 and "/4 responses drawn" in note)
+    assert shown[-1][0] == 2 and "drawn" not in shown[-1][2]
+
+
+def test_callbacks_are_told_how_far_drawing_is(tmp_path: Path) -> None:
+    class Told(DrawingCallback):
+        told: list[tuple[int, int, int]] = []  # noqa: RUF012
+
+        def on_drawing(self, state: Any, drawn: int, total: int) -> None:
+            self.told.append((state.global_step, drawn, total))
+
+    trainer = make_online(tmp_path)
+    trainer.add_callback(Told())
+    trainer.train()
+    for step in (0, 1):
+        drawn = [told[1:] for told in Told.told if told[0] == step]
+        assert drawn == sorted(drawn) and drawn[0] == (0, 16) and drawn[-1] == (16, 16)
 
 
 def test_no_adapter_stays_where_a_run_fails_before_its_first_update(

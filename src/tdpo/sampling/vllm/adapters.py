@@ -18,6 +18,10 @@ from .client import GO_ON, Client, ServerError, WrongServer, models_in, said
 
 logger = logging.getLogger(__name__)
 START = "vllm serve MODEL --enable-lora --max-lora-rank {rank}, with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+# vLLM drives out the adapter that was used longest ago, and reads it from its folder again when it is asked for. These
+# are its words where it may drive out none, and (in some versions, not in 0.32) where one driven out is unloaded.
+FULL = ("All items are pinned", "LoRA slots", "lora slots")
+NOT_IN_ENGINE = "Failed to remove lora adapter"
 
 
 class AdapterHandover:
@@ -40,8 +44,8 @@ class AdapterHandover:
         # Two machines may have a folder of the same name each, and one server between them.
         self.owner = f"tdpo-{hashlib.sha256(f'{platform.node()}:{owner}'.encode()).hexdigest()[:8]}-"
         self.prefix = f"{self.owner}{os.getpid()}-"
-        self.loaded: str | None = None
-        self._is_swept = False
+        self.loaded: str | None = None  # or was to be: what failed to load may be there, and is taken away too
+        self._is_taken = self._is_swept = False
 
     def hand_over(self, model: Any) -> str:
         """The name under which the server has the adapter of the peft model `model` as it is now.
@@ -53,15 +57,16 @@ class AdapterHandover:
         """
         weights = adapter_weights(model)
         name = self.prefix + weights_digest(weights)
-        if name == self.loaded:
+        if name == self.loaded and self._is_taken:
             if not (self.folder / name).is_dir():  # moved away with the run that this one replaces
                 self._write(model, name)
             return name
         self._sweep()
-        self._write(model, name)
         self._unload(self.loaded)  # first, so that a server with room for one adapter is enough
-        self.loaded = name
+        self.loaded, self._is_taken = name, False
+        self._write(model, name)
         self._load(name, max(weight.shape[0] for key, weight in weights.items() if ".lora_A." in key))
+        self._is_taken = True
         return name
 
     def close(self) -> None:
@@ -106,6 +111,11 @@ class AdapterHandover:
         answer = self.client.call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(place)})
         if answer.status_code == 200 or (answer.status_code == 400 and "already been" in answer.text):
             return  # a repeated request finds what the first one loaded: the same weights, or the name would differ
+        if any(words in answer.text for words in FULL):
+            raise ServerError(
+                f"the vLLM server has no room for the adapter {place} beside those of others ({said(answer)}): unload "
+                f"some, or start it with a larger --max-loras and --max-cpu-loras. {GO_ON}"
+            )
         if answer.status_code >= 500 and "rank" not in answer.text and "LoRA" not in answer.text:
             raise ServerError(f"the vLLM server could not load the adapter {place}: {said(answer)}. {GO_ON}")
         raise WrongServer(
@@ -118,7 +128,8 @@ class AdapterHandover:
         if name is None:
             return
         answer = (client or self.client).call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
-        if answer.status_code not in (200, 404):  # 404: the server was started anew in between
+        # 404: the server was started anew in between. Not in the engine: others' adapters have taken its place there.
+        if answer.status_code not in (200, 404) and NOT_IN_ENGINE not in answer.text:
             raise ServerError(f"the vLLM server could not unload the adapter {name}: {said(answer)}. {GO_ON}")
         shutil.rmtree(self.folder / name, ignore_errors=True)
 

@@ -34,6 +34,7 @@ from ...scoring.options import HeadImpl
 from ...token_statistics import Extra
 from ..arguments import one_process_a_device
 from ..best_model import check_metric
+from ..callbacks import DrawingCallback
 from ..checkpointed_trainer import CheckpointedTrainer
 from ..logged_metrics import MetricsFile
 from ..loss_scaling import allow_updates_without_gradient
@@ -199,6 +200,11 @@ class OnlineTrainer(CheckpointedTrainer):
         self._iteration = None  # nothing of the last one is kept in memory while the next is collected
         with self._each_process_alone():
             self._iteration = self.collector.collect(self.model, number, self.state.global_step)
+
+    def _tell_drawing(self, drawn: int, total: int) -> None:
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, DrawingCallback):
+                callback.on_drawing(self.state, drawn, total)
 
     def _each_process_alone(self) -> Any:
         """A context in which each process runs its models without waiting for others, though weights are sharded."""

@@ -22,7 +22,7 @@ from ..arguments import AUTOCAST
 from .arguments import OnlineArguments
 from .completions_file import CompletionsFile
 from .judging import Judge
-from .rewarded_responses import RewardedResponses, Total, measured_kls, reward_moments, sample_responses
+from .rewarded_responses import Drawing, RewardedResponses, Total, measured_kls, reward_moments, sample_responses
 from .rollouts import units_of
 from .schedule import Schedule
 
@@ -50,6 +50,7 @@ class Collector:
         file: where some responses are shown.
         total: sums a vector over processes.
         sampler: draws the responses.
+        drawing: called while it does.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class Collector:
         file: CompletionsFile,
         total: Total,
         sampler: ResponseSampler,
+        drawing: Drawing,
     ) -> None:
         self.args, self.tokenizer, self.schedule, self.prompts = args, tokenizer, schedule, prompts
         self.rewards, self.judge, self.others, self.file, self.total = rewards, judge, list(others), file, total
-        self.sampler = sampler
+        self.sampler, self.drawing = sampler, drawing
         self.constancy = ConstancyWatch()
         self.layout_is_chosen = False
 
@@ -127,7 +129,7 @@ class Collector:
         with self._autocast(policy):  # around the whole, so that weights are rounded once and not for every token
             responses, prompt_ids, seconds = sample_responses(
                 policy, self.tokenizer, prompts, self.args, seed=seed, first=first, samples=samples,
-                sampler=self.sampler,
+                sampler=self.sampler, drawing=self.drawing,
             )  # fmt: skip
         prompt_of_each = [prompts[response.prompt_index - first] for response in responses]
         if self.rewards is None:

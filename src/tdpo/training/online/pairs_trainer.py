@@ -108,6 +108,7 @@ class OnlineTDPOTrainer(OnlineTrainer):
         self.collector = PairCollector(
             self.args, self.tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
             [self.statistics.reference_model], self._completions, self._total, self.sampler,
+            self._tell_drawing,
         )  # fmt: skip
         if loss.controller is not None:
             self.add_callback(KLTargetControl(loss, self._total))

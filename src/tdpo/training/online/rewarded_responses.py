@@ -20,6 +20,7 @@ from ...sampling.sampler import SampledResponse, SamplingSettings, encode_prompt
 from .arguments import OnlineArguments
 
 Total = Callable[[Tensor], Tensor]  # sums a vector over processes
+Drawing = Callable[[int, int], None]  # (responses that are complete, responses asked for on this process)
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ def sample_responses(
     first: int = 0,
     samples: int | None = None,
     sampler: ResponseSampler = BUILT_IN,
+    drawing: Drawing | None = None,
 ) -> tuple[list[SampledResponse], list[list[int]], float]:
     """Responses of the policy to the prompts, its adapter folded in meanwhile; prompts' token ids; seconds.
 
     `first` is the number of the first prompt among those of all processes: it says which random numbers it gets.
+    `drawing` is called while they are drawn.
     """
     settings = SamplingSettings(
         num_samples=samples or args.samples_per_prompt,
@@ -70,9 +73,11 @@ def sample_responses(
     )
     texts = [prompt.rendered_from for prompt in prompts]
     indices = list(range(first, first + len(prompts)))
+    asked = len(prompts) * settings.num_samples
+    progress = None if drawing is None else lambda _, complete: drawing(complete, asked)
     started = time.perf_counter()
     with merged_adapter(model) if args.merge_adapter and sampler is BUILT_IN else nullcontext():
-        responses = sampler(model, tokenizer, texts, settings, prompt_indices=indices)
+        responses = sampler(model, tokenizer, texts, settings, progress=progress, prompt_indices=indices)
     seconds = time.perf_counter() - started
     encoded = encode_prompts(tokenizer, texts)
     return responses, [encoded[response.prompt_index - first] for response in responses], seconds

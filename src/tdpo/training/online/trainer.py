@@ -119,6 +119,7 @@ class PPOTrainer(OnlineTrainer):
         self.collector = RolloutCollector(
             self.args, self.tokenizer, self._schedule, self.train_prompts, self.rewards, self._judge,
             [self.statistics.reference_model, self._critic_body], self._completions, self._total, self.sampler,
+            self._tell_drawing,
         )  # fmt: skip
         if isinstance(self.collector.kl_coefficient, DualCoefficient):
             self.add_callback(KLTargetControl(self.collector.kl_coefficient, self._total))
