@@ -165,7 +165,8 @@ def test_rewards_of_ppo_and_of_doctor(
     assert f"device  model.device {CHOICE}: models run on the CPU\n" in checked.output and checked.exit_code == 0
     [line] = lines_about_the_device(call("ppo", "ppo.yaml"))
     assert line.startswith("Training on ")
-    assert handed_on["reward"] == [PLACE, PLACE] and set(asked) == {CHOICE}
+    # doctor also measures the machine itself, whatever the recipe says
+    assert handed_on["reward"] == [PLACE, PLACE] and [each for each in asked if each != CHOICE] == ["auto"]
 
 
 def test_cells_of_a_study(

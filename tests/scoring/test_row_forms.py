@@ -176,11 +176,11 @@ def test_rows_of_ten_widths_compile_little(tiny_model: Callable[..., Any], monke
         return compiled(q, k, v, **options)
 
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", counted)
     model, forms = tiny_model("llama"), []
     torch._dynamo.reset()
-    with attention_restored():
+    # not by monkeypatch, which would delete the setting for all later tests
+    with attention_restored(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for width in range(1, 11):
             batch = shared_prefix_batch(made_up(width, (BLOCK * width - 20, 5, 6)), 0, ranged=True)
             assert batch.input_ids.shape[1] == BLOCK * width
