@@ -124,7 +124,11 @@ def test_the_dry_run_measures_and_says_how(tmp_path: Path, monkeypatch: pytest.M
     said = dry_run()
     assert "14 to do\nmeasuring a few steps of" in said, said
     assert "\ntime: about " in said and " on this machine, with 2 runs at a time\n" in said
-    assert "  measured now: " in said and "on 1 thread of the CPU: loaded in " in said and "an update of 2 pairs of " in said
+    assert (
+        "  measured now: " in said
+        and "on 1 thread of the CPU: loaded in " in said
+        and "an update of 2 pairs of " in said
+    )
     assert not (tmp_path / "study").exists(), "nothing was run"
 
     def too_large(*args: object, **more: object) -> None:
