@@ -116,7 +116,7 @@ def test_what_peft_would_copy_is_left_out_and_nothing_else_changes() -> None:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(after[autocast][0], values, strict=True))
     assert after[False][1:] == before[False][1:]
     assert after[True][1] < 0.6 * before[True][1], "of numbers that change their dtype"
-    assert after[True][2] < 0.95 * before[True][2], "of bytes that are kept for the backward pass"
+    assert after[True][2] < 0.97 * before[True][2], "of bytes that are kept for the backward pass"
 
 
 class Casts(TorchDispatchMode):
