@@ -51,8 +51,7 @@ def trained(folder: Path, constraint: dict[str, Any], seed: int, **more: Any) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("beta", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize(("beta", "seed"), [(0.1, 0), (0.3, 1), (1.0, 0)])
 @pytest.mark.parametrize(("direction", "form", "place", "_"), ACCEPTED)
 def test_every_accepted_constraint_ends_at_its_optimum(
     direction: str, form: str, place: str, _: str, beta: float, seed: int, tmp_path: Path
