@@ -104,6 +104,7 @@ def test_help_teaches_with_examples(call: Call, command: str) -> None:
     shown = call(command, "--help")
     assert shown.exit_code == 0
     assert "Examples" in shown.output and f"    tdpo {command}" in shown.output
+    assert "bool" not in shown.output, "a flag takes no value"
 
 
 def test_the_examples_in_the_help_are_valid_commands(call: Call) -> None:

@@ -41,6 +41,9 @@ class Commands(TyperGroup):
         with _printable_refusals():
             return super().invoke(ctx)
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_without_a_type(super().get_params(ctx))
+
 
 @contextlib.contextmanager
 def _printable_refusals() -> Iterator[None]:
@@ -51,6 +54,14 @@ def _printable_refusals() -> Iterator[None]:
             if isinstance(value := getattr(error, name, None), str):
                 setattr(error, name, printable(value))
         raise
+
+
+def _flags_without_a_type(parameters: list[Any]) -> list[Any]:
+    """The same parameters. `--resume <bool>`, as Typer writes it in help, would say that a value has to follow."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
 
 
 app = typer.Typer(
@@ -75,6 +86,9 @@ class Command(TyperCommand):
             if "." in option and hasattr(error, "message"):
                 error.message += f". Overrides have no dashes: {option.lstrip('-')}=VALUE"
             raise
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_without_a_type(super().get_params(ctx))
 
 
 def _show_version(is_set: bool) -> None:
