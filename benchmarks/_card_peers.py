@@ -23,13 +23,13 @@ def frozen_logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 class _FrozenLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        from tdpo.token_statistics.cuda import frozen, products
+        from tdpo.token_statistics.cuda import frozen_walk, products, rows
 
         head, nothing = Head(weight), targets.new_empty(len(targets), 0)
         unknown = hidden.new_full((len(hidden),), products.NO_SHIFT, dtype=torch.float32)
-        walked = frozen.walk(hidden, head, nothing, unknown, pair=False)
+        walked = frozen_walk.walk(hidden, head, nothing, unknown, pair=False)
         ctx.save_for_backward(walked.expected_weight, weight, targets)
-        return (frozen.exact_logits(hidden, head, targets[:, None])[:, 0] - walked.log_z).float()
+        return (rows.exact_logits(hidden, head, targets[:, None])[:, 0] - walked.log_z).float()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

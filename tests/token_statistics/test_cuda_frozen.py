@@ -204,10 +204,10 @@ def test_nan_stays_nan() -> None:
 @pytest.mark.parametrize("order", ["neighbours", "scattered"])
 def test_the_likeliest_are_found_wherever_they_stand(order: str, kernels: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Four of 75, in tiles of eight groups: side by side in one or two groups, or each in another."""
-    from tdpo.token_statistics.cuda import frozen
+    from tdpo.token_statistics.cuda import frozen_walk
 
-    kernels.setattr(frozen, "LIKELIEST", 4)
-    kernels.setattr(frozen, "GROUP", 4)
+    kernels.setattr(frozen_walk, "LIKELIEST", 4)
+    kernels.setattr(frozen_walk, "GROUP", 4)
     case = frozen_case(torch.bfloat16, tokens=2, vocabulary=75, bias=True)
     case.head.weight[:] = 0
     heights = torch.randn(75).sort().values

@@ -272,7 +272,7 @@ def test_nan_stays_nan() -> None:
 
 def test_the_soft_caps_tangent_is_accurate_at_every_size() -> None:
     """Logits of all sizes beside a cap of 1: near 0, where exponentials would cancel, and where the tangent is flat."""
-    from tdpo.token_statistics.cuda import tiled as cuda_tiled  # needs Triton
+    from tdpo.token_statistics.cuda import tiled_forward  # needs Triton
 
     sizes = torch.tensor([0.0, 1e-30, 1e-6, 1e-3, 0.1, 0.2499, 0.2501, 1.0, 5.0, 30.0, 1e4])
     weight = torch.cat([sizes, -sizes])[:, None].to(DEVICE)
@@ -280,9 +280,11 @@ def test_the_soft_caps_tangent_is_accurate_at_every_size() -> None:
     entries = torch.arange(len(weight)).to(DEVICE)
     ones = torch.ones(len(weight), 1).to(DEVICE)
     table = []
-    original = cuda_tiled._Sums.finish
+    original = tiled_forward.ForwardSums.finish
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_tiled._Sums, "finish", lambda s, extras: (table.append(s["own"]), original(s, extras)))
+        patch.setattr(
+            tiled_forward.ForwardSums, "finish", lambda s, extras: (table.append(s["own"]), original(s, extras))
+        )
         linear_token_stats(ones, head, ones, head, entries)
     exact = torch.tanh(weight[:, 0].double())
     assert ((table[0] - exact).abs() <= 1e-6 * exact.abs()).all()

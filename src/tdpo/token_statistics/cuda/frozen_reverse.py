@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..types import Head
 from . import products
-from .tiled import _BackwardWalk, _Plan
+from .tiled_backward import BackwardWalk
+from .tiled_forward import Plan
 
 
 def reverse_kl_gradient(
@@ -38,9 +39,9 @@ def reverse_kl_gradient(
     """
     scales = torch.stack([*_at_a_scale(log_z), *_at_a_scale(reference_log_z)], dim=1)
     saved = [scales, reverse_kl, torch.zeros_like(reverse_kl)]
-    plan = _Plan(head, head, frozenset(["reverse_kl"]), {}, dtype, dtype)
+    plan = Plan(head, head, frozenset(["reverse_kl"]), {}, dtype, dtype)
     # The walk returns the dtype of the hidden states, which it multiplies in that of the plan.
-    walk = _BackwardWalk(hidden.float(), reference_hidden, targets, plan, saved, (None, None, upstream, None))
+    walk = BackwardWalk(hidden.float(), reference_hidden, targets, plan, saved, (None, None, upstream, None))
     gradient, _, _ = walk.run(True, False, False)
     assert gradient is not None
     return gradient
