@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tdpo import Head, TokenStats
-from tdpo.token_statistics import Extra, tiles
+from tdpo.token_statistics import Extra, MixtureTokenStats, tiles
 
 EXTRAS: tuple[Extra, ...] = ("reverse_kl", "policy_entropy")
 FLOAT = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -84,7 +84,8 @@ class LargestTensor(TorchDispatchMode):
 
 
 def differentiable(stats: TokenStats) -> list[Tensor]:
-    values = [stats.policy_logp, stats.forward_kl, stats.reverse_kl, stats.policy_entropy]
+    mixture = stats.jensen_shannon if isinstance(stats, MixtureTokenStats) else None
+    values = [stats.policy_logp, stats.forward_kl, stats.reverse_kl, stats.policy_entropy, mixture]
     return [value for value in values if value is not None]
 
 

@@ -1,7 +1,8 @@
 """Compiles every kernel of the head for a GPU, which takes no GPU; run as a module, in a process without interpreter.
 
 Arguments are compute capabilities (80 90 100). Prints a JSON object: capability, kernel and variant → the PTX
-instructions that the kernels promise not to contain.
+instructions that the kernels promise not to contain. `fma.rn.ftz.f32` is none of them: the library's logarithm
+has it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ PLAIN: dict[str, Any] = {"HAS_BIAS": False, "SCALE": 1.0, "UNIT": 1.0}
 FULL: dict[str, Any] = {"HAS_BIAS": True, "SCALE": 0.5, "UNIT": 64.0}
 
 
-def models(full: bool) -> dict[str, Any]:
+def models(full: bool, **more: Any) -> dict[str, Any]:
     one = {"BIAS": full, "SCALE": 0.5 if full else 1.0, "SOFTCAP": 30.0 if full else None}
     both = {f"{model}_{name}": value for model in ("POLICY", "REFERENCE") for name, value in one.items()}
-    return {**both, "REVERSE": full, "ENTROPY": full, **PAIR_BLOCKS}
+    return {**both, **more, **PAIR_BLOCKS}
+
+
+def extras(asked_for: bool) -> dict[str, Any]:
+    return {"REVERSE": asked_for, "ENTROPY": asked_for}
 
 
 WEIGH = {**BLOCKS, "SIZE_BLOCKS": 1, "LIKELIEST": 16, "LIKELIEST_SLOTS": 16, "LIMIT": 2.0**64}
@@ -57,10 +62,11 @@ VARIANTS: list[tuple[Any, str, dict[str, Any], int]] = [
     (row_passes.correct_and_normalise, "fp32", {**CORRECT, **PLAIN, "PAIR": False}, products.ROW_WARPS),
     (row_passes.correct_and_normalise, "fp32", {**CORRECT, **FULL, "PAIR": True}, products.ROW_WARPS),
     (row_passes.write_row_dots, "fp64", SIZES, products.ROW_WARPS),
-    (tiled_passes.add_tile, "fp32", models(False), products.WARPS),
-    (tiled_passes.add_tile, "fp32", models(True), products.WARPS),
-    (tiled_passes.write_tile_gradient, "bf16", models(False), products.WARPS),
-    (tiled_passes.write_tile_gradient, "fp32", models(True), products.WARPS),
+    *((tiled_passes.add_tile, "fp32", models(full, **extras(full)), products.WARPS) for full in (False, True)),
+    *((tiled_passes.add_mixture, "fp32", models(full, MIXTURE=0.3), products.WARPS) for full in (False, True)),
+    (tiled_passes.write_tile_gradient, "bf16", models(False, **extras(False), MIXTURE=None), products.WARPS),
+    (tiled_passes.write_tile_gradient, "bf16", models(False, **extras(False), MIXTURE=0.3), products.WARPS),
+    (tiled_passes.write_tile_gradient, "fp32", models(True, **extras(True), MIXTURE=0.3), products.WARPS),
 ]
 
 

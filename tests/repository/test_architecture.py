@@ -194,7 +194,7 @@ def test_the_mathematics_needs_torch_only() -> None:
     # What they import beside torch on first use, or to name a type.
     also = {"diversity/words.py": {"sacrebleu"}, "diversity/vectors.py": {"numpy"}}
     # Imported on a GPU only.
-    passes = ("arithmetic", "frozen_passes", "row_passes", "tiled_passes")
+    passes = ("arithmetic", "mixture", "frozen_passes", "row_passes", "tiled_passes")
     also |= {f"token_statistics/cuda/{name}.py": {"triton"} for name in passes}
     seen = set()
     for path, source in package_files().items():

@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.head_cases import EXTRAS, LargestTensor, weighted_sum
-from helpers.kernel_cases import DEVICE, any_case, frozen_case, kernels, needs_triton, quiet  # noqa: F401
+from helpers.kernel_cases import DEVICE, any_case, frozen_case, kernels, needs_triton, quiet, use_tiles_of  # noqa: F401
 from tdpo import frozen_head_token_stats, linear_token_stats, summarize_reference
-from tdpo.token_statistics import cuda, implementations
+from tdpo.token_statistics import JensenShannon, cuda, implementations
 from tdpo.token_statistics import products as plain_products
 from tdpo.token_statistics.cuda import choice, products
 from tdpo.token_statistics.cuda.self_check import kernels_agree
@@ -63,11 +63,18 @@ def test_the_kernels_run_where_they_apply(kernels: pytest.MonkeyPatch) -> None: 
     assert len(calls) == 3, "neither float64 nor a CPU's tensors"
 
 
+def ask_anew(patch: pytest.MonkeyPatch) -> None:
+    """Forget whether the kernels agree. One tile is all that the interpreter then computes."""
+    use_tiles_of(128, 128, patch)
+    patch.setattr(products, "SIZE_BLOCK", 256)
+    patch.setattr(implementations, "kernels_agree", functools.cache(kernels_agree.__wrapped__))
+
+
 @needs_triton
 @quiet
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_device_on_which_the_kernels_agree_uses_them(dtype: torch.dtype, kernels: pytest.MonkeyPatch) -> None:  # noqa: F811
-    kernels.setattr(implementations, "kernels_agree", functools.cache(kernels_agree.__wrapped__))
+    ask_anew(kernels)
     case = frozen_case(dtype, tokens=1)
     before = torch.random.get_rng_state()
     assert implementation_for("auto", case.hidden, case.head.weight) is KERNELS
@@ -76,22 +83,25 @@ def test_a_device_on_which_the_kernels_agree_uses_them(dtype: torch.dtype, kerne
 
 @needs_triton
 @quiet
-@pytest.mark.parametrize("fault", ["a KL that is off by a hundredth", "an error of the compiler"])
+@pytest.mark.parametrize(
+    "fault", ["a KL off by a hundredth", "a mixture off by a hundredth", "an error of the compiler"]
+)
 def test_a_device_on_which_they_do_not_agree_takes_the_plain_walk_and_says_so_once(
     fault: str,
     kernels: pytest.MonkeyPatch,  # noqa: F811
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    statistics = cuda.statistics
+    operation, name = ("linear_statistics", "jensen_shannon") if "mixture" in fault else ("statistics", "forward_kl")
+    statistics = getattr(cuda, operation)
 
     def broken(*arguments: Any) -> Any:
         if fault == "an error of the compiler":
             raise RuntimeError("PTX assembly aborted due to errors\nand more")
         stats = statistics(*arguments)
-        return replace(stats, forward_kl=1.01 * stats.forward_kl)
+        return replace(stats, **{name: 1.01 * getattr(stats, name)}) if hasattr(stats, name) else stats
 
-    kernels.setattr(cuda, "statistics", broken)
-    kernels.setattr(implementations, "kernels_agree", functools.cache(kernels_agree.__wrapped__))
+    kernels.setattr(cuda, operation, broken)
+    ask_anew(kernels)
     case = frozen_case(torch.float32, tokens=1)
     for _ in range(2):
         assert implementation_for("auto", case.hidden, case.head.weight) is TILED
@@ -175,7 +185,7 @@ def test_nothing_of_the_size_of_the_logits_is_ever_held() -> None:
     case = any_case(torch.bfloat16, tokens=4, vocabulary=192, size=1, reference_size=1)
     case.leaves()
     with LargestTensor() as watch:
-        weighted_sum(linear_token_stats(*case.arguments(), extras=EXTRAS)).backward()
+        weighted_sum(linear_token_stats(*case.arguments(), extras=[*EXTRAS, JensenShannon()])).backward()
     assert watch.entries <= 512
     shared = frozen_case(torch.bfloat16, tokens=4, vocabulary=192, size=1)
     with LargestTensor() as watch:
@@ -225,7 +235,7 @@ def test_a_cards_peak_is_flat_in_the_vocabulary(path: str, dtype: torch.dtype) -
                 summary = summarize_reference(case.reference, case.head, case.targets)
                 stats = frozen_head_token_stats(case.hidden, case.head, summary, case.targets, extras=EXTRAS)
             else:
-                stats = linear_token_stats(*case.arguments(), extras=EXTRAS)
+                stats = linear_token_stats(*case.arguments(), extras=[*EXTRAS, JensenShannon()])
             (stats.policy_logp + stats.forward_kl + stats.reverse_kl).sum().backward()  # type: ignore[operator]
         return torch.cuda.max_memory_allocated() - before
 
@@ -278,6 +288,7 @@ def test_what_a_caller_has_switched_off_does_not_decide_about_the_kernels(
     kernels: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     """The answer is kept for the whole process."""
+    ask_anew(kernels)
     with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
         assert kernels_agree.__wrapped__(torch.device(DEVICE), torch.float32)
 

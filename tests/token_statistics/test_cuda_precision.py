@@ -21,6 +21,8 @@ from helpers.kernel_cases import (
     use_tiles_of,
 )
 from tdpo import Head, TokenStats, frozen_head_token_stats, linear_token_stats, summarize_reference
+from tdpo.divergences import jensen_shannon
+from tdpo.token_statistics import JensenShannon
 
 pytestmark = [needs_triton, quiet, pytest.mark.usefixtures("model_like")]
 
@@ -43,9 +45,9 @@ def frozen(data: oracle.Operands) -> TokenStats:
     return frozen_head_token_stats(data.hidden, head, summary, data.targets, extras=["reverse_kl"])
 
 
-def any_head(data: oracle.Operands) -> TokenStats:
+def any_head(data: oracle.Operands, **options: Any) -> TokenStats:
     reference = data.reference_hidden, Head(data.weight.detach())
-    return linear_token_stats(data.hidden, Head(data.weight), *reference, data.targets)
+    return linear_token_stats(data.hidden, Head(data.weight), *reference, data.targets, **options)
 
 
 def published(data: oracle.Operands) -> Tensor:
@@ -88,15 +90,16 @@ def test_small_kls_and_gradients_of_both_directions_with_a_frozen_head(dtype: to
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_small_kls_and_gradients_with_any_head(dtype: torch.dtype) -> None:
+def test_small_divergences_and_gradients_with_any_head(dtype: torch.dtype) -> None:
     data = operands(dtype, 0.015, tokens=4)
     leaves = [data.hidden.requires_grad_(), data.weight.requires_grad_()]
-    stats = any_head(data)
+    stats: Any = any_head(data, extras=[JensenShannon(0.2)])
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
     p, q = wide[0] @ wide[1].T, data.reference_hidden.double() @ wide[1].detach().T
     exact = (q.softmax(-1) * (q.log_softmax(-1) - p.log_softmax(-1))).sum(-1)
     assert 2e-4 < exact.mean() < 2e-3
-    assert oracle.relative_error(stats.forward_kl, exact.detach()) < 1e-3
-    mine = torch.autograd.grad(stats.forward_kl.sum(), leaves)
-    for ours, right in zip(mine, torch.autograd.grad(exact.sum(), wide), strict=True):
-        assert relative_difference(ours, right) < 1e-2
+    for value, exactly in ((stats.forward_kl, exact), (stats.jensen_shannon, jensen_shannon(p, q, 0.2))):
+        assert oracle.relative_error(value, exactly.detach()) < 1e-3
+        mine = torch.autograd.grad(value.sum(), leaves, retain_graph=True)
+        for ours, right in zip(mine, torch.autograd.grad(exactly.sum(), wide, retain_graph=True), strict=True):
+            assert relative_difference(ours, right) < 1e-2

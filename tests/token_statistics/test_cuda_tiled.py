@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers.head_cases import EXTRAS, gradients, weighted_sum
+from helpers import head_cases
+from helpers.head_cases import gradients, weighted_sum
 from helpers.kernel_cases import (
     DEVICE,
     DTYPES,
@@ -27,10 +28,12 @@ from helpers.kernel_cases import (
     use_tiles_of,
 )
 from tdpo import Head, TokenStats, linear_token_stats
+from tdpo.token_statistics import JensenShannon, MixtureTokenStats
 from tdpo.token_statistics.cuda import products
 
 pytestmark = [needs_triton, quiet, pytest.mark.usefixtures("kernels")]
 
+EXTRAS = (*head_cases.EXTRAS, JensenShannon(0.3))
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bias": {"bias": True},
@@ -45,6 +48,11 @@ def ours(case: KernelCase, **options: Any) -> TokenStats:
 
 def exactly(case: KernelCase, **options: Any) -> TokenStats:
     return linear_token_stats(*case.arguments(), extras=options.pop("extras", EXTRAS), impl="dense")
+
+
+def mixture_of(stats: TokenStats) -> Tensor:
+    assert isinstance(stats, MixtureTokenStats) and stats.jensen_shannon is not None
+    return stats.jensen_shannon
 
 
 def assert_gradients(mine: tuple[Tensor, ...], right: tuple[Tensor, ...], tolerance: float) -> None:
@@ -66,7 +74,7 @@ def test_equals_the_definition(dtype: torch.dtype, kind: str) -> None:
     assert_gradients(mine, gradients(wide_leaves, exact), max(3e-6, 2 * torch.finfo(dtype).eps))
 
 
-@pytest.mark.parametrize("extras", [(), ("reverse_kl",), ("policy_entropy",)])
+@pytest.mark.parametrize("extras", [(), ("reverse_kl",), ("policy_entropy",), (JensenShannon(0.9),)], ids=str)
 def test_each_extra_alone(extras: tuple[Any, ...]) -> None:
     case = any_case(torch.float32, bias=True)
     wide = case.wide()
@@ -76,6 +84,7 @@ def test_each_extra_alone(extras: tuple[Any, ...]) -> None:
     assert_gradients(gradients(leaves, stats), gradients(wide_leaves, exact), 3e-6)
     assert (stats.reverse_kl is None) == ("reverse_kl" not in extras)
     assert (stats.policy_entropy is None) == ("policy_entropy" not in extras)
+    assert type(stats) is type(exact), "a type of its own where there is a mixture"
 
 
 @pytest.mark.parametrize(("width", "block"), [(64, 16), (16, 16), (32, 8)])
@@ -135,9 +144,11 @@ def test_equal_models_have_exactly_no_divergence(dtype: torch.dtype) -> None:
     case = frozen_case(dtype, bias=True, scale=2.0, softcap=9.0)
     leaves = case.leaves()
     stats = ours(replace(case, hidden=case.hidden, reference=case.hidden.detach()))
-    assert (stats.forward_kl == 0).all() and (stats.reverse_kl == 0).all()  # type: ignore[union-attr]
     assert torch.equal(stats.policy_logp, stats.reference_logp)
-    assert all((g == 0).all() for g in torch.autograd.grad(stats.forward_kl.sum(), leaves))
+    for kl in (stats.forward_kl, stats.reverse_kl, mixture_of(stats)):
+        assert kl is not None and (kl == 0).all()
+    both = (stats.forward_kl + mixture_of(stats)).sum()
+    assert all((g == 0).all() for g in torch.autograd.grad(both, leaves))
 
 
 @pytest.mark.parametrize("trained", ["hidden", "weight", "bias", "hidden+bias", "nothing"])
@@ -212,16 +223,41 @@ def test_support_that_one_model_lacks(low_at: int) -> None:
     case.head.bias[low_at], case.reference_head.bias[low_at] = -math.inf, -2000.0  # type: ignore[index]
     case.targets[case.targets == low_at] = 0
     swapped = ours(
-        KernelCase(case.reference, case.reference_head, case.hidden.clone(), case.head, case.targets), extras=EXTRAS
+        KernelCase(case.reference, case.reference_head, case.hidden.clone(), case.head, case.targets),
+        extras=head_cases.EXTRAS,
     )
     leaves = case.leaves()
-    stats = ours(case)
+    stats = ours(case, extras=head_cases.EXTRAS)
     assert (stats.forward_kl == math.inf).all() and stats.reverse_kl.isfinite().all()  # type: ignore[union-attr]
     assert (swapped.reverse_kl == math.inf).all() and swapped.forward_kl.isfinite().all()  # type: ignore[union-attr]
     unaffected = stats.policy_logp.sum() + stats.reverse_kl.sum() + stats.policy_entropy.sum()  # type: ignore[union-attr]
     assert all(g.isfinite().all() for g in torch.autograd.grad(unaffected, leaves))
-    own = ours(replace(case, targets=torch.full_like(case.targets, low_at)))
+    own = ours(replace(case, targets=torch.full_like(case.targets, low_at)), extras=())
     assert (own.policy_logp == -math.inf).all() and own.reference_logp.isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [0.02, 0.9])
+def test_a_mixture_of_models_that_lack_each_others_entries(weight: float) -> None:
+    """Masked in both, in either one, or in all but one entry; near ones beside: exact, finite, and with a gradient."""
+    case = any_case(torch.float32, tokens=2, vocabulary=45, reference_size=5, bias=True)
+    case.reference.copy_(case.hidden + 0.01)
+    case.reference_head.weight.copy_(case.head.weight)
+    for head, masked in ((case.head, [0, 1, 12, 37]), (case.reference_head, [0, 1, 20, 40])):
+        head.bias[masked] = -math.inf  # type: ignore[index]
+    case.head.bias[20] += 3.0  # type: ignore[index]
+    wide = case.wide()
+    leaves, wide_leaves = case.leaves(), wide.leaves()
+    extras = (JensenShannon(weight),)
+    value, exact = mixture_of(ours(case, extras=extras)), mixture_of(exactly(wide, extras=extras))
+    assert torch.allclose(value.double(), exact, rtol=1e-5) and (exact > 1e-3).all()
+    mine, right = (torch.autograd.grad(v.sum(), t) for v, t in ((value, leaves), (exact, wide_leaves)))
+    assert_gradients(mine, right, 3e-5)
+    assert (mine[2][[0, 1, 12, 37]] == 0).all() and mine[2].isfinite().all()
+    case.reference_head.bias.fill_(-math.inf)[12] = 0.0  # type: ignore[union-attr, index]
+    apart = mixture_of(ours(case, extras=extras))
+    entropy = -weight * math.log(weight) - (1 - weight) * math.log(1 - weight)
+    assert torch.allclose(apart, torch.full_like(apart, entropy), rtol=1e-5), "the most that there is"
+    assert all(g.isfinite().all() for g in torch.autograd.grad(apart.sum(), leaves))
 
 
 def test_a_reverse_kl_of_infinity_harms_no_token_whose_reverse_kl_has_no_gradient() -> None:
@@ -265,7 +301,7 @@ def test_nan_stays_nan() -> None:
     clean = ours(case)
     case.hidden[1, 0] = math.nan
     stats = ours(case)
-    for name in ("policy_logp", "forward_kl", "reverse_kl", "policy_entropy"):
+    for name in ("policy_logp", "forward_kl", "reverse_kl", "policy_entropy", "jensen_shannon"):
         value, before = getattr(stats, name), getattr(clean, name)
         assert value[1].isnan() and torch.equal(value[[0, 2]], before[[0, 2]]), name
 
@@ -288,6 +324,21 @@ def test_the_soft_caps_tangent_is_accurate_at_every_size() -> None:
         linear_token_stats(ones, head, ones, head, entries)
     exact = torch.tanh(weight[:, 0].double())
     assert ((table[0] - exact).abs() <= 1e-6 * exact.abs()).all()
+
+
+def test_the_mixture_is_accurate_at_every_size_of_a_gap() -> None:
+    """Two entries whose log-odds differ by so many nats: on both sides of each series' end, and where one vanishes."""
+    sizes = torch.tensor([1e-4, 1e-3, 0.01, 0.1, 0.9, 1.1, 3.0, 30.0, 90.0])
+    hidden = torch.cat([sizes, -sizes])[:, None].to(DEVICE).requires_grad_()
+    weight, targets = torch.tensor([[0.0], [1.0]]).to(DEVICE), torch.zeros(len(hidden)).long().to(DEVICE)
+    case = KernelCase(hidden, Head(weight), torch.zeros_like(hidden), Head(weight), targets)
+    wide = case.wide()
+    wide.hidden.requires_grad_()
+    value, exact = (mixture_of(each(c, extras=[JensenShannon(0.3)])) for each, c in ((ours, case), (exactly, wide)))
+    assert ((value - exact).abs() <= 3e-6 * exact).all()
+    slope, right = torch.autograd.grad(value.sum(), hidden)[0], torch.autograd.grad(exact.sum(), wide.hidden)[0]
+    sure = hidden.abs() > 10  # of a probability of 1 float32 leaves no slope
+    assert ((slope - right).abs() <= torch.where(sure, 1e-6, 3e-6 * right.abs())).all()
 
 
 def test_the_same_bits_twice() -> None:

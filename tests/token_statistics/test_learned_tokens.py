@@ -111,7 +111,14 @@ def test_what_cannot_be_learned_from_is_refused(named: Any, extras: Any, message
             statistics(shared, "frozen", extras=extras, learned_tokens=named)
 
 
-def test_a_divergence_of_the_mixture_is_a_constant_elsewhere_too() -> None:
+@quiet
+@pytest.mark.parametrize("walk", ["plain", pytest.param("kernels", marks=needs_triton)])
+def test_a_divergence_of_the_mixture_is_a_constant_elsewhere_too(
+    kernels: pytest.MonkeyPatch,  # noqa: F811
+    walk: str,
+) -> None:
+    if walk == "plain":
+        without_kernels(kernels)
     case = any_case(torch.float32, tokens=5)
     leaves, found = case.leaves(), []
     for impl in ("tiled", "dense"):

@@ -48,7 +48,7 @@ ON_PAIRS: dict[str, tuple[int, dict[str, Any]]] = {  # micro-batches, and what i
     "frozen head, live, reverse KL": (2, {"peft_config": lora("q_proj"), "kl": REVERSE}),
     "trained head": (3, {}),
     "trained head, cached, reverse KL": (2, {"kl": REVERSE, "reference": "cache"}),
-    "trained head, Jensen–Shannon": (2, {"kl": {"direction": "js"}}),  # which has no kernel
+    "trained head, Jensen–Shannon": (2, {"kl": {"direction": "js"}}),
 }
 
 

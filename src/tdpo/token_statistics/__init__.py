@@ -100,7 +100,7 @@ def linear_token_stats(
         reference_head: `[V, D_ref]` head of the reference.
         targets: `[N]` int64.
         extras: any of "reverse_kl", "policy_entropy", `JensenShannon(weight)`; all with exact gradients. The last one
-            takes a second walk in the forward pass, and has no kernel for a GPU.
+            takes a second walk in the forward pass.
         impl: "tiled" walks the vocabulary in tiles and recomputes them in the backward pass; "dense"
             builds the logits in float64 and serves as oracle; "auto" is the fastest one (`implementations.py`).
         learned_tokens: by the name of a KL ("forward_kl", "reverse_kl", "jensen_shannon"), the tokens whose KL is

@@ -6,13 +6,9 @@ are called, which is on a GPU only: ask `kernels_apply` first.
 
 from __future__ import annotations
 
-import functools
-import logging
-
 from torch import Tensor
 
-from .. import tiled as plain
-from ..types import Extra, Head, LearnedTokens, ReferenceSummary, TokenStats, mixture_of
+from ..types import Extra, Head, LearnedTokens, ReferenceSummary, TokenStats
 from .choice import kernels_apply
 
 __all__ = ["kernels_apply", "linear_statistics", "statistics", "summarize"]
@@ -27,14 +23,12 @@ def linear_statistics(
     extras: frozenset[Extra],
     learned: LearnedTokens,
 ) -> TokenStats:
-    """`linear_token_stats` of two heads. A Jensen–Shannon divergence has no kernel: the plain walk runs then."""
-    arguments = policy_hidden, policy_head, reference_hidden, reference_head, targets, extras, learned
-    if mixture_of(extras) is not None:
-        _say_that_the_plain_walk_runs()
-        return plain.linear_statistics(*arguments)
+    """`linear_token_stats`."""
     from . import tiled
 
-    return tiled.linear_statistics(*arguments)
+    return tiled.linear_statistics(
+        policy_hidden, policy_head, reference_hidden, reference_head, targets, extras, learned
+    )
 
 
 def summarize(hidden: Tensor, head: Head, targets: Tensor) -> ReferenceSummary:
@@ -56,10 +50,3 @@ def statistics(
     from . import frozen
 
     return frozen.statistics(hidden, head, summary, targets, extras, learned)
-
-
-@functools.cache
-def _say_that_the_plain_walk_runs() -> None:
-    logging.getLogger(__name__).info(
-        "The Jensen–Shannon divergence has no kernel: the head is walked without one, several times slower."
-    )

@@ -38,10 +38,11 @@ def reverse_kl_gradient(
         dtype: of the products' operands.
     """
     scales = torch.stack([*_at_a_scale(log_z), *_at_a_scale(reference_log_z)], dim=1)
-    saved = [scales, reverse_kl, torch.zeros_like(reverse_kl)]
+    nothing = torch.zeros_like(reverse_kl)
+    saved = [scales, reverse_kl, nothing, nothing]
     plan = Plan(head, head, frozenset(["reverse_kl"]), {}, dtype, dtype)
     # The walk returns the dtype of the hidden states, which it multiplies in that of the plan.
-    walk = BackwardWalk(hidden.float(), reference_hidden, targets, plan, saved, (None, None, upstream, None))
+    walk = BackwardWalk(hidden.float(), reference_hidden, targets, plan, saved, (None, None, upstream, None, None))
     gradient, _, _ = walk.run(True, False, False)
     assert gradient is not None
     return gradient

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import cuda, frozen, tiled
-from ..types import Head, ReferenceSummary, TokenStats
+from ..types import Extra, Head, JensenShannon, MixtureTokenStats, ReferenceSummary, TokenStats
 
 # Largest relative distance of statistics and gradients: rounding stays far below, a wrong sum far above.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -57,19 +57,26 @@ def _distances(device: torch.device, dtype: torch.dtype) -> Iterator[float]:
         hidden, reference = normal(TOKENS, WIDTH), normal(TOKENS, WIDTH)
         weight, other = normal(VOCABULARY, WIDTH, scale=0.3), normal(VOCABULARY, WIDTH, scale=0.3)
         targets = torch.randint(VOCABULARY, (TOKENS,), generator=draw).to(device)
-        ours = _trained(cuda.linear_statistics, hidden, weight, reference, Head(other), targets)
-        plain = _trained(tiled.linear_statistics, hidden, weight, reference, Head(other), targets)
-        yield from map(_relative, ours, plain)
+        for extras in (frozenset[Extra](), frozenset[Extra]([JensenShannon(0.3)])):
+            ours = _trained(cuda.linear_statistics, hidden, weight, reference, Head(other), targets, extras)
+            plain = _trained(tiled.linear_statistics, hidden, weight, reference, Head(other), targets, extras)
+            yield from map(_relative, ours, plain)
         ours = _frozen(cuda.summarize, cuda.statistics, hidden, reference, Head(weight), targets)
         plain = _frozen(frozen.summarize, frozen.statistics, hidden, reference, Head(weight), targets)
         yield from map(_relative, ours, plain)
 
 
 def _trained(
-    linear: Linear, hidden: Tensor, weight: Tensor, reference: Tensor, reference_head: Head, targets: Tensor
+    linear: Linear,
+    hidden: Tensor,
+    weight: Tensor,
+    reference: Tensor,
+    reference_head: Head,
+    targets: Tensor,
+    extras: frozenset[Extra],
 ) -> list[Tensor]:
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    stats = linear(hidden, Head(weight), reference, reference_head, targets, frozenset(), {})
+    stats = linear(hidden, Head(weight), reference, reference_head, targets, extras, {})
     return [*_of(stats), *torch.autograd.grad(_objective(stats), [hidden, weight])]
 
 
@@ -84,13 +91,18 @@ def _frozen(
 
 
 def _of(stats: TokenStats) -> list[Tensor]:
-    return [stats.policy_logp.detach(), stats.reference_logp.detach(), stats.forward_kl.detach()]
+    return [value.detach() for value in (stats.policy_logp, stats.reference_logp, *_divergences(stats))]
+
+
+def _divergences(stats: TokenStats) -> list[Tensor]:
+    mixture = stats.jensen_shannon if isinstance(stats, MixtureTokenStats) else None
+    return [stats.forward_kl] if mixture is None else [stats.forward_kl, mixture]
 
 
 def _objective(stats: TokenStats) -> Tensor:
-    """A sum in which every token's log-probability and KL have a gradient of their own."""
+    """A sum in which every token's log-probability and divergences have a gradient of their own."""
     weights = torch.linspace(0.5, 1.5, TOKENS, device=stats.policy_logp.device)
-    return (weights * stats.policy_logp - weights.flip(0) * stats.forward_kl).sum()
+    return (weights * stats.policy_logp).sum() - sum((weights.flip(0) * kl).sum() for kl in _divergences(stats))
 
 
 def _relative(value: Tensor, expected: Tensor) -> float:

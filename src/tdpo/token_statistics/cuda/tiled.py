@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..types import Extra, Head, LearnedTokens, TokenStats
+from ..types import Extra, Head, LearnedTokens, MixtureTokenStats, TokenStats, mixture_of
 from .choice import operand_dtype
 from .tiled_backward import BackwardWalk
 from .tiled_forward import Plan, walk_forward
@@ -34,14 +34,17 @@ def linear_statistics(
         outputs = _TiledTokenStats.apply(
             policy_hidden, policy_head.weight, policy_head.bias, reference_hidden.detach(), targets, plan
         )
-    policy_logp, reference_logp, forward_kl, reverse_kl, entropy = outputs
-    return TokenStats(
+    policy_logp, reference_logp, forward_kl, reverse_kl, entropy, jensen_shannon = outputs
+    stats = TokenStats(
         policy_logp,
         reference_logp,
         forward_kl,
         reverse_kl if "reverse_kl" in extras else None,
         entropy if "policy_entropy" in extras else None,
     )
+    if mixture_of(extras) is None:
+        return stats
+    return MixtureTokenStats(**vars(stats), jensen_shannon=jensen_shannon)
 
 
 class _TiledTokenStats(torch.autograd.Function):
@@ -57,14 +60,16 @@ class _TiledTokenStats(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         sums = walk_forward(hidden, reference_hidden, targets, plan)
         ctx.save_for_backward(
-            hidden, weight, bias, reference_hidden, targets, sums.table, sums.reverse_kl, sums.entropy
-        )
+            hidden, weight, bias, reference_hidden, targets, sums.table, sums.reverse_kl, sums.entropy,
+            sums["policy_to_mixture"],
+        )  # fmt: skip
         ctx.plan = plan
         ctx.set_materialize_grads(False)  # None says of a statistic that nothing is learned from it
-        out = [
-            value.float()
-            for value in (sums.policy_logp, sums.reference_logp, sums.forward_kl, sums.reverse_kl, sums.entropy)
-        ]
+        statistics = (
+            sums.policy_logp, sums.reference_logp, sums.forward_kl, sums.reverse_kl, sums.entropy,
+            sums["jensen_shannon"],
+        )  # fmt: skip
+        out = [value.float() for value in statistics]
         ctx.mark_non_differentiable(out[1])
         return tuple(out)
 

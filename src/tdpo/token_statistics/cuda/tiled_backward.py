@@ -7,14 +7,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..learned_tokens import tokens_with_gradient
+from ..learned_tokens import KLS, tokens_with_gradient
 from . import products
 from .tiled_forward import Plan, log_z_of, tiles_of_both
 from .tiled_passes import write_tile_gradient
 
 
 class BackwardWalk:
-    """The backward pass: recompute each tile, turn it into its gradient, contract it."""
+    """The backward pass: recompute each tile, turn it into its gradient, contract it.
+
+    `saved` are the forward pass's table, of which the first four columns are read, the reverse KL, the entropy and
+    KL(p‖m); `upstream` the gradients of policy_logp, forward_kl, reverse_kl, policy_entropy and jensen_shannon, `[N]`
+    each or None.
+    """
 
     def __init__(
         self,
@@ -26,7 +31,7 @@ class BackwardWalk:
         upstream: tuple[Tensor | None, ...],
     ) -> None:
         self.plan, self.hidden_dtype = plan, hidden.dtype
-        of_kls = {"forward_kl": upstream[1], "reverse_kl": upstream[2]}
+        of_kls = dict(zip(KLS, (upstream[1], upstream[2], upstream[4]), strict=True))
         with_reference = tokens_with_gradient(plan.learned, of_kls, len(hidden))
         self.hidden, self.targets = hidden.to(plan.policy_dtype), targets.contiguous()
         self.reference_hidden = reference_hidden[with_reference.start : with_reference.stop].to(plan.reference_dtype)
@@ -34,10 +39,10 @@ class BackwardWalk:
 
     @staticmethod
     def _coefficients(saved: list[Tensor], upstream: tuple[Tensor | None, ...], with_reference: range) -> Tensor:
-        """What `write_tile_gradient` must know of each row, in its order: float64 `[N, 11]`."""
-        table, reverse_kl, entropy = saved
+        """What `write_tile_gradient` must know of each row, in its order: float64 `[N, 14]`."""
+        table, reverse_kl, entropy, policy_to_mixture = saved
         nothing = torch.zeros_like(entropy)
-        d_logp, d_forward, d_reverse, d_entropy = (nothing if g is None else g.double() for g in upstream)
+        d_logp, d_forward, d_reverse, d_entropy, d_mixture = (nothing if g is None else g.double() for g in upstream)
         place = torch.arange(len(table), dtype=torch.float64, device=table.device) - with_reference.start
         place[: with_reference.start] = place[with_reference.stop :] = -1
         shift, total, reference_shift, reference_total = table[:, :4].unbind(1)
@@ -46,6 +51,7 @@ class BackwardWalk:
             [
                 shift, total, reference_shift, reference_total, d_logp, d_forward, d_reverse,
                 reference_log_z - log_z - reverse_kl, d_entropy, entropy - log_z, place,
+                d_mixture, log_z - reference_log_z, policy_to_mixture,
             ],
             dim=1,
         )  # fmt: skip
@@ -81,5 +87,6 @@ class BackwardWalk:
             products.launch(
                 write_tile_gradient, tokens, gradient.device, *both, self.targets, self.coefficients, gradient,
                 tile.columns, tile.start, **tile.blocks(products.PAIR_BLOCK), **plan.heads(), **plan.named_extras(),
+                MIXTURE=plan.mixture(),
             )  # fmt: skip
             yield tile, gradient

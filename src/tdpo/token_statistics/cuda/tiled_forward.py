@@ -1,4 +1,7 @@
-"""The any-head path's forward pass on a GPU: one walk over both models' tiles that leaves log Z and every statistic."""
+"""The any-head path's forward pass on a GPU: a walk over both models' tiles that leaves log Z and every statistic.
+
+The Jensen–Shannon divergence takes a second one, once log Z of both is known.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Extra, Head, LearnedTokens
+from ..types import Extra, Head, LearnedTokens, mixture_of
 from . import products
-from .tiled_passes import add_tile
+from .tiled_passes import add_mixture, add_tile
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Plan:
             "REFERENCE_SCALE": float(self.reference_head.scale),
             "REFERENCE_SOFTCAP": self.reference_head.softcap,
         }
+
+    def mixture(self) -> float | None:
+        """The weight of the Jensen–Shannon divergence, where that is an extra."""
+        extra = mixture_of(self.extras)
+        return None if extra is None else float(extra.weight)
 
     def named_extras(self) -> dict[str, Any]:
         """Which extras a pass computes, which it must know as well."""
@@ -76,12 +84,12 @@ def tiles_of_both(
 
 
 class ForwardSums:
-    """A row's sums over the vocabulary, as `add_tile` gathers them, and the statistics that they make."""
+    """A row's sums over the vocabulary, as the forward passes gather them, and the statistics that they make."""
 
-    # Columns of the table, in the order of `add_tile`.
+    # Columns of the table, in the order of these passes.
     NAMES = (
         "shift", "total", "reference_shift", "reference_total", "gap_q", "gap_p", "excess",
-        "own", "reference_own", "policy_lacks", "reference_lacks",
+        "own", "reference_own", "policy_lacks", "reference_lacks", "apart", "jensen_shannon", "policy_to_mixture",
     )  # fmt: skip
 
     def __init__(self, tokens: int, device: torch.device) -> None:
@@ -93,10 +101,10 @@ class ForwardSums:
         return self.table[:, self.NAMES.index(name)]
 
     def finish(self, extras: frozenset[Extra]) -> None:
-        """Make the statistics, float64 `[N]` each; 0 for the extras that were not asked for."""
+        """Make the statistics of the first walk, float64 `[N]` each; 0 for the extras that were not asked for."""
         self.log_z = log_z_of(self["total"], self["shift"])
         self.reference_log_z = log_z_of(self["reference_total"], self["reference_shift"])
-        apart = self.log_z - self.reference_log_z
+        apart = self["apart"].copy_(self.log_z - self.reference_log_z)
         self.policy_logp = self["own"] - self.log_z
         self.reference_logp = self["reference_own"] - self.reference_log_z
         forward_kl = self["gap_q"] / self["reference_total"] + apart
@@ -128,4 +136,10 @@ def walk_forward(hidden: Tensor, reference_hidden: Tensor, targets: Tensor, plan
             **tile.blocks(products.PAIR_BLOCK), **plan.heads(), **plan.named_extras(),
         )  # fmt: skip
     sums.finish(plan.extras)
+    if plan.mixture() is not None:
+        for tile, both in tiles_of_both(hidden, reference_hidden, plan, width):
+            products.launch(
+                add_mixture, tokens, hidden.device, *both, sums.table, tile.columns,
+                **tile.blocks(products.PAIR_BLOCK), **plan.heads(), MIXTURE=plan.mixture(),
+            )  # fmt: skip
     return sums

@@ -11,10 +11,11 @@ import triton
 import triton.language as tl
 
 from .arithmetic import LN2, above_shift, logits, rounded, scaled, shrinkage, split
+from .mixture import below_mixture, log_gap
 
 # Columns of the two tables.
-SUMS: tl.constexpr = tl.constexpr(11)
-COEFFICIENTS: tl.constexpr = tl.constexpr(11)
+SUMS: tl.constexpr = tl.constexpr(14)
+COEFFICIENTS: tl.constexpr = tl.constexpr(14)
 # What a block's weights may sum to before their row gets another scale: more than a block of equal ones, and rare.
 LIMIT: tl.constexpr = tl.constexpr(65536.0)
 
@@ -120,6 +121,58 @@ def add_tile(
 
 
 @triton.jit
+def add_mixture(
+    policy_ptr: tl.tensor,
+    policy_bias_ptr: tl.tensor,
+    reference_ptr: tl.tensor,
+    reference_bias_ptr: tl.tensor,
+    sums_ptr: tl.tensor,
+    columns: tl.tensor,
+    BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    POLICY_BIAS: tl.constexpr,
+    POLICY_SCALE: tl.constexpr,
+    POLICY_SOFTCAP: tl.constexpr,
+    REFERENCE_BIAS: tl.constexpr,
+    REFERENCE_SCALE: tl.constexpr,
+    REFERENCE_SOFTCAP: tl.constexpr,
+    MIXTURE: tl.constexpr,
+) -> None:
+    """Add one tile of both models' products `[N, columns]` to each row's divergence of weight MIXTURE, and to KL(p‖m).
+
+    `add_tile` has gone over all tiles, and log Z − log Z_ref stands in the table.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    policy_row = policy_ptr + row * columns
+    reference_row = reference_ptr + row * columns
+    sums = sums_ptr + row * SUMS
+    shift = tl.load(sums).to(tl.float32)
+    inverse = (1.0 / tl.load(sums + 1)).to(tl.float32)
+    shift_q = tl.load(sums + 2).to(tl.float32)
+    inverse_q = (1.0 / tl.load(sums + 3)).to(tl.float32)
+    apart = tl.load(sums + 11).to(tl.float32)
+    divergence = tl.load(sums + 12)
+    policy_to_mixture = tl.load(sums + 13)
+    for block in range(BLOCKS):
+        column = block * BLOCK + tl.arange(0, BLOCK)
+        inside = column < columns
+        z = logits(policy_row, policy_bias_ptr, column, inside, POLICY_BIAS, POLICY_SCALE, POLICY_SOFTCAP)
+        z_ref = logits(
+            reference_row, reference_bias_ptr, column, inside, REFERENCE_BIAS, REFERENCE_SCALE, REFERENCE_SOFTCAP
+        )
+        mantissa, power = split(z)
+        mantissa_q, power_q = split(z_ref)
+        p = scaled(mantissa, power, shift) * inverse
+        q = scaled(mantissa_q, power_q, shift_q) * inverse_q
+        gap = log_gap(z, z_ref, apart)
+        below_p, of_larger = below_mixture(gap, MIXTURE)
+        divergence += tl.sum(tl.where(gap > 0.0, q, p) * of_larger).to(tl.float64)
+        policy_to_mixture += tl.sum(tl.where(p > 0.0, p * below_p, 0.0)).to(tl.float64)
+    tl.store(sums + 12, divergence)
+    tl.store(sums + 13, policy_to_mixture)
+
+
+@triton.jit
 def write_tile_gradient(
     policy_ptr: tl.tensor,
     policy_bias_ptr: tl.tensor,
@@ -140,11 +193,12 @@ def write_tile_gradient(
     REFERENCE_SOFTCAP: tl.constexpr,
     REVERSE: tl.constexpr,
     ENTROPY: tl.constexpr,
+    MIXTURE: tl.constexpr,
 ) -> None:
     """d loss / d(h·weightᵀ + bias) of one tile `[N, columns]`, rounded to the dtype of `out`.
 
     Only some rows have products of the reference: their places among these are in the table, −1 for the others, whose
-    KLs have no gradient.
+    KLs have no gradient. MIXTURE is the weight of the Jensen–Shannon divergence, or None.
     """
     row = tl.program_id(0).to(tl.int64)
     policy_row = policy_ptr + row * columns
@@ -159,9 +213,10 @@ def write_tile_gradient(
     own = (tl.load(targets_ptr + row) - start).to(tl.int32)
     d_reverse = tl.load(of_row + 6).to(tl.float32)
     place = tl.load(of_row + 10).to(tl.int64)
+    d_mixture = tl.load(of_row + 11).to(tl.float32)
     reference_row = reference_ptr + tl.maximum(place, 0) * columns
     # Masks of blocks are made of columns: the interpreter cannot combine one with a scalar condition.
-    needs_reference = (place >= 0) & (tl.abs(d_forward) + tl.abs(d_reverse) != 0.0)
+    needs_reference = (place >= 0) & (tl.abs(d_forward) + tl.abs(d_reverse) + tl.abs(d_mixture) != 0.0)
     reference_columns = tl.where(needs_reference, columns, 0)
     for block in range(BLOCKS):
         column = block * BLOCK + tl.arange(0, BLOCK)
@@ -184,6 +239,12 @@ def write_tile_gradient(
             d_entropy = tl.load(of_row + 8).to(tl.float32)
             constant = tl.load(of_row + 9).to(tl.float32)  # H(p) − log Z
             gradient -= tl.where(p > 0.0, p * (d_entropy * (z + constant)), 0.0)
+        if MIXTURE is not None:
+            apart = tl.load(of_row + 12).to(tl.float32)
+            policy_to_mixture = tl.load(of_row + 13).to(tl.float32)
+            below_p, _ = below_mixture(log_gap(z, z_ref, apart), MIXTURE)
+            slope = d_mixture * (1.0 - MIXTURE) * (below_p - policy_to_mixture)
+            gradient += tl.where(p > 0.0, p * slope, 0.0)
         gradient += tl.where(column == own, d_logp, 0.0)
         if POLICY_SOFTCAP is not None:
             capped = z / POLICY_SOFTCAP
