@@ -10,9 +10,10 @@
 the state before, and the first two iterations (compilers, libraries) are warm-ups.
 
 Every contestant starts from the same hidden states [N, D] and heads [V, D] and ends with gradients to the policy's
-hidden states, and to its head where that is trained. The loss is TDPO2 (beta 0.1, alpha 0.5, 8 pairs), or DPO for
-the contestants so named. Each runs in a process of its own, rounds alternate, the first iteration is a warm-up for
-the time; memory is the highest resident memory of all iterations, the first included, over the state before it.
+hidden states, and to its head where that is trained. The loss is TDPO2 (beta 0.1, alpha 0.5, 8 pairs), or for the
+contestants so named DPO or the mean Jensen–Shannon divergence (JS, weight 0.5). Each runs in a process of its own,
+rounds alternate, the first iteration is a warm-up for the time; memory is the highest resident memory of all
+iterations, the first included, over the state before it.
 
 Read the table: ms and MiB are medians, `/ naive` the ratio to "naive TDPO" with the same head (trained or frozen).
 """
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import _mixture
 from _card import SHAPES, card, settle_library, timed
 from _card_peers import cut_cross_entropy, frozen_logp, liger_dpo
 from _harness import (
@@ -213,6 +215,10 @@ def liger_loss(inputs: Inputs, loss: Prepared) -> Tensor:
     return value
 
 
+def mean_mixture(inputs: Inputs, divergence: _mixture.MeanDivergence) -> Tensor:
+    return divergence(inputs.hidden, inputs.weight, inputs.reference_hidden, inputs.reference_weight)
+
+
 @dataclass(frozen=True)
 class Contestant:
     """`logits` counts the float32 [N, V] that the contestant holds at most; a tiled one holds none."""
@@ -277,6 +283,14 @@ CONTESTANTS: dict[str, Contestant] = {
         None, loss="DPO", prepare=lambda _: liger_dpo(PAIRS, BETA), devices=("cuda",), mean_loss=liger_loss
     ),
     "cut-cross-entropy DPO": Contestant(cce_dpo, loss="DPO", prepare=lambda _: cut_cross_entropy(), devices=("cuda",)),
+    **{
+        name: Contestant(None, loss="JS", prepare=prepare, logits=logits, devices=("cuda",), mean_loss=mean_mixture)
+        for name, prepare, logits in (
+            ("naive JS", lambda _: _mixture.published, 14),
+            ("TRL chunked JS", lambda _: _mixture.trl_chunked(), 0),
+            ("tiled JS", lambda _: _mixture.tiled, 0),
+        )
+    },
 }
 
 
@@ -399,6 +413,8 @@ def claims(measurements: Measurements) -> list[dict[str, Any]]:
         ("frozen head with summary", "two bare products"),
         ("frozen head with summary", "frozen DPO, same kernels"),
         ("tiled", "torch.compile naive TDPO"),
+        ("tiled JS", "naive JS"),
+        ("tiled JS", "TRL chunked JS"),
     )
     for case in measurements.cases():
         for ours, theirs in pairs:
