@@ -141,7 +141,9 @@ LIMITS = [
     Limit("head frozen, N 8192 / its two bare products", "head-8192", FROZEN, PRODUCTS, "milliseconds", 1.2, "frozen"),
     Limit("the same, MiB", "head-8192", FROZEN, (), "mebibytes", 900, "frozen"),
     Limit("head trained / compiled lines", "head-4096", "tiled", COMPILED_LINES, "milliseconds", 1.15, "trained"),
-    Limit("the same, memory", "head-4096", "tiled", COMPILED_LINES, "mebibytes", 1 / 8, "trained"),
+    # Over a state that holds the last step's gradients, as the limit was set: the head's own, 594 MiB here, would be most
+    # of what is divided.
+    Limit("the same, memory", "head-4096", "tiled", COMPILED_LINES, "warm_mebibytes", 1 / 8, "trained"),
     Limit("head frozen / plain DPO, same kernels", "head-4096", FROZEN, SAME_KERNELS, "milliseconds", 1.1, "frozen"),
     *alike("LoRA step, each at its defaults / TRL's DPO", "step", (OURS, TRL), 0.7),
     *alike("LoRA step, ours at its defaults / TRL's, reference precomputed", "step", (OURS, TRL_PRECOMPUTED), 0.7),
