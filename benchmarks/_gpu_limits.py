@@ -51,6 +51,7 @@ def split(text: str) -> list[str]:
 OURS, TRL = "tdpo TDPO2, LoRA, defaults", "TRL DPO, LoRA, defaults"
 TRL_PRECOMPUTED = "TRL DPO, LoRA, defaults, precomputed"
 BF16 = ("tdpo TDPO2, LoRA, bf16", "TRL DPO, LoRA, bf16")
+LAYOUTS = ("tdpo TDPO2, LoRA, bf16, prompts shared", "tdpo TDPO2, LoRA, bf16, rows padded")  # no limit is about them
 CHECKPOINTING = "tdpo TDPO2, LoRA, bf16, checkpointing"
 LIGER = ("tdpo TDPO2, LoRA, Liger", "TRL DPO, LoRA, Liger")
 LIGHT = ("tdpo TDPO2, LoRA, adapters as base, Liger", "TRL DPO, LoRA, adapters as base, Liger")
@@ -68,7 +69,7 @@ def contestants(*names: str) -> str:
 
 TWO = contestants("tdpo pairs", "generate, base model")
 PAIRS = f"--shape smollm2-135m --dtype bfloat16 --batches 128x8 --rows 64 --rounds 3 {TWO}"
-DEFAULTS = contestants(OURS, TRL, TRL_PRECOMPUTED, *BF16, CHECKPOINTING, "naive TDPO2, LoRA")
+DEFAULTS = contestants(OURS, TRL, TRL_PRECOMPUTED, *BF16, *LAYOUTS, CHECKPOINTING, "naive TDPO2, LoRA")
 PARTS = [
     Part("head-4096", "head.py", f"--shape qwen3-1.7b --tokens 4096 {HEAD}", "--quick"),
     Part("step", "step.py", f"{STEP} --prompt-tokens 512 --response-tokens 512 {DEFAULTS}", f"{TINY} {DEFAULTS}"),
@@ -109,8 +110,8 @@ PARTS = [
 class Limit:
     """A ratio of two contestants' medians that is to be at most so much, or a median alone where `over` is empty.
 
-    `key` is of a median, or of what a benchmark derives for a contestant. Of several in `over` that counts which has the
-    least median, and all must have been measured.
+    `key` is of a median, or of what a benchmark derives for a contestant. Of several in `over` that counts which has
+    the least median, and all must have been measured.
     """
 
     what: str
@@ -141,8 +142,8 @@ LIMITS = [
     Limit("head frozen, N 8192 / its two bare products", "head-8192", FROZEN, PRODUCTS, "milliseconds", 1.2, "frozen"),
     Limit("the same, MiB", "head-8192", FROZEN, (), "mebibytes", 900, "frozen"),
     Limit("head trained / compiled lines", "head-4096", "tiled", COMPILED_LINES, "milliseconds", 1.15, "trained"),
-    # Over a state that holds the last step's gradients, as the limit was set: the head's own, 594 MiB here, would be most
-    # of what is divided.
+    # Over a state that holds the last step's gradients, as the limit was set: the head's own, 594 MiB here, would be
+    # more than half of what is divided.
     Limit("the same, memory", "head-4096", "tiled", COMPILED_LINES, "warm_mebibytes", 1 / 8, "trained"),
     Limit("head frozen / plain DPO, same kernels", "head-4096", FROZEN, SAME_KERNELS, "milliseconds", 1.1, "frozen"),
     *alike("LoRA step, each at its defaults / TRL's DPO", "step", (OURS, TRL), 0.7),
