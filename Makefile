@@ -21,7 +21,7 @@ FAST_TESTS = $(addprefix tests/, mathematics token_statistics batches scoring co
 GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_equivalence.py \
     training/online/test_ppo.py training/online/test_ppo_resume.py training/test_device_waits.py \
     training/test_trainers_device.py training/test_start_with_kernels.py training/test_compiled_training.py \
-    scoring/test_row_forms.py models/test_liger.py sampling/test_compiled_steps.py sampling/test_decoding_ways.py sampling/test_generation.py sampling/test_pair_sampling.py cli/test_cli.py)
+    scoring/test_row_forms.py models/test_liger.py sampling/test_compiled_steps.py sampling/test_recorded_steps.py sampling/test_decoding_ways.py sampling/test_generation.py sampling/test_pair_sampling.py cli/test_cli.py)
 
 # All other tests run on the CPU on every machine, so that they say the same everywhere: tests/helpers/devices.py finds
 # no GPU, and kernels run in Triton's interpreter.

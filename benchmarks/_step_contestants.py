@@ -265,6 +265,8 @@ CONTESTANTS: dict[str, Contestant] = {
     "TRL DPO, LoRA, defaults, precomputed": trl(**DEFAULTS),
     "tdpo TDPO2, LoRA, bf16": ours(**AUTOCAST),
     "TRL DPO, LoRA, bf16": trl(**AUTOCAST),
+    "tdpo TDPO2, LoRA, bf16, prompts shared": ours(**AUTOCAST, prefix_sharing="on"),
+    "tdpo TDPO2, LoRA, bf16, rows padded": ours(**AUTOCAST, prefix_sharing="off"),
     "tdpo TDPO2, LoRA, bf16, checkpointing": ours(bf16=True, gradient_checkpointing=True),
     "tdpo TDPO2, LoRA, Liger": ours(**AUTOCAST, use_liger_kernel=True),
     "TRL DPO, LoRA, Liger": trl(**AUTOCAST, use_liger_kernel=True),

@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_session.py                  # on a machine with one card: two or three hours, by a guess
     python benchmarks/gpu_session.py --minutes 9 --only kernels head --folder out   # a part of it, in so much time
+    python benchmarks/gpu_session.py --short          # what the table needs, in two rounds: half an hour, by a guess
     python benchmarks/gpu_session.py --judge --folder out   # the table of what is in the folder; runs nothing
     python benchmarks/gpu_session.py --judge --pages  # and puts the table of benchmarks/results into both READMEs
     python benchmarks/gpu_session.py --dry-run        # without a card: tiny shapes on the CPU; shows that it runs
@@ -36,15 +37,18 @@ ROOT = Path(__file__).parents[1]
 
 # The tests of the kernels alone; whether the rest means anything depends on them.
 KERNEL_TESTS = map(str, sorted((ROOT / "tests/token_statistics").glob("test_cuda_*.py")))
+PYTEST = [sys.executable, "-m", "pytest"]
 TESTS = {
-    "kernels": [sys.executable, "-m", "pytest", *KERNEL_TESTS],
+    "kernels": [*PYTEST, *KERNEL_TESTS],
+    "graphs": [*PYTEST, "tests/sampling/test_recorded_steps.py", "tests/sampling/test_compiled_steps.py"],
+    "waits": [*PYTEST, "tests/training/test_device_waits.py"],
     # In the environment that runs this, and not in one that make would have to install.
     "tests": ["make", "test-gpu", "-o", "install", f"BIN={Path(sys.executable).parent}"],
 }
 
 
-# Whether kernels are right comes before how fast they are; all other tests take longest.
-ORDER = ["kernels", *(part.name for part in PARTS), "tests"]
+# Whether kernels and recorded steps are right comes before how fast they are; all other tests take longest.
+ORDER = ["kernels", "graphs", *(part.name for part in PARTS), "waits", "tests"]
 
 
 def run(command: Sequence[str], seconds_left: float | None) -> str:
@@ -118,6 +122,9 @@ def main() -> int:
         "--only", nargs="+", default=None, metavar="PART", help=f"of {', '.join(ORDER)}, or their beginnings"
     )
     parser.add_argument("--minutes", type=float, default=None, help="for all parts together (default: no limit)")
+    parser.add_argument(
+        "--short", action="store_true", help="two rounds of the contestants that the table needs: where time is short"
+    )
     parser.add_argument("--folder", type=Path, default=RESULTS, help="of the results (default benchmarks/results)")
     parser.add_argument("--judge", action="store_true", help="run nothing: the table of the results in the folder")
     parser.add_argument("--pages", action="store_true", help="with --judge: write the table into both READMEs")
@@ -128,6 +135,8 @@ def main() -> int:
         parser.error(f"--only {' '.join(idle)}: the parts are {', '.join(ORDER)}")
     if arguments.pages and (dry or not arguments.judge or folder != RESULTS):
         parser.error("--pages goes with --judge alone: the pages show what lies in benchmarks/results")
+    if arguments.short and (dry or arguments.judge):
+        parser.error("--short has no effect here: --judge runs nothing, and a --dry-run is tiny in any case")
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.judge:
         report(folder, dry, {}, {}, None)
@@ -136,7 +145,8 @@ def main() -> int:
         return 0
     if not dry and "card" not in hardware():
         parser.error("torch finds no GPU here; --dry-run shows on a CPU that the parts run")
-    return measure([name for name in chosen if not (dry and name in TESTS)], folder, dry, arguments.minutes)
+    chosen = [name for name in chosen if not (dry and name in TESTS)]
+    return measure(chosen, folder, dry, arguments.minutes, arguments.short)
 
 
 def names(text: str, part: str) -> bool:
@@ -144,14 +154,14 @@ def names(text: str, part: str) -> bool:
     return part == text if text in ORDER else part.startswith(text)
 
 
-def measure(chosen: Sequence[str], folder: Path, dry: bool, minutes: float | None) -> int:
+def measure(chosen: Sequence[str], folder: Path, dry: bool, minutes: float | None, short: bool = False) -> int:
     """Run the parts one after the other; returns the exit status."""
     # This checkout's code, whatever is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     began, seconds = time.time(), dict[str, float]()
     ends = dict.fromkeys(chosen, "not begun")
-    commands = {**TESTS, **{part.name: part.command(folder, dry) for part in PARTS}}
+    commands = {**TESTS, **{part.name: part.command(folder, dry, short) for part in PARTS}}
     for name in chosen:
         left = None if minutes is None else 60 * minutes - (time.time() - began)
         if left is not None and left <= 0:

@@ -10,21 +10,23 @@ environment, prompts times samples in one batch or in batches of --rows, until t
 runs the base model without an adapter, on prompts padded on the left. tdpo has a LoRA of rank 16 on every linear layer
 but the head, with weights so small that responses are as long as the base model's. The adapter is folded into the
 weights during the rollout (folding and restoring are part of the time), or left beside them. `tdpo pairs` has none; it
-scores (by a trivial reward) and writes a file besides, once a process, and what it compiles is part of its time.
+scores (by a trivial reward) and writes a file besides, once a process, and what it records is part of its time.
 
 Read the table: `tokens/s` is the median over all rollouts of new tokens per second, from texts in to texts out. Only
 the tokens of a response up to and including its end token count, and not the padding behind it. `/ generate` above 1
 means faster than `generate`. `tokens/row` is the mean length, which should be about the same for all. MiB is the
 highest resident memory, with --device cuda torch's peak on the GPU, over the state after the model was loaded and had
-sampled two tokens. On a GPU steps are compiled for many (`sampling/compiled_steps.py`): one contestant begins with
-that. --shape takes random weights, so that nothing is downloaded, and a tokenizer of bytes: prompts are longer then,
-and nearly every response has all --new-tokens.
+sampled two tokens. On a GPU steps are recorded as CUDA graphs (`sampling/recorded_steps.py`), and compiled where there
+are many (`sampling/compiled_steps.py`): one contestant begins with that, and another does neither. --shape takes random
+weights, so that nothing is downloaded, and a tokenizer of bytes: prompts are longer then, and nearly every response has
+all --new-tokens.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -132,7 +134,15 @@ def run_tdpo_compiled(task: Task) -> Rows:
     """As merged, in a process that has sampled so much that steps are compiled."""
     from tdpo.sampling import compiled_steps
 
-    compiled_steps.AFTER_STEPS = 0
+    compiled_steps.AFTER_STEPS = dict.fromkeys(compiled_steps.AFTER_STEPS, 0)
+    return run_tdpo_merged(task)
+
+
+def run_tdpo_plain(task: Task) -> Rows:
+    """As merged, with steps as the model takes them: what a graph saves, and from how many steps on."""
+    from tdpo.sampling import recorded_steps
+
+    recorded_steps.FROM_STEPS = sys.maxsize
     return run_tdpo_merged(task)
 
 
@@ -177,6 +187,7 @@ CONTESTANTS = {
     BASELINE: Contestant(run_generate, adapter=False),
     "tdpo, adapter merged": Contestant(run_tdpo_merged, adapter=True),
     "tdpo, adapter merged, compiled": Contestant(run_tdpo_compiled, adapter=True, on_card=True),
+    "tdpo, adapter merged, plain steps": Contestant(run_tdpo_plain, adapter=True, on_card=True),
     "tdpo, adapter beside": Contestant(run_tdpo, adapter=True),
     "tdpo pairs": Contestant(run_pairs, adapter=False, is_command=True),
 }

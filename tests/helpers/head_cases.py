@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -81,6 +83,37 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(leaf, Tensor) and self.dtype in (None, leaf.dtype):
                 self.entries = max(self.entries, leaf.numel())
         return out
+
+
+class LivePeak(TorchDispatchMode):
+    """Records the most bytes that were held at once by tensors made within, as a GPU's allocator would.
+
+    `leaving_out` gives a function whose own tensors do not count: those that only a CPU needs.
+    """
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.held: dict[StorageWeakRef, int] = {StorageWeakRef(tensor.untyped_storage()): 0 for tensor in before}
+        self.peak, self.counts = 0, True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.counts:
+            for leaf in (leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)):
+                self.held.setdefault(StorageWeakRef(leaf.untyped_storage()), leaf.untyped_storage().nbytes())
+            self.held = {storage: held for storage, held in self.held.items() if not storage.expired()}
+            self.peak = max(self.peak, sum(self.held.values()))
+        return out
+
+    def leaving_out(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def uncounted(*args: Any, **kwargs: Any) -> Any:
+            self.counts = False
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.counts = True
+
+        return uncounted
 
 
 def differentiable(stats: TokenStats) -> list[Tensor]:

@@ -263,7 +263,9 @@ def test_the_session_names_contestants_that_there_are(monkeypatch: pytest.Monkey
     keys = {}
     for part in session.PARTS:
         script = importlib.import_module(part.script.removesuffix(".py"))
-        scripts[part.name], keys[part.name] = set(script.CONTESTANTS), script.KEYS
+        derives = part.script == "precision.py"
+        scripts[part.name] = set(script.PATHS if derives else script.CONTESTANTS)
+        keys[part.name] = ("published lines",) if derives else script.KEYS
         for text in (part.arguments, part.dry):
             assert set(text.split("|")[1::2]) - {" "} <= scripts[part.name] | {""}, part.name
     for limit in session.LIMITS:
@@ -317,6 +319,40 @@ def test_a_session_keeps_what_it_has_when_time_is_up_or_a_part_fails(
     assert (tmp_path / "interrupted").exists(), "it was told as by Ctrl-C"
     assert read and all(results == {} for results in read), "an older file is no result of this session"
     assert "NOT BEGUN: more" in capsys.readouterr().err
+
+
+def test_a_short_session_measures_what_the_limits_are_about(tmp_path: Path) -> None:
+    limits = loaded("_gpu_limits")
+    for part in limits.PARTS:
+        command = part.command(tmp_path, False, short=True)
+        about = {name for limit in limits.LIMITS if limit.part == part.name for name in (limit.of, *limit.over)}
+        assert about, f"{part.name}: nothing would be judged"
+        if part.script == "precision.py":
+            assert command == part.command(tmp_path, False)
+            continue
+        last = len(command) - 1 - command[::-1].index("--contestants")
+        assert set(command[last + 1 : command.index("--output")]) == about
+        assert command[last - 2 : last] == ["--rounds", "2"]
+        assert command[: len(part.command(tmp_path, False)) - 2] == part.command(tmp_path, False)[:-2]
+
+
+def test_short_is_refused_where_it_does_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for given in ("--judge", "--dry-run"):
+        monkeypatch.setattr(sys, "argv", ["gpu_session.py", "--short", given, "--folder", str(tmp_path / "none")])
+        with pytest.raises(SystemExit):
+            loaded("gpu_session").main()
+        assert "--short has no effect here" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_a_benchmark_derives_is_judged_too() -> None:
+    limits = loaded("_gpu_limits")
+    limit = next(limit for limit in limits.LIMITS if limit.part == "precision")
+    for derived, met in (({limit.of: 0.01}, True), ({limit.of: 0.03}, False), ({}, None)):
+        assert limits.judged(limit, {"precision": {"derived": {"published lines": derived}}})["met"] is met
+    assert limits.judged(limit, {})["met"] is None
 
 
 def test_parts_are_chosen_by_name_or_by_beginning() -> None:

@@ -1,18 +1,21 @@
-"""Compiled decoding steps: the same responses from a cache of full size, in one memory, and when they are used."""
+"""Recorded and compiled decoding steps: the same responses from a cache of full size, in one memory, and when they are
+used."""
 
 from __future__ import annotations
 
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from helpers.taped_graphs import recorded_here  # noqa: F401
 from tdpo.models.devices import placed
-from tdpo.sampling import compiled_steps, decoding_ways
+from tdpo.sampling import compiled_steps, decoding_ways, recorded_steps
 from tdpo.sampling.compiled_steps import CAPACITY_STEP, capacity_for, rows_to_keep
 from tdpo.sampling.decoding import Way
 from tdpo.sampling.reused_cache import ReusedCache
@@ -21,12 +24,14 @@ from tdpo.sampling.sampler import SamplingSettings, encode_prompts, sample
 PROMPTS = ["the cat sat", "the dog", "the cat sat on the mat and what a wonderful day"]
 CHATS = [[{"role": "user", "content": text}] for text in (*PROMPTS, "a", "the mat and the dog", "what a day")]
 SETTINGS = SamplingSettings(num_samples=3, max_new_tokens=8, seed=3, batch_size=6)  # two prompts a batch
-STATIC = Way("cache", pads=True, shares_prefix=True, is_static=True)
+PLAIN = Way("cache", pads=True, shares_prefix=True)
+COMPILED, RECORDED = replace(PLAIN, steps="compiled"), replace(PLAIN, steps="recorded")
 
 
 @pytest.fixture
 def compiled_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Models are on the GPU and their steps are compiled; without one they run as they are written, on a full cache."""
+    monkeypatch.setattr(recorded_steps, "pays", lambda *_: False)
     monkeypatch.setattr(compiled_steps, "pays", lambda *_: True)
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)
@@ -35,29 +40,34 @@ def compiled_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, CHATS], ids=["plain", "chat"])
-def test_compiled_steps_sample_the_same_responses(
+@pytest.mark.parametrize("way", [RECORDED, COMPILED], ids=["recorded", "compiled"])
+def test_static_steps_sample_the_same_responses(
+    way: Way,
     prompts: list[Any],
-    compiled_here: None,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     tiny_model: Callable[..., Any],
     tokenizer: Any,
 ) -> None:
     """Prompts of several lengths with a common beginning, and batches one after another in one memory; rows end at
     different times, and leave by powers of two."""
+    replays = request.getfixturevalue(f"{way.steps}_here")
     model = placed(tiny_model("llama"), "auto")
     model.generation_config.eos_token_id = list(range(2, 384, 3))
     ways = []
-    plain = decoding_ways.with_compiled_steps
-    monkeypatch.setattr(
-        "tdpo.sampling.sampler.with_compiled_steps", lambda *args: ways.append(plain(*args)) or ways[-1]
-    )
+    plain = decoding_ways.with_static_steps
+    monkeypatch.setattr("tdpo.sampling.sampler.with_static_steps", lambda *args: ways.append(plain(*args)) or ways[-1])
     monkeypatch.setattr(compiled_steps, "CAPACITY_STEP", 4)
+    monkeypatch.setattr(recorded_steps, "OF_A_SHAPE", 0)
     ours = sample(model, tokenizer, prompts, SETTINGS)
-    assert ways == [STATIC] * ((len(prompts) + 1) // 2)
+    assert ways == [way] * ((len(prompts) + 1) // 2)
     assert len({len(response.token_ids) for response in ours}) > 3
-    monkeypatch.setattr(compiled_steps, "pays", lambda *_: False)
+    assert way == COMPILED or len(set(replays)) > 2, "not those of the probe alone"
+    assert bool(compiled_steps.steps_taken(model)) == (way == RECORDED), "what is not compiled counts towards it"
+    for steps in (recorded_steps, compiled_steps):
+        monkeypatch.setattr(steps, "pays", lambda *_: False)
     assert [r.token_ids for r in ours] == [r.token_ids for r in sample(model, tokenizer, prompts, SETTINGS)]
-    assert set(ways[len(ways) // 2 :]) == {Way("cache", pads=True, shares_prefix=True)}
+    assert set(ways[len(ways) // 2 :]) == {PLAIN}
 
 
 def test_the_batches_of_a_call_lie_in_one_memory(
@@ -88,8 +98,8 @@ def test_the_batches_of_a_call_lie_in_one_memory(
     monkeypatch.setattr(torch, "compile", lambda *_, **__: seen)
     monkeypatch.setattr(compiled_steps, "pays", lambda *_: True)
     monkeypatch.setattr(compiled_steps, "CAPACITY_STEP", 4)
-    way = decoding_ways.with_compiled_steps(model, Way("cache", pads=True, shares_prefix=True), 0)  # the probe's own
-    assert way == STATIC
+    way = decoding_ways.with_static_steps(model, PLAIN, 0, 0)  # the probe's own
+    assert way == COMPILED
     for collected in (places, caches, taken):
         collected.clear()
     sample(model, tokenizer, CHATS, SETTINGS)
@@ -158,7 +168,6 @@ def test_a_graph_that_replays_wrongly_is_noticed(
     compiled_here: None, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any]
 ) -> None:
     """torch replays from the third step of a shape on: until then everything is right."""
-    way = Way("cache", pads=True, shares_prefix=True)
     for spoils in (False, True):
         calls: dict[tuple[int, ...], int] = {}
         model = tiny_model("llama", dtype=torch.bfloat16)
@@ -171,7 +180,7 @@ def test_a_graph_that_replays_wrongly_is_noticed(
             return output
 
         monkeypatch.setattr(torch, "compile", lambda function, run=replayed, **_: run)
-        assert decoding_ways.with_compiled_steps(model, way, 0).is_static != spoils
+        assert decoding_ways.with_static_steps(model, PLAIN, 0, 0).is_static != spoils
 
 
 def test_a_model_that_was_compiled_for_is_let_go_of(compiled_here: None, tiny_model: Callable[..., Any]) -> None:
@@ -186,39 +195,80 @@ def test_a_model_that_was_compiled_for_is_let_go_of(compiled_here: None, tiny_mo
 def test_steps_that_give_other_logits_are_not_used(
     compiled_here: None, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any]
 ) -> None:
-    way = Way("cache", pads=True, shares_prefix=True)
     monkeypatch.setattr(decoding_ways, "distance", lambda *_: 0.5)
-    assert decoding_ways.with_compiled_steps(tiny_model("llama"), way, 0) == way
+    assert decoding_ways.with_static_steps(tiny_model("llama"), PLAIN, 0, 0) == PLAIN
     for other in (Way("own", pads=True), Way("none", pads=False)):
-        assert decoding_ways.with_compiled_steps(tiny_model("llama"), other, 0) == other
-    assert decoding_ways.with_compiled_steps(tiny_model("gemma2"), way, 0) == way, "a window does not keep all keys"
+        assert decoding_ways.with_static_steps(tiny_model("llama"), other, 0, 0) == other
+    assert decoding_ways.with_static_steps(tiny_model("gemma2"), PLAIN, 0, 0) == PLAIN, (
+        "a window does not keep all keys"
+    )
 
 
 class OnCard(torch.nn.Module):
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names or ("cuda:0",)
+
     def parameters(self, recurse: bool = True) -> Iterator[Any]:
-        return iter([SimpleNamespace(device=torch.device("cuda"))])
+        return iter([SimpleNamespace(device=torch.device(name)) for name in self.names])
 
 
-def test_compiling_pays_for_many_steps_on_a_card_without_autocast(tiny_model: Callable[..., Any]) -> None:
-    for model, pays in ((tiny_model("llama"), False), (OnCard(), True)):
+def test_graphs_pay_from_a_number_of_steps_on_one_card_without_autocast(tiny_model: Callable[..., Any]) -> None:
+    """Recording pays for few steps, compiling for many, and for many more where steps are recorded anyway."""
+    after = compiled_steps.AFTER_STEPS
+    rules: list[tuple[int, Callable[..., bool]]] = [
+        (recorded_steps.FROM_STEPS, recorded_steps.pays),
+        (after["plain"], compiled_steps.pays),
+        (after["recorded"], lambda model, steps: compiled_steps.pays(model, steps, "recorded")),
+    ]
+    assert [steps for steps, _ in rules] == sorted({steps for steps, _ in rules})
+    for model, pays in ((tiny_model("llama"), False), (OnCard(), True), (OnCard("cuda:0", "cuda:1"), False)):
         for _ in range(3):
             compiled_steps.count_step(model)
-        assert not compiled_steps.pays(model, compiled_steps.AFTER_STEPS - 4)
-        assert compiled_steps.pays(model, compiled_steps.AFTER_STEPS - 3) == pays
-        torch.set_autocast_enabled("cuda", True)  # `torch.autocast` leaves it off where there is no card
-        try:
-            assert not compiled_steps.pays(model, compiled_steps.AFTER_STEPS)
-        finally:
-            torch.set_autocast_enabled("cuda", False)
+        for steps, rule in rules:
+            assert not rule(model, steps - 4)
+            assert rule(model, steps - 3) == pays
+            torch.set_autocast_enabled("cuda", True)  # `torch.autocast` leaves it off where there is no card
+            try:
+                assert not rule(model, steps)
+            finally:
+                torch.set_autocast_enabled("cuda", False)
+
+
+def test_steps_are_compiled_where_that_saves_more_than_recording(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any]
+) -> None:
+    """Recorded where nothing speaks against it; compiling is compared with that."""
+    model, asked = tiny_model("llama"), []
+    monkeypatch.setattr(recorded_steps, "is_on_one_card", lambda _: True)
+    monkeypatch.setattr(compiled_steps, "is_on_one_card", lambda _: True)
+    monkeypatch.setattr(decoding_ways, "distance", lambda _, way, __: asked.append(way.steps) or far[way.steps])
+
+    def ways(*steps: int) -> list[str]:
+        decoding_ways._static_of_models.clear()
+        asked.clear()
+        return [decoding_ways.with_static_steps(model, PLAIN, to_come=n, at_most=2 * n).steps for n in steps]
+
+    plain, recorded = compiled_steps.AFTER_STEPS["plain"], compiled_steps.AFTER_STEPS["recorded"]
+    far = {"recorded": 0.0, "compiled": 0.0}
+    steps = (recorded_steps.FROM_STEPS // 2 - 1, recorded_steps.FROM_STEPS // 2, plain, recorded - 1, recorded)
+    assert ways(*steps) == ["plain", "recorded", "recorded", "recorded", "compiled"]
+    assert asked == ["recorded", "compiled"], "each once"
+    far = {"recorded": 1.0, "compiled": 0.0}
+    assert ways(*steps) == ["plain", "plain", "compiled", "compiled", "compiled"]
+    far = {"recorded": 0.0, "compiled": 1.0}
+    assert ways(*steps) == ["plain", *["recorded"] * 4]
 
 
 def test_the_steps_to_come_are_judged_by_the_batches_before(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any], tokenizer: Any
 ) -> None:
-    to_come = []
-    monkeypatch.setattr(compiled_steps, "pays", lambda _, steps: bool(to_come.append(steps)))
+    to_come, at_most = [], []
+    monkeypatch.setattr(compiled_steps, "pays", lambda _, steps, *__: bool(to_come.append(steps)))
+    monkeypatch.setattr(recorded_steps, "pays", lambda _, steps: bool(at_most.append(steps)))
     sample(tiny_model("llama"), tokenizer, CHATS, SETTINGS)
     assert to_come == [0, 2 * 7, 7], "three batches of as many steps: the first token comes from the prompt"
+    assert at_most == [3 * 7, 2 * 7, 7]
     to_come.clear()
     model = tiny_model("llama")
     model.generation_config.eos_token_id = list(range(384))

@@ -19,8 +19,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.head_cases import EXTRAS, LargestTensor, weighted_sum
-from helpers.kernel_cases import DEVICE, any_case, frozen_case, kernels, needs_triton, quiet, use_tiles_of  # noqa: F401
+from helpers.head_cases import EXTRAS, LargestTensor, LivePeak, weighted_sum
+from helpers.kernel_cases import (
+    DEVICE,
+    any_case,
+    frozen_case,
+    kernels,  # noqa: F401 - a fixture
+    needs_triton,
+    quiet,
+    use_tiles_of,
+)
 from tdpo import frozen_head_token_stats, linear_token_stats, summarize_reference
 from tdpo.token_statistics import JensenShannon, cuda, implementations
 from tdpo.token_statistics import products as plain_products
@@ -197,6 +205,29 @@ def test_nothing_of_the_size_of_the_logits_is_ever_held() -> None:
     with LargestTensor() as walk:
         stats.reverse_kl.sum().backward()  # type: ignore[union-attr]
     assert watch.entries <= 512 and backward.entries == 4 and walk.entries <= 512
+
+
+@needs_triton
+@quiet
+def test_a_step_of_a_frozen_head_holds_two_tiles_and_an_expectation(kernels: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Of one token 6 bytes a column of a tile, 4 a number of its expectation, and some hundred.
+
+    In tiles of 16384 that is 418 MiB for N = 4096 and D = 2048, and 899 MiB for N = 8192 and D = 4096, as the limits of
+    the GPU's table are 450 and 900. A tile is four times as wide as a hidden state there, and so here.
+    """
+    tokens, width, size = 2, 256, 64
+    use_tiles_of(width, width, kernels)
+    case = frozen_case(torch.bfloat16, tokens=tokens, vocabulary=2 * width, size=size)
+    summary = summarize_reference(case.reference, case.head, case.targets)
+    case.hidden.requires_grad_()
+    watch = LivePeak([case.hidden, case.head.weight, case.targets, *(v for v in vars(summary).values())])
+    for name in ("multiply", "add_product", "launch"):  # these widen operands on a CPU
+        kernels.setattr(products, name, watch.leaving_out(getattr(products, name)))
+    with watch:
+        stats = frozen_head_token_stats(case.hidden, case.head, summary, case.targets)
+        (stats.policy_logp.sum() + stats.forward_kl.sum()).backward()
+    tile = tokens * (6 * width + 4 * size)
+    assert tile <= watch.peak <= tile + 400 * tokens
 
 
 @needs_triton

@@ -57,6 +57,27 @@ def test_the_kl_starts_at_zero(
     assert set(walked) == ({"summarize", "frozen"} if trained == "adapter" else {"linear"}), "by the kernels"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="what rounds so is a GPU's library of products")
+@pytest.mark.parametrize("trained", ["adapter", "all weights"])
+def test_a_cache_of_batches_of_another_shape_starts_at_zero_too(
+    trained: str,
+    kernels: pytest.MonkeyPatch,  # noqa: F811
+    tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    """The cache is made of two pairs at once and read for one; products of another shape may be summed in another
+    order."""
+    use_tiles_of(256, 256, kernels)
+    trainer = make_trainer(
+        build_model("llama", dtype=torch.bfloat16), tmp_path / "run", tokenizer,
+        [{"prompt": "why", "chosen": " no", "rejected": " yes"}, ROW], max_steps=1, per_device_train_batch_size=1,
+        peft_config=lora("q_proj") if trained == "adapter" else None, reference="cache", precision="bfloat16-mixed",
+    )  # fmt: skip
+    trainer.train()
+    [logged] = train_logs(trainer)
+    assert [logged[name] for name in KLS] == pytest.approx([0.0] * 4, abs=AT_MOST)
+
+
 def count_walks(walked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Note each operation of the kernels as it is used."""
     from dataclasses import fields, replace

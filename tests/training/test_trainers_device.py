@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from helpers.devices import device
 from helpers.ppo_cases import PROMPTS, letters, make_online, make_ppo
 from helpers.tiny_models import build_model, build_tokenizer, model_here
 from helpers.training_cases import lora, make_trainer
+from tdpo.models.devices import describe_device
 
 TRAINERS: dict[str, Callable[[Path], Any]] = {
     "pairs": lambda folder: make_trainer(build_model("llama"), folder, build_tokenizer()),
@@ -24,8 +26,13 @@ TRAINERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_a_trainer_has_the_device_and_its_policy_is_there(name: str, tmp_path: Path) -> None:
-    trainer = TRAINERS[name](tmp_path)
+def test_a_trainer_has_the_device_says_so_and_its_policy_is_there(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="tdpo"):
+        trainer = TRAINERS[name](tmp_path)
+    said = [line for line in caplog.messages if line.startswith("Training on ")]
+    assert said == [f"Training on {describe_device(trainer.args.device)}."]
     assert trainer.args.device.type == device()
     assert {parameter.device.type for parameter in trainer.model.parameters()} == {device()}
 

@@ -1,10 +1,10 @@
-"""Decoding steps that are compiled on a GPU, where a small model is bound by the launches of its kernels.
+"""Decoding steps that are compiled on a GPU: fewer kernels than the model's own, and all launched as a whole.
 
 A step of one token a row has one shape if the cache has its full size from the beginning. torch.compile then records
-it as a CUDA graph, which is launched as a whole. The code is compiled once for all shapes; a graph is recorded for each
-shape and each place in memory, so shapes are few, and a call's batches use one memory (`reused_cache.py`). Compiling
-takes about a minute, so a model is compiled for when it takes so many steps that the time is likely to come back
-(`AFTER_STEPS`), and not for a short answer.
+it as a CUDA graph. The code is compiled once for all shapes; a graph is recorded for each shape and each place in
+memory, so shapes are few, and a call's batches use one memory (`reused_cache.py`). Compiling takes about a minute, so a
+model is compiled for when it takes so many steps that the time is likely to come back (`AFTER_STEPS`). Until then the
+model's own kernels are recorded (`recorded_steps.py`), which costs next to nothing and gives most of what there is.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import torch
 
 from ..models import causal_lm_of
 
-# Steps for which compiling pays. A step of SmolLM2-135M bound by launches takes some 25 ms, of which a graph leaves a
-# few; so these steps take about as long as compiling does. Nobody has measured it yet.
-AFTER_STEPS = 2000
-CAPACITY_STEP = 128  # tokens, of which a compiled batch's capacity is a multiple
+# Steps for which compiling pays, by how they are taken without it. A step of SmolLM2-135M bound by launches takes some
+# 25 ms, of which a graph leaves a few; of these, compiling may save a millisecond or two. So these steps save about as
+# long as compiling takes. Nobody has measured it yet.
+AFTER_STEPS = {"plain": 2000, "recorded": 30_000}
+CAPACITY_STEP = 128  # tokens, of which a static cache's capacity is a multiple
 
 _steps: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[Any, Callable[..., Any]] = WeakKeyDictionary()
@@ -36,15 +37,26 @@ def count_step(model: Any) -> None:
     _steps[lm] = _steps.get(lm, 0) + 1
 
 
-def pays(model: Any, to_come: int) -> bool:
-    """Whether compiling the model's steps is likely to pay: on a GPU, for many steps, taken before or about to come.
+def steps_taken(model: Any) -> int:
+    """Steps that were not compiled, in this process."""
+    return _steps.get(causal_lm_of(model), 0)
+
+
+def is_on_one_card(model: Any) -> bool:
+    """Whether a CUDA graph may hold the model's steps.
 
     Not under autocast: its casts of the weights would go into every step's graph. Nobody has proven such steps.
     """
-    lm = causal_lm_of(model)
-    if next(lm.parameters()).device.type != "cuda" or torch.is_autocast_enabled("cuda"):
-        return False
-    return _steps.get(lm, 0) + to_come >= AFTER_STEPS
+    devices = {parameter.device for parameter in causal_lm_of(model).parameters()}
+    return [device.type for device in devices] == ["cuda"] and not torch.is_autocast_enabled("cuda")
+
+
+def pays(model: Any, to_come: int, instead_of: str = "plain") -> bool:
+    """Whether compiling the model's steps is likely to pay: on a GPU, for many steps, taken before or about to come.
+
+    `instead_of` says how they are taken otherwise.
+    """
+    return is_on_one_card(model) and steps_taken(model) + to_come >= AFTER_STEPS[instead_of]
 
 
 def compiled_step(model: Any) -> Callable[..., Any]:
@@ -71,7 +83,7 @@ def _called(model: Any, **inputs: Any) -> Any:
 
 
 def rows_to_keep(live: list[int], rows: int) -> list[int]:
-    """Which of so many rows a compiled batch keeps: the live ones, and finished ones up to a power of two.
+    """Which of so many rows a batch on a static cache keeps: the live ones, and finished ones up to a power of two.
 
     Each number of rows is a graph of its own, so there are few. All are kept until half of them may go. One row alone
     would be compiled for anew.
@@ -84,5 +96,5 @@ def rows_to_keep(live: list[int], rows: int) -> list[int]:
 
 
 def capacity_for(tokens: int, longest: int) -> int:
-    """Tokens a row of a compiled batch that needs `tokens`, in a call of which the longest row has `longest`."""
+    """Tokens a row of a batch on a static cache that needs `tokens`; the longest row of the call has `longest`."""
     return min(-(-tokens // CAPACITY_STEP) * CAPACITY_STEP, longest)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .compiled_steps import compiled_step
+from .recorded_steps import RecordedSteps
 from .reused_cache import ReusedCache
 
 
@@ -27,24 +28,38 @@ class Way:
             makes for itself, and with "none" every step computes whole sequences.
         pads: rows of different lengths may share a batch, padded on the left.
         shares_prefix: the common beginning of all prompts of a batch is encoded once; the padding then lies behind it.
-        is_static: the cache has its full size from the beginning, so that every step has the shape of the last one and
-            can be compiled (`compiled_steps.py`).
+        steps: how steps of one token a row are taken. For those that are not "plain" the cache has its full size from
+            the beginning, so that every step has the shape of the last one and can be recorded (`recorded_steps.py`) or
+            compiled (`compiled_steps.py`).
     """
 
     state: Literal["cache", "own", "none"] = "cache"
     pads: bool = True
     shares_prefix: bool = False
-    is_static: bool = False
+    steps: Literal["plain", "recorded", "compiled"] = "plain"
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the cache has its full size from the beginning."""
+        return self.steps != "plain"
 
 
 class DecodingBatch:
     """The state of up to `capacity` tokens in each of R rows, and the mask `[R, T]` of which of them count.
 
-    With `way.is_static` the state lies in `cache`, which serves one batch at a time, or in one of its own.
+    With `way.is_static` the state lies in `cache`, which serves one batch at a time, with what is recorded of its steps
+    in `recorded`. Without them, as in a probe, the batch has its own.
     """
 
-    def __init__(self, model: Any, capacity: int, way: Way, cache: ReusedCache | None = None) -> None:
-        self.model, self.way = model, way
+    def __init__(
+        self,
+        model: Any,
+        capacity: int,
+        way: Way,
+        cache: ReusedCache | None = None,
+        recorded: RecordedSteps | None = None,
+    ) -> None:
+        self.model, self.way, self.recorded = model, way, recorded
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.parameters = set(inspect.signature(base.forward).parameters)
         self.name = next((name for name in STATE_NAMES if name in self.parameters), None)
@@ -74,8 +89,11 @@ class DecodingBatch:
         padded = [[rest[0]] * (width - len(rest)) + rest for rest in rests]
         mask = [[0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
         logits = self.feed(torch.tensor(padded, device=self.model.device), torch.tensor(mask, device=self.model.device))
-        if self.way.is_static:
-            self.run = compiled_step(self.model)  # for one token a row; a prompt has as many as it has
+        # For one token a row; a prompt has as many as it has.
+        if self.way.steps == "compiled":
+            self.run = compiled_step(self.model)
+        elif self.way.steps == "recorded":
+            self.run = self.recorded or RecordedSteps(self.model, is_probe=True)
         return logits
 
     def feed(self, input_ids: Tensor, mask: Tensor) -> Tensor:

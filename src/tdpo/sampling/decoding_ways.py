@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..models import causal_lm_of, length_thresholds
-from . import compiled_steps
+from . import compiled_steps, recorded_steps
 from .decoding import DecodingBatch, Way, keeps_all_keys
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, tor
 
 # For each model the right way, and the longest sequence for which it is known. PPO samples from one model in every
 # iteration. The key holds what may be set anew on a loaded model: attention, precision, device.
-_static_of_models: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype], bool]] = WeakKeyDictionary()
+_static_of_models: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype, str], bool]] = WeakKeyDictionary()
 _ways_of_models: WeakKeyDictionary[Any, dict[tuple[str, torch.dtype, str], tuple[Way, int]]] = WeakKeyDictionary()
 
 
@@ -77,25 +77,33 @@ def way_of(model: Any, length: int) -> Way:
     return right_way
 
 
-def with_compiled_steps(model: Any, way: Way, to_come: int) -> Way:
-    """The same way with compiled steps, where these pay and give the logits of whole sequences; else `way`.
+def with_static_steps(model: Any, way: Way, to_come: int, at_most: int) -> Way:
+    """The same way with recorded or compiled steps, where these pay and give the logits of whole sequences; else `way`.
 
-    `to_come` is the number of steps that are about to be taken.
+    Of the steps that are about to be taken, `to_come` is an estimate and `at_most` their largest number.
     """
     lm = causal_lm_of(model)
-    applies = way.state == "cache" and way.pads and keeps_all_keys(lm.config)
-    if way.is_static or not applies or not compiled_steps.pays(model, to_come):
+    if way.state != "cache" or not way.pads or not keeps_all_keys(lm.config):
         return way
-    static = replace(way, is_static=True)
+    recorded, compiled = replace(way, steps="recorded"), replace(way, steps="compiled")
+    if recorded_steps.pays(model, at_most) and _is_right(model, recorded):
+        way = recorded
+    return compiled if compiled_steps.pays(model, to_come, way.steps) and _is_right(model, compiled) else way
+
+
+def _is_right(model: Any, way: Way) -> bool:
+    """Whether a way with a static cache gives the logits of whole sequences. A model is asked once."""
+    lm = causal_lm_of(model)
     known = _static_of_models.setdefault(lm, {})
-    key = (str(lm.config._attn_implementation), _computing_dtype(model))
+    key = (str(lm.config._attn_implementation), _computing_dtype(model), way.steps)
     if key not in known:
-        logger.info("Compiling the decoding steps of %s, which takes a minute or two.", type(lm).__name__)
-        off = distance(model, static, SHORT)
+        if way.steps == "compiled":
+            logger.info("Compiling the decoding steps of %s, which takes a minute or two.", type(lm).__name__)
+        off = distance(model, way, SHORT)
         known[key] = off <= TOLERANCE.get(_computing_dtype(model), 5e-2)
         if not known[key]:
-            logger.info("compiled steps are not used: their logits differ by %.2g (relative)", off)
-    return static if known[key] else way
+            logger.info("%s steps are not used: their logits differ by %.2g (relative)", way.steps, off)
+    return known[key]
 
 
 def _computing_dtype(model: Any) -> torch.dtype:
@@ -108,7 +116,7 @@ def _computing_dtype(model: Any) -> torch.dtype:
 
 
 SHORT = 16  # tokens of the longest sequence of a probe
-GRAPH_STEPS = 6  # of one shape: torch warms up with the first, records a graph of the second, and replays it for most
+GRAPH_STEPS = 6  # of one shape: the first warms up, a graph is recorded of the second, and most are replayed
 
 
 def _first_right(model: Any, ways: Sequence[Way], lengths: Sequence[int]) -> tuple[Way, float]:

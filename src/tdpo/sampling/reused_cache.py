@@ -1,4 +1,4 @@
-"""A static cache for compiled steps whose memory serves one batch after another.
+"""A static cache for recorded and compiled steps whose memory serves one batch after another.
 
 A CUDA graph belongs to the addresses that it was recorded with. With a cache of its own for every batch, and new
 tensors for the rows that are left of it, every batch would have its graphs recorded anew.
@@ -31,6 +31,20 @@ class ReusedCache(StaticCache):
         """Forget the last batch; the next has up to `capacity` tokens a row, and the rows of what it writes first."""
         for layer in self.layers:
             layer.begin(capacity)
+
+    def addresses(self) -> list[int]:
+        """Where all that a step writes lies."""
+        written = ((layer.keys, layer.values, layer.cumulative_length) for layer in self.layers)
+        return [tensor.data_ptr() for tensors in written for tensor in tensors]
+
+    def lengths(self) -> list[Tensor]:
+        """A copy of how many tokens each layer holds a row."""
+        return [layer.cumulative_length.clone() for layer in self.layers]
+
+    def set_lengths(self, lengths: list[Tensor]) -> None:
+        """Forget the tokens behind these."""
+        for layer, length in zip(self.layers, lengths, strict=True):
+            layer.cumulative_length.copy_(length)
 
 
 class _ReusedLayer(StaticLayer):

@@ -25,8 +25,9 @@ from ..chat_templates import Encoder, Stopping, TemplateRefusal
 from ..models import check_causal, independent_length, why_dependent
 from .compiled_steps import capacity_for, count_step, rows_to_keep
 from .decoding import DecodingBatch, Way
-from .decoding_ways import way_of, with_compiled_steps
+from .decoding_ways import way_of, with_static_steps
 from .drawing import draw_tokens
+from .recorded_steps import RecordedSteps
 from .reused_cache import ReusedCache
 from .settings import SamplingSettings
 
@@ -229,6 +230,7 @@ class _Loop:
         self.longest, self.batches_left = longest, batches
         self.steps_of_batches: list[int] = []
         self.cache: ReusedCache | None = None
+        self.recorded = RecordedSteps(model)
         self.tokens = self.complete = 0
 
     @torch.no_grad()
@@ -250,7 +252,7 @@ class _Loop:
                 return
             if batch.way.is_static:
                 live = rows_to_keep(live, len(rows))
-            else:
+            if batch.way.steps != "compiled":
                 count_step(self.model)
             # Leaving copies the cache; an eighth of the rows repays that within a step or two.
             if (len(rows) - len(live)) * 8 >= len(rows):
@@ -261,13 +263,14 @@ class _Loop:
     def _begin(self, capacity: int) -> DecodingBatch:
         # Responses may end long before `max_new_tokens`, so the steps to come are judged by the batches before.
         to_come = self.batches_left * statistics.fmean(self.steps_of_batches or [0])
+        at_most = self.batches_left * (self.settings.max_new_tokens - 1)
         self.batches_left -= 1
-        way = with_compiled_steps(self.model, self.way, int(to_come))
+        way = with_static_steps(self.model, self.way, int(to_come), at_most)
         if not way.is_static:
             return DecodingBatch(self.model, capacity, way)
         if self.cache is None:
             self.cache = ReusedCache(self.model.config)
-        return DecodingBatch(self.model, capacity_for(capacity, self.longest), way, self.cache)
+        return DecodingBatch(self.model, capacity_for(capacity, self.longest), way, self.cache, self.recorded)
 
     def _append(self, rows: list[_Row], tokens: list[int], last: bool) -> None:
         for row, token in zip(rows, tokens, strict=True):
