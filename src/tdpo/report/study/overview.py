@@ -1,4 +1,4 @@
-"""The first screen: diversity, reward and KL of every method where methods can be compared, with intervals, in order."""
+"""The first screen: diversity, reward and KL of every method where methods can be compared, with intervals."""
 
 from __future__ import annotations
 
@@ -169,7 +169,9 @@ def _place_words(study: StudyRecord, task: TaskRecord, rule: str, arms: list[Arm
     between = f"; measured: {nats(min(measured))} to {nats(max(measured))} nats" if measured else ""
     if rule != "matched":
         return f"Held at a {kl} of {_nats(rule.removeprefix('target-'))}{between}"
-    near = f"At the strength whose {kl} is nearest to {show(choice.target)} nats" if choice.target else "At one strength"
+    near = (
+        f"At the strength whose {kl} is nearest to {show(choice.target)} nats" if choice.target else "At one strength"
+    )
     return f"{near}{between}"
 
 

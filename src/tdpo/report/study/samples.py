@@ -14,7 +14,6 @@ from ..samples import TEXT_CHARACTERS
 from .frontiers import rounded
 from .study_reading import Response, StudyRecord
 
-
 BEST_KNOWN = ("reference", "dpo", "tdpo2", "ppo_reverse")
 
 

@@ -37,7 +37,7 @@ def targets_of(study: StudyRecord) -> list[str]:
 
 
 def rules_of(study: StudyRecord) -> dict[str, str]:
-    """The rules in words. The first makes arms comparable: by a target where they were held at one, else by their KL."""
+    """The rules in words. The first ones make arms comparable: by targets where they were held, else by their KL."""
     held = {_rule(target): f"held at {counted(float(target), 'nat')}" for target in targets_of(study)}
     return (held or MATCHED) | RULES
 
