@@ -48,10 +48,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Overview:
+    """`lead` says by what methods are ordered, and which is first."""
+
     task: TaskRecord
     metrics: list[Metric]
     places: list[Place]
-    sentence: str
+    lead: str
 
 
 def overviews(study: StudyRecord, chosen: dict[str, Choice]) -> list[Overview]:
@@ -83,7 +85,7 @@ def _overview(study: StudyRecord, task: TaskRecord, choice: Choice) -> Overview 
             )
         )
         leaders.append((_at(rule, choice), ranked[0].label))
-    return Overview(task, metrics, places, _sentence(metrics[0], leaders)) if places else None
+    return Overview(task, metrics, places, _lead(metrics[0], leaders)) if places else None
 
 
 def _diversity(study: StudyRecord, task: TaskRecord) -> Metric | None:
@@ -175,20 +177,17 @@ def _place_words(study: StudyRecord, task: TaskRecord, rule: str, arms: list[Arm
     return f"{near}{between}"
 
 
-def _sentence(metric: Metric, leaders: list[tuple[str, str]]) -> str:
-    """Who leads, and what that is worth: the order is read off the means of methods, and no test of theirs."""
+def _lead(metric: Metric, leaders: list[tuple[str, str]]) -> str:
+    """In order of diversity: A has the highest mean at 1 nat and B the highest mean at 2 nats."""
     most = "lowest" if metric.lower else "highest"
-    by_label: dict[str, list[str]] = {}
-    for where, label in leaders:
-        by_label.setdefault(label, []).append(where)
+    places_of: dict[str, list[str]] = {}
+    for place, label in leaders:
+        places_of.setdefault(label, []).append(place)
     parts = [
-        " ".join([label, "has the" if not i else "the", most, "mean", join_words([w for w in places if w])]).rstrip()
-        for i, (label, places) in enumerate(by_label.items())
+        f"{label} has the {most} mean {join_words([place for place in places if place])}".rstrip()
+        for label, places in places_of.items()
     ]
-    return (
-        f"In order of {lowered(metric.title)}: {join_words(parts)}. The order is read off the "
-        "means and is no test: intervals of single methods do not say whether two differ."
-    )
+    return f"In order of {lowered(metric.title)}: {join_words(parts)}."
 
 
 def in_words(study: StudyRecord, made: list[Overview]) -> str:
