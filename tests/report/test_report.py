@@ -316,6 +316,20 @@ def test_recipe_differences_and_shared_facts(run_dirs: list[Path]) -> None:
     )
 
 
+def test_a_figure_of_changes_shows_the_zero_that_they_are_compared_with() -> None:
+    point = Point("PPO", 0, 0.31, None)
+    figure = dot_figure("result-change", Metric("change", "Change"), [point], line=0.0)
+    assert figure is not None and figure.layout["xaxis"]["rangemode"] == "tozero"
+    assert "range" not in figure.layout["xaxis"], "a range would leave the zero out"
+
+
+def test_one_response_to_each_prompt_is_said_in_the_singular(run_dirs: list[Path]) -> None:
+    run = load_runs(run_dirs)[0]
+    settings = {"prompts": 1, "samples_per_prompt": 1, "max_new_tokens": 8}
+    content = page_content([replace(run, evaluation={**run.evaluation, "settings": settings})])
+    assert content["evaluation_settings"] == ["1 held-out prompt, 1 response to each, at most 8 tokens long"]
+
+
 def test_settings_that_not_every_recipe_has_are_folded_away() -> None:
     recipes = [{"seed": 0, "loss": {"beta": 0.1}}, {"seed": 1, "ppo": {"epochs": 2}}, {}]
     tables = recipe_differences([Run(Path("r"), "", i, recipe=recipe) for i, recipe in enumerate(recipes)])

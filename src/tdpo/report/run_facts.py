@@ -242,7 +242,8 @@ def recipe_differences(runs: list[Run]) -> tuple[Table, Table] | None:
         if len(set(values)) > 1:
             everywhere = all(key in recipe for recipe in recipes if recipe)
             (shared if everywhere else partial).append(Row(key, "", [Cell(value) for value in values]))
-    labels, colors = [run.label for run in runs], [run.index for run in runs]
+    labels = [run.label for run in runs]
+    colors: list[int | None] = [run.index for run in runs]
     return (
         Table("Settings that differ", labels, shared, colors),
         Table("Settings that not every recipe has", labels, partial, colors),
