@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...methods import ARMS, REFERENCE
-from ...records.dotted import text_at
-from ...records.metric_names import ALL_DIVERSITY, DIVERSITY, KINDS, Metric, named, nats
+from ...records.metric_names import DIVERSITY, KINDS, Metric, named, nats
 from ..numbers import MISSING, join_words, show, show_interval
 from .claims import lowered, place_of
 from .frontiers import default_metric
@@ -65,7 +64,7 @@ def overviews(study: StudyRecord, chosen: dict[str, Choice]) -> list[Overview]:
 def _overview(study: StudyRecord, task: TaskRecord, choice: Choice) -> Overview | None:
     metrics = [
         metric
-        for metric in (_diversity(study, task), named("reward_mean"), named(held_kl(study)))
+        for metric in (default_metric(study, task, "diversity"), named("reward_mean"), named(held_kl(study)))
         if metric and study.has(task.name, metric.key)
     ]
     rules = [rule for rule in rules_of(study) if rule == "matched" or rule.startswith("target-")]
@@ -86,16 +85,6 @@ def _overview(study: StudyRecord, task: TaskRecord, choice: Choice) -> Overview 
         )
         leaders.append((_at(rule, choice), ranked[0].label))
     return Overview(task, metrics, places, _lead(metrics[0], leaders)) if places else None
-
-
-def _diversity(study: StudyRecord, task: TaskRecord) -> Metric | None:
-    """The diversity that the study asks about first, as far as the task has it."""
-    questions = study.answers.get("questions")
-    entries = [entry for entry in questions if isinstance(entry, dict)] if isinstance(questions, list) else []
-    ours = {metric.key: metric for metric in ALL_DIVERSITY}
-    asked = (ours.get(text_at(entry, "metric")) for entry in entries)
-    first = next((metric for metric in asked if metric and study.has(task.name, metric.key)), None)
-    return first or default_metric(study, task, "diversity")
 
 
 def _is_compared(study: StudyRecord, task: TaskRecord, arm: ArmRecord, strength: str | None) -> bool:
