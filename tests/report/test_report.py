@@ -331,10 +331,15 @@ def test_one_response_to_each_prompt_is_said_in_the_singular(run_dirs: list[Path
 
 
 def test_settings_that_not_every_recipe_has_are_folded_away() -> None:
-    recipes = [{"seed": 0, "loss": {"beta": 0.1}}, {"seed": 1, "ppo": {"epochs": 2}}, {}]
+    recipes = [
+        {"seed": 0, "loss": {"name": "tdpo2", "beta": 0.1}}, {"seed": 1, "loss": {"name": "dpo", "beta": 0.1}},
+        {"seed": 1, "ppo": {"epochs": 2}}, {},
+    ]  # fmt: skip
     tables = recipe_differences([Run(Path("r"), "", i, recipe=recipe) for i, recipe in enumerate(recipes)])
     assert tables is not None
-    assert [[row.title for row in table.rows] for table in tables] == [["seed"], ["loss.beta", "ppo.epochs"]]
+    assert [[row.title for row in table.rows] for table in tables] == [
+        ["seed", "loss.name"], ["loss.beta", "ppo.epochs"]
+    ]  # fmt: skip
 
 
 def test_a_strength_without_effect_is_not_part_of_a_method() -> None:

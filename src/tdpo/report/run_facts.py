@@ -229,22 +229,22 @@ def _peak(run: Run) -> str:
 
 
 def recipe_differences(runs: list[Run]) -> tuple[Table, Table] | None:
-    """The settings in which the runs' recipes differ, and those that not every recipe has; None when there is nothing
-    to compare."""
+    """The settings in which recipes that have them differ, and those in which these agree and that others lack; None
+    when there is nothing to compare."""
     recipes = [flatten(run.recipe) for run in runs]
     if sum(bool(recipe) for recipe in recipes) < 2:
         return None
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe if key != "run_dir"))
-    shared: list[Row] = []
+    differing: list[Row] = []
     partial: list[Row] = []
     for key in keys:
         values = [(plain(recipe[key]) or "none") if key in recipe else MISSING for recipe in recipes]
         if len(set(values)) > 1:
-            everywhere = all(key in recipe for recipe in recipes if recipe)
-            (shared if everywhere else partial).append(Row(key, "", [Cell(value) for value in values]))
+            differ = len(set(values) - {MISSING}) > 1
+            (differing if differ else partial).append(Row(key, "", [Cell(value) for value in values]))
     labels = [run.label for run in runs]
     colors: list[int | None] = [run.index for run in runs]
     return (
-        Table("Settings that differ", labels, shared, colors),
+        Table("Settings that differ", labels, differing, colors),
         Table("Settings that not every recipe has", labels, partial, colors),
     )
