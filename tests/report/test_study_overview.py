@@ -24,16 +24,22 @@ TWO_CORES = Path(__file__).resolve().parents[2] / "docs/study/two_cores"
 HELD = ("dpo", "tdpo1", "tdpo2")
 
 
-@pytest.fixture
-def held(folder: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def held(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made-up study, as if three of its arms had been held at targets."""
-    copy = Path(shutil.copytree(folder, tmp_path / "held"))
+    copy = Path(shutil.copytree(folder, tmp_path_factory.mktemp("held") / "study"))
     about = read(copy / "about.json")
     for arm in about["arms"]:
         if arm["name"] in HELD:
             arm["strength"] = "target of the reverse KL, nats"
     write(copy / "about.json", about)
+    (copy / "responses.csv").unlink()  # they take the longest to write
     return copy
+
+
+@pytest.fixture(scope="module")
+def html(held: Path) -> str:
+    return write_study_report(held).read_text(encoding="utf-8")
 
 
 def shown(study: StudyRecord) -> list[Overview]:
@@ -102,7 +108,7 @@ def test_a_task_without_diversity_is_ordered_by_reward_and_one_without_both_is_l
     assert shown(replace(study, results={})) == []
 
 
-def test_the_first_strength_is_that_of_a_target_where_there_are_targets(held: Path) -> None:
+def test_the_first_strength_is_that_of_a_target_where_there_are_targets(held: Path, html: str) -> None:
     study = load_study(held)
     assert list(rules_of(study)) == ["target-0.03", "target-0.1", "target-0.3", "tight", "loose", "best"]
     assert rules_of(study)["target-0.3"] == "held at 0.3 nats"
@@ -110,18 +116,18 @@ def test_the_first_strength_is_that_of_a_target_where_there_are_targets(held: Pa
     assert choice.target is None and {choice.first[arm] for arm in HELD} == {"0.03"}
     assert choice.rules["target-0.3"]["tdpo2"] == "0.3"
     assert choice.first["ppo_forward"] == "0.5", "held at none: the tightest has the KL nearest to 0.03 nats"
-    text = visible_text(write_study_report(held).read_text(encoding="utf-8"))
+    text = visible_text(html)
     assert "At first it is the target of 0.03 nats; of a method that is held at none, the strength whose" in text
     assert "nearest to a common value" not in text
 
 
-def test_the_words_of_the_first_screen_are_explained_on_it(held: Path, folder: Path) -> None:
+def test_the_words_of_the_first_screen_are_explained_on_it(held: Path, folder: Path, html: str) -> None:
     study = load_study(held)
     words = in_words(study, shown(study))
     assert "0 is no distance" in words and "A target is the value at which training held it." in words
     study = load_study(folder)
     assert "A target" not in in_words(study, shown(study))
-    head = write_study_report(folder).read_text(encoding="utf-8").partition('<main id="main">')[0]
+    head = html.partition('<main id="main">')[0]
     text = visible_text(head)
     assert text.index("has the highest mean") < text.index("is no test") < text.rindex(" supported ")
     assert 'href="#methods"' in head and 'href="#glossary"' in head
