@@ -24,7 +24,8 @@ from tdpo.evaluation.folders import Asked, evaluation_of
 from tdpo.models.digests import model_digests
 from tdpo.records.json_files import read_json
 from tdpo.report import write_report
-from tdpo.report.run_reading import Run, load_runs
+from tdpo.report.run import Run
+from tdpo.report.run_reading import load_runs
 from tdpo.runs import RunDirectory, RunError
 from tdpo.runs.trained_folders import trained_folder
 

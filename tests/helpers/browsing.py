@@ -137,3 +137,22 @@ SMALL_CONTROLS = """() => [...document.querySelectorAll("button, select, input, 
   .filter((node) => node.getClientRects().length)
   .map((node) => [node.tagName, node.textContent.slice(0, 20), node.getBoundingClientRect().height])
   .filter(([tag, , height]) => height < (["A", "SUMMARY"].includes(tag) ? 32 : 44))"""
+
+# Words of headings and labels that a line breaks in the middle, other than at a hyphen and within very long ones.
+BROKEN_WORDS = """() => {
+  const broken = [];
+  for (const node of document.querySelectorAll("th, figcaption, h1, h2, h3, h4, legend, label, summary, button, dt")) {
+    if (!node.getClientRects().length || node.closest(".hidden")) continue;
+    const texts = document.createTreeWalker(node, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      for (const { 0: word, index } of texts.currentNode.data.matchAll(/[^\\s\\u2009\\u202f]+/g)) {
+        if (word.length > 28 || /[-–—/‖]/.test(word)) continue;
+        const range = document.createRange();
+        range.setStart(texts.currentNode, index);
+        range.setEnd(texts.currentNode, index + word.length);
+        if (new Set([...range.getClientRects()].map(({ top }) => Math.round(top))).size > 1) broken.push(word);
+      }
+    }
+  }
+  return broken;
+}"""

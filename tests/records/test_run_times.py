@@ -9,8 +9,8 @@ import pytest
 from tdpo.cli._training import _time_taken
 from tdpo.records.run_times import cache_seconds, training_seconds
 from tdpo.report.numbers import show_duration
-from tdpo.report.run_reading import Run
-from tdpo.report.tables import provenance_table
+from tdpo.report.run import Run
+from tdpo.report.run_facts import provenance_table
 
 # A run that was stopped after its first call, and went on.
 LINES = [

@@ -18,7 +18,8 @@ from tdpo.report.numbers import MISSING, show
 from tdpo.report.page import page_content
 from tdpo.report.pair_words import gaps, moved_sentences
 from tdpo.report.results import evaluated_columns
-from tdpo.report.run_reading import Run, load_runs
+from tdpo.report.run import Run
+from tdpo.report.run_reading import load_runs
 from tdpo.report.tables import results_table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from helpers.browsing import BAD_TICKS, CONTRAST, OVERFLOW, SMALL_CONTROLS, Visit
+from helpers.browsing import BAD_TICKS, BROKEN_WORDS, CONTRAST, OVERFLOW, SMALL_CONTROLS, Visit
 from helpers.report_fixtures import make_run, unjudged, write_lines
 from tdpo.report import write_report
 
@@ -96,14 +96,16 @@ def test_on_a_phone_nothing_overflows_and_wide_tables_say_so(browser: Any, tmp_p
         assert (scroll, width, outside) == (390, 390, [])
         assert visit.get(SMALL_CONTROLS) == []
         assert visit.get(BAD_TICKS) == []
+        assert visit.get(BROKEN_WORDS) == []
         first = visit.page.locator(".prompt >> nth=0")
         assert first.locator(".response .reward").all_inner_texts()[:2] == ["no reward", "no reward"]
         for order in ("gain", "loss"):
             visit.page.select_option("#sample-sort", order)
             assert visit.page.locator(".prompt > h3").last.inner_text() == samples[0]["prompt"]
         hint = "(name) => getComputedStyle(document.querySelector(`#${name} .scroll`), '::before').content"
-        assert "scroll sideways" in visit.get(hint, "results")
+        assert visit.get(hint, "results") == "none", "four models have room, each row in two lines"
+        assert "scroll sideways" in visit.get(hint, "provenance")
         visit.page.set_viewport_size({"width": 1280, "height": 900})
         visit.page.wait_for_timeout(100)
-        assert visit.get(hint, "pairs") == "none"
+        assert visit.get(hint, "provenance") == "none"
         assert visit.messages == []

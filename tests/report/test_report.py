@@ -29,9 +29,11 @@ from tdpo.report.figures import distribution_figure
 from tdpo.report.numbers import MISSING, interval, show, show_duration, show_interval, show_share
 from tdpo.report.page import page_content
 from tdpo.report.results import Metric, evaluated_columns, summary_sentences
-from tdpo.report.run_reading import RUN_FILES, Run, _gaps, load_runs
+from tdpo.report.run import Run
+from tdpo.report.run_facts import provenance_table, recipe_differences
+from tdpo.report.run_reading import RUN_FILES, _gaps, load_runs
 from tdpo.report.samples import collect_samples
-from tdpo.report.tables import pairs_table, provenance_table, recipe_differences, results_table
+from tdpo.report.tables import pairs_table, results_table
 from tdpo.report.training_responses import training_responses
 
 PACKAGE = Path(tdpo.report.__file__).parents[1]
@@ -296,8 +298,10 @@ def test_shares_and_their_intervals_are_percentages(run_dirs: list[Path]) -> Non
 
 def test_recipe_differences_and_shared_facts(run_dirs: list[Path]) -> None:
     runs = load_runs(run_dirs)
-    table = recipe_differences(runs)
-    assert table is not None
+    tables = recipe_differences(runs)
+    assert tables is not None
+    table, partial = tables
+    assert partial.rows == []
     assert {row.title: [cell.text for cell in row.cells] for row in table.rows} == {
         "loss.name": ["tdpo2", "dpo"],
         "loss.alpha": ["0.5", "none"],
@@ -310,6 +314,32 @@ def test_recipe_differences_and_shared_facts(run_dirs: list[Path]) -> None:
         "source pairs.jsonl, rows 256, skipped 3, truncated rows 2, problems by reason: rejected is empty 2, "
         "problems by reason: chosen is rejected 1, truncated tokens 41, dropped long prompts 1"
     )
+
+
+def test_a_figure_of_changes_shows_the_zero_that_they_are_compared_with() -> None:
+    point = Point("PPO", 0, 0.31, None)
+    figure = dot_figure("result-change", Metric("change", "Change"), [point], line=0.0)
+    assert figure is not None and figure.layout["xaxis"]["rangemode"] == "tozero"
+    assert "range" not in figure.layout["xaxis"], "a range would leave the zero out"
+
+
+def test_one_response_to_each_prompt_is_said_in_the_singular(run_dirs: list[Path]) -> None:
+    run = load_runs(run_dirs)[0]
+    settings = {"prompts": 1, "samples_per_prompt": 1, "max_new_tokens": 8}
+    content = page_content([replace(run, evaluation={**run.evaluation, "settings": settings})])
+    assert content["evaluation_settings"] == ["1 held-out prompt, 1 response to each, at most 8 tokens long"]
+
+
+def test_settings_that_not_every_recipe_has_are_folded_away() -> None:
+    recipes = [
+        {"seed": 0, "loss": {"name": "tdpo2", "beta": 0.1}}, {"seed": 1, "loss": {"name": "dpo", "beta": 0.1}},
+        {"seed": 1, "ppo": {"epochs": 2}}, {},
+    ]  # fmt: skip
+    tables = recipe_differences([Run(Path("r"), "", i, recipe=recipe) for i, recipe in enumerate(recipes)])
+    assert tables is not None
+    assert [[row.title for row in table.rows] for table in tables] == [
+        ["seed", "loss.name"], ["loss.beta", "ppo.epochs"]
+    ]  # fmt: skip
 
 
 def test_a_strength_without_effect_is_not_part_of_a_method() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from helpers.browsing import CONTRAST, OVERFLOW, Visit, until
+from helpers.browsing import BROKEN_WORDS, CONTRAST, OVERFLOW, Visit, until
 from helpers.study_fixtures import HOSTILE, make_study, read, write
 from tdpo.report import write_study_report
 from tdpo.report.study.study_reading import load_study
@@ -262,9 +262,40 @@ def test_a_phone_never_scrolls_sideways(visit: Visit) -> None:
     try:
         until(visit, "[...document.querySelectorAll('.plot svg.main-svg')].every((svg) => svg.clientWidth <= 390)")
         found = visit.get(OVERFLOW)
+        visit.get("dispatchEvent(new Event('beforeprint'))")  # opens what is folded away
+        broken = visit.get(BROKEN_WORDS)
+        visit.get("dispatchEvent(new Event('afterprint'))")
     finally:
         visit.page.set_viewport_size({"width": 1280, "height": 900})
     assert found == [390, 390, []]
+    assert broken == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_first_screen_shows_methods_with_their_intervals(visit: Visit, width: int, height: int) -> None:
+    """Every method on a desktop, the first three on a phone; each number with its drawing on the axis of its column."""
+    visit.page.set_viewport_size({"width": width, "height": height})
+    try:
+        rows = visit.get(
+            """() => [...document.querySelectorAll(".arms tbody:first-of-type")[0].rows].map((row) => ({
+                bottom: row.getBoundingClientRect().bottom + scrollY,
+                tracks: [...row.querySelectorAll(".track")]
+                    .map((node) => [node.clientWidth, node.querySelector(".dot") !== null]) }))"""
+        )
+    finally:
+        visit.page.set_viewport_size({"width": 1280, "height": 900})
+    assert len(rows) == 7
+    assert rows[6 if width > 390 else 2]["bottom"] <= height
+    assert all(len(row["tracks"]) == 3 and all(wide > 80 and dot for wide, dot in row["tracks"]) for row in rows), rows
+
+
+def test_the_columns_that_are_open_at_first_are_said(visit: Visit) -> None:
+    said = visit.page.inner_text("#samples .intro")
+    assert "open at first are Reference, DPO, TDPO2, PPO (reverse KL)" in said
+    pressed = visit.get(
+        "[...document.querySelectorAll('button[data-column][aria-pressed=true]')].map((n) => n.dataset.column)"
+    )
+    assert pressed == ["reference", "dpo", "tdpo2", "ppo_reverse"]
 
 
 def test_the_keyboard_reaches_every_control_and_all_are_named(visit: Visit) -> None:

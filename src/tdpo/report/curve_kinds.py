@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..records.dotted import text_at
-from .run_reading import Run
+from .run import Run
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from .curve_kinds import GROUPS, Curve, Part
 from .displacement import displacement, displacement_note
 from .drawing import Figure, base_layout, color, plot_text, symbol
 from .numbers import MISSING, join_words, show
-from .run_reading import Run
+from .run import Run
 
 MAX_POINTS = 400  # of one line; fewer where more than four runs share the file
 SMOOTH_FROM = 60

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..records.dotted import at, text_at
 from .numbers import excludes_zero, number, show, show_signed
-from .run_reading import Run
+from .run import Run
 
 Values = list[float]
 SURE = 2.0  # standard errors of a difference of means over batches

@@ -158,7 +158,7 @@ def dot_figure(
     }
     if metric.share:
         layout["xaxis"] |= {"tickformat": ".0%", "range": [-0.03, 1.03], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
-    if metric.key.endswith("_kl"):
+    if metric.key.endswith("_kl") or line == 0:  # the line is there to be compared with
         layout["xaxis"] |= {"rangemode": "tozero"}
     elif not metric.share and (ends := readable_range(metric.key, _extent(points))):
         layout["xaxis"] |= {"range": ends}

@@ -30,7 +30,7 @@ from .results import (
     pair_interval,
     reward_name,
 )
-from .run_reading import Run
+from .run import Run
 
 
 def result_figures(columns: list[Column], runs: list[Run]) -> list[Figure]:

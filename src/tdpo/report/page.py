@@ -15,20 +15,17 @@ from .figures import distribution_figure, frontier_figures, pair_figures, result
 from .numbers import join_words, number, show, show_duration
 from .pair_words import gaps, moved_sentences, unjudged
 from .results import BASE_COLOR, confidence, evaluated_columns, reward_name, summary_sentences
-from .run_reading import Run
-from .samples import Samples, collect_samples
-from .tables import (
+from .run import Run
+from .run_facts import (
     SPLITS,
     completions_scored,
     data_facts,
-    difference_method,
-    pairs_table,
-    plain,
     provenance_table,
     recipe_differences,
-    results_table,
     wall_seconds,
 )
+from .samples import Samples, collect_samples
+from .tables import difference_method, pairs_table, plain, results_table
 from .templating import joined_scripts, template_environment, template_text
 from .training_responses import training_responses
 
@@ -42,9 +39,9 @@ PREFERENCE_SECTIONS = (("pairs", "Held-out pairs"), *_RESPONSES, *_END)
 SETTINGS = {
     "environment": "Prompts from {}",
     "reward": "reward {}",
-    "prompts": "{} held-out prompts",
-    "samples_per_prompt": "{} responses to each",
-    "max_new_tokens": "at most {} tokens long",
+    "prompts": "{} held-out prompt{s}",
+    "samples_per_prompt": "{} response{s} to each",
+    "max_new_tokens": "at most {} token{s} long",
     "judge": "judged by {}",
 }
 LOST_ROWS = ("skip", "trunc", "drop", "too long")
@@ -241,7 +238,8 @@ def _shared_words(texts: dict[str, str]) -> list[str]:
 
 def _setting(key: str, value: str) -> str:
     """One setting of an evaluation in words; of one that is not known its key and its value."""
-    return SETTINGS[key].format(value) if key in SETTINGS else f"{key.replace('_', ' ')} {value}"
+    plural = "" if value == "1" else "s"
+    return SETTINGS[key].format(value, s=plural) if key in SETTINGS else f"{key.replace('_', ' ')} {value}"
 
 
 def _cut(text: str) -> str:

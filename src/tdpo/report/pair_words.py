@@ -9,7 +9,8 @@ from ..records.names import RECIPE_FILE
 from ..records.run_places import newest_checkpoint
 from .displacement import evaluated_pairs
 from .numbers import excludes_zero, interval, number, show, show_interval, show_share
-from .run_reading import Run, awaits_its_model
+from .run import Run
+from .run_reading import awaits_its_model
 
 
 def pairs_sentence(run: Run) -> str:

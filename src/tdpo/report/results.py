@@ -9,7 +9,7 @@ from typing import Any
 from ..records.dotted import at, dict_at, text_at
 from .numbers import excludes_zero, join_words, number, show, show_interval, show_share, show_signed
 from .pair_words import pairs_sentence
-from .run_reading import Run
+from .run import Run
 
 BASE_COLOR = -1
 

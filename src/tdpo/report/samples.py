@@ -9,7 +9,7 @@ from typing import Any
 from .embedding import embed_json
 from .numbers import number
 from .results import BASE_COLOR, evaluated_columns, reward_name
-from .run_reading import Run
+from .run import Run
 
 SAMPLE_BYTES = 1_800_000  # of the report's 8 MB, of which Plotly takes 4.8
 TEXT_CHARACTERS = 6_000

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..records.dotted import at
 from .numbers import counted, number, shorten, show
-from .run_reading import Run
+from .run import Run
 from .tables import Cell, Row, Table, plain
 
 SHOWN_CHARACTERS = 600  # of a prompt or a response

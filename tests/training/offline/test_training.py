@@ -31,8 +31,8 @@ from tdpo.guards.texts import markdown_text
 from tdpo.models import causal_lm_of, load_causal_lm
 from tdpo.records.best_update import best_in_words
 from tdpo.records.json_files import read_json, write_json
+from tdpo.report.run_facts import provenance_table
 from tdpo.report.run_reading import load_runs
-from tdpo.report.tables import provenance_table
 
 Folders = Callable[[str], Path]
 KLS = ("chosen_forward_kl", "rejected_forward_kl", "chosen_reverse_kl", "rejected_reverse_kl")

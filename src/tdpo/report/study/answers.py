@@ -19,13 +19,16 @@ PARTS = {"within": " within prompts", "between": " between prompts"}
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One comparison: where, its number and interval on the question's axis (`dot`, `left`, `width` in percent; `inner`
-    is the 90 % interval, (left, width)), verdict, the sentence, and whether the arms met (None: not asked)."""
+    """One comparison: where (`place` leaves out the task where there is one only), its number and interval on the
+    question's axis (`dot`, `left`, `width` in percent; `inner` is the 90 % interval, (left, width)), verdict, which way
+    a difference goes, the sentence, and whether the arms met (None: not asked)."""
 
     where: str
+    place: str
     text: str
     limits: str
     verdict: str
+    way: str
     sentence: str
     met: bool | None
     p: str
@@ -74,6 +77,7 @@ class PointTable:
 
     task: str
     target: str
+    place: str
     metric: str
     rows: list[ArmPoint]
     ends: tuple[str, str]
@@ -87,10 +91,15 @@ class Answers:
     summary: str
 
     @property
-    def primary(self) -> list[tuple[Question, AnswerRow]]:
-        """What the top of the page lists: the primary comparisons, or all where none is."""
-        rows = [(question, row) for question in self.questions for row in question.rows]
-        return [(question, row) for question, row in rows if question.primary] or rows
+    def primary(self) -> list[tuple[Question, list[AnswerRow]]]:
+        """What the top of the page lists: the primary questions with their comparisons, or all where none is."""
+        questions = [question for question in self.questions if question.primary] or self.questions
+        return [(question, question.rows) for question in questions]
+
+    @property
+    def by_metric(self) -> list[tuple[str, list[PointTable]]]:
+        metrics = dict.fromkeys(table.metric for table in self.points)
+        return [(metric, [table for table in self.points if table.metric == metric]) for metric in metrics]
 
 
 def read_answers(study: StudyRecord) -> Answers | None:
@@ -99,11 +108,12 @@ def read_answers(study: StudyRecord) -> Answers | None:
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     if not entries:
         return None
-    questions = [_question(place, entry) for place, entry in enumerate(entries, 1)]
+    several = len(study.tasks) > 1
+    questions = [_question(place, entry, several) for place, entry in enumerate(entries, 1)]
     return Answers(questions, _tables(study.answers), [*_unknown(questions), *_beyond(study)], _summary(questions))
 
 
-def _question(place: int, entry: dict[str, Any]) -> Question:
+def _question(place: int, entry: dict[str, Any], several: bool) -> Question:
     answers = [answer for answer in entry.get("answers") or [] if isinstance(answer, dict)]
     least = number(entry.get("smallest_effect"))
     low, high = axis_of([*answers, *([{"low": -least, "high": least}] if least else [])])
@@ -119,7 +129,7 @@ def _question(place: int, entry: dict[str, Any]) -> Question:
         minus,
         ", ".join(word for word in words if word),
         entry.get("primary") is True,
-        [_row(answer, low, high) for answer in answers],
+        [_row(answer, low, high, plus, minus, several) for answer in answers],
         place_of(0.0, low, high),
         ends_of(low, high),
         band,
@@ -133,7 +143,7 @@ def _sides(entry: dict[str, Any]) -> tuple[str, str]:
     return str(sides[0]), str(sides[1])
 
 
-def _row(answer: dict[str, Any], low: float, high: float) -> AnswerRow:
+def _row(answer: dict[str, Any], low: float, high: float, plus: str, minus: str, several: bool) -> AnswerRow:
     verdict = text_at(answer, "verdict")
     met = dict_at(answer, "meeting").get("met")
     value = number(answer.get("value"))
@@ -146,9 +156,11 @@ def _row(answer: dict[str, Any], low: float, high: float) -> AnswerRow:
     places = [place_of(end, low, high) for end in inner]
     return AnswerRow(
         _where(answer),
+        _where(answer, with_task=several),
         MISSING if value is None else show_signed(value),
         show_interval(list(limits)) if limits else "",
         verdict if verdict in VERDICTS else "undecided",
+        f"{plus} is {'higher' if value > 0 else 'lower'}" if verdict == "difference" and value and minus else "",
         text_at(answer, "sentence"),
         met if isinstance(met, bool) else None,
         p,
@@ -159,10 +171,12 @@ def _row(answer: dict[str, Any], low: float, high: float) -> AnswerRow:
     )
 
 
-def _where(entry: dict[str, Any]) -> str:
+def _where(entry: dict[str, Any], *, with_task: bool = True) -> str:
     target = number(entry.get("target"))
     task = text_at(entry, "task") or "task"
-    return task if target is None else f"{task}, {count_of(target, 'nat')}"
+    if target is None:
+        return task
+    return f"{task}, {count_of(target, 'nat')}" if with_task else count_of(target, "nat")
 
 
 def _p(p: float) -> str:
@@ -201,7 +215,8 @@ def _table(task: str, target: str, metric: str, points: Sequence[dict[str, Any]]
     if low == high:
         low, high = low - 0.5, high + 0.5
     rows = [_point(point, low, high) for point in points]
-    return PointTable(task, target, metric, rows, (show(low), show(high)))
+    place = f"{task}, held at {count_of(float(target), 'nat')}" if target else task
+    return PointTable(task, target, place, metric, rows, (show(low), show(high)))
 
 
 def _point(point: dict[str, Any], low: float, high: float) -> ArmPoint:
@@ -226,7 +241,7 @@ def _point(point: dict[str, Any], low: float, high: float) -> ArmPoint:
 
 def _unknown(questions: Sequence[Question]) -> list[str]:
     """What the study leaves open, a sentence for each question: where there is no number or no verdict, and where the
-    arms did not meet."""
+    methods did not meet."""
     sentences = []
     for question in questions:
         unmeasured = [row.where for row in question.rows if row.dot is None]
@@ -237,7 +252,7 @@ def _unknown(questions: Sequence[Question]) -> list[str]:
             where = "; ".join(f"{row.where} {row.limits or '(no interval)'}" for row in undecided)
             parts.append(f"undecided on {where}")
         if apart:
-            parts.append(f"not at equal KL, as the arms did not meet, on {'; '.join(apart)}")
+            parts.append(f"not at equal KL, as the methods did not meet, on {'; '.join(apart)}")
         if parts:
             sentences.append(f"{question.text} It is {', and '.join(parts)}.")
     return sentences
@@ -268,5 +283,5 @@ def _summary(questions: Sequence[Question]) -> str:
     counts = [(verdict, sum(row.verdict == verdict for row in rows)) for verdict in VERDICTS]
     words = [f"{count} {shows[verdict][count != 1]}" for verdict, count in counts if count]
     apart = sum(row.met is False for row in rows)
-    ending = f"; in {apart} the arms did not meet" if apart else ""
+    ending = f"; in {apart} the methods did not meet" if apart else ""
     return f"Of {counted(len(rows), kind)} {', '.join(words)}{ending}." if words else "No question was answered."

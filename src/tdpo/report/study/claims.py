@@ -88,9 +88,9 @@ def _part(part: dict[str, Any]) -> Part:
     rows = [_row(label, entry, mean, low, high, matched) for label, entry, mean in entries]
     unit = text_at(part, "unit")
     metric = named(text_at(part, "metric"))
-    words = [f"Difference in {_lower(metric.title)}" if metric.key else "Difference", unit]
+    words = [f"Difference in {lowered(metric.title)}" if metric.key else "Difference", unit]
     words.append("less of it is more diverse" if metric.lower else "")
-    words.append(f"at equal {_lower(named(matched).title)}" if matched else "")
+    words.append(f"at equal {lowered(named(matched).title)}" if matched else "")
     measure = ", ".join(word for word in words if word)
     primary = part.get("primary") is not False
     return Part(
@@ -98,7 +98,7 @@ def _part(part: dict[str, Any]) -> Part:
     )
 
 
-def _lower(title: str) -> str:
+def lowered(title: str) -> str:
     """A title inside a sentence: reverse KL, self-BLEU; EAD stays."""
     return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 

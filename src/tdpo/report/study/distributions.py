@@ -49,7 +49,7 @@ def distributions(study: StudyRecord, chosen: dict[str, Choice]) -> list[Distrib
     for response in study.responses:
         if response.reward is not None:
             rewards[response.task, response.arm, response.strength].append(response.reward)
-    of_tasks = (_distribution(study, task, rewards, chosen[task.name].rules["matched"]) for task in study.tasks)
+    of_tasks = (_distribution(study, task, rewards, chosen[task.name].first) for task in study.tasks)
     return [distribution for distribution in of_tasks if distribution]
 
 

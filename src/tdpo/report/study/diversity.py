@@ -100,7 +100,7 @@ def _rows(study: StudyRecord, task: TaskRecord, choice: Choice, columns: list[Co
         ranges.append((min(values), max(values)) if values else (0.0, 0.0))
     return [
         Line(
-            arm.name, arm.label, s, arm.name == REFERENCE or choice.rules["matched"].get(arm.name) == s,
+            arm.name, arm.label, s, arm.name == REFERENCE or choice.first.get(arm.name) == s,
             [_cell(e, c, r) for e, c, r in zip(estimates, columns, ranges, strict=True)],
         )
         for arm, s, estimates in cells

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...methods import REFERENCE
+from ...records.dotted import text_at
 from ...records.metric_names import ALL_DIVERSITY, KINDS, KL, MODES, Metric, named
 from ..drawing import Figure
 from ..numbers import MISSING, show, show_interval
@@ -44,13 +45,16 @@ def default_metric(study: StudyRecord, task: TaskRecord, group: str) -> Metric |
     """The metric that a group shows first: the reverse KL, or the study's primary diversity. If the task lacks it, the
     first metric that it has."""
     own = [m for m in shown_metrics(study, group) if study.has(task.name, m.key)]
-    preferred = primary_diversity(study) if group == "diversity" else "reverse_kl"
-    return next((m for m in own if m.key == preferred), own[0] if own else None)
+    preferred = primary_diversities(study) if group == "diversity" else ["reverse_kl"]
+    of_key = {metric.key: metric for metric in own}
+    return next((of_key[key] for key in preferred if key in of_key), own[0] if own else None)
 
 
-def primary_diversity(study: StudyRecord) -> str:
-    key = study.claims.get("primary_diversity")
-    return key if isinstance(key, str) else "embedding_diversity"
+def primary_diversities(study: StudyRecord) -> list[str]:
+    """What the study's questions are about, in their order, then what its claims are judged by."""
+    questions = study.answers.get("questions")
+    asked = [text_at(entry, "metric") for entry in questions] if isinstance(questions, list) else []
+    return [*asked, text_at(study.claims, "primary_diversity"), "embedding_diversity"]
 
 
 def task_frontiers(study: StudyRecord, task: TaskRecord) -> TaskFrontiers:

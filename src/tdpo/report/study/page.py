@@ -18,9 +18,10 @@ from .curves import curve_data, task_curves
 from .distributions import distributions, spread_numbers
 from .diversity import diversity_tables
 from .frontiers import diversity_groups, frontier_data, shown_metrics, task_frontiers
+from .overview import in_words, overviews
 from .provenance import cost_rows, failures, settings_facts, task_table
-from .samples import collect_samples
-from .strengths import RULES, choices
+from .samples import collect_samples, first_columns
+from .strengths import choices, rules_of, strength_words, targets_of
 from .study_reading import StudyRecord, load_study
 from .summary import glance, notices, subset_words, summary
 
@@ -66,8 +67,9 @@ def study_content(study: StudyRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     frontiers = [task_frontiers(study, task) for task in study.tasks]
     curves = [task_curves(study, task) for task in study.tasks]
     tables = [(task, diversity_tables(study, task, chosen[task.name])) for task in study.tasks]
-    spreads = distributions(study, chosen)
+    spreads, glances = distributions(study, chosen), overviews(study, chosen)
     costs, cost_lines = cost_rows(study)
+    strengths = {arm.name: {s: strength_words(arm, s) for s in arm.strengths} for arm in study.arms}
     content = {
         "title": text_at(study.about, "title") or study.path.name,
         "study": study,
@@ -82,7 +84,12 @@ def study_content(study: StudyRecord) -> tuple[dict[str, Any], dict[str, Any]]:
         "distances": shown_metrics(study, "kl"),
         "diversities": diversity_groups(study),
         "choices": chosen,
-        "rules": RULES,
+        "rules": rules_of(study),
+        "held": targets_of(study),
+        "strength_texts": strengths,
+        "first_columns": first_columns(study),
+        "overviews": glances,
+        "words": in_words(study, glances),
         "spreads": spreads,
         "spread_figures": [_numbers_of(spread) for spread in spreads],
         "tables": [(task, own) for task, own in tables if own],
@@ -98,8 +105,8 @@ def study_content(study: StudyRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     layout = base_layout()
     data = {
         "arms": [
-            {"name": arm.name, "label": arm.label, "kind": arm.kind, "color": method_color(arm.name),
-             "symbol": method_symbol(arm.name)}
+            {"name": arm.name, "label": arm.label, "color": method_color(arm.name), "symbol": method_symbol(arm.name),
+             "strengths": strengths[arm.name]}
             for arm in study.arms
         ],
         "frontiers": frontier_data(study, frontiers),

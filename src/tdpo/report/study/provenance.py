@@ -22,14 +22,26 @@ def settings_facts(study: StudyRecord) -> list[tuple[str, str]]:
         ("Model", text_at(about, "model")),
         ("Budget", _budget(about)),
         ("Seeds", ", ".join(seeds_of(study))),
-        ("Cells", ", ".join(f"{number_} {name}" for name, number_ in cells.items() if number_ or name == "done")),
+        ("Runs", ", ".join(f"{number_} {name}" for name, number_ in cells.items() if number_ or name == "done")),
         ("Machine", _in_words(dict_at(about, "hardware"))),
         ("Versions", f"tdpo {text_at(about, 'tdpo')}, {versions}".strip(", ")),
-        ("Duration", show_duration(about.get("seconds")) if number(about.get("seconds")) is not None else ""),
-        ("Started", text_at(about, "started")),
-        ("Last changed", text_at(about, "updated")),
+        ("Time at work", _time_at_work(about)),
+        ("Last call", _last_call(about)),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _time_at_work(about: dict[str, Any]) -> str:
+    if number(about.get("seconds")) is None:
+        return ""
+    spent = show_duration(about["seconds"])
+    return f"{spent}, the sum over all calls of the command; a call that was killed could not add its own"
+
+
+def _last_call(about: dict[str, Any]) -> str:
+    """A study goes on after a stop: these are the times of the last call alone."""
+    times = ((word, text_at(about, key)) for word, key in (("began", "started"), ("wrote its tables", "updated")))
+    return ", ".join(f"{word} {time.replace('T', ' ').replace('+00:00', ' UTC')}" for word, time in times if time)
 
 
 def _in_words(facts: dict[str, Any]) -> str:
@@ -39,19 +51,26 @@ def _in_words(facts: dict[str, Any]) -> str:
 
 def _budget(about: dict[str, Any]) -> str:
     budget = about.get("budget")
-    return f"{show(budget)} scored completions a cell" if number(budget) is not None else ""
+    return f"{show(budget)} scored responses a run" if number(budget) is not None else ""
 
 
+SHOWN_MODES = 24
 TASK_FACTS: tuple[tuple[str, Callable[[TaskRecord], Any]], ...] = (
     ("What it asks", lambda task: task.facts.description),
     ("Kind", lambda task: task.facts.kind),
     ("Reward", lambda task: task.facts.reward),
     ("A response is good from", lambda task: task.facts.threshold),
-    ("Known modes", lambda task: ", ".join(task.modes) or "none"),
+    ("Known modes", lambda task: _some(task.modes)),
     ("Held-out prompts", lambda task: task.facts.prompts),
     ("Responses to each", lambda task: task.facts.samples_per_prompt),
     ("Longest response, tokens", lambda task: task.facts.max_new_tokens),
 )
+
+
+def _some(names: list[str]) -> str:
+    """Names as a table has room for: all of a few, else the first ones and how many more there are."""
+    more = len(names) - SHOWN_MODES
+    return ", ".join(names[:SHOWN_MODES]) + (f" and {more} more" if more > 0 else "") if names else "none"
 
 
 def task_table(study: StudyRecord) -> Table:

@@ -14,6 +14,14 @@ from ..samples import TEXT_CHARACTERS
 from .frontiers import rounded
 from .study_reading import Response, StudyRecord
 
+BEST_KNOWN = ("reference", "dpo", "tdpo2", "ppo_reverse")
+
+
+def first_columns(study: StudyRecord) -> list[tuple[str, str]]:
+    """(name, label) of the methods whose responses stand side by side at first: the best known ones, else the first."""
+    known = [(arm.name, arm.label) for arm in study.arms if arm.name in BEST_KNOWN]
+    return known if len(known) > 1 else [(arm.name, arm.label) for arm in study.arms[:4]]
+
 
 @dataclass(frozen=True)
 class Samples:

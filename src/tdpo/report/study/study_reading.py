@@ -59,6 +59,11 @@ class ArmRecord:
     what: str = ""
 
     @property
+    def held(self) -> bool:
+        """Whether its strengths are targets: KLs, in nats, at which it was held."""
+        return "target" in self.kind and all(_number(strength) is not None for strength in self.strengths)
+
+    @property
     def cells(self) -> list[tuple[str, str]]:
         """(arm, strength) of each of its cells; the reference has a single one, without a strength."""
         return [(self.name, strength) for strength in (self.strengths or [""])]

@@ -4,40 +4,55 @@ from __future__ import annotations
 
 from ...methods import REFERENCE
 from ...records.dotted import dict_at, text_at
+from ...records.metric_names import named
 from ..numbers import counted, join_words, number, show, show_duration
 from .answers import Answers
-from .claims import Claim, tally
+from .claims import Claim, lowered, tally
 from .curves import TaskCurves
 from .frontiers import TaskFrontiers
 from .provenance import changed_inputs, failures
 from .samples import Samples
-from .study_reading import StudyRecord, seeds_of
+from .strengths import held_kl, targets_of
+from .study_reading import ArmRecord, StudyRecord, seeds_of
 
 
 def summary(study: StudyRecord, claims: list[Claim], answers: Answers | None = None) -> str:
     """One paragraph on what was compared and what came of it."""
-    methods = [arm.label for arm in study.arms if arm.name != REFERENCE]
-    tasks, seeds = [task.name for task in study.tasks], seeds_of(study)
+    methods = [arm for arm in study.arms if arm.name != REFERENCE]
+    tasks = [task.name for task in study.tasks]
     model = text_at(study.about, "model")
+    start = f"{model}, the reference" if model else "the model they start from, the reference"
     sentences = [
-        f"{counted(len(methods), 'method')} ({join_words(methods)}) {'was' if len(methods) == 1 else 'were'} "
-        f"compared on {counted(len(tasks), 'task')} ({join_words(tasks)})"
-        + (f", starting from {model}, the reference." if model else ", with the model they start from, the reference.")
+        f"{counted(len(methods), 'method')} {'was' if len(methods) == 1 else 'were'} compared on "
+        f"{counted(len(tasks), 'task')} ({join_words(tasks)}), starting from {start}.",
+        *_ties(study, methods),
     ]
-    strengths = {len(arm.strengths) for arm in study.arms if arm.strengths}
-    if strengths:
-        most, least = max(strengths), min(strengths)
-        words = counted(most, "strength") if most == least else f"{least} to {most} strengths"
-        sentences.append(f"Each ran at {words} of its tie to the reference and with {counted(len(seeds), 'seed')}.")
     budget = number(study.about.get("budget"))
     if budget is not None:
-        sentences.append(f"Every training had the same budget: {show(int(budget))} scored completions.")
+        sentences.append(f"Every training had the same budget: {show(int(budget))} scored responses.")
     sentences += _measured(study)
     if answers is not None:
         sentences.append(answers.summary)
     if claims or answers is None:
         sentences.append(tally(claims) if claims else "No claim was judged.")
     return " ".join(sentences)
+
+
+def _ties(study: StudyRecord, methods: list[ArmRecord]) -> list[str]:
+    """How methods were tied to the reference: held at targets, or at how many strengths; and with how many seeds."""
+    seeds = counted(len(seeds_of(study)), "seed")
+    held = [arm for arm in methods if arm.held]
+    if held:
+        kl, targets = lowered(named(held_kl(study)).title), targets_of(study)
+        unit = "nat" if targets == ["1"] else "nats"
+        at = f"{join_words(targets)} {unit} of {kl}, their distance from it"
+        return [f"{len(held)} of them were held at {at}. Each ran with {seeds}."]
+    counts = {len(arm.strengths) for arm in methods if arm.strengths}
+    if not counts:
+        return []
+    most, least = max(counts), min(counts)
+    words = counted(most, "strength") if most == least else f"{least} to {most} strengths"
+    return [f"Each ran at {words} of its tie to the reference and with {seeds}."]
 
 
 def _measured(study: StudyRecord) -> list[str]:
@@ -51,18 +66,14 @@ def _measured(study: StudyRecord) -> list[str]:
 
 
 def glance(study: StudyRecord) -> list[tuple[str, str]]:
-    """A few facts for the top of the page, as (name, value)."""
+    """What the summary does not say, for the top of the page, as (name, value)."""
     about = study.about
     done = number(dict_at(about, "cells").get("done"))
-    budget, seconds = number(about.get("budget")), number(about.get("seconds"))
+    seconds = number(about.get("seconds"))
     facts = [
-        ("Tasks", show(len(study.tasks))),
-        ("Methods", show(sum(arm.name != REFERENCE for arm in study.arms))),
-        ("Seeds", show(len(seeds_of(study)))),
-        ("Cells", show(int(done)) if done is not None else ""),
-        ("Budget a cell", f"{show(int(budget))} scored" if budget is not None else ""),
+        ("Runs", show(int(done)) if done is not None else ""),
         ("Responses", show(len(study.responses)) if study.responses else ""),
-        ("Duration", show_duration(seconds) if seconds is not None else ""),
+        ("Time at work", show_duration(seconds) if seconds is not None else ""),
     ]
     return [(name, value) for name, value in facts if value]
 

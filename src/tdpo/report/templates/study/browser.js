@@ -3,7 +3,6 @@
   const { byId, element, highlighted, mean, rewardChip, signed, swatch } = page;
   const PER_PAGE = 5;
   const FIRST_ROWS = 2;
-  const COLUMNS = ["reference", "dpo", "tdpo2", "ppo_reverse"]; // shown at first
   const packed = byId("sample-data");
   if (!packed) return;
   const status = byId("sample-status");
@@ -42,7 +41,7 @@
       if (!row) return element("div", "response", element("p", "void", "–"));
       const arm = study.arms.get(row.arm);
       const meta = element("div", "meta", element("span", "who", swatch(row.arm), " ", arm.label), rewardChip(row.reward, "reward", scale));
-      if (row.strength) meta.append(element("span", "", `${arm.kind} ${row.strength}`));
+      if (row.strength) meta.append(element("span", "", arm.strengths[row.strength]));
       if (samples.seeds.length > 1) meta.append(element("span", "", `seed ${row.seed}`));
       if (row.tokens !== null) meta.append(element("span", "", `${row.tokens} tokens`));
       if (row.kl !== null) meta.append(element("span", "", `reverse KL ${signed(row.kl)} nats`));
@@ -165,8 +164,6 @@
       option.value = seed;
       controls.seed.append(option);
     }
-    const first = buttons.filter((button) => COLUMNS.includes(button.dataset.column));
-    for (const button of first.length > 1 ? first : buttons.slice(0, 4)) button.setAttribute("aria-pressed", "true");
     for (const button of buttons) {
       button.addEventListener("click", () => {
         button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));

@@ -74,7 +74,7 @@ const study = (() => {
         line: { color: arm.color, width: 2.25 },
         marker: { color: arm.color, symbol: arm.symbol, size: isReference ? 13 : 10, opacity: 1 },
         text: own.map((point) => {
-          const strength = point.strength ? `, ${arm.kind} ${point.strength}` : "";
+          const strength = point.strength ? `, ${arm.strengths[point.strength]}` : "";
           const x = point.values[metric];
           const y = point.values[task.y];
           return plotText(`${arm.label}${strength}`) +
@@ -138,7 +138,7 @@ const study = (() => {
       traces.push({
         type: "scatter", mode: "lines+markers", x, y: line.mean, meta, cliponaxis: false,
         line: { color: arm.color, width: 2 }, marker: { color: arm.color, symbol: arm.symbol, size: 7, maxdisplayed: 5 },
-        hovertemplate: `${plotText(`${arm.label}, ${arm.kind} ${line.strength}`)}<br>%{x}: %{y:.3g}<extra></extra>`,
+        hovertemplate: `${plotText(`${arm.label}, ${arm.strengths[line.strength]}`)}<br>%{x}: %{y:.3g}<extra></extra>`,
       });
     }
     const layout = blank(figure.height);
