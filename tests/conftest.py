@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,12 @@ if not torch.cuda.is_available():
 from helpers.tiny_models import build_model, build_tokenizer
 
 pytest_plugins = ["helpers.long_files_first", "helpers.vllm_fixtures"]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the libraries' millions of objects out of every collection: each training begins with a full one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

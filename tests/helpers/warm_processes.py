@@ -62,14 +62,19 @@ class WarmProcess:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         folder: Path | str | None = None,
+        interpreter: Path | None = None,
         stdout: IO[Any] | int | None = None,
         stderr: IO[Any] | int | None = None,
     ) -> None:
-        """What the streams are not given for goes to a file of its own, which `output` and `errors` read."""
+        """What the streams are not given for goes to a file of its own, which `output` and `errors` read.
+
+        `interpreter` is what the program finds as `sys.executable` (`warm_python`); otherwise it is the real one.
+        """
         self._files = tuple(tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 (closed with this object)
         out = self._files[0] if stdout is None else stdout
         err = self._files[1] if stderr is None else out if stderr == subprocess.STDOUT else stderr
-        request = _request(program, arguments, os.environ if environment is None else environment, folder or Path.cwd())
+        given = os.environ if environment is None else environment
+        request = _request(program, arguments, given, folder or Path.cwd(), interpreter)
         with Path(os.devnull).open("rb") as nothing:
             streams = [stream if isinstance(stream, int) else stream.fileno() for stream in (nothing, out, err)]
             self._connection = ask(server_address(), request, streams)
@@ -114,7 +119,11 @@ class WarmProcess:
 
 
 def _request(
-    program: str | Path, arguments: Sequence[str], environment: Mapping[str, str], folder: Path | str
+    program: str | Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path | str,
+    interpreter: Path | None = None,
 ) -> dict[str, Any]:
     path = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     return {
@@ -122,6 +131,7 @@ def _request(
         "arguments": [str(program), *arguments],
         "environment": dict(environment),
         "folder": str(folder),
+        "interpreter": interpreter and str(interpreter),
         "path": ["" if isinstance(program, str) else str(program.parent), *path],
     }
 
@@ -131,29 +141,39 @@ def _text_of(file: IO[bytes]) -> str:
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
 
 
-# A `tdpo` for the shell: it lends its streams to a warm process and ends as that does.
+# A command for the shell: it lends its streams to a warm process and ends as that does.
 SHIM = """#!{python} -I
 import sys
 sys.path.insert(0, {tests!r})
 from helpers.warm_processes import lend_streams
-sys.exit(lend_streams({address!r}, "tdpo", sys.argv[1:]))
+sys.exit(lend_streams({address!r}, {program}))
 """
 
 
-def lend_streams(address: str, module: str, arguments: Sequence[str]) -> int:
-    """Run a module in a warm process with the streams of this one; its exit status, as a shell has it."""
-    request = _request(module, arguments, os.environ, Path.cwd())
+def lend_streams(address: str, program: str | Path, arguments: Sequence[str]) -> int:
+    """Run a module, or a script, in a warm process with the streams of this one; its exit status, as a shell has it."""
+    request = _request(program, arguments, os.environ, Path.cwd())
     answers = ask(address, request, (0, 1, 2)).makefile("rb")
     answers.readline()
     status = int(answers.readline())
     return status if status >= 0 else 128 - status
 
 
+def _write_shim(command: Path, program: str) -> Path:
+    tests = str(Path(__file__).parents[1])
+    text = SHIM.format(python=sys.executable, tests=tests, address=server_address(), program=program)
+    command.write_text(text)
+    command.chmod(0o755)
+    return command
+
+
 def folder_with_tdpo(folder: Path) -> Path:
     """A folder for $PATH whose `tdpo` does what the installed one does, without the interpreter's start."""
     folder.mkdir()
-    command = folder / "tdpo"
-    tests = str(Path(__file__).parents[1])
-    command.write_text(SHIM.format(python=sys.executable, tests=tests, address=server_address()))
-    command.chmod(0o755)
+    _write_shim(folder / "tdpo", '"tdpo", sys.argv[1:]')
     return folder
+
+
+def warm_python(command: Path) -> Path:
+    """Make `command` an interpreter that runs scripts, and takes no options, in warm processes."""
+    return _write_shim(command, '__import__("pathlib").Path(sys.argv[1]), sys.argv[2:]')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -50,6 +51,7 @@ def become(request: dict[str, object], descriptors: list[int]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.path[:] = [*request["path"], *sys.path[1:]]  # type: ignore[misc]
     sys.argv[:] = request["arguments"]  # type: ignore[index]
+    sys.executable = str(request["interpreter"] or sys.executable)
 
 
 def prepare_forkserver() -> None:
@@ -138,6 +140,8 @@ def serve(address: str) -> dict[str, object]:
 if __name__ == "__main__":
     for library in LIBRARIES:
         importlib.import_module(library)
+    gc.collect()
+    gc.freeze()  # collections in forked processes pass over the libraries, and so leave their memory shared
     wanted = serve(sys.argv[1])
     if "module" in wanted:
         runpy.run_module(str(wanted["module"]), run_name="__main__", alter_sys=True)

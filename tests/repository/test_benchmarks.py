@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.warm_processes import WarmProcess
+from helpers.warm_processes import WarmProcess, warm_python
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ENVIRONMENT = {
@@ -33,11 +33,12 @@ def arguments(output: Path, *options: str) -> list[str]:
 
 
 def run(name: str, tmp_path: Path, *options: str) -> tuple[dict[str, Any], str]:
-    """The result file and what was printed."""
+    """The result file and what was printed; the contestants' processes are warm too."""
     output = tmp_path / "result.json"
     started = WarmProcess(
-        BENCHMARKS / f"{name}.py", *arguments(output, *options), environment=ENVIRONMENT, folder=tmp_path
-    )
+        BENCHMARKS / f"{name}.py", *arguments(output, *options),
+        environment=ENVIRONMENT, folder=tmp_path, interpreter=warm_python(tmp_path / "python"),
+    )  # fmt: skip
     printed, said = started.communicate(timeout=120)
     assert started.returncode == 0, printed + said
     assert "round 1 of 1, about" in said
