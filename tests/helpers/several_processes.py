@@ -49,28 +49,28 @@ def write_program(module: str, folder: Path, functions: Sequence[str]) -> Path:
     return script
 
 
-def launch_two_processes(module: str, folder: Path) -> None:
-    """`accelerate launch` of `module.distributed_run(folder)` on two CPU processes with gloo."""
-    script = write_program(module, folder, ["distributed_run"])
-    command = [sys.executable, "-m", "accelerate.commands.launch", *PLAIN, str(script), str(folder)]
-    done = subprocess.run(command, env=_on_cpus(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 def run_two_processes(
     module: str, folder: Path, functions: Sequence[str] = ("distributed_run",), options: Sequence[str] = PLAIN
 ) -> None:
-    """The same functions on two warm processes, with the environment that `accelerate launch` makes of its options."""
+    """Functions of `module`, called with `folder`, on two warm CPU processes with gloo, as `accelerate launch` has them.
+
+    That the launcher gives its processes this environment is what tests/training/test_launching.py shows.
+    """
     script = write_program(module, folder, functions)
-    environment = {**_on_cpus(), **launch_environment([*options, str(script)])}
-    ranks = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    started = [WarmProcess(script, str(folder), environment=rank, stderr=subprocess.STDOUT) for rank in ranks]
+    environments = launch_environments([*options, str(script)])
+    started = [WarmProcess(script, str(folder), environment=rank, stderr=subprocess.STDOUT) for rank in environments]
     for process in started:
         said, _ = process.communicate()
         assert process.returncode == 0, said[-6000:]
 
 
-def _on_cpus() -> dict[str, str]:
+def launch_environments(options: Sequence[str]) -> list[dict[str, str]]:
+    """All environment variables of the first process and of the second."""
+    environment = {**on_cpus(), **launch_environment(options)}
+    return [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+def on_cpus() -> dict[str, str]:
     hidden = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
     return {**os.environ, **hidden, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

@@ -12,6 +12,7 @@ import torch
 from helpers.several_processes import TWO_ON_CPUS, run_two_processes
 
 CONFIGURATION = Path(__file__).parents[2] / "examples/accelerate/fsdp2.yaml"
+SHARDED = ("--config_file", str(CONFIGURATION), *TWO_ON_CPUS)
 
 
 def run_two_sharded(module: str, folder: Path, functions: Sequence[str]) -> None:
@@ -19,8 +20,7 @@ def run_two_sharded(module: str, folder: Path, functions: Sequence[str]) -> None
 
     The module must hold `shard_on_cpus` too, which every process calls first.
     """
-    options = ("--config_file", str(CONFIGURATION), *TWO_ON_CPUS)
-    run_two_processes(module, folder, ("shard_on_cpus", *functions), options)
+    run_two_processes(module, folder, ("shard_on_cpus", *functions), SHARDED)
 
 
 def fresh_accelerator() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from helpers.bundled_stand_in import cache_with_stand_in
-from helpers.warm_processes import folder_with_tdpo
+from helpers.warm_processes import WarmProcess, folder_with_tdpo
 from tdpo.models import bundled_folder
 
 ROOT = Path(__file__).parents[2]
@@ -26,21 +26,27 @@ def blocks(path: Path, *languages: str) -> list[tuple[str, str]]:
     return [(lang, text) for lang, text in BLOCK.findall(path.read_text(encoding="utf-8")) if lang in languages]
 
 
-def run(language: str, text: str, folder: Path, commands: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a block in `folder`; commands come from the folder `commands`, or else from beside the interpreter."""
-    command = {"bash": ["bash", "-euo", "pipefail", "-c", text], "python": [sys.executable, "-c", text]}[language]
-    path = os.pathsep.join(
-        [*([str(commands)] if commands else []), str(Path(sys.executable).parent), os.environ["PATH"]]
-    )
-    return subprocess.run(
-        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=600
-    )
+def run(language: str, text: str, folder: Path, commands: Path | None = None) -> tuple[int, str, str]:
+    """Run a block in `folder`: its exit status, and what it wrote to both streams.
+
+    Commands come from the folder `commands`, or else from beside the interpreter. Python runs in a warm process.
+    """
+    path = [*([str(commands)] if commands else []), str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment = {**os.environ, "PATH": os.pathsep.join(path)}
+    if language == "python":
+        script = folder.parent / "block.py"
+        script.write_text(text, encoding="utf-8")
+        process = WarmProcess(script, environment=environment, folder=folder)
+        return process.wait(600), process.output, process.errors
+    command = ["bash", "-euo", "pipefail", "-c", text]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return done.returncode, done.stdout, done.stderr
 
 
 def shown_to_work(language: str, text: str, folder: Path, commands: Path | None = None) -> str:
-    done = run(language, text, folder, commands)
-    assert done.returncode == 0, f"{text}\nended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    status, printed, said = run(language, text, folder, commands)
+    assert status == 0, f"{text}\nended with {status}:\n{printed}\n{said}"
+    return printed
 
 
 @pytest.mark.slow

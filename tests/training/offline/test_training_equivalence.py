@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from helpers.devices import device, rounding
-from helpers.several_processes import launch_two_processes
+from helpers.several_processes import run_two_processes
 from helpers.tiny_models import build_model, build_tokenizer
 from helpers.training_cases import (
     METRICS,
@@ -272,7 +272,7 @@ def stopped_by_one_process(folder: Path) -> int:
 @pytest.mark.skipif(device() == "cuda", reason="two processes of a CPU; `make test` runs it on every machine")
 @pytest.mark.slow
 def test_two_processes_give_the_update_of_one(tmp_path: Path) -> None:
-    launch_two_processes(__name__, tmp_path / "two")
+    run_two_processes(__name__, tmp_path / "two")
     (tmp_path / "one").mkdir()
     distributed_run(tmp_path / "one")
     two, one = (json.loads((tmp_path / name / "found.json").read_text()) for name in ("two", "one"))
