@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -103,4 +103,4 @@ class FlatOrder:
         """Flat indices of the tokens of these prompts, in the order in which a batch of them holds them."""
         batch = [self.prompts[number] for number in numbers]
         spans = [self._spans[numbers[p], k] for p, k in sequence_order(batch)]
-        return torch.cat([torch.arange(span.start, span.stop) for span in spans])
+        return torch.tensor(list(chain.from_iterable(spans)), dtype=torch.long)

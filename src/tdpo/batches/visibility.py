@@ -17,10 +17,9 @@ def ranges_of(rows: list[list[tuple[int, int, int, int]]], width: int) -> Tensor
     """The ranges `[R, 3, T]` of rows of spans (length, own, start, end), filled with padding to `width`."""
     ranges = torch.tensor([width, 0, 1], dtype=torch.int32)[None, :, None].repeat(len(rows), 1, width)
     for r, spans in enumerate(rows):
-        begin = 0
-        for length, *seen in spans:
-            ranges[r, :, begin : begin + length] = torch.tensor(seen, dtype=torch.int32)[:, None]
-            begin += length
+        lengths, *seen = torch.tensor(spans, dtype=torch.int32).T
+        own = torch.stack(seen).repeat_interleave(lengths, dim=1)
+        ranges[r, :, : own.shape[1]] = own
     return ranges
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -66,16 +66,26 @@ def spans_of(visible: Tensor) -> list[Span] | None:
 
     Positions that do not see themselves are padding. Nothing sees them, and it does not matter what they see.
     """
+    starts = _starts_of(visible)
+    return None if starts is None else _spans_from(starts, visible)
+
+
+def _starts_of(visible: Tensor) -> list[int] | None:
+    """Where the spans of a row begin, and its length as the last; None where what comes first is no position."""
     length = int(visible.diagonal().sum())
-    part = visible[:length]
     if not length or not bool(visible.diagonal()[:length].all()):
         return None
+    part = visible[:length]
     count = part.sum(dim=1)
     continues = part.diagonal(-1)[: length - 1] & (count[1:] == count[:-1] + 1)
-    starts = [0, *((~continues).nonzero()[:, 0] + 1).tolist()]
+    return [0, *((~continues).nonzero()[:, 0] + 1).tolist(), length]
+
+
+def _spans_from(starts: Sequence[int], visible: Tensor) -> list[Span] | None:
+    part = visible[: starts[-1]]
     of_spans = torch.zeros_like(part)
     spans = []
-    for start, end in zip(starts, [*starts[1:], length], strict=True):
+    for start, end in pairwise(starts):
         before = part[start, :start].nonzero()[:, 0].tolist()
         span = Span(start, end, *((before[0], before[-1] + 1) if before else (0, 0)))
         of_spans[start:end, span.prompt_start : span.prompt_end] = True
@@ -94,7 +104,11 @@ def with_spans(additive: Tensor, visible: Tensor) -> Tensor:
         return additive
     rows = []
     for row in visible[:, 0]:
-        spans = spans_of(row)
+        starts = _starts_of(row)
+        # More spans than all products could pay for: they need not be looked at, which is work for each.
+        if starts is None or visible.numel() <= SPAN_COST * (len(starts) - 1):
+            return additive
+        spans = _spans_from(starts, row)
         if spans is None:
             return additive
         rows.append(spans)
