@@ -25,7 +25,7 @@ GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_
 
 # All other tests run on the CPU on every machine, so that they say the same everywhere: tests/helpers/devices.py finds
 # no GPU, and kernels run in Triton's interpreter.
-ON_CPU = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
+ON_CPU = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 # What leaves a run for other programs: model, card and report for the hub, numbers for trackers.
 HUB_TESTS = $(addprefix tests/, cli/test_push.py training/test_trackers.py)
