@@ -24,7 +24,8 @@ GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_
     scoring/test_row_forms.py models/test_liger.py sampling/test_compiled_steps.py sampling/test_recorded_steps.py sampling/test_decoding_ways.py sampling/test_generation.py sampling/test_pair_sampling.py cli/test_cli.py)
 
 # All other tests run on the CPU on every machine, so that they say the same everywhere: tests/helpers/devices.py finds
-# no GPU, and kernels run in Triton's interpreter.
+# no GPU, and kernels run in Triton's interpreter. Bytecode is kept: the tests start many processes, and each would compile
+# the package anew.
 ON_CPU = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 # What leaves a run for other programs: model, card and report for the hub, numbers for trackers.
