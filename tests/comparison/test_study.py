@@ -19,11 +19,13 @@ import yaml
 
 from helpers.several_processes import clean_processes
 from helpers.study_cases import read, start, start_from_nothing, tables, write_study
+from helpers.warm_processes import WarmProcess
 from tdpo.cli.app import app
 from tdpo.comparison.cells import StudyFiles, cells_of, evaluation_recipe, training_recipe
 from tdpo.comparison.prompt_table import read_prompt_table
-from tdpo.comparison.running import CELL_FILE, DONE, Failure, Outcome, Report, run_cells
+from tdpo.comparison.running import CELL_FILE, DONE, PRELOADED, Failure, Outcome, Report, run_cells
 from tdpo.comparison.study import LOCK_FILE, _changed, _refuse_foreign_folder, check
+from tdpo.comparison.work import do_cell
 from tdpo.config import OnlineRecipe, PPORecipe, Recipe, RecipeError, Study, dump_study, load_recipe, load_study
 from tdpo.methods import ARMS
 from tdpo.recipe_data.prompts import read_recipe_prompts
@@ -39,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A study that nothing disturbed, and what the command printed."""
     path = write_study(tmp_path_factory.mktemp("whole"))
-    process = start_from_nothing(path)
+    process = start(path)
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
     return path, said
@@ -270,6 +272,25 @@ def job(study: Study, files: StudyFiles, cell: CellKey, report: Report) -> None:
     if cell.arm == "ppo_forward":
         raise ModuleNotFoundError("No module named 'nothing'")
     write_json(files.cell(cell) / CELL_FILE, {"state": DONE, "seconds": {}})
+
+
+LOADED_AHEAD = """
+import torch
+def asked(*_):
+    raise AssertionError("CUDA was asked")
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = torch._C._cuda_getDeviceCount = asked
+import {module}
+"""
+
+
+def test_the_work_of_cells_is_loaded_ahead_and_asks_cuda_nothing(tmp_path: Path) -> None:
+    """Or a process that is forked of the one that loaded it could not use a GPU."""
+    module = do_cell.__module__
+    assert module in PRELOADED
+    script = tmp_path / "load.py"
+    script.write_text(LOADED_AHEAD.format(module=module))
+    process = WarmProcess(script)
+    assert process.wait() == 0, process.errors
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,9 @@ def write_program(module: str, folder: Path, functions: Sequence[str]) -> Path:
 def run_two_processes(
     module: str, folder: Path, functions: Sequence[str] = ("distributed_run",), options: Sequence[str] = PLAIN
 ) -> None:
-    """Functions of `module`, called with `folder`, on two warm CPU processes with gloo, as `accelerate launch` has them.
+    """Call functions of `module` with `folder` on two warm CPU processes with gloo, as `accelerate launch` starts them.
 
-    That the launcher gives its processes this environment is what tests/training/test_launching.py shows.
+    They have the environment that the launcher would give them (tests/training/test_launching.py).
     """
     script = write_program(module, folder, functions)
     environments = launch_environments([*options, str(script)])

@@ -30,7 +30,9 @@ from .cells import StudyFiles, reference_cell
 DONE, FAILED = "done", "failed"
 Report = Callable[[str, int, int, str], None]  # stage, done, total, note
 Job = Callable[[Study, StudyFiles, CellKey, Report], None]
-_PRELOADED = ["torch", "transformers", "peft"]
+# What the fork server loads once for all cells: their work too, whose imports take more than a second. None of ours may
+# ask CUDA anything as it is imported: a forked process could then not use the GPU.
+PRELOADED = ("torch", "transformers", "peft", "tdpo.comparison.work")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class _Supervisor:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.context = multiprocessing.get_context(method)
         if method == "forkserver":
-            self.context.set_forkserver_preload(_PRELOADED)
+            self.context.set_forkserver_preload(list(PRELOADED))
             _start_forkserver()
 
     def run(self, cells: Sequence[CellKey]) -> Outcome:
