@@ -42,7 +42,8 @@ def launched_browser() -> Iterator[Any]:
 class Visit:
     """A page, what it wrote to the console, which errors it threw and what it asked for."""
 
-    def __init__(self, browser: Any, file: Path, *, drawn: bool = True, **context: Any) -> None:
+    def __init__(self, browser: Any, file: Path, *, drawn: bool = True, clock: bool = False, **context: Any) -> None:
+        """`drawn` waits for the figures; `clock` lets a test turn the page's time forward, which flows as always."""
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
         self.page = self.context.new_page()
         self.messages: list[str] = []
@@ -50,6 +51,8 @@ class Visit:
         self.page.on("console", lambda message: self.messages.append(message.text))
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
+        if clock:
+            self.page.clock.install()
         self.page.goto(file.as_uri())
         if drawn:
             self.page.wait_for_selector("html[data-drawn]", state="attached")

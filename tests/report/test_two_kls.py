@@ -270,13 +270,14 @@ def test_a_words_reward_is_changed_by_pressing_it(visit: Visit) -> None:
 
 @in_a_browser
 def test_it_moves_by_itself_to_the_end_and_can_be_paused(browser: Any, page_file: Path) -> None:
-    with Visit(browser, page_file, drawn=False) as visit:
+    with Visit(browser, page_file, drawn=False, clock=True) as visit:
         until(visit, "document.getElementById('kl-count').textContent !== 'step 0'")
         visit.page.click("text=Pause")
         count = visit.page.inner_text("#kl-count")
         visit.page.wait_for_timeout(200)
         assert visit.page.inner_text("#kl-count") == count
         visit.page.click("text=Play")
+        visit.page.clock.run_for(30_000)
         until(visit, "document.getElementById('kl-play').textContent === 'Play again'")
         assert policy(visit, "forward") == pytest.approx((-0.5, 2.5768), rel=0.01)
         assert visit.page.inner_text("#kl-status").startswith("Arrived.")
