@@ -28,8 +28,12 @@ GPU_TESTS = $(addprefix tests/, token_statistics training/offline/test_training_
 # the package anew.
 ON_CPU = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
-# What leaves a run for other programs: model, card and report for the hub, numbers for trackers.
+# What leaves a run for other programs: model, card and report for the hub, numbers for TensorBoard.
 HUB_TESTS = $(addprefix tests/, cli/test_push.py training/test_trackers.py)
+
+# All trackers whose numbers are read back: the group `trackers` of pyproject.toml, in an environment of its own, since
+# they do not agree with constraints.txt.
+TRACKERS = .venv-trackers
 
 # vLLM's build for CPUs, which needs versions of its own.
 ENGINES = .venv-vllm
@@ -37,7 +41,7 @@ ENGINES = .venv-vllm
 # What builds the archives and the site, in an environment of its own: the groups `dist` and `docs` of pyproject.toml.
 TOOLS = .venv-tools
 
-.PHONY: install demo demo-full test test-fast test-gpu test-oldest test-engines hub check bench dist site clean
+.PHONY: install demo demo-full test test-fast test-gpu test-oldest test-engines test-trackers hub check bench dist site clean
 
 install: $(STAMP)
 
@@ -104,9 +108,20 @@ test-engines: install
 	$(PYTHON) tests/engines/make_environment.py $(ENGINES)
 	TDPO_VLLM=$(ENGINES)/bin/vllm OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/engines
 
-# Uploads to a small hub on this machine, and what trackers are told: no network.
+# Uploads to a small hub on this machine, and what TensorBoard is told: no network.
 hub: install
 	$(ON_CPU) $(BIN)/python -m pytest $(HUB_TESTS)
+
+# What wandb, trackio, MLflow and TensorBoard have in their own files, compared with metrics.jsonl: an environment of 2 GB
+# the first time, then some minutes. No network.
+test-trackers: $(TRACKERS)/.installed
+	$(ON_CPU) TDPO_REQUIRE_TRACKERS=1 $(TRACKERS)/bin/python -m pytest tests/training/test_trackers.py
+
+$(TRACKERS)/.installed: pyproject.toml constraints-trackers.txt
+	test -x $(TRACKERS)/bin/python || $(PYTHON) -m venv $(TRACKERS)
+	$(TRACKERS)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"  # the first that reads groups
+	$(TRACKERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-trackers.txt -e ".[train]" --group trackers
+	touch $@
 
 # sdist and wheel in dist/, checked, and the wheel tried as a newcomer has it: in an empty environment, in a folder outside
 # the repository, with an empty cache.
@@ -130,4 +145,4 @@ $(TOOLS)/.installed: pyproject.toml constraints-tools.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(TOOLS) $(ENGINES) runs build dist site *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(TOOLS) $(ENGINES) $(TRACKERS) runs build dist site *.egg-info

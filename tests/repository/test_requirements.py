@@ -46,6 +46,12 @@ def test_the_newest_tested_versions_are_no_older() -> None:
         assert name not in newest or Version(newest[name]) >= Version(floor), name
 
 
+def test_trackers_are_tested_with_the_newest_tested_versions_where_they_agree_with_them() -> None:
+    newest, theirs = pins("constraints.txt"), pins("constraints-trackers.txt")
+    other = {name for name in newest.keys() & theirs.keys() if newest[name] != theirs[name]}
+    assert other == {"pillow", "pyarrow", "python-dateutil"}  # which MLflow and trackio want older
+
+
 def test_the_message_names_the_promised_version() -> None:
     assert floors()["transformers"] == hooks.OLDEST_TRANSFORMERS
 

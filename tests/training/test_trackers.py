@@ -1,84 +1,174 @@
-"""What a tracker gets: every number of metrics.jsonl, under the name that the docs give it."""
+"""What a tracker gets: every number of metrics.jsonl under the name that the docs give it, in one run for a directory.
+
+The suite's own environment has TensorBoard. `make test-trackers` runs this file where all four are installed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from helpers.ppo_cases import PROMPTS, letters, make_ppo
-from helpers.run_cases import go, recipe_in, write_inputs, write_rows
-from helpers.tiny_models import build_model
-from helpers.training_cases import make_trainer, plain_rows
-from tdpo.records.json_files import read_jsonl
+import pytest
 
-HEAD = {"step", "split", "time_s"}  # of a line of metrics.jsonl: a tracker has its own
-OF_RUN = {"epoch"}  # which transformers gives to trackers in every log
+from helpers.run_cases import go, ppo_recipe_in, recipe_in, write_inputs, write_rows
+from helpers.tracker_readers import (
+    OF_EVERY_LOG,
+    OF_THE_WHOLE_RUN,
+    TRACKERS,
+    TrackedRun,
+    documented_name,
+    keep_in,
+    tracked_runs,
+)
+from helpers.training_cases import StopAt, plain_rows
+from tdpo.config import AnyRecipe
+from tdpo.records.json_files import read_json, read_jsonl
 
-
-def tensorboard_tags(folder: Path) -> dict[str, list[float]]:
-    """The values of each name that was written for TensorBoard anywhere in `folder`."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    values: dict[str, list[float]] = {}
-    for file in folder.rglob("events.out.tfevents*"):
-        events = EventAccumulator(str(file)).Reload()
-        for tag in events.Tags()["scalars"]:
-            values.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
-    return values
+Folder = Callable[[str], Path]
+HEAD = {"step", "epoch", "split", "time_s"}  # of a line of metrics.jsonl: a tracker has its own
 
 
-def names_expected(folder: Path) -> dict[str, list[float]]:
-    """The names under which a tracker has what metrics.jsonl says: the split's, then the metric's."""
-    values: dict[str, list[float]] = {}
-    for line in read_jsonl(folder / "metrics.jsonl"):
-        for name, value in line.items():
-            if name in HEAD | OF_RUN:
-                continue
-            # The summary's own names begin with "train_" already, and transformers keeps them in its train group.
-            group = "eval" if line["split"] == "eval" else "train"
-            values.setdefault(f"{group}/{name}", []).append(value)
-    return values
+@pytest.fixture(scope="module", autouse=True)
+def _one_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in keep_in(tmp_path_factory.mktemp("trackers")).items():
+            patch.setenv(name, value)
+        yield
 
 
-def check(folder: Path, *some: str) -> None:
-    expected, tracked = names_expected(folder), tensorboard_tags(folder)
-    assert set(some) <= set(expected)
-    assert set(expected) <= set(tracked), set(expected) - set(tracked)
-    assert set(tracked) - set(expected) <= {"train/epoch", "eval/epoch"}
-    for name, values in expected.items():
-        assert len(tracked[name]) == len(values), name
-        assert all(abs(a - b) <= 1e-6 * max(abs(a), abs(b), 1e-6) for a, b in zip(tracked[name], values, strict=True))
+@pytest.fixture(params=TRACKERS)
+def tracker(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if find_spec(name) is None and not os.environ.get("TDPO_REQUIRE_TRACKERS"):
+        pytest.skip(f"{name} is not installed; make test-trackers has it")
+    return name
 
 
-def test_pairs(tmp_path: Path, tiny_model: Callable[..., Any], tokenizer: Any) -> None:
-    trainer = make_trainer(
-        tiny_model("llama"), tmp_path, tokenizer, eval_rows=plain_rows(4), report_to=["tensorboard"], logging_steps=1,
-        eval_strategy="steps", eval_steps=1, max_steps=2, kl={"direction": "reverse", "coefficient": 0.1},
+# TensorBoard's runs lie each in its own directory.
+of_those_with_one_place = pytest.mark.parametrize("tracker", TRACKERS[1:], indirect=True)
+
+
+def run_dir_in(folder: Path, tracker: str, test: str) -> Path:
+    """A run directory whose name no other test has: most trackers keep all runs in one place."""
+    return folder / f"{tracker}-{test}"
+
+
+def recipe_of_pairs(run_dir: Path, tracker: str, *overrides: str) -> AnyRecipe:
+    write_rows(run_dir.parent / "held_out.jsonl", plain_rows(3))
+    return recipe_in(
+        run_dir.parent, f"data.eval={run_dir.parent}/held_out.jsonl", "training.eval_steps=2",
+        "training.logging_steps=1", f"training.report_to=[{tracker}]", f"run_dir={run_dir}", *overrides,
     )  # fmt: skip
-    trainer.train()
-    check(tmp_path, "train/margin", "train/chosen_forward_kl", "train/kl_term", "eval/accuracy", "eval/margin")
 
 
-def test_rewards(tmp_path: Path, tokenizer: Any) -> None:
-    make_ppo(
-        build_model("llama"), tmp_path, tokenizer, letters, PROMPTS, report_to=["tensorboard"], iterations=1,
-        eval_dataset=PROMPTS[:2], eval_strategy="steps", eval_steps=1, logging_steps=1,
-    ).train()  # fmt: skip
-    check(tmp_path, "train/reward_mean", "train/reverse_kl", "eval/reward_mean")
+def names_expected(tracker: str, run_dir: Path) -> dict[str, list[float]]:
+    """The values of metrics.jsonl by the names under which the tracker has them."""
+    values: dict[str, list[float]] = {}
+    for line in read_jsonl(run_dir / "metrics.jsonl"):
+        for name in line.keys() - HEAD:
+            values.setdefault(documented_name(tracker, line["split"], name), []).append(line[name])
+    if tracker == "wandb":  # a summary has the last value, and a run that was stopped has had another one
+        values |= {name: values[name][-1:] for name in OF_THE_WHOLE_RUN if name in values}
+    return values
 
 
-def test_the_evaluation_at_the_end_of_a_command_belongs_to_the_same_run(
-    tmp_path: Path, tiny_folder: Callable[[str], Path]
-) -> None:
-    """Trackers begin another run for what is logged after they were told that the training has ended."""
-    folder = write_inputs(tmp_path, tiny_folder("llama"))
-    write_rows(folder / "held_out.jsonl", plain_rows(3))
-    recipe = recipe_in(
-        folder, f"data.eval={folder}/held_out.jsonl", "training.eval_steps=2", "training.report_to=[tensorboard]"
+def its_run(tracker: str, run_dir: Path, *, among: int = 1) -> TrackedRun:
+    """The run of the directory, which is one; `among` so many of its name."""
+    runs = tracked_runs(tracker, run_dir)
+    assert len(runs) == (1 if tracker == "tensorboard" else among), [run.name for run in runs]
+    [run] = [run for run in runs if run.identity == read_json(run_dir / "trackers.json")[tracker]]
+    if tracker == "tensorboard":  # which names a run by where it lies
+        assert run.name.startswith(f"{run_dir.name}/runs/")
+    elif tracker == "trackio":  # which knows runs by their names
+        assert run.name == run_dir.name or (among > 1 and run.name == f"{run_dir.name}-{among}")
+    else:
+        assert run.name == run_dir.name
+    return run
+
+
+def check(tracker: str, run_dir: Path, *some: tuple[str, str], among: int = 1) -> None:
+    """The directory's run has every number; `some` are a split and a metric that must be among them."""
+    run, expected = its_run(tracker, run_dir, among=among), names_expected(tracker, run_dir)
+    assert {documented_name(tracker, split, name) for split, name in some} <= expected.keys()
+    assert run.values.keys() - set(OF_EVERY_LOG) == expected.keys()
+    precision = 1e-6 if tracker == "tensorboard" else 0.0  # TensorBoard's are float32
+    for name, values in expected.items():
+        assert run.values[name] == pytest.approx(values, rel=precision, abs=precision), name
+
+
+def test_pairs(tmp_path: Path, tiny_folder: Folder, tracker: str) -> None:
+    """The evaluation at the end of a command belongs to the run: trackers were told that the training has ended."""
+    write_inputs(tmp_path, tiny_folder("llama"))
+    recipe = recipe_of_pairs(
+        run_dir_in(tmp_path, tracker, "pairs"), tracker, "loss.kl.direction=reverse", "loss.kl.coefficient=0.1"
     )
     run = go(recipe)
-    assert len(list(run.path.rglob("events.out.tfevents*"))) == 1
-    lines = [line for line in read_jsonl(run.path / "metrics.jsonl") if line["split"] == "eval"]
-    assert [line["step"] for line in lines] == [2, 4, 4]
-    assert len(tensorboard_tags(run.path)["eval/margin"]) == len(lines)
+    evaluations = [line["step"] for line in read_jsonl(run.path / "metrics.jsonl") if line["split"] == "eval"]
+    assert evaluations == [2, 4, 4]
+    check(
+        tracker, run.path, ("train", "margin"), ("train", "chosen_forward_kl"), ("train", "kl_term"),
+        ("eval", "accuracy"), ("eval", "margin"), ("summary", "train_loss"),
+    )  # fmt: skip
+
+
+def test_rewards(tmp_path: Path, tiny_folder: Folder, tracker: str) -> None:
+    folder = write_inputs(tmp_path, tiny_folder("llama"))
+    recipe = ppo_recipe_in(
+        folder, f"environment.held_out={folder}/prompts.jsonl", "ppo.eval_every=1", f"ppo.report_to=[{tracker}]",
+        f"run_dir={run_dir_in(folder, tracker, 'rewards')}",
+    )  # fmt: skip
+    run = go(recipe)
+    check(
+        tracker, run.path, ("train", "reward_mean"), ("train", "reverse_kl"), ("eval", "reward_mean"),
+        ("summary", "train_loss"),
+    )  # fmt: skip
+
+
+@of_those_with_one_place
+def test_a_resumed_run_goes_on_in_its_own(tmp_path: Path, tiny_folder: Folder, tracker: str) -> None:
+    """Though a directory of the same name was trained in meanwhile, and a setting that trackers keep has changed."""
+    ours, others = (run_dir_in(tmp_path / name, tracker, "resumed") for name in ("ours", "others"))
+    for run_dir in (ours, others):
+        run_dir.parent.mkdir()
+        write_inputs(run_dir.parent, tiny_folder("llama"))
+    with pytest.raises(KeyboardInterrupt):
+        go(recipe_of_pairs(ours, tracker), callbacks=[StopAt(2, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+    go(recipe_of_pairs(others, tracker, "training.max_steps=1", "training.save_steps=1"))
+    go(recipe_of_pairs(ours, tracker, "training.save_total_limit=3"), resume=True)
+    assert [line["step"] for line in read_jsonl(ours / "metrics.jsonl") if line["split"] == "train"] == [1, 2, 3, 4]
+    check(tracker, ours, ("train", "margin"), ("eval", "margin"), among=2)
+    check(tracker, others, ("train", "margin"), among=2)
+
+
+@of_those_with_one_place
+def test_a_run_that_replaces_another_is_a_run_of_its_own(tmp_path: Path, tiny_folder: Folder, tracker: str) -> None:
+    write_inputs(tmp_path, tiny_folder("llama"))
+    run_dir = run_dir_in(tmp_path, tracker, "replaced")
+    said: list[str] = []
+    for _ in range(2):
+        go(recipe_of_pairs(run_dir, tracker, "training.max_steps=2"), overwrite=True, say=said.append)
+    check(tracker, run_dir, among=2)
+    sentence = f"trackio has a run {run_dir.name} already; this one is {run_dir.name}-2."
+    assert said.count(sentence) == (1 if tracker == "trackio" else 0)
+
+
+def test_what_a_killed_run_logged_after_its_checkpoint(tmp_path: Path, tiny_folder: Folder, tracker: str) -> None:
+    """It is logged again: TensorBoard has it once, the others twice with one value, as the run is the same."""
+    write_inputs(tmp_path, tiny_folder("llama"))
+    run_dir = run_dir_in(tmp_path, tracker, "killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        go(recipe_of_pairs(run_dir, tracker), callbacks=[StopAt(4, killed)])
+    go(recipe_of_pairs(run_dir, tracker), resume=True)
+    margin = documented_name(tracker, "train", "margin")
+    if tracker == "tensorboard":
+        check(tracker, run_dir)
+    steps = {line["step"]: line["margin"] for line in read_jsonl(run_dir / "metrics.jsonl") if line["split"] == "train"}
+    expected = [steps[step] for step in ((1, 2, 3, 4) if tracker == "tensorboard" else (1, 2, 3, 3, 4))]
+    assert its_run(tracker, run_dir).values[margin] == pytest.approx(expected, rel=1e-5)
+
+
+def killed() -> None:
+    raise RuntimeError("killed")

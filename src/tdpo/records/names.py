@@ -16,6 +16,7 @@ SAMPLES_FILE = "samples.jsonl"
 BASE_SAMPLES_FILE = "base_samples.json"
 ANSWERS_FILE = "answers.jsonl"
 REPORT_FILE = "report.html"
+TRACKERS_FILE = "trackers.json"  # by what each tracker knows the run
 MODEL_FOLDER = "model"
 # What a trainer that is used in Python leaves beside these in its output_dir, in the place of a recipe.
 TRAINER_FILE = "trainer.json"

@@ -19,6 +19,7 @@ from ..records.names import (
     REPORT_FILE,
     SAMPLES_FILE,
     STATUS_FILE,
+    TRACKERS_FILE,
 )
 from .checkpoints import is_checkpoint
 
@@ -28,7 +29,7 @@ STAGED_MODEL = ".model-being-saved"
 BEING_MOVED = ".run-being-moved"  # the old run, while it is moved aside or back
 FILES = (
     RECIPE_FILE, MACHINE_FILE, STATUS_FILE, DATA_FILE, METRICS_FILE, COMPLETIONS_FILE, EVALUATION_FILE, SAMPLES_FILE,
-    BASE_SAMPLES_FILE, ANSWERS_FILE, REPORT_FILE,
+    BASE_SAMPLES_FILE, ANSWERS_FILE, REPORT_FILE, TRACKERS_FILE,
 )  # fmt: skip
 FOLDERS = (MODEL_FOLDER, STAGED_MODEL, ADAPTERS_FOLDER)
 LEFT_OVER = ("metrics.tmp",)  # of earlier versions

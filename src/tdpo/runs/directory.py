@@ -5,6 +5,7 @@
     status.json        {"state": "running|finished|interrupted|failed", "step", "max_steps", "updated", "error"}
     data.json          what was read, skipped, cut
     metrics.jsonl      one line a log
+    trackers.json      by what each tracker of report_to knows this run
     completions.jsonl  responses that a PPO run learned from, some of each iteration
     checkpoint-N/      complete once it holds the file COMPLETE; inputs.json names what it was trained with
     model/             what was trained

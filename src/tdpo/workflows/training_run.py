@@ -19,7 +19,7 @@ from ..config import AnyRecipe, Optimizing, Precision, Recording
 from ..models.product_speed import why_slow
 from ..recipe_data.input_digests import recipe_inputs, settle_inputs
 from ..records.run_times import cache_seconds, training_seconds
-from ..runs import RunDirectory
+from ..runs import RunDirectory, checkpoint_step
 from ..sampling.engines import BUILT_IN
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
 from ..training.resumption import checkpoint_to_resume
@@ -174,7 +174,8 @@ def run_training(
             say(f"{slow}.")
         say(f"Continuing from {checkpoint}." if checkpoint else f"{data.amount}.")
         judged = data.held_out is not None and judge_held_out
-        with open_trackers(trainer):
+        resumed_at = None if checkpoint is None else checkpoint_step(checkpoint)
+        with open_trackers(trainer, run, resumed_at=resumed_at, say=say):
             with stop.listening():
                 result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             stop.raise_if_asked()
