@@ -7,14 +7,14 @@ theirs that are not public; `make test-trackers` checks that they are what is ex
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 
-Say = Callable[[str], None]
+from .callbacks import Say
 
 # What transformers' callback for trackio leaves out, as the one for wandb does, which puts it into the run's summary.
 KEPT_BACK = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")

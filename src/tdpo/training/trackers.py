@@ -6,7 +6,7 @@ the evaluation after it, and a resumption goes on with the tracker's run, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from ..records.json_files import read_json
 from ..records.names import TRACKERS_FILE
 from ..runs import RunDirectory
+from .callbacks import Say
 from .tracker_runs import KINDS, TrackerRun
-
-Say = Callable[[str], None]
 
 
 @contextmanager
