@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,10 @@ def written_folders(recipe: AnyRecipe) -> dict[str, Path]:
         is_needed = own is not None or recipe.training.reference == "cache"  # "auto" can do without
         if is_needed and not any(root.glob(f"*/{MANIFEST}")):  # where there are caches, this run's may be among them
             folders[key] = root
-    if BUNDLED in _models_of(recipe) and not (converted_folder() / "config.json").exists():
-        folders["TDPO_CACHE"] = converted_folder()
+    if BUNDLED in _models_of(recipe):
+        with suppress(FileNotFoundError):  # the model is not on this machine; the checks of models say so
+            if not (converted_folder() / "config.json").exists():
+                folders["TDPO_CACHE"] = converted_folder()
     return folders
 
 
