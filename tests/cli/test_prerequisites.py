@@ -8,6 +8,7 @@ import os
 import sys
 import types
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from click.testing import Result
 from helpers.tiny_models import build_model
 from helpers.training_cases import make_trainer, plain_rows
 from tdpo.config import load_recipe
+from tdpo.models import bundled
 from tdpo.records import folders
 from tdpo.workflows import disk_room, prerequisites
 from tdpo.workflows.disk_room import DiskRoom, bytes_of_files
@@ -109,6 +111,18 @@ def test_a_folder_that_cannot_be_written_to(asks: Callable[..., str], monkeypatc
     monkeypatch.setattr(folders.tempfile, "TemporaryFile", refuse)
     said = asks()
     assert said.startswith("run_dir: run cannot be written to (") and "Read-only file system); choose another" in said
+
+
+def test_a_bundled_model_that_is_not_on_this_machine(
+    asks: Callable[..., str], call: Call, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> Any:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(bundled, "distribution", missing)
+    monkeypatch.setenv("TDPO_CACHE", str(tmp_path / "empty"))
+    assert "Fetch it once (90 MB) with: tdpo cache fetch" in asks("model.name=smollm2-135m")
+    assert "✓ run_dir  run is free" in call("doctor", str(recipe_file), "model.name=smollm2-135m").output
 
 
 def test_targets_that_match_nothing(asks: Callable[..., str]) -> None:
