@@ -21,27 +21,51 @@ from _harness import MIB, RESULTS, PeakMemory, child_environment, hardware, numb
 
 TEXT = "the ship came home before the storm and nobody had seen the harbour so quiet in all those years "
 WORDS = TEXT.split()
+# Untrained models with the tokenizer of the bundled one. `wide` has the vocabulary of Qwen3, which is most of its weights.
 TINY = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16}  # fmt: skip
-# A row of some 290 tokens is enough for a model of 135 M weights: its activations are larger than its weights.
-PAIRS: dict[str, Any] = {"training": {"max_steps": 2, "batch_size": 1, "save_steps": None}}
+WIDE = {**TINY, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "head_dim": 32,
+        "vocab_size": 151936, "tie_word_embeddings": False}  # fmt: skip
+# A row of some 290 tokens is enough for a model of 135 M weights: its activations are about as large as its weights.
+STEPS = {"max_steps": 2, "batch_size": 1, "save_steps": None}
 PPO: dict[str, Any] = {
-    "environment": "sentiment",
+    "environment": {"name": "sentiment"},
     "rollouts": {"completions": 4, "max_new_tokens": 16},
     "ppo": {"iterations": 1, "minibatch_size": None, "epochs": 1, "save_every": None},
 }
+ONLINE: dict[str, Any] = {
+    "environment": {"name": "sentiment"},
+    "rollouts": {"completions": 8, "max_new_tokens": 16},
+    "online": {"iterations": 2, "save_every": None},
+}
+FULL = {"lora": None}
+
+
+def pairs(model: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
+    return {"model": model or {}, "training": {**STEPS, **training}}
+
+
 CASES: dict[str, dict[str, Any]] = {
-    "pairs-lora": {**PAIRS},
-    "pairs-full": {**PAIRS, "model": {"lora": None}},
-    "pairs-full-checkpointing": {
-        **PAIRS,
-        "model": {"lora": None},
-        "training": {**PAIRS["training"], "gradient_checkpointing": True},
-    },
-    "ppo-lora": {**PPO},
-    "ppo-full": {**PPO, "model": {"lora": None}},
-    "tiny-pairs-full": {"model": {"name": "tiny", "lora": None}, "training": {**PAIRS["training"], "batch_size": 16}},
-    "tiny-ppo-full": {**PPO, "model": {"name": "tiny", "lora": None}},
+    "pairs-lora": pairs(),
+    "pairs-lora-live": pairs(reference="model"),
+    "pairs-lora-two": pairs(batch_size=2),
+    "pairs-lora-long": {**pairs(), "words": 220},
+    "pairs-lora-checkpointing": {**pairs(batch_size=2, gradient_checkpointing=True), "words": 220},
+    "pairs-lora-bfloat16": pairs({"dtype": "bfloat16"}),
+    "pairs-lora-4bit": pairs({"quantization": {"bits": 4}}),
+    "pairs-full": pairs(FULL),
+    "pairs-full-live": pairs(FULL, reference="model"),
+    "pairs-full-checkpointing": {**pairs(FULL, batch_size=2, gradient_checkpointing=True), "words": 220},
+    "pairs-full-mixed": pairs(FULL, precision="bfloat16-mixed"),
+    "tiny-pairs-full": pairs({"name": "tiny", **FULL}, batch_size=16),
+    "wide-pairs-full": pairs({"name": "wide", **FULL}, batch_size=4),
+    "wide-pairs-lora": pairs({"name": "wide"}, batch_size=8),
+    "ppo-lora": PPO,
+    "ppo-full": {**PPO, "model": FULL},
+    "tiny-ppo-critic": {**PPO, "model": {"name": "tiny", **FULL}, "ppo": {**PPO["ppo"], "value_model": "tiny"}},
+    "wide-ppo-full": {**PPO, "model": {"name": "wide", **FULL}},
+    "online-lora": ONLINE,
+    "wide-online-full": {**ONLINE, "model": {"name": "wide", **FULL}},
 }
 
 
@@ -50,30 +74,36 @@ def text(start: int, words: int) -> str:
 
 
 def write_recipe(case: str, folder: Path) -> Path:
-    """A recipe, its rows of about 100 tokens for prompt and each response, and the tiny model where it is wanted."""
+    """A recipe, its rows (of about 100 tokens for prompt and each response), and the models that it names."""
     recipe = {**CASES[case], "run_dir": str(folder / "run")}
-    if "ppo" not in recipe:
-        rows = [{"prompt": text(i, 90), "chosen": text(i + 1, 95), "rejected": text(i + 2, 95)} for i in range(16)]
+    words = recipe.pop("words", 95)
+    if "training" in recipe:
+        rows = [{"prompt": text(i, words), "chosen": text(i + 1, words), "rejected": text(i + 2, words)} for i in range(16)]
         rows = rows[: 2 * recipe["training"]["batch_size"]]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         recipe["data"] = {"train": str(folder / "rows.jsonl")}
-    if recipe.get("model", {}).get("name") == "tiny":
-        recipe["model"] = {**recipe["model"], "name": str(folder / "tiny")}
-        save_tiny(folder / "tiny")
+    for section, key in (("model", "name"), ("ppo", "value_model")):
+        kind = recipe.get(section, {}).get(key)
+        if kind is not None:
+            recipe[section] = {**recipe[section], key: str(folder / kind)}
+            save_untrained(kind, folder / kind)
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe))  # JSON is YAML
     return path
 
 
-def save_tiny(folder: Path) -> None:
+def save_untrained(kind: str, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3Config
 
     from tdpo.models import configuration_of, load_tokenizer
 
-    config = configuration_of("smollm2-135m")
-    for name, value in TINY.items():
+    base = configuration_of("smollm2-135m")
+    config = base if kind == "tiny" else Qwen3Config(bos_token_id=base.bos_token_id, eos_token_id=base.eos_token_id)
+    for name, value in (TINY if kind == "tiny" else WIDE).items():
         setattr(config, name, value)
+    if kind == "wide":
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     load_tokenizer("smollm2-135m").save_pretrained(folder)
@@ -104,6 +134,7 @@ def measure(case: str, folder: Path) -> dict[str, Any]:
     from tdpo.config import Recipe, load_recipe
     from tdpo.runs import RunDirectory
     from tdpo.workflows.memory_room import ModelsOfRun, memory_of
+    from tdpo.workflows.online import train_online
     from tdpo.workflows.ppo import train_ppo
     from tdpo.workflows.train import train
 
