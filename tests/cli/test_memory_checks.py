@@ -17,7 +17,8 @@ from helpers.tiny_models import build_model
 from tdpo.cli._memory_checks import _device, _memory
 from tdpo.config import load_recipe
 from tdpo.workflows.memory_batches import LearnedBatch
-from tdpo.workflows.memory_room import MemoryRoom, ModelsOfRun, memory_of
+from tdpo.workflows.memory_room import MemoryRoom, memory_of
+from tdpo.workflows.models_of_run import ModelsOfRun
 
 BATCH = LearnedBatch(rows=4, tokens=24, counted=32, sequence=16, response=8)
 NUMBERS = sum(p.numel() for p in build_model("llama").parameters())
