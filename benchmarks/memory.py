@@ -3,10 +3,10 @@
     python benchmarks/memory.py                     # all cases, each in a process of its own
     python benchmarks/memory.py --cases pairs-lora ppo-lora
 
-Measured are the bytes that torch's allocator has given out at once in a short run of the recipe on the CPU, from loading
-the model to saving it, as torch's profiler reports each of them. That is what `torch.cuda.max_memory_allocated` counts on
-a GPU; memory of libraries, and files that are mapped while a model loads, are not in it. `ratio` is the estimate divided
-by it: below 1 the run needs more than was said.
+Measured are the bytes that torch's allocator has given out at once in a short run of the recipe on the CPU, from
+loading the model to saving it, as torch's profiler reports each of them. That is what `torch.cuda.max_memory_allocated`
+counts on a GPU; memory of libraries, and files that are mapped while a model loads, are not in it. `ratio` is the
+estimate divided by it: below 1 the run needs more than was said.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from _harness import MIB, RESULTS, child_environment, hardware, number, print_ta
 COMMAND = "python benchmarks/memory.py"
 TEXT = "the ship came home before the storm and nobody had seen the harbour so quiet in all those years "
 WORDS = TEXT.split()
-# Untrained models with the tokenizer of the bundled one. `wide` has the vocabulary of Qwen3, which is most of its weights.
+# Untrained models with the bundled one's tokenizer. `wide` has the vocabulary of Qwen3, which is most of its weights.
 TINY = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16}  # fmt: skip
 WIDE = {**TINY, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "head_dim": 32,
@@ -86,10 +86,9 @@ def write_recipe(case: str, folder: Path) -> Path:
     recipe = {**CASES[case], "run_dir": str(folder / "run")}
     words = recipe.pop("words", 95)
     if "training" in recipe:
-        rows = [
-            {"prompt": text(i, words), "chosen": text(i + 1, words), "rejected": text(i + 2, words)} for i in range(16)
-        ]
-        rows = rows[: 2 * recipe["training"]["batch_size"]]
+        starts = range(min(16, 2 * recipe["training"]["batch_size"]))
+        keys = ("prompt", "chosen", "rejected")
+        rows = [{key: text(start + i, words) for i, key in enumerate(keys)} for start in starts]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         recipe["data"] = {"train": str(folder / "rows.jsonl")}
     for section, key in (("model", "name"), ("ppo", "value_model")):

@@ -124,9 +124,8 @@ def memory_of(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch, devic
     products: torch.dtype = getattr(torch, precision.products)
     rounded = [p for p in (*policy.parameters(), *critic) if precision.is_mixed and p.dtype != products]
     gradients = _bytes(trained) // devices
-    own_responses = not isinstance(recipe, Recipe)
     head = _head_weight(models)
-    keeps_head = not _has_frozen_head(models) and (is_cached or own_responses)
+    keeps_head = not _has_frozen_head(models) and (is_cached or not isinstance(recipe, Recipe))
     room = MemoryRoom(
         weights=kept // devices + (0 if devices == 1 else _gathered(policy)) + (_bytes([head]) if keeps_head else 0),
         gradients=gradients,
@@ -138,7 +137,7 @@ def memory_of(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch, devic
         step=max(
             _step(trained, settings.optimizer, device_of(recipe.model.device)) // devices, _second_gradient(models)
         ),
-        cache=_drawn(recipe, policy, batch, devices) if own_responses else 0,
+        cache=0 if isinstance(recipe, Recipe) else _drawn(recipe, policy, batch, devices),
         collecting=_collecting(recipe, models, kept, devices),
     )
     return replace(room, activations=_activations(recipe, models, batch))  # last: it changes dtypes of the models
@@ -211,7 +210,7 @@ def _walk(models: ModelsOfRun, batch: LearnedBatch) -> int:
 
 
 def _second_gradient(models: ModelsOfRun) -> int:
-    """Of a head that is the embedding too: the embedding's comes last in a backward pass, and is added to the head's."""
+    """Of a head that is the embedding too: the embedding's ends a backward pass, and is added to the head's."""
     head = _head_weight(models)
     is_tied = head is causal_lm_of(models.policy).get_input_embeddings().weight
     return _bytes([head]) if is_tied and head.requires_grad else 0
