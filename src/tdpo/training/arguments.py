@@ -199,8 +199,9 @@ def one_process_a_device(args: Arguments, warn: Any) -> None:
 
 
 def _launches_deepspeed(args: Any) -> bool:
-    """The same as `is_deepspeed` will say, of arguments that transformers has not read yet."""
-    return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1")
+    """Whether this is a process of a launch, and `is_deepspeed` will hold once transformers has read the arguments."""
+    asked = bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1")
+    return asked and "LOCAL_RANK" in os.environ
 
 
 def is_deepspeed(args: Any) -> bool:

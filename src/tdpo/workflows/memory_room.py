@@ -125,7 +125,7 @@ def memory_of(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch, devic
     rounded = [p for p in (*policy.parameters(), *critic) if precision.is_mixed and p.dtype != products]
     gradients = _bytes(trained) // devices
     head = _head_weight(models)
-    keeps_head = not _has_frozen_head(models) and (is_cached or not isinstance(recipe, Recipe))
+    keeps_head = not _has_frozen_head(models) and (is_cached or isinstance(recipe, PPORecipe))
     room = MemoryRoom(
         weights=kept // devices + (0 if devices == 1 else _gathered(policy)) + (_bytes([head]) if keeps_head else 0),
         gradients=gradients,
