@@ -22,6 +22,7 @@ TRAINER_HOOKS = (
     "_get_output_dir",
     "_get_train_sampler",
     "_load_best_model",
+    "_save",
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
