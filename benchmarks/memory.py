@@ -3,8 +3,10 @@
     python benchmarks/memory.py                     # all cases, each in a process of its own
     python benchmarks/memory.py --cases pairs-lora ppo-lora
 
-Measured is the highest resident memory of a short training over that of the process before it loads the model, on the
-CPU. `ratio` is the estimate divided by it: below 1 the run needs more than was said.
+Measured are the bytes that torch's allocator has given out at once in a short run of the recipe on the CPU, from
+loading the model to saving it, as torch's profiler reports each of them. That is what `torch.cuda.max_memory_allocated`
+counts on a GPU; memory of libraries, and files that are mapped while a model loads, are not in it. `ratio` is the
+estimate divided by it: below 1 the run needs more than was said.
 """
 
 from __future__ import annotations
@@ -14,34 +16,64 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from _harness import MIB, RESULTS, PeakMemory, child_environment, hardware, number, print_table, versions
+from _harness import MIB, RESULTS, child_environment, hardware, number, print_table, versions
 
+COMMAND = "python benchmarks/memory.py"
 TEXT = "the ship came home before the storm and nobody had seen the harbour so quiet in all those years "
 WORDS = TEXT.split()
+# Untrained models with the bundled one's tokenizer. `wide` has the vocabulary of Qwen3, which is most of its weights.
 TINY = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16}  # fmt: skip
-# A row of some 290 tokens is enough for a model of 135 M weights: its activations are larger than its weights.
-PAIRS: dict[str, Any] = {"training": {"max_steps": 2, "batch_size": 1, "save_steps": None}}
+WIDE = {**TINY, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "head_dim": 32,
+        "vocab_size": 151936, "tie_word_embeddings": False}  # fmt: skip
+# A row of some 290 tokens is enough for a model of 135 M weights: its activations are about as large as its weights.
+STEPS = {"max_steps": 2, "batch_size": 1, "save_steps": None}
+SENTIMENT = {"name": "sentiment", "max_prompts": 16, "max_held_out": 16}
 PPO: dict[str, Any] = {
-    "environment": "sentiment",
+    "environment": SENTIMENT,
     "rollouts": {"completions": 4, "max_new_tokens": 16},
     "ppo": {"iterations": 1, "minibatch_size": None, "epochs": 1, "save_every": None},
 }
+ONLINE: dict[str, Any] = {
+    "environment": SENTIMENT,
+    "rollouts": {"completions": 8, "max_new_tokens": 16},
+    "online": {"iterations": 2, "save_every": None},
+}
+FULL = {"lora": None}
+
+
+def pairs(model: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
+    return {"model": model or {}, "training": {**STEPS, **training}}
+
+
 CASES: dict[str, dict[str, Any]] = {
-    "pairs-lora": {**PAIRS},
-    "pairs-full": {**PAIRS, "model": {"lora": None}},
-    "pairs-full-checkpointing": {
-        **PAIRS,
-        "model": {"lora": None},
-        "training": {**PAIRS["training"], "gradient_checkpointing": True},
-    },
-    "ppo-lora": {**PPO},
-    "ppo-full": {**PPO, "model": {"lora": None}},
-    "tiny-pairs-full": {"model": {"name": "tiny", "lora": None}, "training": {**PAIRS["training"], "batch_size": 16}},
-    "tiny-ppo-full": {**PPO, "model": {"name": "tiny", "lora": None}},
+    "pairs-lora": pairs(),
+    "pairs-lora-live": pairs(reference="model"),
+    "pairs-lora-two": pairs(batch_size=2),
+    "pairs-lora-long": {**pairs(), "words": 220},
+    "pairs-lora-checkpointing": {**pairs(batch_size=2, gradient_checkpointing=True), "words": 220},
+    "pairs-lora-bfloat16": pairs({"dtype": "bfloat16"}),
+    "pairs-lora-4bit": pairs({"quantization": {"bits": 4}}),
+    "pairs-full": pairs(FULL),
+    "pairs-full-live": pairs(FULL, reference="model"),
+    "pairs-full-checkpointing": {**pairs(FULL, batch_size=2, gradient_checkpointing=True), "words": 220},
+    "pairs-full-mixed": pairs(FULL, precision="bfloat16-mixed"),
+    "tiny-pairs-full": pairs({"name": "tiny", **FULL}, batch_size=16),
+    "tiny-pairs-sgd": pairs({"name": "tiny", **FULL}, optimizer="sgd"),
+    "tiny-pairs-parts": pairs({"name": "tiny", **FULL}, batch_size=4, micro_batch_size=1),
+    "wide-pairs-full": pairs({"name": "wide", **FULL}, batch_size=4),
+    "wide-pairs-lora": pairs({"name": "wide"}, batch_size=8),
+    "ppo-lora": PPO,
+    "ppo-full": {**PPO, "model": FULL},
+    "tiny-ppo-critic": {**PPO, "model": {"name": "tiny", **FULL}, "ppo": {**PPO["ppo"], "value_model": "tiny"}},
+    "wide-ppo-full": {**PPO, "model": {"name": "wide", **FULL}},
+    "online-lora": ONLINE,
+    "wide-online-full": {**ONLINE, "model": {"name": "wide", **FULL}},
 }
 
 
@@ -50,30 +82,37 @@ def text(start: int, words: int) -> str:
 
 
 def write_recipe(case: str, folder: Path) -> Path:
-    """A recipe, its rows of about 100 tokens for prompt and each response, and the tiny model where it is wanted."""
+    """A recipe, its rows (of about 100 tokens for prompt and each response), and the models that it names."""
     recipe = {**CASES[case], "run_dir": str(folder / "run")}
-    if "ppo" not in recipe:
-        rows = [{"prompt": text(i, 90), "chosen": text(i + 1, 95), "rejected": text(i + 2, 95)} for i in range(16)]
-        rows = rows[: 2 * recipe["training"]["batch_size"]]
+    words = recipe.pop("words", 95)
+    if "training" in recipe:
+        starts = range(min(16, 2 * recipe["training"]["batch_size"]))
+        keys = ("prompt", "chosen", "rejected")
+        rows = [{key: text(start + i, words) for i, key in enumerate(keys)} for start in starts]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         recipe["data"] = {"train": str(folder / "rows.jsonl")}
-    if recipe.get("model", {}).get("name") == "tiny":
-        recipe["model"] = {**recipe["model"], "name": str(folder / "tiny")}
-        save_tiny(folder / "tiny")
+    for section, key in (("model", "name"), ("ppo", "value_model")):
+        kind = recipe.get(section, {}).get(key)
+        if kind is not None:
+            recipe[section] = {**recipe[section], key: str(folder / kind)}
+            save_untrained(kind, folder / kind)
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe))  # JSON is YAML
     return path
 
 
-def save_tiny(folder: Path) -> None:
+def save_untrained(kind: str, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3Config
 
     from tdpo.models import configuration_of, load_tokenizer
 
-    config = configuration_of("smollm2-135m")
-    for name, value in TINY.items():
+    base = configuration_of("smollm2-135m")
+    config = base if kind == "tiny" else Qwen3Config(bos_token_id=base.bos_token_id, eos_token_id=base.eos_token_id)
+    for name, value in (TINY if kind == "tiny" else WIDE).items():
         setattr(config, name, value)
+    if kind == "wide":
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     load_tokenizer("smollm2-135m").save_pretrained(folder)
@@ -94,16 +133,30 @@ def largest_batch(recipe: Any) -> Any:
         return batch_of_pairs(
             recipe, tokenize_rows(rows, recipe, tokenizer, model_facts(recipe.model.name, tokenizer)).pairs
         )
-    train, _, _ = read_recipe_prompts(recipe)
-    encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in train])
-    return batch_of_prompts(recipe, max(map(len, encoded)), new_tokens_of(recipe))
+    train, held_out, _ = read_recipe_prompts(recipe)
+    encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in (*train, *held_out)])
+    return batch_of_prompts(recipe, max(map(len, encoded)), new_tokens_of(recipe), held_out=len(held_out))
+
+
+def allocated_at_once(run: Callable[[], object]) -> int:
+    """The most bytes that torch's allocator has given out at a time while `run` runs."""
+    from torch.autograd.profiler import profile
+
+    with profile(profile_memory=True) as recorded:
+        run()
+    result = recorded.kineto_results
+    assert result is not None
+    events = sorted((e.start_ns(), e.nbytes()) for e in result.events() if e.name() == "[memory]")
+    return max(accumulate(size for _, size in events))
 
 
 def measure(case: str, folder: Path) -> dict[str, Any]:
     """Estimate, then train a little; in MiB."""
-    from tdpo.config import Recipe, load_recipe
+    from tdpo.config import OnlineRecipe, Recipe, load_recipe
     from tdpo.runs import RunDirectory
-    from tdpo.workflows.memory_room import ModelsOfRun, memory_of
+    from tdpo.workflows.memory_room import memory_of
+    from tdpo.workflows.models_of_run import ModelsOfRun
+    from tdpo.workflows.online import train_online
     from tdpo.workflows.ppo import train_ppo
     from tdpo.workflows.train import train
 
@@ -112,14 +165,16 @@ def measure(case: str, folder: Path) -> dict[str, Any]:
     assert models is not None
     room = memory_of(recipe, models, batch)
     del models
-    peak = PeakMemory()
+    run_recipe: Any = (
+        train if isinstance(recipe, Recipe) else train_online if isinstance(recipe, OnlineRecipe) else train_ppo
+    )
     with RunDirectory.training(recipe) as run:
-        (train if isinstance(recipe, Recipe) else train_ppo)(recipe, run)  # type: ignore[arg-type]
-    parts = {name: value / MIB for name, value in vars(room).items() if value is not None}
+        peak = allocated_at_once(lambda: run_recipe(recipe, run))
     return {
         "estimate": room.peak / MIB,
-        "measured": peak.read(),
-        "parts": parts,
+        "measured": peak / MIB,
+        "moment": room.peak_moment,
+        "parts": {name: value / MIB for name, value in vars(room).items() if value is not None},
         "rows": batch.rows,
         "tokens": batch.tokens,
     }
@@ -128,6 +183,7 @@ def measure(case: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--more", action="store_true", help="add to the cases of the file, or measure these again")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
     settings = parser.parse_args()
@@ -135,14 +191,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measure(settings.one, Path(folder))))
         return
-    found = {}
+    found = json.loads(settings.out.read_text())["cases"] if settings.more else {}
     for case in settings.cases:
         command = [sys.executable, __file__, "--one", case]
         done = subprocess.run(command, env=child_environment(), stdout=subprocess.PIPE, text=True, check=True)
         found[case] = json.loads(done.stdout.splitlines()[-1])
         print(case, found[case], file=sys.stderr, flush=True)
-    body = {"command": " ".join(sys.argv), "versions": versions(), "hardware": hardware(), "cases": found}
-    settings.out.write_text(json.dumps(body, indent=1) + "\n")
+        body = {"command": COMMAND, "versions": versions(), "hardware": hardware(), "cases": found}
+        settings.out.write_text(json.dumps(body, indent=1) + "\n")
     rows = [
         [case, number(run["estimate"]), number(run["measured"]), number(run["estimate"] / run["measured"], 2)]
         for case, run in found.items()

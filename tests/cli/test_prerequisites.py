@@ -235,3 +235,17 @@ def test_doctor_measures_the_time_where_asked(call: Call, recipe_file: Path) -> 
     to_come = call("doctor", str(recipe_file), "--time", "environment.name=brevity", "data.train=new.jsonl")
     assert to_come.exit_code == 0 and "there are no pairs yet" in to_come.output, to_come.output
     assert "name one: tdpo doctor recipe.yaml --time" in call("doctor", "--time").output
+
+
+def test_a_launch_that_shards_the_head_is_refused_before_data_is_read(
+    call: Call, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FSDP1 and ZeRO-3, by `accelerate launch`; weights load after the data."""
+    monkeypatch.setattr("tdpo.workflows.train.read_data", lambda recipe: pytest.fail("the data was read"))
+    with monkeypatch.context() as launched:
+        launched.setenv("ACCELERATE_USE_FSDP", "true")
+        trained = call("train", str(recipe_file))
+    assert trained.exit_code == 2 and "error: FSDP1 shards the head" in trained.output, trained.output
+    monkeypatch.setattr("tdpo.training.sharding.is_deepspeed_zero3_enabled", lambda: True)
+    trained = call("train", str(recipe_file))
+    assert trained.exit_code == 2 and "error: DeepSpeed ZeRO-3 shards the head" in trained.output, trained.output

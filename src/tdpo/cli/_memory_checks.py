@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._machine_checks import Check
 
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from ..batches import TokenizedPair
     from ..config import AnyRecipe, OwnResponsesRecipe, Recipe
     from ..workflows.memory_batches import LearnedBatch
+    from ..workflows.memory_room import MemoryRoom
 
-# An estimate beyond all of the device's memory by more than this is taken for certain (docs/scaling.md).
-CERTAIN = 1.25
-REMEDY = "a smaller micro_batch_size gives the same update, and gradient_checkpointing keeps fewer activations"
+# The part of a device's memory up to which an estimate fits: libraries and the allocator need some, and estimates are
+# off by a few per cent (docs/scaling.md).
+FITS = 0.8
 
 
 def memory_for_pairs(recipe: Recipe, pairs: Sequence[TokenizedPair], devices: int) -> Iterator[Check]:
@@ -34,19 +35,20 @@ def memory_for_prompts(recipe: OwnResponsesRecipe, devices: int) -> Iterator[Che
     from ..workflows.trainer_arguments import new_tokens_of
 
     try:
-        train, _, _ = read_recipe_prompts(recipe)
+        train, held_out, _ = read_recipe_prompts(recipe)
         tokenizer = load_tokenizer(recipe.model.name, trust_remote_code=recipe.model.trust_remote_code)
-        encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in train])
+        encoded = encode_prompts(tokenizer, [prompt.rendered_from for prompt in (*train, *held_out)])
     except (OSError, ValueError):  # the checks of prompts and model say it
         return
-    batch = batch_of_prompts(recipe, max(map(len, encoded)), new_tokens_of(recipe), devices)
+    batch = batch_of_prompts(recipe, max(map(len, encoded)), new_tokens_of(recipe), devices, len(held_out))
     yield from _memory(recipe, batch, devices)
 
 
 def _memory(recipe: AnyRecipe, batch: LearnedBatch, devices: int) -> Iterator[Check]:
     """Models without an outline (weights stored quantised) are passed over, and those that other checks report."""
     from ..reference_cache.building import readable_bytes
-    from ..workflows.memory_room import ModelsOfRun, memory_of
+    from ..workflows.memory_room import memory_of
+    from ..workflows.models_of_run import ModelsOfRun
 
     try:
         models = ModelsOfRun.of(recipe)
@@ -64,11 +66,34 @@ def _memory(recipe: AnyRecipe, batch: LearnedBatch, devices: int) -> Iterator[Ch
     text = f"{room.in_words()}{each}, with {batch.rows} rows of up to {batch.tokens} tokens at a time"
     if size is None:
         yield Check("memory", "note", f"{text}; how much {device} has is not known")
+        return
+    has = f"{device} has {readable_bytes(size)}"
+    if room.peak <= FITS * size:
+        yield Check("memory", "ok", f"{text}; it fits: {has}")
     elif room.peak <= size:
-        yield Check("memory", "ok", f"{text}; it fits: {device} has {readable_bytes(size)}")
+        yield Check("memory", "note", f"{text}; it is close: {has}, and libraries need some; {_remedy(recipe, room)}")
     else:
-        state: Any = "problem" if room.peak > CERTAIN * size else "note"
-        yield Check("memory", state, f"{text}; it does not fit: {device} has {readable_bytes(size)}; {REMEDY}")
+        yield Check("memory", "problem", f"{text}; it does not fit: {has}; {_remedy(recipe, room)}")
+
+
+def _remedy(recipe: AnyRecipe, room: MemoryRoom) -> str:
+    """What to change where the moment with the largest memory is this one."""
+    from ..workflows.memory_room import COLLECTING, LEARNING
+
+    section, has_lora = recipe.OPTIMIZATION, recipe.model.lora is not None
+    if room.peak_moment == LEARNING:
+        fewer = "a smaller micro_batch_size gives the same update"
+        checkpointing = f"{section}.gradient_checkpointing keeps fewer activations"
+        remedies = [fewer, *([] if recipe.optimization.gradient_checkpointing else [checkpointing])]
+    elif room.peak_moment == COLLECTING:
+        remedies = ["a smaller rollouts.batch_size draws fewer responses at a time", "rollouts.merge_adapter: false"]
+    else:
+        remedies = []
+    if not has_lora:
+        remedies.append("an adapter (model.lora) has few gradients, and its optimizer little to keep")
+    elif recipe.model.quantization is None:
+        remedies.append("model.quantization holds the base in 4 or 8 bits")
+    return "; ".join([*remedies, "several GPUs can share the weights (--devices)"])
 
 
 def _device(choice: str) -> tuple[str, int | None]:

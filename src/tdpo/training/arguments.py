@@ -74,6 +74,8 @@ class Arguments(TrainingArguments):
             # The head is used outside the forward that DDP watches: searching for unused parameters, it would take
             # the head for one and fail. Everything trained here is used.
             self.ddp_find_unused_parameters = False
+        if self.ddp_backend is None and _launches_deepspeed(self) and not torch.accelerator.is_available():
+            self.ddp_backend = "gloo"  # accelerate names none on a CPU, and takes every process for the only one
         super().__post_init__()
         if self.dataloader_pin_memory:  # a copy from pinned memory goes on while the host does; a CPU copies nothing
             self.accelerator_config.non_blocking = True  # type: ignore[union-attr]  # an object by now
@@ -194,6 +196,12 @@ def one_process_a_device(args: Arguments, warn: Any) -> None:
     if args.n_gpu > 1:
         warn("One process trains on one device; start %d with `accelerate launch`.", args.n_gpu)
         args._n_gpu = 1
+
+
+def _launches_deepspeed(args: Any) -> bool:
+    """Whether this is a process of a launch, and `is_deepspeed` will hold once transformers has read the arguments."""
+    asked = bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1")
+    return asked and "LOCAL_RANK" in os.environ
 
 
 def is_deepspeed(args: Any) -> bool:

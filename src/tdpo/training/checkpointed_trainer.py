@@ -145,6 +145,11 @@ class CheckpointedTrainer(Trainer):
         if not _internal_call:
             self.record.remember_model(folder)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As transformers', but of DeepSpeed's copy of the weights: a tied head is there twice, and the model, which
+        ZeRO-2 leaves whole, knows that it is one."""
+        super()._save(output_dir, None if self.is_deepspeed_enabled else state_dict)
+
     def create_model_card(self, *args: Any, **more: Any) -> None:
         """The card that is pushed to the hub; the one of `model_card`, whatever the arguments."""
         folder = Path(str(self.args.output_dir))

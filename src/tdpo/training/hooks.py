@@ -27,6 +27,7 @@ TRAINER_HOOKS = (
     "_load_rng_state",
     "_maybe_log_save_evaluate",
     "_prepare_inputs",
+    "_save",
     "_save_checkpoint",
     "_save_optimizer_and_scheduler",
     "create_scheduler",

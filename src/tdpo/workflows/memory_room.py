@@ -7,29 +7,32 @@ compares estimates with measured peaks.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import AnyRecipe, OnlineRecipe, PPORecipe, Recipe
-from ..models import causal_lm_of, has_adapter, outline_causal_lm
+from ..models import causal_lm_of, has_adapter
 from ..models.configurations import text_config
 from ..models.devices import device_of
-from ..models.precision import Precision, choose_precision, hold_weights, loaded_dtype
-from ..models.quantized_sizes import bits_of_base, layers_to_quantize
+from ..models.precision import hold_weights
+from ..models.quantized_sizes import layers_to_quantize
 from ..models.saved_activations import saved_bytes
 from ..reference_cache.building import readable_bytes
-from ..token_statistics.tiles import TILE
+from ..token_statistics.tiles import tile_bounds
 from ..training.policy import switch_off_dropout
 from .disk_room import state_bytes
 from .memory_batches import LearnedBatch
-from .prerequisites import check_critic, check_policy
+from .models_of_run import ModelsOfRun
 
 FLOAT = 4  # bytes: the head's sums and the gradients of adapters are float32
 HEAD_VECTORS = 5  # of D numbers for each token: two expected weights, a hidden state, and gradients of both
-HEAD_TILES = 3  # of `TILE` logits for each token
+HEAD_TILES = 3  # of a tile's logits for each token
+LEARNING, STEP, COLLECTING = "the end of a forward pass", "an optimizer's step", "the drawing of responses"
+# Numbers for each weight that an optimizer steps with, where it goes over the weights one by one.
+STEPS = {"adamw_torch": 2, "rmsprop": 1, "adafactor": 3}
 RECOMPUTED = 1  # layers whose activations are there at a time under gradient checkpointing
 
 
@@ -38,14 +41,19 @@ class MemoryRoom:
     """Bytes on one device.
 
     Attributes:
-        weights: of policy, reference, critic, and of copies that products are computed with.
+        weights: of policy, reference and critic.
         gradients: of what is trained.
         optimizer: its state.
         activations: what a micro-batch keeps for its backward pass; None where that depends on values.
-        head: of the walk over the vocabulary, and copies of a head.
+        head: of the walk over the vocabulary, and the gradient that it gives a head.
+        rounded: copies of weights that autocast makes for their products; a backward pass lets go of them.
+        waiting: gradients of an update's earlier micro-batches, while another one passes through the model.
+        step: what an optimizer computes its step with, beside the gradients; before it, the second gradient of an
+            embedding that is the head as well.
         cache: keys and values of the responses that are drawn together, and what is kept of those drawn; 0 for a recipe
             on pairs, whose reference cache is on the disk.
-        collecting: weights that are there only while responses are drawn: an adapter folded in, shards made whole.
+        collecting: weights that are there only while responses are drawn or a reference cache is made: an adapter
+            folded in, shards made whole, the reference that is cached.
     """
 
     weights: int
@@ -53,26 +61,48 @@ class MemoryRoom:
     optimizer: int
     activations: int | None
     head: int
+    rounded: int = 0
+    waiting: int = 0
+    step: int = 0
     cache: int = 0
     collecting: int = 0
 
     @property
+    def moments(self) -> dict[str, int]:
+        """Bytes in the moments of which one has the most.
+
+        A backward pass makes gradients while it gives activations back, so it has most at one of its ends.
+        """
+        held = self.weights + self.optimizer
+        return {
+            LEARNING: held + self.rounded + self.waiting + (self.activations or 0) + self.head,
+            STEP: held + self.gradients + self.step,
+            COLLECTING: held + self.cache + self.collecting,
+        }
+
+    @property
     def peak(self) -> int:
-        """The largest of three moments: a backward pass, an optimizer's step, and the drawing of responses."""
-        stays = self.weights + self.optimizer
-        learning = stays + self.gradients + (self.activations or 0) + self.head
-        step = stays + 2 * self.gradients  # an optimizer computes its steps beside the gradients
-        return max(learning, step, stays + self.cache + self.collecting)
+        """Bytes in the largest of the `moments`."""
+        return max(self.moments.values())
+
+    @property
+    def peak_moment(self) -> str:
+        """The name of the largest of the `moments`."""
+        moments = self.moments
+        return max(moments, key=moments.__getitem__)
 
     def in_words(self) -> str:
         """The estimate for people."""
         parts = {name: getattr(self, name) for name in ("weights", "gradients", "optimizer", "activations", "head")}
-        parts |= {name: value for name in ("cache", "collecting") if (value := getattr(self, name))}
+        named = {
+            "copies for autocast": self.rounded, "step": self.step, "cache": self.cache, "collecting": self.collecting,
+        }  # fmt: skip
+        parts |= {name: value for name, value in named.items() if value}
         said = ", ".join(
             f"{name} {'unknown without values' if value is None else readable_bytes(value)}"
             for name, value in parts.items()
         )
-        return f"about {readable_bytes(self.peak)} at the peak ({said})"
+        return f"about {readable_bytes(self.peak)} at the peak, {self.peak_moment} ({said})"
 
 
 def memory_of(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch, devices: int = 1) -> MemoryRoom:
@@ -86,77 +116,48 @@ def memory_of(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch, devic
     """
     settings, policy = recipe.optimization, models.policy
     precision = models.precision
-    trained = [p for p in policy.parameters() if p.requires_grad]
     critic = [] if models.critic is None else list(models.critic.parameters())
-    beside = _beside(recipe, models)
-    kept = _held(models) + _bytes(beside) + _bytes(critic)
+    trained = [*(p for p in policy.parameters() if p.requires_grad), *critic]
+    is_cached = _is_cached(recipe, devices)
+    runs_beside = [] if is_cached else _beside(recipe, models)
+    kept = _held(models) + _bytes(runs_beside) + _bytes(critic)
     products: torch.dtype = getattr(torch, precision.products)
     rounded = [p for p in (*policy.parameters(), *critic) if precision.is_mixed and p.dtype != products]
-    copies = sum(weight.numel() for weight in rounded) * products.itemsize  # kept until the backward is done
-    whole = 0 if devices == 1 else _gathered(policy)
-    return MemoryRoom(
-        weights=kept // devices + (copies if devices == 1 else 0) + whole,
-        gradients=_bytes([*trained, *critic]) // devices,
-        optimizer=state_bytes([*trained, *critic], settings.optimizer, None) // devices,
-        activations=_activations(recipe, models, batch),
-        head=_head(recipe, models, batch),
+    gradients = _bytes(trained) // devices
+    head = _head_weight(models)
+    keeps_head = not _has_frozen_head(models) and (is_cached or isinstance(recipe, PPORecipe))
+    room = MemoryRoom(
+        weights=kept // devices + (0 if devices == 1 else _gathered(policy)) + (_bytes([head]) if keeps_head else 0),
+        gradients=gradients,
+        optimizer=state_bytes(trained, settings.optimizer, None) // devices,
+        activations=None,
+        head=_walk(models, batch) + (_bytes([head]) if head.requires_grad else 0),
+        rounded=sum(p.numel() for p in rounded) * products.itemsize if devices == 1 else 0,
+        waiting=gradients if batch.is_one_of_several else 0,
+        step=max(
+            _step(trained, settings.optimizer, device_of(recipe.model.device)) // devices, _second_gradient(models)
+        ),
         cache=0 if isinstance(recipe, Recipe) else _drawn(recipe, policy, batch, devices),
-        collecting=0 if isinstance(recipe, Recipe) else _folded(recipe, models) + (kept if devices > 1 else 0),
+        collecting=_collecting(recipe, models, kept, devices),
     )
+    return replace(room, activations=_activations(recipe, models, batch))  # last: it changes dtypes of the models
 
 
-@dataclass(frozen=True)
-class ModelsOfRun:
-    """The models of a run on the device "meta", in the dtypes that they are held in.
-
-    Attributes:
-        policy: with its adapter.
-        reference: another model than the policy's start; None where that is the reference.
-        critic: a body of its own, or None.
-        precision: of the training.
-        bits: of a weight in the layers of the policy's base that are quantised; None where none is.
-    """
-
-    policy: Any
-    reference: nn.Module | None
-    critic: nn.Module | None
-    precision: Precision
-    bits: float | None = None
-
-    @classmethod
-    def of(cls, recipe: AnyRecipe) -> ModelsOfRun | None:
-        """The models that the recipe names; None where weights are stored quantised, which have no outline.
-
-        Raises:
-            FileNotFoundError, ValueError: as loading the models and adding the adapter, and as `device_of`.
-        """
-        policy, name = check_policy(recipe.model), recipe.model.reference
-        if policy is None:
-            return None
-        trust = recipe.model.trust_remote_code
-        reference = None if name is None else outline_causal_lm(name, trust_remote_code=trust)
-        critic = check_critic(recipe, policy)
-        loaded = loaded_dtype(policy) if recipe.model.dtype == "auto" else recipe.model.dtype
-        adapters = "float32" if has_adapter(policy) else None
-        device = device_of(recipe.model.device)
-        precision = choose_precision(recipe.optimization.precision, loaded, adapters=adapters, device=device)
-        for model in (policy, reference):
-            if model is not None:
-                hold_weights(model, precision.weights)
-        if critic is not None and recipe.optimization.precision == "auto":
-            hold_weights(critic, "float32")
-        return cls(policy, reference, critic, precision, bits_of_base(recipe.model.name, recipe.model.quantization))
+def _is_cached(recipe: AnyRecipe, devices: int) -> bool:
+    """Whether the reference is read from a disk while the policy learns; "auto" keeps one whose weights are shared."""
+    if not isinstance(recipe, Recipe):
+        return False
+    choice = recipe.training.reference
+    return choice == "cache" or (choice == "auto" and devices == 1)
 
 
 def _beside(recipe: AnyRecipe, models: ModelsOfRun) -> list[Tensor]:
-    """The weights of a reference that runs beside the policy; none of one that is read from a cache."""
+    """The weights of the reference, where it runs: none if it is the policy with its adapter off."""
     if models.reference is not None:
         return list(models.reference.parameters())
     trained = [p for p in models.policy.parameters() if p.requires_grad]
-    if isinstance(recipe, OnlineRecipe) and recipe.online.reference_update is not None:
-        return trained  # of a copy, which shares what is not trained
-    is_read = isinstance(recipe, Recipe) and recipe.training.reference != "model"
-    return [] if is_read or has_adapter(models.policy) else trained
+    moves = isinstance(recipe, OnlineRecipe) and recipe.online.reference_update is not None
+    return trained if moves or not has_adapter(models.policy) else []  # a copy shares what is not trained
 
 
 def _held(models: ModelsOfRun) -> int:
@@ -192,14 +193,37 @@ def _activations(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch) ->
     return sum(counted)
 
 
-def _head(recipe: AnyRecipe, models: ModelsOfRun, batch: LearnedBatch) -> int:
-    weight = causal_lm_of(models.policy).get_output_embeddings().weight
-    width = int(weight.shape[1])
-    walk = batch.counted * (HEAD_VECTORS * width + HEAD_TILES * TILE) * FLOAT
-    if has_adapter(models.policy) and not weight.requires_grad:
-        return walk
-    # A head that is trained has a gradient of its own sums, and the reference's is kept beside it.
-    return walk + weight.numel() * (FLOAT + _size(models.precision.weights))
+def _head_weight(models: ModelsOfRun) -> Any:
+    return causal_lm_of(models.policy).get_output_embeddings().weight
+
+
+def _has_frozen_head(models: ModelsOfRun) -> bool:
+    """Whether policy and reference share a head that is not trained. Where not, what a cached reference said, or that
+    of a rollout, is read with a copy of its head."""
+    return has_adapter(models.policy) and models.reference is None and not _head_weight(models).requires_grad
+
+
+def _walk(models: ModelsOfRun, batch: LearnedBatch) -> int:
+    vocabulary, width = _head_weight(models).shape
+    _, tile = next(tile_bounds(batch.counted, int(vocabulary)))
+    return int(batch.counted * (HEAD_VECTORS * int(width) + HEAD_TILES * tile) * FLOAT)
+
+
+def _second_gradient(models: ModelsOfRun) -> int:
+    """Of a head that is the embedding too: the embedding's ends a backward pass, and is added to the head's."""
+    head = _head_weight(models)
+    is_tied = head is causal_lm_of(models.policy).get_input_embeddings().weight
+    return _bytes([head]) if is_tied and head.requires_grad else 0
+
+
+def _step(trained: list[Tensor], optimizer: str, device: torch.device) -> int:
+    """What torch's optimizers compute a step with: on an accelerator for all weights at once, on a CPU for one after
+    another. Fused and 8-bit ones, and plain descent, compute in place."""
+    sizes = [_bytes([weight]) for weight in trained]
+    numbers = STEPS.get(optimizer, 0)
+    if device.type == "cpu" or optimizer == "adafactor":
+        return numbers * max(sizes, default=0)
+    return sum(sizes) if numbers else 0
 
 
 def _drawn(recipe: PPORecipe | OnlineRecipe, policy: Any, batch: LearnedBatch, devices: int) -> int:
@@ -208,12 +232,19 @@ def _drawn(recipe: PPORecipe | OnlineRecipe, policy: Any, batch: LearnedBatch, d
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     own = max(1, recipe.rollouts.completions // devices)
-    together = min(recipe.rollouts.batch_size, own)
-    cache = 2 * config.num_hidden_layers * together * batch.sequence * heads * head * size
-    logits = together * config.vocab_size * FLOAT
+    cache = 2 * config.num_hidden_layers * batch.drawn * batch.sequence * heads * head * size
+    logits = batch.drawn * config.vocab_size * FLOAT
     kept = own * batch.response * config.hidden_size * FLOAT
     drawing = 0 if recipe.sampling.is_server else cache + logits
     return int(drawing + (kept if isinstance(recipe, PPORecipe) else 0))
+
+
+def _collecting(recipe: AnyRecipe, models: ModelsOfRun, kept: int, devices: int) -> int:
+    """Weights that are there beside the `kept` ones only while responses are drawn, or while a cache is made."""
+    if isinstance(recipe, Recipe):
+        is_another = _is_cached(recipe, devices) and models.reference is not None
+        return _bytes(_beside(recipe, models)) if is_another else 0
+    return _folded(recipe, models) + (kept if devices > 1 else 0)
 
 
 def _folded(recipe: PPORecipe | OnlineRecipe, models: ModelsOfRun) -> int:

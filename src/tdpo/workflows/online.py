@@ -10,6 +10,7 @@ from ..recipe_data.prompts import recipe_rewards
 from ..records.metric_names import counted, nats
 from ..runs import RunDirectory
 from ..training.callbacks import Say
+from ..training.online.pairs_config import OnlineTDPOConfig
 from ..training.online.pairs_trainer import OnlineTDPOTrainer
 from .model_card import own_responses_model_card
 from .prompts_reading import prompts_to_train_on
@@ -41,6 +42,9 @@ class LearningFromOwnPairs(Method):
     def read(self) -> TrainingData:
         return prompts_to_train_on(self.recipe)
 
+    def arguments(self, **changes: Any) -> OnlineTDPOConfig:
+        return online_arguments(self.recipe, **changes)
+
     def prepare(self, data: TrainingData) -> MakeTrainer:
         recipe, rewards = self.recipe, recipe_rewards(self.recipe, data.tokenizer)
 
@@ -48,7 +52,7 @@ class LearningFromOwnPairs(Method):
             return OnlineTDPOTrainer(
                 policy,
                 rewards,
-                args=online_arguments(recipe, precision=precision),
+                args=self.arguments(precision=precision),
                 train_dataset=data.train,
                 eval_dataset=data.held_out,
                 processing_class=data.tokenizer,

@@ -10,6 +10,7 @@ from ..recipe_data.prompts import recipe_rewards
 from ..records.metric_names import nats
 from ..runs import RunDirectory
 from ..training.callbacks import Say
+from ..training.online.config import PPOConfig
 from ..training.online.trainer import PPOTrainer
 from .model_card import own_responses_model_card
 from .prompts_reading import prompts_to_train_on
@@ -50,6 +51,9 @@ class LearningFromRewards(Method):
     def read(self) -> TrainingData:
         return prompts_to_train_on(self.recipe)
 
+    def arguments(self, **changes: Any) -> PPOConfig:
+        return ppo_arguments(self.recipe, **changes)
+
     def prepare(self, data: TrainingData) -> MakeTrainer:
         recipe, rewards = self.recipe, recipe_rewards(self.recipe, data.tokenizer)
 
@@ -57,7 +61,7 @@ class LearningFromRewards(Method):
             return PPOTrainer(
                 policy,
                 rewards,
-                args=ppo_arguments(recipe, precision=precision),
+                args=self.arguments(precision=precision),
                 train_dataset=data.train,
                 eval_dataset=data.held_out,
                 processing_class=data.tokenizer,

@@ -14,6 +14,7 @@ from ..recipe_data.pairs import RecipeData, read_data, tokenize_data
 from ..records.metric_names import nats
 from ..runs import RunDirectory
 from ..training.callbacks import Progress, Say
+from ..training.offline.config import TDPOConfig
 from ..training.offline.trainer import TDPOTrainer
 from .model_card import model_card
 from .trainer_arguments import pair_arguments
@@ -80,12 +81,15 @@ class LearningFromPairs(Method):
             length=updates_of(recipe.training, len(pairs.pairs)),
         )
 
+    def arguments(self, **changes: Any) -> TDPOConfig:
+        return pair_arguments(self.recipe, **changes)
+
     def prepare(self, data: TrainingData) -> MakeTrainer:
         def trainer(policy: Any, callbacks: Any, precision: Precision) -> TDPOTrainer:
             return TDPOTrainer(
                 policy,
                 ref_model=self.recipe.model.reference,
-                args=pair_arguments(self.recipe, precision=precision),
+                args=self.arguments(precision=precision),
                 train_dataset=data.train,
                 eval_dataset=data.held_out,
                 processing_class=data.tokenizer,

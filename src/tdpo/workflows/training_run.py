@@ -21,8 +21,10 @@ from ..recipe_data.input_digests import recipe_inputs, settle_inputs
 from ..records.run_times import cache_seconds, training_seconds
 from ..runs import RunDirectory, checkpoint_step
 from ..sampling.engines import BUILT_IN
+from ..training.arguments import Arguments
 from ..training.callbacks import GracefulStop, Progress, RunStatus, Say
 from ..training.resumption import checkpoint_to_resume
+from ..training.sharding import check_sharding
 from ..training.trackers import open_trackers
 from .disk_room import bytes_of_files
 from .policy_of_recipe import load_policy
@@ -95,6 +97,13 @@ class Method(ABC):
         """Read, check and describe what the recipe trains on."""
 
     @abstractmethod
+    def arguments(self, **changes: Any) -> Arguments:
+        """The recipe as the trainer's configuration, with other values for fields that are keys.
+
+        Raises ValueError for what the trainer, or the way in which it was launched, refuses.
+        """
+
+    @abstractmethod
     def prepare(self, data: TrainingData) -> MakeTrainer:
         """Load what the trainer needs beside the policy; returns what makes the trainer."""
 
@@ -145,6 +154,7 @@ def run_training(
         torch.set_num_threads(method.recording.num_threads)
     checkpoint = checkpoint_to_resume(run, last_good=last_good, say=say) if resume else None
     room = check_prerequisites(recipe)
+    check_sharding(method.arguments())
     data = method.read()
     if room is not None:
         room.check(data.length, on_disk=bytes_of_files(run.checkpoints().complete) if resume else 0)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaForCausalLM
 
 from helpers.kernel_cases import HAS_TRITON, use_tiles_of
 from helpers.several_processes import TWO_ON_CPUS, launch_environment
@@ -30,6 +31,7 @@ from helpers.training_cases import (
 from tdpo.models import find_head, load_causal_lm, response_hidden
 from tdpo.token_statistics import Head, implementations, linear_token_stats
 from tdpo.token_statistics.cuda import choice
+from tdpo.training import TDPOConfig
 from tdpo.training.resumption import check_form
 from tdpo.training.sharding import check_sharding
 
@@ -329,3 +331,41 @@ def test_deepspeed_in_16_bits_is_refused_and_zero2_in_float32_is_not() -> None:
     for args in (launched(bf16=True), launched("fp16"), launched(precision="bfloat16-mixed")):
         with pytest.raises(ValueError, match=r"DeepSpeed in 16 bits .* KL would not start at 0.*ZeRO-2 in float32"):
             check_sharding(args)
+
+
+def test_deepspeed_on_a_cpu_talks_by_gloo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """accelerate names no backend there, and takes each process for the only one."""
+
+    class Read(Exception):
+        """transformers would begin to talk to other processes now."""
+
+    def read(args: Any) -> None:
+        raise Read(args.ddp_backend)
+
+    def backend(**arguments: Any) -> Any:
+        with pytest.raises(Read) as stopped:
+            TDPOConfig(str(tmp_path), **arguments)
+        return stopped.value.args[0]
+
+    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", read)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert backend() is None, "nobody launched it"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert backend() == "gloo" and backend(ddp_backend="mpi") == "mpi"
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    assert backend() is None
+    monkeypatch.undo()
+    assert TDPOConfig(str(tmp_path)).ddp_backend is None
+
+
+def test_a_tied_head_is_saved_once_under_deepspeed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """accelerate copies DeepSpeed's weights one by one, and what was one tensor with two names becomes two."""
+    config = build_model("llama").config
+    config.tie_word_embeddings = True
+    trainer = make_trainer(LlamaForCausalLM(config), tmp_path, build_tokenizer())
+    copies = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    assert "lm_head.weight" in copies
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    trainer._save(str(tmp_path / "model"), state_dict=copies)
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    assert saved.keys() == copies.keys() - {"lm_head.weight"}
