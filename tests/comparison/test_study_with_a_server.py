@@ -19,7 +19,7 @@ from tdpo.runs import RunDirectory
 from tdpo.sampling.vllm.client import ServerError, WrongServer
 
 REFERENCE = reference_cell("letters", 0)
-PROBES = 3  # two of the vocabulary and a greedy completion
+PROBES = 5  # two of the vocabulary; greedy completions of the base, with random weights, and of the adapter
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("impatient")]
 
