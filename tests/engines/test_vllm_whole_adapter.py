@@ -16,12 +16,13 @@ import torch
 import transformers as hf
 
 from helpers.tiny_models import shake_adapter
-from helpers.vllm_server import RunningServer
+from helpers.vllm_server import CONTEXT, RunningServer
 from tdpo.config import SamplingEngine
 from tdpo.models import LoraSettings, add_lora, load_causal_lm, load_tokenizer
 from tdpo.sampling.engines import response_sampler
 from tdpo.sampling.sampler import SamplingSettings, encode_prompts, sample
-from tdpo.sampling.vllm.checks import TOLERANCES, check_same_model, served_model
+from tdpo.sampling.vllm.adapters import AdapterHandover
+from tdpo.sampling.vllm.checks import check_same_model, served_model
 from tdpo.sampling.vllm.client import Client, WrongServer
 
 PROMPTS = ["The weather today is", "Once upon a time", "My favourite food is", "The train was late, so"]
@@ -58,36 +59,64 @@ def attention_alone(start: Start, bundled: Path, tmp_path_factory: pytest.TempPa
 def test_layers_that_the_server_leaves_out_are_found(
     attention_alone: RunningServer, bundled: Path, tmp_path: Path
 ) -> None:
-    tokenizer = load_tokenizer(str(bundled))
-    policy = add_lora(load_causal_lm(str(bundled), dtype="float32"), LoraSettings(rank=4, alpha=8.0))
+    tokenizer, policy = load_tokenizer(str(bundled)), with_adapter(bundled, "all-linear")
     with pytest.raises(WrongServer, match="does not compute all of it") as caught:
         prepare(attention_alone, policy, tokenizer, tmp_path)
     print(caught.value)
-    assert not any(name in str(caught.value) for name in ATTENTION)
-    # What the check found out would have gone unseen: a server's greedy tokens with the adapter of a first update.
-    shake_adapter(policy, 1, std=1e-4)
-    sampler = response_sampler(
-        SamplingEngine(engine="vllm", url=attention_alone.url), folder=tmp_path, owner="x", with_logps=True
-    )
-    name = sampler.adapters.hand_over(policy)
+    # What it is for: with the adapter of a first update the server's tokens are within the tolerance.
+    shake_adapter(policy, 1, std=1e-5)
     client = Client(attention_alone.url, 300.0)
-    difference = check_same_model(client, served_model(client), name, policy, encode_prompts(tokenizer, PROMPTS)[3])
+    adapters = AdapterHandover(client, tmp_path, "first update")
+    name, ids = adapters.hand_over(policy), encode_prompts(tokenizer, PROMPTS)[3]
+    difference = check_same_model(client, served_model(client), name, policy, ids)
     print(f"the adapter of a first update, computed in part: {difference:.2g} nats")
-    sampler.close()
+    adapters.close()
 
 
 def test_one_kind_that_the_server_leaves_out_is_named(
     attention_alone: RunningServer, bundled: Path, tmp_path: Path
 ) -> None:
-    tokenizer = load_tokenizer(str(bundled))
-    targets = LoraSettings(rank=4, alpha=8.0, targets=[*ATTENTION, "up_proj"])
-    policy = add_lora(load_causal_lm(str(bundled), dtype="float32"), targets)
+    tokenizer, policy = load_tokenizer(str(bundled)), with_adapter(bundled, [*ATTENTION, "up_proj"])
     with pytest.raises(WrongServer, match=r"without model\.layers\.\*\.mlp\.up_proj by [\d.]+e-0\d\. Start"):
         prepare(attention_alone, policy, tokenizer, tmp_path)
 
 
 def test_what_the_server_computes_passes(attention_alone: RunningServer, bundled: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(str(bundled))
-    targets = LoraSettings(rank=4, alpha=8.0, targets=ATTENTION)
-    policy = add_lora(load_causal_lm(str(bundled), dtype="float32"), targets)
+    tokenizer, policy = load_tokenizer(str(bundled)), with_adapter(bundled, ATTENTION)
     prepare(attention_alone, policy, tokenizer, tmp_path).close()
+
+
+@pytest.fixture(scope="module")
+def seeing(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Idefics3 with the bundled tokenizer. It is the class that sees for which vLLM needs no torchvision."""
+    folder = tmp_path_factory.mktemp("seeing")
+    tokenizer = load_tokenizer(str(bundled))
+    layers = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"pad_token_id": 2, "eos_token_id": 2, "bos_token_id": 1}
+    text = {"model_type": "llama", "vocab_size": len(tokenizer), "num_key_value_heads": 1, **layers, **ids}
+    config = hf.Idefics3Config(
+        text_config={**text, "max_position_embeddings": CONTEXT}, scale_factor=2, image_token_id=3,
+        vision_config={**layers, "image_size": 32, "patch_size": 16}, tie_word_embeddings=False, pad_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = hf.Idefics3ForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)  # so that its tokens are not equally probable
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_language_model_inside_one_that_sees(start: Start, seeing: Path, tmp_path: Path) -> None:
+    tokenizer, policy = load_tokenizer(str(seeing)), with_adapter(seeing, "all-linear").eval()
+    with start(seeing, tmp_path / "server.log", 2, "--limit-mm-per-prompt", '{"image": 0}') as server:
+        sampler = prepare(server, policy, tokenizer, tmp_path)
+        shake_adapter(policy, 1, std=0.3)
+        drawn = sampler(policy, tokenizer, PROMPTS, GREEDY)
+        with policy.disable_adapter():
+            of_base = sample(policy, tokenizer, PROMPTS, GREEDY)
+        own = sample(policy, tokenizer, PROMPTS, GREEDY)
+        assert [r.token_ids for r in drawn] == [r.token_ids for r in own] != [r.token_ids for r in of_base]
+        sampler.close()

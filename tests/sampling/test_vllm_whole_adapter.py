@@ -59,7 +59,7 @@ def test_an_adapter_that_is_scaled_otherwise_is_found(vllm: VLLM, tmp_path: Path
 
 def test_it_is_found_in_bfloat16_too(tmp_path: Path) -> None:
     policy = add_lora(build_model("llama", dtype=torch.bfloat16), LoraSettings(rank=2, alpha=4.0))
-    with running_vllm(build_model("llama", dtype=torch.bfloat16), logp_shift=-0.02) as vllm:
+    with running_vllm(build_model("llama", dtype=torch.bfloat16), logp_shift=-0.002) as vllm:
         prepare(vllm, tmp_path, policy)
         vllm.left_out = "up_proj"
         with pytest.raises(WrongServer, match="does not compute all of it"):
