@@ -19,6 +19,7 @@ from torch import Tensor
 from .adapters import AdapterHandover, adapter_weights, kind_of
 from .checks import ServedModel, check_same_model, greedy_completion, log_probabilities, tolerance_of
 from .client import Client, WrongServer
+from .completions import Completion
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ STRENGTHS = (0.1, 0.2)
 # A layer takes part where the server is this many times nearer to this model than this model is to itself without it,
 # and is left out where the server is this many times nearer to the model without it.
 NEARER = 3.0
-ALL = "any layer of the adapter"
+ALL = "the whole adapter"
 
 
 @dataclass(frozen=True)
@@ -86,41 +87,60 @@ def check_whole_adapter(
         check_same_model(client, served, served.name, model, prompt_ids)
     for strength in STRENGTHS:
         with random_adapter(kinds[ALL], adapter, strength):
-            comparison = _compare(client, served, adapters.hand_over(model), model, prompt_ids, kinds)
-        if comparison.left_out() or comparison.apart > tolerance:
-            raise WrongServer(_not_whole(client, comparison, tolerance))
+            name = adapters.hand_over(model)
+            completion, whole = greedy_completion(client, served, name, model, prompt_ids)
+            probe = _Probe(model, prompt_ids, completion, kinds)
+            comparison = Comparison.of(probe.theirs, probe.of_its_tokens(whole), {k: probe.without([k]) for k in kinds})
+            if comparison.left_out() or comparison.apart > tolerance:
+                raise WrongServer(_not_whole(client, comparison, tolerance, probe))
         if not (unsure := comparison.unsure()):
-            break
-    else:
-        logger.warning(
-            "Whether the server computes %s of the adapter cannot be told: without, log-probabilities would change by "
-            "less than they differ from those here (%.2g nats a token).",
-            ", ".join(unsure), comparison.apart,
-        )  # fmt: skip
-        return
-    logger.info("The server computes the whole adapter, to %.2g nats a token with random weights.", comparison.apart)
+            logger.info("The server computes the whole adapter, to %.2g nats a random token.", comparison.apart)
+            return
+    logger.warning(
+        "Whether the server computes %s of the adapter cannot be told: without, log-probabilities would change by less "
+        "than they differ from those here (%.2g nats a token).",
+        ", ".join(unsure), comparison.apart,
+    )  # fmt: skip
 
 
-def _compare(
-    client: Client, served: ServedModel, name: str, model: Any, prompt_ids: list[int], kinds: Mapping[str, list[Any]]
-) -> Comparison:
-    completion, whole = greedy_completion(client, served, name, model, prompt_ids)
-    tokens = torch.tensor(completion.token_ids)[:, None]
-    without = {}
-    for kind, layers in kinds.items():
-        with _left_out(layers, str(model.active_adapter)):
-            without[kind] = log_probabilities(model, prompt_ids, completion.token_ids).gather(1, tokens)
-    return Comparison.of(torch.tensor(completion.logps)[:, None], whole.gather(1, tokens), without)
+class _Probe:
+    """A server's completion with a random adapter, and what is computed here of its tokens, with layers left out."""
+
+    def __init__(
+        self, model: Any, prompt_ids: list[int], completion: Completion, kinds: Mapping[str, list[Any]]
+    ) -> None:
+        self.model, self.prompt_ids, self.token_ids, self.kinds = model, prompt_ids, completion.token_ids, kinds
+        self.theirs = torch.tensor(completion.logps)
+
+    def of_its_tokens(self, logps: Tensor) -> Tensor:
+        """Of every token at each place `[T, V]`, those of the completion's tokens `[T]`."""
+        return logps.gather(1, torch.tensor(self.token_ids)[:, None])[:, 0]
+
+    def without(self, kinds: list[str]) -> Tensor:
+        """What the tokens have here without these kinds of layers, `[T]` in nats."""
+        layers = [layer for kind in kinds for layer in self.kinds[kind]]
+        with _left_out(layers, str(self.model.active_adapter)):
+            return self.of_its_tokens(log_probabilities(self.model, self.prompt_ids, self.token_ids))
+
+    def explanation(self) -> tuple[list[str], float]:
+        """Kinds without which the server is near, and how near: one more left out at a time, the best of each size."""
+        missing: list[str] = []
+        path: list[tuple[float, list[str]]] = []
+        while rest := [kind for kind in self.kinds if kind not in (ALL, *missing)]:
+            apart, kind = min((_apart(self.theirs, self.without([*missing, kind])), kind) for kind in rest)
+            missing.append(kind)
+            path.append((apart, list(missing)))
+        apart, missing = min(path)
+        return missing, apart
 
 
-def _not_whole(client: Client, comparison: Comparison, tolerance: float) -> str:
-    nearer = [kind for kind, apart in comparison.without.items() if apart < comparison.apart]
-    named = comparison.left_out() or nearer
-    best = "".join(f"; without {kind} by {comparison.without[kind]:.2g}" for kind in named)
+def _not_whole(client: Client, comparison: Comparison, tolerance: float, probe: _Probe) -> str:
+    missing, apart = probe.explanation()
+    names = f"; without {', '.join(missing)} by {apart:.2g}" if apart < comparison.apart else ""
     return (
         f"the vLLM server at {client.url} took the adapter and does not compute all of it. With random weights in the "
         f"adapter, log-probabilities of its tokens differ from those here by {comparison.apart:.2g} nats on average "
-        f"(allowed: {tolerance:g}){best}. Start it with this model and without --lora-target-modules; or name in "
+        f"(allowed: {tolerance:g}){names}. Start it with this model and without --lora-target-modules; or name in "
         "model.lora.targets only layers that it computes, or take sampling.engine built-in"
     )
 
