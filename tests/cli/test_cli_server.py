@@ -93,7 +93,7 @@ def test_an_evaluation_asks_the_server_for_both_models(call: Call, recipe: str, 
     assert trained.exit_code == 0 and not vllm.asked, trained.output
     done = call("evaluate", "run", "sampling.engine=vllm", f"sampling.url={vllm.url}")
     assert done.exit_code == 0, done.output
-    asked, [adapter] = drawn(vllm), set(vllm.loads)
+    asked, (_, adapter) = drawn(vllm), vllm.loads
     assert sorted(body["model"] for body in asked) == sorted([*["tiny"] * 4, *[adapter] * 4])
     held_out = encode_prompts(tokenizer, ["say five", "say six"])
     for model in ("tiny", adapter):

@@ -23,9 +23,9 @@ class RunningServer:
 
 
 class Server(RunningServer):
-    """A vLLM process with the bundled model."""
+    """A vLLM process with the model of a folder; `options` come last on its command line."""
 
-    def __init__(self, program: Path, model: Path, port: int, log: Path) -> None:
+    def __init__(self, program: Path, model: Path, port: int, log: Path, *options: str) -> None:
         super().__init__(f"http://127.0.0.1:{port}")
         self.log = log
         environment = {
@@ -38,6 +38,8 @@ class Server(RunningServer):
         command = [
             str(program), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
             "--max-model-len", str(CONTEXT), "--enforce-eager", "--enable-lora", "--max-lora-rank", str(MAX_RANK),
+            # The build for CPUs ends where it reads a prompt with a seed in two pieces (docs/vllm.md).
+            "--no-enable-chunked-prefill", *options,
         ]  # fmt: skip
         with socket.socket() as probe:  # another server would be taken for this one
             if probe.connect_ex(("127.0.0.1", port)) == 0:

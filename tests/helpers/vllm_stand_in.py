@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ class VLLM:
             answer itself.
         logp_shift: what its log-probabilities differ by from the model's.
         adapter_factor: what it multiplies adapters by, which an honest server does not.
+        left_out: a pattern for names of layers whose part of an adapter it takes and does not compute.
         slots: how many adapters its engine holds at once, `--max-cpu-loras`. As vLLM it drives out the one that was
             used longest ago, which keeps its name and is read from its folder again when it is asked for. To unload
             such a one is refused, as some versions of vLLM refuse it (0.32 does not).
@@ -53,6 +55,7 @@ class VLLM:
     broken: dict[int | None, Any] = field(default_factory=dict)
     logp_shift: float = 0.0
     adapter_factor: float = 1.0
+    left_out: str | None = None
     slots: int = 100
     is_pinned: bool = False
     adapters: dict[str, Any] = field(default_factory=dict)  # by name: a model with it, or the folder of one driven out
@@ -100,7 +103,7 @@ class VLLM:
         model = PeftModel.from_pretrained(copy.deepcopy(self.model), str(place)).eval()
         for key, weight in model.named_parameters():
             if ".lora_B." in key:
-                weight.data *= self.adapter_factor
+                weight.data *= 0.0 if self.left_out and re.search(self.left_out, key) else self.adapter_factor
         model.read_from = place
         return model
 

@@ -52,8 +52,8 @@ def test_ppo_learns_from_the_servers_responses(vllm: VLLM, tmp_path: Path) -> No
     drawn = [body for body in vllm.asked if body.get("seed")]
     assert len(drawn) == 2 * 8 and len({body["seed"] for body in drawn}) == 16
     # Each iteration asks the adapter of its own weights; the first is what the run began with.
-    assert [body["model"] for body in drawn] == [name for name in vllm.loads for _ in range(8)]
-    assert len(set(vllm.loads)) == 2
+    assert [body["model"] for body in drawn] == [name for name in vllm.loads[1:] for _ in range(8)]
+    assert len(set(vllm.loads)) == 3  # one of random weights, and two of the policy
     for line in logs(trainer):  # the stand-in runs the same model, so nothing but rounding is between the two
         assert 0 <= line["sampler_kl"] < 1e-9 and line["sampler_logp_difference_max"] < 1e-4
         assert line["sampler_ratio_mean"] == pytest.approx(1.0, abs=1e-5)
@@ -219,7 +219,7 @@ def test_no_adapter_stays_where_a_run_fails_before_its_first_update(
     assert vllm.loads and not vllm.adapters
     with running_vllm(build_model("llama", seed=1)) as other, pytest.raises(WrongServer, match="does not compute"):
         go(recipe_of(other, inputs, "wrong"))
-    assert other.loads and not other.adapters and not any((inputs / "wrong" / ADAPTERS_FOLDER).iterdir())
+    assert not other.adapters and not any((inputs / "wrong" / ADAPTERS_FOLDER).glob("*"))
 
 
 def sharded_ppo(folder: Path) -> None:
@@ -255,8 +255,7 @@ def test_online_pairs_come_from_the_server(vllm: VLLM, tmp_path: Path) -> None:
     line = next(line for line in trainer.state.log_history if "pairs" in line)
     assert 0 <= line["sampler_kl"] < 1e-9 and line["sampler_ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     before = len(vllm.asked)
-    # One question more compares the first adapter that changes anything.
-    assert trainer.evaluate()["eval_reward_mean"] < 1.0 and len(vllm.asked) == before + 3
+    assert trainer.evaluate()["eval_reward_mean"] < 1.0 and len(vllm.asked) == before + 2
     assert vllm.asked[-1]["model"] == vllm.loads[-1] != vllm.loads[0]  # the trained adapter answers
 
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -164,6 +165,13 @@ def adapter_weights(model: Any) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = get_peft_model_state_dict(
         model, _own_weights(model), adapter_name=adapter, save_embedding_layers=False
     )
+    if parameters := _adapted_parameters(model):
+        raise WrongServer(
+            f"the adapter changes parameters themselves (target_parameters: {', '.join(parameters)}), as all-linear "
+            "does with routers and experts of some mixtures. vLLM refuses them, or leaves them out without a word. "
+            "Take sampling.engine built-in, or adapt attention alone (model.lora.targets: [q_proj, k_proj, v_proj, "
+            "o_proj])"
+        )
     other = [name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if other or not weights:
         what = f"holds {other[0]}, which" if other else "has no weights that"
@@ -174,10 +182,18 @@ def adapter_weights(model: Any) -> dict[str, Tensor]:
     return weights
 
 
-def changes_nothing(model: Any) -> bool:
-    """Whether the active adapter of the peft model `model` is a product of zeros, as one is before it is trained."""
-    factors = f".lora_B.{model.active_adapter}."
-    return not any(bool(weight.any()) for name, weight in model.named_parameters() if factors in name)
+def _adapted_parameters(model: Any) -> list[str]:
+    """The kinds of parameters that a LoRA adapter changes themselves, without a linear layer around them."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    wrappers = ((name, module) for name, module in model.named_modules() if isinstance(module, ParamWrapper))
+    return sorted({f"{kind_of(name)}.{wrapper.parameter_name}" for name, wrapper in wrappers})
+
+
+def kind_of(name: str) -> str:
+    """The name of a peft model's module in its base, with * for the numbers of blocks."""
+    inside = name.removeprefix("base_model.model.").replace(".base_layer", "")  # of wrappers around wrappers
+    return re.sub(r"\.\d+(?=\.)", ".*", inside)
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

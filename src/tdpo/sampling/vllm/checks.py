@@ -123,9 +123,9 @@ def check_same_model(client: Client, served: ServedModel, name: str, model: Any,
     Raises:
         WrongServer: they are not the same.
     """
-    completion, logps = _greedy_completion(client, served, name, model, prompt_ids)
+    completion, logps = greedy_completion(client, served, name, model, prompt_ids)
     differences, behind = _apart(completion, logps)
-    tolerance = TOLERANCES.get(computes_in(model), max(TOLERANCES.values()))
+    tolerance = tolerance_of(model)
     wrong = (torch.maximum(differences, behind) > tolerance).nonzero()
     if len(wrong):
         place = int(wrong[0])
@@ -138,13 +138,14 @@ def greedy_differences(
 ) -> tuple[Tensor, Tensor]:
     """What `check_same_model` compares, in nats, of each token: (how far its two log-probabilities are apart, how far
     it is behind the most probable token here), `[T]` each. Raises WrongServer for an answer that is none."""
-    return _apart(*_greedy_completion(client, served, name, model, prompt_ids))
+    return _apart(*greedy_completion(client, served, name, model, prompt_ids))
 
 
-def _greedy_completion(
+def greedy_completion(
     client: Client, served: ServedModel, name: str, model: Any, prompt_ids: list[int]
 ) -> tuple[Completion, Tensor]:
-    """The server's tokens, and what `model` gives every token `[T, V]` at their places."""
+    """The server's T tokens with their log-probabilities, and what `model` gives every token at their places, `[T, V]`
+    in nats. Raises WrongServer for an answer that is none."""
     tokens = min(PROBE_TOKENS, served.context - len(prompt_ids))
     body = {
         "model": name, "prompt": [prompt_ids], "max_tokens": tokens, "temperature": 0.0, "repetition_penalty": 1.0,
@@ -157,11 +158,11 @@ def _greedy_completion(
         completion = read_completion(answer, max_new_tokens=tokens, vocab_size=vocab_size, with_logps=True)
     except ValueError as error:
         raise WrongServer(client.nonsense(f"a completion by {name}", error)) from None
-    return completion, _log_probabilities(model, prompt_ids, completion.token_ids)
+    return completion, log_probabilities(model, prompt_ids, completion.token_ids)
 
 
 @torch.no_grad()
-def _log_probabilities(model: Any, prompt_ids: list[int], token_ids: list[int]) -> Tensor:
+def log_probabilities(model: Any, prompt_ids: list[int], token_ids: list[int]) -> Tensor:
     """What `model` gives every token at the places of `token_ids`: `[T, V]` float32, in nats."""
     was_training = model.training
     model.eval()
@@ -191,6 +192,11 @@ def _not_the_same(
         f"{most:g} nats are allowed in {kind}. Start the server with this model's own weights, --dtype {kind}, and no "
         "quantization"
     )
+
+
+def tolerance_of(model: Any) -> float:
+    """What a log-probability of a server's may differ by from that of `model`, in nats."""
+    return TOLERANCES.get(computes_in(model), max(TOLERANCES.values()))
 
 
 def computes_in(model: Any) -> torch.dtype:

@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 from ...chat_templates import Stopping
 from ...models.quantization import is_quantized_model
 from ..sampler import OnComplete, Progress, SampledResponse, SamplingSettings, check_fit, encode_prompts
-from .adapters import AdapterHandover, changes_nothing, uses_adapter
+from .adapter_checks import check_whole_adapter
+from .adapters import AdapterHandover, uses_adapter
 from .checks import ServedModel, check_lengths, check_same_model, check_temperature, check_vocabulary, served_model
 from .client import Client, ServerError, WrongServer, run
 from .completions import Completion, completion_request, read_completion, until_the_end
@@ -26,8 +27,7 @@ logger = logging.getLogger(__name__)
 # Calls a function on one process and gives all of them what it returned, or raises there what it raised.
 OnceForAll = Callable[[Callable[[], str]], str]
 
-# An untrained adapter changes nothing, so that a server which computes adapters otherwise agrees with it.
-_State = Literal["base", "untrained adapter", "adapter"]
+_State = Literal["base", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,16 @@ class VLLMSampler:
         """What the server calls this model, which is compared with it the first time in each of its states."""
         if is_quantized_model(model):
             raise WrongServer("vllm with a quantised base (model.quantization) is not tested; take built-in")
-        state: _State = "base"
-        if uses_adapter(model):
-            state = "untrained adapter" if changes_nothing(model) else "adapter"
-        has_adapter = state != "base"
-        name = self.once_for_all(lambda: self.adapters.hand_over(model)) if has_adapter else self.served.name
-        if state not in (checked := self._checked.setdefault(model, set())):
-            if not checked:
-                largest_id = max(tokenizer.get_vocab().values())
-                check_vocabulary(self.client, self.served, model.config.get_text_config().vocab_size, largest_id)
+        state: _State = "adapter" if uses_adapter(model) else "base"
+        checked = self._checked.setdefault(model, set())
+        is_first = state not in checked
+        if not checked:
+            largest_id = max(tokenizer.get_vocab().values())
+            check_vocabulary(self.client, self.served, model.config.get_text_config().vocab_size, largest_id)
+        name = self.served.name
+        if state == "adapter":
+            name = self.once_for_all(lambda: self._handed_over(model, prompt_ids, is_first=is_first))
+        if is_first:
             difference = check_same_model(self.client, self.served, name, model, prompt_ids)
             logger.info(
                 "vLLM %s serves %s; its log-probabilities (%s) differ from those here by up to %.2g nats.",
@@ -142,6 +143,15 @@ class VLLMSampler:
             )  # fmt: skip
             checked.add(state)
         return name
+
+    def _handed_over(self, model: Any, prompt_ids: list[int], *, is_first: bool) -> str:
+        """What the server calls the adapter of `model`, of which the first is handed over with random weights before.
+
+        Both on one process, or the others would still ask for the random one when it is gone.
+        """
+        if is_first:
+            check_whole_adapter(self.client, self.served, self.adapters, model, prompt_ids)
+        return self.adapters.hand_over(model)
 
 
 @dataclass
