@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -64,6 +65,35 @@ def test_parting_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ServerError, match=r"no answer within 0\.2 s"):
             client.parting().call("GET", "/v1/models")
         assert time.monotonic() - started < 10
+
+
+def test_a_server_that_is_ending_with_its_connections_open_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM's after SIGTERM: it listens no more, and says nothing to who is connected."""
+    monkeypatch.setattr(client_module, "WATCH_SECONDS", 0.1)
+    door = socket.create_server(("127.0.0.1", 0))
+    client, started, connections = Client(f"http://127.0.0.1:{door.getsockname()[1]}", 600.0), time.monotonic(), []
+
+    def end() -> None:
+        connections.append(door.accept()[0])
+        connections[0].recv(1000)
+        door.close()
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    with pytest.raises(ServerError, match="takes no connections any more"):
+        client.call("POST", "/v1/completions", {})
+    assert time.monotonic() - started < 10
+    ending.join()
+    connections[0].close()
+
+
+def test_a_server_that_is_slow_and_there_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its door is open while it says nothing at all."""
+    monkeypatch.setattr(client_module, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(client_module, "CONNECT_SECONDS", 0.1)
+    refusal = pytest.raises(ServerError, match=r"no answer within 0\.7 s")
+    with socket.create_server(("127.0.0.1", 0)) as silent, refusal:
+        Client(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.7).call("POST", "/v1/completions", {})
 
 
 @pytest.mark.parametrize("content", [None, [], {"data": 5}, {"data": None}, {"data": ["a"]}, {}])

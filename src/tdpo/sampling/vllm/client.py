@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 ATTEMPTS = 5
 PAUSE = 0.5  # seconds before the second attempt; twice as long before each further one
 CONNECT_SECONDS = 10.0
+WATCH_SECONDS = 10.0  # between two looks at a server that has not answered yet
 PARTING_SECONDS = 10.0  # for what is tidied up when the work is done, or has failed because the server is gone
 # What a server or a proxy before it answers when it cannot now and may soon. 500 is vLLM's word on the request itself.
 TRY_AGAIN = frozenset({429, 502, 503, 504})
@@ -86,7 +87,7 @@ class Client:
             if attempt:
                 await asyncio.sleep(PAUSE * 2 ** (attempt - 1))
             try:
-                response = await http.request(method, path, json=body)
+                response = await self._watched(http.request(method, path, json=body))
             except httpx2.ConnectTimeout:
                 why = f"no connection within {min(CONNECT_SECONDS, self.timeout):g} s"
             except httpx2.TimeoutException:
@@ -105,6 +106,36 @@ class Client:
             f"the vLLM server at {self.url} did not answer {method} {path} in {attempts} ({why})"
             f"{proxy_in_words(self.url)}. {GO_ON}"
         )
+
+    async def _watched(self, asked: Coroutine[Any, Any, httpx2.Response]) -> httpx2.Response:
+        """The answer to what was asked. A vLLM server that is ended may keep its connections open without a word, but
+        takes no new ones: it is given up when two in succession are refused.
+
+        Raises:
+            ServerError: they were.
+        """
+        waiting, refused = asyncio.ensure_future(asked), 0
+        try:
+            while not (await asyncio.wait([waiting], timeout=WATCH_SECONDS))[0]:
+                refused = refused + 1 if await self._is_refused() else 0
+                if refused == 2:
+                    raise ServerError(
+                        f"the vLLM server at {self.url} takes no connections any more, and has not answered what it "
+                        f"was asked before: it is ending, or has ended. {GO_ON}"
+                    )
+            return waiting.result()
+        finally:
+            waiting.cancel()
+
+    async def _is_refused(self) -> bool:
+        try:
+            async with self.open() as another:
+                await another.get("/health", timeout=CONNECT_SECONDS)
+        except httpx2.ConnectError:
+            return True
+        except httpx2.TransportError:  # a server that is busy
+            return False
+        return False
 
     def json_of(self, response: httpx2.Response, what: str) -> Any:
         """The content of an answer. Raises `ServerError` for another status than 200, and for what is no JSON."""
