@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -68,6 +69,12 @@ def imports_of_tests(files: Mapping[str, str]) -> list[str]:
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             wrong += [f"{name}: {m}" for m in modules if m.split(".")[-1].startswith(("test_", "conftest"))]
     return wrong
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports them by it, and refuses the second one that a process meets."""
+    names = Counter(path.name for path in TESTS.rglob("test_*.py"))
+    assert [name for name, files in names.items() if files > 1] == []
 
 
 def test_no_test_file_imports_another() -> None:
