@@ -204,3 +204,8 @@ def judged(limit: Limit, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         value = None if value is None or not all(others) else value / min(other for other in others if other)
     met = None if value is None else value >= limit.limit if limit.at_least else value <= limit.limit
     return {"what": limit.what, "part": limit.part, "value": value, "limit": limit.limit, "met": met}
+
+
+def shown(value: float) -> str:
+    """A measured value of the table; a ratio of errors may be far below a hundredth."""
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.2g}"

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _gpu_limits import ELSEWHERE, LIMITS, judged
-from _harness import number
+from _gpu_limits import ELSEWHERE, LIMITS, judged, shown
 
 PAGES = ("README.md", "benchmarks/README.md")
 BEGIN, END = "<!-- table of a GPU: gpu_session.py --judge --pages -->", "<!-- end of the table of a GPU -->"
@@ -51,7 +50,8 @@ def page_table(results: Results) -> str:
 def _value(line: Mapping[str, Any]) -> str:
     if line["value"] is None:
         return "not measured"
-    return number(line["value"], 2) if line["met"] else f"**{number(line['value'], 2)}, missed**"
+    value = shown(line["value"])
+    return value if line["met"] else f"**{value}, missed**"
 
 
 def between_marks(page: str) -> str:

@@ -28,9 +28,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from _gpu_limits import ELSEWHERE, LIMITS, PARTS, judged
+from _gpu_limits import ELSEWHERE, LIMITS, PARTS, judged, shown
 from _gpu_pages import cards, fill_pages
-from _harness import RESULTS, hardware, number, print_table, versions
+from _harness import RESULTS, hardware, print_table, versions
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,7 +98,7 @@ def report(folder: Path, dry: bool, ends: dict[str, str], seconds: dict[str, flo
     results = results_in(folder, dry, since)
     lines = [judged(limit, results) for limit in LIMITS]
     rows = [
-        [line["what"], "not measured" if line["value"] is None else number(line["value"], 2), f"{line['limit']:.3g}",
+        [line["what"], "not measured" if line["value"] is None else shown(line["value"]), f"{line['limit']:.3g}",
          "" if dry else {True: "met", False: "MISSED", None: ""}[line["met"]]]
         for line in lines
     ]  # fmt: skip
