@@ -11,8 +11,8 @@ from _gpu_limits import ELSEWHERE, LIMITS, judged, shown
 PAGES = ("README.md", "benchmarks/README.md")
 BEGIN, END = "<!-- table of a GPU: gpu_session.py --judge --pages -->", "<!-- end of the table of a GPU -->"
 NOTHING = (
-    "The table of a GPU belongs here, and there is none: nobody has run `python benchmarks/gpu_session.py` on a card.\n"
-    "`python benchmarks/gpu_session.py --judge --pages` puts it in this place. The tables below are of CPUs."
+    "No number of a GPU is known yet: nobody has run `python benchmarks/gpu_session.py` on a card.\n"
+    "`python benchmarks/gpu_session.py --judge --pages` puts them here. The tables below are of CPUs."
 )
 NAMED = ("torch", "transformers", "trl", "triton", "liger-kernel", "cut-cross-entropy", "commit")
 

@@ -156,7 +156,8 @@ def test_the_first_screen_of_the_study_at_targets_holds_its_results(target: str)
     study = load_study(TWO_CORES)
     [overview] = shown(study)
     assert overview.lead == (
-        "In order of embedding diversity, good ones only: TDPO2 has the highest mean at 1 nat and at 2 nats."
+        "In order of embedding diversity, good ones only: of those held at a target, TDPO2 has the highest mean at "
+        "1 nat and at 2 nats."
     )
     place = overview.places[int(target) - 1]
     found: dict[str, Any] = {m.key: means(TWO_CORES, "graded_categories", target, m.key) for m in overview.metrics}

@@ -93,17 +93,21 @@ def _trainer_hooks() -> Iterator[Check]:
 
 
 def _hardware() -> Iterator[Check]:
+    from ..records.caches import readable_bytes
     from ..runs import hardware
 
     machine = hardware()
-    memory = f"{machine['memory_gib']} GiB memory" if machine["memory_gib"] else "memory unknown"
+    memory = f"{readable_bytes(machine['memory_gib'] * 2**30)} memory" if machine["memory_gib"] else "memory unknown"
     yield Check("cpu", "ok", f"{machine['cpu']}, {machine['cores']} usable cores, {memory}")
-    devices = [f"{d['name']}" + (f" ({d['memory_gib']} GiB)" if d["memory_gib"] else "") for d in machine["gpu"]]
+    sizes = [f" ({readable_bytes(d['memory_gib'] * 2**30)})" if d["memory_gib"] else "" for d in machine["gpu"]]
+    devices = [f"{device['name']}{size}" for device, size in zip(machine["gpu"], sizes, strict=True)]
     yield Check("accelerators", "ok", ", ".join(devices) or "none: models run on the CPU")
     yield _products()
-    free = shutil.disk_usage(Path.cwd()).free / 2**30
-    state: Literal["ok", "note"] = "ok" if free > 5 else "note"
-    yield Check("disk", state, f"{free:.1f} GiB free here" + ("" if state == "ok" else "; checkpoints need room"))
+    free = shutil.disk_usage(Path.cwd()).free
+    state: Literal["ok", "note"] = "ok" if free > 5e9 else "note"
+    yield Check(
+        "disk", state, f"{readable_bytes(free)} free here" + ("" if state == "ok" else "; checkpoints need room")
+    )
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         yield Check("network", "note", "HF_HUB_OFFLINE=1: models and data are taken from the local cache only")
 

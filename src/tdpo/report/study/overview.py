@@ -167,7 +167,7 @@ def _place_words(study: StudyRecord, task: TaskRecord, rule: str, arms: list[Arm
 
 
 def _lead(metric: Metric, leaders: list[tuple[str, str]]) -> str:
-    """In order of diversity: A has the highest mean at 1 nat and B the highest mean at 2 nats."""
+    """In order of diversity: of those held at a target, A has the highest mean at 1 nat, and B at 2 nats."""
     most = "lowest" if metric.lower else "highest"
     places_of: dict[str, list[str]] = {}
     for place, label in leaders:
@@ -176,7 +176,8 @@ def _lead(metric: Metric, leaders: list[tuple[str, str]]) -> str:
         f"{label} has the {most} mean {join_words([place for place in places if place])}".rstrip()
         for label, places in places_of.items()
     ]
-    return f"In order of {lowered(metric.title)}: {join_words(parts)}."
+    held = "of those held at a target, " if any(place for place, _ in leaders) else ""
+    return f"In order of {lowered(metric.title)}: {held}{join_words(parts)}."
 
 
 def in_words(study: StudyRecord, made: list[Overview]) -> str:
