@@ -156,17 +156,18 @@ def test_a_quantised_base_takes_its_bits(recipe_file: Path, tmp_path: Path) -> N
     assert goes_on.weights == packed and 0 < goes_on.gradients < NUMBERS, "as it was trained, and it trains on"
 
 
+PPO: dict[str, Any] = {
+    "run_dir": "run",
+    "prompts": {"train": "prompts.jsonl"},
+    "rewards": [{"function": "mine.py:reward"}],
+    "rollouts": {"completions": 64, "max_new_tokens": 8, "batch_size": 64},
+    "ppo": {"minibatch_size": 8},
+}
+
+
 def ppo_recipe(tmp_path: Path, folder: Path, **ppo: Any) -> Any:
-    return load_recipe(
-        {
-            "run_dir": str(tmp_path / "run"),
-            "model": {"name": str(folder), "lora": None},
-            "prompts": {"train": "prompts.jsonl"},
-            "rewards": [{"function": "mine.py:reward"}],
-            "rollouts": {"completions": 64, "max_new_tokens": 8, "batch_size": 64},
-            "ppo": {"minibatch_size": 8, **ppo},
-        }
-    )
+    changed = {"run_dir": str(tmp_path / "run"), "model": {"name": str(folder), "lora": None}}
+    return load_recipe({**PPO, **changed, "ppo": {**PPO["ppo"], **ppo}})
 
 
 def ppo_room(tmp_path: Path, folder: Path, **ppo: Any) -> MemoryRoom:
@@ -249,7 +250,7 @@ def test_between_fitting_and_not_is_close(recipe_file: Path, monkeypatch: pytest
         ({"activations": 9}, ("training.gradient_checkpointing=true",), ["micro_batch_size", "model.lora"]),
         ({"step": 9}, (), ["model.lora"]),
         ({"step": 9}, ("model.lora={rank: 4}",), ["model.quantization"]),
-        ({"cache": 9}, (), ["rollouts.batch_size", "rollouts.merge_adapter", "model.lora"]),
+        ({"collecting": 9}, (), ["model.reference", "model.lora"]),
     ],
 )
 def test_what_helps_is_what_the_peak_is_made_of(
@@ -257,6 +258,26 @@ def test_what_helps_is_what_the_peak_is_made_of(
 ) -> None:
     none = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "head"), 0)
     remedy = _remedy(load_recipe(recipe_file, overrides), MemoryRoom(**{**none, **parts}))
-    keys = ("micro_batch_size", "training.gradient_checkpointing", "rollouts.batch_size", "rollouts.merge_adapter",
-            "model.lora", "model.quantization")  # fmt: skip
+    keys = ("micro_batch_size", "training.gradient_checkpointing", "model.reference", "rollouts", "model.lora",
+            "model.quantization")  # fmt: skip
     assert [key for key in keys if key in remedy] == named and "--devices" in remedy
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ((), ["rollouts.batch_size"]),
+        (("model.lora={rank: 2}",), ["rollouts.batch_size", "rollouts.merge_adapter"]),
+        (("model.lora={rank: 2}", "sampling={engine: vllm, url: 'http://127.0.0.1:8000'}"), ["rollouts.completions"]),
+    ],
+)
+def test_what_helps_while_responses_are_drawn(
+    tmp_path: Path, tiny_folder: Callable[[str], Path], overrides: tuple[str, ...], named: list[str]
+) -> None:
+    (file := tmp_path / "ppo.yaml").write_text(
+        json.dumps(PPO | {"model": {"name": str(tiny_folder("llama")), "lora": None}})
+    )
+    none = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "head"), 0)
+    remedy = _remedy(load_recipe(file, overrides), MemoryRoom(**{**none, "cache": 9}))
+    keys = ("rollouts.batch_size", "rollouts.merge_adapter", "rollouts.completions", "micro_batch_size")
+    assert [key for key in keys if key in remedy] == named

@@ -34,6 +34,7 @@ from tdpo.report.run_facts import provenance_table, recipe_differences
 from tdpo.report.run_reading import RUN_FILES, _gaps, load_runs
 from tdpo.report.samples import collect_samples
 from tdpo.report.tables import pairs_table, results_table
+from tdpo.report.templating import template_environment
 from tdpo.report.training_responses import training_responses
 
 PACKAGE = Path(tdpo.report.__file__).parents[1]
@@ -779,3 +780,8 @@ def test_a_run_that_was_killed_is_not_shown_as_running(tmp_path: Path) -> None:
     assert load_runs([tmp_path])[0].status == {"state": "killed", "step": 3}
     page = write_report([tmp_path], tmp_path / "out.html").read_text(encoding="utf-8")
     assert "Training was killed at update 3" in visible_text(page) and "--resume" in visible_text(page)
+
+
+def test_commands_in_a_sentence_are_code_and_nothing_else_is_markup() -> None:
+    page = template_environment().from_string("{{ s | with_commands }}")
+    assert page.render(s="`tdpo train a<b` goes on: <i>") == "<code>tdpo train a&lt;b</code> goes on: &lt;i&gt;"

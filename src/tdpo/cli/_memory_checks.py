@@ -86,7 +86,7 @@ def _remedy(recipe: AnyRecipe, room: MemoryRoom) -> str:
         checkpointing = f"{section}.gradient_checkpointing keeps fewer activations"
         remedies = [fewer, *([] if recipe.optimization.gradient_checkpointing else [checkpointing])]
     elif room.peak_moment == COLLECTING:
-        remedies = ["a smaller rollouts.batch_size draws fewer responses at a time", "rollouts.merge_adapter: false"]
+        remedies = _remedies_of_collecting(recipe, has_lora=has_lora)
     else:
         remedies = []
     if not has_lora:
@@ -94,6 +94,17 @@ def _remedy(recipe: AnyRecipe, room: MemoryRoom) -> str:
     elif recipe.model.quantization is None:
         remedies.append("model.quantization holds the base in 4 or 8 bits")
     return "; ".join([*remedies, "several GPUs can share the weights (--devices)"])
+
+
+def _remedies_of_collecting(recipe: AnyRecipe, *, has_lora: bool) -> list[str]:
+    from ..config import Recipe
+
+    if isinstance(recipe, Recipe):  # of which only another model as the reference takes room for its cache
+        return ["model.reference, another model, is there too while its cache is made: take a smaller one"]
+    if recipe.sampling.is_server:
+        return ["a smaller rollouts.completions keeps less of an iteration"]
+    unfolded = ["rollouts.merge_adapter: false makes no copy of the adapted layers"] if has_lora else []
+    return ["a smaller rollouts.batch_size draws fewer responses at a time", *unfolded]
 
 
 def _device(choice: str) -> tuple[str, int | None]:

@@ -30,7 +30,8 @@ from .models_of_run import ModelsOfRun
 FLOAT = 4  # bytes: the head's sums and the gradients of adapters are float32
 HEAD_VECTORS = 5  # of D numbers for each token: two expected weights, a hidden state, and gradients of both
 HEAD_TILES = 3  # of a tile's logits for each token
-LEARNING, STEP, COLLECTING = "the end of a forward pass", "an optimizer's step", "the drawing of responses"
+LEARNING, STEP = "the end of a forward pass", "an optimizer's step"
+COLLECTING = "the drawing of responses, or the making of a cache"
 # Numbers for each weight that an optimizer steps with, where it goes over the weights one by one.
 STEPS = {"adamw_torch": 2, "rmsprop": 1, "adafactor": 3}
 RECOMPUTED = 1  # layers whose activations are there at a time under gradient checkpointing

@@ -7,6 +7,8 @@ recomputed tile into its gradient, with what the forward pass and the loss left 
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -121,6 +123,19 @@ def add_tile(
 
 
 @triton.jit
+def _normalisers(of_row: tl.tensor) -> Any:
+    """A row's scale and the inverse of its sum there, of the policy and of the reference: both tables begin with these.
+
+    A scaled weight times the inverse is a probability.
+    """
+    shift = tl.load(of_row).to(tl.float32)
+    inverse = (1.0 / tl.load(of_row + 1)).to(tl.float32)
+    shift_q = tl.load(of_row + 2).to(tl.float32)
+    inverse_q = (1.0 / tl.load(of_row + 3)).to(tl.float32)
+    return shift, inverse, shift_q, inverse_q
+
+
+@triton.jit
 def add_mixture(
     policy_ptr: tl.tensor,
     policy_bias_ptr: tl.tensor,
@@ -146,10 +161,7 @@ def add_mixture(
     policy_row = policy_ptr + row * columns
     reference_row = reference_ptr + row * columns
     sums = sums_ptr + row * SUMS
-    shift = tl.load(sums).to(tl.float32)
-    inverse = (1.0 / tl.load(sums + 1)).to(tl.float32)
-    shift_q = tl.load(sums + 2).to(tl.float32)
-    inverse_q = (1.0 / tl.load(sums + 3)).to(tl.float32)
+    shift, inverse, shift_q, inverse_q = _normalisers(sums)
     apart = tl.load(sums + 11).to(tl.float32)
     divergence = tl.load(sums + 12)
     policy_to_mixture = tl.load(sums + 13)
@@ -204,10 +216,7 @@ def write_tile_gradient(
     policy_row = policy_ptr + row * columns
     out_row = out_ptr + row * columns
     of_row = coefficients_ptr + row * COEFFICIENTS
-    shift = tl.load(of_row).to(tl.float32)
-    inverse = (1.0 / tl.load(of_row + 1)).to(tl.float32)
-    shift_q = tl.load(of_row + 2).to(tl.float32)
-    inverse_q = (1.0 / tl.load(of_row + 3)).to(tl.float32)
+    shift, inverse, shift_q, inverse_q = _normalisers(of_row)
     d_logp = tl.load(of_row + 4).to(tl.float32)
     d_forward = tl.load(of_row + 5).to(tl.float32)
     own = (tl.load(targets_ptr + row) - start).to(tl.int32)
